@@ -1,0 +1,137 @@
+"""From the launcher's environment to a process group, and the few collectives that the rest needs."""
+
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ddp_ft.environment import Launch
+from ddp_ft.errors import UserError
+
+T = TypeVar("T")
+
+# Work of rank 0 that the others wait for outside any collective (indexing, downloads) may take this long.
+PATIENCE = timedelta(hours=24)
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank facts, made once. With a single process every collective is a no-op."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+    store: Any = None  # torch.distributed.Store; None without a process group
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which alone writes files."""
+        return self.rank == 0
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """What `work` gives on rank 0, on every rank; the others wait outside collectives, so it may take long.
+
+        A UserError of rank 0 is raised on all ranks alike. The result travels pickled.
+        """
+        if self.size == 1:
+            return work()
+        name = f"from_main/{_count_call(self.store, self.rank)}"
+        if self.is_main:
+            outcome = _attempt(work)
+            self.store.set(name, pickle.dumps(outcome))
+        else:
+            self.store.wait([name], PATIENCE)
+            outcome = pickle.loads(self.store.get(name))
+        if isinstance(outcome[1], UserError):
+            raise outcome[1]
+        return outcome[0]  # type: ignore[no-any-return]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The elementwise sum over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: T) -> list[T] | None:
+        """On rank 0 everybody's `value` in the order of ranks; None elsewhere."""
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] | None = [None] * self.size if self.is_main else None
+        dist.gather_object(value, gathered)
+        return gathered
+
+    def broadcast_module(self, module: nn.Module) -> None:
+        """Give every rank the parameters and buffers of rank 0."""
+        if self.size > 1:
+            for tensor in [*module.parameters(), *module.buffers()]:
+                dist.broadcast(tensor.detach(), src=0)
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, UserError | None]:
+    try:
+        return work(), None
+    except UserError as error:
+        return None, error
+
+
+_calls = 0
+
+
+def _count_call(store: Any, rank: int) -> int:
+    # All ranks make the same calls in the same order, so a count of one's own names the call.
+    global _calls
+    _calls += 1
+    return _calls
+
+
+def pick_device(requested: str, launch: Launch) -> torch.device:
+    """The device of this rank. Raises UserError for CUDA where there is none, or too few GPUs for the processes."""
+    has_cuda = torch.cuda.is_available()
+    if requested == "cpu" or (requested == "auto" and not has_cuda):
+        return torch.device("cpu")
+    if not has_cuda:
+        raise UserError("--device cuda: this machine has no usable CUDA device.", "Leave --device out, or say --device cpu.")
+    gpus = torch.cuda.device_count()
+    if launch.local_world_size > gpus:
+        raise UserError(
+            f"{launch.local_world_size} processes on this node, but {gpus} GPU(s).",
+            f"Start torchrun with --nproc_per_node={gpus}, or add --device cpu.",
+        )
+    return torch.device("cuda", launch.local_rank)
+
+
+@contextmanager
+def connect(launch: Launch, device: torch.device, timeout_minutes: float) -> Iterator[World]:
+    """The world of this process; its process group is destroyed on every way out.
+
+    NCCL for CUDA tensors, gloo for CPU tensors (also the small objects of a GPU run, which so never touch
+    the device's queue). `timeout_minutes` bounds every collective.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not launch.distributed:
+        yield World(0, 1, 0, device)
+        return
+    timeout = timedelta(minutes=timeout_minutes)
+    store, rank, size = next(dist.rendezvous("env://", launch.rank, launch.world_size, timeout=timeout))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size, timeout=timeout,
+        device_id=device if device.type == "cuda" else None,
+    )  # fmt: skip
+    try:
+        yield World(rank, size, launch.local_rank, device, dist.PrefixStore("ddp_ft", store))
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,29 @@
+"""The one exception that stands for a mistake of the user."""
+
+
+class UserError(Exception):
+    """Something the user can mend.
+
+    `message` says in one line what was given and what was expected; `hint` says what to do, and may have
+    several lines. The command line prints both, without a traceback, and ends with exit code 2.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        # Exceptions pickle their args alone; the hint must survive the way from rank 0 to the others.
+        return UserError, (self.message, self.hint)
+
+
+def nearest(given: str, known: list[str], limit: int = 3) -> str:
+    """'Did you mean a, b?' for the names of `known` that are like `given`; empty when none is."""
+    import difflib
+
+    close = difflib.get_close_matches(given, known, n=limit, cutoff=0.5)
+    return f"Did you mean {', '.join(close)}?" if close else ""
