@@ -108,7 +108,6 @@ class BuiltModel:
     preprocess: Preprocess
     spec: Mapping[str, Any]
     head: frozenset[str]
-    report: LoadReport
 
 
 class Task(Protocol):
@@ -116,6 +115,9 @@ class Task(Protocol):
 
     name: str
     outputs: int
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """What the model is called with, from a batch that is on the device and normalised."""
 
     def loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The summed loss and the summed weight of a micro-batch, two scalars; their quotient is the mean."""

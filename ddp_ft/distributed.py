@@ -1,9 +1,10 @@
 """From the launcher's environment to a process group, and the few collectives that the rest needs."""
 
+import itertools
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ class World:
     local_rank: int
     device: torch.device
     store: Any = None  # torch.distributed.Store; None without a process group
+    calls: Iterator[int] = field(default_factory=itertools.count)
 
     @property
     def is_main(self) -> bool:
@@ -42,7 +44,8 @@ class World:
         """
         if self.size == 1:
             return work()
-        name = f"from_main/{_count_call(self.store, self.rank)}"
+        # All ranks make the same calls in the same order, so a count of one's own names the call.
+        name = f"from_main/{next(self.calls)}"
         if self.is_main:
             outcome = _attempt(work)
             self.store.set(name, pickle.dumps(outcome))
@@ -84,16 +87,6 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, UserError | None]:
         return work(), None
     except UserError as error:
         return None, error
-
-
-_calls = 0
-
-
-def _count_call(store: Any, rank: int) -> int:
-    # All ranks make the same calls in the same order, so a count of one's own names the call.
-    global _calls
-    _calls += 1
-    return _calls
 
 
 def pick_device(requested: str, launch: Launch) -> torch.device:
