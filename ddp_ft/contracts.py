@@ -138,5 +138,8 @@ class Tracker(Protocol):
     def log(self, split: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """One row of metrics of `split` ("train", "val" or "test")."""
 
+    def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """The run has ended: its recipe, and the metrics of its best model."""
+
     def close(self) -> None:
         """Flush and let go of files."""

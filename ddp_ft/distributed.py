@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from ddp_ft.environment import Launch
 from ddp_ft.errors import UserError
@@ -19,6 +21,10 @@ T = TypeVar("T")
 
 # Work of rank 0 that the others wait for outside any collective (indexing, downloads) may take this long.
 PATIENCE = timedelta(hours=24)
+
+
+# Outlives the process group: the last thing a failing rank does is to look here whether it may speak.
+failure_store: Any = None  # torch.distributed.Store; None while there is no process group
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,10 @@ class World:
         else:
             self.store.wait([name], PATIENCE)
             outcome = pickle.loads(self.store.get(name))
-        if isinstance(outcome[1], UserError):
-            raise outcome[1]
-        return outcome[0]  # type: ignore[no-any-return]
+        value, error = outcome
+        if error is not None:
+            raise error
+        return cast(T, value)
 
     def sum(self, values: Tensor) -> Tensor:
         """The elementwise sum over ranks, in place."""
@@ -95,7 +102,10 @@ def pick_device(requested: str, launch: Launch) -> torch.device:
     if requested == "cpu" or (requested == "auto" and not has_cuda):
         return torch.device("cpu")
     if not has_cuda:
-        raise UserError("--device cuda: this machine has no usable CUDA device.", "Leave --device out, or say --device cpu.")
+        raise UserError(
+            "--device cuda: this machine has no usable CUDA device.",
+            "Leave --device out, or say --device cpu.",
+        )
     gpus = torch.cuda.device_count()
     if launch.local_world_size > gpus:
         raise UserError(
@@ -118,13 +128,26 @@ def connect(launch: Launch, device: torch.device, timeout_minutes: float) -> Ite
         yield World(0, 1, 0, device)
         return
     timeout = timedelta(minutes=timeout_minutes)
-    store, rank, size = next(dist.rendezvous("env://", launch.rank, launch.world_size, timeout=timeout))
+    store, rank, size = next(rendezvous("env://", launch.rank, launch.world_size, timeout=timeout))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
-        backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size, timeout=timeout,
+        backend, store=PrefixStore("group", store), rank=rank, world_size=size, timeout=timeout,
         device_id=device if device.type == "cuda" else None,
     )  # fmt: skip
+    global failure_store
+    failure_store = PrefixStore("failure", store)
     try:
-        yield World(rank, size, launch.local_rank, device, dist.PrefixStore("ddp_ft", store))
+        yield World(rank, size, launch.local_rank, device, PrefixStore("ddp_ft", store))
+    except BaseException:
+        # Before the group goes: its closing makes the other ranks fail too, with messages that say nothing.
+        claim_failure(rank)
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def claim_failure(rank: int) -> bool:
+    """Whether this rank is the first of the job that failed; it is the one to tell the user why."""
+    assert failure_store is not None
+    first: bytes = failure_store.compare_set("rank", "", str(rank))
+    return int(first) == rank

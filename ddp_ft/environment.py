@@ -42,7 +42,9 @@ def read_launch(environ: Mapping[str, str] | None = None) -> Launch:
     numbers = [_number(env, name) for name in TORCHRUN_VARIABLES[:4]]
     rank, world_size, local_rank, local_world_size = numbers
     if not (0 <= rank < world_size and 0 <= local_rank < local_world_size <= world_size):
-        raise UserError(f"The launcher's variables contradict each other: {dict(zip(TORCHRUN_VARIABLES, numbers, strict=False))}")
+        raise UserError(
+            f"The launcher's variables contradict each other: {dict(zip(TORCHRUN_VARIABLES, numbers, strict=False))}"
+        )
     return Launch(rank, world_size, local_rank, local_world_size, distributed=True)
 
 

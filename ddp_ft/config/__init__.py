@@ -1,0 +1,32 @@
+"""The configuration of a run: `schema` says what there is, `values` reads and writes it. Free of torch."""
+
+from ddp_ft.config.keys import LENGTH, MACHINE, RECIPE, Key
+from ddp_ft.config.schema import KEYS, AugmentConfig, DataConfig, OptimConfig, RunConfig
+from ddp_ft.config.values import (
+    find_key,
+    make_config,
+    parse_assignment,
+    parse_value,
+    read_config_file,
+    to_flat,
+    to_yaml,
+)
+
+__all__ = [
+    "KEYS",
+    "LENGTH",
+    "MACHINE",
+    "RECIPE",
+    "AugmentConfig",
+    "DataConfig",
+    "Key",
+    "OptimConfig",
+    "RunConfig",
+    "find_key",
+    "make_config",
+    "parse_assignment",
+    "parse_value",
+    "read_config_file",
+    "to_flat",
+    "to_yaml",
+]

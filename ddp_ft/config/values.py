@@ -1,0 +1,161 @@
+"""From text and files to a checked configuration, and back."""
+
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ddp_ft.config.keys import LENGTH, MACHINE, RECIPE, Key
+from ddp_ft.config.schema import KEYS, RunConfig
+from ddp_ft.errors import UserError, nearest
+
+Flat = dict[str, Any]
+
+
+def make_config(*layers: Mapping[str, Any]) -> RunConfig:
+    """The configuration that the defaults and these layers of dotted keys give; a later layer wins.
+
+    Raises UserError for an unknown key, and for a value of the wrong type or out of range.
+    """
+    values: Flat = {}
+    for layer in layers:
+        for path, given in layer.items():
+            values[path] = parse_value(find_key(path), given)
+    return _assemble(values)
+
+
+def _assemble(values: Flat) -> RunConfig:
+    sections: dict[str, Flat] = {}
+    top: Flat = {}
+    for path, value in values.items():
+        section, _, name = path.rpartition(".")
+        (sections.setdefault(section, {}) if section else top)[name] = value
+    hints = typing.get_type_hints(RunConfig)
+    return RunConfig(**top, **{section: hints[section](**inner) for section, inner in sections.items()})
+
+
+def find_key(path: str) -> Key:
+    """The key of that dotted name; UserError names the nearest ones if there is none."""
+    if path in KEYS:
+        return KEYS[path]
+    by_last_name = [known for known in KEYS if known.rpartition(".")[2] == path.rpartition(".")[2]]
+    hint = f"Did you mean {', '.join(by_last_name)}?" if by_last_name else nearest(path, list(KEYS))
+    raise UserError(f"Unknown configuration key '{path}'.", hint)
+
+
+def parse_value(key: Key, given: Any) -> Any:
+    """`given` (text, or what YAML made of it) as the key's type, checked against its choices and range."""
+    if given is None or (key.optional and str(given).lower() in ("auto", "none", "null")):
+        if key.optional:
+            return None
+        raise UserError(f"{_label(key)} needs a value ({_expected(key)}).")
+    try:
+        value = _convert(key.type, given)
+    except (ValueError, TypeError):
+        raise UserError(f"{_label(key)} = {given!r} is not {_expected(key)}.") from None
+    if not _allowed(key, value):
+        raise UserError(
+            f"{_label(key)} = {given!r} is not {_expected(key)}.",
+            nearest(str(given), list(key.choices or ())),
+        )
+    return value
+
+
+def _convert(wanted: type, given: Any) -> Any:
+    if wanted is bool:
+        if str(given).lower() not in ("true", "false"):
+            raise ValueError(given)
+        return str(given).lower() == "true"
+    if isinstance(given, (bool, list, dict)):
+        raise TypeError(given)
+    if wanted is int and isinstance(given, float):
+        raise TypeError(given)
+    if wanted is Path:
+        return Path(given).expanduser()
+    return wanted(given)
+
+
+def _allowed(key: Key, value: Any) -> bool:
+    if key.choices is not None:
+        return value in key.choices
+    if key.type is float and value != value:  # NaN passes every comparison below
+        return False
+    return not (
+        (key.low is not None and value < key.low)
+        or (key.above is not None and value <= key.above)
+        or (key.high is not None and value > key.high)
+    )
+
+
+def _label(key: Key) -> str:
+    return f"{key.flag} ({key.path})" if key.flag else key.path
+
+
+def _expected(key: Key) -> str:
+    if key.choices:
+        return f"one of {', '.join(key.choices)}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
+    parts = [names[key.type]]
+    parts += [f"of at least {key.low:g}"] if key.low is not None else []
+    parts += [f"above {key.above:g}"] if key.above is not None else []
+    parts += [f"and at most {key.high:g}"] if key.high is not None else []
+    return " ".join(parts) + (", or auto" if key.optional else "")
+
+
+def parse_assignment(text: str) -> Flat:
+    """'section.name=value' of `--set` as a layer; the value is read as YAML, so lists and numbers work."""
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set {text} is not of the form key.path=value.", "Example: --set optim.weight_decay=0.1")
+    find_key(path.strip())
+    try:
+        return {path.strip(): yaml.safe_load(value)}
+    except yaml.YAMLError:
+        return {path.strip(): value}
+
+
+def read_config_file(file: Path) -> Flat:
+    """A YAML file of nested sections as a layer of dotted keys."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Configuration file {file} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"Configuration file {file} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"Configuration file {file} holds no mapping of keys to values.", "Example:\noptim:\n  lr: 0.001"
+        )
+    return _flatten(content)
+
+
+def _flatten(content: Mapping[Any, Any], prefix: str = "") -> Flat:
+    flat: Flat = {}
+    for name, value in content.items():
+        path = f"{prefix}{name}"
+        is_section = isinstance(value, dict) and path not in KEYS
+        flat.update(_flatten(value, f"{path}.") if is_section else {path: value})
+    return flat
+
+
+def to_flat(config: RunConfig, kinds: Iterable[str] = (RECIPE, MACHINE, LENGTH)) -> Flat:
+    """The values of all keys of these kinds by dotted name, as plain YAML values."""
+    flat: Flat = {}
+    for path, spec in KEYS.items():
+        if spec.kind in kinds:
+            value: Any = config
+            for name in path.split("."):
+                value = getattr(value, name)
+            flat[path] = str(value) if isinstance(value, Path) else value
+    return flat
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole configuration as a YAML file that `--config` takes back."""
+    nested: dict[str, Any] = {}
+    for path, value in to_flat(config).items():
+        section, _, name = path.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[name] = value
+    return yaml.safe_dump(nested, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,98 @@
+"""Sources of pictures: labelled ones in class folders, and plain files for prediction."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ddp_ft.contracts import Batch
+from ddp_ft.data.decode import decode
+from ddp_ft.data.inspect import find_pictures, subfolders
+from ddp_ft.errors import UserError
+
+
+class FolderSource:
+    """Pictures below a root with one label each.
+
+    `paths` are relative to `root`, with forward slashes; `labels` (int64, one a picture) number the classes.
+    """
+
+    def __init__(self, root: Path, paths: Sequence[str], labels: NDArray[np.int64]) -> None:
+        assert len(paths) == len(labels)
+        self.root = str(root)
+        self.paths = paths
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """The picture's path, with the root as it was given."""
+        return f"{self.root}/{self.paths[index]}"
+
+    def read(self, index: int) -> Batch:
+        """ "image" (uint8, 3 x H x W) and "target" (int64, a scalar). Raises BadSample."""
+        return {"image": decode(self.name(index)), "target": torch.tensor(int(self.labels[index]))}
+
+
+class FileSource:
+    """Pictures without labels, named by the paths as they were given."""
+
+    def __init__(self, paths: Sequence[Path | str]) -> None:
+        self.paths = [str(path) for path in paths]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """The path as it was given."""
+        return self.paths[index]
+
+    def read(self, index: int) -> Batch:
+        """ "image" (uint8, 3 x H x W). Raises BadSample."""
+        return {"image": decode(self.paths[index])}
+
+
+def open_folder(folder: Path, classes: Sequence[str]) -> FolderSource:
+    """The class folders in `folder` as a source with the labels of a model's classes, to evaluate it.
+
+    Raises UserError if the folder cannot be read, holds no pictures, or has a class that the model lacks.
+    """
+    check_folder(folder)
+    numbers = {name: number for number, name in enumerate(classes)}
+    names = subfolders(folder)
+    unknown = [name for name in names if name not in numbers]
+    if unknown:
+        hint = f"The model's classes: {shortened(classes)}."
+        raise UserError(f"{folder} has class folders that the model does not know: {shortened(unknown)}.", hint)
+    found = [find_pictures(folder / name, f"{name}/").paths for name in names]
+    paths = [path for part in found for path in part]
+    if not paths:
+        raise UserError(
+            f"There are no pictures in class folders in {folder}.",
+            f"Expected e.g. {folder}/{classes[0]}/1.jpg",
+        )
+    labels = np.repeat([numbers[name] for name in names], [len(part) for part in found])
+    return FolderSource(folder, paths, labels.astype(np.int64))
+
+
+def check_folder(folder: Path) -> None:
+    """UserError unless this is a folder."""
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise UserError(f"--data {folder} is a file; expected a folder.", "Unpack an archive first.")
+    hint = f"In {near}: {shortened(subfolders(near)) or 'no folders'}." if (near := _nearest_parent(folder)) else ""
+    raise UserError(f"--data {folder} does not exist.", hint)
+
+
+def _nearest_parent(folder: Path) -> Path | None:
+    return next((parent for parent in folder.absolute().parents if parent.is_dir()), None)
+
+
+def shortened(names: Sequence[str], limit: int = 10) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

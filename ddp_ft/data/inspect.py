@@ -1,0 +1,134 @@
+"""The one scanner: which pictures lie in a folder. It reads directories and sizes and opens no file."""
+
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ddp_ft.errors import UserError
+
+SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"])
+
+Identity = tuple[int, int]  # device and inode
+
+
+@dataclass
+class Found:
+    """The pictures of a folder: relative posix paths in sorted order and their sizes in bytes.
+
+    `others` counts the files that are no pictures, by suffix. Lists of plain values, and no object for each
+    picture, because a data set may have millions.
+    """
+
+    paths: list[str] = field(default_factory=list)
+    sizes: "array[int]" = field(default_factory=lambda: array("q"))
+    others: Counter[str] = field(default_factory=Counter)
+
+
+def is_picture(name: str) -> bool:
+    """Whether the name ends as a picture's does; upper and lower case alike."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122  (a Path for each file takes 10x as long)
+
+
+def find_pictures(folder: Path, prefix: str = "") -> Found:
+    """All pictures below the folder; `prefix` is put before each path.
+
+    Hidden files and folders are left out; symbolic links are followed, but not to a folder that the link lies
+    in. A broken link with a picture's name counts as a picture, so that it is noticed. Raises UserError for a
+    folder that cannot be read.
+    """
+    found = Found()
+    entries = sorted(_walk(str(folder), prefix, _ancestors(folder), found.others))
+    found.paths = [path for path, _ in entries]
+    found.sizes = array("q", (size for _, size in entries))
+    return found
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the visible folders directly in this one, sorted; links to a folder above are left out."""
+    above = _ancestors(folder)
+    names = [entry.name for entry in _visible(str(folder)) if _is_folder(entry)]
+    return sorted(name for name in names if _identity(str(folder / name)) not in above)
+
+
+def loose_files(folder: Path) -> Counter[str]:
+    """How many visible files lie directly in the folder, by suffix."""
+    return Counter(_suffix(entry.name) for entry in _visible(str(folder)) if not _is_folder(entry))
+
+
+def list_pictures(inputs: Sequence[str]) -> list[Path]:
+    """The pictures that these files and folders stand for, in their order; a folder's are sorted by path.
+
+    A file that is named is taken whatever its suffix. Raises UserError for what does not exist (all of it) and
+    for a folder without pictures.
+    """
+    missing = [given for given in inputs if not given or not os.path.lexists(given)]
+    if missing:
+        raise UserError(f"No such file or folder: {', '.join(map(repr, missing))}.")
+    return [path for given in inputs for path in _expanded(Path(given))]
+
+
+def _expanded(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        yield path
+        return
+    paths = find_pictures(path).paths
+    if not paths:
+        raise UserError(f"There are no pictures in {path}.", f"Pictures are files that end in {suffix_list()}.")
+    yield from (path / relative for relative in paths)
+
+
+def suffix_list() -> str:
+    """The suffixes of pictures, for messages."""
+    return ", ".join(sorted(SUFFIXES))
+
+
+def _walk(folder: str, prefix: str, above: frozenset[Identity], others: Counter[str]) -> Iterator[tuple[str, int]]:
+    for entry in _visible(folder):
+        if _is_folder(entry):
+            identity = _identity(entry.path)
+            if identity not in above:
+                yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {identity}, others)
+        elif is_picture(entry.name):
+            yield prefix + entry.name, _size(entry)
+        else:
+            others[_suffix(entry.name)] += 1
+
+
+def _visible(folder: str) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"Folder {folder} cannot be read: {error.strerror}.") from None
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _size(entry: "os.DirEntry[str]") -> int:
+    try:
+        return entry.stat().st_size
+    except OSError:  # a broken link; reading it will say so
+        return 0
+
+
+def _identity(path: str) -> Identity:
+    status = Path(path).stat()
+    return status.st_dev, status.st_ino
+
+
+def _ancestors(folder: Path) -> frozenset[Identity]:
+    """The folder and all that it lies in: a link to one of them would be a loop."""
+    real = folder.resolve()
+    return frozenset(_identity(str(path)) for path in (real, *real.parents))
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower() or "no suffix"  # noqa: PTH122  (as above)

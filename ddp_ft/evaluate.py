@@ -1,0 +1,52 @@
+"""`python -m ddp_ft.evaluate RUN --data DIR`, alone or under torchrun: metrics of a trained model."""
+
+import json
+from pathlib import Path
+
+import click
+
+from ddp_ft.command import run_command
+from ddp_ft.environment import read_launch
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path), metavar="RUN_OR_MODEL")
+@click.option(
+    "--data",
+    "data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Data set with class folders, split or not.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["val", "test", "train", "all"]),
+    default=None,
+    help="Which part; default: val where there is one, else all.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute.",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="Write the metrics to this JSON file too.")
+def evaluate(model: Path, data: Path, split: str | None, device: str, output: Path | None) -> None:
+    """Print the metrics of a run folder's best model on a data set, as JSON.
+
+    Every picture counts exactly once, whatever the number of processes.
+    """
+    launch = read_launch()
+    from ddp_ft.scoring import score_model
+
+    metrics = score_model(model, data, split, device, launch)
+    if launch.rank == 0:
+        text = json.dumps(metrics, indent=2, ensure_ascii=False)
+        click.echo(text)
+        if output:
+            output.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_command(evaluate)

@@ -1,0 +1,15 @@
+"""`ddp-ft fetch MODEL`: download pretrained weights where there is a network, for machines without one."""
+
+import click
+
+
+@click.command()
+@click.argument("model")
+def fetch(model: str) -> None:
+    """Download the pretrained weights of MODEL into the cache of its library.
+
+    Run it on a login node; compute nodes that share its home folder then need no network.
+    """
+    from ddp_ft import models
+
+    click.echo(models.fetch(model))

@@ -1,0 +1,63 @@
+"""From what `--model` was given to a library and the model's name in it."""
+
+from difflib import get_close_matches
+
+from ddp_ft.errors import UserError, nearest
+from ddp_ft.models.library import LIBRARIES, USER_FILES, full_name, get_library
+from ddp_ft.plugins import is_reference
+
+_FORMS = "Expected timm/NAME, torchvision/NAME, NAME, or FILE.py:FACTORY."
+_SHOWN = 4
+
+
+def resolve(name: str) -> tuple[str, str]:
+    """(library, name in it) of a model name in any of its forms.
+
+    A bare name means the one library that has it. Raises UserError if none has, or several have.
+    """
+    if is_reference(name):
+        return USER_FILES, name
+    if name.endswith(".py"):
+        raise UserError(f"--model {name} does not say which function builds the model.", _FORMS)
+    key, slash, inner = name.partition("/")
+    if not slash:
+        return _resolve_bare(name)
+    if key not in LIBRARIES:
+        raise UserError(f"Unknown model library '{key}' in --model {name}.", nearest(key, list(LIBRARIES)) or _FORMS)
+    if not get_library(key).knows(inner):
+        raise _unknown(name)
+    return key, inner
+
+
+def _resolve_bare(name: str) -> tuple[str, str]:
+    having = [key for key in LIBRARIES if get_library(key).knows(name)]
+    if not having:
+        raise _unknown(name)
+    if len(having) > 1:
+        choices = " or ".join(f"--model {full_name(key, name)}" for key in having)
+        raise UserError(f"Several libraries have a model '{name}'.", f"Say which one you mean: {choices}")
+    return having[0], name
+
+
+def _unknown(name: str) -> UserError:
+    """With the nearest names of all libraries, in full."""
+    given, _, inner = name.rpartition("/")
+    only_tag_unknown = given in LIBRARIES and get_library(given).knows(inner.partition(".")[0])
+    owners: dict[str, list[str]] = {}
+    for key in [given] if only_tag_unknown else LIBRARIES:
+        for known in get_library(key).names():
+            owners.setdefault(known, []).append(key)
+    near = [full_name(key, each) for each in _near(inner, list(owners)) for key in owners[each]]
+    hint = f"Did you mean {', '.join(near[:_SHOWN])}?" if near else _FORMS
+    return UserError(f"Unknown model '{name}'.", hint)
+
+
+def _near(inner: str, known: list[str]) -> list[str]:
+    """The tags of the model where it is known, else names that begin alike, else names written alike."""
+    base = inner.partition(".")[0]
+    if base != inner and base in known:
+        tagged = [each for each in known if each.startswith(f"{base}.")]
+        return get_close_matches(inner, tagged, n=_SHOWN, cutoff=0.0)
+    plain = [each for each in known if "." not in each]
+    longer = sorted((each for each in plain if base and each.startswith(base)), key=len)
+    return longer[:_SHOWN] or get_close_matches(base, plain, n=_SHOWN, cutoff=0.5)

@@ -1,0 +1,110 @@
+"""How far a run is, and how fast: counters that a checkpoint carries."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# The first steps of a start build kernels and fill queues; they say nothing about the speed.
+WARM_UP_STEPS = 3
+
+
+@dataclass
+class Best:
+    """The best evaluation so far; step 0: none yet."""
+
+    step: int = 0
+    epoch: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Progress:
+    """Counters of a run over all its starts. Times are seconds on this rank's clock."""
+
+    step: int = 0
+    restarts: int = 0
+    wall_seconds: float = 0.0
+    timed_images: int = 0
+    timed_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    best: Best = field(default_factory=Best)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As plain values, for the checkpoint."""
+        return asdict(self)
+
+    @staticmethod
+    def from_mapping(values: dict[str, Any]) -> "Progress":
+        """The inverse of `to_mapping`."""
+        return Progress(**{**values, "best": Best(**values["best"])})
+
+    @property
+    def images_per_second(self) -> float:
+        """Training steps alone, loading and logging included."""
+        return self.timed_images / self.timed_seconds if self.timed_seconds else 0.0
+
+    @property
+    def data_wait_share(self) -> float:
+        """Share of the training time in which the step waited for its batch."""
+        return self.wait_seconds / self.timed_seconds if self.timed_seconds else 0.0
+
+
+class Stopwatch:
+    """Times the steps of one start into a Progress; evaluation and saving are outside its blocks."""
+
+    def __init__(self, progress: Progress, clock: Any = time.perf_counter) -> None:
+        self.progress = progress
+        self._clock = clock
+        self._steps = 0
+        self._wait = 0.0
+        self._created = clock()
+        self._wall_before = progress.wall_seconds
+        self._mark = (0, 0.0)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the wait for a batch."""
+        begin = self._clock()
+        yield
+        self._wait = self._clock() - begin
+
+    @contextmanager
+    def step(self, images: int) -> Iterator[None]:
+        """Around a whole training step of `images` in the global batch."""
+        begin = self._clock()
+        yield
+        self._steps += 1
+        self.progress.wall_seconds = self._wall_before + self._clock() - self._created
+        if self._steps > WARM_UP_STEPS:
+            self.progress.timed_images += images
+            self.progress.timed_seconds += self._clock() - begin
+            self.progress.wait_seconds += self._wait
+
+    def interval_speed(self) -> float:
+        """Images per second since the last call; 0 during the warm-up."""
+        images, seconds = self._mark
+        self._mark = (self.progress.timed_images, self.progress.timed_seconds)
+        passed = self.progress.timed_seconds - seconds
+        return (self.progress.timed_images - images) / passed if passed > 0 else 0.0
+
+
+class LossWindow:
+    """Sums of loss and weight since the last logged row, kept on the device so that no step waits for them."""
+
+    def __init__(self, sums: Tensor) -> None:
+        self.sums = sums
+
+    def add(self, loss: Tensor, weight: Tensor) -> None:
+        """Count one step."""
+        self.sums += torch.stack([loss, weight])
+
+    def mean(self) -> float:
+        """The mean since the last call; reads the device."""
+        loss, weight = self.sums.tolist()
+        self.sums.zero_()
+        return loss / weight if weight else 0.0

@@ -1,0 +1,61 @@
+"""TensorBoard's event files."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+# What stands in front of a metric's name, so that the page groups and orders its curves.
+GROUPS = {
+    "grad_norm": "gradients",
+    "images_per_second": "speed",
+    "data_wait_share": "speed",
+}
+BOOKKEEPING = ("step", "split", "time")
+
+
+class TensorBoard:
+    """Scalars of a run as one continuous curve over any number of restarts.
+
+    The event files are written anew from the kept rows of metrics.jsonl at each start: SummaryWriter's
+    purge_step leaves points of the interrupted start in the served curves.
+    """
+
+    def __init__(self, folder: Path, kept: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        self._writer = SummaryWriter(str(folder))
+        for title, text in texts.items():
+            self._writer.add_text(title, f"```\n{text}\n```")
+        for row in kept:
+            self._scalars(row["split"], row["step"], row, row["time"])
+
+    def log(self, split: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        """One point on each curve."""
+        self._scalars(split, step, {"epoch": epoch, **values}, None)
+
+    def _scalars(self, split: str, step: int, values: Mapping[str, Any], walltime: float | None) -> None:
+        for name, value in values.items():
+            if name not in BOOKKEEPING and value is not None:
+                self._writer.add_scalar(_tag(split, name), value, step, walltime=walltime)
+
+    def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """The recipe beside its final metrics, so that runs compare in the table of hyperparameters."""
+        plain = {name: v if isinstance(v, (bool, int, float)) else str(v) for name, v in settings.items()}
+        final = {f"hparam/{name}": value for name, value in metrics.items()}
+        self._writer.add_hparams(plain, final, run_name=".")
+
+    def close(self) -> None:
+        """Write out what is queued."""
+        self._writer.close()
+
+
+def _tag(split: str, name: str) -> str:
+    if name.startswith("lr/"):
+        return name
+    if name == "epoch":
+        return "progress/epoch"
+    if name == "loss":
+        return f"loss/{split}"
+    return f"{GROUPS.get(name, 'quality')}/{name}" if split == "train" else f"quality/{split}_{name}"

@@ -1,0 +1,82 @@
+"""`python -m ddp_ft.train`, alone or under torchrun: fine-tune a model, or go on with an unfinished run."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ddp_ft.command import DONE, STOPPED, config_options, given_flags, run_command
+from ddp_ft.config import RunConfig, make_config, parse_assignment, read_config_file
+from ddp_ft.environment import read_launch
+from ddp_ft.errors import UserError
+
+EXAMPLE = """Example:
+  torchrun --nproc_per_node=4 -m ddp_ft.train --data ~/pets --model timm/convnext_tiny.in12k_ft_in1k
+where ~/pets holds one folder of pictures for each class. No data at hand? ./launch/demo.sh runs a complete demo."""
+
+
+@click.command()
+@config_options
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    help="Where everything is written.  [default: runs/<data>-<model>]",
+)
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="YAML file of keys, such as config.yaml of another run.",
+)
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set any configuration key; wins over the rest. Repeatable.",
+)
+@click.option("--extend", is_flag=True, help="Lengthen the run in --run-dir to --epochs.")
+@click.option("--dry-run", is_flag=True, help="Do everything but the steps; write nothing.")
+def train(
+    run_dir: Path | None,
+    config_file: Path | None,
+    assignments: tuple[str, ...],
+    extend: bool,
+    dry_run: bool,
+    **flags: Any,
+) -> int:
+    """Fine-tune a pretrained vision model on your pictures.
+
+    Start it alone, or on several processes with torchrun. Started again with the same options it goes on where
+    it stopped.
+    """
+    launch = read_launch()
+    layers = [read_config_file(config_file)] if config_file else []
+    layers += [given_flags(flags), *map(parse_assignment, assignments)]
+    config = make_config(*layers)
+    _require_data_and_model(config)
+    # Torch and its like take seconds, which the mistakes above need not wait for.
+    from ddp_ft.job import Request
+    from ddp_ft.run import fine_tune
+
+    request = Request(run_dir or default_run_dir(config), extend, dry_run)
+    status = fine_tune(config, request, launch)
+    # As a worker of torchrun a stop is a success: its agent would restart or report whatever else ends.
+    return STOPPED if status == "stopped" and not launch.distributed else DONE
+
+
+def _require_data_and_model(config: RunConfig) -> None:
+    missing = [flag for flag, value in (("--data", config.data.path), ("--model", config.model.name)) if not value]
+    if missing:
+        raise UserError(f"{' and '.join(missing)} must be given.", EXAMPLE)
+
+
+def default_run_dir(config: RunConfig) -> Path:
+    """runs/<data>-<model>, both by their last names."""
+    assert config.data.path is not None and config.model.name is not None
+    model = config.model.name.rsplit("/", 1)[-1].replace(":", "-")
+    return Path("runs") / f"{config.data.path.resolve().name}-{model}"
+
+
+if __name__ == "__main__":
+    run_command(train)

@@ -1,0 +1,166 @@
+"""Several ranks on one machine, for tests: functions in a gloo (or NCCL) group, and `ddp_ft.train` under torchrun."""
+
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# torch takes seconds to import: the fork server does so once, and each rank is a fork of it (0.1 s). Forks of the
+# pytest process would need no server, but inherit its threads' locks, and cannot use a GPU that it has touched.
+PRELOADED = ["torch", "torch.distributed", "torchvision", "timm", "torchmetrics", "pytest", "ddp_ft.distributed"]
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(PRELOADED)
+
+
+class RemoteTraceback(Exception):
+    """The cause of an exception that came from a rank: its traceback as text."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def run_ranks(
+    world_size: int, function: Callable[..., T], *args: Any, device: str = "cpu", timeout: float = 60.0
+) -> list[T]:
+    """`function(world, *args)` in `world_size` processes; the results in the order of ranks.
+
+    The function must be importable (no lambda, nothing nested). What the first failing rank raised is raised here,
+    its traceback as the cause, and the other ranks are ended. `device` is as for `--device`; `timeout` in seconds.
+    """
+    from torch.distributed import TCPStore
+
+    # As under torchrun, the parent holds the store: no port is picked by one process and bound by another.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environments = [_rank_environment(rank, world_size, store.port) for rank in range(world_size)]
+    pipes, processes = [], []
+    for environment in environments:
+        receiver, sender = _context.Pipe(duplex=False)
+        arguments = (sender, environment, list(warnings.filters), function, args, device)
+        process = _context.Process(target=_run_rank, args=arguments, daemon=False)
+        process.start()
+        sender.close()
+        pipes.append(receiver)
+        processes.append(process)
+    try:
+        return _collect(pipes, processes, time.monotonic() + timeout)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+        for pipe in pipes:
+            pipe.close()
+
+
+def _rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": 0}
+    # The server's own environment is that of its start: a test's monkeypatched variables come this way.
+    return {**os.environ, **{name: str(value) for name, value in {**ranks, **rendezvous, **agent}.items()}}
+
+
+def _run_rank(
+    sender: Connection, environment: dict[str, str], filters: Sequence[Any], function: Callable[..., Any],
+    args: tuple[Any, ...], device: str,
+) -> None:  # fmt: skip
+    os.environ.clear()
+    os.environ.update(environment)
+    warnings.resetwarnings()
+    warnings.filters.extend(filters)  # type: ignore[attr-defined]  # a warning is an error here as in pytest
+    import torch
+
+    from ddp_ft.distributed import connect, pick_device
+    from ddp_ft.environment import read_launch
+
+    torch.set_num_threads(1)
+    try:
+        launch = read_launch()
+        with connect(launch, pick_device(device, launch), timeout_minutes=1) as world:
+            # Sent before the group is destroyed: that makes the other ranks fail too, of an error that says less.
+            _send(sender, lambda: function(world, *args))
+    except BaseException as error:
+        sender.send((None, _portable(error)))
+
+
+def _send(sender: Connection, work: Callable[[], Any]) -> None:
+    try:
+        outcome = (work(), None)
+    except BaseException as error:
+        outcome = (None, _portable(error))
+    # Plain pickle, as multiprocessing's own would pass tensors by shared memory, which ends with this process.
+    sender.send_bytes(pickle.dumps(outcome))
+
+
+def _portable(error: BaseException) -> tuple[float, BaseException, str]:
+    text = "".join(traceback.format_exception(error))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    return time.monotonic(), error, text
+
+
+def _collect(pipes: list[Connection], processes: list[Any], deadline: float) -> list[Any]:
+    results: dict[int, Any] = {}
+    while len(results) < len(pipes):
+        pending = {pipe: rank for rank, pipe in enumerate(pipes) if rank not in results}
+        ready = wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise TimeoutError(
+                f"No answer in time from rank(s) {sorted(pending.values())}; rank(s) {sorted(results)} ended."
+            )
+        failures = []
+        for pipe in ready:
+            rank = pending[pipe]
+            results[rank], failure = _receive(pipe, processes[rank], rank)
+            failures += [(*failure, rank)] if failure else []
+        if failures:
+            _, error, text, rank = min(failures, key=lambda failure: (failure[0], failure[3]))
+            raise error from RemoteTraceback(f"rank {rank}:\n{text}")
+    return [results[rank] for rank in range(len(pipes))]
+
+
+def _receive(pipe: Any, process: Any, rank: int) -> tuple[Any, tuple[float, BaseException, str] | None]:
+    try:
+        return pickle.loads(pipe.recv_bytes())
+    except EOFError:
+        process.join(5)
+        ended = RuntimeError(f"Rank {rank} ended without an answer, with exit code {process.exitcode}.")
+        return None, (time.monotonic(), ended, str(ended))
+
+
+def run_torchrun(
+    nproc: int, args: Sequence[str | Path], module: str = "ddp_ft.train", env: dict[str, str] | None = None,
+    timeout: float = 120.0, cwd: str | Path | None = None,
+) -> "subprocess.CompletedProcess[str]":  # fmt: skip
+    """`torchrun --standalone --nproc_per_node NPROC -m MODULE ARGS` as a user starts it, with its output as text.
+
+    `env` is laid over the environment. When time is up, torchrun and its workers are ended.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}", "-m", module]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    process = subprocess.Popen(
+        [*command, *map(str, args)], env=environment, cwd=cwd, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its workers; a kill would orphan them
+        stdout, stderr = process.communicate(timeout=45)
+        raise AssertionError(f"torchrun ran longer than {timeout} s:\n{stdout[-2000:]}\n{stderr[-4000:]}") from None
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)

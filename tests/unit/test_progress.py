@@ -1,0 +1,42 @@
+"""Counters and speed."""
+
+import pytest
+import torch
+
+from ddp_ft.progress import Best, LossWindow, Progress, Stopwatch
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_progress_survives_a_checkpoint():
+    progress = Progress(step=5, timed_images=10, best=Best(3, 1.5, {"accuracy": 0.5}))
+    assert Progress.from_mapping(progress.to_mapping()) == progress
+
+
+def test_the_first_three_steps_and_what_lies_between_steps_do_not_count():
+    clock, progress = Clock(), Progress()
+    watch = Stopwatch(progress, clock)
+    for _ in range(8):
+        with watch.step(32):
+            with watch.waiting():
+                clock.now += 0.5
+            clock.now += 1.5
+        clock.now += 100  # an evaluation
+    assert progress.images_per_second == pytest.approx(16)
+    assert progress.data_wait_share == pytest.approx(0.25)
+    assert progress.wall_seconds == pytest.approx(8 * 2 + 7 * 100)
+    assert watch.interval_speed() == pytest.approx(16)
+
+
+def test_loss_window_is_a_weighted_mean_that_starts_anew():
+    window = LossWindow(torch.zeros(2))
+    window.add(torch.tensor(6.0), torch.tensor(2.0))
+    window.add(torch.tensor(2.0), torch.tensor(2.0))
+    assert window.mean() == 2.0
+    window.add(torch.tensor(5.0), torch.tensor(1.0))
+    assert window.mean() == 5.0

@@ -1,0 +1,67 @@
+"""metrics.jsonl and TensorBoard over restarts."""
+
+import json
+import math
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ddp_ft.trackers import make_console, make_trackers, read_rows
+
+
+def curve(folder, tag):
+    accumulator = EventAccumulator(str(folder)).Reload()
+    return [(event.step, round(event.value, 6)) for event in accumulator.Scalars(tag)]
+
+
+def start(folder, resume_step):
+    return make_trackers(folder, True, make_console(False), resume_step, {"recipe": "seed: 0"})
+
+
+def test_a_restart_cuts_what_runs_again(tmp_path):
+    first = start(tmp_path, 0)
+    for step in (10, 20, 30):
+        first.log("train", step, step / 10, {"loss": step / 100})
+    first.close()
+    second = start(tmp_path, 20)
+    second.log("train", 30, 3.0, {"loss": 0.5})
+    second.close()
+    assert [(row["step"], row["loss"]) for row in read_rows(tmp_path / "metrics.jsonl")] == [
+        (10, 0.1),
+        (20, 0.2),
+        (30, 0.5),
+    ]
+    assert curve(tmp_path / "tensorboard", "loss/train") == [(10, 0.1), (20, 0.2), (30, 0.5)]
+
+
+def test_a_half_written_line_is_dropped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 1.0, "time": 1}\n{"step": 2, "sp')
+    trackers = start(tmp_path, 5)
+    trackers.log("val", 3, 1.0, {"loss": 2.0})
+    trackers.close()
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 3]
+
+
+def test_rows_are_strict_json(tmp_path):
+    trackers = start(tmp_path, 0)
+    trackers.log("train", 1, 0.1, {"loss": math.nan})
+    trackers.close()
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=lambda name: 1 / 0)
+    assert row["loss"] is None
+    assert {"step", "epoch", "split"} <= set(row)
+
+
+def test_recipe_text_and_hparams_reach_tensorboard(tmp_path):
+    trackers = start(tmp_path, 0)
+    trackers.finish({"optim.lr": 0.1, "optim.name": "adamw", "model.image_size": None}, {"val/accuracy": 0.9})
+    trackers.close()
+    accumulator = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert "recipe/text_summary" in accumulator.Tags()["tensors"]
+    assert "_hparams_/session_start_info" in accumulator.summary_metadata
+    assert curve(tmp_path / "tensorboard", "hparam/val/accuracy") == [(0, 0.9)]
+
+
+def test_off_the_main_rank_nothing_is_written(tmp_path):
+    trackers = make_trackers(tmp_path, False, make_console(False), 0, {})
+    trackers.log("train", 1, 0.1, {"loss": 1.0})
+    trackers.close()
+    assert list(tmp_path.iterdir()) == []
