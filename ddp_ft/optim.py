@@ -39,11 +39,16 @@ def param_groups(module: nn.Module, head: Collection[str], config: OptimConfig) 
 
 
 def make_optimizer(groups: ParamGroups, config: OptimConfig) -> torch.optim.Optimizer:
-    """timm's optimizer of that name over these groups."""
-    # weight_decay = 0 here, since each group brings its own.
-    optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
-        groups, opt=config.name, lr=config.lr, weight_decay=0.0, momentum=config.momentum
-    )
+    """timm's optimizer of that name over these groups. UserError for settings that it refuses."""
+    # timm's sgd is Nesterov's, which must have a momentum; its plain one is called momentum.
+    name = "momentum" if config.name.lower() == "sgd" and config.momentum == 0 else config.name
+    try:
+        # weight_decay = 0 here, since each group brings its own.
+        optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
+            groups, opt=name, lr=config.lr, weight_decay=0.0, momentum=config.momentum
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--optimizer {config.name} refuses these settings: {error}") from error
     return optimizer
 
 

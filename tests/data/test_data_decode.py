@@ -20,6 +20,16 @@ def pixels(file: Path) -> np.ndarray:
     return image.permute(1, 2, 0).numpy()
 
 
+def opened(file: Path) -> Image.Image:
+    """The first frame as Pillow reads it, with the file closed."""
+    with Image.open(file) as image:
+        return image.copy()
+
+
+def mode_of(file: Path) -> str:
+    return opened(file).mode
+
+
 def assert_grey(file: Path, expected: np.ndarray, atol: float = 1) -> None:
     result = pixels(file).astype(int)
     assert (result[..., 0] == result[..., 1]).all() and (result[..., 0] == result[..., 2]).all()
@@ -29,14 +39,14 @@ def assert_grey(file: Path, expected: np.ndarray, atol: float = 1) -> None:
 @pytest.mark.parametrize("suffix", [".png", ".PNG", ".bmp", ".tif", ".TIFF", ".ppm"])
 def test_lossless_rgb_is_exact(tmp_path: Path, suffix: str) -> None:
     file = save_picture(tmp_path / f"a{suffix}")
-    np.testing.assert_array_equal(pixels(file), np.asarray(Image.open(file)))
+    np.testing.assert_array_equal(pixels(file), np.asarray(opened(file)))
     assert decode(file).shape == (3, 16, 20)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".webp", ".gif"])
 def test_other_formats_match_pillow(tmp_path: Path, suffix: str) -> None:
     file = save_picture(tmp_path / f"a{suffix}")
-    np.testing.assert_array_equal(pixels(file), np.asarray(Image.open(file).convert("RGB")))
+    np.testing.assert_array_equal(pixels(file), np.asarray(opened(file).convert("RGB")))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
@@ -88,7 +98,7 @@ def test_float_tiff_that_is_constant_or_not_finite(tmp_path: Path) -> None:
 def test_1_bit_and_8_bit_grey(tmp_path: Path) -> None:
     bits = RAMP > 30000
     Image.fromarray(bits).save(tmp_path / "bits.png")
-    assert Image.open(tmp_path / "bits.png").mode == "1"
+    assert mode_of(tmp_path / "bits.png") == "1"
     assert_grey(tmp_path / "bits.png", bits * 255.0, atol=0)
     Image.fromarray((RAMP // 257).astype(np.uint8)).save(tmp_path / "grey.png")
     assert_grey(tmp_path / "grey.png", RAMP // 257, atol=0)
@@ -96,11 +106,11 @@ def test_1_bit_and_8_bit_grey(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_alpha_is_dropped(tmp_path: Path, mode: str) -> None:
-    picture = Image.open(save_picture(tmp_path / "rgb.png")).convert(mode[:-1])
+    picture = opened(save_picture(tmp_path / "rgb.png")).convert(mode[:-1])
     transparent = picture.copy()
     transparent.putalpha(Image.new("L", picture.size, 0))
     transparent.save(tmp_path / "a.png")
-    assert Image.open(tmp_path / "a.png").mode == mode
+    assert mode_of(tmp_path / "a.png") == mode
     np.testing.assert_array_equal(pixels(tmp_path / "a.png"), np.asarray(picture.convert("RGB")))
 
 
@@ -125,7 +135,7 @@ def test_cmyk_jpeg_is_not_inverted(tmp_path: Path) -> None:
     # Pillow writes CMYK as Adobe does, inverted and marked so.
     for colour in ((255, 0, 0), (30, 200, 90), (250, 250, 250)):
         Image.new("RGB", (16, 16), colour).convert("CMYK").save(tmp_path / "a.jpg", quality=100)
-        assert Image.open(tmp_path / "a.jpg").mode == "CMYK"
+        assert mode_of(tmp_path / "a.jpg") == "CMYK"
         np.testing.assert_allclose(pixels(tmp_path / "a.jpg")[8, 8], colour, atol=4)
 
 
@@ -135,14 +145,15 @@ def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None
     file = save_picture(tmp_path / f"plain{suffix}")
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.open(file).save(tmp_path / f"a{suffix}", exif=exif)
-    expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / f"a{suffix}")).convert("RGB"))
+    opened(file).save(tmp_path / f"a{suffix}", exif=exif)
+    with Image.open(tmp_path / f"a{suffix}") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     assert expected.shape[:2] == ((20, 16) if orientation >= 5 else (16, 20))
     np.testing.assert_array_equal(pixels(tmp_path / f"a{suffix}"), expected)
 
 
 def test_garbled_exif_does_not_spoil_the_picture(tmp_path: Path) -> None:
-    Image.open(save_picture(tmp_path / "a.png")).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    opened(save_picture(tmp_path / "a.png")).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert decode(tmp_path / "a.jpg").shape == (3, 16, 20)
 
 

@@ -30,7 +30,8 @@ class RemoteTraceback(Exception):
 
 
 def run_ranks(
-    world_size: int, function: Callable[..., T], *args: Any, device: str = "cpu", timeout: float = 60.0
+    world_size: int, function: Callable[..., T], *args: Any, device: str = "cpu", timeout: float = 60.0,
+    timeout_minutes: float = 1,
 ) -> list[T]:
     """`function(world, *args)` in `world_size` processes; the results in the order of ranks.
 
@@ -45,7 +46,7 @@ def run_ranks(
     pipes, processes = [], []
     for environment in environments:
         receiver, sender = _context.Pipe(duplex=False)
-        arguments = (sender, environment, list(warnings.filters), function, args, device)
+        arguments = (sender, environment, list(warnings.filters), function, args, device, timeout_minutes)
         process = _context.Process(target=_run_rank, args=arguments, daemon=False)
         process.start()
         sender.close()
@@ -71,7 +72,7 @@ def _rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
 
 def _run_rank(
     sender: Connection, environment: dict[str, str], filters: Sequence[Any], function: Callable[..., Any],
-    args: tuple[Any, ...], device: str,
+    args: tuple[Any, ...], device: str, timeout_minutes: float,
 ) -> None:  # fmt: skip
     os.environ.clear()
     os.environ.update(environment)
@@ -85,7 +86,7 @@ def _run_rank(
     torch.set_num_threads(1)
     try:
         launch = read_launch()
-        with connect(launch, pick_device(device, launch), timeout_minutes=1) as world:
+        with connect(launch, pick_device(device, launch), timeout_minutes) as world:
             # Sent before the group is destroyed: that makes the other ranks fail too, of an error that says less.
             _send(sender, lambda: function(world, *args))
     except BaseException as error:

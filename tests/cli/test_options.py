@@ -1,0 +1,268 @@
+"""Each option does something: one test that fails if it is ignored."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ddp_ft.checkpoint import load_checkpoint
+from ddp_ft.config import KEYS
+from ddp_ft.errors import UserError
+from tests.support.runs import column, read, rows, train_here
+
+# Key -> the test that fails if it is ignored, here unless another file is named.
+TESTED = {
+    "data.path": "test_lengths_and_portions",
+    "data.val_split": "test_val_split",
+    "data.workers": "test_workers",
+    "model.name": "test_lengths_and_portions",
+    "model.weights": "test_weights",
+    "model.image_size": "test_image_size",
+    "train.epochs": "test_lengths_and_portions",
+    "train.batch_size": "test_lengths_and_portions",
+    "train.micro_batch": "../distributed/test_step.py::test_micro_batch_bounds_the_forward_pass",
+    "train.clip_norm": "test_clip_norm",
+    "optim.name": "test_optimizer",
+    "optim.lr": "test_rates",
+    "optim.weight_decay": "test_weight_decay",
+    "optim.head_lr_scale": "test_rates",
+    "optim.momentum": "test_momentum",
+    "schedule.name": "test_schedules",
+    "schedule.warmup": "test_schedules",
+    "schedule.final_factor": "test_schedules",
+    "loss.label_smoothing": "test_label_smoothing",
+    "augment.crop_min": "test_augmentation",
+    "augment.flip": "test_augmentation",
+    "eval.every_epochs": "test_eval_cadence",
+    "eval.metric": "test_eval_metric",
+    "checkpoint.every_steps": "test_checkpoint_cadence",
+    "checkpoint.every_minutes": "test_checkpoint_clock",
+    "checkpoint.keep": "test_checkpoint_cadence",
+    "log.every_steps": "test_log_cadence",
+    "compute.device": "test_errors.py::test_what_the_machine_lacks",
+    "compute.precision": "test_precision",
+    "compute.timeout_minutes": "../distributed/test_failures.py::test_a_rank_that_does_not_come_is_given_up",
+    "task": "test_task",
+    "seed": "test_seed",
+}
+
+
+def test_every_key_has_its_test():
+    assert set(TESTED) == set(KEYS)
+
+
+def steps_saved(run):
+    return sorted(int(folder.name.removeprefix("step_")) for folder in run.glob("checkpoints/step_*"))
+
+
+def last_state(run):
+    return load_checkpoint(run / "checkpoints" / "last")[1]
+
+
+def test_lengths_and_portions(shapes, tmp_path):
+    train_here(shapes, tmp_path / "r", "--batch-size", 7, "--epochs", 2)
+    plan, summary = read(tmp_path / "r", "plan.json"), read(tmp_path / "r", "summary.json")
+    assert (plan["train_samples"], plan["val_samples"]) == (30, 12)
+    assert (plan["steps_per_epoch"], plan["total_steps"], summary["step"]) == (math.ceil(30 / 7), 10, 10)
+    assert read(tmp_path / "r", "best/model.json")["name"].endswith("nets.py:plain")
+
+
+def test_val_split(shapes, tmp_path):
+    train_here(shapes / "train", tmp_path / "r", "--val-split", 0.4)
+    split = read(tmp_path / "r", "split.json")
+    assert (len(split["train"]), len(split["val"])) == (18, 12)
+
+
+def test_workers(shapes, tmp_path):
+    train_here(shapes, tmp_path / "r0", "--workers", 0)
+    train_here(shapes, tmp_path / "r1", "--workers", 2)
+    assert [read(tmp_path / run, "plan.json")["workers"] for run in ("r0", "r1")] == [0, 2]
+    assert column(tmp_path / "r0", "loss") == column(tmp_path / "r1", "loss")
+
+
+def test_weights(shapes, tmp_path):
+    train_here(shapes, tmp_path / "first")
+    train_here(shapes, tmp_path / "second", "--weights", tmp_path / "first", "--lr", 1e-9)
+    first, second = (load_file(tmp_path / run / "best/model.safetensors") for run in ("first", "second"))
+    torch.testing.assert_close(first, second)
+
+
+def test_image_size(shapes, tmp_path):
+    train_here(shapes, tmp_path / "r", "--image-size", 40)
+    assert read(tmp_path / "r", "best/model.json")["preprocessing"]["size"] == [40, 40]
+
+
+def test_clip_norm(shapes, tmp_path):
+    """With plain SGD a step is as long as the gradient; a bound of almost 0 leaves the weights where they were."""
+    for run, lr, norm in (("start", 1e-12, 0), ("held", 0.1, 1e-7), ("free", 0.1, 0)):
+        sgd = ["--optimizer", "sgd", "--set", "optim.momentum=0", "--set", "optim.weight_decay=0", "--lr", lr]
+        train_here(shapes, tmp_path / run, *sgd, "--set", f"train.clip_norm={norm}")
+    start, held, free = (
+        load_file(tmp_path / run / "checkpoints/last/model.safetensors")["0.weight"]
+        for run in ("start", "held", "free")
+    )
+    assert float((held - start).norm()) < 1e-5 < 1e-3 < float((free - start).norm())
+
+
+def test_optimizer(shapes, tmp_path):
+    train_here(shapes, tmp_path / "r", "--optimizer", "lion")
+    assert set(last_state(tmp_path / "r")["optimizer"]["state"][0]) == {"exp_avg"}
+
+
+def test_momentum(shapes, tmp_path):
+    train_here(shapes, tmp_path / "r", "--optimizer", "sgd", "--set", "optim.momentum=0.5")
+    assert last_state(tmp_path / "r")["optimizer"]["param_groups"][0]["momentum"] == 0.5
+
+
+def test_weight_decay(shapes, tmp_path):
+    train_here(shapes, tmp_path / "r", "--set", "optim.weight_decay=0.3")
+    decays = {group["name"]: group["weight_decay"] for group in last_state(tmp_path / "r")["optimizer"]["param_groups"]}
+    assert decays == {"backbone": 0.3, "backbone_no_decay": 0.0, "head": 0.3, "head_no_decay": 0.0}
+
+
+def test_rates(shapes, tmp_path):
+    train_here(shapes, tmp_path / "r", "--lr", 0.01, "--set", "optim.head_lr_scale=3", "--schedule", "constant")
+    assert max(column(tmp_path / "r", "lr/backbone")) == pytest.approx(0.01)
+    assert max(column(tmp_path / "r", "lr/head")) == pytest.approx(0.03)
+
+
+def test_schedules(shapes, tmp_path):
+    """30 pictures in batches of 8, 5 epochs: 20 steps."""
+    for name in ("constant", "linear"):
+        more = ["--schedule", name, "--lr", 1, "--set", "schedule.warmup=0.2", "--set", "schedule.final_factor=0.5"]
+        train_here(shapes, tmp_path / name, *more, epochs=5)
+    warm_up = [0.2, 0.4, 0.6, 0.8]
+    assert column(tmp_path / "constant", "lr/backbone") == pytest.approx(warm_up + [1.0] * 16)
+    falling = [1 - 0.5 * step / 16 for step in range(16)]
+    assert column(tmp_path / "linear", "lr/backbone") == pytest.approx(warm_up + falling)
+
+
+def test_label_smoothing(shapes, tmp_path):
+    for run, smoothing in (("hard", 0.0), ("soft", 0.5)):
+        train_here(shapes, tmp_path / run, "--set", f"loss.label_smoothing={smoothing}")
+    assert column(tmp_path / "hard", "loss")[0] != column(tmp_path / "soft", "loss")[0]
+
+
+@pytest.mark.parametrize("changed", ["augment.crop_min=0.99", "augment.flip=0"])
+def test_augmentation(shapes, tmp_path, changed):
+    train_here(shapes, tmp_path / "base")
+    train_here(shapes, tmp_path / "other", "--set", changed)
+    assert column(tmp_path / "base", "loss")[0] != column(tmp_path / "other", "loss")[0]
+
+
+def test_eval_cadence(shapes, tmp_path):
+    train_here(shapes, tmp_path / "r", "--set", "eval.every_epochs=2", epochs=3)
+    assert column(tmp_path / "r", "epoch", "val") == [2.0, 3.0]
+
+
+def test_eval_metric(shapes, tmp_path):
+    """Rows can disagree on which is best by loss and by accuracy; what is kept follows the metric."""
+    for metric, better in (("loss", min), ("macro_f1", max)):
+        train_here(shapes, tmp_path / metric, "--set", f"eval.metric={metric}", "--lr", 0.02, epochs=6)
+        assert read(tmp_path / metric, "summary.json")["val"][metric] == better(
+            column(tmp_path / metric, metric, "val")
+        )
+    with pytest.raises(UserError, match="eval.metric = 'acuracy'.*\n.*accuracy"):
+        train_here(shapes, tmp_path / "bad", "--set", "eval.metric=acuracy")
+
+
+def test_checkpoint_cadence(shapes, tmp_path):
+    train_here(shapes, tmp_path / "r", "--set", "checkpoint.every_steps=3", "--set", "checkpoint.keep=99", epochs=2)
+    assert steps_saved(tmp_path / "r") == [3, 4, 6, 8]
+    train_here(shapes, tmp_path / "few", "--set", "checkpoint.keep=1", "--lr", 1e-9, epochs=4)
+    best = read(tmp_path / "few", "summary.json")["best_step"]
+    assert steps_saved(tmp_path / "few") == sorted({best, 16})
+
+
+def test_checkpoint_clock(shapes, tmp_path):
+    train_here(shapes, tmp_path / "r", "--set", "checkpoint.every_minutes=1e-9", "--set", "checkpoint.keep=99")
+    assert steps_saved(tmp_path / "r") == [1, 2, 3, 4]
+
+
+def test_log_cadence(shapes, tmp_path):
+    train_here(shapes, tmp_path / "r", "--set", "log.every_steps=3")
+    assert column(tmp_path / "r", "step") == [3, 4]
+
+
+def test_precision(shapes, tmp_path):
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this CPU does not compute in bf16")
+    for precision in ("fp32", "bf16"):
+        train_here(shapes, tmp_path / precision, "--precision", precision)
+    assert read(tmp_path / "bf16", "best/model.json")["precision"] == "bf16"
+    fp32, bf16 = (column(tmp_path / run, "loss")[0] for run in ("fp32", "bf16"))
+    assert fp32 != bf16 and fp32 == pytest.approx(bf16, rel=0.02)
+
+
+def test_seed(shapes, tmp_path):
+    for run, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train_here(shapes, tmp_path / run, "--seed", seed)
+    losses = [column(tmp_path / run, "loss") for run in "abc"]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_task(shapes, tmp_path):
+    train_here(shapes, tmp_path / "r", "--task", "single-label", "--dry-run")
+    with pytest.raises(UserError, match="--task"):
+        train_here(shapes, tmp_path / "r", "--task", "single")
+
+
+def test_dry_run_writes_nothing(shapes, tmp_path, capsys):
+    train_here(shapes, tmp_path / "r", "--dry-run")
+    assert not (tmp_path / "r").exists()
+    assert "30 train, 12 val" in capsys.readouterr().out
+
+
+def test_config_file_repeats_a_run(shapes, tmp_path):
+    from ddp_ft.train import train
+
+    train_here(shapes, tmp_path / "a", "--lr", 0.003, "--set", "schedule.warmup=0.3")
+    train.main(["--config", str(tmp_path / "a/config.yaml"), "--run-dir", str(tmp_path / "b")], standalone_mode=False)
+    assert column(tmp_path / "a", "loss") == column(tmp_path / "b", "loss")
+    assert (tmp_path / "a/config.yaml").read_text() == (tmp_path / "b/config.yaml").read_text()
+
+
+def test_set_wins_over_flags_and_flags_over_the_file(shapes, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("optim:\n  lr: 0.5\nseed: 9\nloss:\n  label_smoothing: 0.2\n")
+    train_here(shapes, tmp_path / "r", "--config", file, "--lr", 0.25, "--seed", 8, "--set", "seed=7", "--dry-run")
+    train_here(shapes, tmp_path / "r", "--config", file, "--lr", 0.25, "--seed", 8, "--set", "seed=7")
+    text = (tmp_path / "r/config.yaml").read_text()
+    assert "lr: 0.25" in text and "seed: 7" in text and "label_smoothing: 0.2" in text
+
+
+def test_extend_goes_on_and_shortening_is_refused(shapes, tmp_path):
+    train_here(shapes, tmp_path / "r", epochs=2)
+    with pytest.raises(UserError, match="--extend"):
+        train_here(shapes, tmp_path / "r", epochs=3)
+    train_here(shapes, tmp_path / "r", "--extend", epochs=3)
+    assert column(tmp_path / "r", "step") == list(range(1, 13))
+    with pytest.raises(UserError, match="never shortened"):
+        train_here(shapes, tmp_path / "r", epochs=1)
+
+
+def test_a_finished_run_is_not_run_again(shapes, tmp_path, capsys):
+    train_here(shapes, tmp_path / "r")
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+    assert train_here(shapes, tmp_path / "r") == 0
+    assert "finished" in capsys.readouterr().out
+    assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+
+
+def test_the_default_run_folder_is_named_after_data_and_model(shapes, tmp_path, monkeypatch):
+    from ddp_ft.config import make_config
+    from ddp_ft.train import default_run_dir
+
+    config = make_config({"data.path": str(shapes), "model.name": "timm/resnet18.a1_in1k"})
+    assert str(default_run_dir(config)) == f"runs/{shapes.name}-resnet18.a1_in1k"
+
+
+def test_a_test_set_is_measured_once_with_the_best_model(shapes, tmp_path):
+    (tmp_path / "data").mkdir()
+    for part, source in (("train", "train"), ("val", "val"), ("test", "val")):
+        (tmp_path / "data" / part).symlink_to(shapes / source)
+    train_here(tmp_path / "data", tmp_path / "r", "--lr", 0.01, epochs=3)
+    summary = read(tmp_path / "r", "summary.json")
+    assert len(rows(tmp_path / "r", "test")) == 1
+    assert summary["test"] == summary["val"]  # the same pictures
