@@ -163,7 +163,7 @@ def test_eval_metric(shapes, tmp_path):
         assert read(tmp_path / metric, "summary.json")["val"][metric] == better(
             column(tmp_path / metric, metric, "val")
         )
-    with pytest.raises(UserError, match="eval.metric = 'acuracy'.*\n.*accuracy"):
+    with pytest.raises(UserError, match=r"eval.metric = 'acuracy'.*\n.*accuracy"):
         train_here(shapes, tmp_path / "bad", "--set", "eval.metric=acuracy")
 
 

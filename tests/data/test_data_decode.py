@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
 from picture_files import save_picture
+from PIL import Image, ImageOps
 
 from ddp_ft.contracts import BadSample
 from ddp_ft.data import FileSource, decode

@@ -30,7 +30,11 @@ class RemoteTraceback(Exception):
 
 
 def run_ranks(
-    world_size: int, function: Callable[..., T], *args: Any, device: str = "cpu", timeout: float = 60.0,
+    world_size: int,
+    function: Callable[..., T],
+    *args: Any,
+    device: str = "cpu",
+    timeout: float = 60.0,
     timeout_minutes: float = 1,
 ) -> list[T]:
     """`function(world, *args)` in `world_size` processes; the results in the order of ranks.
@@ -117,9 +121,8 @@ def _collect(pipes: list[Connection], processes: list[Any], deadline: float) -> 
         pending = {pipe: rank for rank, pipe in enumerate(pipes) if rank not in results}
         ready = wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
         if not ready:
-            raise TimeoutError(
-                f"No answer in time from rank(s) {sorted(pending.values())}; rank(s) {sorted(results)} ended."
-            )
+            late = sorted(pending.values())
+            raise TimeoutError(f"No answer in time from rank(s) {late}; rank(s) {sorted(results)} ended.")
         failures = []
         for pipe in ready:
             rank = pending[pipe]

@@ -1,7 +1,5 @@
 """Checkpoints are complete or absent."""
 
-import os
-
 import torch
 
 from ddp_ft.checkpoint import Checkpoints, load_checkpoint, save_model_folder, save_weights, write_text
@@ -25,8 +23,8 @@ def test_links_and_retention(tmp_path):
     for step in (1, 2, 3, 4):
         save(checkpoints, step, is_best=step == 2)
     assert sorted(p.name for p in tmp_path.glob("step_*")) == ["step_00000002", "step_00000003", "step_00000004"]
-    assert os.readlink(tmp_path / "last") == "step_00000004"
-    assert os.readlink(tmp_path / "best") == "step_00000002"
+    assert (tmp_path / "last").readlink().name == "step_00000004"
+    assert (tmp_path / "best").readlink().name == "step_00000002"
     assert checkpoints.latest().name == "step_00000004"
 
 

@@ -3,7 +3,17 @@
 import pytest
 
 from ddp_ft.config import (
-    KEYS, LENGTH, MACHINE, RECIPE, find_key, make_config, parse_assignment, parse_value, read_config_file, to_flat, to_yaml,
+    KEYS,
+    LENGTH,
+    MACHINE,
+    RECIPE,
+    find_key,
+    make_config,
+    parse_assignment,
+    parse_value,
+    read_config_file,
+    to_flat,
+    to_yaml,
 )  # fmt: skip
 from ddp_ft.errors import UserError
 
