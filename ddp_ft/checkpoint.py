@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+
+from ddp_ft.errors import UserError
 
 PREFIX = "step_"
 
@@ -62,6 +64,17 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and state as `Checkpoints.save` was given them, on the CPU."""
     state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     return load_file(folder / "model.safetensors"), state
+
+
+@torch.no_grad()
+def restore_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy all weights and buffers into the module, by name. UserError if the names are not the module's."""
+    # Not load_state_dict: torchvision's mnasnet wants a version there that safetensors cannot store.
+    own = module.state_dict()
+    if strangers := sorted(own.keys() ^ weights.keys()):
+        raise UserError(f"The stored weights are of another model: {', '.join(strangers[:3])} is in one of them only.")
+    for name, tensor in own.items():
+        tensor.copy_(weights[name])
 
 
 def save_weights(file: Path, weights: Mapping[str, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from ddp_ft.environment import Launch
@@ -19,12 +20,16 @@ from ddp_ft.errors import UserError
 
 T = TypeVar("T")
 
-# Work of rank 0 that the others wait for outside any collective (indexing, downloads) may take this long.
-PATIENCE = timedelta(hours=24)
+# How long a rank that waits for rank 0's work sleeps between two looks, in seconds.
+LONGEST_PAUSE = 0.1
+
+
+class PeerFailedError(RuntimeError):
+    """This rank can only end, because another one has failed; that one tells why."""
 
 
 # Outlives the process group: the last thing a failing rank does is to look here whether it may speak.
-failure_store: Any = None  # torch.distributed.Store; None while there is no process group
+failure_store: Store | None = None  # None while there is no process group
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class World:
     size: int
     local_rank: int
     device: torch.device
-    store: Any = None  # torch.distributed.Store; None without a process group
+    store: Store | None = None  # None without a process group
     calls: Iterator[int] = field(default_factory=itertools.count)
 
     @property
@@ -48,17 +53,16 @@ class World:
 
         A UserError of rank 0 is raised on all ranks alike. The result travels pickled.
         """
-        if self.size == 1:
+        if self.size == 1 or self.store is None:
             return work()
         # All ranks make the same calls in the same order, so a count of one's own names the call.
         name = f"from_main/{next(self.calls)}"
-        if self.is_main:
-            outcome = _attempt(work)
-            self.store.set(name, pickle.dumps(outcome))
+        if not self.is_main:
+            _wait_for(self.store, name)
+            value, error = pickle.loads(self.store.get(name))
         else:
-            self.store.wait([name], PATIENCE)
-            outcome = pickle.loads(self.store.get(name))
-        value, error = outcome
+            value, error = _attempt(work)
+            self.store.set(name, pickle.dumps((value, error)))  # type: ignore[arg-type]  # takes bytes too
         if error is not None:
             raise error
         return cast(T, value)
@@ -94,6 +98,22 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, UserError | None]:
         return work(), None
     except UserError as error:
         return None, error
+
+
+def _wait_for(store: Store, name: str) -> None:
+    # Looked for again and again, and not by store.wait: in there no signal would be handled, and a rank 0 that
+    # failed on the way would be waited for until torchrun's patience ends.
+    pause = 0.001
+    while not store.check([name]):
+        if has_failure():
+            raise PeerFailedError("another rank failed")
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def has_failure() -> bool:
+    """Whether some rank of the job has failed."""
+    return failure_store is not None and bool(failure_store.check(["rank"]))
 
 
 def pick_device(requested: str, launch: Launch) -> torch.device:

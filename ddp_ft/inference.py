@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from ddp_ft.checkpoint import restore_weights
 from ddp_ft.contracts import Preprocess, Task
 from ddp_ft.errors import UserError
 from ddp_ft.models import create_from_spec
@@ -64,7 +65,7 @@ def load_trained(path: Path, device: torch.device) -> Trained:
     except Exception as error:
         raise UserError(f"The model in {folder} cannot be read: {' '.join(str(error).split())}") from None
     module = create_from_spec(description)
-    module.load_state_dict(weights)
+    restore_weights(module, weights)
     channels_last = is_convolutional(module)
     classes = tuple(description["classes"])
     return Trained(

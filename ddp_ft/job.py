@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddp_ft.checkpoint import Checkpoints, load_checkpoint
+from ddp_ft.checkpoint import Checkpoints, load_checkpoint, restore_weights
 from ddp_ft.config import RunConfig
 from ddp_ft.contracts import BuiltModel, LoadReport, Task
 from ddp_ft.data import DeviceTransform, GlobalOrderSampler, Splits, default_workers, open_splits
@@ -178,7 +178,7 @@ def restore(job: Job) -> None:
     if latest is None:
         return
     weights, state = load_checkpoint(latest)
-    job.built.module.load_state_dict(weights)
+    restore_weights(job.built.module, weights)
     own = state["statistics"]
     if len(own) == job.world.size:  # with another number of ranks all take the mean, which `weights` holds
         job.built.module.load_state_dict(own[job.world.rank], strict=False)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ddp_ft.checkpoint import save_model_folder
+from ddp_ft.checkpoint import restore_weights, save_model_folder
 from ddp_ft.config import RECIPE, RunConfig, to_flat
 from ddp_ft.contracts import Batch, LoadReport, Source
 from ddp_ft.data import EvalLoader, TrainLoader, derive_seed, eval_transform, train_transform
@@ -101,7 +101,7 @@ def _train(job: Job, trackers: FanOut, console: Console, stop: StopRequest) -> s
     watch, saved_at = Stopwatch(progress), time.monotonic()
     batches = iter(_train_batches(job))
     while progress.step < total:
-        images = len(job.sampler.global_batch(progress.step))
+        images = job.sampler.batch_length(progress.step)
         with watch.step(images):
             set_rates(job.learner.optimizer, rate_at(config, plan, progress.step))
             torch.manual_seed(derive_seed(config.seed, progress.step, job.world.rank))  # dropout and its like
@@ -134,6 +134,7 @@ def _train_batches(job: Job) -> Iterator[list[Batch]]:
             job.plan.workers,
             start_step=job.progress.step,
             total_steps=job.plan.total_steps,
+            pin_memory=job.world.device.type == "cuda",
         )
     )
 
@@ -203,7 +204,7 @@ def _finish(job: Job, trackers: FanOut, status: str) -> None:
     """Evaluate the best model on the test set, where there is one, and write summary.json."""
     test: dict[str, float] = {}
     if status == "done" and job.splits.test is not None:
-        job.built.module.load_state_dict(load_file(job.folder.best / "model.safetensors"))
+        restore_weights(job.built.module, load_file(job.folder.best / "model.safetensors"))
         test = _measure(job, job.splits.test)
         trackers.log("test", job.progress.step, job.epoch, test)
     summary = _summarise(job, status, test)

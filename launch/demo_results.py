@@ -24,9 +24,9 @@ def _items(group: object) -> list[tuple[str, object]]:
     return list(group.items()) if isinstance(group, dict) else []
 
 
-def make_table(title: str, header: Row, rows: list[Row]) -> Table:
+def make_table(header: Row, rows: list[Row]) -> Table:
     """A table with its first column to the left and all others to the right."""
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number else "left", overflow="fold")
     for row in rows:
@@ -60,11 +60,12 @@ def main(run: Path, predictions: Path | None) -> None:
     """Print the results of the folder RUN."""
     console = Console(width=None if sys.stdout.isatty() else 110)
     if predictions is not None:
-        console.print(make_table(f"{predictions}", *read_csv(predictions, 8)))
+        click.echo(f"{predictions}:")
+        console.print(make_table(*read_csv(predictions, 8)))
         return
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    title = f"{run}: {summary['status']} after {summary['step']} steps"
-    console.print(make_table(title, ("best model", "value"), result_rows(summary)))
+    click.echo(f"{run}: {summary['status']} after {summary['step']} steps")
+    console.print(make_table(("best model", "value"), result_rows(summary)))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import package_file
 from PIL import Image
-from torchvision.transforms import v2
 
-from ddp_ft.contracts import BuiltModel, Preprocess
+from ddp_ft.contracts import BuiltModel
+from ddp_ft.data import DeviceTransform, decode, eval_transform
 from ddp_ft.errors import UserError
 from ddp_ft.models import build_model, fetch, load_weights
 
@@ -25,33 +25,25 @@ def _photo(name: str) -> Any:
     return data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(data, name)()
 
 
-def _prepare(photo: Any, preprocess: Preprocess) -> torch.Tensor:
-    steps = v2.Compose(
-        [
-            v2.Resize(round(preprocess.size[0] / preprocess.crop_pct), v2.InterpolationMode(preprocess.interpolation)),
-            v2.CenterCrop(preprocess.size),
-            v2.PILToTensor(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(list(preprocess.mean), list(preprocess.std)),
-        ]
-    )
-    tensor: torch.Tensor = steps(Image.fromarray(np.asarray(photo)).convert("RGB"))
-    return tensor
-
-
-def _top1(built: BuiltModel) -> dict[str, int]:
-    images = torch.stack([_prepare(_photo(name), built.preprocess) for name, _ in PHOTOS])
+def _top1(built: BuiltModel, folder: Path) -> dict[str, int]:
+    """The class of each photo by our own path: a file, decoded, transformed and normalised as in evaluation."""
+    transform, images = eval_transform(built.preprocess), []
+    for name, _ in PHOTOS:
+        file = folder / f"{name}.png"
+        Image.fromarray(np.asarray(_photo(name))).save(file)
+        images.append(transform(decode(file)))
+    prepare = DeviceTransform(built.preprocess, torch.device("cpu"), channels_last=True)
     with torch.no_grad():
-        classes = built.module.eval()(images).argmax(1).tolist()
+        classes = built.module.eval()(prepare({"image": torch.stack(images)})["image"]).argmax(1).tolist()
     return dict(zip([name for name, _ in PHOTOS], classes, strict=True))
 
 
-def test_timm_weights_from_a_file(lite0_file: Path) -> None:
+def test_timm_weights_from_a_file(lite0_file: Path, tmp_path: Path) -> None:
     name = "timm/tf_efficientnet_lite0"
     built = build_model(name, 1000)
     report = load_weights(built, name, str(lite0_file))
     assert len(report.loaded) == 296 and report.skipped == ()
-    assert _top1(built) == dict(PHOTOS)
+    assert _top1(built, tmp_path) == dict(PHOTOS)
 
 
 @pytest.fixture
@@ -60,12 +52,12 @@ def cached_mobilenet(torch_home: Path) -> Path:
     return Path(shutil.copy(file, torch_home))
 
 
-def test_torchvision_weights_from_the_cache_need_no_network(cached_mobilenet: Path) -> None:
+def test_torchvision_weights_from_the_cache_need_no_network(cached_mobilenet: Path, tmp_path: Path) -> None:
     name = "torchvision/mobilenet_v2.IMAGENET1K_V1"
     built = build_model(name, 1000)
     report = load_weights(built, name, "pretrained")
     assert report.source == f"pretrained weights of {name}" and len(report.loaded) == 314
-    assert _top1(built) == dict(PHOTOS)
+    assert _top1(built, tmp_path) == dict(PHOTOS)
     assert fetch(name) == f"{name}: 314 tensors, 14 MiB, in {cached_mobilenet.parent}"
 
 
