@@ -36,7 +36,7 @@ class Key:
         return (
             "|".join(self.choices)
             if self.choices
-            else {bool: "BOOL", Path: "PATH"}.get(self.type, self.type.__name__.upper())
+            else {bool: "BOOL", Path: "PATH", str: "TEXT"}.get(self.type, self.type.__name__.upper())
         )
 
 

@@ -1,0 +1,114 @@
+"""The README keeps its word: each of its commands runs, and what it names is there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddp_ft.config import KEYS
+from tests.support.runs import read
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.split("   #")[0].rstrip()
+    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    for line in block.splitlines()
+]
+# Run by other means: the demo and this suite themselves, and what needs a second node or a network.
+ELSEWHERE = {
+    "./launch/demo.sh": "tests/launch/test_demo.py",
+    "./launch/test.sh": "this suite",
+    "pip install .": "tests/docs/test_package.py",
+}
+TINY = "timm/test_resnet"
+
+
+def is_train(command):
+    return "--data ~/pets --model" in command
+
+
+@pytest.fixture(scope="module")
+def pets(shapes, tmp_path_factory):
+    """A trained run for the commands that use one, and the folder from which they start."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "pets").symlink_to(shapes)
+    run(
+        f"python -m ddp_ft.train --data pets --model {TINY} --weights none --image-size 32 --epochs 1 --run-dir runs/pets",
+        folder,
+    )
+    return folder
+
+
+def run(command, folder):
+    """The command with this interpreter, two processes at most, and 127.0.0.1 for a head node."""
+    words = shlex.split(command)
+    starts = {
+        "python": [sys.executable],
+        "torchrun": [sys.executable, "-m", "torch.distributed.run"],
+        "ddp-ft": [sys.executable, "-c", "from ddp_ft.cli import main; main()"],
+    }
+    words = [*starts.get(words[0], [words[0].replace("./launch", str(ROOT / "launch"))]), *words[1:]]
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HOME": str(folder)}
+    environment |= {
+        "DDP_FT_PYTHON": sys.executable,
+        "NPROC_PER_NODE": "2",
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=150)
+
+
+@pytest.mark.parametrize(
+    "command", sorted({command for command in COMMANDS if is_train(command) and "2 node01" not in command})
+)
+def test_training_commands(command, pets, tmp_path):
+    """With a tiny model of random weights in place of a pretrained one, since there is no network."""
+    command = re.sub(r"--model \S+", f"--model {TINY} --weights none --image-size 32 --epochs 1", command)
+    command = command.replace("~/pets", "pets").replace("--nproc_per_node=4", "--nproc_per_node=2 --standalone")
+    done = run(f"{command} --run-dir {tmp_path / 'run'}", pets)
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "run", "summary.json")["status"] == "done"
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "evaluate" in command or "predict" in command])
+def test_commands_on_a_finished_run(command, pets):
+    done = run(command.replace("runs/pets-convnext_tiny.in12k_ft_in1k", "runs/pets").replace("~/pets", "pets"), pets)
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout or "12 rows in predictions.csv" in done.stdout
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("ddp-ft fetch")])
+def test_fetch_needs_a_network_and_says_so(command, pets):
+    done = run(command, pets)
+    assert done.returncode == 0 or (done.returncode == 2 and "Traceback" not in done.stderr), done.stderr
+
+
+def test_every_command_is_run_by_a_test():
+    rest = [c for c in COMMANDS if not is_train(c) and not any(word in c for word in ("evaluate", "predict", "fetch"))]
+    rest = [
+        c for c in rest if c not in ELSEWHERE and not c.startswith(("tensorboard ", "./launch/multi_node.sh 2 node01 "))
+    ]
+    assert rest == []
+
+
+def test_every_option_and_key_it_names_exists():
+    text = README.split("## Train")[1].split("## Use the result")[0]
+    flags = {key.flag for key in KEYS.values()} | {"--run-dir", "--config", "--set", "--dry-run", "--extend", "--help"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - {"--nproc_per_node"} - {"--nproc"} <= flags
+    assert set(
+        re.findall(r"`((?:data|model|train|optim|schedule|loss|augment|eval|checkpoint|log|compute)\.\w+)`", text)
+    ) <= set(KEYS)
+
+
+def test_every_file_it_names_is_there():
+    named = set(re.findall(r"`((?:ddp_ft|launch|docs|tests)/[\w./]+)`", README))
+    assert named
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_it_ends_with_what_is_unproven():
+    assert re.findall(r"^## (.*)$", README, flags=re.MULTILINE)[-1] == "Unproven"
