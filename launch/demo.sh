@@ -24,7 +24,7 @@ echo
 # One GPU serves one process only: there the demo leaves their number to single_node.sh.
 if ! nvidia-smi -L >/dev/null 2>&1; then export NPROC_PER_NODE=${NPROC_PER_NODE:-2}; fi
 launch/single_node.sh --data "$ASSETS/elpv" --model timm/tf_efficientnet_lite0 --weights "$ASSETS/lite0.safetensors" \
-  --image-size 128 --epochs 3 --run-dir "$RUN" "$@"
+  --image-size 112 --epochs 3 --run-dir "$RUN" "$@"
 
 echo
 "$PYTHON_RUN" launch/demo_results.py "$RUN"

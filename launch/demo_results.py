@@ -35,11 +35,14 @@ def make_table(header: Row, rows: list[Row]) -> Table:
 
 
 def read_csv(file: Path, count: int) -> tuple[Row, list[Row]]:
-    """The header of a table of predictions and its first `count` rows; numbers are shortened, paths cut to the name."""
+    """The header of a table of predictions and its first `count` rows, fit for reading.
+
+    Numbers are shortened and paths cut to the name; empty columns and those of single classes (prob_*) are left out.
+    """
     with file.open(encoding="utf-8", newline="") as lines:
-        reader = csv.reader(lines)
-        header = tuple(next(reader))
-        return header, [tuple(_shorten(cell) for cell in row) for row in islice(reader, count)]
+        header, *rows = islice(csv.reader(lines), count + 1)
+    shown = [n for n, name in enumerate(header) if not name.startswith("prob_") and any(row[n] for row in rows)]
+    return tuple(header[n] for n in shown), [tuple(_shorten(row[n]) for n in shown) for row in rows]
 
 
 def _shorten(cell: str) -> str:

@@ -105,7 +105,7 @@ class LossConfig:
 class AugmentConfig:
     """How training pictures are varied."""
 
-    crop_min: float = key(0.35, "Smallest area of the random crop, as a share of the picture.", above=0, high=1)
+    crop_min: float = key(0.6, "Smallest area of the random crop, as a share of the picture.", above=0, high=1)
     flip: float = key(0.5, "Probability of a horizontal flip.", low=0, high=1)
 
 

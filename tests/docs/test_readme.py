@@ -36,10 +36,8 @@ def pets(shapes, tmp_path_factory):
     """A trained run for the commands that use one, and the folder from which they start."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "pets").symlink_to(shapes)
-    run(
-        f"python -m ddp_ft.train --data pets --model {TINY} --weights none --image-size 32 --epochs 1 --run-dir runs/pets",
-        folder,
-    )
+    options = f"--model {TINY} --weights none --image-size 32 --epochs 1 --run-dir runs/pets"
+    assert run(f"python -m ddp_ft.train --data pets {options}", folder).returncode == 0
     return folder
 
 

@@ -118,9 +118,10 @@ def test_the_table_of_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_the_table_of_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [f"/long/way/cell{number}.png,mono_intact,0.91234,0.08766" for number in range(20)]
+    rows = [f"/long/way/cell{number}.png,mono_intact,0.91234,0.91234,0.08766," for number in range(20)]
     file = tmp_path / "predictions.csv"
-    file.write_text("\n".join(["path,class,mono_intact,mono_defect", *rows]))
+    file.write_text("\n".join(["file,class,probability,prob_mono_intact,prob_mono_defect,error", *rows]))
     results.main([str(tmp_path), "--predictions", str(file)], standalone_mode=False)
     printed = capsys.readouterr().out
     assert "cell7.png" in printed and "cell8.png" not in printed and "0.912" in printed and "long" not in printed
+    assert "probability" in printed and "prob_mono" not in printed and "error" not in printed
