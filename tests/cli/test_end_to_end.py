@@ -2,13 +2,14 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.support.runs import arguments, column, read, train_here
+from tests.support.runs import arguments, call_on, column, read, train_here
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +56,39 @@ def test_tensorboard_has_the_curves_of_metrics_jsonl(digits_run):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_evaluate_gives_the_numbers_of_the_summary(digits_run, digits, world_size, torchrun):
-    done = torchrun(world_size, [digits_run, "--data", digits], module="ddp_ft.evaluate")
-    assert done.returncode == 0, done.stderr
+def test_evaluate_gives_the_numbers_of_the_summary(digits_run, digits, world_size):
+    found = json.loads(call_on(world_size, "ddp_ft.evaluate", digits_run, "--data", digits))
+    assert found == {"split": "val", "samples": 297, **read(digits_run, "summary.json")["val"]}
+
+
+def test_evaluate_gives_them_with_more_threads_too(digits_run, digits):
+    command = [sys.executable, "-m", "ddp_ft.evaluate", digits_run, "--data", digits]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "2"}
+    )
     assert json.loads(done.stdout) == {"split": "val", "samples": 297, **read(digits_run, "summary.json")["val"]}
 
 
-@pytest.mark.parametrize("world_size", [1, 3])
-def test_predict_gives_one_row_for_each_input_in_order(digits_run, digits, tmp_path, world_size, torchrun):
+def test_predict_under_torchrun(digits_run, digits, tmp_path, torchrun):
+    done = torchrun(2, [digits_run, digits / "val/7", "--output", tmp_path / "p.csv"], module="ddp_ft.predict")
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 1 + len(list((digits / "val/7").iterdir()))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_predict_gives_one_row_for_each_input_in_order(digits_run, digits, tmp_path, world_size):
     bad = tmp_path / "bad.png"
     bad.write_text("no picture")
-    inputs = [digits / "val/7", bad, digits / "val/3"]
-    done = torchrun(world_size, [digits_run, *inputs, "--output", tmp_path / "p.csv"], module="ddp_ft.predict")
-    assert done.returncode == 0, done.stderr
+    call_on(
+        world_size,
+        "ddp_ft.predict",
+        digits_run,
+        digits / "val/7",
+        bad,
+        digits / "val/3",
+        "--output",
+        tmp_path / "p.csv",
+    )
     with (tmp_path / "p.csv").open(newline="") as stream:
         found = list(csv.DictReader(stream))
     expected = [*sorted((digits / "val/7").iterdir()), bad, *sorted((digits / "val/3").iterdir())]

@@ -172,11 +172,31 @@ def test_a_run_folder_that_is_not_shared(shapes, tmp_path, torchrun):
     assert done.stderr.count("Error: ") == 1 + done.stderr.count("ChildFailedError: ")
 
 
-def test_evaluate_and_predict_say_what_is_wrong(shapes, tmp_path):
-    done = run_module("ddp_ft.evaluate", tmp_path, "--data", shapes)
-    assert done.returncode == 2 and "best/model.json" in done.stderr
-    done = run_module("ddp_ft.predict", tmp_path, shapes, "--output", tmp_path / "p.csv")
-    assert done.returncode == 2 and "best/model.json" in done.stderr
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
+def test_evaluate_and_predict_say_what_is_wrong(shapes, tmp_path, name):
+    import importlib
+
+    command = getattr(importlib.import_module(f"ddp_ft.{name}"), name)
+    more = ["--data", shapes] if name == "evaluate" else [shapes, "--output", tmp_path / "p.csv"]
+    with pytest.raises(UserError, match=r"has no best/model.json"):
+        command.main([str(argument) for argument in (tmp_path, *more)], standalone_mode=False)
+
+
+def test_predict_wants_a_folder_for_its_output(shapes, tmp_path):
+    from ddp_ft.predict import predict
+
+    train_here(shapes, tmp_path / "r")
+    with pytest.raises(UserError, match="there is no folder"):
+        predict.main([str(tmp_path / "r"), str(shapes), "--output", str(tmp_path / "no/p.csv")], standalone_mode=False)
+
+
+def test_evaluate_on_classes_that_the_model_does_not_know(own_shapes, tmp_path):
+    from ddp_ft.evaluate import evaluate
+
+    train_here(own_shapes, tmp_path / "r")
+    (own_shapes / "val/disc").rename(own_shapes / "val/blob")
+    with pytest.raises(UserError, match="blob"):
+        evaluate.main([str(tmp_path / "r"), "--data", str(own_shapes)], standalone_mode=False)
 
 
 def test_elastic_error_file_holds_the_message(tmp_path):

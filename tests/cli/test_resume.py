@@ -1,4 +1,4 @@
-"""The same command goes on where the run was; the grades of DESIGN's table, a test for each row."""
+"""The same command goes on where the run was; and the README's table of grades, a test for each row."""
 
 import signal
 import subprocess
@@ -8,7 +8,7 @@ import time
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.support.runs import arguments, column, read, train_here
+from tests.support.runs import arguments, column, read, train_here, train_on
 
 CADENCE = ["--set", "checkpoint.every_steps=3", "--set", "checkpoint.keep=99"]
 
@@ -28,20 +28,20 @@ def wait_for(path, process, seconds=60):
 
 @pytest.mark.parametrize("net", ["plain", "with_batch_norm"])
 def test_grade_a_killed_and_continued_in_one_process(shapes, tmp_path, net):
-    train_here(shapes, tmp_path / "whole", *CADENCE, net=net, epochs=40)
-    process = start(arguments(shapes, tmp_path / "cut", *CADENCE, net=net, epochs=40))
+    train_here(shapes, tmp_path / "whole", *CADENCE, net=net, epochs=16)
+    process = start(arguments(shapes, tmp_path / "cut", *CADENCE, net=net, epochs=16))
     wait_for(tmp_path / "cut/checkpoints/step_00000021", process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (tmp_path / "cut/summary.json").exists()
-    assert train_here(shapes, tmp_path / "cut", *CADENCE, net=net, epochs=40) == 0
+    assert train_here(shapes, tmp_path / "cut", *CADENCE, net=net, epochs=16) == 0
     assert column(tmp_path / "cut", "loss") == column(tmp_path / "whole", "loss")
-    assert column(tmp_path / "cut", "step") == list(range(1, 161))
+    assert column(tmp_path / "cut", "step") == list(range(1, 65))
     for file in ("best/model.safetensors", "best/model.json", "checkpoints/last/model.safetensors"):
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     assert read(tmp_path / "cut", "summary.json")["restarts"] == 1
     points = EventAccumulator(str(tmp_path / "cut/tensorboard")).Reload().Scalars("loss/train")
-    assert [point.step for point in points] == list(range(1, 161))
+    assert [point.step for point in points] == list(range(1, 65))
 
 
 def test_a_stop_request_saves_and_exits_with_75(shapes, tmp_path):
@@ -65,7 +65,7 @@ def test_under_torchrun_a_stop_request_reaches_all_ranks(shapes, tmp_path):
         "-m",
         "ddp_ft.train",
     ]
-    args = arguments(shapes, tmp_path / "r", epochs=4000)
+    args = arguments(shapes, tmp_path / "r", epochs=1600)
     process = subprocess.Popen([*command, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for(tmp_path / "r/checkpoints/last", process)
     process.send_signal(signal.SIGTERM)
@@ -74,48 +74,37 @@ def test_under_torchrun_a_stop_request_reaches_all_ranks(shapes, tmp_path):
     assert "Internal error" not in output
 
 
-def test_grade_b_same_curve_on_any_number_of_processes(shapes, tmp_path, torchrun):
+def test_grade_b_same_curve_on_any_number_of_processes(shapes, tmp_path):
     train_here(shapes, tmp_path / "w1", epochs=3)
     for world_size, more in ((2, []), (3, []), (2, ["--micro-batch", "3"])):
         run = tmp_path / f"w{world_size}{len(more)}"
-        done = torchrun(world_size, arguments(shapes, run, *more, epochs=3))
-        assert done.returncode == 0, done.stderr
+        train_on(world_size, shapes, run, *more, epochs=3)
         assert column(run, "loss") == pytest.approx(column(tmp_path / "w1", "loss"), rel=1e-4)
         assert column(run, "loss", "val") == pytest.approx(column(tmp_path / "w1", "loss", "val"), rel=1e-4)
 
 
-def test_grade_b_another_number_of_processes_goes_on_with_the_same_curve(shapes, tmp_path, torchrun):
-    train_here(shapes, tmp_path / "whole", epochs=3)
-    for world_size, epochs in ((2, 1), (1, 2), (3, 3)):
-        args = arguments(
-            shapes,
-            tmp_path / "moved",
-            "--schedule",
-            "constant",
-            "--set",
-            "schedule.warmup=0",
-            "--extend",
-            epochs=epochs,
-        )
-        done = torchrun(world_size, args)
-        assert done.returncode == 0, done.stderr
+def test_grade_b_another_number_of_processes_goes_on_with_the_same_curve(shapes, tmp_path):
     constant = ["--schedule", "constant", "--set", "schedule.warmup=0"]
     train_here(shapes, tmp_path / "straight", *constant, epochs=3)
+    for world_size, epochs in ((2, 1), (1, 2), (3, 3)):
+        output = train_on(world_size, shapes, tmp_path / "moved", *constant, "--extend", epochs=epochs)
     assert column(tmp_path / "moved", "loss") == pytest.approx(column(tmp_path / "straight", "loss"), rel=1e-4)
-    assert "from here on (world_size: 1 -> 3" in done.stdout
+    assert "from here on (world_size: 1 -> 3" in output
 
 
-def test_grade_c_same_schedule_and_step_sizes_with_batch_norm(shapes, tmp_path, torchrun):
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_grade_c_same_schedule_and_step_sizes_with_batch_norm(shapes, tmp_path, world_size):
     train_here(shapes, tmp_path / "w1", net="with_batch_norm", epochs=2)
-    done = torchrun(2, arguments(shapes, tmp_path / "w2", net="with_batch_norm", epochs=2))
-    assert done.returncode == 0 and "c on another number of processes" in done.stdout
+    output = train_on(world_size, shapes, tmp_path / "w2", net="with_batch_norm", epochs=2)
+    assert "c on another number of processes" in output
     for name in ("step", "epoch", "lr/head"):
         assert column(tmp_path / "w1", name) == column(tmp_path / "w2", name)
 
 
-def test_grade_a_repeats_to_the_bit_under_torchrun(shapes, tmp_path, torchrun):
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_grade_a_repeats_to_the_bit(shapes, tmp_path, world_size):
     for run in ("a", "b"):
-        assert torchrun(2, arguments(shapes, tmp_path / run, net="with_batch_norm", epochs=2)).returncode == 0
+        train_on(world_size, shapes, tmp_path / run, net="with_batch_norm", epochs=2)
     assert column(tmp_path / "a", "loss") == column(tmp_path / "b", "loss")
     files = [tmp_path / run / "best/model.safetensors" for run in "ab"]
     assert files[0].read_bytes() == files[1].read_bytes()

@@ -36,8 +36,11 @@ def run_ranks(
     device: str = "cpu",
     timeout: float = 60.0,
     timeout_minutes: float = 1,
+    connected: bool = True,
 ) -> list[T]:
     """`function(world, *args)` in `world_size` processes; the results in the order of ranks.
+
+    If not `connected`, `function(*args)` in as many processes with the launcher's variables, to connect by itself.
 
     The function must be importable (no lambda, nothing nested). What the first failing rank raised is raised here,
     its traceback as the cause, and the other ranks are ended. `device` is as for `--device`; `timeout` in seconds.
@@ -50,7 +53,7 @@ def run_ranks(
     pipes, processes = [], []
     for environment in environments:
         receiver, sender = _context.Pipe(duplex=False)
-        arguments = (sender, environment, list(warnings.filters), function, args, device, timeout_minutes)
+        arguments = (sender, environment, list(warnings.filters), function, args, device, timeout_minutes, connected)
         process = _context.Process(target=_run_rank, args=arguments, daemon=False)
         process.start()
         sender.close()
@@ -76,7 +79,7 @@ def _rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
 
 def _run_rank(
     sender: Connection, environment: dict[str, str], filters: Sequence[Any], function: Callable[..., Any],
-    args: tuple[Any, ...], device: str, timeout_minutes: float,
+    args: tuple[Any, ...], device: str, timeout_minutes: float, connected: bool,
 ) -> None:  # fmt: skip
     os.environ.clear()
     os.environ.update(environment)
@@ -88,6 +91,9 @@ def _run_rank(
     from ddp_ft.environment import read_launch
 
     torch.set_num_threads(1)
+    if not connected:
+        _send(sender, lambda: function(*args))
+        return
     try:
         launch = read_launch()
         with connect(launch, pick_device(device, launch), timeout_minutes) as world:
