@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ddp_ft.allocator import keep_freed_memory
 from ddp_ft.checkpoint import Checkpoints, load_checkpoint, restore_weights
 from ddp_ft.config import RunConfig
 from ddp_ft.contracts import BuiltModel, LoadReport, Task
@@ -69,6 +70,8 @@ def compose(
     config: RunConfig, request: Request, world: World, launch: Launch, console: Console
 ) -> tuple[Job, LoadReport]:
     """All parts of a run, at its first step; nothing is written yet."""
+    if world.device.type == "cpu":
+        keep_freed_memory()
     check_optimizer(config.optim.name)
     folder = RunFolder(request.run_dir)
     splits = world.from_main(lambda: _open_data(folder, config))
