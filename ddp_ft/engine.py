@@ -137,45 +137,46 @@ def averaged_statistics(module: nn.Module, world: World) -> Iterator[None]:
             tensor.copy_(value)
 
 
-@torch.no_grad()
-def run_model(
-    module: nn.Module,
-    task: Task,
-    batch: Batch,
-    prepare: Callable[[Batch], Batch],
-    device: torch.device,
-    precision: str,
-) -> Tensor:
-    """Outputs of the model for one batch, in evaluation mode: float32 on the CPU, B x outputs."""
-    module.eval()
-    with autocast(device, precision):
-        outputs: Tensor = module(task.inputs(prepare(batch)))
-    return outputs.float().cpu()
+@dataclass(frozen=True)
+class Scorer:
+    """A model and all that an evaluation pass needs.
 
-
-def collect_outputs(
-    module: nn.Module,
-    task: Task,
-    batches: Iterable[Batch],
-    total: int,
-    prepare: Callable[[Batch], Batch],
-    world: World,
-    precision: str,
-) -> tuple[Tensor, Batch] | None:
-    """On rank 0: outputs and records of all `total` samples in the set's order, each exactly once. Else None.
-
-    Records are the batch's tensors without the pictures. `module` is the bare one: DDP's forward pass would
-    wait for ranks that have no batch.
+    `module` is the bare one: DDP's forward pass would wait for ranks that have no batch.
     """
-    parts: list[Batch] = []
-    for batch in batches:
-        outputs = run_model(module, task, batch, prepare, world.device, precision)
-        parts.append({"outputs": outputs, **{name: t for name, t in batch.items() if name != "image"}})
-    gathered = world.gather(parts)
-    if gathered is None:
-        return None
-    merged = _in_order([part for rank_parts in gathered for part in rank_parts], total)
-    return merged.pop("outputs"), merged
+
+    module: nn.Module
+    task: Task
+    prepare: Callable[[Batch], Batch]
+    world: World
+    precision: str
+
+    @torch.no_grad()
+    def outputs(self, batch: Batch) -> Tensor:
+        """Outputs for one batch, in evaluation mode: float32 on the CPU, B x outputs."""
+        self.module.eval()
+        with autocast(self.world.device, self.precision):
+            outputs: Tensor = self.module(self.task.inputs(self.prepare(batch)))
+        return outputs.float().cpu()
+
+    def collect(self, batches: Iterable[Batch], total: int) -> tuple[Tensor, Batch] | None:
+        """On rank 0: outputs and records of all `total` samples in the set's order, each exactly once. Else None.
+
+        Records are the batch's tensors without the pictures.
+        """
+        parts = [
+            {"outputs": self.outputs(batch), **{name: t for name, t in batch.items() if name != "image"}}
+            for batch in batches
+        ]
+        gathered = self.world.gather(parts)
+        if gathered is None:
+            return None
+        merged = _in_order([part for rank_parts in gathered for part in rank_parts], total)
+        return merged.pop("outputs"), merged
+
+    def evaluate(self, batches: Iterable[Batch], total: int) -> dict[str, float]:
+        """Metrics over the whole set, computed once on rank 0 from all outputs; the same on every rank."""
+        collected = self.collect(batches, total)
+        return self.world.from_main(lambda: self.task.metrics(*collected))  # type: ignore[misc]
 
 
 def _in_order(parts: list[Batch], total: int) -> Batch:
@@ -184,17 +185,3 @@ def _in_order(parts: list[Batch], total: int) -> Batch:
     merged = {name: tensor[order] for name, tensor in merged.items()}
     assert torch.equal(merged["index"], torch.arange(total)), "evaluation must see every sample exactly once"
     return merged
-
-
-def evaluate(
-    module: nn.Module,
-    task: Task,
-    batches: Iterable[Batch],
-    total: int,
-    prepare: Callable[[Batch], Batch],
-    world: World,
-    precision: str,
-) -> dict[str, float]:
-    """Metrics over the whole set, computed once on rank 0 from all outputs; the same on every rank."""
-    collected = collect_outputs(module, task, batches, total, prepare, world, precision)
-    return world.from_main(lambda: task.metrics(*collected))  # type: ignore[misc]

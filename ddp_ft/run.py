@@ -1,10 +1,8 @@
 """From a composed job to a finished run, and the one loop."""
 
-import json
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +14,7 @@ from ddp_ft.config import RECIPE, RunConfig, to_flat
 from ddp_ft.contracts import Batch, LoadReport, Source
 from ddp_ft.data import EvalLoader, TrainLoader, derive_seed, eval_transform, train_transform
 from ddp_ft.distributed import connect, pick_device
-from ddp_ft.engine import averaged_statistics, evaluate
+from ddp_ft.engine import Scorer, averaged_statistics
 from ddp_ft.environment import Launch
 from ddp_ft.inference import EVAL_CHUNK, describe_model
 from ddp_ft.interrupt import StopRequest
@@ -182,7 +180,8 @@ def _measure(job: Job, source: Source) -> dict[str, float]:
         job.world.rank,
         job.plan.workers,
     )
-    return evaluate(job.built.module, job.task, loader, len(source), job.prepare, job.world, job.plan.precision)
+    scorer = Scorer(job.built.module, job.task, job.prepare, job.world, job.plan.precision)
+    return scorer.evaluate(loader, len(source))
 
 
 def _is_better(job: Job, metrics: dict[str, float]) -> bool:
@@ -236,9 +235,3 @@ def _say_farewell(job: Job, console: Console, status: str) -> None:
         return
     metrics = {name: f"{value:.4f}" for name, value in job.progress.best.metrics.items()}
     console.table(f"Best model, after epoch {job.progress.best.epoch:g}: {job.folder.best}", metrics)
-
-
-def summary_of(run_dir: Path) -> dict[str, Any]:
-    """summary.json of a run."""
-    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    return summary

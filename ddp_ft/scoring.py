@@ -5,10 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ddp_ft.config import DataConfig, make_config
-from ddp_ft.contracts import Batch, Source
+from ddp_ft.contracts import Source
 from ddp_ft.data import (
     DeviceTransform,
     EvalLoader,
@@ -20,7 +18,7 @@ from ddp_ft.data import (
     open_splits,
 )
 from ddp_ft.distributed import World, connect, pick_device
-from ddp_ft.engine import evaluate, run_model
+from ddp_ft.engine import Scorer
 from ddp_ft.environment import Launch
 from ddp_ft.errors import UserError
 from ddp_ft.inference import EVAL_CHUNK, Trained, load_trained
@@ -36,10 +34,13 @@ def score_model(model: Path, data: Path, split: str | None, device_name: str, la
     with connect(launch, device, TIMEOUT_MINUTES) as world:
         trained = load_trained(model, device)
         name, source = world.from_main(lambda: _open_source(model, data, split, trained.classes))
-        prepare = DeviceTransform(trained.preprocess, device, trained.channels_last)
         loader = _loader(source, trained, world, launch)
-        metrics = evaluate(trained.module, trained.task, loader, len(source), prepare, world, trained.precision)
-        return {"split": name, "samples": len(source), **metrics}
+        return {"split": name, "samples": len(source), **_scorer(trained, world).evaluate(loader, len(source))}
+
+
+def _scorer(trained: Trained, world: World) -> Scorer:
+    prepare = DeviceTransform(trained.preprocess, world.device, trained.channels_last)
+    return Scorer(trained.module, trained.task, prepare, world, trained.precision)
 
 
 def _loader(source: Source, trained: Trained, world: World, launch: Launch) -> EvalLoader:
@@ -98,18 +99,12 @@ Outcome = list[float] | str  # probabilities, or why there are none
 
 
 def _predict_share(paths: list[Path], trained: Trained, world: World, launch: Launch) -> Iterator[tuple[int, Outcome]]:
-    prepare = DeviceTransform(trained.preprocess, world.device, trained.channels_last)
+    scorer = _scorer(trained, world)
     for portion in _loader(FileSource(paths), trained, world, launch).portions():
         yield from portion.damaged.items()
         if portion.batch is not None:
-            yield from _predict_batch(portion.batch, trained, prepare, world.device)
-
-
-def _predict_batch(
-    batch: Batch, trained: Trained, prepare: DeviceTransform, device: torch.device
-) -> Iterator[tuple[int, Outcome]]:
-    outputs = run_model(trained.module, trained.task, batch, prepare, device, trained.precision)
-    return zip(batch["index"].tolist(), trained.task.probabilities(outputs).tolist(), strict=True)
+            shares = trained.task.probabilities(scorer.outputs(portion.batch))
+            yield from zip(portion.batch["index"].tolist(), shares.tolist(), strict=True)
 
 
 def _write_csv(

@@ -5,7 +5,7 @@ import torch
 
 from ddp_ft.contracts import Preprocess
 from ddp_ft.data import DeviceTransform, EvalLoader
-from ddp_ft.engine import evaluate
+from ddp_ft.engine import Scorer
 from ddp_ft.tasks.single_label import SingleLabel
 from tests.support import nets
 from tests.support.ranks import run_ranks
@@ -39,7 +39,7 @@ def measure(world, count):
     task, seen = SingleLabel(tuple("abcdefg")), []
     real_metrics = task.metrics
     task.metrics = lambda outputs, records: seen.append((outputs, records)) or real_metrics(outputs, records)
-    metrics = evaluate(nets.plain(7).eval(), task, loader, count, prepare, world, "fp32")
+    metrics = Scorer(nets.plain(7), task, prepare, world, "fp32").evaluate(loader, count)
     return metrics, [(len(outputs), records["index"].tolist()) for outputs, records in seen]
 
 
