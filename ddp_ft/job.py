@@ -184,7 +184,8 @@ def restore(job: Job) -> None:
     restore_weights(job.built.module, weights)
     own = state["statistics"]
     if len(own) == job.world.size:  # with another number of ranks all take the mean, which `weights` holds
-        job.built.module.load_state_dict(own[job.world.rank], strict=False)
+        for name, tensor in batch_statistics(job.built.module).items():
+            tensor.copy_(own[job.world.rank][name])
     job.learner.optimizer.load_state_dict(state["optimizer"])
     job.learner.scaler.load_state_dict(state["scaler"])
     job.window.sums.copy_(state["window"])
