@@ -1,13 +1,23 @@
 """The configuration of a run: `schema` says what there is, `values` reads and writes it. Free of torch."""
 
 from ddp_ft.config.keys import LENGTH, MACHINE, RECIPE, Key
-from ddp_ft.config.schema import KEYS, AugmentConfig, DataConfig, OptimConfig, RunConfig
+from ddp_ft.config.schema import (
+    KEYS,
+    AugmentConfig,
+    DataConfig,
+    HeadConfig,
+    LossConfig,
+    OptimConfig,
+    RunConfig,
+    ScheduleConfig,
+)
 from ddp_ft.config.values import (
     find_key,
     make_config,
     parse_assignment,
     parse_value,
     read_config_file,
+    read_recipe,
     to_flat,
     to_yaml,
 )
@@ -19,14 +29,18 @@ __all__ = [
     "RECIPE",
     "AugmentConfig",
     "DataConfig",
+    "HeadConfig",
     "Key",
+    "LossConfig",
     "OptimConfig",
     "RunConfig",
+    "ScheduleConfig",
     "find_key",
     "make_config",
     "parse_assignment",
     "parse_value",
     "read_config_file",
+    "read_recipe",
     "to_flat",
     "to_yaml",
 ]

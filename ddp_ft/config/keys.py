@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 RECIPE, MACHINE, LENGTH = "recipe", "machine", "length"
+_METAVARS = {bool: "BOOL", Path: "PATH", str: "TEXT", tuple: "NUMBERS", dict: "MAPPING"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class Key:
         return (
             "|".join(self.choices)
             if self.choices
-            else {bool: "BOOL", Path: "PATH", str: "TEXT"}.get(self.type, self.type.__name__.upper())
+            else {bool: "BOOL", Path: "PATH", str: "TEXT", tuple: "NUMBERS", dict: "MAPPING"}.get(
+                self.type, self.type.__name__.upper()
+            )
         )
 
 

@@ -14,6 +14,9 @@ from typing import Any
 from ddp_ft.config.keys import LENGTH, MACHINE, RECIPE, Key, key
 from ddp_ft.schedule import SCHEDULES
 
+RECIPES = ("linear_probe", "full", "lp_ft", "gradual", "heavy")
+TASKS = ("single-label", "multi-label", "regression")
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -21,9 +24,22 @@ class DataConfig:
 
     path: Path | None = key(
         None,
-        "Folder with train/, val/ and perhaps test/, or with one folder a class.",
+        "Folder with train/, val/ and perhaps test/, or with one folder a class; or a CSV or Parquet table.",
         kind=MACHINE,
         flag="--data",
+    )
+    image: str = key("image", "Table: column of the pictures' paths, relative to the table.")
+    target: str = key("label", "Table: column of the labels or numbers; several separated by commas.")
+    group: str | None = key(None, "Table: column of groups, such as patients, that no split may divide.")
+    weight: str | None = key(None, "Table: column of sample weights.")
+    split: str | None = key(None, "Table: column that says train, val or test; auto: 'split' if there is one.")
+    separator: str = key(";", "Table: what stands between the labels of a picture that has several.")
+    fold: str | None = key(None, "k/n: validate on part k (1..n) of n instead of on --val-split.")
+    sampling: str = key(
+        "natural",
+        "Order of an epoch: each picture once, or drawn so that classes are equally frequent, or by weight.",
+        flag="--sampling",
+        choices=("natural", "balanced", "weighted"),
     )
     val_split: float = key(
         0.15,
@@ -56,6 +72,52 @@ class ModelConfig:
         low=8,
         high=4096,
     )
+    batch_norm: str = key(
+        "train",
+        "Statistics of batch norm: each process's own, kept as loaded, or those of the whole batch (CUDA).",
+        choices=("train", "frozen", "sync"),
+    )
+    drop_path: float | None = key(None, "Stochastic depth; auto: the model's own.", low=0, high=0.99)
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What stands on top of the pretrained model."""
+
+    name: str = key("linear", "linear, mlp:WIDTH,WIDTH... or FILE.py:CLASS.", flag="--head")
+    dropout: float | None = key(None, "Dropout before the head; auto: the model's own.", low=0, high=0.99)
+    activation: str = key("gelu", "Between the layers of an mlp.", choices=("gelu", "relu", "silu", "tanh"))
+    norm: str = key("none", "Behind each hidden layer of an mlp.", choices=("none", "batch", "layer"))
+    bias: str = key(
+        "zero", "How the last bias begins: 0, or the logarithm of the classes' shares.", choices=("zero", "prior")
+    )
+
+
+@dataclass(frozen=True)
+class FreezeConfig:
+    """What of the model does not learn."""
+
+    parts: str = key(
+        "none",
+        "none, backbone, stages:K (-K: all but the last K), norm, type:Conv2d, regex:PATTERN; several joined by +.",
+        flag="--freeze",
+    )
+    schedule: dict[str, Any] | None = key(
+        None, "Gradual unfreezing: {epoch: what is frozen from then on}, such as {0: backbone, 2: none}."
+    )
+    cache_features: bool = key(
+        False, "Train the head on features computed once, without augmentation; needs freeze.parts = backbone."
+    )
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """A first phase that trains the head alone, on features computed once."""
+
+    epochs: int = key(0, "Passes of the head over the features before the epochs; 0: none.", low=0)
+    lr: float = key(3e-3, "Peak rate of the probe (AdamW, cosine).", above=0)
+    weight_decay: float = key(0.0, "Weight decay of the probe.", low=0)
+    batch_size: int = key(64, "Features per optimizer step of the probe.", low=1)
 
 
 @dataclass(frozen=True)
@@ -71,7 +133,23 @@ class TrainConfig:
         flag="--micro-batch",
         low=1,
     )
-    clip_norm: float = key(1.0, "Largest norm of the gradient; 0: no clipping.", low=0)
+    max_steps: int | None = key(
+        None,
+        "Most optimizer steps; the schedule spans what is left of the epochs.",
+        kind=LENGTH,
+        flag="--max-steps",
+        low=1,
+    )
+    max_minutes: float | None = key(
+        None,
+        "Most minutes of training, turned into steps once, by measuring.",
+        kind=LENGTH,
+        flag="--max-minutes",
+        above=0,
+    )
+    clip_norm: float = key(1.0, "Largest norm of the gradient; 0: no clipping.", flag="--clip-norm", low=0)
+    clip_value: float = key(0.0, "Largest value in the gradient; 0: no clipping.", low=0)
+    clip_agc: float = key(0.0, "Largest gradient of a unit, as a share of its weights' norm (AGC); 0: none.", low=0)
 
 
 @dataclass(frozen=True)
@@ -79,10 +157,26 @@ class OptimConfig:
     """The optimizer and its rates."""
 
     name: str = key("adamw", "Any optimizer that timm knows.", flag="--optimizer")
-    lr: float = key(1e-3, "Peak learning rate.", flag="--lr", above=0)
-    weight_decay: float = key(0.05, "Weight decay; never on norms and biases.", low=0)
+    lr: float | None = key(
+        None, "Peak learning rate; auto: 1e-3 for models with batch norm, 1e-4 for others.", flag="--lr", above=0
+    )
+    weight_decay: float = key(0.05, "Weight decay; never on norms and biases.", flag="--weight-decay", low=0)
     head_lr_scale: float = key(10.0, "The new head learns at this multiple of the rate.", above=0)
+    layer_decay: float = key(
+        1.0,
+        "Each block learns at this multiple of the rate of the one behind it; 1: all alike.",
+        flag="--layer-decay",
+        above=0,
+        high=1,
+    )
     momentum: float = key(0.9, "Momentum, for the optimizers that have one.", low=0, high=1)
+    betas: tuple[float, ...] | None = key(None, "Betas, for the optimizers that have them.", low=0, high=1)
+    options: dict[str, Any] | None = key(None, "Further arguments of the optimizer, by its own names.")
+    overrides: dict[str, Any] | None = key(
+        None, "{regex of parameter names: {lr_scale: ..., weight_decay: ...}}; the first match wins."
+    )
+    l1: float = key(0.0, "Pull of every weight towards 0 (L1).", low=0)
+    l2_sp: float = key(0.0, "Pull of every pretrained weight towards where it began (L2-SP).", low=0)
 
 
 @dataclass(frozen=True)
@@ -90,23 +184,58 @@ class ScheduleConfig:
     """How the learning rate changes from step to step."""
 
     name: str = key("cosine", "Shape of the learning rate after the warm-up.", flag="--schedule", choices=SCHEDULES)
-    warmup: float = key(0.1, "Share of all steps in which the rate rises to its peak.", low=0, high=1)
+    warmup: float = key(0.1, "Share of all steps in which the rate rises to its peak.", flag="--warmup", low=0, high=1)
     final_factor: float = key(0.0, "The last rate, as a multiple of the peak.", low=0, high=1)
+    every_epochs: float = key(1.0, "step: epochs between two falls of the rate.", above=0)
+    milestones: tuple[float, ...] | None = key(None, "multistep: epochs at which the rate falls.", low=0)
+    gamma: float = key(0.1, "step, multistep, plateau: what the rate is multiplied by.", above=0, high=1)
+    power: float = key(2.0, "polynomial: its exponent.", above=0)
+    patience: int = key(1, "plateau: evaluations without a better one before the rate falls.", low=0)
 
 
 @dataclass(frozen=True)
 class LossConfig:
     """What training minimises."""
 
-    label_smoothing: float = key(0.1, "Share of the target spread over the other classes.", low=0, high=0.99)
+    name: str = key(
+        "auto",
+        "auto (by task), cross_entropy, focal, bce, soft_f1, mse, l1, huber, or FILE.py:CLASS.",
+        flag="--loss",
+    )
+    label_smoothing: float = key(0.1, "Share of the target spread over all classes.", low=0, high=0.99)
+    class_weights: str | None = key(
+        None,
+        "balanced, effective, numbers separated by commas, or a JSON or YAML file; none: all count the same.",
+        flag="--class-weights",
+    )
+    effective_beta: float = key(0.999, "Beta of class_weights = effective (arXiv 1901.05555).", low=0, high=0.999999)
+    positive_weights: str | None = key(
+        None, "multi-label: what a present label counts; balanced, or numbers separated by commas; none: 1."
+    )
+    focal_gamma: float = key(2.0, "Exponent of the focal loss (arXiv 1708.02002).", low=0)
+    huber_delta: float = key(1.0, "Where the Huber loss turns straight, in deviations of the target.", above=0)
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
     """How training pictures are varied."""
 
+    preset: str = key(
+        "light",
+        "Sets the keys of this section that are not given: none, light, medium or heavy.",
+        flag="--augment",
+        choices=("none", "light", "medium", "heavy"),
+    )
     crop_min: float = key(0.6, "Smallest area of the random crop, as a share of the picture.", above=0, high=1)
     flip: float = key(0.5, "Probability of a horizontal flip.", low=0, high=1)
+    policy: str = key(
+        "none", "Random distortions of shape and colour.", choices=("none", "randaugment", "trivialaugment")
+    )
+    magnitude: int = key(9, "Strength of randaugment.", low=0, high=30)
+    color_jitter: float = key(0.0, "Largest change of brightness, contrast and saturation.", low=0, high=1)
+    erasing: float = key(0.0, "Probability of a random erased rectangle.", low=0, high=1)
+    mixup: float = key(0.0, "Alpha of mixup (arXiv 1710.09412); 0: none.", flag="--mixup", low=0)
+    cutmix: float = key(0.0, "Alpha of cutmix (arXiv 1905.04899); 0: none.", flag="--cutmix", low=0)
 
 
 @dataclass(frozen=True)
@@ -114,7 +243,23 @@ class EvalConfig:
     """When to evaluate, and what decides which model is best."""
 
     every_epochs: int = key(1, "Epochs between evaluations.", kind=RECIPE, low=1)
-    metric: str = key("accuracy", "The metric that decides which model is best.")
+    metric: str | None = key(
+        None,
+        "The metric that decides which model is best; auto: accuracy, mAP or RMSE, by task.",
+        flag="--metric",
+    )
+    extra: str | None = key(None, "A torchmetrics class of your own to compute as well: FILE.py:CLASS.")
+    patience: int = key(0, "Stop after this many evaluations without a better one; 0: never.", flag="--patience", low=0)
+    min_gain: float = key(0.0, "What a better evaluation must gain to count for patience.", low=0)
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """A moving average of the weights, evaluated beside them."""
+
+    decay: float = key(
+        0.0, "Decay of the average a step, such as 0.999; 0: no average.", flag="--ema", low=0, high=0.999999
+    )
 
 
 @dataclass(frozen=True)
@@ -128,6 +273,7 @@ class CheckpointConfig:
         15.0, "Minutes between checkpoints, besides those at each epoch's end; 0: none.", kind=MACHINE, low=0
     )
     keep: int = key(2, "How many of the newest checkpoints to keep, besides the best.", kind=MACHINE, low=1)
+    keep_best: int = key(1, "How many of the best checkpoints to keep.", kind=MACHINE, low=1)
 
 
 @dataclass(frozen=True)
@@ -165,22 +311,33 @@ class RunConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    freeze: FreezeConfig = field(default_factory=FreezeConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
-    task: str = key("auto", "What is learned; auto: from the data.", flag="--task", choices=("auto", "single-label"))
+    recipe: str = key(
+        "auto",
+        "A measured set of settings, below those you give; auto: by size of the data and model.",
+        flag="--recipe",
+        choices=("auto", *RECIPES),
+    )
+    task: str = key("auto", "What is learned; auto: from the data.", flag="--task", choices=("auto", *TASKS))
     seed: int = key(0, "Of everything that is drawn.", flag="--seed", low=0, high=2**31 - 1)
 
 
 def _make_key(path: str, declared: Any, spec: "dataclasses.Field[Any]") -> Key:
     is_optional = typing.get_origin(declared) is types.UnionType
     base = next(t for t in typing.get_args(declared) if t is not type(None)) if is_optional else declared
+    base = typing.get_origin(base) or base  # tuple[float, ...] is a tuple here
     assert spec.default is not MISSING, path
     return Key(path, base, is_optional, spec.default, **spec.metadata)
 

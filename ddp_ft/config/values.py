@@ -8,22 +8,58 @@ from typing import Any
 import yaml
 
 from ddp_ft.config.keys import LENGTH, MACHINE, RECIPE, Key
+from ddp_ft.config.presets import AUGMENT_PRESETS
 from ddp_ft.config.schema import KEYS, RunConfig
 from ddp_ft.errors import UserError, nearest
 
 Flat = dict[str, Any]
 
+AUTO = "auto"
+PRESET = "augment.preset"
+RECIPE_FOLDER = Path(__file__).parent.parent / "recipes"
 
-def make_config(*layers: Mapping[str, Any]) -> RunConfig:
+
+def make_config(*layers: Mapping[str, Any], recipe: str | None = None) -> RunConfig:
     """The configuration that the defaults and these layers of dotted keys give; a later layer wins.
+
+    What a layer names as its recipe or its augmentation's preset stands right below that layer. `recipe` is what
+    `auto` became; it stands below all layers, and counts only if none of them names another.
 
     Raises UserError for an unknown key, and for a value of the wrong type or out of range.
     """
+    parsed = [_parse_layer(layer) for layer in layers]
     values: Flat = {}
-    for layer in layers:
-        for path, given in layer.items():
-            values[path] = parse_value(find_key(path), given)
+    for layer in _with_presets(_with_recipe(parsed, recipe)):
+        values.update(layer)
     return _assemble(values)
+
+
+def _parse_layer(layer: Mapping[str, Any]) -> Flat:
+    return {path: parse_value(find_key(path), given) for path, given in layer.items()}
+
+
+def _with_recipe(layers: list[Flat], resolved: str | None) -> list[Flat]:
+    naming = [number for number, layer in enumerate(layers) if "recipe" in layer]
+    place = naming[-1] if naming else 0
+    name = layers[place]["recipe"] if naming else AUTO
+    if name == AUTO:
+        place, name = 0, resolved
+    return layers if name is None else [*layers[:place], read_recipe(name), *layers[place:]]
+
+
+def read_recipe(name: str) -> Flat:
+    """The settings of one of the package's recipes, as a layer."""
+    layer = _parse_layer(read_config_file(RECIPE_FOLDER / f"{name}.yaml"))
+    assert all(KEYS[path].kind == RECIPE for path in layer), name
+    return layer
+
+
+def _with_presets(layers: list[Flat]) -> list[Flat]:
+    naming = [number for number, layer in enumerate(layers) if PRESET in layer]
+    if not naming:
+        return layers
+    place = naming[-1]
+    return [*layers[:place], AUGMENT_PRESETS[layers[place][PRESET]], *layers[place:]]
 
 
 def _assemble(values: Flat) -> RunConfig:
@@ -68,7 +104,13 @@ def _convert(wanted: type, given: Any) -> Any:
         if str(given).lower() not in ("true", "false"):
             raise ValueError(given)
         return str(given).lower() == "true"
-    if isinstance(given, (bool, list, dict)):
+    if wanted is dict:
+        return _to_mapping(given)
+    if wanted is tuple:
+        return tuple(float(each) for each in (given if isinstance(given, (list, tuple)) else str(given).split(",")))
+    if wanted is str and isinstance(given, (list, tuple)):
+        return ",".join(map(str, given))
+    if isinstance(given, (bool, list, tuple, dict)):
         raise TypeError(given)
     if wanted is int and isinstance(given, float):
         raise TypeError(given)
@@ -77,10 +119,23 @@ def _convert(wanted: type, given: Any) -> Any:
     return wanted(given)
 
 
+def _to_mapping(given: Any) -> dict[str, Any]:
+    mapping = given if isinstance(given, Mapping) else yaml.safe_load(str(given))
+    if not isinstance(mapping, Mapping):
+        raise TypeError(given)
+    return {str(name): value for name, value in mapping.items()}  # as JSON has it: its names are texts
+
+
 def _allowed(key: Key, value: Any) -> bool:
     if key.choices is not None:
         return value in key.choices
-    if key.type is float and value != value:  # NaN passes every comparison below
+    if key.type is tuple:
+        return all(_in_range(key, each) for each in value)
+    return key.type not in (int, float) or _in_range(key, value)
+
+
+def _in_range(key: Key, value: float) -> bool:
+    if value != value:  # NaN passes every comparison below
         return False
     return not (
         (key.low is not None and value < key.low)
@@ -93,11 +148,16 @@ def _label(key: Key) -> str:
     return f"{key.flag} ({key.path})" if key.flag else key.path
 
 
+_TYPE_NAMES = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path",
+    tuple: "a list of numbers", dict: "a mapping such as {name: value}",
+}  # fmt: skip
+
+
 def _expected(key: Key) -> str:
     if key.choices:
         return f"one of {', '.join(key.choices)}"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
-    parts = [names[key.type]]
+    parts = [_TYPE_NAMES[key.type]]
     parts += [f"of at least {key.low:g}"] if key.low is not None else []
     parts += [f"above {key.above:g}"] if key.above is not None else []
     parts += [f"and at most {key.high:g}"] if key.high is not None else []
@@ -148,8 +208,14 @@ def to_flat(config: RunConfig, kinds: Iterable[str] = (RECIPE, MACHINE, LENGTH))
             value: Any = config
             for name in path.split("."):
                 value = getattr(value, name)
-            flat[path] = str(value) if isinstance(value, Path) else value
+            flat[path] = _plain(value)
     return flat
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def to_yaml(config: RunConfig) -> str:
