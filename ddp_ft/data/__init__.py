@@ -2,12 +2,17 @@
 
 from ddp_ft.data.damage import scan
 from ddp_ft.data.decode import decode
+from ddp_ft.data.device import DeviceTransform
 from ddp_ft.data.folder import FileSource, FolderSource, open_folder
 from ddp_ft.data.inspect import list_pictures
 from ddp_ft.data.loader import EvalLoader, Portion, TrainLoader, default_workers
-from ddp_ft.data.sampler import GlobalOrderSampler, derive_seed, even_share
+from ddp_ft.data.mixing import Mixing
+from ddp_ft.data.parts import open_part
+from ddp_ft.data.sampler import GlobalOrderSampler, even_share
+from ddp_ft.data.sampling import sampling_weights
+from ddp_ft.data.seeds import derive_seed
 from ddp_ft.data.splits import Splits, open_splits
-from ddp_ft.data.transforms import DeviceTransform, Transform, eval_transform, train_transform
+from ddp_ft.data.transforms import Transform, eval_transform, train_transform
 
 __all__ = [
     "DeviceTransform",
@@ -15,6 +20,7 @@ __all__ = [
     "FileSource",
     "FolderSource",
     "GlobalOrderSampler",
+    "Mixing",
     "Portion",
     "Splits",
     "TrainLoader",
@@ -26,7 +32,9 @@ __all__ = [
     "even_share",
     "list_pictures",
     "open_folder",
+    "open_part",
     "open_splits",
+    "sampling_weights",
     "scan",
     "train_transform",
 ]

@@ -10,20 +10,22 @@ from numpy.typing import NDArray
 from ddp_ft.contracts import Batch
 from ddp_ft.data.decode import decode
 from ddp_ft.data.inspect import find_pictures, subfolders
+from ddp_ft.data.table import SUFFIXES
 from ddp_ft.errors import UserError
 
 
 class FolderSource:
     """Pictures below a root with one label each.
 
-    `paths` are relative to `root`, with forward slashes; `labels` (int64, one a picture) number the classes.
+    `paths` are relative to `root`, with forward slashes; `targets` (int64, one a picture) number the classes.
     """
 
     def __init__(self, root: Path, paths: Sequence[str], labels: NDArray[np.int64]) -> None:
         assert len(paths) == len(labels)
         self.root = str(root)
         self.paths = paths
-        self.labels = labels
+        self.targets = labels
+        self.weights: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -34,7 +36,7 @@ class FolderSource:
 
     def read(self, index: int) -> Batch:
         """ "image" (uint8, 3 x H x W) and "target" (int64, a scalar). Raises BadSample."""
-        return {"image": decode(self.name(index)), "target": torch.tensor(int(self.labels[index]))}
+        return {"image": decode(self.name(index)), "target": torch.tensor(int(self.targets[index]))}
 
 
 class FileSource:
@@ -83,7 +85,8 @@ def check_folder(folder: Path) -> None:
     if folder.is_dir():
         return
     if folder.exists():
-        raise UserError(f"--data {folder} is a file; expected a folder.", "Unpack an archive first.")
+        hint = f"A table ends in {', '.join(SUFFIXES)}. Unpack an archive first."
+        raise UserError(f"--data {folder} is a file; expected a folder or a table.", hint)
     hint = f"In {near}: {shortened(subfolders(near)) or 'no folders'}." if (near := _nearest_parent(folder)) else ""
     raise UserError(f"--data {folder} does not exist.", hint)
 

@@ -4,15 +4,17 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ddp_ft.contracts import Address, BadSample, Batch, Source
 from ddp_ft.data.damage import damaged_error, reason_of
-from ddp_ft.data.sampler import GlobalOrderSampler, derive_seed
+from ddp_ft.data.mixing import Mixing, draw_mixes
+from ddp_ft.data.sampler import GlobalOrderSampler
+from ddp_ft.data.seeds import drawing_from
 from ddp_ft.data.transforms import Transform
 from ddp_ft.environment import usable_cores
 
@@ -29,46 +31,46 @@ class Portion(NamedTuple):
 class _Samples(Dataset[tuple[Address, Batch | str]]):
     """A sample by its address, or the reason why it cannot be read: workers hand on no exceptions."""
 
-    def __init__(self, source: Source, transform: Transform, seed: int) -> None:
+    def __init__(self, source: Source, transform: Transform, seed: int, mixing: Mixing | None = None) -> None:
         self.source = source
         self.transform = transform
         self.seed = seed
+        self.mixing = mixing
 
     def __getitem__(self, address: Address) -> tuple[Address, Batch | str]:
         try:
             sample = self.source.read(address.index)
         except BadSample as error:
             return address, reason_of(self.source, address.index, error)
-        with _drawing_from(self.seed, address.epoch, address.position):
+        with drawing_from(self.seed, address.epoch, address.position):
             return address, sample | {"image": self.transform(sample["image"])}
 
+    def collate(self, samples: list[tuple[Address, Batch | str]]) -> Portion:
+        """The samples of a fetch as one batch."""
+        damaged = {address.index: reason for address, reason in samples if isinstance(reason, str)}
+        good = [(address, sample) for address, sample in samples if not isinstance(sample, str)]
+        if not good:
+            return Portion(None, damaged)
+        addresses = [address for address, _ in good]
+        batch = _stack([sample for _, sample in good])
+        batch["weight"] = _weights(batch, addresses)
+        batch["index"] = torch.tensor([address.index for address in addresses])
+        batch["position"] = torch.tensor([address.position for address in addresses])
+        if self.mixing is not None and not damaged:
+            batch |= draw_mixes(self.mixing, self.seed, addresses, *batch["image"].shape[-2:])
+        return Portion(batch, damaged)
 
-@contextmanager
-def _drawing_from(*parts: int) -> Iterator[None]:
-    """torch's CPU generator seeded by these numbers, and afterwards as it was.
 
-    Not torch.manual_seed: that would reset the CUDA generators of a process without workers as well.
-    """
-    generator = torch.default_generator
-    before = generator.get_state()
-    generator.manual_seed(derive_seed(*parts))
-    try:
-        yield
-    finally:
-        generator.set_state(before)
-
-
-def _collate(samples: list[tuple[Address, Batch | str]]) -> Portion:
-    damaged = {address.index: reason for address, reason in samples if isinstance(reason, str)}
-    good = [(address, sample) for address, sample in samples if not isinstance(sample, str)]
-    if not good:
-        return Portion(None, damaged)
-    batch: Batch = default_collate([sample | {"image": sample["image"].permute(1, 2, 0)} for _, sample in good])
+def _stack(samples: list[Batch]) -> Batch:
+    batch: Batch = default_collate([sample | {"image": sample["image"].permute(1, 2, 0)} for sample in samples])
     batch["image"] = batch["image"].permute(0, 3, 1, 2)  # channels last, as they come: reordering took 170 us each
-    batch["weight"] = torch.tensor([0.0 if address.ghost else 1.0 for address, _ in good])
-    batch["index"] = torch.tensor([address.index for address, _ in good])
-    batch["position"] = torch.tensor([address.position for address, _ in good])
-    return Portion(batch, damaged)
+    return batch
+
+
+def _weights(batch: Batch, addresses: list[Address]) -> Tensor:
+    """A sample's own weight, 1 if it has none, 0 for a ghost."""
+    counts = torch.tensor([0.0 if address.ghost else 1.0 for address in addresses])
+    return counts * batch["weight"].float() if "weight" in batch else counts
 
 
 def _portions(dataset: _Samples, fetches: Iterable[list[Address]], workers: int, pin_memory: bool) -> Iterator[Portion]:
@@ -81,7 +83,7 @@ def _portions(dataset: _Samples, fetches: Iterable[list[Address]], workers: int,
             dataset,
             batch_sampler=fetches,  # any iterable of lists of keys does
             num_workers=workers,
-            collate_fn=_collate,
+            collate_fn=dataset.collate,
             pin_memory=pin_memory,
             worker_init_fn=_ignore_signals,
             # Forked workers start at once; spawned ones import torch for seconds.
@@ -100,12 +102,15 @@ def _ignore_signals(_worker: int) -> None:
 class TrainLoader:
     """This rank's share of each optimizer step from `start_step` to `total_steps`, as a list of micro-batches.
 
-    A batch has the source's tensors, with "image" transformed, and "weight" (float32; 0 for a ghost), "index" and
-    "position" (int64). All that is random about a sample is drawn from torch's CPU generator seeded by (seed,
-    epoch, position). `micro_batch` is the most samples of a micro-batch; None: the whole share. One run of the
-    workers covers all steps, so that none waits at the border of two epochs.
+    A batch has the source's tensors, with "image" transformed, and "weight" (float32; the sample's own or 1, 0 for a
+    ghost), "index" and "position" (int64), and with `mixing` what `draw_mixes` says. All that is random about a
+    sample is drawn from torch's CPU generator seeded by (seed, epoch, position). `micro_batch` is the most samples of
+    a micro-batch; None: the whole share. One run of the workers covers all steps, so that none waits at the border
+    of two epochs.
 
-    Iterating raises UserError if a sample is damaged, after looking for all others that are.
+    `mixing` needs a sampler with `pairs`; no micro-batch parts a pair, so an odd `micro_batch` counts as one less.
+    Raises UserError if that leaves none. Iterating raises UserError if a sample is damaged, after looking for all
+    others that are.
     """
 
     def __init__(
@@ -118,8 +123,13 @@ class TrainLoader:
         start_step: int,
         total_steps: int,
         pin_memory: bool = False,
+        mixing: Mixing | None = None,
     ) -> None:
-        self.dataset = _Samples(source, transform, sampler.seed)
+        if mixing is not None:
+            assert sampler.pairs, "mixing needs shares that are cut at pairs"
+            mixing.check(sampler.batch_size, micro_batch)
+            micro_batch = micro_batch and micro_batch - micro_batch % 2
+        self.dataset = _Samples(source, transform, sampler.seed, mixing)
         self.sampler = sampler
         self.micro_batch = micro_batch
         self.workers = workers
@@ -152,7 +162,8 @@ class EvalLoader:
     """This rank's part of a source for evaluation and prediction.
 
     The source's order is cut into chunks of `chunk_size`, dealt whole to the ranks in turn; a rank may have none.
-    A batch has the source's tensors, with "image" transformed, and "weight" (1), "index" and "position".
+    A batch has the source's tensors, with "image" transformed, and "weight" (the sample's own or 1), "index"
+    and "position".
     """
 
     def __init__(

@@ -1,6 +1,5 @@
 """The order of samples as arithmetic: (seed, epoch, step) says which samples an optimizer step takes."""
 
-import hashlib
 from collections.abc import Iterator, Sized
 
 import torch
@@ -8,15 +7,7 @@ from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
 from ddp_ft.contracts import Address
-
-
-def derive_seed(*parts: int) -> int:
-    """A seed of 63 bits from these numbers, the same on every machine and in every version.
-
-    Unlike a sum, it gives unrelated seeds for (seed, epoch) = (0, 1) and (1, 0).
-    """
-    text = ",".join(str(int(part)) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+from ddp_ft.data.seeds import derive_seed
 
 
 def even_share(total: int, parts: int, part: int) -> range:
@@ -26,12 +17,35 @@ def even_share(total: int, parts: int, part: int) -> range:
     return range(start, start + base + (part < extra))
 
 
+def draw_in_proportion(weights: Tensor, generator: torch.Generator) -> Tensor:
+    """As many indices as there are weights (N, 0 or more), in proportion to them and in random order, int64 (N,).
+
+    Systematic sampling (Madow 1944): N points at equal distances on a line on which each sample has a stretch of its
+    weight. Each sample comes the floor or ceiling of its expected number often, and so do all samples of equal
+    weight together, such as those of a class, as they lie side by side. Which of them come is drawn anew each time.
+    """
+    count = len(weights)
+    _, group = torch.unique(weights, return_inverse=True)
+    line = torch.randperm(count, generator=generator)
+    group_places = torch.randperm(int(group.max()) + 1, generator=generator)
+    line = line[torch.argsort(group_places[group[line]], stable=True)]
+    ends = torch.cumsum(weights[line].double(), 0)
+    # Below count even as a float64, since the offset has 24 bits.
+    points = torch.arange(count, dtype=torch.float64) + torch.rand(1, generator=generator)
+    drawn = line[torch.searchsorted(ends / ends[-1] * count, points, right=True)]
+    return drawn[torch.randperm(count, generator=generator)]
+
+
 class GlobalOrderSampler(DistributedSampler[int]):
     """A DistributedSampler whose order does not depend on the number of ranks, and which starts at any step.
 
     `batch_size` is global. An epoch of n samples has ceil(n / batch_size) steps, whose batches differ in size by
     at most one; nothing is dropped or repeated. Each step's batch is cut into contiguous shares, one a rank.
     Steps are counted on over epochs. Iterated, it gives this rank's indices of the epoch set by `set_epoch`.
+
+    With `pairs`, the places 2j and 2j + 1 of a global batch always fall to the same rank, and the ranks' shares
+    differ by two at most. With `weights` (float64, one a sample, in any unit), an epoch has n draws in proportion to
+    them instead: each sample comes the floor or the ceiling of n times its share of the weights often.
     """
 
     def __init__(
@@ -42,13 +56,19 @@ class GlobalOrderSampler(DistributedSampler[int]):
         rank: int,
         seed: int,
         shuffle: bool = True,
+        pairs: bool = False,
+        weights: Tensor | None = None,
     ) -> None:
         self.size = dataset if isinstance(dataset, int) else len(dataset)
         if self.size < 1 or batch_size < 1:
             raise ValueError(f"{self.size} samples in batches of {batch_size}: both must be at least 1")
+        if weights is not None and (weights.shape != (self.size,) or not shuffle):
+            raise ValueError(f"{tuple(weights.shape)} weights for {self.size} samples; shuffle is {shuffle}")
         # The base class wants something with a length and looks at nothing else.
         super().__init__(range(self.size), num_replicas, rank, shuffle, seed)  # type: ignore[arg-type]
         self.batch_size = batch_size
+        self.pairs = pairs
+        self.weights = weights
         self.steps_per_epoch = -(-self.size // batch_size)
         self.total_size = self.size  # no padding
         self.num_samples = sum(len(self._places(step)) for step in range(self.steps_per_epoch))
@@ -83,7 +103,12 @@ class GlobalOrderSampler(DistributedSampler[int]):
         return range(place * self.size // self.steps_per_epoch, (place + 1) * self.size // self.steps_per_epoch)
 
     def _places(self, step: int) -> range:
-        return even_share(self.batch_length(step), self.num_replicas, self.rank)
+        length = self.batch_length(step)
+        if not self.pairs:
+            return even_share(length, self.num_replicas, self.rank)
+        mine = even_share(length // 2, self.num_replicas, self.rank)
+        is_last = self.rank == self.num_replicas - 1  # it has the fewest pairs, and so takes an odd sample
+        return range(2 * mine.start, length if is_last else 2 * mine.stop)
 
     def _addresses(self, step: int, places: range) -> list[Address]:
         epoch, start = step // self.steps_per_epoch, self._slice(step).start
@@ -103,7 +128,9 @@ class GlobalOrderSampler(DistributedSampler[int]):
         if not self.shuffle:
             return torch.arange(self.size)
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
-        return torch.randperm(self.size, generator=generator)
+        if self.weights is None:
+            return torch.randperm(self.size, generator=generator)
+        return draw_in_proportion(self.weights, generator)
 
     def __iter__(self) -> Iterator[int]:
         first = self.epoch * self.steps_per_epoch

@@ -1,4 +1,4 @@
-"""From decoded pictures to what the model sees: cropping and resizing on the CPU, normalising on the device."""
+"""From decoded pictures to those of the model's size, on the CPU."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,8 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from ddp_ft.config import AugmentConfig
-from ddp_ft.contracts import Batch, Preprocess
+from ddp_ft.contracts import Preprocess
+from ddp_ft.data.augment import distortions
 from ddp_ft.errors import UserError, nearest
 
 Transform = Callable[[Tensor], Tensor]
@@ -28,11 +29,12 @@ CROP_RATIO = (3 / 4, 4 / 3)  # aspect ratios of the random crop: Inception's, as
 
 
 def train_transform(preprocess: Preprocess, augment: AugmentConfig) -> Transform:
-    """Random crop, resize and flip: uint8 C x H x W of any size -> uint8 C x preprocess.size.
+    """Random crop, resize and flip, then `distortions`: uint8 3 x H x W of any size -> uint8 3 x preprocess.size.
 
-    Draws from torch's global CPU generator. Raises UserError for an unknown interpolation.
+    Draws from torch's global CPU generator. Raises UserError for an unknown interpolation or policy.
     """
-    return _TrainTransform(preprocess, augment)
+    crop, distort = _TrainTransform(preprocess, augment), distortions(preprocess, augment)
+    return crop if distort is None else _Both(crop, distort)
 
 
 def eval_transform(preprocess: Preprocess) -> Transform:
@@ -72,6 +74,17 @@ class _TrainTransform:
         image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
         image = F.resize_image(image, self.size, self.interpolation, antialias=True)
         return F.horizontal_flip_image(image) if torch.rand(1) < self.flip else image
+
+
+class _Both:
+    """One transform after the other; unlike a closure it can be sent to a spawned worker."""
+
+    def __init__(self, first: Transform, second: Transform) -> None:
+        self.first = first
+        self.second = second
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return self.second(self.first(image))
 
 
 class _EvalTransform:
@@ -123,25 +136,3 @@ def _crop_or_pad(image: Tensor, size: tuple[int, int], fill: list[float]) -> Ten
         image = F.pad_image(image, padding, fill=fill)
     top, left = (round((given - wanted) / 2) for wanted, given in zip(size, image.shape[-2:], strict=True))
     return image[..., top : top + size[0], left : left + size[1]]
-
-
-class DeviceTransform:
-    """The last part of the way, on the device: moves a batch there and normalises its "image".
-
-    "image" uint8 B x C x H x W becomes float32 of the same shape, (value / 255 - mean) / std, in channels-last
-    memory if asked; all other tensors are only moved. Pinned tensors are moved without waiting.
-    """
-
-    def __init__(self, preprocess: Preprocess, device: torch.device | str, channels_last: bool) -> None:
-        self.device = torch.device(device)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        # Scaled to 0..255 once, so that each batch takes two passes over memory and not three.
-        self.mean = 255 * torch.tensor(preprocess.mean, device=self.device).view(1, -1, 1, 1)
-        self.std = 255 * torch.tensor(preprocess.std, device=self.device).view(1, -1, 1, 1)
-
-    def __call__(self, batch: Batch) -> Batch:
-        """The batch on the device; the given one is left as it is."""
-        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-        image = moved["image"].to(dtype=torch.float32, memory_format=self.memory_format)
-        moved["image"] = image.sub_(self.mean).div_(self.std)
-        return moved

@@ -119,6 +119,25 @@ def test_ghosts_weigh_nothing() -> None:
     assert weights == [[[[1.0]], [[1.0]]], [[[1.0]], [[1.0]]], [[[0.0]], [[1.0]]]]
 
 
+class WeightedSource(NumberSource):
+    """Samples with a weight each, and with several numbers to learn."""
+
+    def read(self, index: int) -> Batch:
+        target = torch.tensor([index, 0.5])
+        return super().read(index) | {"weight": torch.tensor(index / 10), "target": target}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_own_weights_and_vectors_as_targets(workers: int) -> None:
+    (batch,) = next(iter(train_loader(source=WeightedSource(20), workers=workers)))
+    assert batch["weight"].dtype == torch.float32 and torch.equal(batch["weight"], batch["index"] / 10)
+    assert batch["target"].shape == (5, 2) and torch.equal(batch["target"][:, 0], batch["index"].float())
+    for batch in EvalLoader(WeightedSource(9), CENTRE, 4, workers=workers):
+        assert torch.equal(batch["weight"], batch["index"] / 10)
+    ghost = next(iter(train_loader(batch=4, world=3, rank=2, source=WeightedSource(5))))[0]
+    assert ghost["index"] > 0 and ghost["weight"].tolist() == [0.0]
+
+
 def eval_batches(size: int, world: int, chunk: int = 8, workers: int = 0) -> list[list[Batch]]:
     loaders = [EvalLoader(NumberSource(size), CENTRE, chunk, world, rank, workers) for rank in range(world)]
     batches = [list(loader) for loader in loaders]

@@ -120,3 +120,99 @@ def test_derived_seeds() -> None:
 def test_nothing_to_sample(size: int, batch: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         sampler(size, batch)
+
+
+@pytest.mark.parametrize(("size", "batch"), SHAPES)
+def test_shares_cut_at_pairs(size: int, batch: int) -> None:
+    whole = sampler(size, batch)
+    for world in (1, 2, 3, 5):
+        ranks = [GlobalOrderSampler(size, batch, world, rank, 0, pairs=True) for rank in range(world)]
+        for step in range(2 * whole.steps_per_epoch):
+            real = [[address for address in rank.share(step) if not address.ghost] for rank in ranks]
+            assert list(itertools.chain.from_iterable(real)) == whole.global_batch(step)
+            lengths = [len(share) for share in real]
+            assert all(length % 2 == 0 for length in lengths[:-1]), "a pair was torn apart"
+            assert max(lengths) - min(lengths) <= 2
+            assert [len(rank.share(step)) for rank in ranks] == [rank.share_length(step) for rank in ranks]
+        assert sum(len(rank) for rank in ranks) == size
+
+
+def weighted(weights: list[float] | torch.Tensor, batch: int = 8, world: int = 1, rank: int = 0, seed: int = 0):
+    weights = torch.as_tensor(weights, dtype=torch.float64)
+    return GlobalOrderSampler(len(weights), batch, world, rank, seed, weights=weights)
+
+
+def counts(order: GlobalOrderSampler, epoch: int) -> torch.Tensor:
+    order.set_epoch(epoch)
+    return torch.bincount(torch.tensor(list(order)), minlength=order.size)
+
+
+def test_weighted_draws_are_as_many_as_expected() -> None:
+    weights = torch.rand(60, generator=torch.Generator().manual_seed(1)).double() ** 3
+    weights[[0, 7, 59]] = 0
+    expected = 60 * weights / weights.sum()
+    drawn = torch.stack([counts(weighted(weights, 60), epoch) for epoch in range(300)])
+    assert (drawn.sum(1) == 60).all()
+    assert (drawn >= expected.floor()).all() and (drawn <= expected.ceil()).all()
+    assert (drawn[:, [0, 7, 59]] == 0).all()
+    # A mean of 300 draws of a rounded number: 0.03 is its deviation at most.
+    assert (drawn.double().mean(0) - expected).abs().max() < 0.12
+
+
+def test_samples_of_a_weight_come_together_as_often_as_expected() -> None:
+    classes = torch.tensor([0] * 70 + [1] * 20 + [2] * 9)
+    weights = (1 / torch.bincount(classes).double())[classes]
+    seen = []
+    for epoch in range(20):
+        drawn = counts(weighted(weights, 99), epoch)
+        per_class = torch.bincount(classes, drawn.double())
+        assert (per_class == 33).all()
+        seen.append(tuple(drawn[:70].tolist()))
+    assert len(set(seen)) == 20, "which of the frequent ones are left out is drawn anew in each epoch"
+
+
+def test_any_two_samples_may_meet() -> None:
+    """Without shuffling the line, of two neighbours that come every other time always one would come."""
+    weights = torch.tensor([1.0, 1.0, 2.0 + 1e-9, 2.0, 2.0 - 1e-9, 2.0 + 2e-9, 1.0, 1.0])
+    pairs = {tuple((counts(weighted(weights), epoch)[[0, 1]] > 0).tolist()) for epoch in range(60)}
+    assert pairs == {(True, True), (True, False), (False, True), (False, False)}
+
+
+def test_weighted_order_is_mixed_within_the_epoch() -> None:
+    weights = torch.tensor([1.0] * 50 + [3.0] * 50)
+    order = weighted(weights, 10)
+    batches = [[address.index >= 50 for address in order.global_batch(step)] for step in range(10)]
+    assert sum(map(sum, batches)) == 75 and min(map(sum, batches)) > 2 and len({tuple(b) for b in batches}) > 5
+
+
+def test_weighted_order_is_the_same_at_any_world_size_and_from_any_step() -> None:
+    weights = torch.rand(23, generator=torch.Generator().manual_seed(2))
+    whole = weighted(weights)
+    steps = [whole.global_batch(step) for step in range(9)]
+    for world in (2, 3):
+        ranks = [weighted(weights, world=world, rank=rank) for rank in range(world)]
+        for step in range(9):
+            shares = [address for rank in ranks for address in rank.share(step) if not address.ghost]
+            assert shares == steps[step]
+    assert [weighted(weights).global_batch(step) for step in reversed(range(9))] == steps[::-1]
+    positions = [address.position for batch in steps for address in batch]
+    assert positions == list(range(3 * 23)), "two draws of a sample are two places, and so augmented differently"
+    assert weighted(weights, seed=1).global_batch(0) != steps[0]
+
+
+def test_weighted_order_of_this_version_is_that_of_all_later_ones() -> None:
+    order = weighted([1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0])
+    assert [address.index for address in order.global_batch(0)] == [6, 4, 7, 2, 3, 7, 5, 1]
+
+
+@pytest.mark.parametrize("size", [1, 2, 1000])
+def test_equal_weights_are_each_sample_once(size: int) -> None:
+    for epoch in range(5):
+        assert (counts(weighted([0.1] * size, 64), epoch) == 1).all()
+
+
+def test_weights_of_another_length() -> None:
+    with pytest.raises(ValueError, match="weights for 5 samples"):
+        GlobalOrderSampler(5, 2, 1, 0, 0, weights=torch.ones(4, dtype=torch.float64))
+    with pytest.raises(ValueError, match="shuffle"):
+        GlobalOrderSampler(4, 2, 1, 0, 0, shuffle=False, weights=torch.ones(4, dtype=torch.float64))

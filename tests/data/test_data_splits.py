@@ -8,7 +8,8 @@ import pytest
 from picture_files import save_classes, save_picture
 
 from ddp_ft.config import DataConfig
-from ddp_ft.data import FolderSource, list_pictures, open_folder, open_splits
+from ddp_ft.contracts import LABEL, NUMBERS, Schema
+from ddp_ft.data import FolderSource, list_pictures, open_folder, open_part, open_splits
 from ddp_ft.errors import UserError
 
 
@@ -34,11 +35,11 @@ def test_given_splits(tmp_path: Path, val: str) -> None:
     save_classes(tmp_path / val, {"b": 2})
     save_classes(tmp_path / "test", {"a": 1})
     splits = split(tmp_path)
-    assert splits.schema.classes == ("a", "b")
+    assert splits.schema.names == ("a", "b")
     assert names(splits.train) == ["train/a/000.png", "train/a/001.png", *(f"train/b/00{k}.png" for k in range(3))]
-    assert splits.train.labels.tolist() == [0, 0, 1, 1, 1]
-    assert (names(splits.val), splits.val.labels.tolist()) == ([f"{val}/b/000.png", f"{val}/b/001.png"], [1, 1])
-    assert (names(splits.test), splits.test and splits.test.labels.tolist()) == (["test/a/000.png"], [0])
+    assert splits.train.targets.tolist() == [0, 0, 1, 1, 1]
+    assert (names(splits.val), splits.val.targets.tolist()) == ([f"{val}/b/000.png", f"{val}/b/001.png"], [1, 1])
+    assert (names(splits.test), splits.test and splits.test.targets.tolist()) == (["test/a/000.png"], [0])
     assert splits.record == {"given": True, "counts": {"train": 5, "val": 2, "test": 1}}
     assert splits.notes == ()
     sample = splits.val.read(0)
@@ -50,18 +51,18 @@ def test_given_splits(tmp_path: Path, val: str) -> None:
 def test_drawn_split_is_stratified_and_complete(tmp_path: Path, inner: str) -> None:
     save_classes(tmp_path / inner, {"a": 40, "b": 20, "c": 2, "d": 1, "e": 3})
     splits = split(tmp_path)
-    assert Counter(splits.val.labels.tolist()) == {0: 6, 1: 3, 2: 1, 4: 1}
-    assert Counter(splits.train.labels.tolist()) == {0: 34, 1: 17, 2: 1, 3: 1, 4: 2}
+    assert Counter(splits.val.targets.tolist()) == {0: 6, 1: 3, 2: 1, 4: 1}
+    assert Counter(splits.train.targets.tolist()) == {0: 34, 1: 17, 2: 1, 3: 1, 4: 2}
     both = names(splits.train) + names(splits.val)
     assert len(both) == len(set(both)) == 66
     assert names(splits.train) == sorted(names(splits.train))
-    assert splits.train.labels.tolist() == ["abcde".index(Path(name).parent.name) for name in names(splits.train)]
+    assert splits.train.targets.tolist() == ["abcde".index(Path(name).parent.name) for name in names(splits.train)]
     assert splits.test is None
 
 
 def test_large_share_leaves_each_class_something_to_train_on(tmp_path: Path) -> None:
     save_classes(tmp_path, {"a": 2, "b": 3})
-    assert Counter(split(tmp_path, share=0.9).train.labels.tolist()) == {0: 1, 1: 1}
+    assert Counter(split(tmp_path, share=0.9).train.targets.tolist()) == {0: 1, 1: 1}
 
 
 def test_split_follows_the_seed_alone(tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ def test_stored_split_is_taken_exactly(tmp_path: Path) -> None:
     save_picture(tmp_path / "a" / "new.png")
     again = split(tmp_path, seed=5, share=0.5, stored=stored)
     assert names(again.train) == names(first.train) and names(again.val) == names(first.val)
-    assert again.train.labels.tolist() == first.train.labels.tolist()
+    assert again.train.targets.tolist() == first.train.targets.tolist()
     assert again.record == first.record
     assert any("1 pictures are new" in note for note in again.notes)
     assert again.fingerprint != first.fingerprint
@@ -136,7 +137,7 @@ def test_suffixes_nesting_hidden_files_and_links(tmp_path: Path) -> None:
     (data / "a" / "file_link.png").symlink_to(tmp_path / "elsewhere" / "z.png")
     (data / "c").symlink_to(tmp_path / "elsewhere")
     splits = split(data, share=0.01)
-    assert splits.schema.classes == ("a", "b", "c")
+    assert splits.schema.names == ("a", "b", "c")
     found = sorted(names(splits.train) + names(splits.val))
     of_a = ["000.png", "deep/er/UPPER.JPG", "file_link.png", "folder_link/z.png", "t.TIF", "w.webp"]
     assert found == [*(f"a/{name}" for name in of_a), "b/000.png", "b/001.png", "c/z.png"]
@@ -152,7 +153,7 @@ def test_link_loops_do_not_hang(tmp_path: Path) -> None:
     (tmp_path / "root").symlink_to(tmp_path)
     (tmp_path / "a" / "itself.png").symlink_to(tmp_path / "a" / "itself.png")
     splits = split(tmp_path)
-    assert splits.schema.classes == ("a", "b")
+    assert splits.schema.names == ("a", "b")
     found = names(splits.train) + names(splits.val)
     assert sorted(found) == [
         "a/000.png",
@@ -173,12 +174,12 @@ def test_order_is_that_of_whole_paths(tmp_path: Path) -> None:
     save_classes(tmp_path / "val", {"a": 1})
     train = split(tmp_path).train
     assert names(train) == ["train/a b/000.png", "train/a-b/000.png", "train/a/000.png"]
-    assert train.labels.tolist() == [1, 2, 0]
+    assert train.targets.tolist() == [1, 2, 0]
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     save_classes(tmp_path, {"train": 3, "plane": 3, "test": 3})
-    assert split(tmp_path).schema.classes == ("plane", "test", "train")
+    assert split(tmp_path).schema.names == ("plane", "test", "train")
 
 
 def test_notes_on_what_is_left_out(tmp_path: Path) -> None:
@@ -256,12 +257,82 @@ def test_unreadable_folder(tmp_path: Path) -> None:
 def test_open_folder_uses_the_classes_of_the_model(tmp_path: Path) -> None:
     save_classes(tmp_path, {"b": 2, "d": 1})
     source = open_folder(tmp_path, ["a", "b", "c", "d"])
-    assert (names(source), source.labels.tolist()) == (["b/000.png", "b/001.png", "d/000.png"], [1, 1, 3])
+    assert (names(source), source.targets.tolist()) == (["b/000.png", "b/001.png", "d/000.png"], [1, 1, 3])
     with pytest.raises(UserError, match="does not know: d"):
         open_folder(tmp_path, ["a", "b"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no pictures"):
         open_folder(tmp_path / "empty", ["a", "b"])
+
+
+def test_keys_that_only_a_table_can_follow(tmp_path: Path) -> None:
+    save_classes(tmp_path, {"a": 4, "b": 4})
+    for key in ("image", "target", "group", "weight", "split", "separator"):
+        with pytest.raises(UserError, match=rf"data\.{key}: this is for tables"):
+            open_splits(DataConfig(path=tmp_path, **{key: "x"}), 0)
+
+
+@pytest.mark.parametrize("inner", ["", "train"])
+def test_folds_of_a_folder(tmp_path: Path, inner: str) -> None:
+    save_classes(tmp_path / inner, {"a": 9, "b": 6})
+    folds = [open_splits(DataConfig(path=tmp_path, fold=f"{k}/3"), 1) for k in (1, 2, 3)]
+    everything = sorted(names(folds[0].train) + names(folds[0].val))
+    assert len(set(everything)) == 15
+    assert sorted(name for splits in folds for name in names(splits.val)) == everything
+    assert all(sorted(names(splits.train) + names(splits.val)) == everything for splits in folds)
+    assert all(Counter(splits.val.targets.tolist()) == {0: 3, 1: 2} for splits in folds)
+    again = open_splits(DataConfig(path=tmp_path, fold="2/3"), 1)
+    assert names(again.val) == names(folds[1].val) and again.record == folds[1].record
+    stored = json.loads(json.dumps(folds[1].record))
+    assert names(open_splits(DataConfig(path=tmp_path, fold="2/3"), 9, stored).val) == names(folds[1].val)
+
+
+def test_folds_that_cannot_be(tmp_path: Path) -> None:
+    save_classes(tmp_path / "train", {"a": 2, "b": 2})
+    for fold, text in {"3/2": "not k/n", "1/5": "only 4 pictures"}.items():
+        with pytest.raises(UserError, match=text):
+            open_splits(DataConfig(path=tmp_path, fold=fold), 0)
+    save_classes(tmp_path / "val", {"a": 1, "b": 1})
+    with pytest.raises(UserError, match="says itself what validates"):
+        open_splits(DataConfig(path=tmp_path, fold="1/2"), 0)
+
+
+ABC = Schema(LABEL, ("a", "b", "c"))
+
+
+def part(path: Path, split: str | None = None, stored: dict | None = None, schema: Schema = ABC):
+    name, source = open_part(DataConfig(path=path, group="of the table that the model saw"), schema, split, stored)
+    return name, names(source), source.targets.tolist()
+
+
+@pytest.mark.parametrize("val", ["val", "Validation"])
+def test_parts_of_given_folders(tmp_path: Path, val: str) -> None:
+    save_classes(tmp_path / "train", {"c": 1})
+    save_classes(tmp_path / val, {"b": 2})
+    assert part(tmp_path) == part(tmp_path, "val") == ("val", ["b/000.png", "b/001.png"], [1, 1])
+    assert part(tmp_path, "train") == ("train", ["c/000.png"], [2])
+    with pytest.raises(UserError, match="no test part"):
+        part(tmp_path, "test")
+    with pytest.raises(UserError, match="does not know: b"):
+        part(tmp_path, schema=Schema(LABEL, ("a", "c")))
+    with pytest.raises(UserError, match="other targets"):
+        part(tmp_path, schema=Schema(NUMBERS, ("b",)))
+
+
+def test_parts_of_a_drawn_split(tmp_path: Path) -> None:
+    save_classes(tmp_path, {"a": 10, "b": 10, "c": 10})
+    splits = split(tmp_path, seed=3)
+    stored = json.loads(json.dumps({"fingerprint": splits.fingerprint, **splits.record}))
+    assert part(tmp_path, None, stored) == ("val", names(splits.val), splits.val.targets.tolist())
+    assert part(tmp_path, "train", stored) == ("train", names(splits.train), splits.train.targets.tolist())
+    assert len(part(tmp_path, "all", stored)[1]) == 30
+    assert part(tmp_path)[0] == part(tmp_path, None, {"given": True})[0] == "all"
+    save_picture(tmp_path / "a" / "new.png")
+    assert part(tmp_path, None, stored)[0] == "all"
+    with pytest.raises(UserError, match="no val part"):
+        part(tmp_path, "val", stored)
+    with pytest.raises(UserError, match="does not exist"):
+        part(tmp_path / "gone", "val", stored)
 
 
 def test_list_pictures(tmp_path: Path) -> None:

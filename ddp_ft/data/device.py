@@ -1,0 +1,31 @@
+"""The last part of a batch's way, on the device: normalising and mixing."""
+
+import torch
+
+from ddp_ft.contracts import Batch, Preprocess
+from ddp_ft.data.mixing import mix_images
+
+
+class DeviceTransform:
+    """Moves a batch to the device, normalises its "image" and mixes it where the batch says so.
+
+    "image" uint8 B x C x H x W becomes float32 of the same shape, (value / 255 - mean) / std, in channels-last
+    memory if asked; with "mix_share", "mix_partner" and "mix_box" in the batch, partners' pictures are mixed. All
+    other tensors are only moved. Pinned tensors are moved without waiting.
+    """
+
+    def __init__(self, preprocess: Preprocess, device: torch.device | str, channels_last: bool) -> None:
+        self.device = torch.device(device)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        # Scaled to 0..255 once, so that each batch takes two passes over memory and not three.
+        self.mean = 255 * torch.tensor(preprocess.mean, device=self.device).view(1, -1, 1, 1)
+        self.std = 255 * torch.tensor(preprocess.std, device=self.device).view(1, -1, 1, 1)
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch on the device; the given one is left as it is."""
+        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        image = moved["image"].to(dtype=torch.float32, memory_format=self.memory_format)
+        image.sub_(self.mean).div_(self.std)
+        if "mix_share" in moved:
+            image = mix_images(image, moved["mix_share"], moved["mix_partner"], moved["mix_box"])
+        return {**moved, "image": image}

@@ -1,0 +1,240 @@
+"""Which samples validate: drawn class by class, and by whole groups where there are groups.
+
+All is a function of the seed and the samples' names: no library's generator decides, and the order in which the
+samples are given does not matter.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_ft.contracts import LABEL, LABELS, NUMBERS
+from ddp_ft.errors import UserError
+
+Ints = NDArray[np.int64]
+
+# Groups with numbers are divided by that many bins of equal frequency; more would leave too few of a bin in a group.
+_GROUPED_BINS = 10
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Samples to divide. `targets` are as in LabelledSource; samples of one group stay together."""
+
+    names: Sequence[str]
+    kind: str
+    targets: NDArray[np.generic]
+    groups: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def parse_fold(text: str) -> tuple[int, int]:
+    """ "2/5" as (2, 5). Raises UserError for anything else than k/n with 1 <= k <= n and n >= 2."""
+    fold, _, folds = text.replace(" ", "").partition("/")
+    if not (fold.isdecimal() and folds.isdecimal() and int(folds) >= 2 and 1 <= int(fold) <= int(folds)):
+        hint = "Example: 2/5 validates on the second of five parts and trains on the other four."
+        raise UserError(f"data.fold = '{text}' is not k/n with a part k from 1 to n, and n of 2 or more.", hint)
+    return int(fold), int(folds)
+
+
+def draw(pool: Pool, share: float, seed: int) -> NDArray[np.bool_]:
+    """Which samples validate, about `share` of them; none if they cannot be divided.
+
+    One label each, or numbers (by bins): of every class its own share by hash, and at least one sample on each
+    side of every class with two or more. Several labels, and groups: whole units (samples or groups) are dealt by
+    `_spread`, then moved so that every label is in training, and in validation where two units have it and
+    validation does not grow beyond half for it.
+    """
+    if pool.groups is None and pool.kind != LABELS:
+        bins = round(len(pool) * min(share, 1 - share))  # about one sample of each bin on the smaller side
+        return _draw_by_class(_classes(pool, bins), _hash_order(seed, pool.names), share)
+    units, unit_of = _units(pool, seed)
+    held_back = _spread(units, [1 - share, share]) == 1
+    if pool.kind != NUMBERS:
+        _cover(units, held_back, max(share, 0.5))
+    if not held_back.any():
+        _hold_back_one(units, held_back, share, pool.kind != NUMBERS)
+    drawn: NDArray[np.bool_] = held_back[unit_of]
+    return drawn
+
+
+def deal(pool: Pool, folds: int, seed: int) -> Ints:
+    """The part (0..folds-1) that each sample belongs to: stratified as in `draw`, and groups whole.
+
+    Without groups, parts differ in size by at most one sample, and so do their shares of a class. Raises UserError
+    if there are fewer samples or groups than parts.
+    """
+    count = len(pool) if pool.groups is None else len(set(pool.groups))
+    if folds > count:
+        what = "pictures" if pool.groups is None else "groups"
+        raise UserError(f"data.fold asks for {folds} parts, but there are only {count} {what}.", "Ask for fewer parts.")
+    if pool.groups is not None or pool.kind == LABELS:
+        units, unit_of = _units(pool, seed)
+        dealt: Ints = _spread(units, [1 / folds] * folds)[unit_of]
+        return dealt
+    order = _hash_order(seed, pool.names)
+    by_class = order[np.argsort(_classes(pool, len(pool) // folds)[order], kind="stable")]
+    parts = np.empty(len(pool), np.int64)
+    parts[by_class] = np.arange(len(pool)) % folds
+    return parts
+
+
+def _hash_order(seed: int, names: Sequence[str]) -> Ints:
+    return np.array(sorted(range(len(names)), key=lambda index: _hash(seed, names[index])), np.int64)
+
+
+def _hash(seed: int, name: str) -> bytes:
+    return hashlib.blake2b(os.fsencode(f"{seed},{name}"), digest_size=8).digest()
+
+
+def _classes(pool: Pool, bins: int) -> Ints:
+    """The class of each sample; of numbers (of several the first), which of that many bins of equal frequency."""
+    if pool.kind == LABEL:
+        return pool.targets.astype(np.int64)
+    values = pool.targets[:, 0].astype(np.float64)
+    bins = max(bins, 1)
+    edges = np.quantile(values, np.arange(1, bins) / bins)
+    return np.searchsorted(edges, values, side="right").astype(np.int64)
+
+
+def _draw_by_class(classes: Ints, order: Ints, share: float) -> NDArray[np.bool_]:
+    counts = np.bincount(classes)
+    left = [min(max(round(count * share), 1), count - 1) for count in counts.tolist()]
+    drawn = np.zeros(len(classes), np.bool_)
+    for index, label in zip(order.tolist(), classes[order].tolist(), strict=True):
+        if left[label] > 0:
+            left[label] -= 1
+            drawn[index] = True
+    return drawn
+
+
+class _Units(NamedTuple):
+    """What is dealt as a whole. Unit u has counts[starts[u]:starts[u+1]] samples of those strata.
+
+    `totals` are the samples of each stratum; `order` is that of dealing, and `places` where each unit stands in it.
+    """
+
+    sizes: Ints
+    starts: Ints
+    strata: Ints
+    counts: Ints
+    totals: Ints
+    order: Ints
+    places: Ints
+
+    def of(self, unit: int) -> tuple[Ints, Ints]:
+        """The strata of that unit, and how many samples of each it has."""
+        part = slice(self.starts[unit], self.starts[unit + 1])
+        return self.strata[part], self.counts[part]
+
+
+def _units(pool: Pool, seed: int) -> tuple[_Units, Ints]:
+    """The pool's units, and the unit of each sample."""
+    labels = pool.names if pool.groups is None else pool.groups
+    known = sorted(set(labels))
+    numbers = {name: number for number, name in enumerate(known)}
+    unit_of = np.array([numbers[name] for name in labels], np.int64)
+    if pool.kind == LABELS:
+        samples, strata = np.nonzero(pool.targets)
+        stratum_count = pool.targets.shape[1]
+    else:
+        samples, strata = np.arange(len(pool)), _classes(pool, _GROUPED_BINS)
+        stratum_count = int(strata.max()) + 1
+    pairs, counts = np.unique(unit_of[samples] * stratum_count + strata, return_counts=True)
+    owners, owned = pairs // stratum_count, pairs % stratum_count
+    sizes = np.bincount(unit_of, minlength=len(known))
+    starts = np.searchsorted(owners, np.arange(len(known) + 1))
+    holders = np.bincount(owned, minlength=stratum_count)
+    rarity = np.full(len(known), len(known))
+    np.minimum.at(rarity, owners, holders[owned])
+    # Large ones first, since small ones can make up for them, and of those the rare first; then by hash.
+    magnitude = np.array([size.bit_length() for size in sizes.tolist()])
+    hashed = _hash_order(seed, known)
+    order = hashed[np.lexsort((rarity[hashed], -magnitude[hashed]))]
+    totals = np.bincount(strata, minlength=stratum_count)
+    return _Units(sizes, starts, owned, counts, totals, order, np.argsort(order)), unit_of
+
+
+def _spread(units: _Units, shares: Sequence[float]) -> Ints:
+    """The part of each unit, so that each part has its share of all samples and of each stratum.
+
+    Greedy: each unit in turn goes where the squared differences from the wanted counts, each divided by what is
+    wanted (chi-squared), grow least. For single samples with several labels this is close to iterative stratification
+    (Sechidis et al. 2011), for groups to scikit-learn's StratifiedGroupKFold.
+    """
+    # One more stratum holds all samples. Plain lists: units have few strata, and numpy took twice as long.
+    totals = [*np.maximum(units.totals, 1).tolist(), int(units.sizes.sum())]
+    wanted = [[share * total for total in totals] for share in shares]
+    missing = [list(row) for row in wanted]
+    starts, sizes = units.starts.tolist(), units.sizes.tolist()
+    strata, counts = units.strata.tolist(), units.counts.tolist()
+    parts = [0] * len(sizes)
+    for unit in units.order.tolist():
+        part = slice(starts[unit], starts[unit + 1])
+        own = [*zip(strata[part], counts[part], strict=True), (len(totals) - 1, sizes[unit])]
+        growth = [
+            sum(count * (count - 2 * left[stratum]) / full[stratum] for stratum, count in own)
+            for left, full in zip(missing, wanted, strict=True)
+        ]
+        chosen = parts[unit] = growth.index(min(growth))
+        for stratum, count in own:
+            missing[chosen][stratum] -= count
+    return np.array(parts, np.int64)
+
+
+def _holders(units: _Units) -> list[Ints]:
+    """The units of each stratum."""
+    owners = np.repeat(np.arange(len(units.sizes)), np.diff(units.starts))
+    by_stratum = np.argsort(units.strata, kind="stable")
+    return np.split(owners[by_stratum], np.cumsum(np.bincount(units.strata, minlength=len(units.totals)))[:-1])
+
+
+def _cover(units: _Units, held_back: NDArray[np.bool_], limit: float) -> None:
+    """Move units so that every stratum is in training, and in validation where possible.
+
+    Smallest units first; validation never takes a stratum's last unit, nor more than `limit` of all samples.
+    """
+    holders = _holders(units)
+    rare_first = sorted(range(len(holders)), key=lambda stratum: (len(holders[stratum]), stratum))
+    for stratum in rare_first:
+        if len(holders[stratum]) and held_back[holders[stratum]].all():
+            held_back[_smallest(units, holders[stratum])] = False
+    training = np.array([np.count_nonzero(~held_back[those]) for those in holders])
+    for stratum in rare_first:
+        those = holders[stratum]
+        if held_back[those].any():
+            continue
+        spare = those[[_is_spare(units, unit, training) for unit in those.tolist()]]
+        if not len(spare):
+            continue
+        unit = _smallest(units, spare)
+        if units.sizes[held_back].sum() + units.sizes[unit] <= limit * units.sizes.sum():
+            held_back[unit] = True
+            training[units.of(unit)[0]] -= 1
+
+
+def _is_spare(units: _Units, unit: int, training: Ints) -> bool:
+    """Whether training keeps all strata of the unit without it."""
+    return bool((training[units.of(unit)[0]] > 1).all())
+
+
+def _smallest(units: _Units, candidates: Ints) -> int:
+    return int(candidates[np.lexsort((units.places[candidates], units.sizes[candidates]))[0]])
+
+
+def _hold_back_one(units: _Units, held_back: NDArray[np.bool_], share: float, keep_strata: bool) -> None:
+    """Validation is empty, as all units are too large: the one nearest to the share, if one can be spared."""
+    if len(units.sizes) < 2:
+        return
+    training = np.array([len(those) for those in _holders(units)])
+    spare = [u for u in units.order.tolist() if not keep_strata or _is_spare(units, u, training)]
+    wanted = share * units.sizes.sum()
+    if spare:
+        held_back[min(spare, key=lambda unit: abs(units.sizes[unit] - wanted))] = True

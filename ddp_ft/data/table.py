@@ -1,0 +1,163 @@
+"""Tables of pictures: CSV and Parquet files to columns of text. What the columns mean is for others to say."""
+
+import csv
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddp_ft.errors import UserError, nearest
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (*DELIMITERS, ".parquet")
+_LISTED = 5
+
+# Which columns to read, given the names of all; raises UserError for one that is not there.
+Choose = Callable[[list[str]], Sequence[str]]
+
+
+@dataclass
+class Table:
+    """The columns that were asked for, every cell as text without spaces around it; "" is an empty cell.
+
+    `numbers` says where each row stands in the file: its line (CSV; the header is line 1) or row (Parquet; from 1).
+    """
+
+    path: Path
+    columns: dict[str, list[str]]
+    numbers: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def where(self, row: int) -> str:
+        """ "line 5", or "row 5" of a Parquet file."""
+        return f"{'row' if self.path.suffix.lower() == '.parquet' else 'line'} {self.numbers[row]}"
+
+    def error(
+        self, rows: Sequence[int], problem: str, shown: Sequence[str], hint: str = "", limit: int = _LISTED
+    ) -> UserError:
+        """The error for these rows: how many there are, and of the first ones the place and what `shown` has for it."""
+        lines = [f"  {self.where(row)}: {shown[row]!r}" for row in rows[:limit]]
+        lines += [f"  ... and {len(rows) - limit} more"] if len(rows) > limit else []
+        return UserError(f"{self.path}: {len(rows)} {problem}:", "\n".join([*lines, *([hint] if hint else [])]))
+
+
+def is_table(path: Path) -> bool:
+    """Whether the path is to be read as a table: a file with such a suffix, there or not."""
+    return not path.is_dir() and path.suffix.lower() in SUFFIXES
+
+
+def read_table(path: Path, choose: Choose) -> Table:
+    """The columns of a CSV or Parquet file that `choose` picks of all names.
+
+    CSV is UTF-8 with a header; a .csv without a comma in its header may be divided by semicolons or tabs. Raises
+    UserError for a file that is missing, empty, damaged or uneven, and where pyarrow is needed and not installed.
+    """
+    if not path.exists():
+        tables = sorted(each.name for each in path.absolute().parent.glob("*") if is_table(each))
+        raise UserError(f"--data {path} does not exist.", nearest(path.name, tables))
+    try:
+        is_parquet = path.suffix.lower() == ".parquet"
+        table = _read_parquet(path, choose) if is_parquet else _read_csv(path, choose)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+    if not len(table):
+        raise UserError(f"{path} has a header and no rows.", "Expected one row for each picture.")
+    return table
+
+
+def _read_csv(path: Path, choose: Choose) -> Table:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        try:
+            reader = csv.reader(stream, delimiter=_delimiter(path, stream.readline()), strict=True)
+            stream.seek(0)
+            return _parse_csv(path, reader, choose)
+        except UnicodeDecodeError:
+            raise _not_utf8(path) from None
+        except csv.Error as error:
+            hint = "Look for a quote without its partner near there."
+            raise UserError(f"{path} is damaged at line {reader.line_num}: {error}.", hint) from None
+
+
+def _delimiter(path: Path, header: str) -> str:
+    usual = DELIMITERS[path.suffix.lower()]
+    if usual == "," and usual not in header:  # what spreadsheets write where the comma is the decimal point
+        return next((other for other in (";", "\t") if other in header), usual)
+    return usual
+
+
+def _parse_csv(path: Path, reader: Any, choose: Choose) -> Table:
+    header = [name.strip() for name in next(reader, [])]
+    if not any(header):
+        raise UserError(f"{path} is empty.", "Expected a header with the columns' names, and one row for each picture.")
+    chosen = list(dict.fromkeys(choose(header)))
+    _check_unique(path, header, chosen)
+    places = [header.index(name) for name in chosen]
+    cells: list[list[str]] = [[] for _ in chosen]
+    numbers, uneven, start = array("q"), [], reader.line_num + 1
+    for row in reader:
+        if len(row) == len(header):
+            numbers.append(start)
+            for column, place in zip(cells, places, strict=True):
+                column.append(row[place].strip())
+        elif row:  # an empty line is no row
+            uneven.append(f"  line {start}: {len(row)}")
+        start = reader.line_num + 1
+    if uneven:
+        raise _uneven(path, len(header), uneven)
+    return Table(path, dict(zip(chosen, cells, strict=True)), numbers)
+
+
+def _uneven(path: Path, width: int, uneven: list[str]) -> UserError:
+    lines = [*uneven[:_LISTED], *([f"  ... and {len(uneven) - _LISTED} more"] if len(uneven) > _LISTED else [])]
+    hint = "\n".join([*lines, "A cell that holds the delimiter needs quotes around it."])
+    return UserError(f"{path}: the header has {width} cells, {len(uneven)} rows have another number:", hint)
+
+
+def _not_utf8(path: Path) -> UserError:
+    content = path.read_bytes()
+    try:
+        content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        place = f" at line {content[: error.start].count(10) + 1}"
+    else:
+        place = ""
+    return UserError(f"{path} is not UTF-8{place}.", "Save it as 'CSV UTF-8', or convert it with iconv.")
+
+
+def _check_unique(path: Path, header: Sequence[str], chosen: Iterable[str]) -> None:
+    if twice := [name for name in chosen if header.count(name) > 1]:
+        raise UserError(f"{path} has several columns named {', '.join(map(repr, twice))}.", "Rename all but one.")
+
+
+def _read_parquet(path: Path, choose: Choose) -> Table:
+    try:
+        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    except ImportError:
+        hint = "Install it: pip install 'ddp_ft[tables]'. Or save the table as CSV."
+        raise UserError(f"Reading {path} needs pyarrow, which is not installed.", hint) from None
+    try:
+        with pq.ParquetFile(path) as file:
+            header = list(file.schema_arrow.names)
+            chosen = list(dict.fromkeys(choose(header)))
+            _check_unique(path, header, chosen)
+            columns = file.read(columns=chosen)
+            cells = {name: _texts(path, name, columns.column(name), pa) for name in chosen}
+            return Table(path, cells, range(1, columns.num_rows + 1))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is no whole Parquet file: {reason}", "Write it again.") from None
+
+
+def _texts(path: Path, name: str, column: Any, pa: Any) -> list[str]:
+    """A column of any simple type as the texts that a CSV file would have."""
+    kind = column.type
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        hint = "Expected texts or numbers: paths of pictures, and labels joined by data.separator."
+        raise UserError(f"Column '{name}' of {path} holds {kind}.", hint)
+    if pa.types.is_boolean(kind):
+        return ["" if value is None else str(value) for value in column.to_pylist()]
+    return ["" if text is None else text.strip() for text in column.cast(pa.string()).to_pylist()]
