@@ -1,9 +1,19 @@
-"""How a new head begins."""
+"""What stands on top of a network in the place of the library's own classifier, and how a new head begins."""
 
-from collections.abc import Collection
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddp_ft.errors import UserError, nearest
+from ddp_ft.models.library import one_line
+from ddp_ft.plugins import is_reference, load_object
 
 # Small, so that the first predictions are nearly uniform and the first gradients do not tear at the pretrained
 # layers; not zero, since a ReLU behind the head (SqueezeNet) would then stay dead. The libraries' own
@@ -11,10 +21,212 @@ from torch import nn
 # loss of several times ln(outputs).
 HEAD_STD = 0.01
 
+LINEAR = "linear"
+_MLP = "mlp"
+_WIDEST = 2**16  # far beyond what helps; without an end a slip of the key would take all memory
+_FORMS = "Expected linear, mlp:WIDTH,WIDTH... such as mlp:256, or FILE.py:CLASS."
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
+_NORMS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+
+
+def check_head(name: str) -> None:
+    """Whether `head.name` is one of its three forms. Raises UserError; a user's file is looked at only later."""
+    if is_mlp(name):
+        _widths(name)
+
+
+def _is_file(name: str) -> bool:
+    kind, _, attribute = name.rpartition(":")
+    return is_reference(name) and attribute.isidentifier() and kind not in (LINEAR, _MLP)
+
+
+def is_mlp(name: str) -> bool:
+    """Whether `head.name` is an mlp; it has been checked."""
+    return name != LINEAR and not _is_file(name)
+
+
+def _widths(name: str) -> list[int]:
+    """256 and 128 of mlp:256,128."""
+    kind, colon, listed = name.partition(":")
+    if kind != _MLP:
+        hint = f"Did you mean {name}:CLASS?" if name.endswith(".py") else nearest(kind, [LINEAR, _MLP])
+        raise UserError(f"Unknown head '{name}'.", f"{hint} {_FORMS}".strip())
+    widths = [int(each) if each.strip().isdecimal() else 0 for each in listed.split(",")] if colon else []
+    if not widths or min(widths) < 1 or max(widths) > _WIDEST:
+        raise UserError(
+            f"head.name = {name} does not say how wide the hidden layers are.",
+            f"Expected whole numbers from 1 to {_WIDEST}, separated by commas, such as mlp:256,128.",
+        )
+    return widths
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """A head that the library's create function does not build: what model.json holds under "head".
+
+    `path` names the module in whose place it stands, `in_features` and `outputs` are of one sample, `dimensions` are
+    those of the output of the module that stood there. `dropout_at` names the nn.Dropout or the head before which
+    `dropout` works; "": nowhere but in the mlp.
+    """
+
+    name: str
+    dropout: float | None
+    activation: str
+    norm: str
+    path: str
+    in_features: int
+    outputs: int
+    dimensions: int
+    dropout_at: str
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON values."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_mapping(values: Mapping[str, Any]) -> "HeadSpec":
+        """The inverse of `to_mapping`; UserError if it is not what that gives."""
+        try:
+            return HeadSpec(**values)
+        except TypeError:
+            expected = ", ".join(each.name for each in dataclasses.fields(HeadSpec))
+            raise UserError("The head in model.json cannot be read.", f"Expected {expected}.") from None
+
+
+class NewHead(nn.Sequential):
+    """A head in the place of the library's own: takes features of any shape, gives outputs of that one's dimensions.
+
+    The mlp has the layers linear1, norm1, activation1, dropout2, linear2, ...; a user's class is `own`.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], dimensions: int) -> None:
+        super().__init__(OrderedDict(layers))
+        self.dimensions = dimensions
+
+    def forward(self, features: Tensor) -> Tensor:
+        """B x in_features, or with further dimensions of size 1, to B x outputs with as many as before."""
+        outputs = features.flatten(1)
+        for layer in self:
+            outputs = layer(outputs)
+        return outputs.reshape(*outputs.shape, *[1] * (self.dimensions - outputs.ndim))
+
+
+def _mlp_layers(spec: HeadSpec) -> dict[str, nn.Module]:
+    """The names do not depend on dropout or norm, so that weights fit whatever these are."""
+    widths = [spec.in_features, *_widths(spec.name), spec.outputs]
+    layers: dict[str, nn.Module] = {}
+    for number, (inputs, outputs) in enumerate(pairwise(widths), start=1):
+        if spec.dropout:
+            layers[f"dropout{number}"] = nn.Dropout(spec.dropout)
+        layers[f"linear{number}"] = nn.Linear(inputs, outputs)
+        if number < len(widths) - 1:
+            if spec.norm in _NORMS:
+                layers[f"norm{number}"] = _NORMS[spec.norm](outputs)
+            layers[f"activation{number}"] = _ACTIVATIONS[spec.activation]()
+    return layers
+
+
+def _own_head(spec: HeadSpec) -> nn.Module:
+    """The user's CLASS(in_features, outputs), tried once; UserError if it is not what is expected."""
+    expected = "Expected a torch.nn.Module class, made as CLASS(in_features, outputs)."
+    cls = load_object(spec.name)
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise UserError(f"{spec.name} is not a class of torch.nn.Module.", expected)
+    try:
+        module: nn.Module = cls(spec.in_features, spec.outputs)
+    except Exception as error:
+        call = f"{spec.name}({spec.in_features}, {spec.outputs})"
+        raise UserError(f"{call} failed: {type(error).__name__}: {one_line(error)}.", expected) from error
+    weights = next(module.parameters(), None)
+    if weights is None:
+        raise UserError(f"{spec.name} has no parameters to learn.", expected)
+    _check_shape(spec, module, weights.device)
+    return module
+
+
+def _check_shape(spec: HeadSpec, module: nn.Module, device: torch.device) -> None:
+    wanted = f"from 2 x {spec.in_features} to 2 x {spec.outputs}"
+    try:
+        with torch.no_grad():
+            outputs = module.eval()(torch.zeros(2, spec.in_features, device=device))
+    except Exception as error:
+        raise UserError(f"{spec.name} failed {wanted}: {type(error).__name__}: {one_line(error)}.") from error
+    finally:
+        module.train()
+    if not isinstance(outputs, Tensor) or outputs.shape != (2, spec.outputs):
+        given = " x ".join(map(str, outputs.shape)) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise UserError(f"{spec.name} gave {given}; expected {wanted}.", "A head gives one row of outputs a sample.")
+
+
+class _InputDropout:
+    """A hook that drops part of a head's input. Not a module, so that the names of the weights stay the library's."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (F.dropout(inputs[0], self.rate, module.training),)
+
+
+def attach_head(module: nn.Module, spec: HeadSpec) -> None:
+    """Put the head of `spec` into the network, and dropout before it. Raises UserError for a user's class that fails.
+
+    A linear head stays the library's own module.
+    """
+    if spec.name != LINEAR:
+        layers = _mlp_layers(spec) if is_mlp(spec.name) else {"own": _own_head(spec)}
+        parent, _, name = spec.path.rpartition(".")
+        setattr(module.get_submodule(parent), name, NewHead(layers, spec.dimensions))
+    if not spec.dropout_at:
+        return
+    place = module.get_submodule(spec.dropout_at)
+    rate = 0.0 if is_mlp(spec.name) or spec.dropout is None else spec.dropout
+    if spec.dropout_at != spec.path:
+        assert isinstance(place, nn.Dropout)
+        place.p = rate
+    else:
+        place.register_forward_pre_hook(_InputDropout(rate))
+
 
 @torch.no_grad()
-def initialise_head(module: nn.Module, head: Collection[str]) -> None:
-    """Draw the head's weights from a normal distribution of width HEAD_STD and set its biases to 0."""
-    for name, parameter in module.named_parameters():
-        if name in head:
-            nn.init.normal_(parameter, std=HEAD_STD) if parameter.ndim > 1 else nn.init.zeros_(parameter)
+def initialise_head(module: nn.Module, head: Collection[str], bias: Tensor | None = None) -> None:
+    """Draw the weights of the head, whose parameters have the names `head`, anew.
+
+    A linear head and the last layer of an mlp: normal of width HEAD_STD; hidden layers of an mlp: normal of width
+    sqrt(2 / inputs) (arXiv 1502.01852); all biases 0. A user's class keeps what it made. `bias` (float, as many as
+    outputs) is then put into the last bias; UserError if there is none of that size.
+    """
+    new = next((part for part in module.modules() if isinstance(part, NewHead)), None)
+    if new is None:
+        for name, parameter in module.named_parameters():
+            if name in head:
+                nn.init.normal_(parameter, std=HEAD_STD) if parameter.ndim > 1 else nn.init.zeros_(parameter)
+    elif "own" not in dict(new.named_children()):
+        _initialise_mlp(new)
+    if bias is not None:
+        last = _last_biases(module, head, new)
+        if not last or any(each.shape != bias.shape for each in last):
+            raise UserError(
+                f"The head's last layer has no bias of {len(bias)} values that could begin as asked.",
+                "Use head.bias = zero.",
+            )
+        for each in last:
+            each.copy_(bias)
+
+
+def _initialise_mlp(head: NewHead) -> None:
+    layers = [part for part in head.children() if isinstance(part, nn.Linear)]
+    for layer in layers[:-1]:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+    nn.init.normal_(layers[-1].weight, std=HEAD_STD)
+    nn.init.zeros_(layers[-1].bias)
+
+
+def _last_biases(module: nn.Module, head: Collection[str], new: NewHead | None) -> list[Tensor]:
+    """That of the new head's last layer; of the library's own, which may be several side by side, all."""
+    if new is None:
+        return [each for name, each in module.named_parameters() if name in head and name.endswith("bias")]
+    layers = [part for part in new.modules() if next(part.parameters(recurse=False), None) is not None]
+    last = getattr(layers[-1], "bias", None)
+    return [last] if isinstance(last, Tensor) else []

@@ -20,7 +20,14 @@ USER_FILES = "file"
 
 
 class Library(Protocol):
-    """The functions of a module of `LIBRARIES`. `name` is the model's name without the library's own."""
+    """The functions of a module of `LIBRARIES`. `name` is the model's name without the library's own.
+
+    DROPOUT and DROP_PATH are what the create functions may call the rate of the dropout before the classifier and
+    that of stochastic depth; not all models take them.
+    """
+
+    DROPOUT: tuple[str, ...]
+    DROP_PATH: tuple[str, ...]
 
     def names(self) -> list[str]:
         """All models, with and without the tags of their weights."""

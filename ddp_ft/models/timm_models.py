@@ -21,6 +21,9 @@ _data: Any = timm.data  # untyped, and mypy does not see what it re-exports
 # timm calls it thus in nearly all modules; the other two are those of a few older ones.
 _FILTER_NAMES = ("checkpoint_filter_fn", "_checkpoint_filter_fn", "_filter_fn")
 
+DROPOUT = ("drop_rate",)
+DROP_PATH = ("drop_path_rate",)
+
 
 def names() -> list[str]:
     """All models that are not deprecated, without and with their tags."""

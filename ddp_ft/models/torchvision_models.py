@@ -18,6 +18,9 @@ from ddp_ft.models.network import not_fetched
 
 models: Any = _torchvision_models  # mypy does not see what it re-exports
 
+DROPOUT = ("dropout",)
+DROP_PATH = ("stochastic_depth_prob",)
+
 # Their auxiliary classifiers would make the forward pass give several tensors. transform_input is what
 # torchvision sets with its own weights, whose preprocessing would otherwise not be theirs.
 _INCEPTIONS = {"googlenet", "inception_v3"}

@@ -14,6 +14,10 @@ from ddp_ft.plugins import is_reference, load_object
 _SIZE_ARGUMENTS = ("image_size", "img_size")
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+# As timm and as torchvision call them.
+DROPOUT = ("drop_rate", "dropout")
+DROP_PATH = ("drop_path_rate", "stochastic_depth_prob")
+
 
 def names() -> list[str]:
     """None that could be listed."""

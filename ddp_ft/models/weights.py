@@ -35,8 +35,9 @@ def load_weights(built: BuiltModel, name: str, weights: str) -> LoadReport:
     source, state = _obtain(name, weights)
     target = built.module.state_dict()
     state = _adapt(built, strip_prefixes(state, set(target)), target)
-    match = _match(state, target, built.head)
-    _refuse_strangers(built, source, match)
+    head = _head_tensors(built, target)
+    match = _match(state, target, head)
+    _refuse_strangers(built, source, match, head)
     with torch.no_grad():
         # Copied name by name: load_state_dict of some models wants a version that files lack (mnasnet).
         for each in match.loaded:
@@ -64,6 +65,12 @@ def _fitting(state: State, target: State) -> int:
     return sum(name in target and target[name].shape == tensor.shape for name, tensor in state.items())
 
 
+def _head_tensors(built: BuiltModel, target: State) -> frozenset[str]:
+    """The names of the head's parameters and buffers, such as the statistics of an mlp's batch norm."""
+    inside = f"{built.head_path}."
+    return built.head | {name for name in target if built.head_path is not None and name.startswith(inside)}
+
+
 def _match(state: State, target: State, head: frozenset[str]) -> _Match:
     shared = [name for name in target if name in state]
     unequal = [name for name in shared if state[name].shape != target[name].shape]
@@ -76,8 +83,8 @@ def _match(state: State, target: State, head: frozenset[str]) -> _Match:
     )
 
 
-def _refuse_strangers(built: BuiltModel, source: str, match: _Match) -> None:
-    loaded, missing = ([n for n in names if n not in built.head] for names in (match.loaded, match.missing))
+def _refuse_strangers(built: BuiltModel, source: str, match: _Match, head: frozenset[str]) -> None:
+    loaded, missing = ([n for n in names if n not in head] for names in (match.loaded, match.missing))
     body = [*loaded, *match.wrong_size, *missing]
     if loaded and 2 * len(loaded) >= len(body) and not match.wrong_size:
         return

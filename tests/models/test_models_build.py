@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
+from ddp_ft.config import HeadConfig
 from ddp_ft.contracts import BuiltModel
 from ddp_ft.errors import UserError
 from ddp_ft.models import build_model, create_from_spec
@@ -53,20 +54,20 @@ def _check_forward(built: BuiltModel, device: str, size: tuple[int, int] | None 
         assert isinstance(outputs, torch.Tensor) and outputs.shape == (2, OUTPUTS), training
 
 
-def _build_on_meta(name: str) -> BuiltModel:
+def build_on_meta(name: str, head: HeadConfig | None = None) -> BuiltModel:
     # Large models for real would take too much time and memory; some (regnet) compute their widths with tensors.
     try:
         with torch.device("meta"):
-            return build_model(name, OUTPUTS)
+            return build_model(name, OUTPUTS, head=head)
     except (RuntimeError, NotImplementedError):
         with parameters_on_meta():
-            built = build_model(name, OUTPUTS)
+            built = build_model(name, OUTPUTS, head=head)
         built.module.to("meta")
         return built
 
 
 def _check_on_meta(name: str) -> None:
-    built = _build_on_meta(name)
+    built = build_on_meta(name)
     _check_head(built)
     _check_forward(built, "meta")
 

@@ -1,0 +1,285 @@
+"""What of a model does not learn: the language of `freeze.parts`, its schedule, and the mode of frozen modules.
+
+A frozen module is kept in evaluation mode, so that its batch norm keeps its statistics and its dropout is off.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from ddp_ft.errors import UserError, nearest
+from ddp_ft.models.layers import stages
+
+_FORMS = "Expected none, backbone, stages:K, norm, type:CLASS or regex:PATTERN; several joined by +."
+_KINDS = ["none", "backbone", "stages:", "norm", "type:", "regex:"]
+_TORCH_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """From `epoch` on the parameters named in `frozen` do not learn; `parts` is how that was written."""
+
+    epoch: int
+    parts: str
+    frozen: frozenset[str]
+
+
+def frozen_names(module: nn.Module, head: Collection[str], parts: str) -> frozenset[str]:
+    """The parameters that `parts` means, by name.
+
+    none: none. backbone: all but the head. stages:K: the stem and the first K of `layers.stages`; stages:-K: the
+    stem and all stages but the last K. norm: those of all normalisation layers. type:CLASS: those of all modules of
+    that class or of one made from it. regex:PATTERN: those in whose name re.search finds it; the rest of the text is
+    the pattern. Several joined by + add up.
+    Raises UserError for what cannot be read, matches nothing, or leaves nothing to learn.
+    """
+    found: set[str] = set()
+    for part in _split(parts):
+        found |= _names_of(part, module, head)
+    if found and found >= {name for name, _ in module.named_parameters()}:
+        raise UserError(
+            f"freeze.parts = {parts} freezes every parameter of the model, so nothing would learn.",
+            "Leave out the head, as --freeze backbone does.",
+        )
+    return frozenset(found)
+
+
+def _split(parts: str) -> Iterator[str]:
+    rest: str | None = parts
+    while rest is not None:
+        rest = rest.strip()
+        if rest.startswith("regex:"):
+            yield rest
+            return
+        part, plus, after = rest.partition("+")
+        yield part.strip()
+        rest = after if plus else None
+
+
+def _names_of(part: str, module: nn.Module, head: Collection[str]) -> set[str]:
+    kind, colon, value = part.partition(":")
+    if part == "none":
+        return set()
+    if part == "backbone":
+        return _some(part, {name for name, _ in module.named_parameters() if name not in head}, "Nothing but a head.")
+    if part == "norm":
+        return _some(part, _norm_names(module), "The model has no normalisation layers that learn.")
+    if kind == "stages" and colon:
+        return _first_stages(part, value, stages(module, head))
+    if kind == "type" and colon:
+        return _of_type(part, value, module)
+    if kind == "regex" and colon:
+        return _matching(part, value, module)
+    hint = nearest(part, _KINDS)
+    raise UserError(f"freeze.parts: '{part}' is unknown.", f"{hint}\n{_FORMS}" if hint else _FORMS)
+
+
+def _some(part: str, names: set[str], why_not: str) -> set[str]:
+    if not names:
+        raise UserError(f"freeze.parts: {part} means no parameter of this model.", why_not)
+    return names
+
+
+def _first_stages(part: str, value: str, known: list[list[str]]) -> set[str]:
+    most = len(known) - 1
+    if not re.fullmatch(r"-?[0-9]{1,9}", value.strip()) or not -most <= int(value) <= most:
+        raise UserError(
+            f"freeze.parts: expected a number from -{most} to {most} behind 'stages:', not '{value}'.",
+            f"This model has a stem and {most} stages; 'ddp-ft models NAME --layers' lists them.",
+        )
+    first = int(value) if "-" not in value else most + int(value)
+    return {name for names in known[: first + 1] for name in names}
+
+
+def _of_type(part: str, value: str, module: nn.Module) -> set[str]:
+    def classes(each: nn.Module) -> list[str]:
+        return [base.__name__ for base in type(each).__mro__ if issubclass(base, nn.Module)]
+
+    known = {name for each in module.modules() for name in classes(each)}
+    found = {
+        f"{path}.{name}" if path else name
+        for path, each in module.named_modules()
+        if value.strip() in classes(each)
+        for name, _ in each.named_parameters()
+    }
+    near = nearest(value.strip(), sorted(known))
+    return _some(part, _known(found, module), near or "'ddp-ft models NAME --layers' lists the classes of a model.")
+
+
+def _matching(part: str, pattern: str, module: nn.Module) -> set[str]:
+    names = [name for name, _ in module.named_parameters()]
+    try:
+        found = {name for name in names if re.search(pattern, name)}
+    except re.error as error:
+        raise UserError(
+            f"freeze.parts: '{pattern}' is no regular expression: {error}.", "It is searched for by Python's re.search."
+        ) from None
+    return _some(part, found, f"The names of its parameters are such as {', '.join(names[:3])}, {names[-1]}.")
+
+
+def _norm_names(module: nn.Module) -> set[str]:
+    found = {
+        f"{path}.{name}" if path else name
+        for path, each in module.named_modules()
+        if _is_norm(each)
+        for name, _ in each.named_parameters(recurse=False)
+    }
+    return _known(found, module)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Of torch, or called so and with vectors alone (timm's RmsNorm, its norms with activations, a user's own)."""
+    if isinstance(module, _TORCH_NORMS):
+        return True
+    vectors = (max(p.shape, default=1) == p.numel() for p in module.parameters(recurse=False))
+    return "norm" in type(module).__name__.lower() and all(vectors)
+
+
+def _known(names: set[str], module: nn.Module) -> set[str]:
+    """A parameter that stands at two places has the name of the first alone, so ask for the tensors."""
+    by_any_name = dict(module.named_parameters(remove_duplicate=False))
+    wanted = {id(by_any_name[name]) for name in names}
+    return {name for name, parameter in module.named_parameters() if id(parameter) in wanted}
+
+
+def freeze_parameters(module: nn.Module, names: Collection[str]) -> None:
+    """Let all parameters learn but those named."""
+    for name, parameter in module.named_parameters():
+        if parameter.is_floating_point() or parameter.is_complex():
+            parameter.requires_grad_(name not in names)
+
+
+def unfreeze_plan(
+    schedule: Mapping[str, Any] | None, parts: str, module: nn.Module, head: Collection[str]
+) -> list[Stage]:
+    """What is frozen from which epoch on, in their order; without a schedule one stage for all epochs.
+
+    `schedule` maps epochs to texts as of `frozen_names`. Raises UserError if it does not begin at epoch 0, is out of
+    order, freezes again what has learned already, or stands beside other `parts` than none.
+    """
+    if schedule is None:
+        return [Stage(0, parts, frozen_names(module, head, parts))]
+    if parts != "none":
+        raise UserError(
+            f"Both freeze.schedule and freeze.parts = {parts} are given.",
+            "Leave freeze.parts at none, and write it as the schedule's entry for epoch 0.",
+        )
+    plan = [_read_entry(key, value, module, head) for key, value in schedule.items()]
+    _check_epochs(plan)
+    for before, after in pairwise(plan):
+        _check_only_unfreezes(before, after)
+    return plan
+
+
+def _read_entry(key: str, value: Any, module: nn.Module, head: Collection[str]) -> Stage:
+    if not re.fullmatch(r"[0-9]{1,9}", str(key).strip()):
+        raise UserError(
+            f"freeze.schedule: expected whole numbers of epochs (0, 1, ...) as keys, not '{key}'.",
+            "Such as {0: backbone, 2: none}.",
+        )
+    if not isinstance(value, str):
+        raise UserError(f"freeze.schedule: epoch {key} has {value!r}; expected a text.", _FORMS)
+    try:
+        return Stage(int(key), value, frozen_names(module, head, value))
+    except UserError as error:
+        raise UserError(f"freeze.schedule, epoch {key}: {error.message}", error.hint) from None
+
+
+def _check_epochs(plan: list[Stage]) -> None:
+    epochs = [stage.epoch for stage in plan]
+    if 0 not in epochs:
+        raise UserError(
+            "freeze.schedule has no entry for epoch 0, so it does not say what is frozen at first.",
+            "Begin it with one, such as {0: backbone, 2: none}.",
+        )
+    if epochs != sorted(set(epochs)):
+        raise UserError(
+            f"freeze.schedule: its epochs are out of order: {', '.join(map(str, epochs))}.",
+            "Write each epoch once, in rising order.",
+        )
+
+
+def _check_only_unfreezes(before: Stage, after: Stage) -> None:
+    again = sorted(after.frozen - before.frozen)
+    if again:
+        raise UserError(
+            f"Unfreeze schedule out of order: epoch {after.epoch} ({after.parts}) freezes {len(again)} parameters that "
+            f"learn from epoch {before.epoch} on ({before.parts}), such as {again[0]}.",
+            "Each entry may only let more of the model learn than the one before it.",
+        )
+
+
+class TrainingMode:
+    """Puts a module into training mode, but its frozen parts into evaluation mode.
+
+    A part is frozen if it has parameters and none of them learns. With `batch_norm` = "frozen" all batch norm stays
+    in evaluation mode. What is frozen is read once, here; calling costs what `module.train()` does.
+    """
+
+    def __init__(self, module: nn.Module, batch_norm: str) -> None:
+        self.module = module
+        self.still = list(_frozen_parts(module))
+        if batch_norm == "frozen":
+            self.still += [each for each in module.modules() if isinstance(each, _BatchNorm)]
+
+    def __call__(self) -> None:
+        """Set the modes."""
+        self.module.train()
+        for part in self.still:
+            part.eval()
+
+
+def _frozen_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The largest submodules that are frozen."""
+    for child in module.children():
+        learns = [parameter.requires_grad for parameter in child.parameters()]
+        if learns and not any(learns):
+            yield child
+        else:
+            yield from _frozen_parts(child)
+
+
+def prepare_batch_norm(module: nn.Module, batch_norm: str, device_type: str, world_size: int) -> nn.Module:
+    """The module with its batch norm synchronised over processes, if `batch_norm` is "sync" and there are several.
+
+    Parameters, buffers and their names stay. Raises UserError for several processes without CUDA.
+    """
+    if batch_norm != "sync" or world_size == 1 or not any(isinstance(each, _BatchNorm) for each in module.modules()):
+        return module
+    if device_type != "cuda":
+        raise UserError(
+            f"model.batch_norm = sync: SyncBatchNorm does not run on the CPU, and these are {world_size} processes.",
+            "Use model.batch_norm = frozen or train, or a single process.",
+        )
+    from timm.layers import convert_sync_batchnorm
+
+    # timm's does what torch's does, and keeps the activation inside of its own BatchNormAct2d, which torch's loses.
+    converted: nn.Module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    return converted
+
+
+def frozen_table(module: nn.Module, frozen: Collection[str]) -> dict[str, str]:
+    """Rows for a table: how many parameters learn, and how many of each part of the model if not all do.
+
+    The parts are those at the top of the module; neighbours that learn wholly, or not at all, share a row.
+    """
+    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    counts = {part: [0, 0] for part in (name.partition(".")[0] for name in sizes)}
+    for name, size in sizes.items():
+        counts[name.partition(".")[0]][name in frozen] += size
+    total, learning = sum(sizes.values()), sum(free for free, _ in counts.values())
+    if learning == total:
+        return {"learning": f"all {total:,} parameters"}
+    rows = {"learning": f"{learning:,} of {total:,} parameters"}
+    for _, group in groupby(counts, key=lambda part: part if all(counts[part]) else counts[part][0] > 0):
+        parts = list(group)
+        label = parts[0] if len(parts) == 1 else f"{parts[0]} ... {parts[-1]}"
+        free, held = (sum(counts[part][which] for part in parts) for which in (0, 1))
+        told = ((held, "frozen"), (free, "learning"))
+        rows[f"  {label}"] = ", ".join(f"{count:,} {state}" for count, state in told if count)
+    return rows
