@@ -1,66 +1,145 @@
 """Classification with one label for each picture."""
 
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ddp_ft.config import RunConfig
 from ddp_ft.contracts import Batch
-from ddp_ft.errors import UserError, nearest
+from ddp_ft.errors import UserError
+from ddp_ft.tasks.losses import LossChoice, choose_loss, single_label_losses
+from ddp_ft.tasks.scores import mean_auroc
+from ddp_ft.tasks.supervised import SupervisedTask, stored_loss
+from ddp_ft.tasks.weights import POSITIVE_KEY, class_weights
 
-LOWER_IS_BETTER = ("loss",)
-LOSS_DECIMALS = 5
+CALIBRATION_BINS = 15  # as in arXiv 1706.04599
 
 
-class SingleLabel:
-    """Cross-entropy over `classes`; batches carry "image" and "target" (int64 class numbers)."""
+class SingleLabel(SupervisedTask):
+    """One of `classes` for each picture; batches carry "target" (int64 class numbers, B).
+
+    `counts` are the training samples of each class, for the bias that a head may begin with; `weights` (float32,
+    classes) say what a sample of each class counts.
+    """
 
     name = "single-label"
+    primary_metric = "accuracy"
 
-    def __init__(self, classes: tuple[str, ...], label_smoothing: float = 0.0) -> None:
-        self.classes = classes
-        self.outputs = len(classes)
+    def __init__(
+        self,
+        classes: tuple[str, ...],
+        label_smoothing: float = 0.0,
+        loss: LossChoice = LossChoice("cross_entropy"),  # noqa: B008  # frozen
+        extra: str | None = None,
+        weights: Tensor | None = None,
+        counts: NDArray[np.int64] | None = None,
+    ) -> None:
+        super().__init__(classes, loss, extra)
         self.label_smoothing = label_smoothing
+        self.weights = weights
+        self.counts = counts
 
-    def inputs(self, batch: Batch) -> Tensor:
-        """The pictures, float, B x 3 x H x W."""
-        return batch["image"]
+    @classmethod
+    def from_data(cls, config: RunConfig, classes: tuple[str, ...], targets: NDArray[Any]) -> "SingleLabel":
+        """For training on samples with these targets (int64, N); UserError for settings that do not fit."""
+        if len(classes) < 2:
+            raise UserError(
+                f"The data has one class only, {', '.join(classes)}.", f"{cls.name} learns to tell two or more apart."
+            )
+        if config.loss.positive_weights is not None:
+            raise UserError(
+                f"{POSITIVE_KEY} is for the task multi-label; this one is {cls.name}.", "Use --class-weights."
+            )
+        counts = np.bincount(targets, minlength=len(classes))
+        text, beta = config.loss.class_weights, config.loss.effective_beta
+        weights = None if text is None else class_weights(text, classes, counts, beta)
+        loss = choose_loss(config.loss, cls.name)
+        return cls(classes, config.loss.label_smoothing, loss, config.eval.extra, weights, counts)
 
-    def loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Weighted sum of the smoothed cross-entropies of a micro-batch, and the sum of the weights."""
-        losses = F.cross_entropy(
-            outputs.float(), batch["target"], reduction="none", label_smoothing=self.label_smoothing
-        )
-        weight = batch["weight"]
-        return (losses * weight).sum(), weight.sum()
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "SingleLabel":
+        """For evaluation and prediction."""
+        loss = stored_loss(settings, "cross_entropy")
+        return cls(tuple(settings["classes"]), loss=loss, extra=settings.get("extra"))
 
-    def metrics(self, outputs: Tensor, records: Batch) -> dict[str, float]:
-        """Loss (without smoothing), accuracy, balanced accuracy, macro F1, and top-5 for more than 5 classes."""
+    def targets(self, batch: Batch) -> Tensor:
+        """Class numbers, int64, B."""
+        return batch["target"]
+
+    def class_weight(self, target: Tensor) -> Tensor | float:
+        """The weight of each sample's class, B."""
+        if self.weights is None:
+            return 1.0
+        self.weights = self.weights.to(target.device)
+        return self.weights[target]
+
+    def train_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """With label smoothing, but for soft_f1 and the user's own loss, which takes class numbers."""
+        if self.user_loss:
+            return self.user_loss(outputs, target)
+        return single_label_losses(self.choice, outputs, target, self.label_smoothing)
+
+    def plain_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Without smoothing, B."""
+        return single_label_losses(self.choice, outputs, target, 0.0)
+
+    def scores(self, outputs: Tensor, target: Tensor) -> dict[str, float]:
+        """Shares from 0 to 1. A class that the set lacks has no part in balanced_accuracy and auroc."""
         # Imported here: it takes a second, which the first training step need not wait for.
-        from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
+        from torchmetrics.functional.classification import (
+            multiclass_accuracy,
+            multiclass_calibration_error,
+            multiclass_f1_score,
+        )
 
-        target, classes = records["target"], self.outputs
-        losses = F.cross_entropy(outputs.double(), target, reduction="none")
+        classes, probabilities = self.outputs, torch.softmax(outputs.double(), 1)
+        truth = torch.zeros_like(probabilities, dtype=torch.bool).scatter_(1, target.unsqueeze(1), True)
+        recalls = multiclass_accuracy(outputs, target, classes, average=None)
         found: dict[str, float | Tensor] = {
-            # The last digits follow the number of threads and processes; they are cut, so that the same model
-            # has the same loss anywhere.
-            "loss": round(float(losses.mean()), LOSS_DECIMALS),
             "accuracy": multiclass_accuracy(outputs, target, classes, average="micro"),
-            "balanced_accuracy": multiclass_accuracy(outputs, target, classes, average="macro"),
+            "balanced_accuracy": recalls[truth.any(0)].mean(),
             "macro_f1": multiclass_f1_score(outputs, target, classes, average="macro"),
+            "auroc": mean_auroc(probabilities, truth),
+            "ece": multiclass_calibration_error(probabilities, target, classes, n_bins=CALIBRATION_BINS),
         }
         if classes > 5:
             found["top5_accuracy"] = multiclass_accuracy(outputs, target, classes, average="micro", top_k=5)
         return {name: float(value) for name, value in found.items()}
 
-    def probabilities(self, outputs: Tensor) -> Tensor:
+    def directions(self) -> dict[str, bool]:
+        """top5_accuracy for more than 5 classes."""
+        known = {"loss": False, "accuracy": True, "balanced_accuracy": True, "macro_f1": True, "auroc": True}
+        return {**known, "ece": False, **({"top5_accuracy": True} if self.outputs > 5 else {})}
+
+    def trial_targets(self, samples: int, generator: torch.Generator) -> Tensor:
+        """All classes in turn."""
+        return torch.arange(samples) % self.outputs
+
+    def predictions(self, outputs: Tensor) -> Tensor:
         """Softmax over the classes, B x classes."""
         return torch.softmax(outputs.float(), dim=-1)
 
-    def higher_is_better(self, metric: str) -> bool:
-        """Whether a larger value of that metric is better; UserError if there is no such metric."""
-        known = ["loss", "accuracy", "balanced_accuracy", "macro_f1"]
-        known += ["top5_accuracy"] if self.outputs > 5 else []
-        if metric not in known:
-            hint = nearest(metric, known) or f"Known: {', '.join(known)}."
-            raise UserError(f"eval.metric = '{metric}' is no metric of the task {self.name}.", hint)
-        return metric not in LOWER_IS_BETTER
+    def combine(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Logarithm of the mean probability."""
+        logs = torch.stack([torch.log_softmax(each.double(), dim=-1) for each in outputs])
+        return (torch.logsumexp(logs, dim=0) - math.log(len(outputs))).float()
+
+    def columns(self) -> list[str]:
+        """The likeliest class, its probability, and those of all classes."""
+        return ["class", "probability", *(f"prob_{name}" for name in self.names)]
+
+    def row(self, prediction: Sequence[float]) -> list[str]:
+        """As `columns` says."""
+        best = max(range(self.outputs), key=prediction.__getitem__)
+        return [self.names[best], f"{prediction[best]:.6f}", *(f"{p:.6f}" for p in prediction)]
+
+    def initial_bias(self) -> Tensor | None:
+        """Logarithms of the classes' shares of the training samples, each class counted once more (Laplace)."""
+        if self.counts is None:
+            return None
+        return torch.tensor((self.counts + 1) / (self.counts.sum() + self.outputs)).log().float()

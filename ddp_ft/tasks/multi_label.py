@@ -1,0 +1,160 @@
+"""Classification with any number of labels for each picture."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddp_ft.config import RunConfig
+from ddp_ft.config.schema import LossConfig
+from ddp_ft.contracts import Batch
+from ddp_ft.errors import UserError
+from ddp_ft.tasks.losses import LossChoice, choose_loss, multi_label_terms, soft_f1
+from ddp_ft.tasks.scores import mean_auroc, mean_average_precision, mean_f1
+from ddp_ft.tasks.supervised import SupervisedTask, stored_loss
+from ddp_ft.tasks.weights import CLASS_KEY, POSITIVE_KEY, class_weights, positive_weights
+
+THRESHOLD = 0.5  # a label is said to be there from this probability on
+SEPARATOR = ";"
+TERM_LOSSES = ("bce", "focal")
+
+
+class MultiLabel(SupervisedTask):
+    """Each of `classes` there or not; batches carry "target" (float32 of 0 and 1, B x classes; or int64, B).
+
+    The loss of a picture is the mean over the classes, weighted by `weights`; `positive` is what a label that is there
+    counts (float32, classes each). `shares` of the training pictures have each label, for the bias that a head may
+    begin with.
+    """
+
+    name = "multi-label"
+    primary_metric = "mAP"
+
+    def __init__(
+        self,
+        classes: tuple[str, ...],
+        label_smoothing: float = 0.0,
+        loss: LossChoice = LossChoice("bce"),  # noqa: B008  # frozen
+        extra: str | None = None,
+        weights: Tensor | None = None,
+        positive: Tensor | None = None,
+        shares: NDArray[np.float64] | None = None,
+    ) -> None:
+        super().__init__(classes, loss, extra)
+        self.label_smoothing = label_smoothing
+        self.weights = torch.ones(self.outputs) if weights is None else weights
+        self.positive = torch.ones(self.outputs) if positive is None else positive
+        self.shares = shares
+
+    @classmethod
+    def from_data(cls, config: RunConfig, classes: tuple[str, ...], targets: NDArray[Any]) -> "MultiLabel":
+        """For training on samples with these targets (0 and 1, N x classes; or class numbers, int64, N).
+
+        UserError for settings that do not fit.
+        """
+        positives = np.bincount(targets, minlength=len(classes)) if targets.ndim == 1 else (targets > 0.5).sum(0)
+        if not positives.any():
+            raise UserError("No training picture has any label.", "Are data.target and data.separator right?")
+        settings, samples = config.loss, len(targets)
+        loss = choose_loss(settings, cls.name)
+        _check_weights(settings, loss)
+        by_class, present = settings.class_weights, settings.positive_weights
+        return cls(
+            classes,
+            settings.label_smoothing,
+            loss,
+            config.eval.extra,
+            None if by_class is None else class_weights(by_class, classes, positives, settings.effective_beta),
+            None if present is None else positive_weights(present, classes, positives, samples),
+            (positives + 1) / (samples + 2),
+        )
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "MultiLabel":
+        """For evaluation and prediction."""
+        return cls(tuple(settings["classes"]), loss=stored_loss(settings, "bce"), extra=settings.get("extra"))
+
+    def targets(self, batch: Batch) -> Tensor:
+        """0 and 1, float32, B x classes; class numbers are spread out."""
+        target = batch["target"]
+        return F.one_hot(target, self.outputs).float() if target.ndim == 1 else target
+
+    def train_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Smoothing draws each target towards 0.5 by its share, as in timm; soft_f1 and the user's loss have none."""
+        if self.user_loss:
+            return self.user_loss(outputs, target)
+        if self.choice.name not in TERM_LOSSES:
+            return self.plain_losses(outputs, target)
+        self.weights, self.positive = self.weights.to(outputs.device), self.positive.to(outputs.device)
+        smoothed = target * (1 - self.label_smoothing) + self.label_smoothing / 2
+        terms = multi_label_terms(self.choice, outputs, smoothed, self.positive)
+        return (terms * self.weights).sum(1) / self.weights.sum()
+
+    def plain_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Without smoothing and weights, B."""
+        if self.choice.name == "soft_f1":
+            return soft_f1(torch.sigmoid(outputs), target, count=1.0)
+        return multi_label_terms(self.choice, outputs, target, 1.0).mean(1)
+
+    def scores(self, outputs: Tensor, target: Tensor) -> dict[str, float]:
+        """Shares from 0 to 1; decisions are made at a probability of 0.5. Classes that the set lacks are left out."""
+        from torchmetrics.functional.classification import binary_f1_score
+
+        probabilities, truth = torch.sigmoid(outputs.double()), target > 0.5
+        decisions = probabilities >= THRESHOLD
+        return {
+            "mAP": mean_average_precision(probabilities, truth),
+            "micro_f1": float(binary_f1_score(decisions.flatten().int(), truth.flatten().int())),
+            "macro_f1": mean_f1(decisions, truth),
+            "auroc": mean_auroc(probabilities, truth),
+            "exact_match": float((decisions == truth).all(1).double().mean()),
+        }
+
+    def directions(self) -> dict[str, bool]:
+        """More is better, but for the loss."""
+        return {"loss": False, "mAP": True, "micro_f1": True, "macro_f1": True, "auroc": True, "exact_match": True}
+
+    def trial_targets(self, samples: int, generator: torch.Generator) -> Tensor:
+        """Half of the labels, drawn, and each one once at least."""
+        drawn = torch.randint(0, 2, (samples, self.outputs), generator=generator)
+        return (drawn | F.one_hot(torch.arange(samples) % self.outputs, self.outputs)).float()
+
+    def judged(self, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities, and targets as int64, which torchmetrics wants."""
+        return self.predictions(outputs), (target > 0.5).long()
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """Sigmoid of each class, B x classes."""
+        return torch.sigmoid(outputs.float())
+
+    def combine(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Logits of the mean probability."""
+        logits = torch.stack([each.double() for each in outputs])
+        present, absent = (torch.logsumexp(F.logsigmoid(sign * logits), dim=0) for sign in (1, -1))
+        return (present - absent).float()
+
+    def columns(self) -> list[str]:
+        """The labels that are there, and the probabilities of all."""
+        return ["classes", *(f"prob_{name}" for name in self.names)]
+
+    def row(self, prediction: Sequence[float]) -> list[str]:
+        """As `columns` says."""
+        present = [name for name, p in zip(self.names, prediction, strict=True) if p >= THRESHOLD]
+        return [SEPARATOR.join(present), *(f"{p:.6f}" for p in prediction)]
+
+    def initial_bias(self) -> Tensor | None:
+        """Logits of the labels' shares of the training samples, with one sample more of either kind (Laplace)."""
+        return None if self.shares is None else torch.logit(torch.tensor(self.shares)).float()
+
+
+def _check_weights(settings: LossConfig, loss: LossChoice) -> None:
+    given = [key for key in (CLASS_KEY, POSITIVE_KEY) if getattr(settings, key.partition(".")[2]) is not None]
+    if given and loss.name not in TERM_LOSSES:
+        raise UserError(
+            f"{given[0]} needs a loss with a part for each class; '{loss.name}' has none.",
+            f"For multi-label: {' or '.join(TERM_LOSSES)}.",
+        )

@@ -1,0 +1,155 @@
+"""Numbers to be told from a picture."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddp_ft.config import RunConfig
+from ddp_ft.contracts import Batch
+from ddp_ft.errors import UserError
+from ddp_ft.tasks.losses import LossChoice, choose_loss, regression_losses
+from ddp_ft.tasks.supervised import SupervisedTask, stored_loss
+from ddp_ft.tasks.weights import CLASS_KEY, POSITIVE_KEY
+
+
+class Regression(SupervisedTask):
+    """One number for each of `names`; batches carry "target" (float32, B x names).
+
+    The network's outputs are standardised: they stand for output * `std` + `mean`. So is the loss, in training and
+    evaluation; predictions and all other metrics are in the target's own units.
+    """
+
+    name = "regression"
+    primary_metric = "rmse"
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        mean: Sequence[float],
+        std: Sequence[float],
+        loss: LossChoice = LossChoice("mse"),  # noqa: B008  # frozen
+        extra: str | None = None,
+    ) -> None:
+        super().__init__(names, loss, extra)
+        # Double: a deviation may be small beside its mean, as with years or temperatures in kelvin.
+        self.mean = torch.tensor(mean, dtype=torch.float64)
+        self.std = torch.tensor(std, dtype=torch.float64)
+
+    @classmethod
+    def from_data(cls, config: RunConfig, names: tuple[str, ...], targets: NDArray[Any]) -> "Regression":
+        """For training on samples with these targets (float32, N x names).
+
+        UserError for targets that are missing, infinite or all the same, and for settings that do not fit.
+        """
+        for key in (CLASS_KEY, POSITIVE_KEY):
+            if getattr(config.loss, key.partition(".")[2]) is not None:
+                raise UserError(
+                    f"{key} is for classes; the task is {cls.name}.", "data.weight gives each sample its own."
+                )
+        values = targets.astype(np.float64).reshape(len(targets), len(names))
+        for column, name in enumerate(names):
+            _check_column(name, values[:, column])
+        loss = choose_loss(config.loss, cls.name)
+        return cls(names, values.mean(0).tolist(), values.std(0).tolist(), loss, config.eval.extra)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "Regression":
+        """For evaluation and prediction."""
+        loss = stored_loss(settings, "mse")
+        return cls(tuple(settings["classes"]), settings["mean"], settings["std"], loss, settings.get("extra"))
+
+    def targets(self, batch: Batch) -> Tensor:
+        """Standardised, float32, B x names."""
+        target = batch["target"]
+        self.mean, self.std = self.mean.to(target.device), self.std.to(target.device)
+        return ((target.double() - self.mean) / self.std).float()
+
+    def train_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """The mean over the numbers of a picture, of standardised outputs and targets, B."""
+        return self.user_loss(outputs, target) if self.user_loss else regression_losses(self.choice, outputs, target)
+
+    def plain_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """The same in double precision."""
+        return regression_losses(self.choice, outputs, target.double())
+
+    def scores(self, outputs: Tensor, target: Tensor) -> dict[str, float]:
+        """In the target's units; of several numbers the mean of their scores, and each one's mean error.
+
+        r2 is 0 for a number that is the same in the whole set, where it is not defined.
+        """
+        from torchmetrics.functional.regression import mean_absolute_error, mean_squared_error
+
+        given, wanted = self.predictions(outputs), self._in_units(target)
+        errors = [float(mean_absolute_error(given[:, c], wanted[:, c])) for c in range(self.outputs)]
+        roots = [float(mean_squared_error(given[:, c], wanted[:, c], squared=False)) for c in range(self.outputs)]
+        explained = [_r2(given[:, c], wanted[:, c]) for c in range(self.outputs)]
+        means = {name: float(np.mean(each)) for name, each in (("mae", errors), ("rmse", roots), ("r2", explained))}
+        return {**means, **dict(zip(self._own_errors(), errors, strict=False))}
+
+    def _own_errors(self) -> list[str]:
+        return [f"mae/{name}" for name in self.names] if self.outputs > 1 else []
+
+    def _in_units(self, standardised: Tensor) -> Tensor:
+        return standardised.double() * self.std.to(standardised.device) + self.mean.to(standardised.device)
+
+    def directions(self) -> dict[str, bool]:
+        """Less is better, but for r2."""
+        return {"loss": False, "mae": False, "rmse": False, "r2": True, **dict.fromkeys(self._own_errors(), False)}
+
+    def trial_targets(self, samples: int, generator: torch.Generator) -> Tensor:
+        """Drawn, of mean 0 and deviation 1."""
+        return torch.randn(samples, self.outputs, generator=generator)
+
+    def judged(self, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """In the target's units, float64, N x names; N for a single number, as torchmetrics wants it."""
+        given, wanted = self.predictions(outputs), self._in_units(target)
+        return (given[:, 0], wanted[:, 0]) if self.outputs == 1 else (given, wanted)
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """Numbers in the target's units, float64, B x names."""
+        return self._in_units(outputs)
+
+    def combine(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Their mean."""
+        return torch.stack(list(outputs)).mean(0)
+
+    def columns(self) -> list[str]:
+        """The numbers' names."""
+        return list(self.names)
+
+    def row(self, prediction: Sequence[float]) -> list[str]:
+        """As `columns` says, with the digits that a float32 has."""
+        return [f"{value:.9g}" for value in prediction]
+
+    def initial_bias(self) -> Tensor | None:
+        """0: the training set's mean."""
+        return torch.zeros(self.outputs)
+
+    def settings(self) -> dict[str, Any]:
+        """Names, loss, the user's metric, mean and deviation."""
+        return {**super().settings(), "mean": self.mean.tolist(), "std": self.std.tolist()}
+
+
+def _check_column(name: str, values: NDArray[np.float64]) -> None:
+    damaged = np.flatnonzero(~np.isfinite(values))
+    if len(damaged):
+        raise UserError(
+            f"The target '{name}' is no finite number for {len(damaged)} of {len(values)} training pictures "
+            f"(first: number {damaged[0]}, {values[damaged[0]]}).",
+            "Leave those rows out of the table, or fill the gaps.",
+        )
+    if values.min() == values.max():
+        raise UserError(
+            f"The target '{name}' is {values[0]:g} for all {len(values)} training pictures: nothing can be learned.",
+            "Choose other columns by data.target.",
+        )
+
+
+def _r2(given: Tensor, wanted: Tensor) -> float:
+    from torchmetrics.functional.regression import r2_score
+
+    return float(r2_score(given, wanted)) if bool((wanted != wanted[0]).any()) else 0.0

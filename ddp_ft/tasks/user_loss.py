@@ -1,0 +1,98 @@
+"""A loss of the user's own: FILE.py:CLASS."""
+
+import inspect
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddp_ft.errors import UserError
+from ddp_ft.plugins import load_object
+
+CONTRACT = (
+    "Expected loss(outputs, targets) to give one value a sample, a float tensor of shape (B,), as with "
+    "reduction='none'. A mean over the batch cannot be put together from the shares of several processes: the toolkit "
+    "adds the samples up itself, and so is exact on any number of them."
+)
+
+
+class UserLoss:
+    """What FILE.py:CLASS names: a class or function without arguments that makes the loss, or the loss itself.
+
+    The file is read at the first call, so that a model can predict where the file is not.
+    """
+
+    def __init__(self, reference: str) -> None:
+        self.reference = reference
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Losses of single samples (B), on the device of the outputs."""
+        loss = self._loss
+        if isinstance(loss, nn.Module):
+            loss = loss.to(outputs.device)  # moves its buffers, once
+        losses: Tensor = loss(outputs, targets)
+        return losses
+
+    @cached_property
+    def _loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+        found = load_object(self.reference)
+        loss = self._make(found) if inspect.isclass(found) or _is_factory(found) else found
+        if not callable(loss):
+            raise UserError(f"{self.reference} is a {type(loss).__name__}, which cannot be called.", CONTRACT)
+        if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
+            raise UserError(
+                f"{self.reference} has parameters of its own that learn, which no optimizer would be given.",
+                "Keep its constants as buffers (register_buffer), or set requires_grad to False.",
+            )
+        checked: Callable[[Tensor, Tensor], Tensor] = loss
+        return checked
+
+    def _make(self, factory: Callable[[], Any]) -> Any:
+        try:
+            return factory()
+        except Exception as error:
+            raise UserError(
+                f"{self.reference}() failed: {_one_line(error)}", "It is called without arguments."
+            ) from error
+
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """Call it on some samples; UserError if it does not give one value for each, from that sample alone."""
+        outputs = outputs.requires_grad_()
+        losses = self._try(outputs, targets)
+        if not isinstance(losses, Tensor) or losses.shape != (len(outputs),):
+            given = f"a tensor of shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else repr(type(losses))
+            raise UserError(f"{self.reference} gave {given} for {len(outputs)} samples.", CONTRACT)
+        if not losses.requires_grad:
+            raise UserError(f"{self.reference} gave values without a gradient: nothing could be learned.", CONTRACT)
+        if not bool(losses.isfinite().all()):
+            raise UserError(
+                f"{self.reference} gave {losses.tolist()[:4]} for ordinary outputs.", "Expected finite values."
+            )
+        alone = self._try(outputs[:1], targets[:1])
+        if alone.shape != (1,) or not torch.allclose(alone, losses[:1], rtol=1e-3, atol=1e-4):
+            raise UserError(
+                f"{self.reference} gives a sample another loss alone than among others.",
+                f"It must look at each sample by itself, and draw nothing at random. {CONTRACT}",
+            )
+
+    def _try(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        loss = self._loss
+        try:
+            return loss(outputs, targets)
+        except Exception as error:
+            shapes = f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} ({targets.dtype})"
+            raise UserError(f"{self.reference} failed on {shapes}: {_one_line(error)}", CONTRACT) from error
+
+
+def _is_factory(found: Any) -> bool:
+    """A function that needs no argument makes the loss; one that takes outputs and targets is the loss."""
+    if not inspect.isroutine(found):
+        return False
+    parameters = inspect.signature(found).parameters.values()
+    return not any(p.kind != p.VAR_KEYWORD and p.default is p.empty for p in parameters)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,116 @@
+"""What a class, or a present label, counts in the loss."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddp_ft.errors import UserError, nearest
+
+CLASS_KEY, POSITIVE_KEY = "loss.class_weights", "loss.positive_weights"
+# The bounds of balanced positive weights: a label seen once in 10,000 pictures would else drown all others.
+LARGEST_POSITIVE = 100.0
+
+
+def class_weights(text: str, names: Sequence[str], counts: NDArray[np.int64], beta: float) -> Tensor:
+    """Weights of the classes (float32, C), scaled so that their mean over the training samples is 1.
+
+    `text` is `balanced` (N / (C n)), `effective` ((1 - beta) / (1 - beta^n), arXiv 1901.05555), numbers in the
+    order of the classes, or a JSON or YAML file with a list or {class: weight}. `counts` are the training samples n
+    of each class. The scale has no part in the result: a step divides by the sum of the weights.
+    UserError for what is none of these, and for weights that are negative, not finite, or too many or too few.
+    """
+    rules: dict[str, Callable[[], Any]] = {
+        "balanced": lambda: counts.sum() / (len(names) * np.maximum(counts, 1)),
+        "effective": lambda: (1 - beta) / (1 - beta ** np.maximum(counts, 1).astype(np.float64)),
+    }
+    values = _by_rule_or_given(CLASS_KEY, text, rules, names)
+    mean = float((values * counts).sum() / counts.sum())
+    if mean == 0:
+        raise UserError(
+            f"{CLASS_KEY}: no training sample would count for anything.", "At least one weight must be above 0."
+        )
+    return torch.tensor(values / mean, dtype=torch.float32)
+
+
+def positive_weights(text: str, names: Sequence[str], positives: NDArray[np.int64], samples: int) -> Tensor:
+    """What a present label counts, against 1 for an absent one (float32, C).
+
+    `text` is `balanced` (absent / present, within 1/100 and 100), or as for `class_weights`. A label that no training
+    sample has counts 1.
+    """
+    ratio = (samples - positives) / np.maximum(positives, 1)
+    bounded = np.clip(ratio, 1 / LARGEST_POSITIVE, LARGEST_POSITIVE)
+    rules: dict[str, Callable[[], Any]] = {"balanced": lambda: np.where(positives > 0, bounded, 1.0)}
+    return torch.tensor(_by_rule_or_given(POSITIVE_KEY, text, rules, names), dtype=torch.float32)
+
+
+def _by_rule_or_given(
+    key: str, text: str, rules: Mapping[str, Callable[[], Any]], names: Sequence[str]
+) -> NDArray[np.float64]:
+    values = rules[text]() if text in rules else _given(key, text, list(rules), names)
+    return np.asarray(values, np.float64)
+
+
+def _given(key: str, text: str, rules: list[str], names: Sequence[str]) -> list[float]:
+    try:
+        content: Any = [float(part) for part in text.split(",")]
+        origin = key
+    except ValueError:
+        content = _read(key, text, rules)
+        origin = f"{key}, file {text}"
+    listed = _in_order(origin, content, names) if isinstance(content, Mapping) else content
+    if not isinstance(listed, list):
+        raise UserError(f"{origin}: this is no list and no mapping of weights.", 'Example: {"cat": 1.0, "dog": 2.5}')
+    if len(listed) != len(names):
+        raise UserError(f"{origin}: {len(listed)} weights for {len(names)} classes.", f"In the order {_few(names)}.")
+    weights = [_checked(origin, value, name) for value, name in zip(listed, names, strict=True)]
+    if not any(weights):
+        raise UserError(f"{origin}: all weights are 0.", "At least one must be above 0.")
+    return weights
+
+
+def _read(key: str, text: str, rules: list[str]) -> Any:
+    file = Path(text).expanduser()
+    if not file.is_file():
+        hint = nearest(text, rules)
+        expected = f"Expected {', '.join(rules)}, numbers separated by commas, or a JSON or YAML file that is there."
+        raise UserError(f"{key} = '{text}' is none of its values, and no such file.", f"{hint} {expected}".strip())
+    try:
+        content = file.read_text(encoding="utf-8")
+        # JSON by its own reader: YAML makes numbers and truth values of names.
+        return json.loads(content) if file.suffix.lower() == ".json" else yaml.safe_load(content)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{key}: {file} cannot be read as JSON or YAML: {' '.join(str(error).split())}") from None
+
+
+def _in_order(origin: str, content: Mapping[Any, Any], names: Sequence[str]) -> list[Any]:
+    by_name = {str(name): value for name, value in content.items()}
+    if unknown := sorted(by_name.keys() - set(names)):
+        hint = (
+            nearest(unknown[0], list(names))
+            or f"The classes: {_few(names)}. In YAML, quote names such as '01' or 'no'."
+        )
+        raise UserError(f"{origin}: there is no class {_few(unknown)}.", hint)
+    if missing := [name for name in names if name not in by_name]:
+        raise UserError(f"{origin}: no weight for {_few(missing)}.", "Give each class one.")
+    return [by_name[name] for name in names]
+
+
+def _checked(origin: str, value: Any, name: str) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value < 0:
+        raise UserError(f"{origin}: {value!r} for {name} is no weight.", "Expected a finite number of at least 0.")
+    return float(value)
+
+
+def _few(names: Sequence[str], limit: int = 8) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
