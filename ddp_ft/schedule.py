@@ -1,23 +1,128 @@
 """Pure functions of the step: how large the learning rate is, and whether something is due."""
 
 import math
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
-SCHEDULES = ("constant", "cosine", "linear")
+from ddp_ft.errors import UserError
+
+SCHEDULES = ("constant", "step", "multistep", "cosine", "linear", "polynomial", "onecycle", "plateau")
+
+# Where onecycle begins, as a multiple of the peak (div_factor of torch's OneCycleLR).
+ONECYCLE_START = 1 / 25
+# 0.3 / 0.1 is 2.9999999999999996: an epoch counts as reached this little before it is.
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the base rate is multiplied by, over the optimizer steps of a run.
+
+    A warm-up of `warmup_steps` steps ends at 1: linear, but for onecycle, which rises from 1/25 along half a cosine
+    (torch's OneCycleLR; its momentum does not change). What follows goes by `name`:
+
+    - constant: 1, and so does plateau, whose falls are a `Plateau`;
+    - cosine (arXiv 1608.03983, without restarts), onecycle, linear, polynomial (with exponent `power`): down to
+      `final_factor`, which the step behind the last one would have;
+    - step, multistep: times `gamma` every `every_epochs` epochs, or at each of `milestones`, down to `final_factor`
+      at the least. Epochs count from the first step; a fall within the warm-up counts once that is over.
+
+    Raises UserError for multistep without milestones, or with milestones that do not rise.
+    """
+
+    name: str
+    total_steps: int
+    warmup_steps: int = 0
+    final_factor: float = 0.0
+    steps_per_epoch: int = 1
+    every_epochs: float = 1.0
+    milestones: tuple[float, ...] | None = None
+    gamma: float = 0.1
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        assert self.name in SCHEDULES, self.name
+        if self.name == "multistep":
+            _check_milestones(self.milestones)
+
+    def factor(self, step: int) -> float:
+        """The factor of `step`, counted from 0."""
+        if step < self.warmup_steps:
+            if self.name == "onecycle":
+                return _between(ONECYCLE_START, 1.0, _half_cosine(step / self.warmup_steps))
+            return (step + 1) / (self.warmup_steps + 1)
+        if self.name in ("constant", "plateau"):
+            return 1.0
+        if self.name in ("step", "multistep"):
+            return max(self.final_factor, self.gamma ** self._falls(step))
+        return _between(1.0, self.final_factor, self._descent(step))
+
+    def _falls(self, step: int) -> int:
+        epochs = epoch_of(step, self.steps_per_epoch)
+        if self.name == "multistep":
+            return sum(milestone <= epochs + ROUNDING for milestone in self.milestones or ())
+        return math.floor(epochs / self.every_epochs + ROUNDING)
+
+    def _descent(self, step: int) -> float:
+        progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        if self.name == "linear":
+            return progress
+        return float(1 - (1 - progress) ** self.power) if self.name == "polynomial" else _half_cosine(progress)
+
+
+def _half_cosine(progress: float) -> float:
+    return 0.5 * (1 - math.cos(math.pi * progress))
+
+
+def _between(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 - share)
+
+
+def _check_milestones(milestones: tuple[float, ...] | None) -> None:
+    if not milestones:
+        raise UserError(
+            "--schedule multistep needs to know when the rate falls.",
+            "Give the epochs: --set schedule.milestones=[10,20]",
+        )
+    if any(later <= earlier for earlier, later in pairwise(milestones)):
+        given = ", ".join(f"{milestone:g}" for milestone in milestones)
+        raise UserError(
+            f"schedule.milestones = {given}: each must be larger than the one before.",
+            "They are the epochs at which the rate falls: --set schedule.milestones=[10,20]",
+        )
 
 
 def lr_factor(step: int, total_steps: int, name: str, warmup_steps: int = 0, final_factor: float = 0.0) -> float:
-    """What the base rate is multiplied by at `step` (counted from 0).
+    """The factor of `step` in a Schedule that has no epochs."""
+    return Schedule(name, total_steps, warmup_steps, final_factor).factor(step)
 
-    Linear warm-up over `warmup_steps` ends at 1; then the factor falls to `final_factor` at the last step,
-    along half a cosine (arXiv 1608.03983, without restarts) or a line, or stays at 1.
-    """
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    if name == "constant":
-        return 1.0
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    remaining = 0.5 * (1 + math.cos(math.pi * progress)) if name == "cosine" else 1 - progress
-    return final_factor + (1 - final_factor) * remaining
+
+@dataclass(frozen=True)
+class Plateau:
+    """What the plateau schedule remembers: the factor so far, the best value, and how many were no better since."""
+
+    factor: float = 1.0
+    best: float | None = None
+    stale: int = 0
+
+    def after(
+        self, value: float, higher_is_better: bool, patience: int, gamma: float, final_factor: float = 0.0
+    ) -> "Plateau":
+        """The state after an evaluation that gave `value`.
+
+        As torch's ReduceLROnPlateau with a threshold of 0: `patience` values that are no better are forgiven, the
+        next one multiplies the factor by `gamma`, down to `final_factor`. NaN is never better.
+        """
+        if self._is_better(value, higher_is_better):
+            return Plateau(self.factor, value, 0)
+        if self.stale < patience:
+            return replace(self, stale=self.stale + 1)
+        return Plateau(max(final_factor, self.factor * gamma), self.best, 0)
+
+    def _is_better(self, value: float, higher_is_better: bool) -> bool:
+        if math.isnan(value) or self.best is None:
+            return not math.isnan(value)
+        return value > self.best if higher_is_better else value < self.best
 
 
 def is_due(step: int, every: int, last: int) -> bool:
