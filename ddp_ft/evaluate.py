@@ -1,4 +1,4 @@
-"""`python -m ddp_ft.evaluate RUN --data DIR`, alone or under torchrun: metrics of a trained model."""
+"""`python -m ddp_ft.evaluate RUN --data DIR`, alone or under torchrun: metrics of a trained model or several."""
 
 import json
 from pathlib import Path
@@ -31,16 +31,32 @@ from ddp_ft.environment import read_launch
     show_default=True,
     help="Where to compute.",
 )
+@click.option(
+    "--also",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="RUN_OR_MODEL",
+    help="One more model; their mean prediction counts. May be given several times.",
+)
+@click.option(
+    "--tta",
+    type=click.Choice(["none", "flip", "crops"]),
+    default="none",
+    show_default=True,
+    help="Views of each picture: itself; its mirror image too; ten crops, half of them mirrored.",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Write the metrics to this JSON file too.")
-def evaluate(model: Path, data: Path, split: str | None, device: str, output: Path | None) -> None:
+def evaluate(
+    model: Path, data: Path, split: str | None, device: str, also: tuple[Path, ...], tta: str, output: Path | None
+) -> None:
     """Print the metrics of a run folder's best model on a data set, as JSON.
 
     Every picture counts exactly once, whatever the number of processes.
     """
     launch = read_launch()
-    from ddp_ft.scoring import score_model
+    from ddp_ft.scoring import score_models
 
-    metrics = score_model(model, data, split, device, launch)
+    metrics = score_models([model, *also], data, split, tta, device, launch)
     if launch.rank == 0:
         text = json.dumps(metrics, indent=2, ensure_ascii=False)
         click.echo(text)

@@ -19,7 +19,21 @@ from ddp_ft.environment import read_launch
     show_default=True,
     help="Where to compute.",
 )
-def predict(model: Path, inputs: tuple[str, ...], output: Path, device: str) -> None:
+@click.option(
+    "--also",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="RUN_OR_MODEL",
+    help="One more model; their mean prediction counts. May be given several times.",
+)
+@click.option(
+    "--tta",
+    type=click.Choice(["none", "flip", "crops"]),
+    default="none",
+    show_default=True,
+    help="Views of each picture: itself; its mirror image too; ten crops, half of them mirrored.",
+)
+def predict(model: Path, inputs: tuple[str, ...], output: Path, device: str, also: tuple[Path, ...], tta: str) -> None:
     """Classify pictures (files, or folders of them) with a run folder's best model.
 
     One row for each picture, in input order; a picture that cannot be read has its reason in the column `error`.
@@ -27,7 +41,7 @@ def predict(model: Path, inputs: tuple[str, ...], output: Path, device: str) -> 
     launch = read_launch()
     from ddp_ft.scoring import predict_files
 
-    rows, errors = predict_files(model, inputs, output, device, launch)
+    rows, errors = predict_files([model, *also], inputs, output, tta, device, launch)
     if launch.rank == 0:
         click.echo(f"{rows} rows in {output}" + (f", {errors} with an error" if errors else ""))
 
