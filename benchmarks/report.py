@@ -1,0 +1,241 @@
+"""Results as a page: tables made anew each time, findings written by hand and kept."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.datasets import DataSet
+from benchmarks.intervals import Interval, Place, over_seeds, over_sets, t_interval
+from benchmarks.methods import AUTO, BASELINE, BASELINE_LOWER_RATE, METHODS, Sizes, describe
+from benchmarks.runner import Result
+
+BEGIN, END = "<!-- findings: by hand, kept when this page is made anew -->", "<!-- end of findings -->"
+TUNED = "by_the_book_tuned"
+Values = Mapping[Place, float]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the page says besides the results."""
+
+    command: str
+    sizes: Sizes
+    sets: Mapping[str, DataSet]
+    models: Mapping[str, str]  # short name -> name for --model
+    skipped: Sequence[str] = ()
+
+
+def add_tuned(results: Sequence[Result]) -> list[Result]:
+    """The results, and by the book at the rate that is better on val/, run by run (1e-3 if they tie)."""
+    by_place: dict[Place, dict[str, Result]] = {}
+    for result in results:
+        by_place.setdefault((result.data_set, result.model, result.seed), {})[result.method] = result
+    added = []
+    for found in by_place.values():
+        if BASELINE in found and BASELINE_LOWER_RATE in found:
+            rates = found[BASELINE], found[BASELINE_LOWER_RATE]
+            best = max(rates, key=lambda each: each.val["accuracy"])
+            fields = {**vars(best), "method": TUNED, "cpu_seconds": sum(each.cpu_seconds for each in rates)}
+            added.append(Result(**fields))
+    return [*results, *added]
+
+
+def values_of(results: Sequence[Result], method: str, pick: Callable[[Result], float]) -> dict[Place, float]:
+    """What `pick` says of each result of a method, by place."""
+    return {(each.data_set, each.model, each.seed): pick(each) for each in results if each.method == method}
+
+
+def accuracy(result: Result) -> float:
+    """Test accuracy in percent."""
+    return 100 * result.test["accuracy"]
+
+
+def balanced_accuracy(result: Result) -> float:
+    """Test accuracy in percent, each class counting the same."""
+    return 100 * result.test["balanced_accuracy"]
+
+
+def subtract(values: Values, others: Values) -> dict[Place, float]:
+    """Paired differences, where both are there."""
+    return {place: value - others[place] for place, value in values.items() if place in others}
+
+
+def render(results: Sequence[Result], facts: Facts, findings: str) -> str:
+    """The page in Markdown. ValueError if there are no results."""
+    if not results:
+        raise ValueError("there are no results")
+    results = add_tuned(results)
+    parts = [
+        _introduction(results, facts),
+        _overview(results),
+        f"{BEGIN}\n{findings}\n{END}",
+        *_pairs(results, facts),
+        _auto_note(results),
+        _methods(results),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def read_findings(file: Path) -> str:
+    """What stands between the markers of an earlier page; a first line to replace where there is none.
+
+    Raises ValueError for a page that has not both markers, rather than write over what somebody wrote.
+    """
+    if not file.exists():
+        return "## What was learned\n\nNothing is written here yet."
+    text = file.read_text(encoding="utf-8")
+    _, begin, rest = text.partition(BEGIN)
+    inside, end, _ = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{file} lacks the lines '{BEGIN}' and '{END}'")
+    return inside.strip("\n")
+
+
+def _introduction(results: Sequence[Result], facts: Facts) -> str:
+    sizes, numbers = facts.sizes, ", ".join(map(str, sorted({each.seed for each in results})))
+    machines = "; ".join(sorted({each.machine for each in results}))
+    skipped = "".join(f"\nLeft out: {line}\n" for line in facts.skipped)
+    return f"""# Accuracy of the recipes
+
+Made by `benchmarks/accuracy.py`; all but the findings is written anew by
+
+```
+{facts.command}
+```
+
+Each figure is the accuracy on `test/`, in percent, of the model that was best on `val/` among the epochs of its
+training (with a probe, among the probe and the epochs). Nothing was chosen on `test/`. Each seed draws
+{sizes.train} pictures to train on, {sizes.val} for `val/` and {sizes.test} for `test/` from its set, stratified and
+disjoint, and seeds the training too. {sizes.epochs} epochs, batch 32. Seeds: {numbers}. All methods of one seed share
+pictures, preprocessing and, unless a recipe says otherwise, crop and flip.
+{skipped}
+Machine: {machines}.
+CPU seconds are those of one whole training with its evaluations, imports excluded; other work on a shared machine
+hardly moves them."""
+
+
+def _overview(results: Sequence[Result]) -> str:
+    table = [
+        f"| method | accuracy | against {BASELINE} | over seeds | over sets | against {TUNED} | over seeds | better in "
+        "| CPU s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    book, tuned = (values_of(results, name, accuracy) for name in (BASELINE, TUNED))
+    for method in _methods_in(results):
+        values = values_of(results, method, accuracy)
+        against_book = subtract(values, book) if method != BASELINE else {}
+        against_tuned = subtract(values, tuned) if method != TUNED else {}
+        seconds = np.mean(list(values_of(results, method, lambda each: each.cpu_seconds).values()))
+        cells = [_mean_over_places(values), *_against(against_book, with_sets=True), *_against(against_tuned)]
+        table.append(f"| {method} | {' | '.join(cells)} | {_better_in(against_book)} | {seconds:.0f} |")
+    return "\n".join(["## All sets and models", "", *table, "", _HOW_TO_READ])
+
+
+_HOW_TO_READ = f"""Differences are paired: same set, model, seed and so pictures; in points of accuracy, mean over sets.
+`{TUNED}` takes, run by run, the one of both rates that is better on `val/`; it costs two trainings.
+"Over seeds" is a 95 % interval (Student's t) for these sets and these models: how far other draws and seeds would move
+the mean. The models of one draw share its pictures, so their mean is one value; sets are strata whose variances add up
+(Welch-Satterthwaite). Draws from one pool overlap, by a quarter to a third of `test/` for the two small sets, so it is
+a little too narrow. "Over sets" takes each set as one value and so says how far other data sets would move the mean;
+with so few sets it is wide. "Better in" counts (set, model) pairs whose mean difference is above 0. The intervals are
+not corrected for being many."""
+
+
+def _mean_over_places(values: Values) -> str:
+    pairs: dict[tuple[str, str], list[float]] = {}
+    for (data_set, model, _), value in values.items():
+        pairs.setdefault((data_set, model), []).append(value)
+    return f"{np.mean([np.mean(found) for found in pairs.values()]):.1f}"
+
+
+def _against(differences: Values, with_sets: bool = False) -> list[str]:
+    if not differences:
+        return [""] * (3 if with_sets else 2)
+    seeds = over_seeds(differences)
+    return [f"{seeds.mean:+.1f}", _ends(seeds), *([_ends(over_sets(differences))] if with_sets else [])]
+
+
+def _ends(interval: Interval) -> str:
+    text = f"{interval.low:+.1f} to {interval.high:+.1f}"
+    return "" if np.isnan(interval.low) else f"**{text}**" if interval.excludes_zero else text
+
+
+def _better_in(differences: Values) -> str:
+    if not differences:
+        return ""
+    pairs = sorted({place[:2] for place in differences})
+    means = [np.mean([value for place, value in differences.items() if place[:2] == pair]) for pair in pairs]
+    return f"{sum(mean > 0 for mean in means)} of {len(pairs)}"
+
+
+def _pairs(results: Sequence[Result], facts: Facts) -> list[str]:
+    places = sorted({(each.data_set, each.model) for each in results}, key=lambda place: _place(place, facts))
+    return [_pair(results, place, facts) for place in places]
+
+
+def _place(place: tuple[str, str], facts: Facts) -> tuple[int, int]:
+    return list(facts.sets).index(place[0]), list(facts.models).index(place[1])
+
+
+def _pair(results: Sequence[Result], place: tuple[str, str], facts: Facts) -> str:
+    here = [each for each in results if (each.data_set, each.model) == place]
+    book = values_of(here, BASELINE, accuracy)
+    lines = [
+        "| method | accuracy | balanced accuracy | against by_the_book | 95 % interval | CPU s | runs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for method in _methods_in(here):
+        values = values_of(here, method, accuracy)
+        differences = list(subtract(values, book).values()) if method != BASELINE else []
+        against = t_interval(differences) if differences else None
+        seconds = np.mean(list(values_of(here, method, lambda each: each.cpu_seconds).values()))
+        cells = [
+            method,
+            _spread(values),
+            _spread(values_of(here, method, balanced_accuracy)),
+            f"{against.mean:+.1f}" if against else "",
+            _ends(against) if against else "",
+            f"{seconds:.0f}",
+            str(len(values)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    data_set, model = facts.sets[place[0]], facts.models[place[1]]
+    return "\n".join([f"## {data_set.title}, {model}, {data_set.side} px", "", *lines])
+
+
+def _spread(values: Values) -> str:
+    found = list(values.values())
+    deviation = f" ± {np.std(found, ddof=1):.1f}" if len(found) > 1 else ""
+    return f"{np.mean(found):.1f}{deviation}"
+
+
+def _auto_note(results: Sequence[Result]) -> str:
+    auto = [each for each in results if each.method == AUTO]
+    if not auto:
+        return ""
+    named = {(each.data_set, each.model, each.seed, each.method): each for each in results}
+    own = [each for each in auto if not each.shared]
+    twins = [named.get((each.data_set, each.model, each.seed, each.recipe)) for each in own]
+    compared = [(each, twin) for each, twin in zip(own, twins, strict=True) if twin is not None]
+    same = sum(each.test == twin.test for each, twin in compared)
+    became = ", ".join(sorted({each.recipe for each in auto}))
+    return (
+        f"`{AUTO}` became {became}. Trainings of its own: {len(own)}; of {len(compared)} that can be compared with\n"
+        f"the recipe by name, {same} gave the same test metrics, digit by digit. The other {len(auto) - len(own)}\n"
+        "figures are those of the recipe's trainings, whose configuration is the same, key by key."
+    )
+
+
+def _methods(results: Sequence[Result]) -> str:
+    rows = [f"| {name} | `{describe(METHODS[name])}` |" for name in _methods_in(results) if name in METHODS]
+    head = "Options of `python -m ddp_ft.train` besides `--data --model --weights --image-size --epochs --seed`:"
+    return "\n".join(["## Methods", "", head, "", "| method | options |", "|---|---|", *rows])
+
+
+def _methods_in(results: Sequence[Result]) -> list[str]:
+    found = {each.method for each in results}
+    order = [*METHODS]
+    order.insert(order.index(BASELINE_LOWER_RATE) + 1, TUNED)
+    return [name for name in order if name in found]

@@ -1,0 +1,40 @@
+"""The group `ddp-ft`: what it lists, and that a command's libraries are imported only when it is called."""
+
+import importlib
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from ddp_ft.cli import COMMANDS, ddp_ft
+
+
+def test_help_lists_every_command_with_its_line():
+    shown = " ".join(CliRunner().invoke(ddp_ft, ["--help"]).output.split())
+    for name, (_, line) in COMMANDS.items():
+        assert f"{name} {line}" in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_there(name):
+    command = ddp_ft.get_command(click.Context(ddp_ft), name)
+    assert isinstance(command, click.Command) and command.name == name
+    assert command is getattr(importlib.import_module(COMMANDS[name][0]), name)
+
+
+def test_an_unknown_command_is_an_error():
+    outcome = CliRunner().invoke(ddp_ft, ["trian"])
+    assert outcome.exit_code == 2 and "trian" in outcome.output
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["config", "--list"], ["config", "optim.lr"], ["train", "--help"]])
+def test_without_torch(arguments):
+    script = (
+        "import sys; from ddp_ft.cli import ddp_ft\n"
+        f"ddp_ft.main({arguments!r}, standalone_mode=False)\n"
+        "print([m for m in ('torch', 'torchvision', 'timm', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]"
