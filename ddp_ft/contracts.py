@@ -1,9 +1,11 @@
 """The small values and protocols that cross package borders."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 # A batch is a mapping of tensors whose first dimension counts samples. Nothing outside a task or a source
@@ -66,15 +68,35 @@ class Source(Protocol):
         """The sample's tensors without a batch dimension: "image" (uint8, 3 x H x W) and what its task needs."""
 
 
+class LabelledSource(Source, Protocol):
+    """Samples whose targets are known without reading them.
+
+    `targets` has one row a sample: int64 (N,) for one label each, float32 (N, names) of 0 and 1 for several labels,
+    float32 (N, names) for numbers. `weights` is float32 (N,), or None where all count the same. `read` gives
+    "target" (a row of `targets`), and "weight" where there are weights.
+    """
+
+    targets: NDArray[Any]
+    weights: NDArray[np.float32] | None
+
+
 class BadSample(Exception):
     """A sample that cannot be read. The message says which and why, in one line."""
 
 
+# The phases of a run: the head alone on features, if that is asked for, then the whole recipe.
+PROBE, TRAIN = "probe", "train"
+
+# One class for each sample, any number of classes, or numbers.
+LABEL, LABELS, NUMBERS = "label", "labels", "numbers"
+
+
 @dataclass(frozen=True)
 class Schema:
-    """What a task must know of the data before it can say how large the head is."""
+    """What the data's targets are: `kind` is LABEL, LABELS or NUMBERS; `names` those of the classes or numbers."""
 
-    classes: tuple[str, ...]
+    kind: str
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -101,13 +123,15 @@ class BuiltModel:
     """A model with its new head, and all that is needed to build it again without this package.
 
     `spec` is what model.json stores: library, name and the arguments of the library's own create function.
-    `head` holds the names of the parameters whose shape follows the number of outputs.
+    `head` holds the names of the parameters of the new head. `head_path` is the name of the head's module if the
+    network ends with it, so that its input are the features and its output is the network's; None if not.
     """
 
     module: nn.Module
     preprocess: Preprocess
     spec: Mapping[str, Any]
     head: frozenset[str]
+    head_path: str | None = None
 
 
 class Task(Protocol):
@@ -115,28 +139,48 @@ class Task(Protocol):
 
     name: str
     outputs: int
+    primary_metric: str
 
     def inputs(self, batch: Batch) -> Tensor:
         """What the model is called with, from a batch that is on the device and normalised."""
 
     def loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The summed loss and the summed weight of a micro-batch, two scalars; their quotient is the mean."""
+        """The summed loss and the summed weight of a micro-batch, two scalars; their quotient is the mean.
+
+        A mixed batch has "mix_share" (float32, B: the share of a sample's own target) and "mix_partner" (int64, B:
+        whose target the rest is, by its place in the micro-batch).
+        """
 
     def metrics(self, outputs: Tensor, records: Batch) -> dict[str, float]:
         """All metrics over a whole evaluation set (CPU, float32, in the set's order); "loss" among them."""
 
-    def probabilities(self, outputs: Tensor) -> Tensor:
-        """What prediction writes for each sample."""
-
     def higher_is_better(self, metric: str) -> bool:
         """How to compare two values of that metric; UserError if the task has no such metric."""
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """What prediction writes for each sample, B x outputs: probabilities, or numbers in the target's units."""
+
+    def combine(self, outputs: Sequence[Tensor]) -> Tensor:
+        """The outputs of several models or views (each B x outputs) as one: their mean prediction, as outputs."""
+
+    def columns(self) -> list[str]:
+        """The names of the values of `row`."""
+
+    def row(self, prediction: Sequence[float]) -> list[str]:
+        """One row of a table of predictions, from one row of `predictions`."""
+
+    def initial_bias(self) -> Tensor | None:
+        """What the head's bias begins with where that is asked for (`outputs` values); None: 0."""
+
+    def settings(self) -> dict[str, Any]:
+        """JSON values from which `restore_task` makes the task again, for model.json."""
 
 
 class Tracker(Protocol):
     """Where metrics go. Off the main rank stands one that does nothing."""
 
-    def log(self, split: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
-        """One row of metrics of `split` ("train", "val" or "test")."""
+    def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
+        """One row of metrics of `split` ("train", "val" or "test") at a step of that phase (PROBE or TRAIN)."""
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """The run has ended: its recipe, and the metrics of its best model."""

@@ -50,27 +50,27 @@ def replicate(module: nn.Module, world: World, distributed: bool) -> nn.Module:
     return module
 
 
+@dataclass
 class Learner:
-    """The parts of an optimizer step, and the step itself."""
+    """The parts of an optimizer step, and the step itself.
 
-    def __init__(
-        self,
-        replica: nn.Module,
-        task: Task,
-        optimizer: torch.optim.Optimizer,
-        prepare: Callable[[Batch], Batch],
-        world: World,
-        precision: str,
-        clip_norm: float,
-    ) -> None:
-        self.replica = replica
-        self.task = task
-        self.optimizer = optimizer
-        self.prepare = prepare
-        self.world = world
-        self.precision = precision
-        self.clip_norm = clip_norm or float("inf")
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
+    `inputs` is what the replica is called with, from a prepared batch. `set_training` puts the modules into the mode
+    they are trained in. `penalise` adds penalties to the gradient, and `clip` bounds it and gives its norm before.
+    """
+
+    replica: nn.Module
+    task: Task
+    inputs: Callable[[Batch], Tensor]
+    optimizer: torch.optim.Optimizer
+    prepare: Callable[[Batch], Batch]
+    world: World
+    precision: str
+    clip: Callable[[list[nn.Parameter]], Tensor]
+    penalise: Callable[[], None]
+    set_training: Callable[[], None]
+
+    def __post_init__(self) -> None:
+        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.precision == "fp16")
 
     def step(self, micro_batches: list[Batch]) -> StepSums:
         """One optimizer step over this rank's share of the global batch.
@@ -78,7 +78,7 @@ class Learner:
         Backward runs on summed losses. DDP averages over ranks, so the gradient is multiplied by their number
         and divided by the weight of the whole global batch: exact for uneven shares and micro-batches.
         """
-        self.replica.train()
+        self.set_training()
         self.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(2, device=self.world.device)
         for number, batch in enumerate(micro_batches, start=1):
@@ -98,7 +98,7 @@ class Learner:
     def _backward(self, batch: Batch) -> Tensor:
         batch = self.prepare(batch)
         with autocast(self.world.device, self.precision):
-            outputs = self.replica(self.task.inputs(batch))
+            outputs = self.replica(self.inputs(batch))
         loss, weight = self.task.loss(outputs, batch)
         torch.autograd.backward(self.scaler.scale(loss))
         return torch.stack([loss.detach(), weight])
@@ -106,8 +106,10 @@ class Learner:
     def _finish_gradient(self, weight: Tensor) -> Tensor:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        torch._foreach_mul_(gradients, self.world.size / weight)
-        return nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        # A batch may weigh nothing, where weights are 0; its gradient is 0 then, and stays so.
+        torch._foreach_mul_(gradients, self.world.size / weight.clamp_min(1e-12))
+        self.penalise()
+        return self.clip(parameters)
 
 
 def batch_statistics(module: nn.Module) -> dict[str, Tensor]:

@@ -3,31 +3,42 @@
 import os
 import secrets
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from ddp_ft.allocator import keep_freed_memory
-from ddp_ft.checkpoint import Checkpoints, load_checkpoint, restore_weights
-from ddp_ft.config import RunConfig
-from ddp_ft.contracts import BuiltModel, LoadReport, Task
-from ddp_ft.data import DeviceTransform, GlobalOrderSampler, Splits, default_workers, open_splits
+from ddp_ft.checkpoint import Checkpoints, load_checkpoint, load_ema, restore_weights
+from ddp_ft.config import RunConfig, make_config
+from ddp_ft.contracts import PROBE, TRAIN, Batch, BuiltModel, LoadReport, Task
+from ddp_ft.data import (
+    DeviceTransform,
+    GlobalOrderSampler,
+    Mixing,
+    Splits,
+    default_workers,
+    open_splits,
+    sampling_weights,
+)
 from ddp_ft.distributed import World
-from ddp_ft.engine import Learner, averaged_statistics, batch_statistics, replicate
+from ddp_ft.ema import Ema
+from ddp_ft.engine import Learner, averaged_statistics, batch_statistics
 from ddp_ft.environment import Launch
 from ddp_ft.errors import UserError
+from ddp_ft.gradients import anchors_of
 from ddp_ft.models import build_model, load_weights
-from ddp_ft.models.head import initialise_head
-from ddp_ft.optim import check_optimizer, make_optimizer, param_groups
-from ddp_ft.plan import Plan, make_plan, place
+from ddp_ft.models.freezing import Stage, TrainingMode, freeze_parameters, prepare_batch_norm, unfreeze_plan
+from ddp_ft.models.head import check_head, initialise_head
+from ddp_ft.models.layers import block_depths
+from ddp_ft.optim import ParamGroups, check_optimizer, make_optimizer, param_groups
+from ddp_ft.plan import Plan, choose_recipe, make_plan, place
 from ddp_ft.progress import LossWindow, Progress
 from ddp_ft.runfolder import RunFolder, check_same_data
-from ddp_ft.schedule import epoch_of
 from ddp_ft.tasks import make_task
-from ddp_ft.trackers import Console
 
 # How long files written by rank 0 may take to show up on other nodes (attribute caches of network file systems).
 SHARED_FOLDER_PATIENCE = 5.0
@@ -35,104 +46,192 @@ SHARED_FOLDER_PATIENCE = 5.0
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted besides the recipe."""
+    """What is wanted besides the recipe. `layers` are the settings as given, later ones winning."""
 
     run_dir: Path
+    layers: tuple[Mapping[str, Any], ...] = ()
     extend: bool = False
     dry_run: bool = False
 
 
 @dataclass
+class Phase:
+    """A stretch of training: how its steps are made, and how their result is measured.
+
+    `rate` gives the base learning rate from (step, total steps). `noise` is the stream of random masks: the rank, or
+    0 where all ranks do the same. `batches` gives this rank's micro-batches of each step from one on.
+    """
+
+    name: str
+    learner: Learner
+    sampler: GlobalOrderSampler
+    total_steps: int
+    rate: Callable[[int, int], float]
+    noise: int
+    batches: Callable[[int], Iterator[list[Batch]]]
+    measure: Callable[[], dict[str, float]]
+
+
+@dataclass
 class Job:
-    """The parts of a run, composed. `progress` is the one part that changes as the run goes on."""
+    """The parts of a run, composed. What stands behind `training_mode` changes as the run goes on.
+
+    `score` is that of an evaluation of the present step, larger being better. `pending` is the state of a checkpoint
+    that the phase has still to take up. `anchors` are the weights that L2-SP pulls towards, `sampling`
+    those that the order is drawn by.
+    """
 
     config: RunConfig
     world: World
+    distributed: bool
     folder: RunFolder
     splits: Splits
     task: Task
     built: BuiltModel
     plan: Plan
-    learner: Learner
+    why_recipe: str
+    stages: list[Stage]
+    training_mode: TrainingMode
+    optimizer: torch.optim.Optimizer
+    anchors: dict[str, Tensor]
+    sampling: Tensor | None
+    ema: Ema | None
     prepare: DeviceTransform
-    sampler: GlobalOrderSampler
     progress: Progress
     window: LossWindow
     checkpoints: Checkpoints
+    phase: Phase | None = None
+    score: float | None = None
+    pending: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def metric(self) -> str:
+        """The metric that decides which model is best."""
+        return self.config.eval.metric or self.task.primary_metric
 
     @property
     def epoch(self) -> float:
-        """Epochs passed."""
-        return epoch_of(self.progress.step, self.plan.steps_per_epoch)
+        """Epochs of the present phase that have passed."""
+        return self.progress.step / self.phase.sampler.steps_per_epoch if self.phase else 0.0
+
+    @property
+    def steps_of_phase(self) -> int:
+        """How many steps the present phase has in all."""
+        assert self.phase is not None
+        is_bounded = self.phase.name == TRAIN and self.progress.budget is not None
+        return (self.progress.budget or 0) if is_bounded else self.phase.total_steps
 
 
-def compose(
-    config: RunConfig, request: Request, world: World, launch: Launch, console: Console
-) -> tuple[Job, LoadReport]:
+def compose(config: RunConfig, request: Request, world: World, launch: Launch) -> tuple[Job, LoadReport]:
     """All parts of a run, at its first step; nothing is written yet."""
     if world.device.type == "cpu":
         keep_freed_memory()
-    check_optimizer(config.optim.name)
     folder = RunFolder(request.run_dir)
     splits = world.from_main(lambda: _open_data(folder, config))
-    task = make_task(config, splits.schema)
-    task.higher_is_better(config.eval.metric)
-    assert config.model.name is not None  # the command line has checked
-    torch.manual_seed(config.seed)
-    built = build_model(config.model.name, task.outputs, config.model.image_size, config.model.weights)
-    initialise_head(built.module, built.head)
+    config, built, recipe, why = _build(config, request, folder, splits)
+    check_optimizer(config.optim.name)
+    task = make_task(config, splits.schema, splits.train.targets)
+    task.higher_is_better(config.eval.metric or task.primary_metric)
+    initialise_head(built.module, built.head, task.initial_bias() if config.head.bias == "prior" else None)
+    module = prepare_batch_norm(built.module, config.model.batch_norm, world.device.type, world.size)
+    built = replace(built, module=module)
+    stages = unfreeze_plan(config.freeze.schedule, config.freeze.parts, module, built.head)
+    freeze_parameters(module, stages[-1].frozen)
+    TrainingMode(module, config.model.batch_norm)()
     workers = config.data.workers
     if workers is None:
         workers = default_workers(world.device.type, launch.local_world_size)
-    plan = make_plan(config, world, built.module, task.name, (len(splits.train), len(splits.val)), workers)
-    report = _load_weights(built, config, world)
-    place(built.module, world.device, plan.channels_last)
-    world.broadcast_module(built.module)
-    replica = replicate(built.module, world, launch.distributed)
-    if isinstance(replica, nn.DataParallel):
-        console.say(_advise_torchrun())
-    optimizer = make_optimizer(param_groups(built.module, built.head, config.optim), config.optim)
-    prepare = DeviceTransform(built.preprocess, world.device, plan.channels_last)
-    learner = Learner(replica, task, optimizer, prepare, world, plan.precision, config.train.clip_norm)
-    sampler = GlobalOrderSampler(len(splits.train), config.train.batch_size, world.size, world.rank, config.seed)
-    checkpoints = Checkpoints(folder.checkpoints, config.checkpoint.keep)
-    window = LossWindow(torch.zeros(2, device=world.device))
+    plan = make_plan(config, recipe, world, module, task.name, (len(splits.train), len(splits.val)), workers)
+    _check_combinations(config, built, task)
+    sampling = sampling_weights(config.data.sampling, splits.train.targets, splits.train.weights, splits.schema.kind)
+    freeze_parameters(module, stages[0].frozen)
+    report = world.from_main(lambda: load_weights(built, config.model.name or "", config.model.weights))
+    place(module, world.device, plan.channels_last)
+    world.broadcast_module(module)
+    anchors = anchors_of(module, built.head) if config.optim.l2_sp else {}
+    optimizer = make_optimizer(groups_of(built, config, plan.lr), config.optim)
     job = Job(
-        config,
-        world,
-        folder,
-        splits,
-        task,
-        built,
-        plan,
-        learner,
-        prepare,
-        sampler,
-        Progress(),
-        window,
-        checkpoints,
+        config=config,
+        world=world,
+        distributed=launch.distributed,
+        folder=folder,
+        splits=splits,
+        task=task,
+        built=built,
+        plan=plan,
+        why_recipe=why,
+        stages=stages,
+        training_mode=TrainingMode(module, config.model.batch_norm),
+        optimizer=optimizer,
+        anchors=anchors,
+        sampling=sampling,
+        ema=Ema(module, config.ema.decay) if config.ema.decay else None,
+        prepare=DeviceTransform(built.preprocess, world.device, plan.channels_last),
+        progress=Progress(phase=PROBE if config.probe.epochs else TRAIN),
+        window=LossWindow(torch.zeros(2, device=world.device)),
+        checkpoints=Checkpoints(folder.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best),
     )
     return job, report
 
 
 def _open_data(folder: RunFolder, config: RunConfig) -> Splits:
     stored = folder.read_json("split.json")
-    splits = open_splits(config.data, config.seed, stored)
+    splits = open_splits(config.data, config.seed, stored, config.task)
     check_same_data(folder, splits.fingerprint)
     return splits
 
 
-def _load_weights(built: BuiltModel, config: RunConfig, world: World) -> LoadReport:
-    name, weights = config.model.name, config.model.weights
-    return world.from_main(lambda: load_weights(built, name or "", weights))
+def _build(
+    config: RunConfig, request: Request, folder: RunFolder, splits: Splits
+) -> tuple[RunConfig, BuiltModel, str, str]:
+    """The configuration with its recipe, the model, and the recipe's name and reason."""
+    assert config.model.name is not None  # the command line has checked
+    check_head(config.head.name)
+    torch.manual_seed(config.seed)
+    model = config.model
+    outputs = len(splits.schema.names)
+    built = build_model(model.name or "", outputs, model.image_size, model.weights, config.head, model.drop_path)
+    if config.recipe != "auto":
+        return config, built, config.recipe, "as asked for"
+    recipe, why = choose_recipe(config, built, len(splits.train))
+    return make_config(*request.layers, recipe=recipe), built, recipe, why
 
 
-def _advise_torchrun() -> str:
-    gpus = torch.cuda.device_count()
-    return (
-        f"Warning: one process drives {gpus} GPUs through DataParallel, which is slow. "
-        f"Faster: torchrun --nproc_per_node={gpus} -m ddp_ft.train ..."
-    )
+def _check_combinations(config: RunConfig, built: BuiltModel, task: Task) -> None:
+    """UserError for settings that are right alone and wrong together."""
+    mixing = Mixing.of(config.augment)
+    mixes = mixing is not None
+    if mixing is not None:
+        mixing.check(config.train.batch_size, config.train.micro_batch)
+    if mixes and task.name == "regression":
+        raise UserError(
+            "augment.mixup and augment.cutmix mix classes; this task is regression.",
+            "Leave --mixup and --cutmix at 0, or use another --augment.",
+        )
+    if config.optim.l2_sp and config.model.weights == "none":
+        raise UserError(
+            "optim.l2_sp pulls towards the pretrained weights, but --weights is none.",
+            "Leave optim.l2_sp at 0; optim.weight_decay pulls towards 0.",
+        )
+    cached, probed = config.freeze.cache_features, config.probe.epochs > 0
+    if (cached or probed) and built.head_path is None:
+        what = "freeze.cache_features" if cached else "probe.epochs"
+        raise UserError(
+            f"{what}: {config.model.name} does not end with its head, so its features cannot be cut off.",
+            "Use --recipe full, or --freeze backbone to train the head alone on pictures.",
+        )
+    if cached and (config.freeze.parts != "backbone" or config.freeze.schedule or mixes):
+        raise UserError(
+            "freeze.cache_features trains on features that never change: it needs --freeze backbone, "
+            "no freeze.schedule, and neither mixup nor cutmix.",
+            "Leave freeze.cache_features out, or use --recipe linear_probe.",
+        )
+
+
+def groups_of(built: BuiltModel, config: RunConfig, lr: float) -> ParamGroups:
+    """The optimizer's groups of all parameters that learn now."""
+    depths = block_depths(built.module, built.head) if config.optim.layer_decay < 1 else None
+    return param_groups(built.module, built.head, replace(config.optim, lr=lr), depths)
 
 
 def open_folder(job: Job) -> None:
@@ -155,7 +254,7 @@ def _create_folder(job: Job) -> str:
     folder.create()
     (folder.path / "summary.json").unlink(missing_ok=True)
     folder.write_config(job.config)
-    folder.write_json("classes.json", list(job.splits.schema.classes))
+    folder.write_json("classes.json", list(job.splits.schema.names))
     if folder.read_json("split.json") is None:
         folder.write_json("split.json", {"fingerprint": job.splits.fingerprint, **job.splits.record})
     folder.write_json("plan.json", job.plan.to_mapping())
@@ -176,39 +275,64 @@ def _wait_for(file: Path, content: str) -> bool:
 
 
 def restore(job: Job) -> None:
-    """Go on from the newest checkpoint, if there is one."""
+    """Go on from the newest checkpoint, if there is one; the phase's own state waits until the phase is opened."""
     latest = job.world.from_main(job.checkpoints.latest)
     if latest is None:
         return
     weights, state = load_checkpoint(latest)
     restore_weights(job.built.module, weights)
-    own = state["statistics"]
-    if len(own) == job.world.size:  # with another number of ranks all take the mean, which `weights` holds
-        for name, tensor in batch_statistics(job.built.module).items():
-            tensor.copy_(own[job.world.rank][name])
-    job.learner.optimizer.load_state_dict(state["optimizer"])
-    job.learner.scaler.load_state_dict(state["scaler"])
+    _restore_statistics(job, batch_statistics(job.built.module), state["statistics"])
+    if job.ema is not None:
+        job.ema.load({"count": state["ema"]["count"], "tensors": load_ema(latest)})
+        _restore_statistics(job, _statistics_of(job.ema, job), state["ema"]["statistics"])
     job.window.sums.copy_(state["window"])
     job.progress = Progress.from_mapping(state["progress"])
     job.progress.restarts += 1
+    job.pending = state
+
+
+def _restore_statistics(job: Job, tensors: Mapping[str, Tensor], stored: list[dict[str, Tensor]]) -> None:
+    if len(stored) == job.world.size:  # with another number of ranks all take the mean, which the weights hold
+        for name, tensor in tensors.items():
+            tensor.copy_(stored[job.world.rank][name])
 
 
 def save(job: Job) -> None:
     """Write a checkpoint from which any number of ranks can go on."""
+    assert job.phase is not None
     module, progress = job.built.module, job.progress
-    own = {name: tensor.detach().cpu().clone() for name, tensor in batch_statistics(module).items()}
-    statistics = job.world.gather(own)
+    state = {
+        "statistics": job.world.gather(_on_cpu(batch_statistics(module))),
+        "ema": _average_state(job),
+        "optimizer": job.phase.learner.optimizer.state_dict(),
+        "scaler": job.phase.learner.scaler.state_dict(),
+        "window": job.window.sums,
+        "progress": progress.to_mapping(),
+    }
     with averaged_statistics(module, job.world):
-        state = {
-            "statistics": statistics,
-            "optimizer": job.learner.optimizer.state_dict(),
-            "scaler": job.learner.scaler.state_dict(),
-            "window": job.window.sums,
-            "progress": progress.to_mapping(),
-        }
-        is_best = progress.best.step == progress.step
-        job.world.from_main(lambda: _write_checkpoint(job, state, is_best))
+        job.world.from_main(lambda: _write_checkpoint(job, state))
 
 
-def _write_checkpoint(job: Job, state: dict[str, Any], is_best: bool) -> None:
-    job.checkpoints.save(job.progress.step, job.built.module.state_dict(), state, is_best)
+def _write_checkpoint(job: Job, state: dict[str, Any]) -> None:
+    progress, ema = job.progress, None
+    if job.ema is not None:
+        statistics = state["ema"]["statistics"]
+        means = {name: torch.stack([own[name] for own in statistics]).mean(0) for name in statistics[0]}
+        ema = {**job.ema.tensors, **means}
+    weights = job.built.module.state_dict()
+    job.checkpoints.save(progress.step, weights, state, job.score, ema=ema, phase=progress.phase)
+
+
+def _average_state(job: Job) -> dict[str, Any]:
+    if job.ema is None:
+        return {}
+    own = _on_cpu(_statistics_of(job.ema, job))
+    return {"count": job.ema.count, "statistics": job.world.gather(own)}
+
+
+def _statistics_of(ema: Ema, job: Job) -> dict[str, Tensor]:
+    return {name: ema.tensors[name] for name in batch_statistics(job.built.module)}
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ddp_ft.config import RunConfig
+from ddp_ft.config import RunConfig, ScheduleConfig
+from ddp_ft.contracts import BuiltModel
 from ddp_ft.distributed import World
 from ddp_ft.errors import UserError
-from ddp_ft.schedule import lr_factor
+from ddp_ft.schedule import Schedule
 
 # A restart that changes one of these leaves grade a: the same curve or the same samples, but other bits.
 BIT_FIELDS = ("device", "world_size", "micro_batch", "threads")
@@ -22,6 +23,7 @@ BIT_FIELDS = ("device", "world_size", "micro_batch", "threads")
 class Plan:
     """What `auto` became and what follows from the sizes. Written to plan.json."""
 
+    recipe: str
     task: str
     device: str
     world_size: int
@@ -34,7 +36,7 @@ class Plan:
     val_samples: int
     steps_per_epoch: int
     total_steps: int
-    warmup_steps: int
+    lr: float
     grade_elsewhere: str
 
     def to_mapping(self) -> dict[str, Any]:
@@ -48,14 +50,19 @@ class Plan:
 
 
 def make_plan(
-    config: RunConfig, world: World, module: nn.Module, task: str, samples: tuple[int, int], workers: int
+    config: RunConfig, recipe: str, world: World, module: nn.Module, task: str, samples: tuple[int, int], workers: int
 ) -> Plan:
-    """Resolve a run of `samples` = (train, val) pictures. Raises UserError for what cannot be done here."""
+    """Resolve a run of `samples` = (train, val) pictures; the module is in the mode that it is trained in.
+
+    Raises UserError for what cannot be done here.
+    """
     train_samples, val_samples = samples
     _check_batch(config, world, train_samples)
     steps_per_epoch = math.ceil(train_samples / config.train.batch_size)
     total_steps = config.train.epochs * steps_per_epoch
+    make_schedule(config.schedule, total_steps, steps_per_epoch)  # a mistake in it is told now
     return Plan(
+        recipe=recipe,
         task=task,
         device=world.device.type,
         world_size=world.size,
@@ -67,8 +74,8 @@ def make_plan(
         train_samples=train_samples,
         val_samples=val_samples,
         steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        warmup_steps=round(config.schedule.warmup * total_steps),
+        total_steps=min(total_steps, config.train.max_steps or total_steps),
+        lr=config.optim.lr or usual_rate(module),
         grade_elsewhere="c" if has_rank_noise(module) else "b",
     )
 
@@ -82,10 +89,65 @@ def _check_batch(config: RunConfig, world: World, train_samples: int) -> None:
     assert train_samples > 0  # inspection refuses an empty training set
 
 
-def rate_at(config: RunConfig, plan: Plan, step: int) -> float:
-    """The base learning rate of a step, counted from 0."""
-    schedule = config.schedule
-    return config.optim.lr * lr_factor(step, plan.total_steps, schedule.name, plan.warmup_steps, schedule.final_factor)
+def rate_at(config: RunConfig, plan: Plan, step: int, total_steps: int) -> float:
+    """The base learning rate of a step, counted from 0, of a run of `total_steps`."""
+    return plan.lr * make_schedule(config.schedule, total_steps, plan.steps_per_epoch).factor(step)
+
+
+def make_schedule(config: ScheduleConfig, total_steps: int, steps_per_epoch: int) -> Schedule:
+    """The schedule of a run of that many steps. UserError for milestones that cannot be."""
+    return Schedule(
+        config.name,
+        total_steps,
+        round(config.warmup * total_steps),
+        config.final_factor,
+        steps_per_epoch,
+        config.every_epochs,
+        config.milestones,
+        config.gamma,
+        config.power,
+    )
+
+
+# AdamW's usual rate for fine-tuning. With batch norm, 1e-3 was measured best (docs/accuracy.md); transformers and other
+# models with layer norm are tuned with about 1e-4 for batches of this size (arXiv 2111.06377 and 2106.10270).
+RATE_WITH_BATCH_NORM, RATE_WITHOUT = 1e-3, 1e-4
+
+
+def usual_rate(module: nn.Module) -> float:
+    """The learning rate that `auto` stands for."""
+    return RATE_WITH_BATCH_NORM if any(isinstance(m, _BatchNorm) for m in module.modules()) else RATE_WITHOUT
+
+
+# Above these the features of a data set are no longer held in memory as a matter of course.
+MOST_PROBED_SAMPLES, MOST_FEATURE_BYTES = 100_000, 2**30
+
+
+def choose_recipe(config: RunConfig, built: BuiltModel, train_samples: int) -> tuple[str, str]:
+    """What the recipe `auto` becomes, and why.
+
+    Probing first was at least as good as training all layers at once on every data set that was measured
+    (docs/accuracy.md), and the better of both models is kept, so it is chosen wherever it can be done.
+    """
+    if config.model.weights == "none":
+        return "full", "nothing is pretrained (--weights none)"
+    if config.freeze.parts != "none" or config.freeze.schedule is not None:
+        return "full", "what learns is said by --freeze or freeze.schedule"
+    if built.head_path is None:
+        return "full", "this architecture does not end with its head, so its features cannot be cut off"
+    size = 4 * train_samples * feature_width(built)
+    if train_samples > MOST_PROBED_SAMPLES or size > MOST_FEATURE_BYTES:
+        return "full", f"features of {train_samples} pictures would take {size / 2**30:.1f} GiB in each process"
+    return "lp_ft", f"a pretrained model and {train_samples} pictures"
+
+
+def feature_width(built: BuiltModel) -> int:
+    """How many values the head is given for each sample."""
+    if "in_features" in built.spec.get("head", {}):
+        return int(built.spec["head"]["in_features"])
+    head = built.module.get_submodule(built.head_path or "")
+    weights = [p for p in head.parameters() if p.ndim > 1]
+    return weights[0].shape[1] if weights else 0
 
 
 def resolve_precision(requested: str, device: torch.device) -> str:
@@ -124,7 +186,7 @@ def place(module: nn.Module, device: torch.device, channels_last: bool) -> nn.Mo
 
 def has_rank_noise(module: nn.Module) -> bool:
     """Whether the curve depends on the number of processes: batch norm in train mode, or random masks."""
-    return any(isinstance(m, _BatchNorm) or _masks_at_random(m) for m in module.modules())
+    return any(m.training and (isinstance(m, _BatchNorm) or _masks_at_random(m)) for m in module.modules())
 
 
 def _masks_at_random(module: nn.Module) -> bool:

@@ -9,26 +9,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddp_ft.contracts import TRAIN
+
 # The first steps of a start build kernels and fill queues; they say nothing about the speed.
 WARM_UP_STEPS = 3
 
 
 @dataclass
 class Best:
-    """The best evaluation so far; step 0: none yet."""
+    """The best evaluation so far; without metrics: none yet. `weights` says whose it is: "raw" or "ema"."""
 
     step: int = 0
     epoch: float = 0.0
+    phase: str = TRAIN
+    weights: str = "raw"
     metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
 class Progress:
-    """Counters of a run over all its starts. Times are seconds on this rank's clock."""
+    """Counters of a run over all its starts. Times are seconds on this rank's clock.
 
+    `step` counts those of the phase. `stage` is the stage of unfreezing; `budget` the number of steps that
+    --max-minutes became; `stale` the evaluations since the last better one.
+    """
+
+    phase: str = TRAIN
     step: int = 0
+    stage: int = 0
+    budget: int | None = None
+    stale: int = 0
+    plateau: dict[str, Any] = field(default_factory=dict)
     restarts: int = 0
     wall_seconds: float = 0.0
+    timed_steps: int = 0
     timed_images: int = 0
     timed_seconds: float = 0.0
     wait_seconds: float = 0.0
@@ -55,10 +69,14 @@ class Progress:
 
 
 class Stopwatch:
-    """Times the steps of one start into a Progress; evaluation and saving are outside its blocks."""
+    """Times the steps of one start into a Progress; evaluation and saving are outside its blocks.
 
-    def __init__(self, progress: Progress, clock: Any = time.perf_counter) -> None:
+    Unless it `counts`, only the wall clock goes on: the probe's steps say nothing about the speed of training.
+    """
+
+    def __init__(self, progress: Progress, counts: bool = True, clock: Any = time.perf_counter) -> None:
         self.progress = progress
+        self._counts = counts
         self._clock = clock
         self._steps = 0
         self._wait = 0.0
@@ -80,7 +98,8 @@ class Stopwatch:
         yield
         self._steps += 1
         self.progress.wall_seconds = self._wall_before + self._clock() - self._created
-        if self._steps > WARM_UP_STEPS:
+        if self._counts and self._steps > WARM_UP_STEPS:
+            self.progress.timed_steps += 1
             self.progress.timed_images += images
             self.progress.timed_seconds += self._clock() - begin
             self.progress.wait_seconds += self._wait

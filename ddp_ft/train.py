@@ -52,6 +52,7 @@ def train(
     """
     launch = read_launch()
     layers = [read_config_file(config_file)] if config_file else []
+    # One layer each, for what is set twice; presets stand below the layer that names them.
     layers += [given_flags(flags), *map(parse_assignment, assignments)]
     config = make_config(*layers)
     _require_data_and_model(config)
@@ -59,8 +60,8 @@ def train(
     from ddp_ft.job import Request
     from ddp_ft.run import fine_tune
 
-    request = Request(run_dir or default_run_dir(config), extend, dry_run)
-    status = fine_tune(config, request, launch)
+    request = Request(run_dir or default_run_dir(config), tuple(layers), extend, dry_run)
+    status = fine_tune(request, launch)
     # As a worker of torchrun a stop is a success: its agent would restart or report whatever else ends.
     return STOPPED if status == "stopped" and not launch.distributed else DONE
 

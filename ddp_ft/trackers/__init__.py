@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddp_ft.contracts import Tracker
+from ddp_ft.contracts import TRAIN, Tracker
 from ddp_ft.trackers.console import Console, make_console
 from ddp_ft.trackers.jsonl import JsonLines, read_rows
 
@@ -17,10 +17,10 @@ class FanOut:
     def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
         self.trackers = trackers
 
-    def log(self, split: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
+    def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
         """Pass one row on."""
         for tracker in self.trackers:
-            tracker.log(split, step, epoch, values)
+            tracker.log(split, step, epoch, values, phase)
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Tell all that the run has ended, with its recipe and the metrics of its best model."""
@@ -33,11 +33,18 @@ class FanOut:
             tracker.close()
 
 
-def make_trackers(run_dir: Path, is_main: bool, console: Console, resume_step: int, texts: Mapping[str, str]) -> FanOut:
-    """Trackers of a run that goes on at `resume_step`; what an earlier start logged behind that step is cut."""
+def make_trackers(
+    run_dir: Path,
+    is_main: bool,
+    console: Console,
+    resume_step: int,
+    texts: Mapping[str, str],
+    phase: str = TRAIN,
+) -> FanOut:
+    """Trackers of a run that goes on at that step of that phase; what was logged behind it before is cut."""
     if not is_main:
         return FanOut()
     from ddp_ft.trackers.tensorboard import TensorBoard
 
-    rows = JsonLines(run_dir / "metrics.jsonl", resume_step)
+    rows = JsonLines(run_dir / "metrics.jsonl", resume_step, phase)
     return FanOut([rows, TensorBoard(run_dir / "tensorboard", rows.kept, texts), console])

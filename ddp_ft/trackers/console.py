@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ddp_ft.contracts import TRAIN
+
 
 class Console:
     """Silence: the console of every rank but the first, and what the others extend."""
@@ -23,7 +25,7 @@ class Console:
     def advance(self, step: int) -> None:
         """`step` steps are done."""
 
-    def log(self, split: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
+    def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
         """Show one row of metrics."""
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
@@ -55,10 +57,11 @@ class Plain(Console):
         """Remember when this start began, for the remaining time."""
         self.total_steps, self.started_step, self.started_at = total_steps, step, time.monotonic()
 
-    def log(self, split: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
+    def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
         """Print the row, with the time left behind training rows."""
         eta = f"  eta {_clock(self._seconds_left(step))}" if split == "train" else ""
-        self.say(f"{split:<5} step {step}/{self.total_steps}  epoch {epoch:.2f}  {_values(values)}{eta}")
+        label = split if phase == TRAIN else f"{phase} {split}"
+        self.say(f"{label:<5} step {step}/{self.total_steps}  epoch {epoch:.2f}  {_values(values)}{eta}")
 
     def _seconds_left(self, step: int) -> float:
         done = max(1, step - self.started_step)
@@ -69,7 +72,8 @@ class Live(Plain):
     """A bar with the remaining time under the lines."""
 
     def start(self, step: int, total_steps: int) -> None:
-        """Show the bar."""
+        """Show the bar, in place of that of an earlier phase."""
+        self.close()
         super().start(step, total_steps)
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("eta"),
@@ -82,13 +86,13 @@ class Live(Plain):
         """Move the bar."""
         self.progress.update(self.bar, completed=step)
 
-    def log(self, split: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
+    def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
         """Training rows beside the bar, evaluations as lines that stay."""
         if split == "train":
             speed = values.get("images_per_second", 0.0)
             self.progress.update(self.bar, description=f"loss {values['loss']:.4f}  {speed:.0f} images/s")
         else:
-            super().log(split, step, epoch, values)
+            super().log(split, step, epoch, values, phase)
 
     def close(self) -> None:
         """Take the bar away."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ddp_ft.contracts import PROBE, TRAIN
+
 Row = dict[str, Any]
 
 
@@ -23,22 +25,24 @@ def read_rows(file: Path) -> list[Row]:
 class JsonLines:
     """Appends rows {"step", "epoch", "split", metric: value..., "time": seconds since 1970}.
 
-    On a restart, rows behind `resume_step` are removed first: those steps will run again. `kept` holds the rest.
+    Rows of the probe phase have "phase": "probe" and count steps of their own. On a restart, rows behind
+    `resume_step` of that phase are removed first: those steps will run again. `kept` holds the rest.
     """
 
-    def __init__(self, file: Path, resume_step: int) -> None:
-        self.kept = [row for row in read_rows(file) if row["step"] <= resume_step]
+    def __init__(self, file: Path, resume_step: int, phase: str = TRAIN) -> None:
+        self.kept = [row for row in read_rows(file) if _is_passed(row, resume_step, phase)]
         aside = file.with_name(f".{file.name}.writing")
         aside.write_text("".join(_line(row) for row in self.kept), encoding="utf-8")
         aside.replace(file)
         self._stream = file.open("a", encoding="utf-8", buffering=1)  # whole lines reach the file at once
 
-    def log(self, split: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
+    def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
         """Append one row."""
         row = {
             "step": step,
             "epoch": round(epoch, 4),
             "split": split,
+            **({"phase": phase} if phase != TRAIN else {}),
             **values,
             "time": round(time.time(), 3),
         }
@@ -50,6 +54,11 @@ class JsonLines:
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
+
+
+def _is_passed(row: Row, step: int, phase: str) -> bool:
+    of = row.get("phase", TRAIN)
+    return bool(row["step"] <= step) if of == phase else of == PROBE
 
 
 def _line(row: Row) -> str:

@@ -7,13 +7,15 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from ddp_ft.contracts import TRAIN
+
 # What stands in front of a metric's name, so that the page groups and orders its curves.
 GROUPS = {
     "grad_norm": "gradients",
     "images_per_second": "speed",
     "data_wait_share": "speed",
 }
-BOOKKEEPING = ("step", "split", "time")
+BOOKKEEPING = ("step", "split", "time", "phase")
 
 
 class TensorBoard:
@@ -29,16 +31,17 @@ class TensorBoard:
         for title, text in texts.items():
             self._writer.add_text(title, f"```\n{text}\n```")
         for row in kept:
-            self._scalars(row["split"], row["step"], row, row["time"])
+            self._scalars(row["split"], row["step"], row, row["time"], row.get("phase", TRAIN))
 
-    def log(self, split: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
+    def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
         """One point on each curve."""
-        self._scalars(split, step, {"epoch": epoch, **values}, None)
+        self._scalars(split, step, {"epoch": epoch, **values}, None, phase)
 
-    def _scalars(self, split: str, step: int, values: Mapping[str, Any], walltime: float | None) -> None:
+    def _scalars(self, split: str, step: int, values: Mapping[str, Any], walltime: float | None, phase: str) -> None:
+        prefix = "" if phase == TRAIN else f"{phase}/"
         for name, value in values.items():
             if name not in BOOKKEEPING and value is not None:
-                self._writer.add_scalar(_tag(split, name), value, step, walltime=walltime)
+                self._writer.add_scalar(prefix + _tag(split, name), value, step, walltime=walltime)
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """The recipe beside its final metrics, so that runs compare in the table of hyperparameters."""

@@ -1,6 +1,7 @@
 """Each option does something: one test that fails if it is ignored."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,40 +17,101 @@ TESTED = {
     "data.path": "test_lengths_and_portions",
     "data.val_split": "test_val_split",
     "data.workers": "test_workers",
+    "data.image": "../data/test_data_tables.py::test_column_of_pictures",
+    "data.target": "../data/test_data_tables.py::test_targets_of_several_values",
+    "data.group": "../data/test_data_tables.py::test_groups_stay_together",
+    "data.weight": "../data/test_data_tables.py::test_samples_of_a_table",
+    "data.split": "../data/test_data_tables.py::test_given_splits",
+    "data.separator": "../data/test_data_tables.py::test_labels_of_one_column",
+    "data.fold": "../data/test_data_tables.py::test_folds_cover_everything_once",
+    "data.sampling": "test_toolkit_options.py::test_what_changes_the_curve",
     "model.name": "test_lengths_and_portions",
     "model.weights": "test_weights",
     "model.image_size": "test_image_size",
+    "model.batch_norm": "test_toolkit_options.py::test_what_changes_the_curve_of_batch_norm",
+    "model.drop_path": "../models/test_models_rates.py::test_stochastic_depth_of_timm",
+    "head.name": "test_toolkit_options.py::test_what_changes_the_curve",
+    "head.dropout": "test_toolkit_options.py::test_what_changes_the_curve",
+    "head.activation": "test_toolkit_options.py::test_what_changes_the_curve",
+    "head.norm": "test_toolkit_options.py::test_what_changes_the_curve",
+    "head.bias": "test_toolkit_options.py::test_head_bias",
+    "freeze.parts": "test_toolkit_options.py::test_frozen_parts_stay",
+    "freeze.schedule": "test_toolkit_options.py::test_frozen_parts_stay",
+    "freeze.cache_features": "test_toolkit_options.py::test_cached_features_give_what_frozen_pictures_give",
+    "probe.epochs": "test_toolkit_options.py::test_probe",
+    "probe.lr": "test_toolkit_options.py::test_probe",
+    "probe.weight_decay": "test_toolkit_options.py::test_probe",
+    "probe.batch_size": "test_toolkit_options.py::test_probe",
+    "train.max_steps": "test_toolkit_options.py::test_max_steps",
+    "train.max_minutes": "test_toolkit_options.py::test_max_minutes",
     "train.epochs": "test_lengths_and_portions",
     "train.batch_size": "test_lengths_and_portions",
     "train.micro_batch": "../distributed/test_step.py::test_micro_batch_bounds_the_forward_pass",
     "train.clip_norm": "test_clip_norm",
+    "train.clip_value": "test_toolkit_options.py::test_what_changes_the_curve",
+    "train.clip_agc": "test_toolkit_options.py::test_what_changes_the_curve",
     "optim.name": "test_optimizer",
     "optim.lr": "test_rates",
     "optim.weight_decay": "test_weight_decay",
     "optim.head_lr_scale": "test_rates",
     "optim.momentum": "test_momentum",
+    "optim.layer_decay": "test_toolkit_options.py::test_what_changes_the_curve",
+    "optim.betas": "test_toolkit_options.py::test_what_changes_the_curve",
+    "optim.options": "test_toolkit_options.py::test_what_changes_the_curve",
+    "optim.overrides": "test_toolkit_options.py::test_what_changes_the_curve",
+    "optim.l1": "test_toolkit_options.py::test_what_changes_the_curve",
+    "optim.l2_sp": "test_toolkit_options.py::test_what_changes_the_curve_from_weights",
     "schedule.name": "test_schedules",
     "schedule.warmup": "test_schedules",
     "schedule.final_factor": "test_schedules",
+    "schedule.every_epochs": "test_toolkit_options.py::test_steps_of_the_rate",
+    "schedule.milestones": "test_toolkit_options.py::test_steps_of_the_rate",
+    "schedule.gamma": "test_toolkit_options.py::test_steps_of_the_rate",
+    "schedule.power": "test_toolkit_options.py::test_steps_of_the_rate",
+    "schedule.patience": "test_toolkit_options.py::test_plateau",
     "loss.label_smoothing": "test_label_smoothing",
+    "loss.name": "test_toolkit_options.py::test_what_changes_the_curve",
+    "loss.class_weights": "test_toolkit_options.py::test_what_changes_the_curve",
+    "loss.effective_beta": "test_toolkit_options.py::test_what_changes_the_curve",
+    "loss.positive_weights": "../tasks/test_tasks_weights.py::test_positive_weights_as_torch_weighs_them",
+    "loss.focal_gamma": "test_toolkit_options.py::test_what_changes_the_curve",
+    "loss.huber_delta": "../tasks/test_tasks_losses.py::test_regression_is_of_standardised_numbers",
     "augment.crop_min": "test_augmentation",
     "augment.flip": "test_augmentation",
+    "augment.preset": "test_toolkit_options.py::test_what_changes_the_curve",
+    "augment.policy": "test_toolkit_options.py::test_what_changes_the_curve",
+    "augment.magnitude": "test_toolkit_options.py::test_what_changes_the_curve",
+    "augment.color_jitter": "test_toolkit_options.py::test_what_changes_the_curve",
+    "augment.erasing": "test_toolkit_options.py::test_what_changes_the_curve",
+    "augment.mixup": "test_toolkit_options.py::test_what_changes_the_curve",
+    "augment.cutmix": "test_toolkit_options.py::test_what_changes_the_curve",
     "eval.every_epochs": "test_eval_cadence",
     "eval.metric": "test_eval_metric",
+    "eval.extra": "test_toolkit_options.py::test_metric_of_the_users_own",
+    "eval.patience": "test_toolkit_options.py::test_early_stopping",
+    "eval.min_gain": "test_toolkit_options.py::test_early_stopping",
+    "ema.decay": "test_toolkit_options.py::test_moving_average",
     "checkpoint.every_steps": "test_checkpoint_cadence",
     "checkpoint.every_minutes": "test_checkpoint_clock",
     "checkpoint.keep": "test_checkpoint_cadence",
+    "checkpoint.keep_best": "test_toolkit_options.py::test_best_checkpoints",
     "log.every_steps": "test_log_cadence",
     "compute.device": "test_errors.py::test_what_the_machine_lacks",
     "compute.precision": "test_precision",
     "compute.timeout_minutes": "../distributed/test_failures.py::test_a_rank_that_does_not_come_is_given_up",
+    "recipe": "test_toolkit_options.py::test_recipe",
     "task": "test_task",
     "seed": "test_seed",
 }
 
 
 def test_every_key_has_its_test():
+    """Each is there, with the key's test in the file that is named."""
     assert set(TESTED) == set(KEYS)
+    here = Path(__file__).parent
+    for reference in TESTED.values():
+        file, _, name = reference.rpartition("::")
+        assert f"def {name}(" in (here / (file or Path(__file__).name)).read_text(), reference
 
 
 def steps_saved(run):
@@ -83,7 +145,7 @@ def test_workers(shapes, tmp_path):
 
 def test_weights(shapes, tmp_path):
     train_here(shapes, tmp_path / "first")
-    train_here(shapes, tmp_path / "second", "--weights", tmp_path / "first", "--lr", 1e-9)
+    train_here(shapes, tmp_path / "second", "--weights", tmp_path / "first", "--recipe", "full", "--lr", 1e-9)
     first, second = (load_file(tmp_path / run / "best/model.safetensors") for run in ("first", "second"))
     torch.testing.assert_close(first, second)
 

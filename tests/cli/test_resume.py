@@ -3,33 +3,19 @@
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.support.runs import arguments, column, read, train_here, train_on
+from tests.support.runs import arguments, column, read, start_process, train_here, train_on, wait_for
 
 CADENCE = ["--set", "checkpoint.every_steps=3", "--set", "checkpoint.keep=99"]
-
-
-def start(args):
-    command = [sys.executable, "-m", "ddp_ft.train", *args]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def wait_for(path, process, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, f"{path} did not come"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("net", ["plain", "with_batch_norm"])
 def test_grade_a_killed_and_continued_in_one_process(shapes, tmp_path, net):
     train_here(shapes, tmp_path / "whole", *CADENCE, net=net, epochs=16)
-    process = start(arguments(shapes, tmp_path / "cut", *CADENCE, net=net, epochs=16))
+    process = start_process(arguments(shapes, tmp_path / "cut", *CADENCE, net=net, epochs=16))
     wait_for(tmp_path / "cut/checkpoints/step_00000021", process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -45,7 +31,7 @@ def test_grade_a_killed_and_continued_in_one_process(shapes, tmp_path, net):
 
 
 def test_a_stop_request_saves_and_exits_with_75(shapes, tmp_path):
-    process = start(arguments(shapes, tmp_path / "r", epochs=2000))
+    process = start_process(arguments(shapes, tmp_path / "r", epochs=2000))
     wait_for(tmp_path / "r/checkpoints/last", process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=30)

@@ -8,6 +8,7 @@ from ddp_ft.contracts import Preprocess
 from ddp_ft.data import DeviceTransform, GlobalOrderSampler
 from ddp_ft.distributed import World
 from ddp_ft.engine import Learner, averaged_statistics, batch_statistics, replicate
+from ddp_ft.gradients import clip
 from ddp_ft.optim import make_optimizer, param_groups
 from ddp_ft.tasks.single_label import SingleLabel
 from tests.support import nets
@@ -21,12 +22,22 @@ def make_learner(world, net=nets.plain, clip_norm=0.0, optimizer="sgd", precisio
     torch.manual_seed(0)
     module = net().to(world.device)
     settings = {"optim.name": optimizer, "optim.lr": 0.1, "optim.momentum": 0.9, "optim.weight_decay": 0}
-    config = make_config(settings).optim
+    settings["train.clip_norm"] = clip_norm
+    config, train = make_config(settings).optim, make_config(settings).train
     groups = make_optimizer(param_groups(module, {"6.weight", "6.bias"}, config), config)
     prepare = DeviceTransform(PREPROCESS, world.device, channels_last=False)
-    replica = replicate(module, world, distributed=world.store is not None)
+    task = SingleLabel(("a", "b", "c"), **task_options)
     return module, Learner(
-        replica, SingleLabel(("a", "b", "c"), **task_options), groups, prepare, world, precision, clip_norm
+        replica=replicate(module, world, distributed=world.store is not None),
+        task=task,
+        inputs=task.inputs,
+        optimizer=groups,
+        prepare=prepare,
+        world=world,
+        precision=precision,
+        clip=lambda parameters: clip(parameters, train),
+        penalise=lambda: None,
+        set_training=module.train,
     )
 
 

@@ -3,6 +3,9 @@
 import contextlib
 import io
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +46,32 @@ def _run_and_tell(module: str, args: list[str]) -> str:
     return stream.getvalue()
 
 
-def rows(run_dir: Path, split: str = "train") -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl of one split."""
+def rows(run_dir: Path, split: str = "train", phase: str = "train") -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl of one split and phase."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["split"] == split]
+    return [row for row in map(json.loads, lines) if (row["split"], row.get("phase", "train")) == (split, phase)]
 
 
-def column(run_dir: Path, name: str, split: str = "train") -> list[Any]:
+def column(run_dir: Path, name: str, split: str = "train", phase: str = "train") -> list[Any]:
     """One value of each row."""
-    return [row[name] for row in rows(run_dir, split)]
+    return [row[name] for row in rows(run_dir, split, phase)]
 
 
 def read(run_dir: Path, name: str) -> Any:
     """A JSON file of the run folder."""
     return json.loads((run_dir / name).read_text())
+
+
+def start_process(args: list[str]) -> "subprocess.Popen[str]":
+    """`ddp_ft.train` as a process of its own, to be killed."""
+    command = [sys.executable, "-m", "ddp_ft.train", *args]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path: Path, process: "subprocess.Popen[str]", seconds: float = 60) -> None:
+    """Until the file is there; fails if the process ends before."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.01)

@@ -20,7 +20,7 @@ def test_progress_survives_a_checkpoint():
 
 def test_the_first_three_steps_and_what_lies_between_steps_do_not_count():
     clock, progress = Clock(), Progress()
-    watch = Stopwatch(progress, clock)
+    watch = Stopwatch(progress, clock=clock)
     for _ in range(8):
         with watch.step(32):
             with watch.waiting():

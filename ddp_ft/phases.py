@@ -1,0 +1,225 @@
+"""The phases of a run, opened one after the other: the head alone on features, then the whole recipe."""
+
+import copy
+import gc
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import nn
+
+from ddp_ft.config import OptimConfig
+from ddp_ft.contracts import PROBE, TRAIN, Batch, LabelledSource
+from ddp_ft.data import (
+    EvalLoader,
+    GlobalOrderSampler,
+    Mixing,
+    TrainLoader,
+    derive_seed,
+    eval_transform,
+    train_transform,
+)
+from ddp_ft.distributed import World
+from ddp_ft.engine import Learner, Scorer, replicate
+from ddp_ft.features import Extractor, FeatureSet, evaluate_head, feature_inputs, train_batches
+from ddp_ft.gradients import Penalties, clip
+from ddp_ft.inference import EVAL_CHUNK
+from ddp_ft.job import Job, Phase, groups_of
+from ddp_ft.models.features import head_module
+from ddp_ft.models.freezing import TrainingMode, freeze_parameters
+from ddp_ft.optim import extend_groups, make_optimizer, undecayed
+from ddp_ft.plan import rate_at
+from ddp_ft.schedule import lr_factor
+
+
+def open_phase(job: Job) -> Phase:
+    """The phase that the job's progress is in, with the state of the checkpoint that it goes on from."""
+    if job.progress.phase == PROBE:
+        phase = _open_probe(job)
+    elif job.config.freeze.cache_features:
+        phase = _on_features(job, TRAIN, job.optimizer, job.config.train.batch_size, job.config.train.epochs)
+    else:
+        phase = _on_pictures(job)
+    job.phase = phase
+    if job.pending:
+        _take_up(job, phase)
+    return phase
+
+
+def _take_up(job: Job, phase: Phase) -> None:
+    for stage in range(1, job.progress.stage + 1):
+        enter_stage(job, stage)
+    phase.learner.optimizer.load_state_dict(job.pending["optimizer"])
+    phase.learner.scaler.load_state_dict(job.pending["scaler"])
+    job.pending = {}
+
+
+def measure(job: Job, source: LabelledSource) -> dict[str, float]:
+    """Metrics of the bare module, in its present state, over a source of pictures."""
+    scorer = Scorer(job.built.module, job.task, job.prepare, job.world, job.plan.precision)
+    return scorer.evaluate(_eval_loader(job, source), len(source))
+
+
+def _eval_loader(job: Job, source: LabelledSource) -> EvalLoader:
+    transform = eval_transform(job.built.preprocess)
+    return EvalLoader(source, transform, EVAL_CHUNK, job.world.size, job.world.rank, job.plan.workers)
+
+
+def _sampler(job: Job, world: World, batch_size: int, seed: int, pairs: bool) -> GlobalOrderSampler:
+    samples, weights = len(job.splits.train), job.sampling
+    return GlobalOrderSampler(samples, batch_size, world.size, world.rank, seed, weights=weights, pairs=pairs)
+
+
+def _training_source(job: Job) -> LabelledSource:
+    """The training set; without its weights where the order follows them already, lest they count twice."""
+    if job.config.data.sampling != "weighted":
+        return job.splits.train
+    source = copy.copy(job.splits.train)
+    source.weights = None
+    return source
+
+
+def _on_pictures(job: Job) -> Phase:
+    config, world = job.config, job.world
+    mixing = Mixing.of(config.augment)
+    sampler = _sampler(job, world, config.train.batch_size, config.seed, pairs=mixing is not None)
+    replica = replicate(job.built.module, world, job.distributed)
+    learner = _learner(job, replica, job.optimizer, world)
+
+    def batches(start: int) -> Iterator[list[Batch]]:
+        loader = TrainLoader(
+            _training_source(job),
+            train_transform(job.built.preprocess, config.augment),
+            sampler,
+            config.train.micro_batch,
+            job.plan.workers,
+            start_step=start,
+            total_steps=job.plan.total_steps,
+            pin_memory=world.device.type == "cuda",
+            mixing=mixing,
+        )
+        return iter(loader)
+
+    return Phase(
+        TRAIN,
+        learner,
+        sampler,
+        job.plan.total_steps,
+        partial(rate_at, config, job.plan),
+        world.rank,
+        batches,
+        lambda: measure(job, job.splits.val),
+    )
+
+
+def _learner(job: Job, replica: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> Learner:
+    return Learner(
+        replica=replica,
+        task=job.task,
+        inputs=job.task.inputs,
+        optimizer=optimizer,
+        prepare=job.prepare,
+        world=world,
+        precision=job.plan.precision,
+        clip=lambda parameters: clip(parameters, job.config.train, _head_parameters(job)),
+        penalise=_penalties(job),
+        set_training=lambda: job.training_mode(),
+    )
+
+
+def enter_stage(job: Job, stage: int) -> None:
+    """Let those parts of the model learn that learn in that stage; the optimizer keeps the state of the others."""
+    assert job.phase is not None
+    learner, module = job.phase.learner, job.built.module
+    learner.replica = module
+    gc.collect()  # the hooks of the old DDP stay on the parameters as long as it lives
+    freeze_parameters(module, job.stages[stage].frozen)
+    job.training_mode = TrainingMode(module, job.config.model.batch_norm)
+    extend_groups(job.optimizer, groups_of(job.built, job.config, job.plan.lr))
+    learner.replica = replicate(module, job.world, job.distributed)
+    learner.penalise = _penalties(job)
+    job.progress.stage = stage
+
+
+def stage_at(job: Job, step: int) -> int:
+    """Which stage of unfreezing a training step belongs to."""
+    epoch = step // job.plan.steps_per_epoch
+    return max(number for number, stage in enumerate(job.stages) if stage.epoch <= epoch)
+
+
+def _open_probe(job: Job) -> Phase:
+    probe = job.config.probe
+    head = head_module(job.built.module, job.built.head_path or "")
+    for parameter in head.parameters():
+        parameter.requires_grad_(True)
+    settings = OptimConfig(name="adamw", lr=probe.lr, weight_decay=probe.weight_decay)
+    groups = [{"params": list(head.parameters()), "name": "head", "lr_scale": 1.0, "weight_decay": probe.weight_decay}]
+    optimizer = make_optimizer(groups, settings)
+    return _on_features(job, PROBE, optimizer, probe.batch_size, probe.epochs)
+
+
+def close_probe(job: Job) -> None:
+    """After the probe: all ranks have rank 0's head, and the parts learn that learn in the first stage."""
+    job.world.broadcast_module(job.built.module)
+    freeze_parameters(job.built.module, job.stages[0].frozen)
+    job.training_mode = TrainingMode(job.built.module, job.config.model.batch_norm)
+    job.progress.phase, job.progress.step, job.phase = TRAIN, 0, None
+    if job.ema is not None:
+        job.ema.reset(job.built.module)
+
+
+def _on_features(job: Job, name: str, optimizer: torch.optim.Optimizer, batch_size: int, epochs: int) -> Phase:
+    """A phase in which every rank trains the same head on the same features, and so none waits for another."""
+    solo = World(0, 1, 0, job.world.device)
+    train, val = _features(job, _training_source(job)), _features(job, job.splits.val)
+    seed = derive_seed(job.config.seed, *name.encode())
+    sampler = _sampler(job, solo, batch_size, seed, pairs=False)
+    total_steps = epochs * sampler.steps_per_epoch
+    head = head_module(job.built.module, job.built.head_path or "")
+    learner = _learner(job, head, optimizer, solo)
+    learner.inputs, learner.prepare, learner.set_training = feature_inputs, _as_it_is, lambda: _train_mode(head)
+    probe_rate = job.config.probe.lr
+
+    def measured() -> dict[str, float]:
+        return job.world.from_main(lambda: evaluate_head(head, val, job.task, EVAL_CHUNK, job.plan.precision))
+
+    return Phase(
+        name,
+        learner,
+        sampler,
+        total_steps if name == PROBE else job.plan.total_steps,
+        (lambda step, total: probe_rate * lr_factor(step, total, "cosine")) if name == PROBE else _rate(job),
+        0,
+        lambda start: train_batches(train, sampler, start, total_steps),
+        measured,
+    )
+
+
+def _features(job: Job, source: LabelledSource) -> FeatureSet:
+    built = job.built
+    extractor = Extractor(built.module, built.head_path or "", job.task, job.prepare, job.world, job.plan.precision)
+    return extractor.extract(_eval_loader(job, source), source)
+
+
+def _head_parameters(job: Job) -> list[nn.Parameter]:
+    return [parameter for name, parameter in job.built.module.named_parameters() if name in job.built.head]
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _train_mode(head: nn.Module) -> None:
+    head.train()
+
+
+def _rate(job: Job) -> Callable[[int, int], float]:
+    return partial(rate_at, job.config, job.plan)
+
+
+def _penalties(job: Job) -> Callable[[], None]:
+    module, optim = job.built.module, job.config.optim
+    penalties = Penalties(
+        module.named_parameters(), job.built.head, optim.l1, optim.l2_sp, job.anchors, undecayed(module)
+    )
+    return penalties.add_to_gradients

@@ -1,0 +1,102 @@
+"""Every part of the toolkit gives the same curve on 1, 2 and 3 processes, and goes on exactly from any checkpoint."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support import nets
+from tests.support.runs import arguments, column, read, rows, start_process, train_here, train_on, wait_for
+
+BASE = ("--lr", 0.01, "--batch-size", 7)
+GRADUAL = "freeze.schedule={0: backbone, 1: stages:1, 2: none}"
+OPTIONS = {
+    "class_weights": ["--class-weights", "1,2,0.5"],
+    "focal": ["--loss", "focal"],
+    "mixup": ["--mixup", 0.5],
+    "mixup_and_cutmix": ["--augment", "heavy"],
+    "balanced": ["--sampling", "balanced"],
+    "ema": ["--ema", 0.9],
+    "gradual": ["--set", GRADUAL],
+    "layer_decay": ["--layer-decay", 0.5],
+    "l1_and_l2_sp": ["--set", "optim.l2_sp=0.1", "--set", "optim.l1=0.001"],
+    "clipping": ["--set", "train.clip_agc=0.01", "--set", "train.clip_value=0.01"],
+    "frozen": ["--freeze", "stages:1"],
+    "mlp": ["--head", "mlp:8"],
+    "lp_ft": ["--recipe", "lp_ft", "--set", "probe.epochs=2"],
+    "linear_probe": ["--recipe", "linear_probe"],
+    "plateau": ["--schedule", "plateau", "--set", "schedule.patience=0"],
+}
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Weights to start from, so that there is something to keep, to pull towards and to probe."""
+    torch.manual_seed(7)
+    file = tmp_path_factory.mktemp("start") / "weights.pth"
+    torch.save(nets.plain().state_dict(), file)
+    return file
+
+
+def more(start, name):
+    return ("--weights", start, *BASE, *OPTIONS[name])
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_same_curve_on_any_number_of_processes(shapes, tmp_path, start, name):
+    train_here(shapes, tmp_path / "w1", *more(start, name), epochs=EPOCHS)
+    for world_size in (2, 3):
+        run = tmp_path / f"w{world_size}"
+        train_on(world_size, shapes, run, *more(start, name), epochs=EPOCHS)
+        for split in ("train", "val"):
+            for mine, alone in zip(rows(run, split), rows(tmp_path / "w1", split), strict=True):
+                for loss in {"loss", "ema_loss"} & alone.keys():
+                    assert mine[loss] == pytest.approx(alone[loss], rel=1e-4)
+        weights, other = (load_file(path / "checkpoints/last/model.safetensors") for path in (run, tmp_path / "w1"))
+        for tensor in weights:
+            torch.testing.assert_close(weights[tensor], other[tensor], rtol=1e-4, atol=1e-5)
+
+
+def rewound(run, target, checkpoint):
+    """A copy of a finished run as it would be, had it been killed right after that checkpoint."""
+    shutil.copytree(run, target, symlinks=True)
+    (target / "summary.json").unlink()
+    for folder in sorted((target / "checkpoints").iterdir()):
+        if folder.name > checkpoint:  # "probe_..." < "step_...", and the links' names are not among them
+            folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
+    return target
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_goes_on_to_the_bit_from_any_step(shapes, tmp_path, start, name):
+    """Also at the borders of epochs, where stages of unfreezing begin (5 steps an epoch)."""
+    cadence = ["--set", "checkpoint.every_steps=1", "--set", "checkpoint.keep=99"]
+    train_here(shapes, tmp_path / "whole", *more(start, name), *cadence, epochs=EPOCHS)
+    saved = sorted(folder.name for folder in (tmp_path / "whole/checkpoints").glob("*_*"))
+    assert "step_00000015" in saved
+    for checkpoint in ("step_00000004", "step_00000005", "step_00000006", "step_00000010"):
+        run = rewound(tmp_path / "whole", tmp_path / checkpoint, checkpoint)
+        train_here(shapes, run, *more(start, name), *cadence, epochs=EPOCHS)
+        assert column(run, "loss") == column(tmp_path / "whole", "loss")
+        for file in ("best/model.safetensors", "checkpoints/last/model.safetensors"):
+            assert (run / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+        assert read(run, "summary.json")["val"] == read(tmp_path / "whole", "summary.json")["val"]
+
+
+def test_a_kill_inside_the_probe_goes_on_there(shapes, tmp_path, start):
+    probe = ["--set", "probe.epochs=60", "--set", "probe.batch_size=16", "--set", "checkpoint.every_steps=1"]
+    args = (*more(start, "lp_ft"), *probe)
+    train_here(shapes, tmp_path / "whole", *args)
+    process = start_process(arguments(shapes, tmp_path / "cut", *args))
+    wait_for(tmp_path / "cut/checkpoints/probe_00000021", process)
+    process.kill()
+    process.communicate()
+    train_here(shapes, tmp_path / "cut", *args)
+    assert column(tmp_path / "cut", "step", phase="probe") == list(range(1, 121))
+    for phase in ("probe", "train"):
+        assert column(tmp_path / "cut", "loss", phase=phase) == column(tmp_path / "whole", "loss", phase=phase)
+    assert not list((tmp_path / "cut/checkpoints").glob("probe_*"))
+    best = "best/model.safetensors"
+    assert (tmp_path / "cut" / best).read_bytes() == (tmp_path / "whole" / best).read_bytes()
