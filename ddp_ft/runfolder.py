@@ -82,4 +82,9 @@ def check_same_data(folder: RunFolder, fingerprint: str) -> None:
 
 def _differences(stored: RunConfig, config: RunConfig, kind: str) -> str:
     old, new = to_flat(stored, [kind]), to_flat(config, [kind])
-    return "\n".join(f"  {path}: {old[path]} there, {new[path]} here" for path in old if old[path] != new[path])
+    changed = [path for path in old if old[path] != new[path]]
+    return "\n".join(f"  {path}: {_shown(old[path])} there, {_shown(new[path])} here" for path in changed)
+
+
+def _shown(value: Any) -> Any:
+    return "auto" if value is None else value

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import textwrap
 import typing
 from collections.abc import Iterable
 from pathlib import Path
@@ -131,7 +132,10 @@ def _listed_section(section: str, keys: list[Key]) -> str:
 
 def _wrap(text: str) -> str:
     columns = shutil.get_terminal_size((WIDEST, 24)).columns
-    return click.wrap_text(text, min(WIDEST, columns), " " * 6, " " * 6)
+    indent = " " * 6
+    return textwrap.fill(
+        text, min(WIDEST, columns), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )
 
 
 def _heading(section: str) -> str:

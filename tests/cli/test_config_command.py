@@ -41,7 +41,7 @@ def listed():
 def test_the_list_has_every_key_with_its_facts(listed, path):
     key = KEYS[path]
     lines = listed.partition("Kinds of keys")[0].splitlines()
-    [place] = [number for number, line in enumerate(lines) if line.split()[:1] == [path]]
+    [place] = [number for number, line in enumerate(lines) if f"{line} ".startswith(f"  {path} ")]
     facts = lines[place].removeprefix(f"  {path}").split("  ")
     assert [fact.strip() for fact in facts if fact] == [shown_default(key), key.kind, *([key.flag] if key.flag else [])]
     end = next(number for number in range(place + 1, len(lines)) if not lines[number].startswith(" " * 6))

@@ -80,7 +80,7 @@ def test_no_network(shapes, tmp_path):
 def test_another_recipe_or_other_data(own_shapes, tmp_path):
     train_here(own_shapes, tmp_path / "r")
     message = refused(own_shapes, tmp_path / "r", "--lr", 0.5)
-    assert "optim.lr: 0.001 there, 0.5 here" in message
+    assert "optim.lr: auto there, 0.5 here" in message
     train_here(own_shapes, tmp_path / "r", "--set", "log.every_steps=7")  # a machine key may change
     (own_shapes / "train/disc/00.png").unlink()
     assert "other data" in refused(own_shapes, tmp_path / "r", "--extend", epochs=2)

@@ -28,7 +28,11 @@ TINY = "timm/test_resnet"
 
 
 def is_train(command):
-    return "--data ~/pets --model" in command
+    return "--data ~/pets --model" in command or "--data scans.csv" in command
+
+
+def is_about_runs(command):
+    return any(word in command for word in ("evaluate", "predict", "ddp-ft average"))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,10 @@ def pets(shapes, tmp_path_factory):
     """A trained run for the commands that use one, and the folder from which they start."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "pets").symlink_to(shapes)
-    options = f"--model {TINY} --weights none --image-size 32 --epochs 1 --run-dir runs/pets"
+    pictures = sorted((shapes / "train").rglob("*.png"))
+    lines = [f"{picture},{20 + number / 2},{number // 3}" for number, picture in enumerate(pictures)]
+    (folder / "scans.csv").write_text("\n".join(["path,age,patient", *lines]))
+    options = f"--model {TINY} --weights none --image-size 32 --epochs 2 --run-dir runs/pets"
     assert run(f"python -m ddp_ft.train --data pets {options}", folder).returncode == 0
     return folder
 
@@ -72,11 +79,21 @@ def test_training_commands(command, pets, tmp_path):
     assert read(tmp_path / "run", "summary.json")["status"] == "done"
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if "evaluate" in command or "predict" in command])
-def test_commands_on_a_finished_run(command, pets):
-    done = run(command.replace("runs/pets-convnext_tiny.in12k_ft_in1k", "runs/pets").replace("~/pets", "pets"), pets)
+def test_commands_on_a_finished_run(pets):
+    """In their order: the second evaluation uses the average."""
+    commands = [command for command in COMMANDS if is_about_runs(command)]
+    for command in sorted(commands, key=lambda command: "average" not in command):
+        command = command.replace("runs/pets-convnext_tiny.in12k_ft_in1k", "runs/pets").replace("~/pets", "pets")
+        done = run(command, pets)
+        assert done.returncode == 0, done.stderr
+        assert any(text in done.stdout for text in ("accuracy", "12 rows in predictions.csv", "average"))
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if re.match("ddp-ft (models|config)", command)])
+def test_commands_that_show(command, pets):
+    done = run(command.replace("convnext_tiny.in12k_ft_in1k", "test_convnext"), pets)
     assert done.returncode == 0, done.stderr
-    assert "accuracy" in done.stdout or "12 rows in predictions.csv" in done.stdout
+    assert "stages" in done.stdout or "probe:" in done.stdout
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("ddp-ft fetch")])
@@ -86,7 +103,8 @@ def test_fetch_needs_a_network_and_says_so(command, pets):
 
 
 def test_every_command_is_run_by_a_test():
-    rest = [c for c in COMMANDS if not is_train(c) and not any(word in c for word in ("evaluate", "predict", "fetch"))]
+    rest = [c for c in COMMANDS if not is_train(c) and not is_about_runs(c)]
+    rest = [c for c in rest if not re.match("ddp-ft (fetch|models|config) ", c)]
     rest = [
         c for c in rest if c not in ELSEWHERE and not c.startswith(("tensorboard ", "./launch/multi_node.sh 2 node01 "))
     ]
@@ -96,9 +114,13 @@ def test_every_command_is_run_by_a_test():
 def test_every_option_and_key_it_names_exists():
     text = README.split("## Train")[1].split("## Use the result")[0]
     flags = {key.flag for key in KEYS.values()} | {"--run-dir", "--config", "--set", "--dry-run", "--extend", "--help"}
+    flags |= {"--list", "--layers", "--recipe", "--last", "--best", "--output", "--also", "--tta"}  # of other commands
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - {"--nproc_per_node"} - {"--nproc"} <= flags
     assert set(
-        re.findall(r"`((?:data|model|train|optim|schedule|loss|augment|eval|checkpoint|log|compute)\.\w+)`", text)
+        re.findall(
+            r"`((?:data|model|head|freeze|probe|train|optim|schedule|loss|augment|eval|ema|checkpoint|log|compute)\.\w+)`",
+            text,
+        )
     ) <= set(KEYS)
 
 
