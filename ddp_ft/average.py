@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from ddp_ft.command import device_option
 from ddp_ft.environment import read_launch
 
 
@@ -28,13 +29,7 @@ from ddp_ft.environment import read_launch
     type=click.Path(path_type=Path),
     help="The run's data, if it has moved. Used for batch norm's statistics and for validation.",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute.",
-)
+@device_option
 def average(
     run: Path, last: int | None, best: int | None, greedy: bool, output: Path, data: Path | None, device: str
 ) -> None:

@@ -38,6 +38,31 @@ def _option(key: Key, flag: str) -> Callable[[F], F]:
     return click.option(flag, key.path.replace(".", "__"), metavar=key.metavar, help=f"{key.help}{shown}")
 
 
+# Options that several commands have.
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute.",
+)
+also_option = click.option(
+    "--also",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="RUN_OR_MODEL",
+    help="One more model; their mean prediction counts. May be given several times.",
+)
+views_option = click.option(
+    "--tta",
+    "tta",
+    type=click.Choice(["none", "flip", "crops"]),
+    default="none",
+    show_default=True,
+    help="Views of each picture: itself; its mirror image too; ten crops, half of them mirrored.",
+)
+
+
 def given_flags(values: dict[str, Any]) -> dict[str, Any]:
     """The flags that were given, by dotted key name."""
     return {name.replace("__", "."): value for name, value in values.items() if value is not None}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.command import run_command
+from ddp_ft.command import also_option, device_option, run_command, views_option
 from ddp_ft.environment import read_launch
 
 
@@ -24,27 +24,9 @@ from ddp_ft.environment import read_launch
     default=None,
     help="Which part; default: val where there is one, else all.",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute.",
-)
-@click.option(
-    "--also",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    metavar="RUN_OR_MODEL",
-    help="One more model; their mean prediction counts. May be given several times.",
-)
-@click.option(
-    "--tta",
-    type=click.Choice(["none", "flip", "crops"]),
-    default="none",
-    show_default=True,
-    help="Views of each picture: itself; its mirror image too; ten crops, half of them mirrored.",
-)
+@device_option
+@also_option
+@views_option
 @click.option("--output", type=click.Path(path_type=Path), help="Write the metrics to this JSON file too.")
 def evaluate(
     model: Path, data: Path, split: str | None, device: str, also: tuple[Path, ...], tta: str, output: Path | None

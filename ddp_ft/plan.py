@@ -76,7 +76,7 @@ def make_plan(
         steps_per_epoch=steps_per_epoch,
         total_steps=min(total_steps, config.train.max_steps or total_steps),
         lr=config.optim.lr or usual_rate(module),
-        grade_elsewhere="c" if has_rank_noise(module) else "b",
+        grade_elsewhere="c" if has_rank_noise(module) or config.head.dropout else "b",
     )
 
 

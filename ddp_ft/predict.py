@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.command import run_command
+from ddp_ft.command import also_option, device_option, run_command, views_option
 from ddp_ft.environment import read_launch
 
 
@@ -12,27 +12,9 @@ from ddp_ft.environment import read_launch
 @click.argument("model", type=click.Path(path_type=Path), metavar="RUN_OR_MODEL")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="CSV file to write.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute.",
-)
-@click.option(
-    "--also",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    metavar="RUN_OR_MODEL",
-    help="One more model; their mean prediction counts. May be given several times.",
-)
-@click.option(
-    "--tta",
-    type=click.Choice(["none", "flip", "crops"]),
-    default="none",
-    show_default=True,
-    help="Views of each picture: itself; its mirror image too; ten crops, half of them mirrored.",
-)
+@device_option
+@also_option
+@views_option
 def predict(model: Path, inputs: tuple[str, ...], output: Path, device: str, also: tuple[Path, ...], tta: str) -> None:
     """Classify pictures (files, or folders of them) with a run folder's best model.
 

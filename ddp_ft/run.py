@@ -270,6 +270,7 @@ def _summarise(job: Job, status: str, test: dict[str, float]) -> dict[str, Any]:
     progress = job.progress
     return {
         "status": status,
+        "phase": progress.phase,
         "step": progress.step,
         "epoch": round(job.epoch, 4),
         "val": progress.best.metrics,
