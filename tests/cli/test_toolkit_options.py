@@ -1,12 +1,14 @@
 """The toolkit's options, one by one: each test fails if its option is ignored."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from ddp_ft.errors import UserError
 from tests.support import nets
-from tests.support.runs import column, read, rows, train_here
+from tests.support.runs import call_on, column, read, rows, train_here
 
 SET = "--set"
 MLP = ["--head", "mlp:8"]
@@ -147,6 +149,16 @@ def test_probe(shapes, tmp_path, start):
     for number, change in enumerate(("probe.lr=0.1", "probe.weight_decay=5")):
         train_here(shapes, tmp_path / str(number), *base, SET, change)
         assert column(tmp_path / str(number), "loss", phase="probe") != first
+
+
+def test_the_probes_model_is_worth_what_was_said(shapes, tmp_path, start):
+    """It was measured on features; evaluation goes by the pictures, and gives the same to the last digit."""
+    train_here(shapes, tmp_path / "r", "--weights", start, "--recipe", "lp_ft", "--lr", 1e-12)
+    summary = read(tmp_path / "r", "summary.json")
+    assert summary["best_phase"] == "probe"
+    for world_size in (1, 2, 3):
+        told = json.loads(call_on(world_size, "ddp_ft.evaluate", tmp_path / "r", "--data", shapes, "--device", "cpu"))
+        assert {name: told[name] for name in summary["val"]} == summary["val"]
 
 
 def test_max_steps(shapes, tmp_path):
