@@ -58,7 +58,9 @@ class Plain(Console):
         self.total_steps, self.started_step, self.started_at = total_steps, step, time.monotonic()
 
     def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
-        """Print the row, with the time left behind training rows."""
+        """Print the row, with the time left behind training rows; the probe's are too many for its few seconds."""
+        if split == "train" and phase != TRAIN:
+            return
         eta = f"  eta {_clock(self._seconds_left(step))}" if split == "train" else ""
         label = split if phase == TRAIN else f"{phase} {split}"
         self.say(f"{label:<5} step {step}/{self.total_steps}  epoch {epoch:.2f}  {_values(values)}{eta}")
