@@ -64,6 +64,7 @@ def combinations():
     return chosen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "head", "parts", "loss"), combinations())
 def test_one_epoch_of_every_pair(folder, tmp_path, task, head, parts, loss):
     net = "with_batch_norm"

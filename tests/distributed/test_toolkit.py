@@ -28,6 +28,16 @@ OPTIONS = {
     "linear_probe": ["--recipe", "linear_probe"],
     "plateau": ["--schedule", "plateau", "--set", "schedule.patience=0"],
 }
+# What goes together in one run; each alone is among the slow tests.
+TOGETHER = {
+    "weights_and_pulls": ["class_weights", "balanced", "layer_decay", "l1_and_l2_sp", "clipping", "ema"],
+    "mixed_and_focal": ["mixup_and_cutmix", "focal"],
+    "gradual_and_mlp": ["gradual", "mlp"],
+    "probe_and_plateau": ["lp_ft", "plateau"],
+    "linear_probe": ["linear_probe"],
+    "frozen": ["frozen"],
+}
+CASES = [*TOGETHER, *(pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS if name not in TOGETHER)]
 EPOCHS = 3
 
 
@@ -41,10 +51,11 @@ def start(tmp_path_factory):
 
 
 def more(start, name):
-    return ("--weights", start, *BASE, *OPTIONS[name])
+    options = [option for part in TOGETHER.get(name, [name]) for option in OPTIONS[part]]
+    return ("--weights", start, *BASE, *options)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", CASES)
 def test_same_curve_on_any_number_of_processes(shapes, tmp_path, start, name):
     train_here(shapes, tmp_path / "w1", *more(start, name), epochs=EPOCHS)
     for world_size in (2, 3):
@@ -69,7 +80,7 @@ def rewound(run, target, checkpoint):
     return target
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", CASES)
 def test_goes_on_to_the_bit_from_any_step(shapes, tmp_path, start, name):
     """Also at the borders of epochs, where stages of unfreezing begin (5 steps an epoch)."""
     cadence = ["--set", "checkpoint.every_steps=1", "--set", "checkpoint.keep=99"]
