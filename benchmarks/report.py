@@ -112,8 +112,8 @@ disjoint, and seeds the training too. {sizes.epochs} epochs, batch 32. Seeds: {n
 pictures, preprocessing and, unless a recipe says otherwise, crop and flip.
 {skipped}
 Machine: {machines}.
-CPU seconds are those of one whole training with its evaluations, imports excluded; other work on a shared machine
-hardly moves them."""
+CPU seconds are those of one whole training with its evaluations, imports excluded. They rise too when the machine has
+other work, up to five times: compare them only within a quiet run."""
 
 
 def _overview(results: Sequence[Result]) -> str:

@@ -55,6 +55,8 @@ class Penalties:
     @torch.no_grad()
     def add_to_gradients(self) -> None:
         """Add them to the gradients of the parameters that have one. Nothing if both are 0."""
+        if not (self.l1 or self.l2_sp):
+            return
         learning = {name: (p, p.grad) for name, p in self.parameters.items() if p.grad is not None}
         gradients = [gradient for _, gradient in learning.values()]
         if self.l1 and gradients:

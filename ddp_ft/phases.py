@@ -121,7 +121,7 @@ def _learner(job: Job, replica: nn.Module, optimizer: torch.optim.Optimizer, wor
         prepare=job.prepare,
         world=world,
         precision=job.plan.precision,
-        clip=lambda parameters: clip(parameters, job.config.train, _head_parameters(job)),
+        clip=partial(clip, config=job.config.train, head=_head_parameters(job)),
         penalise=_penalties(job),
         set_training=lambda: job.training_mode(),
     )

@@ -37,12 +37,14 @@ where ~/pets holds one folder of pictures for each class. No data at hand? ./lau
 )
 @click.option("--extend", is_flag=True, help="Lengthen the run in --run-dir to --epochs.")
 @click.option("--dry-run", is_flag=True, help="Do everything but the steps; write nothing.")
+@click.option("--print-run-dir", is_flag=True, help="Check the options, print the run folder, and do no more.")
 def train(
     run_dir: Path | None,
     config_file: Path | None,
     assignments: tuple[str, ...],
     extend: bool,
     dry_run: bool,
+    print_run_dir: bool,
     **flags: Any,
 ) -> int:
     """Fine-tune a pretrained vision model on your pictures.
@@ -52,10 +54,13 @@ def train(
     """
     launch = read_launch()
     layers = [read_config_file(config_file)] if config_file else []
-    # One layer each, for what is set twice; presets stand below the layer that names them.
-    layers += [given_flags(flags), *map(parse_assignment, assignments)]
+    # One layer for all --set, as a preset or recipe among them stands below the whole layer that names it.
+    layers += [given_flags(flags), {path: v for text in assignments for path, v in parse_assignment(text).items()}]
     config = make_config(*layers)
     _require_data_and_model(config)
+    if print_run_dir:
+        click.echo((run_dir or default_run_dir(config)).absolute())
+        return DONE
     # Torch and its like take seconds, which the mistakes above need not wait for.
     from ddp_ft.job import Request
     from ddp_ft.run import fine_tune

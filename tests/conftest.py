@@ -73,3 +73,16 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn discs, squares and stripes, 48 x 40 RGB: train/ (3 x 10) and val/ (3 x 4). Read only."""
     return pictures.write_shapes(tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the plain net to start from, so that there is something to keep, to pull towards and to probe."""
+    import torch
+
+    from tests.support import nets
+
+    torch.manual_seed(7)
+    file = tmp_path_factory.mktemp("start") / "weights.pth"
+    torch.save(nets.plain().state_dict(), file)
+    return file

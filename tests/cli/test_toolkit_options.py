@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file
 
 from ddp_ft.errors import UserError
-from tests.support import nets
 from tests.support.runs import call_on, column, read, rows, train_here
 
 SET = "--set"
@@ -52,15 +51,6 @@ def curve(data, run, *more, **options):
 def test_what_changes_the_curve(shapes, tmp_path, key):
     base, change = CHANGES[key]
     assert curve(shapes, tmp_path / "a", *base) != curve(shapes, tmp_path / "b", *base, *change)
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Weights to start from."""
-    torch.manual_seed(7)
-    file = tmp_path_factory.mktemp("start") / "weights.pth"
-    torch.save(nets.plain().state_dict(), file)
-    return file
 
 
 def last(run):

@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support import nets
 from tests.support.runs import arguments, column, read, rows, start_process, train_here, train_on, wait_for
 
 BASE = ("--lr", 0.01, "--batch-size", 7)
@@ -39,15 +38,6 @@ TOGETHER = {
 }
 CASES = [*TOGETHER, *(pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS if name not in TOGETHER)]
 EPOCHS = 3
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Weights to start from, so that there is something to keep, to pull towards and to probe."""
-    torch.manual_seed(7)
-    file = tmp_path_factory.mktemp("start") / "weights.pth"
-    torch.save(nets.plain().state_dict(), file)
-    return file
 
 
 def more(start, name):

@@ -1,0 +1,51 @@
+"""How the parts of the toolkit are put together: what would still run if two of them were joined wrongly."""
+
+import pytest
+import torch
+
+from ddp_ft.config import make_config
+from ddp_ft.distributed import World
+from ddp_ft.environment import Launch
+from ddp_ft.job import Request, compose
+from ddp_ft.phases import open_phase
+from tests.support import nets
+from tests.support.runs import column, read, train_here
+from tests.support.tables import write_shape_table
+
+SET = "--set"
+
+
+@pytest.mark.parametrize(("sampling", "expected"), [("natural", {1.0, 2.0}), ("weighted", {1.0})])
+def test_weights_count_once_in_the_order_or_in_the_loss(tmp_path, sampling, expected):
+    settings = {
+        "data.path": write_shape_table(tmp_path / "table.csv"), "data.weight": "w", "data.sampling": sampling,
+        "data.workers": 0, "model.name": f"{nets.THIS_FILE}:plain", "model.weights": "none", "model.image_size": 32,
+    }  # fmt: skip
+    request = Request(tmp_path / "r", (settings,))
+    job, _ = compose(make_config(settings), request, World(0, 1, 0, torch.device("cpu")), Launch())
+    batch = next(open_phase(job).batches(0))[0]
+    assert {float(weight) for weight in batch["weight"]} == expected
+
+
+def test_the_moving_average_begins_with_the_probes_head(shapes, tmp_path, start):
+    more = ["--weights", start, "--recipe", "full", SET, "probe.epochs=2", "--ema", 0.999, "--max-steps", 1]
+    train_here(shapes, tmp_path / "r", *more, "--lr", 1e-12)
+    assert column(tmp_path / "r", "ema_loss", "val") == pytest.approx(column(tmp_path / "r", "loss", "val"), rel=1e-6)
+
+
+def test_a_stage_that_never_comes_is_told(shapes, tmp_path, capsys):
+    schedule = "freeze.schedule={0: backbone, 2: none}"
+    train_here(shapes, tmp_path / "r", SET, schedule, "--max-steps", 1, epochs=2)
+    assert "begins at epoch 2 is never reached" in capsys.readouterr().out
+    train_here(shapes, tmp_path / "s", SET, schedule, "--max-steps", 1, epochs=3)
+    assert "never reached" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("first", ["augment.flip=0.25", "augment.preset=heavy"])
+def test_what_is_set_beside_a_preset_wins_in_any_order(shapes, tmp_path, first):
+    both = ["augment.flip=0.25", "augment.preset=heavy"]
+    ordered = [first, *(text for text in both if text != first)]
+    train_here(shapes, tmp_path / "r", "--max-steps", 1, *(part for text in ordered for part in (SET, text)))
+    stored = (tmp_path / "r/config.yaml").read_text()
+    assert "flip: 0.25" in stored and "mixup: 0.2" in stored
+    assert read(tmp_path / "r", "summary.json")["status"] == "done"
