@@ -1,5 +1,6 @@
 """Checkpoints that are complete or absent, and the few files that must never be half-written."""
 
+import hashlib
 import json
 import math
 import os
@@ -20,6 +21,8 @@ from ddp_ft.errors import UserError
 PHASES = {PROBE: "probe_", TRAIN: "step_"}
 # Optional files of a checkpoint.
 SCORE, EMA = "score.json", "ema.safetensors"
+# {file name: {"bytes", "sha256"}} of all others: what a checkpoint is checked against before a run goes on from it.
+MANIFEST = "manifest.json"
 
 
 class Checkpoints:
@@ -56,20 +59,52 @@ class Checkpoints:
         self._sweep()
         aside = self.root / f".writing_{target.name}"
         aside.mkdir(parents=True)
-        save_weights(aside / "model.safetensors", weights)
-        if ema is not None:
-            save_weights(aside / EMA, ema)
-        torch.save(dict(state), aside / "state.pt")
-        if score is not None:
-            (aside / SCORE).write_text(to_json({"score": score if score > -math.inf else None}), encoding="utf-8")
-        _sync_folder(aside)
-        if target.exists():
-            self._remove(target)
-        aside.rename(target)
-        _sync_file(self.root)
+        try:
+            _write_files(aside, weights, state, score, ema)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the room
+            raise
+        self._put(aside, target)
         self._move_links(target, phase)
         self._prune()
         return target
+
+    def _put(self, aside: Path, target: Path) -> None:
+        """Rename to the final name; an older one of the same step goes only when the new one is in its place."""
+        old = self.root / f".removing_{target.name}"
+        if target.exists():
+            target.rename(old)
+        aside.rename(target)
+        _sync_file(self.root)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _recover(self) -> None:
+        """Bring back a checkpoint that a process was killed while replacing; those it was pruning are older."""
+        there = [*self.complete(PROBE), *self.complete()]
+        for old in self.root.glob(".removing_*"):
+            target = self.root / old.name.removeprefix(".removing_")
+            if all(_age(target) > _age(folder) for folder in there) and not damage_of(old):
+                old.rename(target)
+
+    def newest_sound(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that is as it was written, None if there is none; and what was wrong with newer ones.
+
+        These are set aside, as damaged_step_00000120 and the like. UserError if all there are are damaged.
+        """
+        self._recover()
+        troubles: list[str] = []
+        for folder in reversed([*self.complete(PROBE), *self.complete()]):
+            trouble = damage_of(folder)
+            if not trouble:
+                return folder, troubles
+            troubles.append(f"{folder.name}: {trouble}")
+            _set_aside(folder)
+        if troubles:
+            raise UserError(
+                f"No checkpoint in {self.root} is whole: {'; '.join(troubles)}.",
+                f"They are set aside there as damaged_*. To begin anew remove {self.root.parent}.",
+            )
+        return None, []
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint; None if there is none."""
@@ -112,6 +147,57 @@ class Checkpoints:
 
     def _spared(self, phase: str) -> list[Path]:
         return self.complete(phase)[-self.keep :] + self.ranking(phase)[: self.keep_best]
+
+
+def _write_files(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    score: float | None,
+    ema: Mapping[str, Tensor] | None,
+) -> None:
+    save_weights(folder / "model.safetensors", weights)
+    if ema is not None:
+        save_weights(folder / EMA, ema)
+    torch.save(dict(state), folder / "state.pt")
+    if score is not None:
+        (folder / SCORE).write_text(to_json({"score": score if score > -math.inf else None}), encoding="utf-8")
+    manifest = {file.name: _fingerprint(file) for file in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
+    _sync_folder(folder)
+
+
+def _fingerprint(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(2**20):
+            digest.update(block)
+        return {"bytes": stream.tell(), "sha256": digest.hexdigest()}
+
+
+def damage_of(folder: Path) -> str:
+    """What is not as the checkpoint's manifest says, in a few words; empty if all is well."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, expected in manifest.items():
+            if (size := (folder / name).stat().st_size) != expected["bytes"]:
+                return f"{name} has {size} bytes instead of {expected['bytes']}"
+            if _fingerprint(folder / name) != expected:
+                return f"{name} has other bytes than were written"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return ""
+
+
+def _set_aside(folder: Path) -> None:
+    target = folder.with_name(f"damaged_{folder.name}")
+    shutil.rmtree(target, ignore_errors=True)
+    folder.rename(target)
+
+
+def _age(folder: Path) -> tuple[bool, int]:
+    """Grows with time: those of the probe come before all others."""
+    return not folder.name.startswith(PHASES[PROBE]), _step_of(folder)
 
 
 def _step_of(folder: Path) -> int:
@@ -177,18 +263,34 @@ def save_weights(file: Path, weights: Mapping[str, Tensor]) -> None:
 
 def save_model_folder(folder: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     """Replace `folder` (best/) by one with these weights and model.json; durable on return."""
-    aside, old = folder.with_name(f".writing_{folder.name}"), folder.with_name(f".old_{folder.name}")
+    aside, old = _beside(folder)
+    recover_model_folder(folder)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_weights(aside / "model.safetensors", weights)
-    (aside / "model.json").write_text(to_json(description), encoding="utf-8")
-    _sync_folder(aside)
+    try:
+        save_weights(aside / "model.safetensors", weights)
+        (aside / "model.json").write_text(to_json(description), encoding="utf-8")
+        _sync_folder(aside)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     aside.rename(folder)
     _sync_file(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    return folder.with_name(f".writing_{folder.name}"), folder.with_name(f".old_{folder.name}")
+
+
+def recover_model_folder(folder: Path) -> None:
+    """Bring back the older model if a process was killed between taking it away and putting the new one there."""
+    old = _beside(folder)[1]
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
 
 
 def write_text(file: Path, text: str) -> None:
@@ -201,8 +303,9 @@ def write_text(file: Path, text: str) -> None:
 
 
 def to_json(value: Any) -> str:
-    """JSON for people: indented, one newline at the end."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    """JSON for people: indented, one newline at the end. Bytes of names that are no UTF-8 become escapes."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _point(link: Path, target: str) -> None:

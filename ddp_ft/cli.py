@@ -14,7 +14,9 @@ COMMANDS = {
     "evaluate": ("ddp_ft.evaluate", "Metrics of a trained model on a data set."),
     "predict": ("ddp_ft.predict", "One row of probabilities for each picture."),
     "fetch": ("ddp_ft.fetch", "Download pretrained weights into the cache."),
+    "replay": ("ddp_ft.replay", "Run one step of a run again, and look where it stops being finite."),
     "average": ("ddp_ft.average", "Average the weights of several checkpoints of a run."),
+    "submit": ("ddp_ft.submit", "Write a batch script for Slurm, and submit it."),
     "models": ("ddp_ft.show_models", "List the models there are, or describe one."),
     "config": ("ddp_ft.show_config", "Show all configuration keys, one of them, or a recipe."),
 }

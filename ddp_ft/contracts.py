@@ -182,6 +182,12 @@ class Tracker(Protocol):
     def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
         """One row of metrics of `split` ("train", "val" or "test") at a step of that phase (PROBE or TRAIN)."""
 
+    def warn(self, step: int, text: str) -> None:
+        """Something that a person should know of."""
+
+    def sync(self) -> None:
+        """Make durable what was logged; may come from another thread than the rest. OSError if that cannot be."""
+
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """The run has ended: its recipe, and the metrics of its best model."""
 

@@ -1,7 +1,7 @@
 """One optimizer step and one evaluation pass. No logging, no files."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +24,21 @@ AMP_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class StepSums:
-    """What one step gave, summed over all ranks: scalars on the device, read only when they are logged."""
+    """What one step gave, summed over all ranks: on the device, read only when it is needed.
+
+    `is_bad` says that the loss or the gradient was not finite, and so that nothing was changed; `flags` is the sum of
+    what the ranks handed in.
+    """
 
     loss: Tensor
     weight: Tensor
     grad_norm: Tensor
+    is_bad: Tensor
+    flags: Tensor
+
+    def numbers(self) -> Tensor:
+        """All of it in one float32 vector."""
+        return torch.cat([torch.stack([self.loss, self.weight, self.grad_norm, self.is_bad.float()]), self.flags])
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -42,12 +52,43 @@ def replicate(module: nn.Module, world: World, distributed: bool) -> nn.Module:
     process sees several GPUs, else as it is."""
     if distributed:
         # Buffers are not broadcast: batch norm's statistics are averaged when they are needed, which loses no
-        # rank's samples, and a rank without a batch would hang in that broadcast.
+        # rank's samples, and a rank without a batch would hang in that broadcast. Nor are they at the beginning:
+        # all ranks have the same weights by now, and after a restart each has its own statistics.
         device_ids = [world.device.index] if world.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True, **KEEP_BUFFERS)
+        replica = DistributedDataParallel(
+            _Trainee(module), device_ids=device_ids, gradient_as_bucket_view=True, init_sync=False, **KEEP_BUFFERS
+        )
+        _settle_buckets(replica)
+        return replica
     if world.device.type == "cuda" and torch.cuda.device_count() > 1:
         return DataParallel(module)
     return module
+
+
+class _Trainee(nn.Module):
+    """The module inside DDP. Called without inputs it gives the sum of all that learns."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: Tensor | None = None) -> Tensor:
+        """The module's outputs."""
+        if inputs is None:
+            return torch.stack([p.sum().float() for p in self.parameters() if p.requires_grad]).sum()
+        outputs: Tensor = self.module(inputs)
+        return outputs
+
+
+def _settle_buckets(replica: nn.Module) -> None:
+    """Bring DDP's buckets into their final layout before the first step that counts.
+
+    DDP lays its buckets out anew once, in the order in which the first backward pass made the gradients ready, and
+    the layout decides in which order ranks are summed: from three ranks on a restart gave other bits. After this
+    backward pass, which costs one reduction and no forward pass, the layout follows from the parameters alone.
+    """
+    replica().backward()
+    replica.zero_grad(set_to_none=True)
 
 
 @dataclass
@@ -71,25 +112,56 @@ class Learner:
 
     def __post_init__(self) -> None:
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.precision == "fp16")
+        self.begin()
 
-    def step(self, micro_batches: list[Batch]) -> StepSums:
-        """One optimizer step over this rank's share of the global batch.
+    def begin(self) -> None:
+        """To be called when the replica or the mode of its modules has changed."""
+        self.set_training()
+        self._statistics = forward_statistics(self.replica)
+        self._backup = [tensor.clone() for tensor in self._statistics]
+
+    def step(self, micro_batches: list[Batch], flags: Sequence[float] = ()) -> StepSums:
+        """One optimizer step over this rank's share of the global batch; `flags` are summed over ranks on the way.
 
         Backward runs on summed losses. DDP averages over ranks, so the gradient is multiplied by their number
         and divided by the weight of the whole global batch: exact for uneven shares and micro-batches.
         """
         self.set_training()
         self.optimizer.zero_grad(set_to_none=True)
-        sums = torch.zeros(2, device=self.world.device)
+        _copy_all(self._statistics, self._backup)
+        sums = torch.tensor([0.0, 0.0, *flags], device=self.world.device)
         for number, batch in enumerate(micro_batches, start=1):
             with self._synchronising(number == len(micro_batches)):
-                sums += self._backward(batch)
+                sums[:2] += self._backward(batch)
         self.world.sum(sums)
         self.scaler.unscale_(self.optimizer)
         grad_norm = self._finish_gradient(weight=sums[1])
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return StepSums(sums[0], sums[1], grad_norm)
+        is_bad = ~(sums[0].isfinite() & grad_norm.isfinite())
+        self._update(is_bad)
+        return StepSums(sums[0], sums[1], grad_norm, is_bad, sums[2:])
+
+    def _update(self, is_bad: Tensor) -> None:
+        """Move the weights, unless the step was bad: then nothing may change, as even a zero gradient would decay them.
+
+        Every rank has the same sums, and so decides the same.
+        """
+        if self.scaler.is_enabled():  # looks for what is not finite by itself
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self._restore_where(is_bad)
+        elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            # Fused optimizers look at this on the device, so that no step waits for it (as GradScaler does).
+            self.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+            self._restore_where(is_bad)
+        elif bool(is_bad):  # the one place that waits for the device
+            _copy_all(self._backup, self._statistics)
+        else:
+            self.optimizer.step()
+
+    def _restore_where(self, is_bad: Tensor) -> None:
+        for tensor, before in zip(self._statistics, self._backup, strict=True):
+            tensor.copy_(torch.where(is_bad, before, tensor))
 
     def _synchronising(self, is_last: bool) -> AbstractContextManager[object]:
         is_ddp = isinstance(self.replica, DistributedDataParallel)
@@ -110,6 +182,17 @@ class Learner:
         torch._foreach_mul_(gradients, self.world.size / weight.clamp_min(1e-12))
         self.penalise()
         return self.clip(parameters)
+
+
+def _copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:
+    if sources:  # torch refuses empty lists
+        torch._foreach_copy_(targets, sources)
+
+
+def forward_statistics(module: nn.Module) -> list[Tensor]:
+    """The buffers of normalisation layers that a forward pass in training mode changes."""
+    layers = [layer for layer in module.modules() if isinstance(layer, _NormBase) and layer.training]
+    return [buffer for layer in layers for buffer in layer.buffers()]
 
 
 def batch_statistics(module: nn.Module) -> dict[str, Tensor]:

@@ -5,8 +5,10 @@ ranks. So the Slurm variables are not read for ranks at all.
 """
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ddp_ft.errors import UserError
 
@@ -58,3 +60,18 @@ def _number(env: Mapping[str, str], name: str) -> int:
 def usable_cores() -> int:
     """Cores that this process may run on: affinity and cgroups count, what the machine has does not."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def launch_started(launch: Launch) -> float:
+    """When torchrun's agent on this node was started, or this process where there is none: seconds since 1970.
+
+    Workers that an agent starts anew belong to the same launch. Where there is no /proc it is now.
+    """
+    pid = os.getppid() if launch.distributed else os.getpid()
+    try:
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        facts = Path("/proc/stat").read_text().splitlines()
+        boot = next(int(line.split()[1]) for line in facts if line.startswith("btime "))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return time.time()
+    return boot + ticks / os.sysconf("SC_CLK_TCK")

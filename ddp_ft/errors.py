@@ -27,3 +27,12 @@ def nearest(given: str, known: list[str], limit: int = 3) -> str:
 
     close = difflib.get_close_matches(given, known, n=limit, cutoff=0.5)
     return f"Did you mean {', '.join(close)}?" if close else ""
+
+
+def printable(text: str) -> str:
+    """The text in one line that can be shown and written anywhere.
+
+    File names and labels may hold line breaks, codes that steer a terminal, and bytes that are no UTF-8, on which
+    writing fails: such characters become escapes.
+    """
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)

@@ -56,18 +56,23 @@ class Extractor:
         """The features of all samples, on every rank; `batches` are this rank's chunks of the source.
 
         Each rank fills its rows of a table of zeros, and the sum over ranks is the whole: exact, since every
-        row has one rank. It takes samples x features x 4 bytes on each rank.
+        row has one rank. It takes samples x features x 4 bytes on each rank. Targets and weights are those of the
+        pictures that were read, as another may stand in the place of a damaged one.
         """
         self.module.eval()
-        parts = [(batch["index"], self._features(batch)) for batch in batches]
-        shape = self.world.from_main(lambda: parts[0][1].shape[1:])
-        table = torch.zeros(len(source), *shape, device=self.world.device)
-        for index, rows in parts:
-            table[index.to(table.device)] = rows
-        self.world.sum(table)
-        weights = torch.ones(len(source)) if source.weights is None else torch.from_numpy(source.weights)
-        targets = torch.from_numpy(source.targets)
-        return FeatureSet(table, targets.to(table.device), weights.float().to(table.device))
+        parts = [(batch["position"], self._features(batch), batch["target"], batch["weight"]) for batch in batches]
+        features, targets, weights = (
+            self._whole([(part[0], part[column]) for part in parts], len(source)) for column in (1, 2, 3)
+        )
+        return FeatureSet(features, targets, weights)
+
+    def _whole(self, parts: list[tuple[Tensor, Tensor]], samples: int) -> Tensor:
+        """All rows, on every rank and on the device, from this rank's (places, rows)."""
+        like = self.world.from_main(lambda: parts[0][1][:0].cpu())
+        table = torch.zeros(samples, *like.shape[1:], dtype=like.dtype, device=self.world.device)
+        for places, rows in parts:
+            table[places.to(table.device)] = rows.to(table.device)
+        return self.world.sum(table)
 
     def _features(self, batch: Batch) -> Tensor:
         with autocast(self.world.device, self.precision):

@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import five_crop
 
 from ddp_ft.checkpoint import restore_weights
 from ddp_ft.contracts import Preprocess, Task
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, printable
 from ddp_ft.models import create_from_spec
 from ddp_ft.plan import is_convolutional, place, resolve_precision
 from ddp_ft.tasks import restore_task
@@ -70,6 +70,14 @@ def load_trained(path: Path, device: torch.device) -> Trained:
     try:
         description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         weights = load_file(folder / "model.safetensors")
+        preprocess = Preprocess.from_mapping(description["preprocessing"])
+        task_name, settings = description["task"], description["task_settings"]
+        names, precision = tuple(map(str, description["classes"])), description["precision"]
+        refuse_code_inside(folder, _code_of(description))
+    except UserError:
+        raise
+    except KeyError as error:
+        raise UserError(f"The model in {folder} cannot be read: model.json has no {error}.") from None
     except Exception as error:
         raise UserError(f"The model in {folder} cannot be read: {' '.join(str(error).split())}") from None
     module = create_from_spec(description)
@@ -77,12 +85,36 @@ def load_trained(path: Path, device: torch.device) -> Trained:
     channels_last = is_convolutional(module)
     return Trained(
         place(module.eval(), device, channels_last),
-        Preprocess.from_mapping(description["preprocessing"]),
-        restore_task(description["task"], description["task_settings"]),
-        tuple(description["classes"]),
-        _same_precision(description["precision"], device),
+        preprocess,
+        restore_task(task_name, settings),
+        names,
+        _same_precision(precision, device),
         channels_last,
     )
+
+
+def _code_of(description: Mapping[str, Any]) -> list[Any]:
+    """What of model.json may point at code: the model, its head, the loss and the metric."""
+    settings = description["task_settings"]
+    parts = [description.get("head"), settings.get("loss")]
+    named = [part.get("name") for part in parts if isinstance(part, Mapping)]
+    return [description.get("name"), settings.get("extra"), *named]
+
+
+def refuse_code_inside(folder: Path, references: Sequence[Any]) -> None:
+    """UserError for a FILE.py:NAME within the run folder that names it.
+
+    A run folder is data: whoever takes one over from others, and asks it for predictions, does not expect it to bring
+    code along. Files elsewhere are the user's own.
+    """
+    run = (folder.parent if folder.name == "best" else folder).resolve()
+    for reference in references:
+        file = Path(str(reference).rpartition(":")[0])
+        if file.suffix == ".py" and file.resolve().is_relative_to(run):
+            raise UserError(
+                f"{folder} names code that lies inside it, {printable(str(file))}, which is not run.",
+                "If you trust it, move that file out of the folder and name it there.",
+            )
 
 
 def _same_precision(trained_in: str, device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""The parts of a run: composed from a configuration, restored from a checkpoint, saved to one."""
+"""The parts of a run, composed from a configuration."""
 
 import os
 import secrets
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddp_ft.allocator import keep_freed_memory
-from ddp_ft.checkpoint import Checkpoints, load_checkpoint, load_ema, restore_weights
+from ddp_ft.checkpoint import Checkpoints
 from ddp_ft.config import RunConfig, make_config
 from ddp_ft.contracts import PROBE, TRAIN, Batch, BuiltModel, LoadReport, Task
 from ddp_ft.data import (
@@ -26,10 +26,12 @@ from ddp_ft.data import (
 )
 from ddp_ft.distributed import World
 from ddp_ft.ema import Ema
-from ddp_ft.engine import Learner, averaged_statistics, batch_statistics
-from ddp_ft.environment import Launch
+from ddp_ft.engine import Learner, StepSums
+from ddp_ft.environment import Launch, launch_started
 from ddp_ft.errors import UserError
 from ddp_ft.gradients import anchors_of
+from ddp_ft.interrupt import Agreement, Decision, StopRequest
+from ddp_ft.lease import Lease
 from ddp_ft.models import build_model, load_weights
 from ddp_ft.models.freezing import Stage, TrainingMode, freeze_parameters, prepare_batch_norm, unfreeze_plan
 from ddp_ft.models.head import check_head, initialise_head
@@ -39,6 +41,7 @@ from ddp_ft.plan import Plan, choose_recipe, make_plan, place
 from ddp_ft.progress import LossWindow, Progress
 from ddp_ft.runfolder import RunFolder, check_same_data
 from ddp_ft.tasks import make_task
+from ddp_ft.writer import BackgroundWriter
 
 # How long files written by rank 0 may take to show up on other nodes (attribute caches of network file systems).
 SHARED_FOLDER_PATIENCE = 5.0
@@ -59,7 +62,8 @@ class Phase:
     """A stretch of training: how its steps are made, and how their result is measured.
 
     `rate` gives the base learning rate from (step, total steps). `noise` is the stream of random masks: the rank, or
-    0 where all ranks do the same. `batches` gives this rank's micro-batches of each step from one on.
+    0 where all ranks do the same. `batches` gives this rank's micro-batches of each step from one on. `agree` makes one
+    decision for all ranks of a step's sums and this rank's flags.
     """
 
     name: str
@@ -70,6 +74,7 @@ class Phase:
     noise: int
     batches: Callable[[int], Iterator[list[Batch]]]
     measure: Callable[[], dict[str, float]]
+    agree: Callable[[StepSums, list[float]], Decision]
 
 
 @dataclass
@@ -77,13 +82,14 @@ class Job:
     """The parts of a run, composed. What stands behind `training_mode` changes as the run goes on.
 
     `score` is that of an evaluation of the present step, larger being better. `pending` is the state of a checkpoint
-    that the phase has still to take up. `anchors` are the weights that L2-SP pulls towards, `sampling`
-    those that the order is drawn by.
+    that the phase has still to take up. `launched` is when this launch began (seconds since 1970). `anchors` are the
+    weights that L2-SP pulls towards, `sampling` those that the order is drawn by.
     """
 
     config: RunConfig
     world: World
     distributed: bool
+    launched: float
     folder: RunFolder
     splits: Splits
     task: Task
@@ -100,6 +106,8 @@ class Job:
     progress: Progress
     window: LossWindow
     checkpoints: Checkpoints
+    agreement: Agreement
+    writer: BackgroundWriter = field(default_factory=BackgroundWriter)
     phase: Phase | None = None
     score: float | None = None
     pending: dict[str, Any] = field(default_factory=dict)
@@ -122,7 +130,9 @@ class Job:
         return (self.progress.budget or 0) if is_bounded else self.phase.total_steps
 
 
-def compose(config: RunConfig, request: Request, world: World, launch: Launch) -> tuple[Job, LoadReport]:
+def compose(
+    config: RunConfig, request: Request, world: World, launch: Launch, stop: StopRequest | None = None
+) -> tuple[Job, LoadReport]:
     """All parts of a run, at its first step; nothing is written yet."""
     if world.device.type == "cpu":
         keep_freed_memory()
@@ -154,6 +164,7 @@ def compose(config: RunConfig, request: Request, world: World, launch: Launch) -
         config=config,
         world=world,
         distributed=launch.distributed,
+        launched=launch_started(launch),
         folder=folder,
         splits=splits,
         task=task,
@@ -170,6 +181,7 @@ def compose(config: RunConfig, request: Request, world: World, launch: Launch) -
         progress=Progress(phase=PROBE if config.probe.epochs else TRAIN),
         window=LossWindow(torch.zeros(2, device=world.device)),
         checkpoints=Checkpoints(folder.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best),
+        agreement=Agreement(world, stop or StopRequest()),
     )
     return job, report
 
@@ -234,10 +246,11 @@ def groups_of(built: BuiltModel, config: RunConfig, lr: float) -> ParamGroups:
     return param_groups(built.module, built.head, replace(config.optim, lr=lr), depths)
 
 
-def open_folder(job: Job) -> None:
-    """Make the run folder and write what a run is described by; check that every node sees it."""
+def open_folder(job: Job, lease: Lease) -> None:
+    """Make the run folder, take the right to write it, and write what a run is described by; check that every node
+    sees it. UserError if that cannot be."""
     folder, world = job.folder, job.world
-    token = world.from_main(lambda: _create_folder(job))
+    token = world.from_main(lambda: _create_folder(job, lease))
     sees = _wait_for(folder.path / ".shared", token)
     seen = world.gather(sees)
     blind = world.from_main(lambda: [rank for rank, good in enumerate(seen or []) if not good])
@@ -249,15 +262,40 @@ def open_folder(job: Job) -> None:
         )
 
 
-def _create_folder(job: Job) -> str:
+def has_damage(job: Job) -> bool:
+    """Whether this rank has met a damaged picture that is not written down yet."""
+    return job.splits.quarantine is not None and job.splits.quarantine.has_news
+
+
+def settle_damage(job: Job, say: Callable[[str], None]) -> None:
+    """On all ranks: write down the damaged pictures that they have met; UserError if there are too many."""
+    if job.splits.quarantine is not None:
+        job.splits.quarantine.settle(job.world, say)
+
+
+def _create_folder(job: Job, lease: Lease) -> str:
     folder = job.folder
     folder.create()
+    lease.take()
+    try:
+        return _describe_run(job)
+    except OSError as error:
+        raise UserError(
+            f"Run folder {folder.path} cannot be written to: {error.strerror}.", "Make room, or choose another."
+        ) from None
+
+
+def _describe_run(job: Job) -> str:
+    folder = job.folder
+    folder.clear_old_stop(job.launched)
     (folder.path / "summary.json").unlink(missing_ok=True)
     folder.write_config(job.config)
     folder.write_json("classes.json", list(job.splits.schema.names))
     if folder.read_json("split.json") is None:
         folder.write_json("split.json", {"fingerprint": job.splits.fingerprint, **job.splits.record})
     folder.write_json("plan.json", job.plan.to_mapping())
+    if job.splits.quarantine is not None:
+        job.splits.quarantine.open(folder.path)
     token = secrets.token_hex(8)
     (folder.path / ".shared").write_text(token)
     return token
@@ -272,67 +310,3 @@ def _wait_for(file: Path, content: str) -> bool:
             os.scandir(file.parent).close()  # refreshes the cache of a network file system
         time.sleep(0.1)
     return True
-
-
-def restore(job: Job) -> None:
-    """Go on from the newest checkpoint, if there is one; the phase's own state waits until the phase is opened."""
-    latest = job.world.from_main(job.checkpoints.latest)
-    if latest is None:
-        return
-    weights, state = load_checkpoint(latest)
-    restore_weights(job.built.module, weights)
-    _restore_statistics(job, batch_statistics(job.built.module), state["statistics"])
-    if job.ema is not None:
-        job.ema.load({"count": state["ema"]["count"], "tensors": load_ema(latest)})
-        _restore_statistics(job, _statistics_of(job.ema, job), state["ema"]["statistics"])
-    job.window.sums.copy_(state["window"])
-    job.progress = Progress.from_mapping(state["progress"])
-    job.progress.restarts += 1
-    job.pending = state
-
-
-def _restore_statistics(job: Job, tensors: Mapping[str, Tensor], stored: list[dict[str, Tensor]]) -> None:
-    if len(stored) == job.world.size:  # with another number of ranks all take the mean, which the weights hold
-        for name, tensor in tensors.items():
-            tensor.copy_(stored[job.world.rank][name])
-
-
-def save(job: Job) -> None:
-    """Write a checkpoint from which any number of ranks can go on."""
-    assert job.phase is not None
-    module, progress = job.built.module, job.progress
-    state = {
-        "statistics": job.world.gather(_on_cpu(batch_statistics(module))),
-        "ema": _average_state(job),
-        "optimizer": job.phase.learner.optimizer.state_dict(),
-        "scaler": job.phase.learner.scaler.state_dict(),
-        "window": job.window.sums,
-        "progress": progress.to_mapping(),
-    }
-    with averaged_statistics(module, job.world):
-        job.world.from_main(lambda: _write_checkpoint(job, state))
-
-
-def _write_checkpoint(job: Job, state: dict[str, Any]) -> None:
-    progress, ema = job.progress, None
-    if job.ema is not None:
-        statistics = state["ema"]["statistics"]
-        means = {name: torch.stack([own[name] for own in statistics]).mean(0) for name in statistics[0]}
-        ema = {**job.ema.tensors, **means}
-    weights = job.built.module.state_dict()
-    job.checkpoints.save(progress.step, weights, state, job.score, ema=ema, phase=progress.phase)
-
-
-def _average_state(job: Job) -> dict[str, Any]:
-    if job.ema is None:
-        return {}
-    own = _on_cpu(_statistics_of(job.ema, job))
-    return {"count": job.ema.count, "statistics": job.world.gather(own)}
-
-
-def _statistics_of(ema: Ema, job: Job) -> dict[str, Tensor]:
-    return {name: ema.tensors[name] for name in batch_statistics(job.built.module)}
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}

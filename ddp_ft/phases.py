@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -20,16 +21,20 @@ from ddp_ft.data import (
     train_transform,
 )
 from ddp_ft.distributed import World
-from ddp_ft.engine import Learner, Scorer, replicate
+from ddp_ft.engine import Learner, Scorer, StepSums, replicate
 from ddp_ft.features import Extractor, FeatureSet, evaluate_head, feature_inputs, train_batches
 from ddp_ft.gradients import Penalties, clip
 from ddp_ft.inference import EVAL_CHUNK
+from ddp_ft.interrupt import Decision
 from ddp_ft.job import Job, Phase, groups_of
 from ddp_ft.models.features import head_module
 from ddp_ft.models.freezing import TrainingMode, freeze_parameters
 from ddp_ft.optim import extend_groups, make_optimizer, undecayed
 from ddp_ft.plan import rate_at
 from ddp_ft.schedule import lr_factor
+
+# A step on features takes about a millisecond, and an agreement a good part of one.
+STEPS_BETWEEN_AGREEMENTS = 20
 
 
 def open_phase(job: Job) -> Phase:
@@ -55,9 +60,16 @@ def _take_up(job: Job, phase: Phase) -> None:
 
 
 def measure(job: Job, source: LabelledSource) -> dict[str, float]:
-    """Metrics of the bare module, in its present state, over a source of pictures."""
+    """Metrics of the bare module, in its present state, over a source of pictures. Raises StopAgreed."""
     scorer = Scorer(job.built.module, job.task, job.prepare, job.world, job.plan.precision)
-    return scorer.evaluate(_eval_loader(job, source), len(source))
+    return scorer.evaluate(_rounds(job, source), len(source))
+
+
+def _rounds(job: Job, source: LabelledSource) -> Iterator[Batch]:
+    """This rank's chunks of a source. Between two of them the ranks agree on whether to stop, which they do equally
+    often by arithmetic: their numbers of chunks differ by one at most."""
+    chunks = math.ceil(len(source) / EVAL_CHUNK)
+    return job.agreement.in_rounds(_eval_loader(job, source), math.ceil(chunks / job.world.size))
 
 
 def _eval_loader(job: Job, source: LabelledSource) -> EvalLoader:
@@ -109,6 +121,7 @@ def _on_pictures(job: Job) -> Phase:
         world.rank,
         batches,
         lambda: measure(job, job.splits.val),
+        lambda sums, flags: job.agreement.decide(job.progress.step, sums.numbers()),
     )
 
 
@@ -138,6 +151,7 @@ def enter_stage(job: Job, stage: int) -> None:
     extend_groups(job.optimizer, groups_of(job.built, job.config, job.plan.lr))
     learner.replica = replicate(module, job.world, job.distributed)
     learner.penalise = _penalties(job)
+    learner.begin()
     job.progress.stage = stage
 
 
@@ -178,6 +192,7 @@ def _on_features(job: Job, name: str, optimizer: torch.optim.Optimizer, batch_si
     head = head_module(job.built.module, job.built.head_path or "")
     learner = _learner(job, head, optimizer, solo)
     learner.inputs, learner.prepare, learner.set_training = feature_inputs, _as_it_is, lambda: _train_mode(head)
+    learner.begin()
     probe_rate = job.config.probe.lr
 
     def measured() -> dict[str, float]:
@@ -192,13 +207,23 @@ def _on_features(job: Job, name: str, optimizer: torch.optim.Optimizer, batch_si
         0,
         lambda start: train_batches(train, sampler, start, total_steps),
         measured,
+        lambda sums, flags: _agree_at_times(job, sums, flags),
     )
+
+
+def _agree_at_times(job: Job, sums: StepSums, flags: list[float]) -> Decision:
+    """On features no step sums anything over ranks, and each is quick. What a step gave is the same on all anyway."""
+    step, numbers = job.progress.step, sums.numbers()[: -len(flags)].tolist()
+    if step % STEPS_BETWEEN_AGREEMENTS and step < job.steps_of_phase:
+        flags = [0.0] * len(flags)
+        return job.agreement.read(step, numbers, flags)
+    return job.agreement.read(step, numbers, job.world.sum(torch.tensor(flags)).tolist())
 
 
 def _features(job: Job, source: LabelledSource) -> FeatureSet:
     built = job.built
     extractor = Extractor(built.module, built.head_path or "", job.task, job.prepare, job.world, job.plan.precision)
-    return extractor.extract(_eval_loader(job, source), source)
+    return extractor.extract(_rounds(job, source), source)
 
 
 def _head_parameters(job: Job) -> list[nn.Parameter]:

@@ -30,12 +30,21 @@ class Best:
 class Progress:
     """Counters of a run over all its starts. Times are seconds on this rank's clock.
 
-    `step` counts those of the phase. `stage` is the stage of unfreezing; `budget` the number of steps that
-    --max-minutes became; `stale` the evaluations since the last better one.
+    `step` counts those of the phase. `evaluation_due`: what comes next is an evaluation. `stage` is the stage of
+    unfreezing; `budget` the number of steps that --max-minutes became; `stale` the evaluations since the last better
+    one; `length` the keys of run length that this was under. `bad_steps` and `bad_in_row` count steps whose loss or
+    gradient was not finite; `saves` checkpoints, whose copies took `copy_seconds` of the loop's time.
     """
 
     phase: str = TRAIN
     step: int = 0
+    evaluation_due: bool = False
+    length: dict[str, Any] = field(default_factory=dict)
+    bad_steps: int = 0
+    bad_in_row: int = 0
+    saves: int = 0
+    copy_seconds: float = 0.0
+    stall_seconds: float = 0.0
     stage: int = 0
     budget: int | None = None
     stale: int = 0
@@ -71,18 +80,27 @@ class Progress:
 class Stopwatch:
     """Times the steps of one start into a Progress; evaluation and saving are outside its blocks.
 
-    Unless it `counts`, only the wall clock goes on: the probe's steps say nothing about the speed of training.
+    The wall clock goes on from its creation to its last look.
     """
 
-    def __init__(self, progress: Progress, counts: bool = True, clock: Any = time.perf_counter) -> None:
+    def __init__(self, progress: Progress, clock: Any = time.perf_counter) -> None:
         self.progress = progress
-        self._counts = counts
         self._clock = clock
+        self._counts = True
         self._steps = 0
         self._wait = 0.0
         self._created = clock()
         self._wall_before = progress.wall_seconds
         self._mark = (0, 0.0)
+        self._saves = (progress.saves, progress.copy_seconds, progress.stall_seconds)
+
+    def begin(self, counts: bool) -> None:
+        """Begin a phase. Unless it `counts`, only the wall clock goes on: the probe's steps say nothing about speed."""
+        self._counts, self._steps = counts, 0
+
+    def look(self) -> None:
+        """Bring the wall clock up to now."""
+        self.progress.wall_seconds = self._wall_before + self._clock() - self._created
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -97,7 +115,7 @@ class Stopwatch:
         begin = self._clock()
         yield
         self._steps += 1
-        self.progress.wall_seconds = self._wall_before + self._clock() - self._created
+        self.look()
         if self._counts and self._steps > WARM_UP_STEPS:
             self.progress.timed_steps += 1
             self.progress.timed_images += images
@@ -111,6 +129,18 @@ class Stopwatch:
         passed = self.progress.timed_seconds - seconds
         return (self.progress.timed_images - images) / passed if passed > 0 else 0.0
 
+    def interval_saves(self) -> dict[str, float]:
+        """Seconds for which copying the state, and waiting for the write before, held up the loop since the last call;
+        nothing if no checkpoint was made."""
+        progress, (saves, copying, stalling) = self.progress, self._saves
+        self._saves = (progress.saves, progress.copy_seconds, progress.stall_seconds)
+        if saves == progress.saves:
+            return {}
+        return {
+            "save_copy_seconds": progress.copy_seconds - copying,
+            "save_stall_seconds": progress.stall_seconds - stalling,
+        }
+
 
 class LossWindow:
     """Sums of loss and weight since the last logged row, kept on the device so that no step waits for them."""
@@ -118,9 +148,9 @@ class LossWindow:
     def __init__(self, sums: Tensor) -> None:
         self.sums = sums
 
-    def add(self, loss: Tensor, weight: Tensor) -> None:
-        """Count one step."""
-        self.sums += torch.stack([loss, weight])
+    def add(self, loss: Tensor, weight: Tensor, is_bad: Tensor) -> None:
+        """Count one step, unless it was bad."""
+        self.sums += torch.where(is_bad, torch.zeros_like(self.sums), torch.stack([loss, weight]))
 
     def mean(self) -> float:
         """The mean since the last call; reads the device."""

@@ -1,34 +1,38 @@
 """From a composed job to a finished run, and the one loop."""
 
-import math
+import os
+import sys
 import time
-from contextlib import nullcontext
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ddp_ft.checkpoint import restore_weights, save_model_folder
+from ddp_ft.bad_batches import BadBatch, BadBatches, describe_samples
+from ddp_ft.checkpoint import restore_weights
 from ddp_ft.config import LENGTH, RECIPE, RunConfig, make_config, to_flat
 from ddp_ft.contracts import PROBE, TRAIN, LoadReport
 from ddp_ft.data import derive_seed
-from ddp_ft.distributed import connect, pick_device
-from ddp_ft.engine import averaged_statistics
+from ddp_ft.distributed import World, connect, pick_device
 from ddp_ft.environment import Launch
-from ddp_ft.inference import describe_model
-from ddp_ft.interrupt import StopRequest
-from ddp_ft.job import Job, Phase, Request, compose, open_folder, restore, save
+from ddp_ft.errors import UserError
+from ddp_ft.interrupt import STOP_FILE_VARIABLE, Decision, StopAgreed, StopRequest
+from ddp_ft.job import Job, Phase, Request, compose, has_damage, open_folder, settle_damage
+from ddp_ft.lease import Lease
 from ddp_ft.models.freezing import frozen_table
 from ddp_ft.optim import set_rates
 from ddp_ft.phases import close_probe, enter_stage, measure, open_phase, stage_at
 from ddp_ft.plan import describe_grade
-from ddp_ft.progress import Best, Stopwatch
-from ddp_ft.runfolder import RunFolder, check_same_recipe
-from ddp_ft.schedule import Plateau, is_due
+from ddp_ft.progress import Stopwatch
+from ddp_ft.runfolder import STOP_FILE, RunFolder, check_same_recipe
+from ddp_ft.saving import restore, save
+from ddp_ft.schedule import is_due
+from ddp_ft.selection import evaluate, is_stale, plateau
 from ddp_ft.tasks import describe_choice
 from ddp_ft.trackers import Console, FanOut, make_console, make_trackers
+from ddp_ft.watchdog import watching
 
 # --max-minutes becomes a number of steps once so many were timed.
 STEPS_TO_MEASURE = 20
@@ -38,23 +42,47 @@ def fine_tune(request: Request, launch: Launch) -> str:
     """Run or continue a run; gives its status, "done" or "stopped". Raises UserError for what the user can mend."""
     config = make_config(*request.layers)
     device = pick_device(config.compute.device, launch)
-    with StopRequest().listening() as stop, connect(launch, device, config.compute.timeout_minutes) as world:
-        console = make_console(world.is_main)
-        folder = RunFolder(request.run_dir)
-        stored_plan = world.from_main(lambda: folder.read_json("plan.json")) or {}
-        # What `auto` became at the first start holds for all others.
-        config = make_config(*request.layers, recipe=stored_plan.get("recipe"))
-        if world.from_main(lambda: _is_finished(folder, config, request)):
-            console.say(f"{folder.path} holds this run, finished. Add --extend with more --epochs to lengthen it.")
-            return "done"
-        job, report = compose(config, request, world, launch)
-        _introduce(job, report, stored_plan, console)
-        if request.dry_run:
-            console.say("Dry run: nothing was trained and nothing was written.")
-            return "done"
-        open_folder(job)
-        restore(job)
-        return _run(job, console, stop)
+    stop = StopRequest(_stop_files(request.run_dir), looks=launch.rank == 0)
+    one_machine = launch.local_world_size == launch.world_size
+    stacks, silence = request.run_dir / "stacks", config.compute.silence_seconds
+    with (
+        stop.listening(),
+        connect(launch, device, config.compute.timeout_minutes) as world,
+        watching(world, stacks, silence, one_machine),
+    ):
+        return _fine_tune(request, launch, world, stop)
+
+
+def _stop_files(run_dir: Path) -> list[Path]:
+    named = os.environ.get(STOP_FILE_VARIABLE)
+    return [run_dir / STOP_FILE, *([Path(named)] if named else [])]
+
+
+def _fine_tune(request: Request, launch: Launch, world: World, stop: StopRequest) -> str:
+    console = make_console(world.is_main)
+    folder = RunFolder(request.run_dir)
+    stored_plan = world.from_main(lambda: folder.read_json("plan.json")) or {}
+    # What `auto` became at the first start holds for all others.
+    config = make_config(*request.layers, recipe=stored_plan.get("recipe"))
+    if world.from_main(lambda: _is_finished(folder, config, request)):
+        console.say(f"{folder.path} holds this run, finished. Add --extend with more --epochs to lengthen it.")
+        return "done"
+    job, report = compose(config, request, world, launch, stop)
+    _introduce(job, report, stored_plan, console)
+    if request.dry_run:
+        console.say("Dry run: nothing was trained and nothing was written.")
+        return "done"
+    lease = Lease(folder.path, lambda: job.progress.step)
+    try:
+        open_folder(job, lease)
+        settle_damage(job, console.say)
+        for trouble in restore(job):
+            console.say(f"Warning: a checkpoint is damaged and was set aside. {trouble}")
+        lease.first_step = job.progress.step
+        return _run(job, console)
+    finally:
+        job.writer.wait()
+        lease.release()
 
 
 def _is_finished(folder: RunFolder, config: RunConfig, request: Request) -> bool:
@@ -101,81 +129,186 @@ def _notes(job: Job) -> list[str]:
     return notes
 
 
-def _run(job: Job, console: Console, stop: StopRequest) -> str:
+def _run(job: Job, console: Console) -> str:
     texts = {"recipe": (job.folder.path / "config.yaml").read_text(encoding="utf-8")} if job.world.is_main else {}
     progress = job.progress
-    trackers = make_trackers(job.folder.path, job.world.is_main, console, progress.step, texts, progress.phase)
-    status = "done"
+    trackers = make_trackers(
+        job.folder.path, job.world.is_main, console, progress.step, texts, progress.phase, progress.evaluation_due
+    )
+    watch = Stopwatch(progress)
     try:
-        if progress.step:
-            console.say(f"Going on at step {progress.step} of phase {progress.phase}.")
-        if progress.phase == PROBE:
-            console.say(f"Probe: computing the features of {job.plan.train_samples + job.plan.val_samples} pictures.")
-            status = _train(job, open_phase(job), trackers, console, stop)
-            if status == "done":
-                _evaluate(job, trackers)
-                close_probe(job)
+        status = _train_phases(job, trackers, console, watch)
+        settle_damage(job, console.say)  # on CUDA the last step's decision is never asked for
+        _write_to_the_end(job)
         if status == "done":
-            status = _train(job, open_phase(job), trackers, console, stop)
-        _finish(job, trackers, status)
+            _finish(job, trackers, watch)
+    except StopAgreed:  # outside of training's steps: the newest checkpoint has all there is
+        status = "stopped"
     finally:
+        job.writer.wait()
         trackers.close()
+    watch.look()
+    if status == "stopped":
+        _write_to_the_end(job)
+        job.world.from_main(lambda: job.folder.write_json("summary.json", _summarise(job, status, {})))
     _say_farewell(job, console, status)
     return status
 
 
-def _train(job: Job, phase: Phase, trackers: FanOut, console: Console, stop: StopRequest) -> str:
-    """The loop: step, log, evaluate, save, stop."""
+def _train_phases(job: Job, trackers: FanOut, console: Console, watch: Stopwatch) -> str:
+    progress = job.progress
+    if progress.restarts:
+        console.say(f"Going on at step {progress.step} of phase {progress.phase}.")
+    was_probing = progress.phase == PROBE
+    if was_probing:
+        console.say(f"Probe: computing the features of {job.plan.train_samples + job.plan.val_samples} pictures.")
+        status = _train(job, open_phase(job), trackers, console, watch)
+        if status == "stopped":
+            return status
+        close_probe(job)
+    phase = open_phase(job)
+    if was_probing:
+        save(job, trackers.sync)  # the probe is not to be done again
+    return _train(job, phase, trackers, console, watch)
+
+
+def _train(job: Job, phase: Phase, trackers: FanOut, console: Console, watch: Stopwatch) -> str:
+    """The loop: evaluate, step, log, save, stop. Gives "done" or "stopped"; either way all is saved or being saved."""
     config, progress, learner = job.config, job.progress, phase.learner
-    steps_per_epoch = phase.sampler.steps_per_epoch
-    eval_every = config.eval.every_epochs * steps_per_epoch
-    watch, saved_at = Stopwatch(progress, counts=phase.name == TRAIN), time.monotonic()
+    saved_at, failed_writes = time.monotonic(), 0
     batches = phase.batches(progress.step)
     console.start(progress.step, job.steps_of_phase)
-    while progress.step < job.steps_of_phase and not _is_stale(job):
+    watch.begin(counts=phase.name == TRAIN)
+    while True:
+        if progress.evaluation_due:  # also where an earlier start was stopped before it, or in the middle of it
+            was_stopped = not evaluate(job, trackers)
+            save(job, trackers.sync)
+            saved_at = time.monotonic()
+            if was_stopped:
+                return "stopped"
+        if progress.step >= job.steps_of_phase or is_stale(job):
+            return "done"
         if phase.name == TRAIN and stage_at(job, progress.step) > progress.stage:
             enter_stage(job, progress.stage + 1)
         with watch.step(phase.sampler.batch_length(progress.step)):
-            set_rates(learner.optimizer, phase.rate(progress.step, job.steps_of_phase) * _plateau(job).factor)
+            set_rates(learner.optimizer, phase.rate(progress.step, job.steps_of_phase) * plateau(job).factor)
             torch.manual_seed(derive_seed(config.seed, progress.step, phase.noise))  # dropout and its like
             with watch.waiting():
                 micro_batches = next(batches)
-            sums = learner.step(micro_batches)
+            flags = job.agreement.flags(_clock_says_save(job, saved_at), job.writer.failures, has_damage(job))
+            sums = learner.step(micro_batches, flags)
             job.score = None
-            if job.ema is not None and phase.name == TRAIN:
+            if job.ema is not None and phase.name == TRAIN and not bool(sums.is_bad):
                 job.ema.update(job.built.module)
-            job.window.add(sums.loss, sums.weight)
+            job.window.add(sums.loss, sums.weight, sums.is_bad)
             progress.step += 1
             console.advance(progress.step)
+            decision = phase.agree(sums, flags)
+            _take_note(job, phase, decision, console)
             if is_due(progress.step, config.log.every_steps, job.steps_of_phase):
                 row = _training_row(job, phase, watch, sums.grad_norm)
                 trackers.log("train", progress.step, job.epoch, row, phase.name)
-            must_stop, must_save = _agree(job, stop, saved_at)
+        failed_writes = _check_writes(job, decision.failed_writes, failed_writes, trackers)
         _fix_budget(job)
-        if phase.name == TRAIN and is_due(progress.step, eval_every, job.steps_of_phase):
-            _evaluate(job, trackers)
-        if must_stop or must_save or _save_is_due(job, phase):
-            save(job)
+        progress.evaluation_due = _evaluation_is_due(job, phase)
+        if decision.stop or decision.save or (_save_is_due(job, phase) and not progress.evaluation_due):
+            save(job, trackers.sync)
             saved_at = time.monotonic()
-        if must_stop and progress.step < job.steps_of_phase:
+        if decision.stop:
             return "stopped"
-    return "done"
+
+
+def _evaluation_is_due(job: Job, phase: Phase) -> bool:
+    every = job.config.eval.every_epochs * phase.sampler.steps_per_epoch
+    return is_due(job.progress.step, every if phase.name == TRAIN else job.steps_of_phase, job.steps_of_phase)
 
 
 def _training_row(job: Job, phase: Phase, watch: Stopwatch, grad_norm: Tensor) -> dict[str, float]:
+    progress = job.progress
     rates = {f"lr/{group['name']}": float(group["lr"]) for group in phase.learner.optimizer.param_groups}
     row = {"loss": job.window.mean(), "grad_norm": float(grad_norm), **rates}
+    if progress.bad_steps:
+        row["bad_steps"] = progress.bad_steps
     if phase.name == PROBE:
         return row
-    return {**row, "images_per_second": watch.interval_speed(), "data_wait_share": job.progress.data_wait_share}
+    speed = {"images_per_second": watch.interval_speed(), "data_wait_share": progress.data_wait_share}
+    return row | speed | watch.interval_saves()
 
 
-def _agree(job: Job, stop: StopRequest, saved_at: float) -> tuple[bool, bool]:
-    """Whether to stop, and whether to save, the same on all ranks: any rank's request and rank 0's clock count."""
+def _take_note(job: Job, phase: Phase, decision: Decision, console: Console) -> None:
+    """Write down what was wrong with a step. UserError for too much of it, on all ranks alike."""
+    _count_bad_steps(job, phase, decision, console)
+    if decision.damage:
+        settle_damage(job, console.say)
+
+
+def _count_bad_steps(job: Job, phase: Phase, decision: Decision, console: Console) -> None:
+    """Count steps that were not finite and so were skipped; write down what they were made of; end a run that has
+    nothing else. The same on all ranks."""
+    progress, most = job.progress, job.config.train.max_bad_steps
+    progress.bad_in_row = progress.bad_in_row + 1 if decision.is_bad else 0
+    if not decision.is_bad:
+        return
+    progress.bad_steps += 1
+    if job.world.is_main and phase.name == TRAIN:
+        console.say(
+            BadBatches(job.folder.path).write(_describe_bad(job, phase, decision), job.built.module.state_dict())
+        )
+    if progress.bad_in_row > most:
+        raise UserError(
+            f"The loss or the gradient was not finite in {progress.bad_in_row} steps in a row, up to step "
+            f"{decision.step}: loss {decision.loss}, gradient norm {decision.grad_norm}.",
+            f"Lower --lr, or try --precision fp32. `ddp-ft replay {job.folder.path} {decision.step}` finds the layer.",
+        )
+
+
+def _describe_bad(job: Job, phase: Phase, decision: Decision) -> BadBatch:
+    config, step = job.config, decision.step - 1
+    seeds = [derive_seed(config.seed, step, rank) for rank in range(job.world.size)]
+    return BadBatch(
+        step=decision.step,
+        epoch=decision.step / phase.sampler.steps_per_epoch,
+        samples=describe_samples(job.splits.train, phase.sampler.global_batch(step)),
+        seed=config.seed,
+        noise_seeds=seeds,
+        world_size=job.world.size,
+        micro_batch=config.train.micro_batch,
+        precision=job.plan.precision,
+        learning_rates={group["name"]: float(group["lr"]) for group in phase.learner.optimizer.param_groups},
+        loss_scale=phase.learner.scaler.get_scale(),
+        loss=decision.loss / max(decision.weight, 1e-12),
+        grad_norm=decision.grad_norm,
+    )
+
+
+def _check_writes(job: Job, failed: int, known: int, trackers: FanOut) -> int:
+    """Tell of checkpoints that could not be written, on each rank; UserError after too many in a row."""
+    if failed > known:
+        # Rank 0 alone knows the reason; each node's log is to have the fact.
+        reason = f" ({job.writer.error})" if job.writer.error else ""
+        text = f"Warning: writing failed {failed} times in a row{reason}; training goes on."
+        print(f"[rank {job.world.rank}] {text}", file=sys.stderr, flush=True)  # noqa: T201
+        trackers.warn(job.progress.step, text)
+    if failed > job.config.checkpoint.max_failures:
+        raise UserError(
+            f"Checkpoints could not be written {failed} times in a row: {job.writer.error or 'rank 0 says why'}.",
+            "Make room in the run folder. The same command then goes on from the newest checkpoint that is there.",
+        )
+    return failed
+
+
+def _write_to_the_end(job: Job) -> None:
+    """Wait for what is being written. UserError if it cannot be."""
+    if error := job.world.from_main(job.writer.finish):
+        raise UserError(
+            f"The last state of the run could not be written: {error}.",
+            "Make room in the run folder. The same command then goes on from the newest checkpoint that is there.",
+        )
+
+
+def _clock_says_save(job: Job, saved_at: float) -> bool:
     minutes = job.config.checkpoint.every_minutes
-    clock_says_save = job.world.is_main and 0 < minutes * 60 <= time.monotonic() - saved_at
-    wishes = job.world.sum(torch.tensor([float(stop.asked), float(clock_says_save)]))
-    return bool(wishes[0]), bool(wishes[1])
+    return job.world.is_main and 0 < minutes * 60 <= time.monotonic() - saved_at
 
 
 def _save_is_due(job: Job, phase: Phase) -> bool:
@@ -194,74 +327,15 @@ def _fix_budget(job: Job) -> None:
     progress.budget = min(job.plan.total_steps, max(progress.step, affordable))
 
 
-def _is_stale(job: Job) -> bool:
-    return 0 < job.config.eval.patience <= job.progress.stale
-
-
-def _plateau(job: Job) -> Plateau:
-    return Plateau(**job.progress.plateau)
-
-
-def _evaluate(job: Job, trackers: FanOut) -> None:
-    """Evaluate the weights, and their average where there is one; keep in best/ what is best so far."""
-    assert job.phase is not None
-    row: dict[str, float] = {}
-    best = job.progress.best.metrics
-    before = _score(job, best) if best else -math.inf
-    module, ema = job.built.module, job.ema if job.phase.name == TRAIN else None
-    for kind in ("raw", "ema") if ema else ("raw",):
-        with ema.swapped(module) if ema and kind == "ema" else nullcontext(), averaged_statistics(module, job.world):
-            metrics = job.phase.measure()
-            row |= {(name if kind == "raw" else f"ema_{name}"): value for name, value in metrics.items()}
-            _keep_if_best(job, metrics, kind)
-            job.score = max(_score(job, metrics), -math.inf if job.score is None else job.score)
-    trackers.log("val", job.progress.step, job.epoch, row, job.phase.name)
-    if job.phase.name == TRAIN:
-        _count_patience(job, before, row[job.metric])
-
-
-def _keep_if_best(job: Job, metrics: dict[str, float], weights: str) -> None:
-    progress, best = job.progress, job.progress.best
-    if best.metrics and _score(job, metrics) <= _score(job, best.metrics):
-        return
-    progress.best = Best(progress.step, job.epoch, progress.phase, weights, metrics)
-    job.world.from_main(lambda: _export_best(job))
-
-
-def _score(job: Job, metrics: dict[str, float]) -> float:
-    """The metric that decides, as a number of which more is better; NaN is worst."""
-    value = metrics[job.metric]
-    score = value if job.task.higher_is_better(job.metric) else -value
-    return -math.inf if math.isnan(score) else score
-
-
-def _count_patience(job: Job, before: float, value: float) -> None:
-    """Count evaluations without a better one, for early stopping and for the plateau schedule."""
-    progress, config = job.progress, job.config
-    gained = _score(job, progress.best.metrics) - before > config.eval.min_gain
-    progress.stale = 0 if gained else progress.stale + 1
-    if config.schedule.name == "plateau":
-        upwards = job.task.higher_is_better(job.metric)
-        schedule = config.schedule
-        falls = (schedule.patience, schedule.gamma, schedule.final_factor)
-        progress.plateau = asdict(_plateau(job).after(value, upwards, *falls))
-
-
-def _export_best(job: Job) -> None:
-    description = describe_model(
-        job.built.spec, job.built.preprocess, job.task, job.splits.schema.names, job.plan.precision
-    )
-    save_model_folder(job.folder.best, job.built.module.state_dict(), description)
-
-
-def _finish(job: Job, trackers: FanOut, status: str) -> None:
-    """Evaluate the best model on the test set, where there is one, and write summary.json."""
+def _finish(job: Job, trackers: FanOut, watch: Stopwatch) -> None:
+    """Evaluate the best model on the test set, where there is one, and write summary.json. Raises StopAgreed."""
     test: dict[str, float] = {}
-    if status == "done" and job.splits.test is not None:
+    if job.splits.test is not None:
         restore_weights(job.built.module, load_file(job.folder.best / "model.safetensors"))
         test = measure(job, job.splits.test)
         trackers.log("test", job.progress.step, job.epoch, test)
-    summary = _summarise(job, status, test)
+    watch.look()
+    summary = _summarise(job, "done", test)
     trackers.finish(to_flat(job.config, [RECIPE]), {f"val/{k}": v for k, v in job.progress.best.metrics.items()})
     job.world.from_main(lambda: job.folder.write_json("summary.json", summary))
 
@@ -279,11 +353,15 @@ def _summarise(job: Job, status: str, test: dict[str, float]) -> dict[str, Any]:
         "best_epoch": round(progress.best.epoch, 4),
         "best_phase": progress.best.phase,
         "best_weights": progress.best.weights,
-        "stopped_early": _is_stale(job),
+        "stopped_early": is_stale(job),
         "images_per_second": progress.images_per_second,
         "data_wait_share": progress.data_wait_share,
         "wall_seconds": progress.wall_seconds,
         "restarts": progress.restarts,
+        "bad_steps": progress.bad_steps,
+        "checkpoints": progress.saves,
+        "save_copy_seconds": progress.copy_seconds,
+        "save_stall_seconds": progress.stall_seconds,
         "world_size": job.world.size,
     }
 

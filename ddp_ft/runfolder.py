@@ -9,6 +9,9 @@ from ddp_ft.checkpoint import to_json, write_text
 from ddp_ft.config import LENGTH, RECIPE, RunConfig, make_config, read_config_file, to_flat, to_yaml
 from ddp_ft.errors import UserError
 
+# `touch RUN/stop` asks for a stop; a later launch removes it.
+STOP_FILE = "stop"
+
 
 class RunFolder:
     """Paths and small files under runs/NAME/. Only rank 0 writes."""
@@ -44,6 +47,12 @@ class RunFolder:
                 f"Run folder {self.path} cannot be written to: {error.strerror}.",
                 "Choose another with --run-dir.",
             ) from None
+
+    def clear_old_stop(self, launched: float) -> None:
+        """Remove a request to stop that is older than this launch (seconds since 1970)."""
+        file = self.path / STOP_FILE
+        if file.exists() and file.stat().st_mtime < launched:
+            file.unlink(missing_ok=True)
 
     def write_config(self, config: RunConfig) -> None:
         """Store the whole configuration, so that `--config` on it repeats the run."""

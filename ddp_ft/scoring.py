@@ -16,6 +16,7 @@ from ddp_ft.data import (
     FileSource,
     default_workers,
     eval_transform,
+    left_out,
     list_pictures,
     open_part,
 )
@@ -35,7 +36,8 @@ def score_models(
 ) -> dict[str, Any]:
     """Metrics of a trained model, or of several as one, on a data set; with the split and the number of samples.
 
-    On every rank. The split is that of the first model's run; `views` is one of inference.VIEWS.
+    On every rank. The split is that of the first model's run; `views` is one of inference.VIEWS. Where that run goes
+    on without damaged pictures (data.on_error), so does this, and tells how many there were.
     """
     device = pick_device(device_name, launch)
     with connect(launch, device, TIMEOUT_MINUTES) as world:
@@ -44,7 +46,8 @@ def score_models(
         collected = [
             _scorer(member, world).collect(_loader(source, member, world, launch), len(source)) for member in members
         ]
-        return {"split": name, "samples": len(source), **world.from_main(lambda: _metrics(members, collected))}
+        lost = {"damaged": len(left_out(source))} if left_out(source) else {}
+        return {"split": name, "samples": len(source), **lost, **world.from_main(lambda: _metrics(members, collected))}
 
 
 def _metrics(members: Sequence[Trained], collected: Sequence[tuple[Tensor, Batch] | None]) -> dict[str, float]:
@@ -132,7 +135,8 @@ def _write_csv(output: Path, paths: list[Path], gathered: list[dict[int, Outcome
     outcomes = {index: outcome for part in gathered for index, outcome in part.items()}
     assert sorted(outcomes) == list(range(len(paths))), "prediction must give one row for each input"
     aside = output.with_name(f".{output.name}.writing")
-    with aside.open("w", newline="", encoding="utf-8") as stream:
+    # Names that are no UTF-8 get escapes.
+    with aside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
         writer = csv.writer(stream)
         writer.writerow(["file", *task.columns(), "error"])
         writer.writerows(_row(path, outcomes[index], task) for index, path in enumerate(paths))

@@ -55,6 +55,20 @@ class DataConfig:
         flag="--workers",
         low=0,
     )
+    # These two decide whether a run goes on and never with what, so a restart may change them.
+    on_error: str = key(
+        "fail",
+        "A picture that cannot be read ends the run; or another one, always the same, takes its place.",
+        kind=MACHINE,
+        choices=("fail", "skip"),
+    )
+    max_damaged: float = key(
+        0.01,
+        "on_error = skip: the run ends when more than this share of a split's pictures cannot be read; one always may.",
+        kind=MACHINE,
+        low=0,
+        high=1,
+    )
 
 
 @dataclass(frozen=True)
@@ -149,6 +163,12 @@ class TrainConfig:
     )
     clip_norm: float = key(1.0, "Largest norm of the gradient; 0: no clipping.", flag="--clip-norm", low=0)
     clip_value: float = key(0.0, "Largest value in the gradient; 0: no clipping.", low=0)
+    max_bad_steps: int = key(
+        20,
+        "How many steps in a row may have a loss or gradient that is not finite before the run ends; they are skipped.",
+        kind=MACHINE,
+        low=0,
+    )
     clip_agc: float = key(0.0, "Largest gradient of a unit, as a share of its weights' norm (AGC); 0: none.", low=0)
 
 
@@ -274,6 +294,9 @@ class CheckpointConfig:
     )
     keep: int = key(2, "How many of the newest checkpoints to keep, besides the best.", kind=MACHINE, low=1)
     keep_best: int = key(1, "How many of the best checkpoints to keep.", kind=MACHINE, low=1)
+    max_failures: int = key(
+        3, "How many writes in a row may fail, on a full disk for example, before the run ends.", kind=MACHINE, low=0
+    )
 
 
 @dataclass(frozen=True)
@@ -302,6 +325,12 @@ class ComputeConfig:
     )
     timeout_minutes: float = key(
         30.0, "How long a rank waits for the others before it gives up.", kind=MACHINE, above=0
+    )
+    silence_seconds: float = key(
+        60.0,
+        "After how long without a sign of life a process counts as hanging, and the run ends.",
+        kind=MACHINE,
+        above=2,
     )
 
 

@@ -11,6 +11,7 @@ from ddp_ft.data.parts import open_part
 from ddp_ft.data.sampler import GlobalOrderSampler, even_share
 from ddp_ft.data.sampling import sampling_weights
 from ddp_ft.data.seeds import derive_seed
+from ddp_ft.data.skipping import left_out
 from ddp_ft.data.splits import Splits, open_splits
 from ddp_ft.data.transforms import Transform, eval_transform, train_transform
 
@@ -30,6 +31,7 @@ __all__ = [
     "derive_seed",
     "eval_transform",
     "even_share",
+    "left_out",
     "list_pictures",
     "open_folder",
     "open_part",

@@ -1,5 +1,9 @@
 """A picture file to a tensor, whatever its format; a faster decoder would stand behind the same function."""
 
+import errno
+import functools
+import os
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +18,14 @@ from torch import Tensor
 from ddp_ft.contracts import BadSample
 
 _TIFF_BITS_PER_SAMPLE = 258
+# What is decoded. Pillow knows more: EPS runs Ghostscript on the file, which may hold anything, and others are rare.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+# Errors of the system that say something of the file itself, and so are the same at each try.
+_OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+class StorageFault(BadSample):
+    """A sample that could not be read because the machine or its disks failed; another try may well succeed."""
 
 
 def decode(path: Path | str) -> Tensor:
@@ -21,16 +33,20 @@ def decode(path: Path | str) -> Tensor:
 
     Grey of more than 8 bits is scaled down and never clipped. The tensor is a view of interleaved pixels, which
     is the layout that resizing is fastest on. Raises BadSample, "path: reason", for what is no whole picture;
-    a file beyond Pillow's limit of pixels is one of them.
+    a file beyond Pillow's limit of pixels is one of them, and found out before any is decoded. StorageFault where the
+    picture may be whole.
     """
     try:
-        with quiet_pillow(), Image.open(path) as image:
+        if stat.S_ISFIFO(os.stat(path).st_mode):  # noqa: PTH116  (a Path for each picture takes longer)
+            raise BadSample("a pipe, which might never end")
+        with quiet_pillow(), Image.open(path, formats=_formats()) as image:
             image.load()
             _turn_upright(image)
             # A copy, because the array that Pillow lends is read-only and torch warns of those.
             pixels = np.array(_to_rgb(image))
     except Exception as error:  # a damaged file can raise almost anything: OSError, SyntaxError, struct.error...
-        raise BadSample(f"{path}: {_reason(error, Path(path))}") from error
+        kind = StorageFault if _is_of_the_machine(error) else BadSample
+        raise kind(f"{path}: {_reason(error, Path(path))}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -44,6 +60,19 @@ def quiet_pillow() -> Iterator[None]:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
         yield
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those that this Pillow has; it fails on names that it does not know."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno not in _OF_THE_FILE
+    return isinstance(error, MemoryError)
 
 
 def _turn_upright(image: Image.Image) -> None:

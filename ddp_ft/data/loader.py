@@ -1,7 +1,9 @@
 """From addresses to batches, in this process or in forked workers; what comes out does not depend on which."""
 
+import itertools
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -11,25 +13,47 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ddp_ft.contracts import Address, BadSample, Batch, Source
-from ddp_ft.data.damage import damaged_error, reason_of
+from ddp_ft.data.damage import damaged_error, reason_of, storage_error
+from ddp_ft.data.decode import StorageFault
 from ddp_ft.data.mixing import Mixing, draw_mixes
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.data.seeds import drawing_from
+from ddp_ft.data.skipping import Lenient
 from ddp_ft.data.transforms import Transform
 from ddp_ft.environment import usable_cores
+from ddp_ft.errors import printable
 
 _MOST_WORKERS = 16  # some 600 pictures/s each are more than fine-tuning on one GPU takes; each costs memory
 
 
 class Portion(NamedTuple):
-    """The readable samples of one fetch, None if there are none; and {index: reason} of the damaged ones."""
+    """The readable samples of one fetch, None if there are none; and {index: reason} of the damaged ones.
+
+    `replaced` are the damaged ones in whose place others stand; `failure` is what is wrong with something else.
+    """
 
     batch: Batch | None
     damaged: dict[int, str]
+    replaced: dict[int, str] = {}  # noqa: RUF012  (never written to)
+    failure: Exception | None = None
 
 
-class _Samples(Dataset[tuple[Address, Batch | str]]):
-    """A sample by its address, or the reason why it cannot be read: workers hand on no exceptions."""
+class SampleError(RuntimeError):
+    """Reading or transforming a sample failed, and not for damage; the message names the sample."""
+
+
+class _Sample(NamedTuple):
+    """What became of an address: the sample `chosen` was read in the end, with these tensors; None: none could be."""
+
+    address: Address
+    chosen: int
+    tensors: Batch | None
+    damaged: dict[int, str]
+    failure: Exception | None = None
+
+
+class _Samples(Dataset[_Sample]):
+    """A sample by its address, or the reason why it cannot be had: workers hand on no exceptions."""
 
     def __init__(self, source: Source, transform: Transform, seed: int, mixing: Mixing | None = None) -> None:
         self.source = source
@@ -37,28 +61,50 @@ class _Samples(Dataset[tuple[Address, Batch | str]]):
         self.seed = seed
         self.mixing = mixing
 
-    def __getitem__(self, address: Address) -> tuple[Address, Batch | str]:
+    def __getitem__(self, address: Address) -> _Sample:
         try:
-            sample = self.source.read(address.index)
-        except BadSample as error:
-            return address, reason_of(self.source, address.index, error)
-        with drawing_from(self.seed, address.epoch, address.position):
-            return address, sample | {"image": self.transform(sample["image"])}
+            sample = self._read(address)
+            if sample.tensors is None:
+                return sample
+            with drawing_from(self.seed, address.epoch, address.position):
+                image = self.transform(sample.tensors["image"])
+            return sample._replace(tensors=sample.tensors | {"image": image})
+        except Exception as error:  # of a transform, or of a source that has a mistake: nobody could tell the file
+            name = printable(self.source.name(address.index))
+            failure = SampleError(f"{name}: {type(error).__name__}: {error}\n{traceback.format_exc()}")
+            return _Sample(address, address.index, None, {}, failure)
 
-    def collate(self, samples: list[tuple[Address, Batch | str]]) -> Portion:
+    def _read(self, address: Address) -> _Sample:
+        """The sample, or the first of its replacements that can be read."""
+        source = self.source
+        lenient = isinstance(source, Lenient)
+        others = source.replacements(address.index) if isinstance(source, Lenient) else ()
+        damaged: dict[int, str] = {}
+        for index in itertools.chain([address.index], others):
+            try:
+                return _Sample(address, index, source.read(index), damaged)
+            except BadSample as error:
+                if lenient and isinstance(error, StorageFault):
+                    return _Sample(address, index, None, {}, storage_error(source, index, error))
+                damaged[index] = reason_of(source, index, error)
+        return _Sample(address, address.index, None, damaged)
+
+    def collate(self, samples: list[_Sample]) -> Portion:
         """The samples of a fetch as one batch."""
-        damaged = {address.index: reason for address, reason in samples if isinstance(reason, str)}
-        good = [(address, sample) for address, sample in samples if not isinstance(sample, str)]
-        if not good:
-            return Portion(None, damaged)
-        addresses = [address for address, _ in good]
-        batch = _stack([sample for _, sample in good])
+        good = [(sample, sample.tensors) for sample in samples if sample.tensors is not None]
+        damaged = {i: reason for sample in samples if sample.tensors is None for i, reason in sample.damaged.items()}
+        replaced = {i: reason for sample, _ in good for i, reason in sample.damaged.items()}
+        failure = next((sample.failure for sample in samples if sample.failure), None)
+        if failure or not good:
+            return Portion(None, damaged, replaced, failure)
+        addresses = [sample.address for sample, _ in good]
+        batch = _stack([tensors for _, tensors in good])
         batch["weight"] = _weights(batch, addresses)
-        batch["index"] = torch.tensor([address.index for address in addresses])
+        batch["index"] = torch.tensor([sample.chosen for sample, _ in good])
         batch["position"] = torch.tensor([address.position for address in addresses])
         if self.mixing is not None and not damaged:
             batch |= draw_mixes(self.mixing, self.seed, addresses, *batch["image"].shape[-2:])
-        return Portion(batch, damaged)
+        return Portion(batch, damaged, replaced)
 
 
 def _stack(samples: list[Batch]) -> Batch:
@@ -103,10 +149,11 @@ class TrainLoader:
     """This rank's share of each optimizer step from `start_step` to `total_steps`, as a list of micro-batches.
 
     A batch has the source's tensors, with "image" transformed, and "weight" (float32; the sample's own or 1, 0 for a
-    ghost), "index" and "position" (int64), and with `mixing` what `draw_mixes` says. All that is random about a
-    sample is drawn from torch's CPU generator seeded by (seed, epoch, position). `micro_batch` is the most samples of
-    a micro-batch; None: the whole share. One run of the workers covers all steps, so that none waits at the border
-    of two epochs.
+    ghost), "index" (of the sample that was read) and "position" (int64), and with `mixing` what `draw_mixes` says. All
+    that is random about a sample is drawn from torch's CPU generator seeded by (seed, epoch, position). `micro_batch`
+    is the most samples of a micro-batch; None: the whole share. One run of the workers covers all steps, so that none
+    waits at the border of two epochs. In a `Lenient` source others take the place of damaged samples, and are augmented
+    as those would be.
 
     `mixing` needs a sampler with `pairs`; no micro-batch parts a pair, so an odd `micro_batch` counts as one less.
     Raises UserError if that leaves none. Iterating raises UserError if a sample is damaged, after looking for all
@@ -143,7 +190,7 @@ class TrainLoader:
         portions = _portions(self.dataset, self._fetches(), self.workers, self.pin_memory)
         try:
             for step in self.steps:
-                yield [_whole(self.dataset.source, next(portions)) for _ in self._cuts(step)]
+                yield [_whole(self.dataset.source, _sound(next(portions))) for _ in self._cuts(step)]
         finally:
             del portions  # ends the workers now, even while a traceback keeps this frame
 
@@ -162,8 +209,9 @@ class EvalLoader:
     """This rank's part of a source for evaluation and prediction.
 
     The source's order is cut into chunks of `chunk_size`, dealt whole to the ranks in turn; a rank may have none.
-    A batch has the source's tensors, with "image" transformed, and "weight" (the sample's own or 1), "index"
-    and "position".
+    A batch has the source's tensors, with "image" transformed, and "weight" (the sample's own or 1), "position" (the
+    place in the source's order) and "index" (of the sample that was read: another one in the place of a damaged one,
+    if the source is `Lenient`).
     """
 
     def __init__(
@@ -197,7 +245,12 @@ class EvalLoader:
 
     def portions(self) -> Iterator[Portion]:
         """One portion a chunk, with its damaged samples beside its batch instead of an error."""
-        return _portions(self.dataset, self._fetches(), self.workers, self.pin_memory)
+        portions = _portions(self.dataset, self._fetches(), self.workers, self.pin_memory)
+        try:
+            for portion in portions:
+                yield _sound(portion)
+        finally:
+            del portions  # as in TrainLoader
 
     def _fetches(self) -> Iterator[list[Address]]:
         for start in self.starts:
@@ -205,7 +258,15 @@ class EvalLoader:
             yield [Address(index, epoch=0, position=index) for index in range(start, stop)]
 
 
+def _sound(portion: Portion) -> Portion:
+    if portion.failure:
+        raise portion.failure
+    return portion
+
+
 def _whole(source: Source, portion: Portion) -> Batch:
+    if portion.replaced and isinstance(source, Lenient):
+        source.report(portion.replaced)
     if portion.damaged or portion.batch is None:
         raise damaged_error(source, portion.damaged)
     return portion.batch

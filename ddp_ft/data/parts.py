@@ -9,6 +9,8 @@ from ddp_ft.config import DataConfig
 from ddp_ft.contracts import LABEL, LabelledSource, Schema
 from ddp_ft.data.folder import check_folder, open_folder
 from ddp_ft.data.inspect import subfolders
+from ddp_ft.data.quarantine import Quarantine
+from ddp_ft.data.skipping import leave_out_damaged
 from ddp_ft.data.split_record import ROLES, TEST, TRAIN, VAL
 from ddp_ft.data.splits import open_splits
 from ddp_ft.data.table import is_table
@@ -26,9 +28,22 @@ def open_part(
 
     `split` None is val if there is one, else all. `schema` is the model's, and numbers the classes. `stored` is
     split.json of the model's run; it says what validates where the data is the run's own. Of `config`, the run's
-    with another `path` perhaps, groups and weights do not matter. Raises UserError for a part that is not there,
-    for classes that the model lacks, and for data that cannot be read.
+    with another `path` perhaps, groups and weights do not matter. With on_error = skip the part comes without its
+    damaged pictures. Raises UserError for a part that is not there, for classes that the model lacks, and for data that
+    cannot be read.
     """
+    name, source = _open_part(dataclasses.replace(config, on_error="fail"), schema, split, stored)
+    if config.on_error == "fail":
+        return name, source
+    quarantine = Quarantine({name: len(source)}, config.max_damaged)
+    readable = leave_out_damaged(source, name, quarantine)
+    quarantine.check()
+    return name, readable
+
+
+def _open_part(
+    config: DataConfig, schema: Schema, split: str | None, stored: Mapping[str, Any] | None
+) -> tuple[str, LabelledSource]:
     if split not in (None, TRAIN, VAL, TEST, ALL):
         raise UserError(f"--split {split} is none of train, val, test and all.")
     path = config.path

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from ddp_ft.contracts import LABEL, NUMBERS, LabelledSource, Schema
 from ddp_ft.data.divide import Pool, deal, draw, parse_fold
 from ddp_ft.data.folder import shortened
 from ddp_ft.errors import UserError
+
+if TYPE_CHECKING:
+    from ddp_ft.data.quarantine import Quarantine
 
 TRAIN, VAL, TEST = "train", "val", "test"
 VAL_NAMES = ("val", "valid", "validation")
@@ -25,7 +28,8 @@ class Splits:
     """The data of a run.
 
     `fingerprint` hashes paths, sizes and targets of all pictures, whichever split they are in. `record` is what
-    split.json stores, and what `open_splits` takes back. `notes` are lines to print.
+    split.json stores, and what `open_splits` takes back. `notes` are lines to print. `quarantine` takes the record of
+    damaged pictures that the run goes on without; None: it ends at the first.
     """
 
     train: LabelledSource
@@ -35,6 +39,7 @@ class Splits:
     fingerprint: str
     record: dict[str, Any]
     notes: tuple[str, ...] = ()
+    quarantine: "Quarantine | None" = None
 
 
 def make_record(config: DataConfig, seed: int, pool: Pool, where: Path | None, given: bool) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from ddp_ft.config import DataConfig
 from ddp_ft.data.folder_splits import EXAMPLE, open_folder_splits
+from ddp_ft.data.skipping import tolerate
 from ddp_ft.data.split_record import Splits
 from ddp_ft.data.table import is_table
 from ddp_ft.data.table_splits import open_table_splits
@@ -20,9 +21,14 @@ def open_splits(config: DataConfig, seed: int, stored: Mapping[str, Any] | None 
     wrong of its kind in one message: for data that is missing, empty, damaged or of another layout, for a single
     class, empty class folders, classes that training lacks, pictures that are not there, too few pictures to
     split, and for a stored split whose pictures are gone.
+
+    With data.on_error = skip the validation and test sets are read now, and come without their damaged pictures; in
+    the training set others take the place of those as they are met. UserError if there are too many.
     """
     if config.path is None:
         raise UserError("No data is given.", f"Example: --data ~/pets\n{EXAMPLE}")
     if is_table(config.path):
-        return open_table_splits(config, config.path, seed, stored, task)
-    return open_folder_splits(config, config.path, seed, stored)
+        splits = open_table_splits(config, config.path, seed, stored, task)
+    else:
+        splits = open_folder_splits(config, config.path, seed, stored)
+    return tolerate(splits, config, seed) if config.on_error == "skip" else splits

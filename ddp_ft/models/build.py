@@ -14,6 +14,11 @@ from ddp_ft.models.library import LIBRARIES, full_name, get_library, one_line
 from ddp_ft.models.names import resolve
 from ddp_ft.models.probe import HeadSite, find_head, head_names, why_not_size
 
+# What the libraries' `arguments`, dropout and stochastic depth can give.
+_SHAPES = ("num_classes", "img_size", "image_size", "input_size", "aux_logits", "transform_input", "init_weights")
+_RATES = ("drop_rate", "dropout", "drop_path_rate", "stochastic_depth_prob")
+_ARGUMENTS = frozenset([*_SHAPES, *_RATES])
+
 
 def known_names() -> list[str]:
     """The full names of all models of all libraries, with and without the tags of their weights."""
@@ -120,15 +125,34 @@ def _wrong_size(name: str, image_size: int, reason: str) -> UserError:
     )
 
 
+def _check_arguments(arguments: Any) -> None:
+    """UserError for arguments that no model.json of ours has.
+
+    The file may be somebody else's, and there are arguments that make a library download files or open pickles (timm:
+    checkpoint_path, pretrained_cfg), or that mean something to any other function that the name may point at.
+    """
+    given = arguments if isinstance(arguments, Mapping) else {"": arguments}
+    strange = [name for name, value in given.items() if name not in _ARGUMENTS or not _is_number(value)]
+    if strange:
+        hint = f"Expected numbers for {', '.join(sorted(_ARGUMENTS))}."
+        raise UserError(f"model.json has arguments that no model needs: {', '.join(map(repr, strange))}.", hint)
+
+
+def _is_number(value: Any) -> bool:
+    return all(isinstance(each, (int, float)) for each in (value if isinstance(value, list) else [value]))
+
+
 def create_from_spec(spec: Mapping[str, Any]) -> nn.Module:
     """The module that `BuiltModel.spec` describes, its head included, with random weights.
 
-    Raises UserError for an unknown library, and for what the installed version of the library cannot build.
+    Raises UserError for an unknown library, for what the installed version of the library cannot build, and for
+    arguments that could do more than to say how the model is built.
     """
     try:
         key, name, arguments = spec["library"], spec["name"], spec["arguments"]
     except KeyError as error:
         raise UserError(f"model.json has no {error}.", "Expected library, name and arguments.") from None
+    _check_arguments(arguments)
     library = get_library(key)
     model = full_name(key, name)
     if not library.knows(name):

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ddp_ft.config import RunConfig
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema, Task
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, printable
 from ddp_ft.tasks.multi_label import MultiLabel
 from ddp_ft.tasks.regression import Regression
 from ddp_ft.tasks.single_label import SingleLabel
@@ -65,7 +65,7 @@ def _choose(config: RunConfig, schema: Schema) -> str:
 
 
 def _describe(schema: Schema) -> str:
-    shown = ", ".join(schema.names[:SHOWN_NAMES]) + (", ..." if len(schema.names) > SHOWN_NAMES else "")
+    shown = ", ".join(map(printable, schema.names[:SHOWN_NAMES])) + (", ..." if len(schema.names) > SHOWN_NAMES else "")
     if schema.kind == LABEL:
         return f"one of {len(schema.names)} classes for each picture: {shown}"
     if schema.kind == LABELS:

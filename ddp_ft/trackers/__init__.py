@@ -1,5 +1,6 @@
 """Where metrics go. A new tracker is one new file and one line in `make_trackers`."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,25 +13,43 @@ __all__ = ["Console", "FanOut", "make_console", "make_trackers", "read_rows"]
 
 
 class FanOut:
-    """Hands each row to all its trackers; with none it is the null tracker of the other ranks."""
+    """Hands each row to all its trackers; with none it is the null tracker of the other ranks.
+
+    A tracker that fails never stops training: it is left out from then on.
+    """
 
     def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
-        self.trackers = trackers
+        self.trackers = list(trackers)
 
     def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
         """Pass one row on."""
-        for tracker in self.trackers:
-            tracker.log(split, step, epoch, values, phase)
+        self._tell_all("log", split, step, epoch, values, phase)
+
+    def warn(self, step: int, text: str) -> None:
+        """Pass a warning on."""
+        self._tell_all("warn", step, text)
+
+    def sync(self) -> None:
+        """Make durable what was logged. Called from another thread than the rest; raises OSError, of a full disk."""
+        for tracker in list(self.trackers):
+            tracker.sync()
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Tell all that the run has ended, with its recipe and the metrics of its best model."""
-        for tracker in self.trackers:
-            tracker.finish(settings, metrics)
+        self._tell_all("finish", settings, metrics)
 
     def close(self) -> None:
         """Close all."""
-        for tracker in self.trackers:
-            tracker.close()
+        self._tell_all("close")
+
+    def _tell_all(self, method: str, *arguments: Any) -> None:
+        for tracker in list(self.trackers):
+            try:
+                getattr(tracker, method)(*arguments)
+            except Exception as error:  # its library's, of any kind; training does not depend on it
+                self.trackers.remove(tracker)
+                name = type(tracker).__name__
+                print(f"Warning: {name} failed and is left out from now on: {error}", file=sys.stderr)  # noqa: T201
 
 
 def make_trackers(
@@ -40,11 +59,12 @@ def make_trackers(
     resume_step: int,
     texts: Mapping[str, str],
     phase: str = TRAIN,
+    evaluation_due: bool = False,
 ) -> FanOut:
     """Trackers of a run that goes on at that step of that phase; what was logged behind it before is cut."""
     if not is_main:
         return FanOut()
     from ddp_ft.trackers.tensorboard import TensorBoard
 
-    rows = JsonLines(run_dir / "metrics.jsonl", resume_step, phase)
+    rows = JsonLines(run_dir / "metrics.jsonl", resume_step, phase, evaluation_due)
     return FanOut([rows, TensorBoard(run_dir / "tensorboard", rows.kept, texts), console])

@@ -8,6 +8,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ddp_ft.contracts import TRAIN
+from ddp_ft.errors import printable
 
 
 class Console:
@@ -28,6 +29,12 @@ class Console:
     def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
         """Show one row of metrics."""
 
+    def warn(self, step: int, text: str) -> None:
+        """Nothing: every rank has printed it."""
+
+    def sync(self) -> None:
+        """Nothing to make durable."""
+
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Nothing: the run says its own farewell."""
 
@@ -45,7 +52,8 @@ class Plain(Console):
         self.started_step = 0
 
     def say(self, text: str) -> None:
-        """Print the text as it is."""
+        """Print the text as it is, but for what would steer the terminal or cannot be printed."""
+        text = "\n".join(map(printable, text.split("\n")))
         self.stream.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:
@@ -111,7 +119,7 @@ def make_console(is_main: bool) -> Console:
 
 
 def _values(values: Mapping[str, float]) -> str:
-    shown = {name: value for name, value in values.items() if not name.startswith("lr/")}
+    shown = {name: value for name, value in values.items() if not name.startswith(("lr/", "save_"))}
     return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
 
 

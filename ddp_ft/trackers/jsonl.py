@@ -1,9 +1,13 @@
 """metrics.jsonl: one JSON object a line."""
 
+import errno
 import json
 import math
+import os
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +33,19 @@ class JsonLines:
     `resume_step` of that phase are removed first: those steps will run again. `kept` holds the rest.
     """
 
-    def __init__(self, file: Path, resume_step: int, phase: str = TRAIN) -> None:
-        self.kept = [row for row in read_rows(file) if _is_passed(row, resume_step, phase)]
+    def __init__(self, file: Path, resume_step: int, phase: str = TRAIN, evaluation_due: bool = False) -> None:
+        rows = read_rows(file)
+        self.kept = [row for row in rows if _is_passed(row, resume_step, phase, evaluation_due)]
         aside = file.with_name(f".{file.name}.writing")
         aside.write_text("".join(_line(row) for row in self.kept), encoding="utf-8")
         aside.replace(file)
-        self._stream = file.open("a", encoding="utf-8", buffering=1)  # whole lines reach the file at once
+        self._file = os.open(file, os.O_WRONLY | os.O_APPEND)
+        self._written = os.fstat(self._file).st_size
+        self._waiting = b""
+        self._lock = threading.Lock()  # `sync` comes from the thread that writes checkpoints
 
     def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
-        """Append one row."""
+        """Append one row. On a full disk it waits in memory for the next one."""
         row = {
             "step": step,
             "epoch": round(epoch, 4),
@@ -46,19 +54,49 @@ class JsonLines:
             **values,
             "time": round(time.time(), 3),
         }
-        self._stream.write(_line(row))
+        with self._lock, suppress(OSError):
+            self._waiting += _line(row).encode()
+            self._write()
+
+    def _write(self) -> None:
+        """Write what waits, whole lines or nothing. Raises OSError."""
+        try:
+            written = os.write(self._file, self._waiting)
+            if written < len(self._waiting):  # how the system says that the disk is full now
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.ftruncate(self._file, self._written)
+            raise
+        self._written, self._waiting = self._written + written, b""
+
+    def warn(self, step: int, text: str) -> None:
+        """Nothing: the file holds numbers."""
+
+    def sync(self) -> None:
+        """Make all rows durable. Raises OSError if that cannot be."""
+        with self._lock:
+            if self._waiting:
+                self._write()
+            os.fsync(self._file)
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Nothing: config.yaml and summary.json hold that."""
 
     def close(self) -> None:
         """Close the file."""
-        self._stream.close()
+        with suppress(OSError):
+            self.sync()
+        os.close(self._file)
 
 
-def _is_passed(row: Row, step: int, phase: str) -> bool:
-    of = row.get("phase", TRAIN)
-    return bool(row["step"] <= step) if of == phase else of == PROBE
+def _is_passed(row: Row, step: int, phase: str, evaluation_due: bool) -> bool:
+    """Whether a row will not come again: it is of an earlier phase, or of steps up to this one, whose evaluation may
+    be still to come; that of the test set always is."""
+    of, split = row.get("phase", TRAIN), row["split"]
+    if of != phase:
+        return bool(of == PROBE)
+    comes_again = split == "test" or (split == "val" and evaluation_due)
+    return bool(row["step"] < step or (row["step"] == step and not comes_again))
 
 
 def _line(row: Row) -> str:

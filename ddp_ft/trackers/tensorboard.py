@@ -14,6 +14,8 @@ GROUPS = {
     "grad_norm": "gradients",
     "images_per_second": "speed",
     "data_wait_share": "speed",
+    "save_copy_seconds": "speed",
+    "save_stall_seconds": "speed",
 }
 BOOKKEEPING = ("step", "split", "time", "phase")
 
@@ -42,6 +44,13 @@ class TensorBoard:
         for name, value in values.items():
             if name not in BOOKKEEPING and value is not None:
                 self._writer.add_scalar(prefix + _tag(split, name), value, step, walltime=walltime)
+
+    def warn(self, step: int, text: str) -> None:
+        """The text, under its step."""
+        self._writer.add_text("warnings", text, step)
+
+    def sync(self) -> None:
+        """Nothing: the event files are made anew from metrics.jsonl at a restart."""
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """The recipe beside its final metrics, so that runs compare in the table of hyperparameters."""

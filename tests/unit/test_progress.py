@@ -34,9 +34,10 @@ def test_the_first_three_steps_and_what_lies_between_steps_do_not_count():
 
 
 def test_loss_window_is_a_weighted_mean_that_starts_anew():
-    window = LossWindow(torch.zeros(2))
-    window.add(torch.tensor(6.0), torch.tensor(2.0))
-    window.add(torch.tensor(2.0), torch.tensor(2.0))
+    window, good, bad = LossWindow(torch.zeros(2)), torch.tensor(False), torch.tensor(True)
+    window.add(torch.tensor(6.0), torch.tensor(2.0), good)
+    window.add(torch.tensor(torch.nan), torch.tensor(3.0), bad)
+    window.add(torch.tensor(2.0), torch.tensor(2.0), good)
     assert window.mean() == 2.0
-    window.add(torch.tensor(5.0), torch.tensor(1.0))
+    window.add(torch.tensor(5.0), torch.tensor(1.0), good)
     assert window.mean() == 5.0

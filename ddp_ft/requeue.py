@@ -1,0 +1,90 @@
+"""What becomes of a batch job once its ranks have ended: done, started again, or left. Pure decisions, no torch."""
+
+from dataclasses import dataclass
+
+# Starts in a row that crashed without a step, and those that crashed without a new checkpoint: as many mean that the
+# next one would crash too.
+MOST_BARREN_STARTS, MOST_CRASHES = 2, 4
+
+DONE, FAILED, STOPPED = 0, 1, 75
+
+
+@dataclass(frozen=True)
+class History:
+    """Crashes of earlier starts of this job."""
+
+    barren: int = 0  # in a row, without a step
+    crashes: int = 0  # in a row, without a new checkpoint
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one start of the job ended.
+
+    `events` come in their order, as a first one has others as its consequence: "job USR2" is the batch script warned
+    of the end of its time, "job TERM" the same ended by Slurm; "step SIGTERM" and the like are signals to the nodes'
+    tasks, from a preemption, or from srun once another node has noted a "crash".
+    """
+
+    code: int  # of the job step
+    status: str  # of this start's summary.json; "" if there is none
+    events: tuple[str, ...] = ()
+    made_step: bool = False
+    new_checkpoint: bool = False
+    reason: str = ""  # why Slurm ends the job, as `scontrol show job` has it; "" if that is not known
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to do, the exit code if it is not `requeue` or that fails, why, and the crashes to remember."""
+
+    requeue: bool
+    code: int
+    message: str
+    history: History = History()
+
+
+def decide(outcome: Outcome, history: History, restarts: int, most_restarts: int) -> Verdict:
+    """The verdict on a start that ended so; `restarts` were there before it."""
+    if outcome.status == "done" or (outcome.code == 0 and not outcome.events and not outcome.status):
+        return Verdict(False, DONE, "done")
+    verdict = _on_end_by_slurm(outcome, history) or _on_interruption(outcome, history) or _on_crash(outcome, history)
+    if verdict.requeue and restarts >= most_restarts:
+        message = f"{verdict.message}; not requeued, as DDP_FT_MAX_REQUEUES={most_restarts} is reached"
+        return Verdict(False, verdict.code, message, verdict.history)
+    return verdict
+
+
+def _on_end_by_slurm(outcome: Outcome, history: History) -> Verdict | None:
+    """scancel, a requeue by somebody else, the end of a preemption's grace, or of the job's time."""
+    if "job TERM" not in outcome.events:
+        return None
+    saved = outcome.status == "stopped"
+    text = f"ended by Slurm ({outcome.reason or 'reason unknown'}), " + ("saved" if saved else "not saved")
+    # Only a job that ran out of its time wants to go on; a cancelled one never, others are Slurm's to start again.
+    return Verdict(outcome.reason == "TimeLimit", STOPPED if saved else FAILED, text, history)
+
+
+def _on_interruption(outcome: Outcome, history: History) -> Verdict | None:
+    """A stop that was asked for, by a signal to the nodes' tasks (preemption) or by the warning before the end."""
+    first = outcome.events[0] if outcome.events else ""
+    preempted = first.startswith("step ") and first != "step SIGUSR2"
+    if outcome.status != "stopped" and not preempted:
+        return None
+    why = "interrupted by a signal to its tasks" if preempted else "stopped"
+    text = f"{why}, " + ("saved" if outcome.status == "stopped" else "not saved")
+    # A preemption during the start is no crash, and no progress either.
+    return Verdict(True, STOPPED, text, History() if outcome.made_step else history)
+
+
+def _on_crash(outcome: Outcome, history: History) -> Verdict:
+    now = History(
+        0 if outcome.made_step or outcome.new_checkpoint else history.barren + 1,
+        0 if outcome.new_checkpoint else history.crashes + 1,
+    )
+    text = f"crashed (exit code {outcome.code})" if outcome.code else "told to save, and did not"
+    if now.barren >= MOST_BARREN_STARTS:
+        return Verdict(False, FAILED, f"{text}, {now.barren} times in a row without a step; not requeued", now)
+    if now.crashes >= MOST_CRASHES:
+        return Verdict(False, FAILED, f"{text}, {now.crashes} times in a row without a checkpoint; not requeued", now)
+    return Verdict(True, FAILED, text, now)
