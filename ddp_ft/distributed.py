@@ -1,7 +1,9 @@
 """From the launcher's environment to a process group, and the few collectives that the rest needs."""
 
 import itertools
+import json
 import pickle
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -148,7 +150,8 @@ def connect(launch: Launch, device: torch.device, timeout_minutes: float) -> Ite
         yield World(0, 1, 0, device)
         return
     timeout = timedelta(minutes=timeout_minutes)
-    store, rank, size = next(rendezvous("env://", launch.rank, launch.world_size, timeout=timeout))
+    agents_store, rank, size = next(rendezvous("env://", launch.rank, launch.world_size, timeout=timeout))
+    store = _store_of_this_round(agents_store, rank, size, timeout)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend, store=PrefixStore("group", store), rank=rank, world_size=size, timeout=timeout,
@@ -164,6 +167,47 @@ def connect(launch: Launch, device: torch.device, timeout_minutes: float) -> Ite
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _store_of_this_round(store: Store, rank: int, size: int, timeout: timedelta) -> Store:
+    """A part of the store in which nothing is left of earlier ranks.
+
+    When agents come or go torchrun starts all ranks anew on the same store and without another attempt's number, so
+    they would read the answers and addresses of their dead predecessors. Each rank puts down a word of its own, rank 0
+    names the round by all words that it sees, again and again until every rank has confirmed this very round.
+    """
+    round_ = PrefixStore("round", store)
+    word = secrets.token_hex(8)
+    round_.set(f"word/{rank}", word)
+    deadline = time.monotonic() + timeout.total_seconds()
+    while time.monotonic() < deadline:
+        name = _name_round(round_, word, size) if rank == 0 else _join_round(round_, word, rank)
+        if name:
+            return PrefixStore(name, store)
+        time.sleep(0.01)
+    raise RuntimeError(f"Not all of {size} ranks have come within {timeout}.")
+
+
+def _name_round(store: Store, name: str, size: int) -> str:
+    """Rank 0: the round's name, its own word, once all have confirmed it."""
+    words = [f"word/{rank}" for rank in range(size)]
+    if store.check(words):
+        store.set("named", json.dumps([store.get(word).decode() for word in words]))
+    return name if all(_holds(store, f"confirmed/{rank}", name) for rank in range(1, size)) else ""
+
+
+def _join_round(store: Store, word: str, rank: int) -> str:
+    """Any other rank: the name of a round that knows its word."""
+    words = json.loads(store.get("named")) if store.check(["named"]) else []
+    if words[rank : rank + 1] != [word]:
+        return ""
+    store.set(f"confirmed/{rank}", words[0])
+    return str(words[0])
+
+
+def _holds(store: Store, key: str, value: str) -> bool:
+    held: bool = store.check([key]) and store.get(key).decode() == value
+    return held
 
 
 def claim_failure(rank: int) -> bool:

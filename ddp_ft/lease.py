@@ -35,6 +35,7 @@ class Lease:
         self.patience = PATIENCE_SECONDS if patience is None else patience
         self.started = time.time()
         self.first_step = 0
+        self._has_begun = False
         self._file: int | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
@@ -52,6 +53,11 @@ class Lease:
         self.started = time.time()
         self._write()
         self._thread.start()
+
+    def begin_at(self, step: int) -> None:
+        """The step that this start goes on from is known now; until then lease.json tells of none."""
+        self.first_step, self._has_begun = step, True
+        self._write()
 
     def release(self) -> None:
         """Let others have it. Nothing if it was never taken."""
@@ -80,9 +86,10 @@ class Lease:
             self._write()
 
     def _write(self) -> None:
+        step = self.step() if self._has_begun else 0
         content = {
             "host": socket.gethostname(), "job": os.environ.get("SLURM_JOB_ID", ""), "pid": os.getpid(),
-            "started": self.started, "heartbeat": time.time(), "first_step": self.first_step, "step": self.step(),
+            "started": self.started, "heartbeat": time.time(), "first_step": self.first_step, "step": step,
         }  # fmt: skip
         try:  # no fsync: nothing is lost with it
             aside = self.folder / ".lease.json.writing"

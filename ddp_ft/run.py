@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ddp_ft.allocation import STEPS_TO_MEASURE, Allocation, read_allocation
 from ddp_ft.bad_batches import BadBatch, BadBatches, describe_samples
 from ddp_ft.checkpoint import restore_weights
 from ddp_ft.config import LENGTH, RECIPE, RunConfig, make_config, to_flat
@@ -33,9 +34,6 @@ from ddp_ft.selection import evaluate, is_stale, plateau
 from ddp_ft.tasks import describe_choice
 from ddp_ft.trackers import Console, FanOut, make_console, make_trackers
 from ddp_ft.watchdog import watching
-
-# --max-minutes becomes a number of steps once so many were timed.
-STEPS_TO_MEASURE = 20
 
 
 def fine_tune(request: Request, launch: Launch) -> str:
@@ -73,13 +71,14 @@ def _fine_tune(request: Request, launch: Launch, world: World, stop: StopRequest
         console.say("Dry run: nothing was trained and nothing was written.")
         return "done"
     lease = Lease(folder.path, lambda: job.progress.step)
+    allocation = read_allocation(stop, looks=world.is_main)
     try:
         open_folder(job, lease)
         settle_damage(job, console.say)
         for trouble in restore(job):
             console.say(f"Warning: a checkpoint is damaged and was set aside. {trouble}")
-        lease.first_step = job.progress.step
-        return _run(job, console)
+        lease.begin_at(job.progress.step)
+        return _run(job, console, allocation)
     finally:
         job.writer.wait()
         lease.release()
@@ -129,7 +128,7 @@ def _notes(job: Job) -> list[str]:
     return notes
 
 
-def _run(job: Job, console: Console) -> str:
+def _run(job: Job, console: Console, allocation: Allocation) -> str:
     texts = {"recipe": (job.folder.path / "config.yaml").read_text(encoding="utf-8")} if job.world.is_main else {}
     progress = job.progress
     trackers = make_trackers(
@@ -137,7 +136,7 @@ def _run(job: Job, console: Console) -> str:
     )
     watch = Stopwatch(progress)
     try:
-        status = _train_phases(job, trackers, console, watch)
+        status = _train_phases(job, trackers, console, watch, allocation)
         settle_damage(job, console.say)  # on CUDA the last step's decision is never asked for
         _write_to_the_end(job)
         if status == "done":
@@ -155,24 +154,24 @@ def _run(job: Job, console: Console) -> str:
     return status
 
 
-def _train_phases(job: Job, trackers: FanOut, console: Console, watch: Stopwatch) -> str:
+def _train_phases(job: Job, trackers: FanOut, console: Console, watch: Stopwatch, allocation: Allocation) -> str:
     progress = job.progress
     if progress.restarts:
         console.say(f"Going on at step {progress.step} of phase {progress.phase}.")
     was_probing = progress.phase == PROBE
     if was_probing:
         console.say(f"Probe: computing the features of {job.plan.train_samples + job.plan.val_samples} pictures.")
-        status = _train(job, open_phase(job), trackers, console, watch)
+        status = _train(job, open_phase(job), trackers, console, watch, allocation)
         if status == "stopped":
             return status
         close_probe(job)
     phase = open_phase(job)
     if was_probing:
         save(job, trackers.sync)  # the probe is not to be done again
-    return _train(job, phase, trackers, console, watch)
+    return _train(job, phase, trackers, console, watch, allocation)
 
 
-def _train(job: Job, phase: Phase, trackers: FanOut, console: Console, watch: Stopwatch) -> str:
+def _train(job: Job, phase: Phase, trackers: FanOut, console: Console, watch: Stopwatch, allocation: Allocation) -> str:
     """The loop: evaluate, step, log, save, stop. Gives "done" or "stopped"; either way all is saved or being saved."""
     config, progress, learner = job.config, job.progress, phase.learner
     saved_at, failed_writes = time.monotonic(), 0
@@ -210,6 +209,7 @@ def _train(job: Job, phase: Phase, trackers: FanOut, console: Console, watch: St
                 trackers.log("train", progress.step, job.epoch, row, phase.name)
         failed_writes = _check_writes(job, decision.failed_writes, failed_writes, trackers)
         _fix_budget(job)
+        allocation.forecast_once(job, console)
         progress.evaluation_due = _evaluation_is_due(job, phase)
         if decision.stop or decision.save or (_save_is_due(job, phase) and not progress.evaluation_due):
             save(job, trackers.sync)

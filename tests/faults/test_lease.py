@@ -16,6 +16,7 @@ def holder(folder):
     """A process that holds the lease and has forked a loader worker, with pids in files."""
     lease = Lease(folder, lambda: 7)
     lease.take()
+    lease.begin_at(5)
     if os.fork() == 0:
         (folder / "worker").write_text(str(os.getpid()))
         time.sleep(60)
@@ -47,7 +48,7 @@ def test_the_holder_is_named(held):
     folder, pid = held
     with pytest.raises(UserError, match=rf"being written by another start: process {pid} on .*, last heard of \d+ s"):
         Lease(folder, lambda: 0, patience=0.3).take()
-    assert read_lease(folder)["pid"] == pid and read_lease(folder)["step"] == 7
+    assert read_lease(folder)["pid"] == pid and (read_lease(folder)["first_step"], read_lease(folder)["step"]) == (5, 7)
 
 
 def test_an_orphaned_loader_worker_does_not_hold_it(held):
