@@ -47,4 +47,5 @@ say "== pytest"
 # Most tests wait for processes to start, so two at a time pay even on two cores; more than four starve one another.
 # pytest's last line is this script's last line.
 cores=$(usable_cores)
-exec "$PYTHON_RUN" -m pytest -n $((cores < 4 ? cores : 4)) "${selection[@]}" "${arguments[@]}"
+# Tests of one xdist_group, such as those of one Slurm cluster, run in one process.
+exec "$PYTHON_RUN" -m pytest -n $((cores < 4 ? cores : 4)) --dist loadgroup "${selection[@]}" "${arguments[@]}"

@@ -1,5 +1,7 @@
 """How the parts of the toolkit are put together: what would still run if two of them were joined wrongly."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -49,3 +51,46 @@ def test_what_is_set_beside_a_preset_wins_in_any_order(shapes, tmp_path, first):
     stored = (tmp_path / "r/config.yaml").read_text()
     assert "flip: 0.25" in stored and "mixup: 0.2" in stored
     assert read(tmp_path / "r", "summary.json")["status"] == "done"
+
+
+def go_back(run, step):
+    """The run as a kill behind the checkpoint of `step` would have left it."""
+    (run / "summary.json").unlink()
+    for folder in (run / "checkpoints").glob("step_*"):
+        if int(folder.name[5:]) > step:
+            shutil.rmtree(folder)
+
+
+def test_a_probe_that_is_done_is_not_done_again(shapes, tmp_path, start, capsys):
+    more = ["--weights", start, "--recipe", "lp_ft", SET, "checkpoint.keep=99", SET, "probe.epochs=2", "--lr", 0.01]
+    train_here(shapes, tmp_path / "r", *more, epochs=2)
+    shutil.copytree(tmp_path / "r", tmp_path / "again", symlinks=True)
+    go_back(tmp_path / "again", 0)
+    capsys.readouterr()
+    train_here(shapes, tmp_path / "again", *more, epochs=2)
+    said = capsys.readouterr().out
+    assert "Going on at step 0 of phase train" in said and "Probe:" not in said
+    for file in ("best/model.safetensors", "checkpoints/last/model.safetensors"):
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "r" / file).read_bytes()
+    for split, phase in (("train", "train"), ("val", "train"), ("train", "probe"), ("val", "probe")):
+        assert column(tmp_path / "again", "loss", split, phase) == column(tmp_path / "r", "loss", split, phase)
+    assert read(tmp_path / "again", "summary.json")["val"] == read(tmp_path / "r", "summary.json")["val"]
+
+
+def test_a_run_that_ended_early_can_be_lengthened(shapes, tmp_path):
+    """What --max-minutes and early stopping had decided holds for the length that it was decided for."""
+    train_here(shapes, tmp_path / "m", "--max-minutes", 1e-3, epochs=8)
+    assert (before := read(tmp_path / "m", "summary.json")["step"]) < 32
+    train_here(shapes, tmp_path / "m", "--extend", "--max-minutes", 9, epochs=9)
+    assert before < read(tmp_path / "m", "summary.json")["step"] == 36
+    patient = ["--patience", 1, "--lr", 1e-12]
+    train_here(shapes, tmp_path / "p", *patient, epochs=5)
+    assert read(tmp_path / "p", "summary.json")["epoch"] == 2
+    train_here(shapes, tmp_path / "p", *patient, "--extend", epochs=6)
+    assert read(tmp_path / "p", "summary.json")["epoch"] == 3
+
+
+def test_the_wall_clock_counts_the_probe_with_its_features(shapes, tmp_path, start):
+    slow = ["--weights", start, "--recipe", "lp_ft", "--model", f"{nets.THIS_FILE}:slow_to_evaluate", "--max-steps", 1]
+    train_here(shapes, tmp_path / "r", *slow)
+    assert read(tmp_path / "r", "summary.json")["wall_seconds"] > 2 * nets.SLOW_SECONDS

@@ -1,5 +1,7 @@
 """Small models for tests; also reachable as FILE.py:factory from the command line."""
 
+import time
+
 import torch
 from torch import nn
 
@@ -20,6 +22,23 @@ def with_batch_norm(num_classes: int = 3) -> nn.Module:
         nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.BatchNorm2d(16),
         nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(16, num_classes),
     )  # fmt: skip
+
+
+SLOW_SECONDS = 0.3
+
+
+class _Waits(nn.Module):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            time.sleep(SLOW_SECONDS)
+        return values
+
+
+def slow_to_evaluate(num_classes: int = 3) -> nn.Module:
+    """`plain` whose forward pass in evaluation mode waits."""
+    module = plain(num_classes)
+    module[5] = nn.Sequential(nn.Flatten(), _Waits())
+    return module
 
 
 def images(count: int, side: int = 16, seed: int = 0) -> torch.Tensor:

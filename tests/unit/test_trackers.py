@@ -33,6 +33,26 @@ def test_a_restart_cuts_what_runs_again(tmp_path):
     assert curve(tmp_path / "tensorboard", "loss/train") == [(10, 0.1), (20, 0.2), (30, 0.5)]
 
 
+def test_an_evaluation_that_is_to_come_again_is_cut(tmp_path):
+    first = start(tmp_path, 0)
+    for phase in ("probe", "train"):
+        for split in ("train", "val", "test"):
+            first.log(split, 20, 2.0, {"loss": 1.0}, phase)
+    first.close()
+    for phase, due, left in (
+        (
+            "train",
+            False,
+            [("probe", "train"), ("probe", "val"), ("probe", "test"), ("train", "train"), ("train", "val")],
+        ),
+        ("train", True, [("probe", "train"), ("probe", "val"), ("probe", "test"), ("train", "train")]),
+        ("probe", True, [("probe", "train")]),
+    ):
+        make_trackers(tmp_path, True, make_console(False), 20, {}, phase, due).close()
+        rows = read_rows(tmp_path / "metrics.jsonl")
+        assert [(row.get("phase", "train"), row["split"]) for row in rows] == left
+
+
 def test_a_half_written_line_is_dropped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 1.0, "time": 1}\n{"step": 2, "sp')
     trackers = start(tmp_path, 5)
