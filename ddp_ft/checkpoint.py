@@ -96,6 +96,9 @@ class Checkpoints:
         for folder in reversed([*self.complete(PROBE), *self.complete()]):
             trouble = damage_of(folder)
             if not trouble:
+                # A process may have been killed between putting it there and what `save` does then.
+                self._move_links(folder, PROBE if folder.name.startswith(PHASES[PROBE]) else TRAIN)
+                self._prune()
                 return folder, troubles
             troubles.append(f"{folder.name}: {trouble}")
             _set_aside(folder)
