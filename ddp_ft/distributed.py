@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import pickle
 import secrets
 import time
@@ -167,6 +168,24 @@ def connect(launch: Launch, device: torch.device, timeout_minutes: float) -> Ite
         raise
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Within the block torch uses operations that repeat to the bit alone, and raises RuntimeError for others.
+
+    To be entered before CUDA is first used: cuBLAS reads its setting then (torch, "Reproducibility").
+    """
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _store_of_this_round(store: Store, rank: int, size: int, timeout: timedelta) -> Store:

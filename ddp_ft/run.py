@@ -16,7 +16,7 @@ from ddp_ft.checkpoint import restore_weights
 from ddp_ft.config import LENGTH, RECIPE, RunConfig, make_config, to_flat
 from ddp_ft.contracts import PROBE, TRAIN, LoadReport
 from ddp_ft.data import derive_seed
-from ddp_ft.distributed import World, connect, pick_device
+from ddp_ft.distributed import World, connect, deterministic, pick_device
 from ddp_ft.environment import Launch
 from ddp_ft.errors import UserError
 from ddp_ft.interrupt import STOP_FILE_VARIABLE, Decision, StopAgreed, StopRequest
@@ -44,6 +44,7 @@ def fine_tune(request: Request, launch: Launch) -> str:
     one_machine = launch.local_world_size == launch.world_size
     stacks, silence = request.run_dir / "stacks", config.compute.silence_seconds
     with (
+        deterministic(config.compute.deterministic),
         stop.listening(),
         connect(launch, device, config.compute.timeout_minutes) as world,
         watching(world, stacks, silence, one_machine),

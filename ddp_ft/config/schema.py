@@ -323,6 +323,9 @@ class ComputeConfig:
         flag="--precision",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
+    deterministic: bool = key(
+        False, "CUDA: kernels whose bits repeat, where there are any; an operation that has none is an error. Slower."
+    )
     timeout_minutes: float = key(
         30.0, "How long a rank waits for the others before it gives up.", kind=MACHINE, above=0
     )

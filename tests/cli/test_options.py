@@ -1,5 +1,6 @@
 """Each option does something: one test that fails if it is ignored."""
 
+import contextlib
 import math
 from pathlib import Path
 
@@ -99,6 +100,7 @@ TESTED = {
     "checkpoint.keep_best": "test_toolkit_options.py::test_best_checkpoints",
     "checkpoint.max_failures": "../faults/test_full_disk.py::test_a_run_ends_after_so_many_failures",
     "train.max_bad_steps": "../faults/test_bad_steps.py::test_a_run_with_nothing_but_bad_steps_ends",
+    "compute.deterministic": "test_deterministic_algorithms",
     "compute.silence_seconds": "../faults/test_watchdog.py::test_a_rank_that_stands_still_is_noticed",
     "log.every_steps": "test_log_cadence",
     "compute.device": "test_errors.py::test_what_the_machine_lacks",
@@ -333,3 +335,13 @@ def test_a_test_set_is_measured_once_with_the_best_model(shapes, tmp_path):
     summary = read(tmp_path / "r", "summary.json")
     assert len(rows(tmp_path / "r", "test")) == 1
     assert summary["test"] == summary["val"]  # the same pictures
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_deterministic_algorithms(shapes, tmp_path, monkeypatch, wanted):
+    """The net uses an operation of which torch knows none that repeats."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    more = ["--set", f"compute.deterministic={wanted}", "--max-steps", 1]
+    with pytest.raises(RuntimeError, match="deterministic") if wanted else contextlib.nullcontext():
+        train_here(shapes, tmp_path / "r", *more, net="without_a_deterministic_operation")
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -24,6 +24,18 @@ def with_batch_norm(num_classes: int = 3) -> nn.Module:
     )  # fmt: skip
 
 
+class _Puts(nn.Module):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values.put(torch.arange(1), values.flatten()[:1])
+
+
+def without_a_deterministic_operation(num_classes: int = 3) -> nn.Module:
+    """`plain` with torch.put, which may not repeat to the bit."""
+    module = plain(num_classes)
+    module[5] = nn.Sequential(nn.Flatten(), _Puts())
+    return module
+
+
 SLOW_SECONDS = 0.3
 
 
