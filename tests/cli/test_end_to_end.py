@@ -11,6 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.support.runs import arguments, call_on, column, read, train_here
 
+# One process runs all of them: the fixture is a training of 50 s.
+pytestmark = pytest.mark.xdist_group("digits")
+
 
 @pytest.fixture(scope="module")
 def digits_run(digits, tmp_path_factory):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from ddp_ft.errors import UserError
 from tests.support import nets
 from tests.support.pictures import write_shapes
-from tests.support.runs import arguments, train_here
+from tests.support.runs import arguments, train_here, train_on
 
 
 def refused(data, run_dir, *more, **options):
@@ -144,9 +144,9 @@ def test_bare_torchrun_prints_the_message_once(torchrun):
     assert "exitcode  : 2" in output
 
 
-def test_batch_smaller_than_the_world(shapes, tmp_path, torchrun):
-    done = torchrun(3, arguments(shapes, tmp_path / "r", "--batch-size", 2))
-    assert done.stderr.count("Error: --batch-size 2 is smaller than the 3 processes") == 1
+def test_batch_smaller_than_the_world(shapes, tmp_path):
+    with pytest.raises(UserError, match="--batch-size 2 is smaller than the 3 processes"):
+        train_on(3, shapes, tmp_path / "r", "--batch-size", 2)
     assert not (tmp_path / "r").exists()
 
 

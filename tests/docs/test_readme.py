@@ -26,6 +26,9 @@ ELSEWHERE = {
 }
 TINY = "timm/test_resnet"
 
+# One process runs all of them: the fixture is a training.
+pytestmark = pytest.mark.xdist_group("readme")
+
 
 def is_train(command):
     return "--data ~/pets --model" in command or "--data scans.csv" in command

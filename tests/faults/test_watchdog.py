@@ -68,7 +68,10 @@ def errors(folder):
     return "".join(file.read_text() for file in sorted(folder.glob("errors_*")))
 
 
-@pytest.mark.parametrize("victim", [0, 1, 2])
+LATER = [pytest.param(rank, marks=pytest.mark.slow) for rank in (0, 2)]
+
+
+@pytest.mark.parametrize("victim", [1, *LATER])
 def test_a_blocked_rank_leaves_when_a_peer_has_died(ranks, tmp_path, victim):
     processes = ranks(3, silence=60, way="fork" if victim == 1 else "block")
     processes[victim].kill()
@@ -81,7 +84,7 @@ def test_a_blocked_rank_leaves_when_a_peer_has_died(ranks, tmp_path, victim):
         assert "in rank_process" in text  # where the main thread stood
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [1, LATER[0]])
 def test_a_rank_that_stands_still_is_noticed(ranks, tmp_path, victim):
     processes = ranks(2, silence=3)
     time.sleep(1.5)
@@ -91,6 +94,7 @@ def test_a_rank_that_stands_still_is_noticed(ranks, tmp_path, victim):
     assert (tmp_path / f"stacks/rank_{1 - victim}.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_job_that_stood_still_as_a_whole_goes_on(ranks, tmp_path):
     """A suspended job, or a laptop that slept: nobody is silent beside the others."""
     processes = ranks(3, silence=3)
