@@ -1,6 +1,6 @@
 """Features computed once, and batches of them: what the head is trained on while the backbone does not change."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -79,7 +79,9 @@ class Extractor:
             return features_of(self.module, self.head_path, self.task.inputs(self.prepare(batch))).float()
 
 
-def train_batches(features: FeatureSet, sampler: GlobalOrderSampler, start: int, stop: int) -> Iterator[list[Batch]]:
+def train_batches(
+    features: FeatureSet, sampler: GlobalOrderSampler, start: int, stop: int
+) -> Generator[list[Batch], None, None]:
     """The whole global batch of each step from `start` to `stop`: every rank trains the same head on all of it.
 
     A head is so small that sharing the work would cost more than doing it, and so the bits depend on no rank.

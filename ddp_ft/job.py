@@ -3,7 +3,7 @@
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class Phase:
     total_steps: int
     rate: Callable[[int, int], float]
     noise: int
-    batches: Callable[[int], Iterator[list[Batch]]]
+    batches: Callable[[int], Generator[list[Batch], None, None]]
     measure: Callable[[], dict[str, float]]
     agree: Callable[[StepSums, list[float]], Decision]
 

@@ -3,7 +3,7 @@
 import copy
 import gc
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 
 import torch
@@ -98,7 +98,7 @@ def _on_pictures(job: Job) -> Phase:
     replica = replicate(job.built.module, world, job.distributed)
     learner = _learner(job, replica, job.optimizer, world)
 
-    def batches(start: int) -> Iterator[list[Batch]]:
+    def batches(start: int) -> Generator[list[Batch], None, None]:
         loader = TrainLoader(
             _training_source(job),
             train_transform(job.built.preprocess, config.augment),

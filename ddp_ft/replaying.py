@@ -1,7 +1,7 @@
 """A step of a run once more, in one process, with a close look at its numbers."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby, takewhile
 from pathlib import Path
@@ -163,11 +163,8 @@ def _run_again(job: Job, step: int, cut: dict[str, Any], loss_scale: float) -> t
 
 
 def _micro_batches(phase: Phase, step: int) -> list[Batch]:
-    batches = phase.batches(step)
-    try:
+    with closing(phase.batches(step)) as batches:
         return next(batches)
-    finally:
-        del batches  # ends the loader
 
 
 def _look(learner: Learner, batch: Batch, findings: _Findings, loss_scale: float) -> None:

@@ -3,6 +3,8 @@
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from ddp_ft.allocation import STEPS_TO_MEASURE, Allocation, read_allocation
 from ddp_ft.bad_batches import BadBatch, BadBatches, describe_samples
 from ddp_ft.checkpoint import restore_weights
 from ddp_ft.config import LENGTH, RECIPE, RunConfig, make_config, to_flat
-from ddp_ft.contracts import PROBE, TRAIN, LoadReport
+from ddp_ft.contracts import PROBE, TRAIN, Batch, LoadReport
 from ddp_ft.data import derive_seed
 from ddp_ft.distributed import World, connect, deterministic, pick_device
 from ddp_ft.environment import Launch
@@ -173,10 +175,18 @@ def _train_phases(job: Job, trackers: FanOut, console: Console, watch: Stopwatch
 
 
 def _train(job: Job, phase: Phase, trackers: FanOut, console: Console, watch: Stopwatch, allocation: Allocation) -> str:
+    """Run the loop, and end the loader's workers with it: they ignore signals, and a process with some never exits."""
+    with closing(phase.batches(job.progress.step)) as batches:
+        return _loop(job, phase, batches, trackers, console, watch, allocation)
+
+
+def _loop(
+    job: Job, phase: Phase, batches: Iterator[list[Batch]], trackers: FanOut, console: Console, watch: Stopwatch,
+    allocation: Allocation,
+) -> str:  # fmt: skip
     """The loop: evaluate, step, log, save, stop. Gives "done" or "stopped"; either way all is saved or being saved."""
     config, progress, learner = job.config, job.progress, phase.learner
     saved_at, failed_writes = time.monotonic(), 0
-    batches = phase.batches(progress.step)
     console.start(progress.step, job.steps_of_phase)
     watch.begin(counts=phase.name == TRAIN)
     while True:

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,14 +63,19 @@ def _watch(run: Path, strike: Callable[[int], object], durable: dict[int, int] |
 
 
 def _remember(run: Path, durable: dict[int, int]) -> None:
-    for file in run.rglob("*"):
-        durable[file.lstat().st_ino] = file.lstat().st_size
+    for file in _files(run):
+        durable[file.stat().st_ino] = file.stat().st_size
 
 
 def _forget(run: Path, durable: dict[int, int]) -> None:
-    for file in run.rglob("*"):
-        if file.is_file() and not file.is_symlink():
+    for file in _files(run):
+        with suppress(FileNotFoundError):  # another thread renames or deletes meanwhile
             os.truncate(file, min(file.stat().st_size, durable.get(file.stat().st_ino, 0)))
+
+
+def _files(run: Path) -> list[Path]:
+    paths = [Path(folder, name) for folder, _, names in os.walk(run) for name in names]
+    return [path for path in paths if path.is_file() and not path.is_symlink()]
 
 
 @pytest.fixture(scope="module")
