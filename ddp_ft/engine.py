@@ -213,13 +213,25 @@ def averaged_statistics(module: nn.Module, world: World) -> Iterator[None]:
     """
     statistics = list(batch_statistics(module).values())
     own = [tensor.clone() for tensor in statistics]
-    for tensor in statistics:
-        world.sum(tensor).div_(world.size)
+    if statistics and world.size > 1:
+        # In one sum: one for each of a hundred small tensors took a fifth of a step.
+        _copy_all(in_parts(world.sum(in_one(statistics)).div_(world.size), statistics), statistics)
     try:
         yield
     finally:
-        for tensor, value in zip(statistics, own, strict=True):
-            tensor.copy_(value)
+        _copy_all(own, statistics)
+
+
+def in_one(tensors: Iterable[Tensor]) -> Tensor:
+    """All elements in one vector; empty for no tensors."""
+    flat = [tensor.detach().flatten() for tensor in tensors]
+    return torch.cat(flat) if flat else torch.empty(0)
+
+
+def in_parts(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The inverse of `in_one`: views of the vector, in the shapes of the tensors it was made of."""
+    parts = torch.split(vector, [tensor.numel() for tensor in like])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ddp_ft.checkpoint import load_checkpoint, load_ema, recover_model_folder, restore_weights
 from ddp_ft.config import LENGTH, to_flat
 from ddp_ft.ema import Ema
-from ddp_ft.engine import averaged_statistics, batch_statistics
+from ddp_ft.engine import averaged_statistics, batch_statistics, in_one, in_parts
 from ddp_ft.job import Job
 from ddp_ft.progress import Progress
 from ddp_ft.writer import CHECKPOINT
@@ -23,16 +23,23 @@ def save(job: Job, before: Callable[[], None]) -> None:
     began = time.perf_counter()
     assert job.phase is not None
     module, progress = job.built.module, job.progress
-    statistics = job.world.gather(copied(batch_statistics(module)))
-    ema_statistics = job.world.gather(copied(_statistics_of(job.ema, job))) if job.ema else []
+    statistics = _gather(job, batch_statistics(module))
+    ema_statistics = _gather(job, _statistics_of(job.ema, job)) if job.ema else []
     progress.saves += 1
     with averaged_statistics(module, job.world):
-        write = _write_later(job, statistics or [], ema_statistics or []) if job.world.is_main else None
+        write = _write_later(job, statistics, ema_statistics) if job.world.is_main else None
     progress.copy_seconds += time.perf_counter() - began
     if write is not None:
         began = time.perf_counter()
         job.writer.submit(CHECKPOINT, partial(_in_order, before, write))
         progress.stall_seconds += time.perf_counter() - began
+
+
+def _gather(job: Job, statistics: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """On rank 0 each rank's statistics, copied to the CPU; in one vector, since each of many would be pickled."""
+    names, tensors = list(statistics), list(statistics.values())
+    vectors = job.world.gather(copied(in_one(tensors))) or []
+    return [dict(zip(names, in_parts(vector, tensors), strict=True)) for vector in vectors]
 
 
 def _in_order(*works: Callable[[], Any]) -> None:

@@ -158,6 +158,7 @@ def test_a_damaged_picture_under_torchrun_ends_all_ranks(own_shapes, tmp_path, t
     assert done.stderr.count("disc/03.png") >= 1 and "Connection" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_is_not_shared(shapes, tmp_path, torchrun):
     """Each rank starts in a folder of its own, so that a relative --run-dir means another place for each."""
     launcher = tmp_path / "apart.py"

@@ -13,8 +13,8 @@ from tests.faults.fault import Fault, watch_changes
 from tests.faults.forks import run_forked
 from tests.support.runs import arguments
 
-STRIDE, PARTS = 41, 4
-# The slow step takes a quarter of all changes, which differ from part to part; this variable has it take each one.
+STRIDE, PARTS = 61, 4
+# The slow step takes a sixth of all changes, which differ from part to part; this variable has it take each one.
 EACH = bool(os.environ.get("DDP_FT_TEST_EVERY_CHANGE"))
 
 
@@ -111,7 +111,7 @@ def test_broken_before_some_changes(shapes, whole, tmp_path, break_at):
 @pytest.mark.parametrize("break_at", [kill_at, cut_power_at])
 def test_broken_before_many_changes(shapes, whole, tmp_path, break_at, part):
     unbroken, changes = whole
-    for number in range(1 + part, changes + 1, PARTS) if EACH else range(1 + 5 * part, changes + 1, 4 * PARTS):
+    for number in range(1 + part, changes + 1, PARTS) if EACH else range(1 + 6 * part, changes + 1, 6 * PARTS):
         break_and_go_on(shapes, tmp_path / str(number), unbroken, break_at, number)
 
 
