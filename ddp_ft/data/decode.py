@@ -1,4 +1,4 @@
-"""A picture file to a tensor, whatever its format; a faster decoder would stand behind the same function."""
+"""A picture file to a tensor, whatever its format."""
 
 import errno
 import functools
@@ -7,15 +7,17 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ddp_ft.contracts import BadSample
+from ddp_ft.data import picture
+from ddp_ft.data.jpeg import START, Header, Pixels, decode_jpeg, read_header
 
 _TIFF_BITS_PER_SAMPLE = 258
 # What is decoded. Pillow knows more: EPS runs Ghostscript on the file, which may hold anything, and others are rare.
@@ -32,22 +34,70 @@ def decode(path: Path | str) -> Tensor:
     """The picture as uint8, 3 x H x W, upright (EXIF), the first frame of an animation, without its alpha.
 
     Grey of more than 8 bits is scaled down and never clipped. The tensor is a view of interleaved pixels, which
-    is the layout that resizing is fastest on. Raises BadSample, "path: reason", for what is no whole picture;
-    a file beyond Pillow's limit of pixels is one of them, and found out before any is decoded. StorageFault where the
-    picture may be whole.
+    is the layout that resizing is fastest on. Raises as `open_picture`.
     """
-    try:
+    return picture.whole(open_picture(path))
+
+
+def open_picture(path: Path | str) -> picture.Image:
+    """A JPEG as a picture that is decoded when parts of it are asked for, which may raise as well; all else decoded.
+
+    Raises BadSample, "path: reason", for what is no whole picture; a file beyond Pillow's limit of pixels is one of
+    them, and found out before any is decoded. StorageFault where the picture may be whole.
+    """
+    with _damage_named(path):
         if stat.S_ISFIFO(os.stat(path).st_mode):  # noqa: PTH116  (a Path for each picture takes longer)
             raise BadSample("a pipe, which might never end")
-        with quiet_pillow(), Image.open(path, formats=_formats()) as image:
-            image.load()
-            _turn_upright(image)
-            # A copy, because the array that Pillow lends is read-only and torch warns of those.
-            pixels = np.array(_to_rgb(image))
+        data = _read_jpeg(path)
+        header = read_header(data) if data else None
+        return JpegFile(path, data, header) if header else picture.as_tensor(_decode_by_pillow(path))
+
+
+@dataclass(frozen=True)
+class JpegFile:
+    """A JPEG in memory, not yet decoded."""
+
+    path: Path | str
+    data: bytes
+    header: Header
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width), upright."""
+        height, width, _ = self.header
+        return (width, height) if self.header.is_turned else (height, width)
+
+    def pixels(self, shrink: int) -> Pixels:
+        """The whole picture, with sides of 1/shrink, rounded up; of 1 where only Pillow makes something of it."""
+        with _damage_named(self.path):
+            try:
+                return decode_jpeg(self.data, self.header, shrink)
+            except (ValueError, OSError):  # also for small oddities: Pillow has the say on what is damaged
+                return _decode_by_pillow(self.path)
+
+
+@contextmanager
+def _damage_named(path: Path | str) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # a damaged file can raise almost anything: OSError, SyntaxError, struct.error...
         kind = StorageFault if _is_of_the_machine(error) else BadSample
         raise kind(f"{path}: {_reason(error, Path(path))}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _read_jpeg(path: Path | str) -> bytes:
+    """The file's bytes; none if it is no JPEG."""
+    with open(path, "rb") as file:  # noqa: PTH123  (as above)
+        start = file.read(len(START))
+        return start + file.read() if start == START else b""
+
+
+def _decode_by_pillow(path: Path | str) -> Pixels:
+    with quiet_pillow(), Image.open(path, formats=_formats()) as image:
+        image.load()
+        _turn_upright(image)
+        # A copy, because the array that Pillow lends is read-only and torch warns of those.
+        return np.array(_to_rgb(image))
 
 
 @contextmanager

@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from ddp_ft.contracts import Batch
-from ddp_ft.data.decode import decode
+from ddp_ft.data.decode import open_picture
 from ddp_ft.data.inspect import find_pictures, subfolders
+from ddp_ft.data.samples import Sample, read_whole
 from ddp_ft.data.table import SUFFIXES
 from ddp_ft.errors import UserError
 
@@ -34,9 +35,13 @@ class FolderSource:
         """The picture's path, with the root as it was given."""
         return f"{self.root}/{self.paths[index]}"
 
+    def open(self, index: int) -> Sample:
+        """The picture and "target" (int64, a scalar). Raises BadSample."""
+        return Sample(open_picture(self.name(index)), {"target": torch.tensor(int(self.targets[index]))})
+
     def read(self, index: int) -> Batch:
-        """ "image" (uint8, 3 x H x W) and "target" (int64, a scalar). Raises BadSample."""
-        return {"image": decode(self.name(index)), "target": torch.tensor(int(self.targets[index]))}
+        """ "image" (uint8, 3 x H x W) and "target". Raises BadSample."""
+        return read_whole(self.open(index))
 
 
 class FileSource:
@@ -52,9 +57,13 @@ class FileSource:
         """The path as it was given."""
         return self.paths[index]
 
+    def open(self, index: int) -> Sample:
+        """The picture. Raises BadSample."""
+        return Sample(open_picture(self.paths[index]), {})
+
     def read(self, index: int) -> Batch:
         """ "image" (uint8, 3 x H x W). Raises BadSample."""
-        return {"image": decode(self.paths[index])}
+        return read_whole(self.open(index))
 
 
 def open_folder(folder: Path, classes: Sequence[str]) -> FolderSource:

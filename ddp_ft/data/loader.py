@@ -17,6 +17,7 @@ from ddp_ft.data.damage import damaged_error, reason_of, storage_error
 from ddp_ft.data.decode import StorageFault
 from ddp_ft.data.mixing import Mixing, draw_mixes
 from ddp_ft.data.sampler import GlobalOrderSampler
+from ddp_ft.data.samples import open_sample
 from ddp_ft.data.seeds import drawing_from
 from ddp_ft.data.skipping import Lenient
 from ddp_ft.data.transforms import Transform
@@ -63,12 +64,7 @@ class _Samples(Dataset[_Sample]):
 
     def __getitem__(self, address: Address) -> _Sample:
         try:
-            sample = self._read(address)
-            if sample.tensors is None:
-                return sample
-            with drawing_from(self.seed, address.epoch, address.position):
-                image = self.transform(sample.tensors["image"])
-            return sample._replace(tensors=sample.tensors | {"image": image})
+            return self._read(address)
         except Exception as error:  # of a transform, or of a source that has a mistake: nobody could tell the file
             name = printable(self.source.name(address.index))
             failure = SampleError(f"{name}: {type(error).__name__}: {error}\n{traceback.format_exc()}")
@@ -82,12 +78,18 @@ class _Samples(Dataset[_Sample]):
         damaged: dict[int, str] = {}
         for index in itertools.chain([address.index], others):
             try:
-                return _Sample(address, index, source.read(index), damaged)
+                return _Sample(address, index, self._transformed(address, index), damaged)
             except BadSample as error:
                 if lenient and isinstance(error, StorageFault):
                     return _Sample(address, index, None, {}, storage_error(source, index, error))
                 damaged[index] = reason_of(source, index, error)
         return _Sample(address, address.index, None, damaged)
+
+    def _transformed(self, address: Address, index: int) -> Batch:
+        """A sample's tensors, with the picture that the model is to see. Raises BadSample."""
+        sample = open_sample(self.source, index)
+        with drawing_from(self.seed, address.epoch, address.position):
+            return {**sample.rest, "image": self.transform(sample.image)}
 
     def collate(self, samples: list[_Sample]) -> Portion:
         """The samples of a fetch as one batch."""

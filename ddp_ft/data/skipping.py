@@ -15,6 +15,7 @@ from ddp_ft.contracts import Batch, LabelledSource, Source
 from ddp_ft.data.damage import read_all
 from ddp_ft.data.folder import shortened
 from ddp_ft.data.quarantine import Quarantine
+from ddp_ft.data.samples import Sample, open_sample, read_whole
 from ddp_ft.data.sampling import sampling_weights
 from ddp_ft.data.seeds import derive_seed
 from ddp_ft.data.split_record import TEST, TRAIN, VAL, Splits
@@ -49,12 +50,16 @@ class Lenient:
         """What the set calls the sample."""
         return self.source.name(index)
 
-    def read(self, index: int) -> Batch:
+    def open(self, index: int) -> Sample:
         """The sample, without its weight where `weights` was set to None."""
-        sample = self.source.read(index)
+        sample = open_sample(self.source, index)
         if self.weights is None:
-            sample.pop("weight", None)
+            sample.rest.pop("weight", None)
         return sample
+
+    def read(self, index: int) -> Batch:
+        """The same, decoded."""
+        return read_whole(self.open(index))
 
     def replacements(self, index: int) -> Iterator[int]:
         """What to read in the place of that sample, in this order."""
@@ -91,9 +96,13 @@ class Remaining:
         """What the set calls the sample."""
         return self.source.name(self.kept[index])
 
-    def read(self, index: int) -> Batch:
+    def open(self, index: int) -> Sample:
         """The sample. Raises BadSample if it was damaged only now."""
-        return self.source.read(self.kept[index])
+        return open_sample(self.source, self.kept[index])
+
+    def read(self, index: int) -> Batch:
+        """The same, decoded."""
+        return read_whole(self.open(index))
 
 
 def path_of(source: Source, index: int) -> str:

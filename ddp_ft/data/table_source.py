@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from ddp_ft.config import DataConfig
 from ddp_ft.contracts import Batch, Schema
-from ddp_ft.data.decode import decode
+from ddp_ft.data.decode import open_picture
 from ddp_ft.data.folder import shortened
+from ddp_ft.data.samples import Sample, read_whole
 from ddp_ft.data.split_record import ROLES
 from ddp_ft.data.table import Table, read_table
 from ddp_ft.data.table_targets import find_targets, known_targets, read_numbers
@@ -44,15 +45,16 @@ class TableSource:
         """The picture's path, with the table's folder before a relative one."""
         return os.path.join(self.root, self.paths[index])  # noqa: PTH118  (as in inspect)
 
-    def read(self, index: int) -> Batch:
-        """ "image" (uint8, 3 x H x W), "target", and "weight" (float32, a scalar) where there are any.
-
-        Raises BadSample.
-        """
-        sample = {"image": decode(self.name(index)), "target": torch.tensor(self.targets[index])}
+    def open(self, index: int) -> Sample:
+        """The picture, "target", and "weight" (float32, a scalar) where there are any. Raises BadSample."""
+        rest = {"target": torch.tensor(self.targets[index])}
         if self.weights is not None:
-            sample["weight"] = torch.tensor(self.weights[index])
-        return sample
+            rest["weight"] = torch.tensor(self.weights[index])
+        return Sample(open_picture(self.name(index)), rest)
+
+    def read(self, index: int) -> Batch:
+        """The same, with the picture as "image" (uint8, 3 x H x W). Raises BadSample."""
+        return read_whole(self.open(index))
 
 
 @dataclass

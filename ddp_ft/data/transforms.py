@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +12,11 @@ from torchvision.transforms.v2 import functional as F
 from ddp_ft.config import AugmentConfig
 from ddp_ft.contracts import Preprocess
 from ddp_ft.data.augment import distortions
+from ddp_ft.data.picture import Box, Image, Sized, cut, size_of
 from ddp_ft.errors import UserError, nearest
 
-Transform = Callable[[Tensor], Tensor]
+# A picture or a tensor of any size to a tensor of the model's.
+Transform = Callable[[Any], Tensor]
 
 # The names are timm's. Lanczos on tensors is new in torchvision 0.29; bicubic is as near as older ones come, and
 # the same on all. Nearest-exact is what Pillow's nearest does.
@@ -24,6 +27,7 @@ INTERPOLATIONS = {
     "lanczos": InterpolationMode.BICUBIC,
     "random": InterpolationMode.BICUBIC,
 }
+_NOTHING = torch.empty((), dtype=torch.uint8)
 CROP_MODES = ("center", "squash", "border")
 CROP_RATIO = (3 / 4, 4 / 3)  # aspect ratios of the random crop: Inception's, as in timm and torchvision
 
@@ -66,14 +70,12 @@ class _TrainTransform:
         self.size = list(preprocess.size)
         self.flip = augment.flip
 
-    def __call__(self, image: Tensor) -> Tensor:
-        box = self.crop.make_params([image])
-        top, left = box["top"], box["left"]
-        image = image[:, top : top + box["height"], left : left + box["width"]]
-        # Resizing is fastest on interleaved pixels without gaps, and what it gives is interleaved again.
-        image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-        image = F.resize_image(image, self.size, self.interpolation, antialias=True)
-        return F.horizontal_flip_image(image) if torch.rand(1) < self.flip else image
+    def __call__(self, image: Image) -> Tensor:
+        # Only the shape is looked at, and this has it without any pixels.
+        box = self.crop.make_params([_NOTHING.expand(3, *size_of(image))])
+        part = cut(image, Sized(Box(**box), *self.size))
+        resized: Tensor = F.resize_image(part, self.size, self.interpolation, antialias=True)
+        return F.horizontal_flip_image(resized) if torch.rand(1) < self.flip else resized
 
 
 class _Both:
@@ -83,7 +85,7 @@ class _Both:
         self.first = first
         self.second = second
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Image) -> Tensor:
         return self.second(self.first(image))
 
 
@@ -96,12 +98,13 @@ class _EvalTransform:
         height, width = preprocess.size
         self.scaled = (math.floor(height / preprocess.crop_pct), math.floor(width / preprocess.crop_pct))
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Image) -> Tensor:
+        box = Box(0, 0, *size_of(image))
         if self.mode == "center":
-            image = _without_far_ends(image, self.size)
-        new_size = self._resized(image.shape[-2], image.shape[-1])
-        image = F.resize_image(image, new_size, self.interpolation, antialias=True)
-        return _crop_or_pad(image, self.size, self.fill)
+            box = _without_far_ends(box, self.size)
+        new_size = self._resized(box.height, box.width)
+        part = cut(image, Sized(box, *new_size))
+        return _crop_or_pad(F.resize_image(part, new_size, self.interpolation, antialias=True), self.size, self.fill)
 
     def _resized(self, height: int, width: int) -> list[int]:
         target_height, target_width = self.scaled
@@ -116,15 +119,14 @@ class _EvalTransform:
         return [max(1, round(height / ratio)), max(1, round(width / ratio))]
 
 
-def _without_far_ends(image: Tensor, size: tuple[int, int]) -> Tensor:
+def _without_far_ends(box: Box, size: tuple[int, int]) -> Box:
     """The middle of a very long strip, much more of it than is seen in the end.
 
     Scaled by its short side, a picture of 5000 x 1 pixels would take a gigabyte.
     """
-    height, width = image.shape[-2:]
-    kept = 8 * min(height, width) * -(-max(size) // min(size))
-    top, left = max(0, (height - kept) // 2), max(0, (width - kept) // 2)
-    return image[..., top : height - top, left : width - left]
+    kept = 8 * min(box.height, box.width) * -(-max(size) // min(size))
+    top, left = max(0, (box.height - kept) // 2), max(0, (box.width - kept) // 2)
+    return Box(top, left, box.height - 2 * top, box.width - 2 * left)
 
 
 def _crop_or_pad(image: Tensor, size: tuple[int, int], fill: list[float]) -> Tensor:

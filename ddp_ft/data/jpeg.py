@@ -1,0 +1,97 @@
+"""JPEG files to pixels: by libjpeg-turbo itself where simplejpeg is installed, else by Pillow, to the same bits."""
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+try:
+    import simplejpeg
+except ImportError:  # a platform that it has no wheel for; decoding takes half as long again then
+    simplejpeg = None
+
+Pixels = NDArray[np.uint8]  # height x width x 3
+
+START = b"\xff\xd8\xff"
+_ORIENTATION = 0x0112  # the EXIF tag
+# By EXIF's numbers: what brings the stored pixels upright.
+_UPRIGHT = {
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.transpose(1, 0, 2),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: stored[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda stored: np.rot90(stored),
+}
+
+
+class Header(NamedTuple):
+    """What a JPEG says of itself: its size as it is stored, and the EXIF orientation."""
+
+    height: int
+    width: int
+    orientation: int
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether height and width change places when the picture is brought upright."""
+        return self.orientation >= 5
+
+
+def read_header(data: bytes) -> Header | None:
+    """None for what Pillow alone is to judge: CMYK, more pixels than it allows, or no JPEG after all."""
+    try:
+        height, width, is_plain = _size_by_pillow(data) if simplejpeg is None else _size_by_simplejpeg(data)
+        # Pillow looks for it in EXIF and in XMP, which takes longer than all else here.
+        has_orientation = b"Exif" in data or b"rientation" in data
+        orientation = _orientation(data) if has_orientation else 1
+    except Exception:  # Pillow's own way of decoding will meet it again, and name it
+        return None
+    is_small = Image.MAX_IMAGE_PIXELS is None or height * width <= Image.MAX_IMAGE_PIXELS
+    return Header(height, width, orientation) if is_plain and is_small else None
+
+
+def _size_by_simplejpeg(data: bytes) -> tuple[int, int, bool]:
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    return height, width, colours in ("YCbCr", "RGB", "Gray")
+
+
+def _size_by_pillow(data: bytes) -> tuple[int, int, bool]:
+    with _opened(data) as image:
+        return image.height, image.width, image.mode in ("RGB", "L")
+
+
+def _orientation(data: bytes) -> int:
+    with _opened(data) as image:
+        found = image.getexif().get(_ORIENTATION, 1)
+    return found if found in _UPRIGHT else 1
+
+
+def _opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=("JPEG", "MPO"))
+
+
+def decode_jpeg(data: bytes, header: Header, shrink: int) -> Pixels:
+    """The picture upright, with sides of 1/shrink of the stored ones, rounded up; shrink is 1, 2, 4 or 8.
+
+    Shrinking takes place in the frequency domain, where it saves work instead of costing some. Raises ValueError or
+    OSError for damaged data.
+    """
+    stored = _by_pillow(data, shrink) if simplejpeg is None else _by_simplejpeg(data, header, shrink)
+    turn = _UPRIGHT.get(header.orientation)
+    return stored if turn is None else turn(stored)
+
+
+def _by_simplejpeg(data: bytes, header: Header, shrink: int) -> Pixels:
+    height, width = -(-header.height // shrink), -(-header.width // shrink)
+    pixels: Pixels = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=shrink)
+    return pixels
+
+
+def _by_pillow(data: bytes, shrink: int) -> Pixels:
+    with _opened(data) as image:
+        image.draft(None, (image.width // shrink, image.height // shrink))
+        return np.array(image.convert("RGB"))
