@@ -10,43 +10,54 @@ from torch import Tensor, nn
 from ddp_ft.errors import UserError
 
 
-def decay_at(update: int, decay: float) -> float:
+def decay_at(update: Tensor, decay: float) -> Tensor:
     """The decay of an update, counted from 1: min(decay, (1 + update) / (10 + update)).
 
     The first weights, a new head's above all, are so forgotten early. As in TensorFlow's
     tf.train.ExponentialMovingAverage with num_updates.
     """
-    return min(decay, (1 + update) / (10 + update))
+    return ((1 + update) / (10 + update)).clamp(max=decay)
 
 
 class Ema:
     """Averages of a module's floating point parameters and buffers; integer buffers are copied.
 
-    `tensors` are the averages by their names in state_dict, on the module's device and in its dtypes; `count` is the
-    number of updates so far. Parameters are equal on all ranks, and so are their averages; batch norm's running
-    statistics are each rank's own, and so are theirs. Buffers that state_dict leaves out are not averaged.
+    `tensors` are the averages by their names in state_dict, on the module's device and in its dtypes. Parameters are
+    equal on all ranks, and so are their averages; batch norm's running statistics are each rank's own, and so are
+    theirs. Buffers that state_dict leaves out are not averaged.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.count = 0
         self.tensors: dict[str, Tensor] = {}
         self.reset(module)
 
     def reset(self, module: nn.Module) -> None:
         """Begin anew with the module's present weights."""
-        self.count = 0
         self.tensors = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        self._count = torch.zeros((), device=next(iter(self.tensors.values())).device)
+
+    @property
+    def count(self) -> int:
+        """The number of updates so far. Waits for the device."""
+        return int(self._count)
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Take in the module's weights, after an optimizer step. Does not wait for the device."""
-        self.count += 1
+    def update(self, module: nn.Module, is_bad: Tensor | None = None) -> None:
+        """Take in the module's weights, after an optimizer step; nothing changes if that `is_bad` (a bool, 0-dim).
+
+        Does not wait for the device.
+        """
+        counts_as = torch.ones_like(self._count) if is_bad is None else (~is_bad).to(self._count)
+        self._count += counts_as
+        share = counts_as * (1 - decay_at(self._count, self.decay))
         own = module.state_dict()
         means = {name: mean for name, mean in self.tensors.items() if mean.is_floating_point()}
         counts = {name: count for name, count in self.tensors.items() if name not in means}
-        share = 1 - decay_at(self.count, self.decay)
-        torch._foreach_lerp_(list(means.values()), [own[name] for name in means], share)
+        # No lerp: its fast kernel wants the share as a number, which would have to come from the device.
+        moves = torch._foreach_sub([own[name] for name in means], list(means.values()))
+        torch._foreach_mul_(moves, share)
+        torch._foreach_add_(list(means.values()), moves)
         if counts:  # torch refuses empty lists
             torch._foreach_copy_(list(counts.values()), [own[name] for name in counts])
 
@@ -76,7 +87,7 @@ class Ema:
             raise UserError(
                 f"The stored average is of another model: {', '.join(strangers[:3])} is in one of them only."
             )
-        self.count = int(state["count"])
+        self._count.fill_(state["count"])
         for name, tensor in self.tensors.items():
             tensor.copy_(stored[name])
 

@@ -129,7 +129,7 @@ class Learner:
         self.set_training()
         self.optimizer.zero_grad(set_to_none=True)
         _copy_all(self._statistics, self._backup)
-        sums = torch.tensor([0.0, 0.0, *flags], device=self.world.device)
+        sums = _sent([0.0, 0.0, *flags], self.world.device)
         for number, batch in enumerate(micro_batches, start=1):
             with self._synchronising(number == len(micro_batches)):
                 sums[:2] += self._backward(batch)
@@ -182,6 +182,11 @@ class Learner:
         torch._foreach_mul_(gradients, self.world.size / weight.clamp_min(1e-12))
         self.penalise()
         return self.clip(parameters)
+
+
+def _sent(values: list[float], device: torch.device) -> Tensor:
+    """A float32 vector on the device, which is not waited for."""
+    return torch.tensor(values, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def _copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:

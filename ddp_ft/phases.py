@@ -74,7 +74,8 @@ def _rounds(job: Job, source: LabelledSource) -> Iterator[Batch]:
 
 def _eval_loader(job: Job, source: LabelledSource) -> EvalLoader:
     transform = eval_transform(job.built.preprocess)
-    return EvalLoader(source, transform, EVAL_CHUNK, job.world.size, job.world.rank, job.plan.workers)
+    world, pin_memory = job.world, job.world.device.type == "cuda"
+    return EvalLoader(source, transform, EVAL_CHUNK, world.size, world.rank, job.plan.workers, pin_memory)
 
 
 def _sampler(job: Job, world: World, batch_size: int, seed: int, pairs: bool) -> GlobalOrderSampler:

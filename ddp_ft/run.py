@@ -208,8 +208,8 @@ def _loop(
             flags = job.agreement.flags(_clock_says_save(job, saved_at), job.writer.failures, has_damage(job))
             sums = learner.step(micro_batches, flags)
             job.score = None
-            if job.ema is not None and phase.name == TRAIN and not bool(sums.is_bad):
-                job.ema.update(job.built.module)
+            if job.ema is not None and phase.name == TRAIN:
+                job.ema.update(job.built.module, sums.is_bad)
             job.window.add(sums.loss, sums.weight, sums.is_bad)
             progress.step += 1
             console.advance(progress.step)

@@ -63,7 +63,8 @@ def _scorer(trained: Trained, world: World) -> Scorer:
 def _loader(source: Source, trained: Trained, world: World, launch: Launch) -> EvalLoader:
     workers = default_workers(world.device.type, launch.local_world_size)
     transform = eval_transform(trained.preprocess)
-    return EvalLoader(source, transform, EVAL_CHUNK, world.size, world.rank, workers)
+    pin_memory = world.device.type == "cuda"
+    return EvalLoader(source, transform, EVAL_CHUNK, world.size, world.rank, workers, pin_memory)
 
 
 def _run_of(model: Path) -> RunFolder:

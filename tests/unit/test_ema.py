@@ -22,26 +22,30 @@ def shake(module, seed):
     module.train()(torch.randn(4, 3, 16, 16))
 
 
+def decay(update, most):
+    return float(decay_at(torch.tensor(float(update)), most))
+
+
 def assert_same_bits(one, other):
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_decay_grows_to_what_is_asked():
-    assert decay_at(1, 0.999) == pytest.approx(2 / 11)
-    assert decay_at(10, 0.999) == pytest.approx(11 / 20)
-    assert decay_at(10, 0.5) == 0.5
-    assert decay_at(10**6, 0.999) == 0.999
+    assert decay(1, 0.999) == pytest.approx(2 / 11)
+    assert decay(10, 0.999) == pytest.approx(11 / 20)
+    assert decay(10, 0.5) == 0.5
+    assert decay(10**6, 0.999) == pytest.approx(0.999)
 
 
-@pytest.mark.parametrize("decay", [0.3, 0.9999])
-def test_it_is_the_average_computed_by_hand(decay):
+@pytest.mark.parametrize("most", [0.3, 0.9999])
+def test_it_is_the_average_computed_by_hand(most):
     module = nets.with_batch_norm()
-    ema, expected = Ema(module, decay), {n: t.double() for n, t in module.state_dict().items()}
+    ema, expected = Ema(module, most), {n: t.double() for n, t in module.state_dict().items()}
     for update in range(1, 8):
         shake(module, update)
         ema.update(module)
-        rate = min(decay, (1 + update) / (10 + update))
+        rate = min(most, (1 + update) / (10 + update))
         for name, tensor in module.state_dict().items():
             expected[name] = rate * expected[name] + (1 - rate) * tensor.double()
     assert ema.count == 7
@@ -78,7 +82,7 @@ def test_channels_last_and_tied_weights():
         module[1].weight.mul_(3)
     ema.update(module)
     torch.testing.assert_close(
-        ema.tensors["2.weight"], before["2.weight"] * (3 - 2 * decay_at(1, 0.5)), rtol=1e-5, atol=1e-6
+        ema.tensors["2.weight"], before["2.weight"] * (3 - 2 * decay(1, 0.5)), rtol=1e-5, atol=1e-6
     )
     with ema.swapped(module):
         assert torch.equal(module[1].weight, ema.tensors["1.weight"])
@@ -107,6 +111,21 @@ def test_its_state_stays_as_it_was_taken():
     shake(module, 1)
     ema.update(module)
     assert state["count"] == 0 and not torch.equal(state["tensors"]["0.weight"], ema.tensors["0.weight"])
+
+
+def test_a_bad_step_changes_nothing():
+    module = nets.with_batch_norm()
+    ema = Ema(module, 0.9)
+    before = snapshot(module)
+    shake(module, 1)
+    for name, tensor in module.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            tensor.zero_()  # as after a step that was undone
+    ema.update(module, torch.tensor(True))
+    assert ema.count == 0
+    assert_same_bits(ema.tensors, before)
+    ema.update(module, torch.tensor(False))
+    assert ema.count == 1 and not torch.equal(ema.tensors["0.weight"], before["0.weight"])
 
 
 def test_reset_begins_anew():
