@@ -87,7 +87,8 @@ def deal(pool: Pool, folds: int, seed: int) -> Ints:
 
 
 def _hash_order(seed: int, names: Sequence[str]) -> Ints:
-    return np.array(sorted(range(len(names)), key=lambda index: _hash(seed, names[index])), np.int64)
+    hashes = np.frombuffer(b"".join([_hash(seed, name) for name in names]), ">u8")
+    return np.argsort(hashes.astype(np.uint64), kind="stable")
 
 
 def _hash(seed: int, name: str) -> bytes:

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from ddp_ft.contracts import Batch
 from ddp_ft.data.decode import open_picture
-from ddp_ft.data.inspect import find_pictures, subfolders
+from ddp_ft.data.inspect import subfolders
+from ddp_ft.data.listing import list_classes
+from ddp_ft.data.paths import Paths
 from ddp_ft.data.samples import Sample, read_whole
 from ddp_ft.data.table import SUFFIXES
 from ddp_ft.errors import UserError
@@ -21,10 +23,10 @@ class FolderSource:
     `paths` are relative to `root`, with forward slashes; `targets` (int64, one a picture) number the classes.
     """
 
-    def __init__(self, root: Path, paths: Sequence[str], labels: NDArray[np.int64]) -> None:
+    def __init__(self, root: Path, paths: Paths | Sequence[str], labels: NDArray[np.int64]) -> None:
         assert len(paths) == len(labels)
         self.root = str(root)
-        self.paths = paths
+        self.paths = paths if isinstance(paths, Paths) else Paths.of(paths)
         self.targets = labels
         self.weights: NDArray[np.float32] | None = None
 
@@ -48,7 +50,7 @@ class FileSource:
     """Pictures without labels, named by the paths as they were given."""
 
     def __init__(self, paths: Sequence[Path | str]) -> None:
-        self.paths = [str(path) for path in paths]
+        self.paths = Paths.of([str(path) for path in paths])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -78,15 +80,14 @@ def open_folder(folder: Path, classes: Sequence[str]) -> FolderSource:
     if unknown:
         hint = f"The model's classes: {shortened(classes)}."
         raise UserError(f"{folder} has class folders that the model does not know: {shortened(unknown)}.", hint)
-    found = [find_pictures(folder / name, f"{name}/").paths for name in names]
-    paths = [path for part in found for path in part]
-    if not paths:
+    listing = list_classes(folder)
+    if not listing.paths:
         raise UserError(
             f"There are no pictures in class folders in {folder}.",
             f"Expected e.g. {folder}/{classes[0]}/1.jpg",
         )
-    labels = np.repeat([numbers[name] for name in names], [len(part) for part in found])
-    return FolderSource(folder, paths, labels.astype(np.int64))
+    labels = np.array([numbers[name] for name in listing.classes], np.int64)[listing.labels]
+    return FolderSource(folder, listing.paths, labels)
 
 
 def check_folder(folder: Path) -> None:

@@ -1,11 +1,8 @@
 """The splits of a folder: which of its folders play which role, and which classes they hold."""
 
-import hashlib
-import os
-from array import array
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,10 @@ from ddp_ft.config import DataConfig
 from ddp_ft.contracts import LABEL, Schema
 from ddp_ft.data.divide import Pool
 from ddp_ft.data.folder import FolderSource, check_folder, shortened
-from ddp_ft.data.inspect import find_pictures, is_picture, loose_files, subfolders, suffix_list
-from ddp_ft.data.split_record import ROLES, TEST, TRAIN, VAL, Splits, check_stored, make_record, record_notes, side_of
+from ddp_ft.data.index import Index, load_index, store_index
+from ddp_ft.data.inspect import is_picture, loose_files, subfolders, suffix_list
+from ddp_ft.data.listing import Listing, fingerprint, list_classes
+from ddp_ft.data.split_record import ROLES, TEST, TRAIN, VAL, Splits, divide_pool
 from ddp_ft.errors import UserError
 
 EXAMPLE = "Expected train/CLASS/*.jpg and val/CLASS/*.jpg, or one folder a class: CLASS/*.jpg"
@@ -25,39 +24,44 @@ EXAMPLE = "Expected train/CLASS/*.jpg and val/CLASS/*.jpg, or one folder a class
 _TABLE_KEYS = ("image", "target", "group", "weight", "split", "separator")
 
 
-@dataclass
-class _Part:
-    """The pictures of one folder of class folders; `labels` number `classes`, the names of those folders."""
-
-    folder: Path
-    classes: list[str]
-    paths: list[str] = field(default_factory=list)
-    sizes: "array[int]" = field(default_factory=lambda: array("q"))
-    labels: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    notes: list[str] = field(default_factory=list)
-
-
 def open_folder_splits(config: DataConfig, root: Path, seed: int, stored: Mapping[str, Any] | None) -> Splits:
     """`open_splits` for a folder. Raises UserError as it says, and for a key that only a table could follow."""
     check_folder(root)
     _check_keys(config, root)
     folders, notes = _layout(root)
-    parts = {role: _read_part(root, folder) for role, folder in folders.items()}
-    _check_classes(root, parts)
-    classes = tuple(parts[TRAIN].classes)
+    index = _open_index(root, folders)
+    parts, classes = index.parts, tuple(index.parts[TRAIN].classes)
     sources = {role: _source(root, part, classes) for role, part in parts.items()}
     train = sources[TRAIN]
     pool = Pool(train.paths, LABEL, train.targets)
-    if stored is not None:
-        check_stored(root, stored, pool.names, VAL in sources)
-    record = dict(make_record(config, seed, pool, root, VAL in sources) if stored is None else stored)
+    division = divide_pool(config, seed, pool, root, VAL in sources, stored, index.fingerprint)
+    record = division.record
     if not record["given"]:
-        sources |= {role: _subset(train, side_of(pool.names, record, role)) for role in (TRAIN, VAL)}
+        sources |= {TRAIN: _subset(train, division.train), VAL: _subset(train, division.val)}
     record["counts"] = {role: len(source) for role, source in sources.items()}
-    notes += [note for part in parts.values() for note in part.notes]
-    notes += record_notes(pool, record, classes)
+    notes += [note for part in parts.values() for note in _part_notes(part.folder, part.others)]
+    notes += division.notes(pool, classes)
     schema = Schema(LABEL, classes)
-    return Splits(sources[TRAIN], sources[VAL], sources.get(TEST), schema, _fingerprint(parts), record, tuple(notes))
+    return Splits(sources[TRAIN], sources[VAL], sources.get(TEST), schema, index.fingerprint, record, tuple(notes))
+
+
+def _open_index(root: Path, folders: Mapping[str, Path]) -> Index:
+    """What is in the folders, as it was stored or else as it is found now."""
+    stored = load_index(root, folders)
+    if stored is not None:
+        return stored
+    begun = time.time()
+    parts = {role: list_classes(folder, _prefix(root, folder)) for role, folder in folders.items()}
+    for part in parts.values():
+        _check_part(part)
+    _check_classes(root, parts)
+    index = Index(parts, fingerprint(parts, parts[TRAIN].classes))
+    store_index(root, folders, index, begun)
+    return index
+
+
+def _prefix(root: Path, folder: Path) -> str:
+    return "" if folder == root else f"{folder.name}/"
 
 
 def _check_keys(config: DataConfig, root: Path) -> None:
@@ -68,8 +72,8 @@ def _check_keys(config: DataConfig, root: Path) -> None:
         raise UserError(f"{', '.join(set_ones)}: this is for tables, and {root} is a folder.", hint)
 
 
-def _subset(source: FolderSource, chosen: Sequence[int]) -> FolderSource:
-    return FolderSource(Path(source.root), [source.paths[index] for index in chosen], source.targets[chosen])
+def _subset(source: FolderSource, chosen: NDArray[np.bool_]) -> FolderSource:
+    return FolderSource(Path(source.root), source.paths.where(chosen), source.targets[chosen])
 
 
 def _layout(root: Path) -> tuple[dict[str, Path], list[str]]:
@@ -108,27 +112,10 @@ def _check_lone_roles(root: Path, roles: Mapping[str, str]) -> None:
         raise UserError(f"{root} has {lone[0]}/ but no train/.", f"Move the training class folders into {root}/train.")
 
 
-def _read_part(root: Path, folder: Path) -> _Part:
-    part = _Part(folder, subfolders(folder))
-    prefix = "" if folder == root else f"{folder.name}/"
-    others: Counter[str] = Counter()
-    counts = []
-    for name in part.classes:
-        found = find_pictures(folder / name, f"{prefix}{name}/")
-        part.paths += found.paths
-        part.sizes += found.sizes
-        others += found.others
-        counts.append(len(found.paths))
-    part.labels = np.repeat(np.arange(len(counts)), counts).astype(np.int64)
-    _check_part(part, counts)
-    part.notes = list(_part_notes(folder, others))
-    return part
-
-
-def _check_part(part: _Part, counts: Sequence[int]) -> None:
+def _check_part(part: Listing) -> None:
     if not part.paths:
         raise UserError(f"There are no pictures in class folders in {part.folder}.", _empty_hint(part.folder))
-    empty = [name for name, count in zip(part.classes, counts, strict=True) if not count]
+    empty = [name for name, count in zip(part.classes, part.counts, strict=True) if not count]
     if empty:
         hint = f"Remove them, or put pictures in ({suffix_list()})."
         raise UserError(f"Class folders without pictures in {part.folder}: {shortened(empty)}.", hint)
@@ -150,7 +137,7 @@ def _part_notes(folder: Path, others: Counter[str]) -> Iterator[str]:
         yield f"{sum(others.values())} files in {folder} are no pictures and are ignored ({kinds})."
 
 
-def _check_classes(root: Path, parts: Mapping[str, _Part]) -> None:
+def _check_classes(root: Path, parts: Mapping[str, Listing]) -> None:
     classes = parts[TRAIN].classes
     if len(classes) < 2:
         inner = parts[TRAIN].folder / classes[0]
@@ -163,22 +150,7 @@ def _check_classes(root: Path, parts: Mapping[str, _Part]) -> None:
             raise UserError(f"{part.folder} has classes that training lacks: {shortened(unknown)}.", hint)
 
 
-def _source(root: Path, part: _Part, classes: Sequence[str]) -> FolderSource:
+def _source(root: Path, part: Listing, classes: Sequence[str]) -> FolderSource:
     numbers = {name: number for number, name in enumerate(classes)}
     translated = np.array([numbers[name] for name in part.classes], np.int64)[part.labels]
-    # Sorted by the whole path, which is not the order of the classes' names where one begins with another.
-    order = sorted(range(len(part.paths)), key=part.paths.__getitem__)
-    return FolderSource(root, [part.paths[k] for k in order], translated[order])
-
-
-def _fingerprint(parts: Mapping[str, _Part]) -> str:
-    numbers = {name: number for number, name in enumerate(parts[TRAIN].classes)}
-    rows = sorted(
-        (path, size, numbers[part.classes[label]])
-        for part in parts.values()
-        for path, size, label in zip(part.paths, part.sizes, part.labels.tolist(), strict=True)
-    )
-    digest = hashlib.blake2b(digest_size=16)
-    for path, size, label in rows:
-        digest.update(os.fsencode(f"{path}\0{size}\0{label}\n"))
-    return digest.hexdigest()
+    return FolderSource(root, part.paths, translated)

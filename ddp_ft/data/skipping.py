@@ -1,6 +1,5 @@
 """data.on_error = skip: another sample in the place of a damaged one, and evaluation without it."""
 
-import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -41,7 +40,7 @@ class Lenient:
         self.quarantine = quarantine
         self.targets: NDArray[Any] = source.targets
         self.weights: NDArray[np.float32] | None = source.weights
-        self._ends = None if weights is None else (torch.cumsum(weights, 0) / weights.sum()).tolist()
+        self._ends = None if weights is None else (torch.cumsum(weights, 0) / weights.sum()).numpy()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -71,7 +70,7 @@ class Lenient:
     def _draw(self, seed: int) -> int:
         if self._ends is None:
             return seed % len(self)
-        return bisect.bisect_right(self._ends, (seed >> 10) / 2**53)  # 63 bits to a float64 below 1
+        return int(np.searchsorted(self._ends, (seed >> 10) / 2**53, side="right"))  # 63 bits to a float64 below 1
 
     def report(self, damaged: Mapping[int, str]) -> None:
         """Tell the quarantine of samples, {index: reason}, that others have replaced."""
@@ -84,7 +83,7 @@ class Remaining:
 
     def __init__(self, source: LabelledSource, damaged: Mapping[int, str]) -> None:
         self.source = source
-        self.kept = [index for index in range(len(source)) if index not in damaged]
+        self.kept = np.delete(np.arange(len(source)), list(damaged))
         self.left_out = {path_of(source, index): reason for index, reason in damaged.items()}
         self.targets: NDArray[Any] = source.targets[self.kept]
         self.weights: NDArray[np.float32] | None = None if source.weights is None else source.weights[self.kept]
@@ -94,11 +93,11 @@ class Remaining:
 
     def name(self, index: int) -> str:
         """What the set calls the sample."""
-        return self.source.name(self.kept[index])
+        return self.source.name(int(self.kept[index]))
 
     def open(self, index: int) -> Sample:
         """The sample. Raises BadSample if it was damaged only now."""
-        return open_sample(self.source, self.kept[index])
+        return open_sample(self.source, int(self.kept[index]))
 
     def read(self, index: int) -> Batch:
         """The same, decoded."""

@@ -16,6 +16,7 @@ from ddp_ft.config import DataConfig
 from ddp_ft.contracts import Batch, Schema
 from ddp_ft.data.decode import open_picture
 from ddp_ft.data.folder import shortened
+from ddp_ft.data.paths import Paths
 from ddp_ft.data.samples import Sample, read_whole
 from ddp_ft.data.split_record import ROLES
 from ddp_ft.data.table import Table, read_table
@@ -34,7 +35,7 @@ class TableSource:
     ) -> None:
         assert len(paths) == len(targets) and (weights is None or len(weights) == len(paths))
         self.root = str(root)
-        self.paths = paths
+        self.paths = Paths.of(paths)
         self.targets = targets
         self.weights = weights
 

@@ -12,7 +12,7 @@ from ddp_ft.config import DataConfig
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS
 from ddp_ft.data.divide import Pool
 from ddp_ft.data.folder import shortened
-from ddp_ft.data.split_record import TEST, TRAIN, VAL, Splits, check_stored, make_record, record_notes, side_of
+from ddp_ft.data.split_record import TEST, TRAIN, VAL, Splits, divide_pool
 from ddp_ft.data.table_source import Rows, TableSource, read_rows
 from ddp_ft.errors import UserError
 
@@ -29,18 +29,18 @@ def open_table_splits(config: DataConfig, path: Path, seed: int, stored: Mapping
     pool = _pool(rows, groups, parts[TRAIN])
     given = VAL in parts
     _check_classes(rows, parts, path)
-    if stored is not None:
-        check_stored(path, stored, pool.names, given)
-    record = dict(make_record(config, seed, pool, path, given) if stored is None else stored)
-    notes = [*rows.notes, *_duplicate_notes(rows), *record_notes(pool, record, rows.schema.names)]
+    seen = fingerprint(rows)
+    division = divide_pool(config, seed, pool, path, given, stored, seen)
+    record = division.record
+    notes = [*rows.notes, *_duplicate_notes(rows), *division.notes(pool, rows.schema.names)]
     if not given:
         drawn = parts[TRAIN]
-        parts |= {role: drawn[side_of(pool.names, record, role)] for role in (TRAIN, VAL)}
+        parts |= {TRAIN: drawn[division.train], VAL: drawn[division.val]}
     sources = {role: rows.source(those) for role, those in parts.items()}
     _check_training(sources[TRAIN], rows, path)
     record["counts"] = {role: len(source) for role, source in sources.items()}
     test = sources.get(TEST)
-    return Splits(sources[TRAIN], sources[VAL], test, rows.schema, fingerprint(rows), record, tuple(notes))
+    return Splits(sources[TRAIN], sources[VAL], test, rows.schema, seen, record, tuple(notes))
 
 
 def _given_parts(rows: Rows, path: Path) -> dict[str, Any]:
