@@ -94,7 +94,7 @@ def _open_data(folder: RunFolder, config: RunConfig, data: Path | None, say: Say
     stored = folder.read_json("split.json")
     try:
         splits = open_splits(replace(config.data, path=path), config.seed, stored, config.task)
-        check_same_data(folder, splits.fingerprint)
+        check_same_data(folder, stored, splits.fingerprint)
     except UserError as error:
         if data is not None:
             raise

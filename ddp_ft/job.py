@@ -189,7 +189,7 @@ def compose(
 def _open_data(folder: RunFolder, config: RunConfig) -> Splits:
     stored = folder.read_json("split.json")
     splits = open_splits(config.data, config.seed, stored, config.task)
-    check_same_data(folder, splits.fingerprint)
+    check_same_data(folder, stored, splits.fingerprint)
     return splits
 
 
@@ -291,8 +291,9 @@ def _describe_run(job: Job) -> str:
     (folder.path / "summary.json").unlink(missing_ok=True)
     folder.write_config(job.config)
     folder.write_json("classes.json", list(job.splits.schema.names))
-    if folder.read_json("split.json") is None:
+    if not (folder.path / "split.json").exists():
         folder.write_json("split.json", {"fingerprint": job.splits.fingerprint, **job.splits.record})
+    job.splits = replace(job.splits, record={})  # it names every picture, and is needed no more
     folder.write_json("plan.json", job.plan.to_mapping())
     if job.splits.quarantine is not None:
         job.splits.quarantine.open(folder.path)

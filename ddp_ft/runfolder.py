@@ -79,9 +79,8 @@ def check_same_recipe(folder: RunFolder, config: RunConfig, extend: bool) -> Non
         raise UserError(f"{folder.path} holds a run of another length:\n{longer}", "Add --extend to lengthen it.")
 
 
-def check_same_data(folder: RunFolder, fingerprint: str) -> None:
-    """UserError if the folder's run was on other data: files, sizes or labels changed since."""
-    stored = folder.read_json("split.json")
+def check_same_data(folder: RunFolder, stored: Mapping[str, Any] | None, fingerprint: str) -> None:
+    """UserError if the folder's run, whose split.json is `stored`, was on other data: files, sizes or labels changed."""
     if stored is not None and stored["fingerprint"] != fingerprint:
         raise UserError(
             f"{folder.path} holds a run on other data: files, their sizes or their labels differ.",

@@ -31,7 +31,7 @@ WORTH_STORING = 50_000
 # Of the pictures, this many are asked for their sizes, which no folder's times tell.
 _SAMPLED = 10_000
 # A change within the same tick of a file system's clock leaves no trace; the coarsest (FAT) has ticks of 2 s.
-_SETTLED_SECONDS = 2.0
+SETTLED_SECONDS = 2.0
 _KEPT = 8  # files, the newest ones
 _ABANDONED_SECONDS = 3600.0
 
@@ -56,7 +56,7 @@ def load_index(root: Path, folders: Mapping[str, Path]) -> Index | None:
     if file is None:
         return None
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             index = _unpacked(arrays, folders)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):  # there is none, or it is damaged
         return None
@@ -72,7 +72,7 @@ def store_index(root: Path, folders: Mapping[str, Path], index: Index, begun: fl
     count = sum(len(part.paths) for part in index.parts.values())
     newest = max((max(stamp) for part in index.parts.values() for stamp in part.stamps.values()), default=0)
     file = _file_of(root, folders)
-    if file is None or count < WORTH_STORING or newest / 1e9 > begun - _SETTLED_SECONDS:
+    if file is None or count < WORTH_STORING or newest / 1e9 > begun - SETTLED_SECONDS:
         return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,8 @@ def _file_of(root: Path, folders: Mapping[str, Path]) -> Path | None:
     if given == "" or (given is None and not home):
         return None
     folder = Path(given) if given else Path(home) / "ddp_ft"
-    what = json.dumps([_FORMAT, str(root.absolute()), {role: str(folder) for role, folder in sorted(folders.items())}])
+    places = {role: str(each.absolute()) for role, each in sorted(folders.items())}
+    what = json.dumps([_FORMAT, str(root.absolute()), places])
     return folder / f"index-{hashlib.blake2b(os.fsencode(what), digest_size=12).hexdigest()}.npz"
 
 

@@ -39,6 +39,9 @@ class Paths(Sequence[str]):
         """The strings at which `chosen` is true."""
         return Paths(self.text[np.repeat(chosen, np.diff(self.starts))])
 
+    def __reduce__(self) -> tuple[type["Paths"], tuple[NDArray[np.uint8]]]:
+        return Paths, (self.text,)
+
     def __len__(self) -> int:
         return len(self.starts) - 1
 
