@@ -15,7 +15,7 @@ from ddp_ft.bad_batches import BadBatches
 from ddp_ft.checkpoint import load_checkpoint, restore_weights
 from ddp_ft.config import make_config, read_config_file
 from ddp_ft.contracts import LABEL, TRAIN, Batch, Task
-from ddp_ft.data import derive_seed
+from ddp_ft.data import derive_seed, seed_masks
 from ddp_ft.distributed import World, connect, pick_device
 from ddp_ft.engine import Learner, autocast
 from ddp_ft.environment import Launch
@@ -151,7 +151,7 @@ def _run_again(job: Job, step: int, cut: dict[str, Any], loss_scale: float) -> t
     with _watching(job.built.module, findings):
         for rank in range(cut["world_size"]):
             share = open_phase(replace(job, world=World(rank, cut["world_size"], 0, job.world.device)))
-            torch.manual_seed(derive_seed(job.config.seed, step, share.noise))
+            seed_masks(derive_seed(job.config.seed, step, share.noise), job.world.device)
             for batch in _micro_batches(share, step):
                 _look(learner, batch, findings, loss_scale)
     divisor = loss_scale * max(findings.weight, 1e-12)

@@ -17,7 +17,7 @@ from ddp_ft.bad_batches import BadBatch, BadBatches, describe_samples
 from ddp_ft.checkpoint import restore_weights
 from ddp_ft.config import LENGTH, RECIPE, RunConfig, make_config, to_flat
 from ddp_ft.contracts import PROBE, TRAIN, Batch, LoadReport
-from ddp_ft.data import derive_seed
+from ddp_ft.data import derive_seed, seed_masks
 from ddp_ft.distributed import World, connect, deterministic, pick_device
 from ddp_ft.environment import Launch
 from ddp_ft.errors import UserError
@@ -202,7 +202,7 @@ def _loop(
             enter_stage(job, progress.stage + 1)
         with watch.step(phase.sampler.batch_length(progress.step)):
             set_rates(learner.optimizer, phase.rate(progress.step, job.steps_of_phase) * plateau(job).factor)
-            torch.manual_seed(derive_seed(config.seed, progress.step, phase.noise))  # dropout and its like
+            seed_masks(derive_seed(config.seed, progress.step, phase.noise), job.world.device)
             with watch.waiting():
                 micro_batches = next(batches)
             flags = job.agreement.flags(_clock_says_save(job, saved_at), job.writer.failures, has_damage(job))

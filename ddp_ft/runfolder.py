@@ -80,7 +80,7 @@ def check_same_recipe(folder: RunFolder, config: RunConfig, extend: bool) -> Non
 
 
 def check_same_data(folder: RunFolder, stored: Mapping[str, Any] | None, fingerprint: str) -> None:
-    """UserError if the folder's run, whose split.json is `stored`, was on other data: files, sizes or labels changed."""
+    """UserError if the run, whose split.json is `stored`, was on other data: files, sizes or labels changed since."""
     if stored is not None and stored["fingerprint"] != fingerprint:
         raise UserError(
             f"{folder.path} holds a run on other data: files, their sizes or their labels differ.",

@@ -10,7 +10,7 @@ from ddp_ft.data.mixing import Mixing
 from ddp_ft.data.parts import open_part
 from ddp_ft.data.sampler import GlobalOrderSampler, even_share
 from ddp_ft.data.sampling import sampling_weights
-from ddp_ft.data.seeds import derive_seed
+from ddp_ft.data.seeds import derive_seed, seed_masks
 from ddp_ft.data.skipping import left_out
 from ddp_ft.data.splits import Splits, open_splits
 from ddp_ft.data.transforms import Transform, eval_transform, train_transform
@@ -38,5 +38,6 @@ __all__ = [
     "open_splits",
     "sampling_weights",
     "scan",
+    "seed_masks",
     "train_transform",
 ]

@@ -1,7 +1,7 @@
 """What was found in a large folder, stored, so that the next start reads a file instead of a million entries.
 
 The files lie in the user's cache folder: $DDP_FT_CACHE, or ddp_ft in $XDG_CACHE_HOME or ~/.cache; an empty
-DDP_FT_CACHE turns them off. They may be deleted at any time, and nothing depends on them but the time that a start takes.
+DDP_FT_CACHE turns them off. They may be deleted at any time: nothing depends on them but the time that a start takes.
 """
 
 import hashlib
@@ -47,10 +47,10 @@ class Index:
 def load_index(root: Path, folders: Mapping[str, Path]) -> Index | None:
     """What was stored of these folders of `root`, if it still holds; None if not.
 
-    It holds if no folder's entries were added, removed or renamed since, as its times say, and if 10,000 pictures, evenly
-    spread and others at each start, have the sizes they had. Not noticed is: another picture of the same size in the
-    same file; a single file that was written over in place, or that a link leads to, unless it is among those 10,000;
-    and all changes on a file system that does not keep the times of folders.
+    It holds if no folder's entries were added, removed or renamed since, as its times say, and if 10,000 pictures,
+    evenly spread and others at each start, have the sizes they had. Not noticed is: a single file that was written over
+    in place, or that a link leads to, unless it is among those 10,000; and what was added, removed or renamed on a file
+    system that does not keep the times of folders.
     """
     file = _file_of(root, folders)
     if file is None:
@@ -66,8 +66,8 @@ def load_index(root: Path, folders: Mapping[str, Path]) -> Index | None:
 def store_index(root: Path, folders: Mapping[str, Path], index: Index, begun: float) -> None:
     """Store what was read from `begun` on (seconds since 1970), if it is large and nobody was changing it.
 
-    A store that cannot be written is done without. The file comes complete or not at all, so that runs that start at the
-    same time may all write it.
+    A store that cannot be written is done without. The file comes complete or not at all, so that runs that start at
+    the same time may all write it.
     """
     count = sum(len(part.paths) for part in index.parts.values())
     newest = max((max(stamp) for part in index.parts.values() for stamp in part.stamps.values()), default=0)

@@ -156,6 +156,6 @@ def _ancestors(folder: Path) -> frozenset[Identity]:
 
 
 def _suffix(name: str) -> str:
-    """In lower case; empty if there is none. os.path.splitext took three times as long."""
+    """In lower case; empty if there is none. os.path.splitext takes three times as long."""
     place = name.rfind(".")
     return name[place:].lower() if place > 0 else ""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_ft.data.inspect import Found, Stamp, find_pictures, stamp_of, subfolders
+from ddp_ft.data.inspect import Stamp, find_pictures, stamp_of, subfolders
 from ddp_ft.data.paths import Paths
 
 # On a network file system a question takes a fraction of a millisecond, and as many as there are threads are asked at a
@@ -58,7 +58,7 @@ def list_classes(folder: Path, prefix: str = "") -> Listing:
     names = subfolders(folder)
     order = _by_path(names)
     with ThreadPoolExecutor(THREADS) as pool:
-        parts = list(pool.map(lambda label: _packed(find_pictures(folder / names[label], _of(prefix, names[label]))), order))
+        parts = list(pool.map(lambda label: _read_class(folder, prefix, names[label]), order))
     counts = [0] * len(names)
     others: Counter[str] = Counter()
     for label, part in zip(order, parts, strict=True):
@@ -69,12 +69,9 @@ def list_classes(folder: Path, prefix: str = "") -> Listing:
     return Listing(folder, names, counts, Paths.joined([part.paths for part in parts]), sizes, others, stamps)
 
 
-def _of(prefix: str, name: str) -> str:
-    return f"{prefix}{name}/"
-
-
-def _packed(found: Found) -> _Class:
-    """In arrays at once, so that strings of one class alone are held."""
+def _read_class(folder: Path, prefix: str, name: str) -> _Class:
+    """In arrays at once, so that strings of few classes alone are held."""
+    found = find_pictures(folder / name, f"{prefix}{name}/")
     return _Class(Paths.of(found.paths), np.array(found.sizes, np.int64), found.others, found.stamps)
 
 

@@ -25,7 +25,8 @@ class Paths(Sequence[str]):
     def of(strings: Iterable[str]) -> "Paths":
         """These strings. ValueError if one has a NUL inside."""
         known = strings if isinstance(strings, (list, tuple)) else list(strings)
-        made = Paths(np.frombuffer("".join([f"{each}\0" for each in known]).encode("utf-8", "surrogateescape"), np.uint8))
+        text = "".join([f"{each}\0" for each in known])
+        made = Paths(np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8))
         if len(made) != len(known):
             raise ValueError("a string with a NUL inside")
         return made

@@ -29,3 +29,14 @@ def drawing_from(*parts: int) -> Iterator[None]:
         yield
     finally:
         generator.set_state(before)
+
+
+def seed_masks(seed: int, device: torch.device) -> None:
+    """Seed what draws random masks (dropout and its like) on that device: the same numbers as after torch.manual_seed.
+
+    That seeds the generators of all kinds of devices, and where CUDA is not in use writes down the stack of calls each
+    time, which took over a millisecond.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)  # DataParallel uses several
