@@ -112,7 +112,7 @@ class Times:
             self.calls[part] += 1
             outer_cpu, outer_wall = self._inner[-1]
             self._inner[-1] = (outer_cpu + cpu, outer_wall + wall)
-            if not self.is_warm and self.calls[STEP] >= 2 * WARM_UP:
+            if not self.is_warm and self.calls.get(STEP, 0) >= 2 * WARM_UP:
                 self.is_warm = True
                 for kind in (self.cpu, self.wall, self.calls):
                     kind.clear()
