@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -97,6 +98,7 @@ class Torchrun:
     def __init__(self, world_size: int, args: list[str]) -> None:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
         self._log = Path(args[args.index("--run-dir") + 1]).with_suffix(".log")
+        self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as stream:
             self._process = subprocess.Popen(
                 [sys.executable, *launcher, "-m", "ddp_ft.train", *args],
@@ -115,7 +117,8 @@ class Torchrun:
         else:
             self._process.kill()
         for worker in workers:
-            os.kill(worker, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(worker, signal.SIGKILL)
 
     def end(self) -> str:
         """The end of the output, when the launcher has ended."""
