@@ -225,6 +225,11 @@ def _check_combinations(config: RunConfig, built: BuiltModel, task: Task) -> Non
             "optim.l2_sp pulls towards the pretrained weights, but --weights is none.",
             "Leave optim.l2_sp at 0; optim.weight_decay pulls towards 0.",
         )
+    _check_features(config, built, mixes)
+
+
+def _check_features(config: RunConfig, built: BuiltModel, mixes: bool) -> None:
+    """The same for what is trained on features."""
     cached, probed = config.freeze.cache_features, config.probe.epochs > 0
     if (cached or probed) and built.head_path is None:
         what = "freeze.cache_features" if cached else "probe.epochs"
@@ -237,6 +242,11 @@ def _check_combinations(config: RunConfig, built: BuiltModel, task: Task) -> Non
             "freeze.cache_features trains on features that never change: it needs --freeze backbone, "
             "no freeze.schedule, and neither mixup nor cutmix.",
             "Leave freeze.cache_features out, or use --recipe linear_probe.",
+        )
+    if config.freeze.views > 1 and not (cached or probed):
+        raise UserError(
+            f"freeze.views = {config.freeze.views} is of features, and this run computes none.",
+            "Add --recipe linear_probe or --set probe.epochs=20, or leave freeze.views at 1.",
         )
 
 

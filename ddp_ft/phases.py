@@ -22,7 +22,8 @@ from ddp_ft.data import (
 )
 from ddp_ft.distributed import World
 from ddp_ft.engine import Learner, Scorer, StepSums, replicate
-from ddp_ft.features import Extractor, FeatureSet, evaluate_head, feature_inputs, train_batches
+from ddp_ft.features import evaluate_head, feature_inputs, is_small, train_batches
+from ddp_ft.frozen import open_features
 from ddp_ft.gradients import Penalties, clip
 from ddp_ft.inference import EVAL_CHUNK
 from ddp_ft.interrupt import Decision
@@ -37,12 +38,16 @@ from ddp_ft.schedule import lr_factor
 STEPS_BETWEEN_AGREEMENTS = 20
 
 
-def open_phase(job: Job) -> Phase:
+def _quiet(text: str) -> None:
+    """For those who have nobody to tell."""
+
+
+def open_phase(job: Job, say: Callable[[str], None] = _quiet) -> Phase:
     """The phase that the job's progress is in, with the state of the checkpoint that it goes on from."""
     if job.progress.phase == PROBE:
-        phase = _open_probe(job)
+        phase = _open_probe(job, say)
     elif job.config.freeze.cache_features:
-        phase = _on_features(job, TRAIN, job.optimizer, job.config.train.batch_size, job.config.train.epochs)
+        phase = _on_features(job, TRAIN, job.optimizer, job.config.train.batch_size, job.config.train.epochs, say)
     else:
         phase = _on_pictures(job)
     job.phase = phase
@@ -162,7 +167,7 @@ def stage_at(job: Job, step: int) -> int:
     return max(number for number, stage in enumerate(job.stages) if stage.epoch <= epoch)
 
 
-def _open_probe(job: Job) -> Phase:
+def _open_probe(job: Job, say: Callable[[str], None]) -> Phase:
     probe = job.config.probe
     head = head_module(job.built.module, job.built.head_path or "")
     for parameter in head.parameters():
@@ -170,7 +175,7 @@ def _open_probe(job: Job) -> Phase:
     settings = OptimConfig(name="adamw", lr=probe.lr, weight_decay=probe.weight_decay)
     groups = [{"params": list(head.parameters()), "name": "head", "lr_scale": 1.0, "weight_decay": probe.weight_decay}]
     optimizer = make_optimizer(groups, settings)
-    return _on_features(job, PROBE, optimizer, probe.batch_size, probe.epochs)
+    return _on_features(job, PROBE, optimizer, probe.batch_size, probe.epochs, say)
 
 
 def close_probe(job: Job) -> None:
@@ -183,10 +188,12 @@ def close_probe(job: Job) -> None:
         job.ema.reset(job.built.module)
 
 
-def _on_features(job: Job, name: str, optimizer: torch.optim.Optimizer, batch_size: int, epochs: int) -> Phase:
+def _on_features(
+    job: Job, name: str, optimizer: torch.optim.Optimizer, batch_size: int, epochs: int, say: Callable[[str], None]
+) -> Phase:
     """A phase in which every rank trains the same head on the same features, and so none waits for another."""
     solo = World(0, 1, 0, job.world.device)
-    train, val = _features(job, _training_source(job)), _features(job, job.splits.val)
+    train, val = open_features(job, _training_source(job), say)
     seed = derive_seed(job.config.seed, *name.encode())
     sampler = _sampler(job, solo, batch_size, seed, pairs=False)
     total_steps = epochs * sampler.steps_per_epoch
@@ -206,7 +213,7 @@ def _on_features(job: Job, name: str, optimizer: torch.optim.Optimizer, batch_si
         total_steps if name == PROBE else job.plan.total_steps,
         (lambda step, total: probe_rate * lr_factor(step, total, "cosine")) if name == PROBE else _rate(job),
         0,
-        lambda start: train_batches(train, sampler, start, total_steps),
+        lambda start: train_batches(train, sampler, start, total_steps, is_small(head, batch_size)),
         measured,
         lambda sums, flags: _agree_at_times(job, sums, flags),
     )
@@ -219,12 +226,6 @@ def _agree_at_times(job: Job, sums: StepSums, flags: list[float]) -> Decision:
         flags = [0.0] * len(flags)
         return job.agreement.read(step, numbers, flags)
     return job.agreement.read(step, numbers, job.world.sum(torch.tensor(flags)).tolist())
-
-
-def _features(job: Job, source: LabelledSource) -> FeatureSet:
-    built = job.built
-    extractor = Extractor(built.module, built.head_path or "", job.task, job.prepare, job.world, job.plan.precision)
-    return extractor.extract(_rounds(job, source), source)
 
 
 def _head_parameters(job: Job) -> list[nn.Parameter]:

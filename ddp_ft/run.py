@@ -163,12 +163,11 @@ def _train_phases(job: Job, trackers: FanOut, console: Console, watch: Stopwatch
         console.say(f"Going on at step {progress.step} of phase {progress.phase}.")
     was_probing = progress.phase == PROBE
     if was_probing:
-        console.say(f"Probe: computing the features of {job.plan.train_samples + job.plan.val_samples} pictures.")
-        status = _train(job, open_phase(job), trackers, console, watch, allocation)
+        status = _train(job, open_phase(job, console.say), trackers, console, watch, allocation)
         if status == "stopped":
             return status
         close_probe(job)
-    phase = open_phase(job)
+    phase = open_phase(job, console.say)
     if was_probing:
         save(job, trackers.sync)  # the probe is not to be done again
     return _train(job, phase, trackers, console, watch, allocation)

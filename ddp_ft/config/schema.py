@@ -120,8 +120,13 @@ class FreezeConfig:
         None, "Gradual unfreezing: {epoch: what is frozen from then on}, such as {0: backbone, 2: none}."
     )
     cache_features: bool = key(
-        False, "Train the head on features computed once, without augmentation; needs freeze.parts = backbone."
+        False, "Train the head on features that are computed once; needs freeze.parts = backbone."
     )
+    views: int = key(
+        1, "Features of so many views of each training picture: as in evaluation, and views - 1 augmented ones.", low=1
+    )
+    cache_dir: Path | None = key(None, "Where features are kept; auto: in the run folder.", kind=MACHINE)
+    cache_gb: float = key(64.0, "Most GiB of features to compute and keep; 0: in memory alone.", kind=MACHINE, low=0)
 
 
 @dataclass(frozen=True)

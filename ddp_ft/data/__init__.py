@@ -10,8 +10,8 @@ from ddp_ft.data.mixing import Mixing
 from ddp_ft.data.parts import open_part
 from ddp_ft.data.sampler import GlobalOrderSampler, even_share
 from ddp_ft.data.sampling import sampling_weights
-from ddp_ft.data.seeds import derive_seed, seed_masks
-from ddp_ft.data.skipping import left_out
+from ddp_ft.data.seeds import derive_seed, drawing_from, seed_masks
+from ddp_ft.data.skipping import left_out, path_of
 from ddp_ft.data.splits import Splits, open_splits
 from ddp_ft.data.transforms import Transform, eval_transform, train_transform
 
@@ -29,6 +29,7 @@ __all__ = [
     "decode",
     "default_workers",
     "derive_seed",
+    "drawing_from",
     "eval_transform",
     "even_share",
     "left_out",
@@ -36,6 +37,7 @@ __all__ = [
     "open_folder",
     "open_part",
     "open_splits",
+    "path_of",
     "sampling_weights",
     "scan",
     "seed_masks",

@@ -78,6 +78,11 @@ class GlobalOrderSampler(DistributedSampler[int]):
         """The samples of that step, counted from the start of training, over all ranks."""
         return self._addresses(step, range(self.batch_length(step)))
 
+    def global_indices(self, step: int) -> Tensor:
+        """The same samples by their indices alone, int64."""
+        places = self._slice(step)
+        return self._order(step // self.steps_per_epoch)[places.start : places.stop]
+
     def share(self, step: int) -> list[Address]:
         """This rank's part of the step's samples; never empty.
 

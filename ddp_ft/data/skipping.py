@@ -106,6 +106,8 @@ class Remaining:
 
 def path_of(source: Source, index: int) -> str:
     """The path of a sample as split.json has it, which does not change when the data is moved; else its name."""
+    if isinstance(source, Lenient | Remaining):
+        return path_of(source.source, source.kept[index] if isinstance(source, Remaining) else index)
     paths: Sequence[str] | None = getattr(source, "paths", None)
     return source.name(index) if paths is None else paths[index]
 

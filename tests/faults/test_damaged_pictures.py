@@ -283,20 +283,31 @@ def test_a_killed_run_goes_on_with_the_same_stand_ins(torn, tmp_path):
     assert column(tmp_path / "cut", "loss") == column(tmp_path / "whole", "loss")
 
 
-def test_features_of_a_damaged_picture_are_those_of_its_stand_in():
-    """And so are its labels: a probe trains on them by their place."""
-    from ddp_ft.features import Extractor
+@pytest.mark.parametrize("threads", [1, 2])
+def test_features_of_a_damaged_picture_are_those_of_its_stand_in(tmp_path, threads):
+    """And so are its labels: a probe trains on them by their place. Its chunk is read again at each start, lest nobody
+    be told of the damage."""
+    from ddp_ft.feature_cache import ChunkStore
+    from ddp_ft.features import Extractor, labelled
     from ddp_ft.tasks.single_label import SingleLabel
 
-    source, task = lenient(), SingleLabel(("a", "b", "c"))
-    extractor = Extractor(
-        nets.plain(), "6", task, lambda batch: {**batch, "image": batch["image"] / 255}, ALONE, "fp32"
-    )
-    found = extractor.extract(EvalLoader(source, lambda image: image.repeat(1, 4, 4), 8), source)
-    for index in range(20):
-        seen = next(k for k in source.replacements(index) if k not in (2, 11)) if index in (2, 11) else index
-        assert torch.equal(found.features[index], found.features[seen])
-        assert found.targets[index] == source.targets[seen] and found.weights[index] == 1
+    task = SingleLabel(("a", "b", "c"))
+    for known in (0, 2):
+        source, store = lenient(), ChunkStore(tmp_path, 20, chunk=5)
+        assert store.known == known
+        extractor = Extractor(
+            nets.plain(), "6", task, lambda batch: {**batch, "image": batch["image"] / 255}, ALONE, "fp32",
+            chunk=5, threads=threads, workers=1, in_rounds=lambda items, _: iter(items),
+        )  # fmt: skip
+        torch.manual_seed(0)
+        extractor.module.load_state_dict(nets.plain().state_dict())
+        found = extractor.extract(source, lambda image: image.repeat(1, 4, 4), store, common=True)
+        features = labelled([found], source, ALONE.device, on_device=2**30)
+        assert source.quarantine.has_news
+        for index in range(20):
+            seen = next(k for k in source.replacements(index) if k not in (2, 11)) if index in (2, 11) else index
+            assert torch.equal(features.views[0][index], features.views[0][seen])
+            assert features.targets[index] == source.targets[seen] and features.weights[index] == 1
 
 
 def test_evaluate_leaves_out_what_its_run_would(torn, tmp_path):
