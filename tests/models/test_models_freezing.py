@@ -409,3 +409,27 @@ def test_ddp_on_a_partly_frozen_model() -> None:
             assert _changed(middle, end) == HEAD | convolutions
             for name, value in end.items():
                 torch.testing.assert_close(value, alone[2][name], rtol=1e-4, atol=1e-6)
+
+
+def _step_with_a_prefix(world, frozen):
+    """Bytes that DDP reduces, whether the first three outputs ask for a gradient, and shapes that autograd keeps."""
+    module, kept, asking = nets.plain(), [], []
+    freeze_parameters(module, frozenset(frozen))
+    replica = replicate(module, world, distributed=True)
+    for layer in module[:3]:
+        layer.register_forward_hook(lambda _, __, outputs: asking.append(outputs.requires_grad))
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tuple(tensor.shape)) or tensor, lambda t: t
+    ):
+        replica(torch.randn(5, 3, 16, 16)).sum().backward()
+    return replica._get_ddp_logging_data()["total_parameter_size_bytes"], asking, kept
+
+
+def test_a_frozen_prefix_has_neither_a_graph_nor_a_place_in_the_buckets() -> None:
+    sizes = {name: 4 * parameter.numel() for name, parameter in nets.plain().named_parameters()}
+    pictures, inside = (5, 3, 16, 16), (5, 8, 7, 7)
+    for frozen, keeps_pictures in ((set(), True), ({"0.weight", "0.bias"}, False)):
+        for size, asking, kept in run_ranks(2, _step_with_a_prefix, frozen):
+            assert size == sum(bytes_ for name, bytes_ in sizes.items() if name not in frozen)
+            assert asking == [keeps_pictures, keeps_pictures, True]
+            assert (pictures in kept) == keeps_pictures and inside in kept

@@ -1,6 +1,8 @@
 """A net that counts the pictures its backbone sees in evaluation mode, also in processes that it is forked into."""
 
 import os
+import resource
+import signal
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -12,16 +14,16 @@ COUNTS, LIMIT = "DDP_FT_TEST_COUNTS", "DDP_FT_TEST_LIMIT"
 
 
 class _Counts(nn.Module):
-    """Notes each forward pass by a byte a picture; kills its process before the picture beyond $DDP_FT_TEST_LIMIT."""
+    """Notes each forward pass by a byte a picture; kills its process before more than
+    $DDP_FT_TEST_LIMIT of them were seen."""
 
     def forward(self, pictures: Tensor) -> Tensor:
         folder = os.environ.get(COUNTS)
         if folder and not self.training and not pictures.is_meta and pictures.any():  # black ones are trials of the net
-            file = Path(folder) / str(os.getpid())
-            seen = file.stat().st_size if file.exists() else 0
-            if seen + len(pictures) > int(os.environ.get(LIMIT, "1000000")):
-                os.kill(os.getpid(), 9)
-            with file.open("ab") as stream:
+            with (Path(folder) / str(os.getpid())).open("ab") as stream:
+                seen = sum(file.stat().st_size for file in Path(folder).iterdir())
+                if seen + len(pictures) > int(os.environ.get(LIMIT, "1000000")):
+                    os.kill(os.getpid(), signal.SIGKILL)
                 stream.write(b"." * len(pictures))
         return pictures
 
@@ -38,3 +40,31 @@ def pictures_seen(folder: Path) -> int:
     for file in files:
         file.unlink()
     return total
+
+
+class _Squeezes(nn.Module):
+    """From its first pictures on no file of the process can grow beyond one chunk of features."""
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        if not self.training and not pictures.is_meta and pictures.any():
+            _limit_files(4096)
+        return pictures
+
+
+class _Loosens(nn.Linear):
+    def forward(self, features: Tensor) -> Tensor:
+        if self.training:
+            _limit_files(resource.RLIM_INFINITY)
+        return super().forward(features)
+
+
+def _limit_files(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def on_a_full_disk(num_classes: int = 3) -> nn.Module:
+    """The same weights, on a disk that is full while features are computed."""
+    layers = nets.plain(num_classes)
+    assert isinstance(layers, nn.Sequential)
+    layers[6] = _Loosens(16, num_classes)
+    return nn.Sequential(_Squeezes(), layers)

@@ -70,7 +70,9 @@ def test_a_shortened_file_is_noticed(tmp_path, length):
     assert held(tmp_path) == list(range(length // 32))
 
 
-@pytest.mark.parametrize("line", ["", "{", "7", "[]", '{"chunk": 9, "shape": [2], "crc": 1}', '{"chunk": 1, "shape": 2}'])
+@pytest.mark.parametrize(
+    "line", ["", "{", "7", "[]", '{"chunk": 9, "shape": [2], "crc": 1}', '{"chunk": 1, "shape": 2}']
+)
 def test_damaged_lines_say_nothing(tmp_path, line):
     store_in(tmp_path, (0, 2))
     (tmp_path / "done-other.jsonl").write_text(line + "\n")
