@@ -80,7 +80,8 @@ def test_a_probe_that_is_done_is_not_done_again(shapes, tmp_path, start, capsys)
 def test_a_run_that_ended_early_can_be_lengthened(shapes, tmp_path):
     """What --max-minutes and early stopping had decided holds for the length that it was decided for."""
     train_here(shapes, tmp_path / "m", "--max-minutes", 1e-3, epochs=8)
-    assert (before := read(tmp_path / "m", "summary.json")["step"]) < 32
+    before = read(tmp_path / "m", "summary.json")["step"]
+    assert before < 32
     train_here(shapes, tmp_path / "m", "--extend", "--max-minutes", 9, epochs=9)
     assert before < read(tmp_path / "m", "summary.json")["step"] == 36
     patient = ["--patience", 1, "--lr", 1e-12]
