@@ -1,0 +1,229 @@
+"""Where the time of ddp_ft goes, stage by stage: `python -m benchmarks.stages WORKLOAD.json OUTCOME.json`.
+
+The parts are those that `ddp_ft.train` composes, called one after the other with the device waited for in between, so
+their sum is what a step would take if nothing overlapped. Each figure is the median of its repetitions, on rank 0;
+under torchrun all ranks do the same at the same time.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.contenders import our_settings, write_on_main
+from benchmarks.workload import Workload
+from ddp_ft.contracts import Batch
+from ddp_ft.data import TrainLoader, train_transform
+from ddp_ft.distributed import World, connect, pick_device
+from ddp_ft.engine import autocast
+from ddp_ft.environment import read_launch
+from ddp_ft.job import Job, Phase, Request, compose
+from ddp_ft.phases import open_phase
+from ddp_ft.saving import copied
+from ddp_ft.trackers import make_console, make_trackers
+
+REPEATS = 15
+WARM_UPS = 3
+SAMPLES = 64  # pictures to decode and transform
+FLAGS = [0.0, 0.0, 0.0, 0.0]  # of ddp_ft.interrupt.Agreement.flags: nothing is asked for
+
+Stage = dict[str, float | str]
+Stages = dict[str, Stage]
+
+
+def measure(workload: Workload) -> Stages:
+    """All stages, in the order of a picture's way. On every process; the figures are its own."""
+    launch = read_launch()
+    device = pick_device(workload.device, launch)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        world = stack.enter_context(connect(launch, device, 10))
+        # The folder is each process's own here: nothing is written into it but rank 0's log.
+        job, _ = compose_job(workload, folder, world, launch)
+        phase = open_phase(job)
+        watch = _Watch(workload)
+        return {**_loading(job, phase, workload, watch), **_step(job, phase, watch), **_around(job, phase, watch)}
+
+
+def compose_job(workload: Workload, folder: Path, world: World, launch: Any) -> Any:
+    """As `ddp_ft.train` does for this workload."""
+    from ddp_ft.config import make_config
+
+    settings = our_settings(workload)
+    settings["data.path"] = Path(workload.data)
+    return compose(make_config(settings), Request(folder, (settings,)), world, launch)
+
+
+class _Watch:
+    """Takes medians of milliseconds."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
+
+    def take(self, work: Callable[[], Any], repeats: int = REPEATS, prepare: Callable[[], Any] | None = None) -> float:
+        """Of `work`; `prepare` is run before each, and not counted."""
+        found = []
+        for _ in range(WARM_UPS + repeats):
+            if prepare is not None:
+                prepare()
+            self._wait()
+            began = time.perf_counter()
+            work()
+            self._wait()
+            found.append(1000 * (time.perf_counter() - began))
+        return median(found[WARM_UPS:])
+
+    def _wait(self) -> None:
+        if self.workload.device == "cuda":
+            torch.cuda.synchronize()
+
+    def per_image(self, total: float, images: int, about: str) -> Stage:
+        """A stage of the loader, from the milliseconds of some images."""
+        each = total / images
+        return {"ms": each, "unit": "image", "per_step": each * self.workload.batch, "about": about}
+
+    @staticmethod
+    def per_step(ms: float, about: str) -> Stage:
+        """A stage of the step."""
+        return {"ms": ms, "unit": "step", "per_step": ms, "about": about}
+
+
+def _loading(job: Job, phase: Phase, workload: Workload, watch: _Watch) -> Stages:
+    source, transform = job.splits.train, train_transform(job.built.preprocess, job.config.augment)
+    count = min(SAMPLES, len(source))
+    pictures = [source.read(index)["image"] for index in range(count)]
+    decode = watch.take(lambda: [source.read(index) for index in range(count)], 3)
+    turn = watch.take(lambda: [transform(picture) for picture in pictures], 3)
+    alone = _loader(job, phase, 0)
+    fetch = watch.take(lambda: next(alone), 5)
+    rest = max(0.0, fetch / workload.batch - (decode + turn) / count)
+    stages = {
+        "decode": watch.per_image(decode, count, "reading and decoding a file, one thread"),
+        "transform": watch.per_image(turn, count, "crop, resize, flip, one thread"),
+        "collate": watch.per_image(rest, 1, "what the loader takes besides, one thread"),
+    }
+    alone.close()
+    if workload.workers:
+        spaced = _loader(job, phase, workload.workers)
+        together = _pace(spaced, workload)
+        stages["loader"] = watch.per_image(
+            together, workload.batch, f"all of it in {workload.workers} worker(s), nothing else running"
+        )
+    return stages
+
+
+def _loader(job: Job, phase: Phase, workers: int) -> Any:
+    transform = train_transform(job.built.preprocess, job.config.augment)
+    steps = 10_000  # as long as anybody asks
+    return iter(TrainLoader(job.splits.train, transform, phase.sampler, None, workers, 0, steps))
+
+
+def _pace(batches: Any, workload: Workload) -> float:
+    """Milliseconds a batch once the workers' queues are empty, as they are filled while nobody looks."""
+    ahead = 2 * workload.workers + 2
+    steps = max(10, 2 * ahead)
+    for _ in range(ahead):
+        next(batches)
+    began = time.perf_counter()
+    for _ in range(steps):
+        next(batches)
+    spent = 1000 * (time.perf_counter() - began) / steps
+    batches.close()
+    return spent
+
+
+def _step(job: Job, phase: Phase, watch: _Watch) -> Stages:
+    learner, device = phase.learner, job.world.device
+    batches = _loader(job, phase, 0)
+    [loaded] = next(batches)
+    batches.close()
+    if device.type == "cuda":
+        loaded = {name: tensor.pin_memory() for name, tensor in loaded.items()}
+    ready = job.prepare(loaded)
+    passes = _Passes(job, phase, ready)
+    prepare = watch.take(lambda: job.prepare(loaded))
+    forward = watch.take(passes.forward)
+    both = watch.take(passes.forward_and_backward, prepare=passes.clear)
+    stages = {
+        "transfer and normalise": watch.per_step(prepare, "a batch of uint8 to the device, float32"),
+        "forward": watch.per_step(forward, "with the loss"),
+        "backward": watch.per_step(both - forward, "this process's own"),
+    }
+    reduced = both
+    if isinstance(learner.replica, DistributedDataParallel):
+        reduced = watch.take(passes.reduced, prepare=passes.clear)
+        stages["all-reduce"] = watch.per_step(reduced - both, "what reducing adds to forward and backward")
+    optimizer = watch.take(learner.optimizer.step)
+    whole = watch.take(lambda: learner.step([loaded], FLAGS))
+    rest = whole - prepare - reduced - optimizer
+    stages["optimizer"] = watch.per_step(optimizer, type(learner.optimizer).__name__)
+    stages["rest of the step"] = watch.per_step(rest, "clipping, sums over ranks, batch norm's copies")
+    stages["whole step"] = watch.per_step(whole, "Learner.step, without the loader")
+    return stages
+
+
+class _Passes:
+    """A forward and backward pass as the Learner does them, with and without the reduction."""
+
+    def __init__(self, job: Job, phase: Phase, batch: Batch) -> None:
+        self.job, self.learner, self.batch = job, phase.learner, batch
+        self.learner.set_training()
+
+    def clear(self) -> None:
+        self.learner.optimizer.zero_grad(set_to_none=True)
+
+    def forward(self) -> torch.Tensor:
+        with autocast(self.job.world.device, self.job.plan.precision):
+            outputs = self.learner.replica(self.learner.inputs(self.batch))
+        loss, _ = self.job.task.loss(outputs, self.batch)
+        return loss
+
+    def reduced(self) -> None:
+        torch.autograd.backward(self.forward())
+
+    def forward_and_backward(self) -> None:
+        replica = self.learner.replica
+        if isinstance(replica, DistributedDataParallel):
+            with replica.no_sync():
+                self.reduced()
+        else:
+            self.reduced()
+
+
+def _around(job: Job, phase: Phase, watch: _Watch) -> Stages:
+    every = job.config.log.every_steps
+    batch = next(_micro_batches(job, phase))
+    sums = phase.learner.step(batch, FLAGS)
+    agree = watch.take(lambda: phase.agree(sums, FLAGS))
+    job.folder.path.mkdir(parents=True, exist_ok=True)
+    trackers = make_trackers(job.folder.path, job.world.is_main, make_console(False), 0, {})
+    row = {"loss": 1.0, "grad_norm": 1.0, "lr/body": 1e-3, "images_per_second": 1.0, "data_wait_share": 0.1}
+    logging = watch.take(lambda: trackers.log("train", 1, 0.1, row))
+    trackers.close()
+    module, optimizer = job.built.module, phase.learner.optimizer
+    copy = watch.take(lambda: (copied(module.state_dict()), copied(optimizer.state_dict())), 5)
+    return {
+        "agreement": watch.per_step(agree, "reading what ranks want, and the loss"),
+        "logging": {"ms": logging, "unit": "row", "per_step": logging / every, "about": f"a row every {every} steps"},
+        "checkpoint copy": {"ms": copy, "unit": "save", "about": "weights and optimizer to the CPU; writing is behind"},
+    }
+
+
+def _micro_batches(job: Job, phase: Phase) -> Iterator[list[Batch]]:
+    batches = _loader(job, phase, 0)
+    try:
+        yield next(batches)
+    finally:
+        batches.close()
+
+
+if __name__ == "__main__":
+    _given, _found = sys.argv[1:]
+    write_on_main(measure(Workload.read(Path(_given))), _found)
