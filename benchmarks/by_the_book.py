@@ -35,7 +35,9 @@ def crop_and_flip(workload: Workload, preprocess: Preprocess, best: bool) -> lis
 
 def picture_folder(workload: Workload, preprocess: Preprocess, best: bool = False) -> "Dataset[tuple[Tensor, int]]":
     """torchvision's ImageFolder of train/; normalised float32 3 x H x W, or uint8 if `best`."""
-    last = [v2.PILToTensor()] if best else [transforms.ToTensor(), transforms.Normalize(preprocess.mean, preprocess.std)]
+    last = (
+        [v2.PILToTensor()] if best else [transforms.ToTensor(), transforms.Normalize(preprocess.mean, preprocess.std)]
+    )
     compose: Any = v2.Compose if best else transforms.Compose
     steps = [*crop_and_flip(workload, preprocess, best), *last]
     return datasets.ImageFolder(str(Path(workload.data, "train")), compose(steps))

@@ -32,7 +32,9 @@ def with_lightning(workload: Workload, best: bool = False) -> Outcome:
         def training_step(self, batch: Any, _index: int) -> Tensor:
             images, labels = batch
             inputs = images.to(memory_format=self.format)
-            loss = F.cross_entropy(self.module(self.normalise(inputs)), labels, label_smoothing=workload.label_smoothing)
+            loss = F.cross_entropy(
+                self.module(self.normalise(inputs)), labels, label_smoothing=workload.label_smoothing
+            )
             if not best:
                 self.log("train_loss", loss, prog_bar=True)
             return loss

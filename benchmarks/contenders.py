@@ -143,7 +143,9 @@ def _measure_ours(workload: Workload, folder: Path, timeout: float) -> Outcome:
     summary, plan = (json.loads((run_dir / f"{name}.json").read_text(encoding="utf-8")) for name in ("summary", "plan"))
     if summary["status"] != "done" or summary["step"] != workload.steps:
         raise MeasurementFailed(f"{summary['status']} after {summary['step']} of {workload.steps} steps")
-    notes = f"channels_last={plan['channels_last']}, waited for data {100 * summary['data_wait_share']:.1f} % of the time"
+    notes = (
+        f"channels_last={plan['channels_last']}, waited for data {100 * summary['data_wait_share']:.1f} % of the time"
+    )
     return Outcome(summary["images_per_second"], summary["step"] - WARM_UP_STEPS, notes)
 
 

@@ -38,7 +38,7 @@ Stage = dict[str, float | str]
 Stages = dict[str, Stage]
 
 
-def measure(workload: Workload) -> Stages:
+def measure(workload: Workload, repeats: int = REPEATS) -> Stages:
     """All stages, in the order of a picture's way. On every process; the figures are its own."""
     launch = read_launch()
     device = pick_device(workload.device, launch)
@@ -48,7 +48,7 @@ def measure(workload: Workload) -> Stages:
         # The folder is each process's own here: nothing is written into it but rank 0's log.
         job, _ = compose_job(workload, folder, world, launch)
         phase = open_phase(job)
-        watch = _Watch(workload)
+        watch = _Watch(workload, repeats)
         return {**_loading(job, phase, workload, watch), **_step(job, phase, watch), **_around(job, phase, watch)}
 
 
@@ -64,13 +64,14 @@ def compose_job(workload: Workload, folder: Path, world: World, launch: Any) -> 
 class _Watch:
     """Takes medians of milliseconds."""
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(self, workload: Workload, repeats: int) -> None:
         self.workload = workload
+        self.repeats = repeats
 
-    def take(self, work: Callable[[], Any], repeats: int = REPEATS, prepare: Callable[[], Any] | None = None) -> float:
-        """Of `work`; `prepare` is run before each, and not counted."""
+    def take(self, work: Callable[[], Any], most: int = REPEATS, prepare: Callable[[], Any] | None = None) -> float:
+        """Of `work`, repeated `most` times or less; `prepare` is run before each, and not counted."""
         found = []
-        for _ in range(WARM_UPS + repeats):
+        for _ in range(WARM_UPS + min(most, self.repeats)):
             if prepare is not None:
                 prepare()
             self._wait()

@@ -15,7 +15,8 @@ from typing import Any
 import click
 
 from benchmarks.contenders import CONTENDERS, LIMIT, LIMIT_DDP, OURS, Contender, MeasurementFailed, measure_in
-from benchmarks.jpegs import PictureSet, describe as describe_pictures, write_jpegs
+from benchmarks.jpegs import PictureSet, write_jpegs
+from benchmarks.jpegs import describe as describe_pictures
 from benchmarks.race import Limits, Record, race
 from benchmarks.speed_table import describe, speed_table, stage_table
 from benchmarks.workload import WARM_UP_STEPS, Workload
@@ -65,7 +66,9 @@ SMOKE = Options(
 @click.option("--minutes", type=float, help="Begin no measurement that would end later than this.")
 @click.option("--stages/--no-stages", default=True, show_default=True, help="Also take ddp_ft's stages one by one.")
 @click.option("--smoke", is_flag=True, help="Tiny settings and few contenders, to see that everything runs.")
-@click.option("--output", type=click.Path(path_type=Path), help="Without its ending.  [default: .cache/throughput/TIME]")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Without its ending.  [default: .cache/throughput/TIME]"
+)
 def throughput(
     processes: str, contenders: str, model: str, image_size: int, batch: int, precision: str, device: str,
     workers: int | None, pictures: int, copies: int, epochs: int, rounds: int, minutes: float | None, stages: bool,

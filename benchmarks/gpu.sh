@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Usage: benchmarks/gpu.sh [--device cpu] [--smoke] [--minutes M]
+#
+# Everything that is worth measuring on a machine with a GPU, in one call of under M minutes (9): for three models at
+# 224 px in bf16 the limit, ddp_ft.train from JPEG files, plain PyTorch and what other tools are installed, each stage,
+# and the tests that need a GPU. No network. Tables and JSON go to $OUT, or to .cache/gpu.
+# PYTHON names the interpreter (python3).
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PYTHON=${PYTHON:-python3}
+OUT=${OUT:-.cache/gpu}
+device=cuda minutes=9 smoke=()
+while (($#)); do
+  case $1 in
+    --device) device=$2; shift ;;
+    --minutes) minutes=$2; shift ;;
+    --smoke) smoke=(--smoke) ;;
+    -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) echo "Unknown option $1; see --help." >&2; exit 2 ;;
+  esac
+  shift
+done
+mkdir -p "$OUT"
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+end=$((SECONDS + minutes * 60 - 10))
+left() { echo $((end - SECONDS)); }
+
+# measure MODEL CONTENDERS SECONDS...: at most so many seconds, and no more than there are
+measure() {
+  local model=$1 contenders=$2 seconds=$3
+  (("$(left)" < seconds)) && seconds=$(left)
+  if ((seconds < 30)); then echo "== $model: no time left"; return; fi
+  echo "== $model, at most $seconds s"
+  # A measurement that hangs must not take the others' time.
+  timeout --kill-after=20 $((seconds + 20)) "$PYTHON" -m benchmarks.throughput --model "$model" --device "$device" \
+    --contenders "$contenders" --processes 1 --image-size 224 --precision auto --batch 128 --pictures 1280 \
+    --copies 16 --rounds 2 --minutes "$(awk "BEGIN {print $seconds / 60}")" --output "$OUT/$model" "${smoke[@]}"
+}
+
+{
+  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null || echo 'no nvidia-smi'
+  few=limit,ours,torch_best,torch
+  all=all
+  if ((${#smoke[@]})); then few=limit,ours all=limit,ours,torch_best; fi
+  measure resnet50 $all 220
+  measure vit_base_patch16_224 $few 110
+  measure convnext_tiny $few 110
+  if [[ $device == cuda ]]; then
+    # One process: the tests of several GPUs skip themselves. The launcher's tests have nothing to do with the GPU.
+    echo '== tests that need a GPU'
+    timeout --kill-after=10 "$(( $(left) > 15 ? $(left) : 15 ))" "$PYTHON" -m pytest -n 0 -m gpu -W default \
+      -p no:cacheprovider tests 2>&1 | tee "$OUT/tests.txt"
+  fi
+  echo "done after $SECONDS s"
+} 2>&1 | tee "$OUT/log.txt"
