@@ -1,4 +1,4 @@
-"""Who is measured, and one measurement of one of them: `python -m benchmarks.contenders KEY WORKLOAD.json OUTCOME.json`.
+"""Who is measured; and one measurement: `python -m benchmarks.contenders KEY WORKLOAD.json OUTCOME.json`.
 
 Every measurement is a start of its own, alone or under torchrun, with the same number of threads.
 """
@@ -43,33 +43,23 @@ class Contender:
         return importlib.util.find_spec(self.needs) is not None
 
 
+_LIMIT, _LOOPS, _TOOLS = "benchmarks.limit", "benchmarks.by_the_book", "benchmarks.by_tools"
 _BEST = {"best": True}
-CONTENDERS = {
-    each.key: each
-    for each in (
-        Contender(LIMIT, "limit: tensors in memory, processes on their own", "benchmarks.limit:measure", peer=False),
-        Contender(
-            LIMIT_DDP, "limit with DDP: the same, gradients reduced", "benchmarks.limit:measure", {"ddp": True},
-            peer=False, ddp=True,
-        ),
-        Contender(OURS, "ddp_ft.train", peer=False),
-        Contender("torch_best", "plain PyTorch, best flags", "benchmarks.by_the_book:train", _BEST),
-        Contender("torch", "plain PyTorch, by the book", "benchmarks.by_the_book:train"),
-        Contender("timm", "timm's loader, best flags", "benchmarks.by_the_book:train_with_timm"),
-        Contender("lightning_best", "Lightning, best flags", "benchmarks.by_tools:with_lightning", _BEST, "lightning"),
-        Contender("lightning", "Lightning, by the book", "benchmarks.by_tools:with_lightning", needs="lightning"),
-        Contender(
-            "transformers_best", "HF Trainer, best flags", "benchmarks.by_tools:with_transformers", _BEST, "transformers"
-        ),
-        Contender(
-            "transformers", "HF Trainer, by the book", "benchmarks.by_tools:with_transformers", needs="transformers"
-        ),
-        Contender(
-            "accelerate_best", "Accelerate, best flags", "benchmarks.by_tools:with_accelerate", _BEST, "accelerate"
-        ),
-        Contender("accelerate", "Accelerate, by the book", "benchmarks.by_tools:with_accelerate", needs="accelerate"),
-    )
-}  # fmt: skip
+_ALL = (
+    Contender(LIMIT, "limit: tensors in memory, processes on their own", f"{_LIMIT}:measure", peer=False),
+    Contender(LIMIT_DDP, "limit with DDP", f"{_LIMIT}:measure", {"ddp": True}, peer=False, ddp=True),
+    Contender(OURS, "ddp_ft.train", peer=False),
+    Contender("torch_best", "plain PyTorch, best flags", f"{_LOOPS}:train", _BEST),
+    Contender("torch", "plain PyTorch, by the book", f"{_LOOPS}:train"),
+    Contender("timm", "timm's loader, best flags", f"{_LOOPS}:train_with_timm"),
+    Contender("lightning_best", "Lightning, best flags", f"{_TOOLS}:with_lightning", _BEST, "lightning"),
+    Contender("lightning", "Lightning, by the book", f"{_TOOLS}:with_lightning", needs="lightning"),
+    Contender("transformers_best", "HF Trainer, best flags", f"{_TOOLS}:with_transformers", _BEST, "transformers"),
+    Contender("transformers", "HF Trainer, by the book", f"{_TOOLS}:with_transformers", needs="transformers"),
+    Contender("accelerate_best", "Accelerate, best flags", f"{_TOOLS}:with_accelerate", _BEST, "accelerate"),
+    Contender("accelerate", "Accelerate, by the book", f"{_TOOLS}:with_accelerate", needs="accelerate"),
+)
+CONTENDERS = {each.key: each for each in _ALL}
 
 
 class MeasurementFailed(Exception):

@@ -168,6 +168,6 @@ def describe(folder: Path) -> str:
     width, height = facts["size"]
     times = f" x {facts['copies']}" if facts["copies"] > 1 else ""
     return (
-        f"{facts['train']}{times} JPEG files of {width} x {height} in {CLASSES} classes, {facts['mean_bytes'] / 1000:.0f} kB "
-        f"in the mean (quality {facts['quality']}), {facts['origin']}"
+        f"{facts['train']}{times} JPEG files of {width} x {height} in {CLASSES} classes, "
+        f"{facts['mean_bytes'] / 1000:.0f} kB in the mean (quality {facts['quality']}), {facts['origin']}"
     )

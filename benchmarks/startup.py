@@ -1,7 +1,7 @@
 """How long one waits for ddp_ft: help, the first step, a whole short run: `python -m benchmarks.startup`.
 
-See benchmarks/README.md. Every figure is of a process of its own; rounds are interleaved. What is printed is also written
-below .cache/startup/.
+See benchmarks/README.md. Every figure is of a process of its own; rounds are interleaved. What is printed is also
+written below .cache/startup/.
 """
 
 import json

@@ -202,7 +202,8 @@ def machine() -> str:
     names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}"
-    return f"{usable_cores()} cores, {names[0] if names else platform.machine()}{gpu}; {versions}, Python {platform.python_version()}"
+    cores = f"{usable_cores()} cores, {names[0] if names else platform.machine()}{gpu}"
+    return f"{cores}; {versions}, Python {platform.python_version()}"
 
 
 if __name__ == "__main__":
