@@ -22,7 +22,7 @@ while (($#)); do
 done
 mkdir -p "$OUT"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-end=$((SECONDS + minutes * 60 - 10))
+end=$((SECONDS + minutes * 60 - 40))
 left() { echo $((end - SECONDS)); }
 
 # measure MODEL CONTENDERS SECONDS...: at most so many seconds, and no more than there are
@@ -32,7 +32,7 @@ measure() {
   if ((seconds < 30)); then echo "== $model: no time left"; return; fi
   echo "== $model, at most $seconds s"
   # A measurement that hangs must not take the others' time.
-  timeout --kill-after=20 $((seconds + 20)) "$PYTHON" -m benchmarks.throughput --model "$model" --device "$device" \
+  timeout --kill-after=20 $((seconds + 40)) "$PYTHON" -m benchmarks.throughput --model "$model" --device "$device" \
     --contenders "$contenders" --processes 1 --image-size 224 --precision auto --batch 128 --pictures 1280 \
     --copies 16 --rounds 2 --minutes "$(awk "BEGIN {print $seconds / 60}")" --output "$OUT/$model" "${smoke[@]}"
 }

@@ -40,6 +40,10 @@ class Limits:
     until: float = float("inf")
     each: float = 900.0
 
+    def patience(self) -> float:
+        """Seconds for a measurement that begins now; a little more than there are, as it was thought to fit."""
+        return min(self.each, max(0.0, self.until - time.monotonic()) + 20)
+
 
 Measure = Callable[[Contender, Workload, float], Outcome]
 
@@ -74,7 +78,7 @@ def _expected(record: Record, records: Sequence[Record]) -> float:
 def _measure(record: Record, workload: Workload, number: int, limits: Limits, measure_one: Measure) -> None:
     began = time.monotonic()
     try:
-        record.outcomes[number] = measure_one(record.contender, workload, min(limits.each, limits.until - began + 30))
+        record.outcomes[number] = measure_one(record.contender, workload, limits.patience())
     except MeasurementFailed as error:
         record.failure = str(error)
     record.seconds = max(record.seconds, time.monotonic() - began)
