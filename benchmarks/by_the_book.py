@@ -47,7 +47,7 @@ def loader_options(workload: Workload, best: bool) -> dict[str, Any]:
     """What the DataLoader is given besides the data, the batch and the order."""
     options: dict[str, Any] = {"num_workers": workload.workers}
     if best and workload.workers:
-        options |= {"persistent_workers": True, "prefetch_factor": 4}
+        options |= {"persistent_workers": True}
     return options | {"pin_memory": workload.device == "cuda"}
 
 

@@ -173,7 +173,7 @@ def _arguments(workload: Workload, best: bool) -> dict[str, Any]:
         "logging_steps": 10,
     }
     if best:
-        staying = {"dataloader_persistent_workers": True, "dataloader_prefetch_factor": 4} if workload.workers else {}
+        staying = {"dataloader_persistent_workers": True} if workload.workers else {}
         # No clipping and no look for NaN: each is a reading of the device in every step.
         arguments |= {"max_grad_norm": 0.0, "logging_nan_inf_filter": False, "disable_tqdm": True, **staying}
     return arguments

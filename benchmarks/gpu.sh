@@ -39,9 +39,9 @@ measure() {
 
 {
   nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null || echo 'no nvidia-smi'
-  few=limit,ours,torch_best,torch
-  all=all
-  if ((${#smoke[@]})); then few=limit,ours all=limit,ours,torch_best; fi
+  all=limit,ours,torch_best,torch,timm,lightning_best,transformers_best,accelerate_best
+  few=limit,ours,torch_best
+  if ((${#smoke[@]})); then all=$few few=limit,ours; fi
   measure resnet50 $all 220
   measure vit_base_patch16_224 $few 110
   measure convnext_tiny $few 110

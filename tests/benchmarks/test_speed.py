@@ -128,6 +128,7 @@ def test_the_stages_are_those_of_a_step(workload):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(not all(CONTENDERS[key].is_here() for key in CONTENDERS), reason="other tools are not installed")
 def test_peers_as_processes(workload):
     """Each in one process and in two."""
@@ -229,11 +230,12 @@ def test_the_first_step_comes_before_the_exit(pictures):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_script_for_gpus_runs_the_same_code_on_a_cpu(tmp_path):
     """All of it, the throughput benchmark and the real command among it, with tiny settings."""
     environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "OUT": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [ROOT / "benchmarks/gpu.sh", "--device", "cpu", "--smoke"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=230, check=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=580, check=True)
     found = json.loads((tmp_path / "resnet50.json").read_text())["parts"][0]
     assert set(found["contenders"]) == {LIMIT, OURS, "torch_best"}, done.stdout
     assert [each["failure"] for each in found["contenders"].values()] == ["", "", ""]
