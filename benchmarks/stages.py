@@ -29,8 +29,8 @@ from ddp_ft.phases import open_phase
 from ddp_ft.saving import copied
 from ddp_ft.trackers import make_console, make_trackers
 
-REPEATS = 15
-WARM_UPS = 3
+# Repetitions of a stage: as many as fit into some seconds, and at least so many.
+REPEATS, MIN_REPEATS, SECONDS = 25, 3, 3.0
 SAMPLES = 64  # pictures to decode and transform
 FLAGS = [0.0, 0.0, 0.0, 0.0]  # of ddp_ft.interrupt.Agreement.flags: nothing is asked for
 
@@ -48,7 +48,7 @@ def measure(workload: Workload, repeats: int = REPEATS) -> Stages:
         # The folder is each process's own here: nothing is written into it but rank 0's log.
         job, _ = compose_job(workload, folder, world, launch)
         phase = open_phase(job)
-        watch = _Watch(workload, repeats)
+        watch = _Watch(workload, world, repeats)
         return {**_loading(job, phase, workload, watch), **_step(job, phase, watch), **_around(job, phase, watch)}
 
 
@@ -64,22 +64,25 @@ def compose_job(workload: Workload, folder: Path, world: World, launch: Any) -> 
 class _Watch:
     """Takes medians of milliseconds."""
 
-    def __init__(self, workload: Workload, repeats: int) -> None:
-        self.workload = workload
-        self.repeats = repeats
+    def __init__(self, workload: Workload, world: World, repeats: int) -> None:
+        self.workload, self.world, self.repeats = workload, world, repeats
 
-    def take(self, work: Callable[[], Any], most: int = REPEATS, prepare: Callable[[], Any] | None = None) -> float:
-        """Of `work`, repeated `most` times or less; `prepare` is run before each, and not counted."""
-        found = []
-        for _ in range(WARM_UPS + min(most, self.repeats)):
-            if prepare is not None:
-                prepare()
-            self._wait()
-            began = time.perf_counter()
-            work()
-            self._wait()
-            found.append(1000 * (time.perf_counter() - began))
-        return median(found[WARM_UPS:])
+    def take(self, work: Callable[[], Any], prepare: Callable[[], Any] | None = None) -> float:
+        """Of `work`; `prepare` is run before each, and not counted. The same number of times on all ranks."""
+        self._time(work, prepare)  # builds kernels
+        seconds = torch.tensor([self._time(work, prepare)], device=self.world.device)
+        mean = float(self.world.sum(seconds)) / self.world.size
+        count = max(MIN_REPEATS, min(self.repeats, int(SECONDS / max(mean, 1e-9))))
+        return 1000 * median(self._time(work, prepare) for _ in range(count))
+
+    def _time(self, work: Callable[[], Any], prepare: Callable[[], Any] | None) -> float:
+        if prepare is not None:
+            prepare()
+        self._wait()
+        began = time.perf_counter()
+        work()
+        self._wait()
+        return time.perf_counter() - began
 
     def _wait(self) -> None:
         if self.workload.device == "cuda":
@@ -100,10 +103,10 @@ def _loading(job: Job, phase: Phase, workload: Workload, watch: _Watch) -> Stage
     source, transform = job.splits.train, train_transform(job.built.preprocess, job.config.augment)
     count = min(SAMPLES, len(source))
     pictures = [source.read(index)["image"] for index in range(count)]
-    decode = watch.take(lambda: [source.read(index) for index in range(count)], 3)
-    turn = watch.take(lambda: [transform(picture) for picture in pictures], 3)
+    decode = watch.take(lambda: [source.read(index) for index in range(count)])
+    turn = watch.take(lambda: [transform(picture) for picture in pictures])
     alone = _loader(job, phase, 0)
-    fetch = watch.take(lambda: next(alone), 5)
+    fetch = watch.take(lambda: next(alone))
     rest = max(0.0, fetch / workload.batch - (decode + turn) / count)
     stages = {
         "decode": watch.per_image(decode, count, "reading and decoding a file, one thread"),
@@ -209,7 +212,7 @@ def _around(job: Job, phase: Phase, watch: _Watch) -> Stages:
     logging = watch.take(lambda: trackers.log("train", 1, 0.1, row))
     trackers.close()
     module, optimizer = job.built.module, phase.learner.optimizer
-    copy = watch.take(lambda: (copied(module.state_dict()), copied(optimizer.state_dict())), 5)
+    copy = watch.take(lambda: (copied(module.state_dict()), copied(optimizer.state_dict())))
     return {
         "agreement": watch.per_step(agree, "reading what ranks want, and the loss"),
         "logging": {"ms": logging, "unit": "row", "per_step": logging / every, "about": f"a row every {every} steps"},
