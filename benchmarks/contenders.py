@@ -11,12 +11,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cpu_time import CpuClock
 from benchmarks.methods import to_arguments
 from benchmarks.workload import WARM_UP_STEPS, Outcome, Workload
+from ddp_ft.trackers import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT, LIMIT_DDP, OURS = "limit", "limit_ddp", "ours"
@@ -70,20 +72,25 @@ def measure(contender: Contender, workload: Workload, timeout: float) -> Outcome
     """Start the contender's processes, wait for them, and give what they found. Raises MeasurementFailed."""
     with tempfile.TemporaryDirectory(prefix="ddp-ft-speed-") as folder:
         if contender.key == OURS:
-            return _measure_ours(workload, Path(folder), timeout)
-        values = measure_in(THIS, [contender.key], workload, Path(folder), timeout)
-        return Outcome(**values)
+            outcome, cpu = _measure_ours(workload, Path(folder), timeout)
+        else:
+            values, cpu = measure_in(THIS, [contender.key], workload, Path(folder), timeout)
+            outcome = Outcome(**values)
+        seconds = cpu.between(outcome.began, outcome.ended)
+        return replace(outcome, cpu_ms_per_image=None if seconds is None else 1000 * seconds / outcome.images)
 
 
-def measure_in(module: str, words: Sequence[str], workload: Workload, folder: Path, timeout: float) -> Any:
+def measure_in(
+    module: str, words: Sequence[str], workload: Workload, folder: Path, timeout: float
+) -> tuple[Any, CpuClock]:
     """What `python -m MODULE WORDS WORKLOAD.json OUTCOME.json` writes, on the workload's processes."""
     given, found = folder / "workload.json", folder / "outcome.json"
     workload.write(given)
-    start(module, [*words, str(given), str(found)], workload, timeout)
-    return json.loads(found.read_text(encoding="utf-8"))
+    cpu = start(module, [*words, str(given), str(found)], workload, timeout)
+    return json.loads(found.read_text(encoding="utf-8")), cpu
 
 
-def start(module: str, words: Sequence[str], workload: Workload, timeout: float) -> None:
+def start(module: str, words: Sequence[str], workload: Workload, timeout: float) -> CpuClock:
     """`python -m MODULE WORDS`, under torchrun for several processes. Raises MeasurementFailed."""
     launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={workload.processes}", "-m"]
     command = [sys.executable, "-m", *(launcher if workload.processes > 1 else []), module, *words]
@@ -98,7 +105,8 @@ def start(module: str, words: Sequence[str], workload: Workload, timeout: float)
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     try:
-        said, _ = process.communicate(timeout=timeout)
+        with CpuClock(process.pid) as cpu:
+            said, _ = process.communicate(timeout=timeout)
     except BaseException as error:
         process.terminate()  # torchrun ends its workers; a kill would orphan them
         process.communicate(timeout=60)
@@ -107,6 +115,7 @@ def start(module: str, words: Sequence[str], workload: Workload, timeout: float)
         raise
     if process.returncode:
         raise MeasurementFailed(said[-2000:])
+    return cpu
 
 
 def our_settings(workload: Workload) -> dict[str, Any]:
@@ -127,16 +136,21 @@ def our_settings(workload: Workload) -> dict[str, Any]:
     }
 
 
-def _measure_ours(workload: Workload, folder: Path, timeout: float) -> Outcome:
+def _measure_ours(workload: Workload, folder: Path, timeout: float) -> tuple[Outcome, CpuClock]:
     run_dir = folder / "run"
-    start("ddp_ft.train", [*to_arguments(our_settings(workload)), "--run-dir", str(run_dir)], workload, timeout)
+    cpu = start("ddp_ft.train", [*to_arguments(our_settings(workload)), "--run-dir", str(run_dir)], workload, timeout)
     summary, plan = (json.loads((run_dir / f"{name}.json").read_text(encoding="utf-8")) for name in ("summary", "plan"))
     if summary["status"] != "done" or summary["step"] != workload.steps:
         raise MeasurementFailed(f"{summary['status']} after {summary['step']} of {workload.steps} steps")
     notes = (
         f"channels_last={plan['channels_last']}, waited for data {100 * summary['data_wait_share']:.1f} % of the time"
     )
-    return Outcome(summary["images_per_second"], summary["step"] - WARM_UP_STEPS, notes)
+    # The moments of the first and last row that is logged; a short run has one alone.
+    rows = [row for row in read_rows(run_dir / "metrics.jsonl") if row["split"] == "train"]
+    first, last = rows[0], rows[-1]
+    images = (last["step"] - first["step"]) * workload.images * workload.epochs // workload.steps
+    steps = summary["step"] - WARM_UP_STEPS
+    return Outcome(summary["images_per_second"], steps, notes, first["time"], last["time"], images), cpu
 
 
 def load(name: str) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 Forward, backward, optimizer, and nothing else: no files, no pictures, no logging, no clipping, nothing that waits.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ def measure(workload: Workload, ddp: bool = False) -> Outcome:
             clock.tick(workload.batch)
         own = clock.stop()
         speed = world.sum(torch.tensor([own.images_per_second], device=device)).item()
-    return Outcome(speed, own.steps, f"channels_last={trainer.channels_last}")
+    notes = f"channels_last={trainer.channels_last}"
+    return replace(own, images_per_second=speed, images=own.images * world.size, notes=notes)
 
 
 class _Trainer:

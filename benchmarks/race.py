@@ -27,6 +27,7 @@ class Record:
         return {
             "title": self.contender.title,
             "images_per_second": {number: outcome.images_per_second for number, outcome in self.outcomes.items()},
+            "cpu_ms_per_image": {number: outcome.cpu_ms_per_image for number, outcome in self.outcomes.items()},
             "timed_steps": next((outcome.steps for outcome in self.outcomes.values()), 0),
             "notes": next((outcome.notes for outcome in self.outcomes.values()), ""),
             "failure": self.failure,

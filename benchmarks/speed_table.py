@@ -7,7 +7,14 @@ from benchmarks.contenders import LIMIT
 from benchmarks.race import Record
 from benchmarks.workload import Workload
 
-HEADER = ("", "images/s: median [least, largest] of rounds", "of the limit", "of the best peer", "notes")
+HEADER = (
+    "",
+    "images/s: median [least, largest] of rounds",
+    "of the limit",
+    "of the best peer",
+    "CPU ms an image",
+    "notes",
+)
 
 
 def speed_table(records: Sequence[Record], missing: Iterable[str] = ()) -> str:
@@ -43,7 +50,7 @@ def ratio(record: Record, other: Record | None) -> float | None:
 def _row(record: Record, limit: Record | None, peer: Record | None) -> list[str]:
     title = record.contender.title
     if not record.outcomes:
-        return [title, _one_line(record.failure), "", "", ""]
+        return [title, _one_line(record.failure), "", "", "", ""]
     found = list(speeds(record).values())
     # Three digits; hundredths of an image would be noise.
     figures = f"{median(found):.4g} [{min(found):.4g}, {max(found):.4g}]"
@@ -51,7 +58,12 @@ def _row(record: Record, limit: Record | None, peer: Record | None) -> list[str]
     failure = f"; then failed: {_one_line(record.failure)}" if record.failure else ""
     bold = "**" if not record.contender.peer and not record.contender.key.startswith("limit") else ""
     ratios = (_share(ratio(record, limit)), _share(ratio(record, peer)))
-    return [f"{bold}{title}{bold}", f"{bold}{figures}{bold}", *ratios, f"{notes}{failure}"]
+    return [f"{bold}{title}{bold}", f"{bold}{figures}{bold}", *ratios, _cpu(record), f"{notes}{failure}"]
+
+
+def _cpu(record: Record) -> str:
+    found = [each.cpu_ms_per_image for each in record.outcomes.values() if each.cpu_ms_per_image is not None]
+    return f"{median(found):.1f}" if found else ""
 
 
 def _share(value: float | None) -> str:

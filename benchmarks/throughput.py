@@ -160,11 +160,11 @@ def make_workload(options: Options, folder: Path, processes: int) -> Workload:
 def _take_stages(workload: Workload, limits: Limits) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="ddp-ft-speed-") as folder:
         try:
-            found: dict[str, Any] = measure_in("benchmarks.stages", [], workload, Path(folder), limits.patience())
+            found, _ = measure_in("benchmarks.stages", [], workload, Path(folder), limits.patience())
         except MeasurementFailed as error:
             click.echo(f"The stages could not be taken: {error}", err=True)
             return {"failure": str(error)}
-    return found
+    return dict(found)
 
 
 class Report:

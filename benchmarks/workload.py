@@ -66,11 +66,19 @@ class Workload:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a contender's process found: images per second of the whole job, over `steps` timed steps, and notes."""
+    """What a contender's process found: images per second of the whole job, over `steps` timed steps, and notes.
+
+    `began` and `ended` (seconds since 1970) enclose `images`, in which the CPU time of an image is taken: of all
+    processes, the loader's and the launcher's among them.
+    """
 
     images_per_second: float
     steps: int
     notes: str = ""
+    began: float = 0.0
+    ended: float = 0.0
+    images: int = 0
+    cpu_ms_per_image: float | None = None
 
     def to_mapping(self) -> dict[str, Any]:
         """As JSON values."""
@@ -101,7 +109,8 @@ class Clock:
         seconds = self.now() - self.began
         if not self.images:
             raise ValueError(f"{self.steps} steps are too few: the first {WARM_UP_STEPS} do not count")
-        return Outcome(self.images / seconds, self.steps - WARM_UP_STEPS, notes)
+        ended = time.time()
+        return Outcome(self.images / seconds, self.steps - WARM_UP_STEPS, notes, ended - seconds, ended, self.images)
 
     def _wait_for_device(self) -> None:
         if self.device == "cuda":

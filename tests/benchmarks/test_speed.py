@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from benchmarks import by_the_book, jpegs, limit, stages
 from benchmarks.contenders import CONTENDERS, LIMIT, LIMIT_DDP, OURS, MeasurementFailed, load, our_settings
+from benchmarks.cpu_time import CpuClock
 from benchmarks.race import Limits, race
 from benchmarks.speed_table import best_peer, ratio, speed_table, stage_table
 from benchmarks.startup import Case, cases, time_case
@@ -73,7 +75,9 @@ def test_the_clock_leaves_out_the_first_steps():
     clock = Clock("cpu", now=lambda: next(moments))
     for _ in range(WARM_UP_STEPS + 4):
         clock.tick(16)
-    assert clock.stop("note") == Outcome(images_per_second=32.0, steps=4, notes="note")
+    outcome = clock.stop("note")
+    assert (outcome.images_per_second, outcome.steps, outcome.notes, outcome.images) == (32.0, 4, "note", 64)
+    assert outcome.ended - outcome.began == pytest.approx(2.0, abs=1e-5)
     assert WARM_UP_STEPS == progress.WARM_UP_STEPS
 
 
@@ -139,6 +143,18 @@ def test_peers_as_processes(workload):
         assert all(each.outcomes[0].steps == pair.steps - WARM_UP_STEPS for each in records)
 
 
+def test_cpu_time_is_that_of_the_process_and_its_children():
+    """A child of a child counts; waiting does not."""
+    spin = "import time; end = time.process_time() + 0.6\nwhile time.process_time() < end: pass"
+    script = f"import subprocess, sys, time; subprocess.run([sys.executable, '-c', {spin!r}]); time.sleep(0.5)"
+    with subprocess.Popen([sys.executable, "-c", script]) as process:
+        began = time.time()
+        with CpuClock(process.pid) as cpu:
+            process.wait()
+    assert 0.5 < cpu.between(began, cpu.times[-1]) < 1.5
+    assert cpu.between(began - 9, began - 8) is None and cpu.between(began, time.time() + 1) is None
+
+
 # Rounds
 
 
@@ -187,7 +203,7 @@ def test_ratios_are_of_the_same_round(workload):
     assert ratio(ours, records[0]) == pytest.approx((0.75 + 0.8) / 2)
     assert ratio(ours, peer) == pytest.approx((1.5 + 1.6) / 2)
     row = next(line for line in speed_table(records, ["lightning"]).splitlines() if "ddp_ft.train" in line)
-    assert "**6.1 [3.2, 9]** | 0.775 | 1.550 |" in row
+    assert "**6.1 [3.2, 9]** | 0.775 | 1.550 |  |" in row
     assert "Not installed, so not measured: lightning." in speed_table(records, ["lightning"])
 
 
