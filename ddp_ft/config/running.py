@@ -1,0 +1,84 @@
+"""The keys of how a run is watched, kept and computed: evaluation, averages, checkpoints, logging, the machine."""
+
+from dataclasses import dataclass
+
+from ddp_ft.config.keys import MACHINE, RECIPE, key
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """When to evaluate, and what decides which model is best."""
+
+    every_epochs: int = key(1, "Epochs between evaluations.", kind=RECIPE, low=1)
+    metric: str | None = key(
+        None,
+        "The metric that decides which model is best; auto: accuracy, mAP or RMSE, by task.",
+        flag="--metric",
+    )
+    extra: str | None = key(None, "A torchmetrics class of your own to compute as well: FILE.py:CLASS.")
+    patience: int = key(0, "Stop after this many evaluations without a better one; 0: never.", flag="--patience", low=0)
+    min_gain: float = key(0.0, "What a better evaluation must gain to count for patience.", low=0)
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """A moving average of the weights, evaluated beside them."""
+
+    decay: float = key(
+        0.0, "Decay of the average a step, such as 0.999; 0: no average.", flag="--ema", low=0, high=0.999999
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save, and how much to keep."""
+
+    every_steps: int = key(
+        0, "Steps between checkpoints, besides those at each epoch's end; 0: none.", kind=MACHINE, low=0
+    )
+    every_minutes: float = key(
+        15.0, "Minutes between checkpoints, besides those at each epoch's end; 0: none.", kind=MACHINE, low=0
+    )
+    keep: int = key(2, "How many of the newest checkpoints to keep, besides the best.", kind=MACHINE, low=1)
+    keep_best: int = key(1, "How many of the best checkpoints to keep.", kind=MACHINE, low=1)
+    max_failures: int = key(
+        3, "How many writes in a row may fail, on a full disk for example, before the run ends.", kind=MACHINE, low=0
+    )
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is written down on the way."""
+
+    every_steps: int = key(10, "Steps between lines of metrics.", kind=MACHINE, low=1)
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """On what, and in which number format."""
+
+    device: str = key(
+        "auto",
+        "Where to compute; auto: CUDA if there is any.",
+        kind=MACHINE,
+        flag="--device",
+        choices=("auto", "cpu", "cuda"),
+    )
+    precision: str = key(
+        "auto",
+        "Number format of the forward pass; auto: bf16 on CUDA that has it, else fp32.",
+        flag="--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    deterministic: bool = key(
+        False, "CUDA: kernels whose bits repeat, where there are any; an operation that has none is an error. Slower."
+    )
+    timeout_minutes: float = key(
+        30.0, "How long a rank waits for the others before it gives up.", kind=MACHINE, above=0
+    )
+    silence_seconds: float = key(
+        60.0,
+        "After how long without a sign of life a process counts as hanging, and the run ends.",
+        kind=MACHINE,
+        above=2,
+    )

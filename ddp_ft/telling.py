@@ -1,0 +1,89 @@
+"""What a run says of itself: at its start, in summary.json, and at its end."""
+
+from typing import Any
+
+import torch
+
+from ddp_ft.contracts import PROBE, LoadReport
+from ddp_ft.job import Job
+from ddp_ft.models.freezing import frozen_table
+from ddp_ft.plan import describe_grade
+from ddp_ft.selection import is_stale
+from ddp_ft.tasks import describe_choice
+from ddp_ft.trackers import Console
+
+
+def introduce(job: Job, report: LoadReport, stored_plan: dict[str, Any] | None, console: Console) -> None:
+    """The table at the start: what was asked for, and what became of it."""
+    plan, module = job.plan, job.built.module
+    parameters = sum(p.numel() for p in module.parameters())
+    side = " x ".join(str(pixels) for pixels in job.built.preprocess.size)
+    rows = {
+        "data": f"{job.config.data.path}: {plan.train_samples} train, {plan.val_samples} val",
+        "recipe": f"{plan.recipe}: {job.why_recipe}",
+        "task": describe_choice(job.config, job.splits.schema),
+        "model": f"{job.config.model.name}: {parameters / 1e6:.2f} M parameters, input {side}",
+        "weights": str(report),
+        **frozen_table(module, job.stages[0].frozen),
+        "steps": f"{plan.total_steps} = {job.config.train.epochs} epochs x {plan.steps_per_epoch}, "
+        f"global batch {job.config.train.batch_size}",
+        "machine": f"{plan.world_size} x {plan.device}, {plan.threads} threads and {plan.workers} loader workers each, "
+        f"{plan.precision}{', channels_last' if plan.channels_last else ''}",
+        "grade": describe_grade(plan, stored_plan),
+        "run folder": str(job.folder.path),
+    }
+    console.table("ddp_ft", rows)
+    for note in (*job.splits.notes, *_notes(job)):
+        console.say(f"Note: {note}")
+
+
+def _notes(job: Job) -> list[str]:
+    """What may not be as it was meant."""
+    late = [stage.epoch for stage in job.stages if stage.epoch >= job.config.train.epochs]
+    notes = [f"the stage of freeze.schedule that begins at epoch {late[0]} is never reached."] if late else []
+    gpus = torch.cuda.device_count()
+    if job.world.device.type == "cuda" and not job.distributed and gpus > 1:
+        notes.append(
+            f"one process drives {gpus} GPUs through DataParallel, which is slow. "
+            f"Faster: torchrun --nproc_per_node={gpus} -m ddp_ft.train ..."
+        )
+    return notes
+
+
+def summarise(job: Job, status: str, test: dict[str, float]) -> dict[str, Any]:
+    """The content of summary.json; `test` has the metrics on the test set, where there is one."""
+    progress = job.progress
+    return {
+        "status": status,
+        "phase": progress.phase,
+        "step": progress.step,
+        "epoch": round(job.epoch, 4),
+        "val": progress.best.metrics,
+        **({"test": test} if test else {}),
+        "best_step": progress.best.step,
+        "best_epoch": round(progress.best.epoch, 4),
+        "best_phase": progress.best.phase,
+        "best_weights": progress.best.weights,
+        "stopped_early": is_stale(job),
+        "images_per_second": progress.images_per_second,
+        "data_wait_share": progress.data_wait_share,
+        "wall_seconds": progress.wall_seconds,
+        "restarts": progress.restarts,
+        "bad_steps": progress.bad_steps,
+        "checkpoints": progress.saves,
+        "save_copy_seconds": progress.copy_seconds,
+        "save_stall_seconds": progress.stall_seconds,
+        "world_size": job.world.size,
+    }
+
+
+def say_farewell(job: Job, console: Console, status: str) -> None:
+    """The last lines: where it stopped, or its best model."""
+    if status == "stopped":
+        console.say(f"Stopped at step {job.progress.step}, saved. The same command goes on from there.")
+        return
+    best = job.progress.best
+    metrics = {name: f"{value:.4f}" for name, value in best.metrics.items()}
+    when = "the probe" if best.phase == PROBE else f"epoch {best.epoch:g}"
+    average = " (moving average)" if best.weights == "ema" else ""
+    console.table(f"Best model, after {when}{average}: {job.folder.best}", metrics)
