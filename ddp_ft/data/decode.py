@@ -87,9 +87,11 @@ def _damage_named(path: Path | str) -> Iterator[None]:
 
 def _read_jpeg(path: Path | str) -> bytes:
     """The file's bytes; none if it is no JPEG."""
-    with open(path, "rb") as file:  # noqa: PTH123  (as above)
-        start = file.read(len(START))
-        return start + file.read() if start == START else b""
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123  (as above)
+        if file.read(len(START)) != START:
+            return b""
+        file.seek(0)
+        return file.readall()
 
 
 def _decode_by_pillow(path: Path | str) -> Pixels:

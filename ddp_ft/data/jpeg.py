@@ -16,6 +16,8 @@ Pixels = NDArray[np.uint8]  # height x width x 3
 
 START = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112  # the EXIF tag
+# Second bytes of markers: application data such as EXIF, and the start of the pixels.
+_APP1, _SCAN = 0xE1, 0xDA
 # By EXIF's numbers: what brings the stored pixels upright.
 _UPRIGHT = {
     2: lambda stored: stored[:, ::-1],
@@ -45,9 +47,7 @@ def read_header(data: bytes) -> Header | None:
     """None for what Pillow alone is to judge: CMYK, more pixels than it allows, or no JPEG after all."""
     try:
         height, width, is_plain = _size_by_pillow(data) if simplejpeg is None else _size_by_simplejpeg(data)
-        # Pillow looks for it in EXIF and in XMP, which takes longer than all else here.
-        has_orientation = b"Exif" in data or b"rientation" in data
-        orientation = _orientation(data) if has_orientation else 1
+        orientation = _orientation(data) if _has_metadata(data) else 1
     except Exception:  # Pillow's own way of decoding will meet it again, and name it
         return None
     is_small = Image.MAX_IMAGE_PIXELS is None or height * width <= Image.MAX_IMAGE_PIXELS
@@ -62,6 +62,19 @@ def _size_by_simplejpeg(data: bytes) -> tuple[int, int, bool]:
 def _size_by_pillow(data: bytes) -> tuple[int, int, bool]:
     with _opened(data) as image:
         return image.height, image.width, image.mode in ("RGB", "L")
+
+
+def _has_metadata(data: bytes) -> bool:
+    """Whether there is a segment of EXIF or XMP, of which Pillow makes sense; that takes longer than all else here.
+
+    The segments are walked, as a search through the whole file took a tenth of a millisecond.
+    """
+    place = 2
+    while data[place] == 0xFF and data[place + 1] not in (_APP1, 0xFF):
+        if data[place + 1] == _SCAN:
+            return False
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return True  # also for what is no chain of segments: Pillow is to see it
 
 
 def _orientation(data: bytes) -> int:

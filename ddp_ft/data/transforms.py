@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ddp_ft.config import AugmentConfig
@@ -27,9 +27,10 @@ INTERPOLATIONS = {
     "lanczos": InterpolationMode.BICUBIC,
     "random": InterpolationMode.BICUBIC,
 }
-_NOTHING = torch.empty((), dtype=torch.uint8)
 CROP_MODES = ("center", "squash", "border")
-CROP_RATIO = (3 / 4, 4 / 3)  # aspect ratios of the random crop: Inception's, as in timm and torchvision
+# Aspect ratios of the random crop, and how often one is drawn until it fits: Inception's, as in timm and torchvision.
+CROP_RATIO = (3 / 4, 4 / 3)
+CROP_TRIES = 10
 
 
 def train_transform(preprocess: Preprocess, augment: AugmentConfig) -> Transform:
@@ -62,20 +63,36 @@ def _interpolation(preprocess: Preprocess) -> InterpolationMode:
 
 
 class _TrainTransform:
-    """torchvision's RandomResizedCrop and RandomHorizontalFlip, draw for draw, in two thirds of the time."""
+    """torchvision's RandomResizedCrop and RandomHorizontalFlip, in their distribution and half their time."""
 
     def __init__(self, preprocess: Preprocess, augment: AugmentConfig) -> None:
         self.interpolation = _interpolation(preprocess)
-        self.crop = v2.RandomResizedCrop(preprocess.size, (augment.crop_min, 1.0), CROP_RATIO)
+        self.least_area = augment.crop_min
         self.size = list(preprocess.size)
         self.flip = augment.flip
 
     def __call__(self, image: Image) -> Tensor:
-        # Only the shape is looked at, and this has it without any pixels.
-        box = self.crop.make_params([_NOTHING.expand(3, *size_of(image))])
-        part = cut(image, Sized(Box(**box), *self.size))
+        part = cut(image, Sized(draw_crop(*size_of(image), self.least_area), *self.size))
         resized: Tensor = F.resize_image(part, self.size, self.interpolation, antialias=True)
         return F.horizontal_flip_image(resized) if torch.rand(1) < self.flip else resized
+
+
+def draw_crop(height: int, width: int, least_area: float) -> Box:
+    """The part of a picture that training looks at: `least_area` of it or more, in one of CROP_RATIO's shapes.
+
+    Where no shape that was drawn fits, it is the largest in the middle that does. Area and logarithm of the ratio are
+    uniform, and so is the place. Draws once, from torch's global CPU generator.
+    """
+    *tries, down, across = torch.rand(2 * CROP_TRIES + 2, dtype=torch.float64).tolist()
+    narrowest, widest = CROP_RATIO
+    for share, shape in zip(tries[::2], tries[1::2], strict=True):
+        area = height * width * (least_area + (1 - least_area) * share)
+        ratio = narrowest * (widest / narrowest) ** shape
+        tall, wide = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < tall <= height and 0 < wide <= width:
+            return Box(int(down * (height - tall + 1)), int(across * (width - wide + 1)), tall, wide)
+    tall, wide = min(height, round(width / narrowest)), min(width, round(height * widest))
+    return Box((height - tall) // 2, (width - wide) // 2, tall, wide)
 
 
 class _Both:
