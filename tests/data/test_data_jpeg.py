@@ -74,6 +74,15 @@ def test_upright_as_pillow_turns_it(tmp_path: Path, monkeypatch, orientation: in
     np.testing.assert_array_equal(part.permute(1, 2, 0).numpy(), expected[3:23, 5:35])
 
 
+def test_upright_where_only_xmp_says_how(tmp_path: Path) -> None:
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    photo(60, 40).save(tmp_path / "a.jpg", xmp=xmp)
+    with Image.open(tmp_path / "a.jpg") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    assert expected.shape[:2] == (60, 40)
+    np.testing.assert_array_equal(decode(tmp_path / "a.jpg").permute(1, 2, 0).numpy(), expected)
+
+
 def preprocess(side: int) -> Preprocess:
     return Preprocess((side, side), (0.5,) * 3, (0.5,) * 3)
 

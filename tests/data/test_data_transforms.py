@@ -169,3 +169,17 @@ def test_device_transform_on_cuda() -> None:
     moved = DeviceTransform(preprocess(), "cuda", True)(batch)
     assert {tensor.device.type for tensor in moved.values()} == {"cuda"}
     torch.testing.assert_close(moved["image"].cpu(), DeviceTransform(preprocess(), "cpu", True)(batch)["image"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_travel_while_the_device_computes() -> None:
+    prepare = DeviceTransform(preprocess(), "cuda", channels_last=True)
+    batch = {"image": torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8), "label": torch.arange(8)}
+    pinned = {name: tensor.pin_memory() for name, tensor in batch.items()}
+    expected = prepare(pinned)["image"].cpu()
+    torch.cuda._sleep(2_000_000_000)  # cycles: about a second
+    moved = prepare(pinned)
+    prepare.copies.synchronize()
+    assert not torch.cuda.current_stream().query(), "the device was to be computing still"
+    assert torch.equal(moved["image"].cpu(), expected)
