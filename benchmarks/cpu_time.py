@@ -54,7 +54,9 @@ class CpuClock:
 
     def _look(self) -> None:
         while not self._ended.wait(PAUSE):
-            self.seconds.append(tree_seconds(self.root))
+            # A process that ends while it is looked for is in no sum for a moment, and once the root has been waited
+            # for nothing is.
+            self.seconds.append(max([tree_seconds(self.root), *self.seconds[-1:]]))
             self.times.append(time.time())
 
     def between(self, began: float, ended: float) -> float | None:

@@ -4,15 +4,13 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from ddp_ft.contracts import Batch, LabelledSource, Task
-from ddp_ft.data import EvalLoader, GlobalOrderSampler, Portion, Transform, drawing_from
+from ddp_ft.data import EvalLoader, GlobalOrderSampler, Transform, drawing_from
 from ddp_ft.distributed import World
 from ddp_ft.engine import autocast
 from ddp_ft.feature_cache import ChunkStore
@@ -165,10 +163,15 @@ class Extractor:
         self.module.eval()
         in_workers = self.world.device.type == "cpu" and self.threads > 1 and self.workers > 0
         workers = min(len(chunks), self.threads if in_workers else self.workers)
-        loader = EvalLoader(source, transform, self.chunk, workers=workers, pin_memory=self.world.device.type == "cuda")
-        loader.starts = [chunk * self.chunk for chunk in chunks]  # type: ignore[assignment]  # any sequence does
-        if in_workers:
-            loader.dataset = _WithFeatures(loader.dataset, self._with_features)  # type: ignore[assignment]
+        loader = EvalLoader(
+            source,
+            transform,
+            self.chunk,
+            workers=workers,
+            pin_memory=self.world.device.type == "cuda",
+            only=chunks,
+            finish=self._with_features if in_workers else None,
+        )
         with one_thread(self.world.device.type == "cpu"), closing(iter(loader)) as batches:  # type: ignore[type-var]
             for batch in batches:
                 yield batch if in_workers else self._with_features(batch)
@@ -209,24 +212,6 @@ class Extractor:
                 shifts[place] = index - place
             chosen += self.world.sum(shifts)
         return chosen
-
-
-class _WithFeatures(Dataset[Any]):
-    """What a loader's worker does, and the forward pass behind it."""
-
-    def __init__(self, samples: Any, compute: Callable[[Batch], Batch]) -> None:
-        self.samples = samples
-        self.source = samples.source
-        self.compute = compute
-
-    def __getitem__(self, address: Any) -> Any:
-        return self.samples[address]
-
-    def collate(self, samples: Sequence[Any]) -> Portion:
-        """The features of the samples of a fetch."""
-        portion: Portion = self.samples.collate(samples)
-        whole = portion.batch is not None and not portion.damaged and portion.failure is None
-        return portion._replace(batch=self.compute(portion.batch)) if whole and portion.batch else portion
 
 
 def labelled(views: Sequence[Extracted], source: LabelledSource, device: torch.device, on_device: int) -> FeatureSet:

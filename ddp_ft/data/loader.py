@@ -5,7 +5,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -56,11 +56,19 @@ class _Sample(NamedTuple):
 class _Samples(Dataset[_Sample]):
     """A sample by its address, or the reason why it cannot be had: workers hand on no exceptions."""
 
-    def __init__(self, source: Source, transform: Transform, seed: int, mixing: Mixing | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform,
+        seed: int,
+        mixing: Mixing | None = None,
+        finish: Callable[[Batch], Batch] | None = None,
+    ) -> None:
         self.source = source
         self.transform = transform
         self.seed = seed
         self.mixing = mixing
+        self.finish = finish
 
     def __getitem__(self, address: Address) -> _Sample:
         try:
@@ -106,6 +114,8 @@ class _Samples(Dataset[_Sample]):
         batch["position"] = torch.tensor([address.position for address in addresses])
         if self.mixing is not None and not damaged:
             batch |= draw_mixes(self.mixing, self.seed, addresses, *batch["image"].shape[-2:])
+        if self.finish is not None and not damaged:
+            batch = self.finish(batch)
         return Portion(batch, damaged, replaced)
 
 
@@ -211,6 +221,8 @@ class EvalLoader:
     """This rank's part of a source for evaluation and prediction.
 
     The source's order is cut into chunks of `chunk_size`, dealt whole to the ranks in turn; a rank may have none.
+    `only` are the numbers of the chunks to read instead, whoever's they are. `finish` is done to each whole batch where
+    it is read, in a worker if there are any.
     A batch has the source's tensors, with "image" transformed, and "weight" (the sample's own or 1), "position" (the
     place in the source's order) and "index" (of the sample that was read: another one in the place of a damaged one,
     if the source is `Lenient`).
@@ -225,10 +237,13 @@ class EvalLoader:
         rank: int = 0,
         workers: int = 0,
         pin_memory: bool = False,
+        only: Sequence[int] | None = None,
+        finish: Callable[[Batch], Batch] | None = None,
     ) -> None:
-        self.dataset = _Samples(source, transform, seed=0)
+        self.dataset = _Samples(source, transform, seed=0, finish=finish)
         self.chunk_size = chunk_size
-        self.starts = range(rank * chunk_size, len(source), world_size * chunk_size)
+        mine = range(rank, -(-len(source) // chunk_size), world_size)
+        self.starts = [number * chunk_size for number in (mine if only is None else only)]
         self.workers = min(workers, len(self.starts))
         self.pin_memory = pin_memory
 

@@ -64,6 +64,7 @@ def test_evaluate_gives_the_numbers_of_the_summary(digits_run, digits, world_siz
     assert found == {"split": "val", "samples": 297, **read(digits_run, "summary.json")["val"]}
 
 
+@pytest.mark.slow
 def test_evaluate_gives_them_with_more_threads_too(digits_run, digits):
     command = [sys.executable, "-m", "ddp_ft.evaluate", digits_run, "--data", digits]
     done = subprocess.run(

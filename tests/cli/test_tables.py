@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tests.support.marks import slowly
 from tests.support.runs import call_on, column, read, train_here, train_on
 from tests.support.tables import write_shape_table
 
@@ -42,7 +43,7 @@ def test_a_table_is_trained_on_evaluated_and_predicted(table, tmp_path, task):
     assert {"single-label": "prob_disc", "multi-label": "prob_big", "regression": "area"}[task] in rows[0]
 
 
-@pytest.mark.parametrize("task", KINDS)
+@pytest.mark.parametrize("task", ["regression", *slowly("single-label", "multi-label")])
 def test_same_curve_on_any_number_of_processes(table, tmp_path, task):
     more = [*options(task), SET, "data.weight=w", "--sampling", "weighted"]
     train_here(table, tmp_path / "w1", *more, epochs=2)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ddp_ft.config import KEYS
+from tests.support.marks import slowly
 from tests.support.runs import read
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,9 +71,11 @@ def run(command, folder):
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=150)
 
 
-@pytest.mark.parametrize(
-    "command", sorted({command for command in COMMANDS if is_train(command) and "2 node01" not in command})
-)
+TRAININGS = sorted({command for command in COMMANDS if is_train(command) and "2 node01" not in command})
+QUICK = [command for command in TRAININGS if command.startswith(("torchrun", "python"))][:2]
+
+
+@pytest.mark.parametrize("command", [*QUICK, *slowly(*(command for command in TRAININGS if command not in QUICK))])
 def test_training_commands(command, pets, tmp_path):
     """With a tiny model of random weights in place of a pretrained one, since there is no network."""
     command = re.sub(r"--model \S+", f"--model {TINY} --weights none --image-size 32 --epochs 1", command)

@@ -9,17 +9,20 @@ from torch.nn import functional as F
 
 from ddp_ft.errors import UserError
 from ddp_ft.models import build_model, load_weights
+from tests.support.marks import slowly
 
 
 @pytest.mark.parametrize(
     ("name", "own", "other", "table"),
     [
         ("timm/vit_tiny_patch16_224", 224, 96, "pos_embed"),
-        ("timm/vit_tiny_patch16_224", 96, 224, "pos_embed"),
-        ("timm/vit_relpos_small_patch16_224", 224, 96, None),
-        ("timm/coatnet_nano_rw_224", 224, 96, "stages.2.blocks.0.attn.rel_pos.relative_position_bias_table"),
-        ("timm/swin_s3_tiny_224", 224, 112, "layers.2.blocks.0.attn.relative_position_bias_table"),
-        ("torchvision/vit_b_32", 224, 96, "encoder.pos_embedding"),
+        *slowly(
+            ("timm/vit_tiny_patch16_224", 96, 224, "pos_embed"),
+            ("timm/vit_relpos_small_patch16_224", 224, 96, None),
+            ("timm/coatnet_nano_rw_224", 224, 96, "stages.2.blocks.0.attn.rel_pos.relative_position_bias_table"),
+            ("timm/swin_s3_tiny_224", 224, 112, "layers.2.blocks.0.attn.relative_position_bias_table"),
+            ("torchvision/vit_b_32", 224, 96, "encoder.pos_embedding"),
+        ),
         ("timm/resnet10t", 224, 97, None),
         ("torchvision/mobilenet_v2", 224, 64, None),
     ],
