@@ -87,6 +87,9 @@ def _measure(record: Record, workload: Workload, number: int, limits: Limits, me
 
 def _progress(record: Record, number: int, rounds: int) -> str:
     outcome = record.outcomes.get(number)
-    found = f"{outcome.images_per_second:9.1f} images/s" if outcome else f"FAILED: {record.failure}"
+    found = f"FAILED: {record.failure}"
+    if outcome:
+        cpu = outcome.cpu_ms_per_image
+        found = f"{outcome.images_per_second:9.1f} images/s" + (f", {cpu:6.1f} CPU ms an image" if cpu else "")
     load = os.getloadavg()[0]
     return f"round {number + 1}/{rounds}  {record.contender.key:18s} {found}  {record.seconds:5.1f} s, load {load:.1f}"
