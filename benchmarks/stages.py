@@ -8,8 +8,8 @@ under torchrun all ranks do the same at the same time.
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -203,7 +203,7 @@ class _Passes:
 
 def _around(job: Job, phase: Phase, watch: _Watch) -> Stages:
     every = job.config.log.every_steps
-    batch = next(_micro_batches(job, phase))
+    batch = first_micro_batches(job, phase)
     sums = phase.learner.step(batch, FLAGS)
     agree = watch.take(lambda: phase.agree(sums, FLAGS))
     job.folder.path.mkdir(parents=True, exist_ok=True)
@@ -220,12 +220,11 @@ def _around(job: Job, phase: Phase, watch: _Watch) -> Stages:
     }
 
 
-def _micro_batches(job: Job, phase: Phase) -> Iterator[list[Batch]]:
-    batches = _loader(job, phase, 0)
-    try:
-        yield next(batches)
-    finally:
-        batches.close()
+def first_micro_batches(job: Job, phase: Phase) -> list[Batch]:
+    """This rank's share of the first step."""
+    with closing(_loader(job, phase, 0)) as batches:
+        found: list[Batch] = next(batches)
+        return found
 
 
 if __name__ == "__main__":
