@@ -21,7 +21,7 @@ from ddp_ft.data import (
     train_transform,
 )
 from ddp_ft.distributed import World
-from ddp_ft.engine import Learner, Scorer, StepSums, replicate
+from ddp_ft.engine import Learner, Scorer, StepSums
 from ddp_ft.features import evaluate_head, feature_inputs, is_small, train_batches
 from ddp_ft.frozen import open_features
 from ddp_ft.gradients import Penalties, clip
@@ -32,6 +32,7 @@ from ddp_ft.models.features import head_module
 from ddp_ft.models.freezing import TrainingMode, freeze_parameters
 from ddp_ft.optim import extend_groups, make_optimizer, undecayed
 from ddp_ft.plan import rate_at
+from ddp_ft.replica import replicate
 from ddp_ft.schedule import lr_factor
 
 # A step on features takes about a millisecond, and an agreement a good part of one.

@@ -5,7 +5,8 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_ft.ema import Ema
-from ddp_ft.engine import KEEP_BUFFERS, averaged_statistics, batch_statistics
+from ddp_ft.engine import averaged_statistics, batch_statistics
+from ddp_ft.replica import KEEP_BUFFERS
 from tests.support import nets
 from tests.support.ranks import run_ranks
 

@@ -8,7 +8,7 @@ from ddp_ft.config import AugmentConfig
 from ddp_ft.contracts import Batch, Preprocess
 from ddp_ft.data import DeviceTransform, GlobalOrderSampler, Mixing, TrainLoader, train_transform
 from ddp_ft.distributed import World
-from ddp_ft.engine import replicate
+from ddp_ft.replica import replicate
 from tests.support import nets
 from tests.support.ranks import run_ranks
 

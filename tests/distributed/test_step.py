@@ -7,9 +7,10 @@ from ddp_ft.config import make_config
 from ddp_ft.contracts import Preprocess
 from ddp_ft.data import DeviceTransform, GlobalOrderSampler
 from ddp_ft.distributed import World
-from ddp_ft.engine import Learner, averaged_statistics, batch_statistics, replicate
+from ddp_ft.engine import Learner, averaged_statistics, batch_statistics
 from ddp_ft.gradients import clip
 from ddp_ft.optim import make_optimizer, param_groups
+from ddp_ft.replica import replicate
 from ddp_ft.tasks.single_label import SingleLabel
 from tests.support import nets
 from tests.support.ranks import run_ranks

@@ -9,7 +9,8 @@ from ddp_ft.config import make_config
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Preprocess, Schema
 from ddp_ft.data import DeviceTransform
 from ddp_ft.distributed import World
-from ddp_ft.engine import Learner, replicate
+from ddp_ft.engine import Learner
+from ddp_ft.replica import replicate
 from ddp_ft.tasks import make_task
 from tests.support import nets
 from tests.support.ranks import run_ranks
