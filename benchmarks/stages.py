@@ -205,7 +205,7 @@ def _around(job: Job, phase: Phase, watch: _Watch) -> Stages:
     every = job.config.log.every_steps
     batch = first_micro_batches(job, phase)
     sums = phase.learner.step(batch, FLAGS)
-    agree = watch.take(lambda: phase.agree(sums, FLAGS))
+    agree = watch.take(lambda: phase.agree(sums, FLAGS, True))
     job.folder.path.mkdir(parents=True, exist_ok=True)
     trackers = make_trackers(job.folder.path, job.world.is_main, make_console(False), 0, {})
     row = {"loss": 1.0, "grad_norm": 1.0, "lr/body": 1e-3, "images_per_second": 1.0, "data_wait_share": 0.1}

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.parallel import DistributedDataParallel
 
 from ddp_ft.contracts import Batch, Task
+from ddp_ft.data.recut import cut
 from ddp_ft.distributed import World
+from ddp_ft.errors import UserError
+from ddp_ft.replica import Replica
 
 AMP_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -19,19 +21,21 @@ AMP_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class StepSums:
     """What one step gave, summed over all ranks: on the device, read only when it is needed.
 
-    `is_bad` says that the loss or the gradient was not finite, and so that nothing was changed; `flags` is the sum of
-    what the ranks handed in.
+    `is_bad` says that the loss or the gradient was not finite, or a rank out of memory, and so that nothing was
+    changed; `lacking` is the number of ranks that were out of memory, `flags` the sum of what the ranks handed in.
     """
 
     loss: Tensor
     weight: Tensor
     grad_norm: Tensor
     is_bad: Tensor
+    lacking: Tensor
     flags: Tensor
 
     def numbers(self) -> Tensor:
         """All of it in one float32 vector."""
-        return torch.cat([torch.stack([self.loss, self.weight, self.grad_norm, self.is_bad.float()]), self.flags])
+        own = [self.loss, self.weight, self.grad_norm, self.is_bad.float(), self.lacking]
+        return torch.cat([torch.stack(own), self.flags])
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -46,6 +50,7 @@ class Learner:
 
     `inputs` is what the replica is called with, from a prepared batch. `set_training` puts the modules into the mode
     they are trained in. `penalise` adds penalties to the gradient, and `clip` bounds it and gives its norm before.
+    Where it `recovers`, a rank that is out of memory makes the step one that changes nothing on any rank.
     """
 
     replica: nn.Module
@@ -58,6 +63,7 @@ class Learner:
     clip: Callable[[list[nn.Parameter]], Tensor]
     penalise: Callable[[], None]
     set_training: Callable[[], None]
+    recovers: bool = True
 
     def __post_init__(self) -> None:
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.precision == "fp16")
@@ -68,52 +74,87 @@ class Learner:
         self.set_training()
         self._statistics = forward_statistics(self.replica)
         self._backup = [tensor.clone() for tensor in self._statistics]
+        self._is_lacking = False
 
     def step(self, micro_batches: list[Batch], flags: Sequence[float] = ()) -> StepSums:
         """One optimizer step over this rank's share of the global batch; `flags` are summed over ranks on the way.
 
-        Backward runs on summed losses. DDP averages over ranks, so the gradient is multiplied by their number
-        and divided by the weight of the whole global batch: exact for uneven shares and micro-batches.
+        Backward runs on summed losses, and gradients are summed over ranks and divided by the weight of the whole
+        global batch: exact for uneven shares and micro-batches. After a step in which it was out of memory, a rank
+        computes nothing and only lets the others finish, until `begin`.
         """
         self.set_training()
         self.optimizer.zero_grad(set_to_none=True)
         _copy_all(self._statistics, self._backup)
-        sums = _sent([0.0, 0.0, *flags], self.world.device)
-        for number, batch in enumerate(micro_batches, start=1):
-            with self._synchronising(number == len(micro_batches)):
-                sums[:2] += self._backward(batch)
+        sums = _sent([0.0, 0.0, 0.0, *flags], self.world.device)
+        if isinstance(self.replica, Replica):
+            self.replica.sums.begin()
+        self._is_lacking = self._is_lacking or not self._pass_through(micro_batches, sums)
+        if self._is_lacking:
+            return self._give_up(sums)
         self.world.sum(sums)
-        self.scaler.unscale_(self.optimizer)
+        is_lacking = sums[2] > 0
+        self._unscale(is_lacking)
         grad_norm = self._finish_gradient(weight=sums[1])
-        is_bad = ~(sums[0].isfinite() & grad_norm.isfinite())
-        self._update(is_bad)
-        return StepSums(sums[0], sums[1], grad_norm, is_bad, sums[2:])
+        is_bad = ~(sums[0].isfinite() & grad_norm.isfinite()) | is_lacking
+        self._update(is_bad, is_lacking)
+        return StepSums(sums[0], sums[1], grad_norm, is_bad, sums[2], sums[3:])
 
-    def _update(self, is_bad: Tensor) -> None:
+    def _pass_through(self, micro_batches: list[Batch], sums: Tensor) -> bool:
+        """All forward and backward passes; False if there is not the memory for one."""
+        try:
+            for number, batch in enumerate(micro_batches, start=1):
+                with self._synchronising(number == len(micro_batches)):
+                    sums[:2] += self._backward(batch)
+        except torch.OutOfMemoryError:
+            # Statistics over all ranks' samples are exchanged in forward passes; who waits there cannot be met.
+            if not self.recovers or any(isinstance(m, nn.SyncBatchNorm) for m in self.replica.modules()):
+                raise
+            return False  # what the passes held goes with the exception
+        return True
+
+    def _give_up(self, sums: Tensor) -> StepSums:
+        """The step of a rank without a gradient. It is bad on all ranks; here at least that is known at once."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if isinstance(self.replica, Replica):
+            self.replica.sums.join()
+        sums[2] = 1.0
+        self.world.sum(sums)
+        _copy_all(self._backup, self._statistics)
+        is_bad = torch.ones((), dtype=torch.bool, device=sums.device)
+        return StepSums(sums[0], sums[1], torch.zeros_like(sums[0]), is_bad, sums[2], sums[3:])
+
+    def _unscale(self, is_lacking: Tensor) -> None:
+        if self.scaler.is_enabled():
+            # The scaler takes no other sign of a step that must not move the weights.
+            factor = torch.where(is_lacking, torch.nan, 1.0)
+            torch._foreach_mul_([p.grad for p in self._parameters() if p.grad is not None], factor)
+            self.scaler.unscale_(self.optimizer)
+
+    def _update(self, is_bad: Tensor, is_lacking: Tensor) -> None:
         """Move the weights, unless the step was bad: then nothing may change, as even a zero gradient would decay them.
 
         Every rank has the same sums, and so decides the same.
         """
         if self.scaler.is_enabled():  # looks for what is not finite by itself
             self.scaler.step(self.optimizer)
+            scale = [tensor for tensor in (self.scaler._scale, self.scaler._growth_tracker) if tensor is not None]
+            before = [tensor.clone() for tensor in scale]
             self.scaler.update()
-            self._restore_where(is_bad)
+            _restore_where(is_lacking, scale, before)  # the scale was not to blame
+            _restore_where(is_bad, self._statistics, self._backup)
         elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
             # Fused optimizers look at this on the device, so that no step waits for it (as GradScaler does).
             self.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
             self.optimizer.step()
-            self._restore_where(is_bad)
+            _restore_where(is_bad, self._statistics, self._backup)
         elif bool(is_bad):  # the one place that waits for the device
             _copy_all(self._backup, self._statistics)
         else:
             self.optimizer.step()
 
-    def _restore_where(self, is_bad: Tensor) -> None:
-        for tensor, before in zip(self._statistics, self._backup, strict=True):
-            tensor.copy_(torch.where(is_bad, before, tensor))
-
     def _synchronising(self, is_last: bool) -> AbstractContextManager[object]:
-        is_ddp = isinstance(self.replica, DistributedDataParallel)
+        is_ddp = isinstance(self.replica, Replica)
         return self.replica.no_sync() if is_ddp and not is_last else nullcontext()  # type: ignore[operator]
 
     def _backward(self, batch: Batch) -> Tensor:
@@ -124,11 +165,14 @@ class Learner:
         torch.autograd.backward(self.scaler.scale(loss))
         return torch.stack([loss.detach(), weight])
 
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
     def _finish_gradient(self, weight: Tensor) -> Tensor:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        parameters = self._parameters()
         gradients = [p.grad for p in parameters if p.grad is not None]
         # A batch may weigh nothing, where weights are 0; its gradient is 0 then, and stays so.
-        torch._foreach_mul_(gradients, self.world.size / weight.clamp_min(1e-12))
+        torch._foreach_mul_(gradients, 1 / weight.clamp_min(1e-12))
         self.penalise()
         return self.clip(parameters)
 
@@ -136,6 +180,11 @@ class Learner:
 def _sent(values: list[float], device: torch.device) -> Tensor:
     """A float32 vector on the device, which is not waited for."""
     return torch.tensor(values, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+
+def _restore_where(wanted: Tensor, tensors: list[Tensor], before: list[Tensor]) -> None:
+    for tensor, old in zip(tensors, before, strict=True):
+        tensor.copy_(torch.where(wanted, old, tensor))
 
 
 def _copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:
@@ -188,11 +237,12 @@ def in_parts(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Scorer:
     """A model and all that an evaluation pass needs.
 
-    `module` is the bare one: DDP's forward pass would wait for ranks that have no batch.
+    `module` is the bare one: DDP's forward pass would wait for ranks that have no batch. `most` is how many samples go
+    through it at once, where that had to be bounded for want of memory: each rank finds it for itself.
     """
 
     module: nn.Module
@@ -200,11 +250,29 @@ class Scorer:
     prepare: Callable[[Batch], Batch]
     world: World
     precision: str
+    most: int | None = None
 
     @torch.no_grad()
     def outputs(self, batch: Batch) -> Tensor:
-        """Outputs for one batch, in evaluation mode: float32 on the CPU, B x outputs."""
+        """Outputs for one batch, in evaluation mode: float32 on the CPU, B x outputs. UserError if the memory is too
+        small for one sample."""
         self.module.eval()
+        while (outputs := self._outputs_if_they_fit(batch)) is None:
+            size = min(self.most or len(batch["index"]), len(batch["index"]))
+            if size == 1:
+                raise UserError("Out of memory with a single picture.", "Lower --image-size, or use another device.")
+            self.most = size // 2
+            if self.world.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return outputs
+
+    def _outputs_if_they_fit(self, batch: Batch) -> Tensor | None:
+        try:
+            return torch.cat([self._forward(part) for part in cut([batch], self.most or len(batch["index"]))])
+        except torch.OutOfMemoryError:
+            return None  # what the pass held goes with the exception
+
+    def _forward(self, batch: Batch) -> Tensor:
         with autocast(self.world.device, self.precision):
             outputs: Tensor = self.module(self.task.inputs(self.prepare(batch)))
         return outputs.float().cpu()

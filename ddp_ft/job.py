@@ -63,7 +63,8 @@ class Phase:
 
     `rate` gives the base learning rate from (step, total steps). `noise` is the stream of random masks: the rank, or
     0 where all ranks do the same. `batches` gives this rank's micro-batches of each step from one on. `agree` makes one
-    decision for all ranks of a step's sums and this rank's flags.
+    decision for all ranks of a step's sums and this rank's flags, and of that which is known gives those not given yet;
+    of all, if it is the end of a stretch.
     """
 
     name: str
@@ -74,7 +75,7 @@ class Phase:
     noise: int
     batches: Callable[[int], Generator[list[Batch], None, None]]
     measure: Callable[[], dict[str, float]]
-    agree: Callable[[StepSums, list[float]], Decision]
+    agree: Callable[[StepSums, list[float], bool], list[Decision]]
 
 
 @dataclass

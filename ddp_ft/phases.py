@@ -110,7 +110,7 @@ def _on_pictures(job: Job) -> Phase:
             _training_source(job),
             train_transform(job.built.preprocess, config.augment),
             sampler,
-            config.train.micro_batch,
+            job.plan.cut,
             job.plan.workers,
             start_step=start,
             total_steps=job.plan.total_steps,
@@ -128,7 +128,7 @@ def _on_pictures(job: Job) -> Phase:
         world.rank,
         batches,
         lambda: measure(job, job.splits.val),
-        lambda sums, flags: job.agreement.decide(job.progress.step, sums.numbers()),
+        lambda sums, flags, ends: job.agreement.decide(job.progress.step, sums.numbers(), ends),
     )
 
 
@@ -151,8 +151,7 @@ def enter_stage(job: Job, stage: int) -> None:
     """Let those parts of the model learn that learn in that stage; the optimizer keeps the state of the others."""
     assert job.phase is not None
     learner, module = job.phase.learner, job.built.module
-    learner.replica = module
-    gc.collect()  # the hooks of the old DDP stay on the parameters as long as it lives
+    _let_replica_go(job)
     freeze_parameters(module, job.stages[stage].frozen)
     job.training_mode = TrainingMode(module, job.config.model.batch_norm)
     extend_groups(job.optimizer, groups_of(job.built, job.config, job.plan.lr))
@@ -160,6 +159,22 @@ def enter_stage(job: Job, stage: int) -> None:
     learner.penalise = _penalties(job)
     learner.begin()
     job.progress.stage = stage
+
+
+def renew_replica(job: Job) -> None:
+    """After a step that some rank could not finish: DDP cannot be used behind a backward pass that broke off."""
+    assert job.phase is not None
+    _let_replica_go(job)
+    if job.world.device.type == "cuda":
+        torch.cuda.empty_cache()
+    job.phase.learner.replica = replicate(job.built.module, job.world, job.distributed)
+    job.phase.learner.begin()
+
+
+def _let_replica_go(job: Job) -> None:
+    assert job.phase is not None
+    job.phase.learner.replica = job.built.module
+    gc.collect()  # the hooks of the old DDP stay on the parameters as long as it lives
 
 
 def stage_at(job: Job, step: int) -> int:
@@ -201,6 +216,7 @@ def _on_features(
     head = head_module(job.built.module, job.built.head_path or "")
     learner = _learner(job, head, optimizer, solo)
     learner.inputs, learner.prepare, learner.set_training = feature_inputs, _as_it_is, lambda: _train_mode(head)
+    learner.recovers = False  # each rank is alone here; what one did, the others would not do
     learner.begin()
     probe_rate = job.config.probe.lr
 
@@ -216,11 +232,11 @@ def _on_features(
         0,
         lambda start: train_batches(train, sampler, start, total_steps, is_small(head, batch_size)),
         measured,
-        lambda sums, flags: _agree_at_times(job, sums, flags),
+        lambda sums, flags, ends: _agree_at_times(job, sums, flags),
     )
 
 
-def _agree_at_times(job: Job, sums: StepSums, flags: list[float]) -> Decision:
+def _agree_at_times(job: Job, sums: StepSums, flags: list[float]) -> list[Decision]:
     """On features no step sums anything over ranks, and each is quick. What a step gave is the same on all anyway."""
     step, numbers = job.progress.step, sums.numbers()[: -len(flags)].tolist()
     if step % STEPS_BETWEEN_AGREEMENTS and step < job.steps_of_phase:

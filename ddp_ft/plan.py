@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,10 @@ BIT_FIELDS = ("device", "world_size", "micro_batch", "threads")
 
 @dataclass(frozen=True)
 class Plan:
-    """What `auto` became and what follows from the sizes. Written to plan.json."""
+    """What `auto` became and what follows from the sizes. Written to plan.json.
+
+    `lowered`: from how many pictures of a micro-batch to how many, because a process was out of memory.
+    """
 
     recipe: str
     task: str
@@ -38,6 +41,19 @@ class Plan:
     total_steps: int
     lr: float
     grade_elsewhere: str
+    lowered: tuple[int, int] | None = None
+
+    @property
+    def cut(self) -> int | None:
+        """The most pictures of a forward pass; None: a process's whole share of the batch."""
+        return self.lowered[1] if self.lowered else self.micro_batch
+
+    def after(self, stored: Mapping[str, Any] | None) -> "Plan":
+        """With the micro-batch that an earlier start had to lower, if this one is on the same kind of machine."""
+        if not stored or not stored.get("lowered"):
+            return self
+        same = all(stored[name] == getattr(self, name) for name in ("device", "world_size", "micro_batch"))
+        return replace(self, lowered=tuple(stored["lowered"])) if same else self
 
     def to_mapping(self) -> dict[str, Any]:
         """As JSON values."""

@@ -141,7 +141,7 @@ def _steps(checkpoint: Path) -> int:
 
 def _run_again(job: Job, step: int, cut: dict[str, Any], loss_scale: float) -> tuple[_Findings, Learner]:
     """The forward and backward passes of all ranks' shares of a step, counted from 0; gradients are left in place."""
-    job.config = replace(job.config, train=replace(job.config.train, micro_batch=cut["micro_batch"]))
+    job.plan = replace(job.plan, micro_batch=cut["micro_batch"], lowered=cut.get("lowered"))
     phase = open_phase(job)
     for stage in range(1, stage_at(job, step) + 1):
         enter_stage(job, stage)
@@ -226,7 +226,8 @@ def _watching(module: nn.Module, findings: _Findings) -> Iterator[None]:
 
 def _say_what(job: Job, step: int, start: _Start, cut: dict[str, Any], say: Say) -> None:
     epoch = (step - 1) // job.plan.steps_per_epoch
-    micro = f", micro-batches of {cut['micro_batch']}" if cut["micro_batch"] else ""
+    size = cut["lowered"][1] if cut.get("lowered") else cut["micro_batch"]
+    micro = f", micro-batches of {size}" if size else ""
     say(f"Step {step} of {job.folder.path}, in epoch {epoch + 1}: {cut['world_size']} shares{micro}")
     say(f"Weights: {start.source}")
 

@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from torch import Tensor
 from ddp_ft.allocation import STEPS_TO_MEASURE, Allocation, read_allocation
 from ddp_ft.checkpoint import restore_weights
 from ddp_ft.config import LENGTH, RECIPE, RunConfig, make_config, to_flat
-from ddp_ft.contracts import PROBE, TRAIN, Batch
-from ddp_ft.data import derive_seed, seed_masks
+from ddp_ft.contracts import PROBE, TRAIN
+from ddp_ft.data import Recut, derive_seed, seed_masks
 from ddp_ft.distributed import World, connect, deterministic, pick_device
 from ddp_ft.environment import Launch
 from ddp_ft.interrupt import STOP_FILE_VARIABLE, StopAgreed, StopRequest
@@ -26,7 +25,7 @@ from ddp_ft.runfolder import STOP_FILE, RunFolder, check_same_recipe
 from ddp_ft.saving import restore, save
 from ddp_ft.schedule import is_due
 from ddp_ft.selection import evaluate, is_stale, plateau
-from ddp_ft.setbacks import check_writes, take_note, write_to_the_end
+from ddp_ft.setbacks import check_writes, take_notes, write_to_the_end
 from ddp_ft.telling import introduce, say_farewell, summarise
 from ddp_ft.trackers import Console, FanOut, make_console, make_trackers
 from ddp_ft.watchdog import watching
@@ -63,6 +62,7 @@ def _fine_tune(request: Request, launch: Launch, world: World, stop: StopRequest
         console.say(f"{folder.path} holds this run, finished. Add --extend with more --epochs to lengthen it.")
         return "done"
     job, report = compose(config, request, world, launch, stop)
+    job.plan = job.plan.after(stored_plan)
     introduce(job, report, stored_plan, console)
     if request.dry_run:
         console.say("Dry run: nothing was trained and nothing was written.")
@@ -133,12 +133,12 @@ def _train_phases(job: Job, trackers: FanOut, console: Console, watch: Stopwatch
 
 def _train(job: Job, phase: Phase, trackers: FanOut, console: Console, watch: Stopwatch, allocation: Allocation) -> str:
     """Run the loop, and end the loader's workers with it: they ignore signals, and a process with some never exits."""
-    with closing(phase.batches(job.progress.step)) as batches:
+    with closing(Recut(phase.batches(job.progress.step), keeps=1 + job.agreement.late)) as batches:
         return _loop(job, phase, batches, trackers, console, watch, allocation)
 
 
 def _loop(
-    job: Job, phase: Phase, batches: Iterator[list[Batch]], trackers: FanOut, console: Console, watch: Stopwatch,
+    job: Job, phase: Phase, batches: Recut, trackers: FanOut, console: Console, watch: Stopwatch,
     allocation: Allocation,
 ) -> str:  # fmt: skip
     """The loop: evaluate, step, log, save, stop. Gives "done" or "stopped"; either way all is saved or being saved."""
@@ -170,11 +170,13 @@ def _loop(
             job.window.add(sums.loss, sums.weight, sums.is_bad)
             progress.step += 1
             console.advance(progress.step)
-            decision = phase.agree(sums, flags)
-            take_note(job, phase, decision, console)
-            if is_due(progress.step, config.log.every_steps, job.steps_of_phase):
-                row = _training_row(job, phase, watch, sums.grad_norm)
-                trackers.log("train", progress.step, job.epoch, row, phase.name)
+            decisions = phase.agree(sums, flags, _ends_a_stretch(job, phase))
+            decision = take_notes(job, phase, decisions, console)
+            if decision.lacking:
+                batches.back(progress.step - decision.step + 1, job.plan.cut or 1)
+                progress.step = decision.step - 1
+                continue
+            _log_if_due(job, phase, watch, sums.grad_norm, trackers)
         failed_writes = check_writes(job, decision.failed_writes, failed_writes, trackers)
         _fix_budget(job)
         allocation.forecast_once(job, console)
@@ -186,9 +188,24 @@ def _loop(
             return "stopped"
 
 
+def _ends_a_stretch(job: Job, phase: Phase) -> bool:
+    """Whether what comes behind this step takes it for done: a row, a checkpoint, an evaluation, a stage, the end."""
+    return _row_is_due(job) or _save_is_due(job, phase) or _evaluation_is_due(job, phase)
+
+
 def _evaluation_is_due(job: Job, phase: Phase) -> bool:
     every = job.config.eval.every_epochs * phase.sampler.steps_per_epoch
     return is_due(job.progress.step, every if phase.name == TRAIN else job.steps_of_phase, job.steps_of_phase)
+
+
+def _row_is_due(job: Job) -> bool:
+    return is_due(job.progress.step, job.config.log.every_steps, job.steps_of_phase)
+
+
+def _log_if_due(job: Job, phase: Phase, watch: Stopwatch, grad_norm: Tensor, trackers: FanOut) -> None:
+    if _row_is_due(job):
+        row = _training_row(job, phase, watch, grad_norm)
+        trackers.log("train", job.progress.step, job.epoch, row, phase.name)
 
 
 def _training_row(job: Job, phase: Phase, watch: Stopwatch, grad_norm: Tensor) -> dict[str, float]:

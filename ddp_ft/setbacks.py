@@ -1,18 +1,55 @@
 """What a run does about steps that are not finite, pictures that are damaged, and writes that fail."""
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 
 from ddp_ft.bad_batches import BadBatch, BadBatches, describe_samples
 from ddp_ft.contracts import TRAIN
 from ddp_ft.data import derive_seed
 from ddp_ft.errors import UserError
-from ddp_ft.interrupt import Decision
+from ddp_ft.interrupt import Decision, joined
 from ddp_ft.job import Job, Phase, settle_damage
+from ddp_ft.phases import renew_replica
 from ddp_ft.trackers import Console, FanOut
 
 
-def take_note(job: Job, phase: Phase, decision: Decision, console: Console) -> None:
-    """Write down what was wrong with a step. UserError for too much of it, on all ranks alike."""
+def take_notes(job: Job, phase: Phase, decisions: Sequence[Decision], console: Console) -> Decision:
+    """Write down what was wrong with steps, and give what they want together. UserError for too much of it, on all
+    ranks alike. The first that is `lacking` is given as it is: it and those behind it are to be done again."""
+    for decision in decisions:
+        if decision.lacking:
+            _lower_micro_batch(job, phase, decision, console)
+            return decision
+        _take_note(job, phase, decision, console)
+    return joined(decisions)
+
+
+def _lower_micro_batch(job: Job, phase: Phase, decision: Decision, console: Console) -> None:
+    """Halve the micro-batch on all ranks, for all steps from this one on. UserError if it cannot be less."""
+    sampler, plan = phase.sampler, job.plan
+    least = 2 if sampler.pairs else 1
+    most = min(plan.cut or sampler.largest_share, sampler.largest_share)
+    half = most // 2 // least * least
+    if half < least:
+        raise UserError(
+            f"{decision.lacking} of {job.world.size} process(es) ran out of memory in step {decision.step}, with "
+            f"{most} picture(s) in a forward pass; it cannot be less{' where pairs are mixed' if least == 2 else ''}.",
+            "Lower --image-size, take a smaller --model, freeze more of it (--freeze), try --precision bf16, "
+            "or give each process more memory.",
+        )
+    job.plan = replace(plan, lowered=(plan.lowered[0] if plan.lowered else most, half))
+    renew_replica(job)
+    if job.world.is_main:
+        job.folder.write_json("plan.json", job.plan.to_mapping())
+    console.say(
+        f"Warning: step {decision.step} did not fit into the memory of {decision.lacking} process(es). Micro-batches "
+        f"are of {half} pictures from here on, not {most}; the batch and its pictures stay "
+        f"(grade {plan.grade_elsewhere} from here on)."
+    )
+
+
+def _take_note(job: Job, phase: Phase, decision: Decision, console: Console) -> None:
     _count_bad_steps(job, phase, decision, console)
     if decision.damage:
         settle_damage(job, console.say)
@@ -48,7 +85,7 @@ def _describe_bad(job: Job, phase: Phase, decision: Decision) -> BadBatch:
         seed=config.seed,
         noise_seeds=seeds,
         world_size=job.world.size,
-        micro_batch=config.train.micro_batch,
+        micro_batch=job.plan.cut,
         precision=job.plan.precision,
         learning_rates={group["name"]: float(group["lr"]) for group in phase.learner.optimizer.param_groups},
         loss_scale=phase.learner.scaler.get_scale(),

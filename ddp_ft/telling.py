@@ -41,6 +41,9 @@ def _notes(job: Job) -> list[str]:
     """What may not be as it was meant."""
     late = [stage.epoch for stage in job.stages if stage.epoch >= job.config.train.epochs]
     notes = [f"the stage of freeze.schedule that begins at epoch {late[0]} is never reached."] if late else []
+    if job.plan.lowered:
+        before, now = job.plan.lowered
+        notes.append(f"micro-batches are of {now} pictures, since an earlier start ran out of memory with {before}.")
     gpus = torch.cuda.device_count()
     if job.world.device.type == "cuda" and not job.distributed and gpus > 1:
         notes.append(

@@ -8,6 +8,7 @@ from ddp_ft.data.inspect import list_pictures
 from ddp_ft.data.loader import EvalLoader, Portion, TrainLoader, default_workers
 from ddp_ft.data.mixing import Mixing
 from ddp_ft.data.parts import open_part
+from ddp_ft.data.recut import Recut
 from ddp_ft.data.sampler import GlobalOrderSampler, even_share
 from ddp_ft.data.sampling import sampling_weights
 from ddp_ft.data.seeds import derive_seed, drawing_from, seed_masks
@@ -23,6 +24,7 @@ __all__ = [
     "GlobalOrderSampler",
     "Mixing",
     "Portion",
+    "Recut",
     "Splits",
     "TrainLoader",
     "Transform",

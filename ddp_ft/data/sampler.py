@@ -99,6 +99,15 @@ class GlobalOrderSampler(DistributedSampler[int]):
         """How many samples `share` gives, its ghost included, without drawing the order."""
         return max(1, len(self._places(step)))
 
+    @property
+    def largest_share(self) -> int:
+        """The most samples that any rank has in any step."""
+        length = -(-self.size // self.steps_per_epoch)
+        if not self.pairs:
+            return -(-length // self.num_replicas)
+        pairs, ranks = length // 2, self.num_replicas
+        return 2 * (pairs // ranks + 1) if pairs % ranks else 2 * (pairs // ranks) + length % 2
+
     def batch_length(self, step: int) -> int:
         """How many samples the step has over all ranks."""
         return len(self._slice(step))

@@ -51,7 +51,7 @@ def gradients(world: World, mixing: Mixing, micro_batch: int | None) -> list[tup
     prepare, steps = DeviceTransform(PREPROCESS, world.device, channels_last=False), []
     for step, micro_batches in enumerate(loader):
         total = sum(backward(replica, prepare(batch), is_last=batch is micro_batches[-1]) for batch in micro_batches)
-        scale = world.size / sampler.batch_length(step)
+        scale = 1 / sampler.batch_length(step)
         steps.append((float(world.sum(total)), [scale * parameter.grad for parameter in module.parameters()]))
         module.zero_grad(set_to_none=False)
     return steps

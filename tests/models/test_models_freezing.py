@@ -389,7 +389,7 @@ def _train_by_stages(world):
             mode()
             module[8].eval()
             optimizer.zero_grad()
-            torch.autograd.backward(nn.functional.cross_entropy(replica(x[share]), y[share]))
+            torch.autograd.backward(nn.functional.cross_entropy(replica(x[share]), y[share], reduction="sum") / SAMPLES)
             optimizer.step()
         seen.append({name: p.detach().clone() for name, p in module.named_parameters()})
     return seen

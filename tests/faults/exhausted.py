@@ -1,0 +1,102 @@
+"""Models that run out of memory: on one rank, at one step, in one pass, above some number of pictures."""
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.faults.poisoned import SEEDS_OF
+from tests.support import nets
+
+THIS_FILE = __file__
+
+
+class _Breaks(torch.autograd.Function):
+    """The values; their gradient does not fit into memory."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("backward")
+
+
+class Exhausted(nn.Module):
+    """Lets no more than `most` pictures through at once, on the last rank in those training steps (counted from 0); in
+    the pass of that number of a step, or in any if it is None."""
+
+    def __init__(self, most: int, number: int | None, forward: bool, steps: range = range(99)) -> None:
+        super().__init__()
+        rank = int(os.environ.get("WORLD_SIZE", 1)) - 1
+        self.seeds = [SEEDS_OF[step][rank] for step in steps]
+        self.most, self.number, self.breaks_forward = most, number, forward
+        self.passes, self.seed = 0, 0
+
+    def forward(self, values: Tensor) -> Tensor:
+        seed = torch.initial_seed()
+        if not self.training or seed not in self.seeds:
+            return values
+        self.passes, self.seed = (self.passes + 1 if seed == self.seed else 0), seed
+        if len(values) <= self.most or self.number not in (None, self.passes):
+            return values
+        if self.breaks_forward:
+            raise torch.OutOfMemoryError("forward")
+        return _Breaks.apply(values)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def net(exhausted: nn.Module, num_classes: int = 3, wide: int = 20_000) -> nn.Module:
+    """`nets.with_batch_norm` of two of DDP's buckets, the first of which is full before the exhausted place."""
+    module = nets.with_batch_norm(num_classes)
+    middle = nn.Sequential(nn.Conv2d(16, wide, 1), nn.ReLU(), nn.Conv2d(wide, 16, 1))
+    return nn.Sequential(*module[:3], exhausted, *module[3:7], middle, *module[7:])
+
+
+def at_once(num_classes: int = 3) -> nn.Module:
+    """Room for 2 pictures in the second backward pass of a step."""
+    return net(Exhausted(most=2, number=1, forward=False), num_classes)
+
+
+def never(num_classes: int = 3) -> nn.Module:
+    """There is memory for everything."""
+    return net(nn.Identity(), num_classes)
+
+
+def always(num_classes: int = 3) -> nn.Module:
+    """No room for a single picture."""
+    return net(Exhausted(most=0, number=None, forward=True), num_classes)
+
+
+def later(num_classes: int = 3) -> nn.Module:
+    """Without batch norm and dropout; room for 2 pictures in the backward passes from step 5 on."""
+    module = nets.plain(num_classes)
+    return nn.Sequential(*module[:2], Exhausted(2, None, forward=False, steps=range(5, 99)), *module[2:])
+
+
+def plain(num_classes: int = 3) -> nn.Module:
+    """`later` with memory for everything."""
+    module = nets.plain(num_classes)
+    return nn.Sequential(*module[:2], nn.Identity(), *module[2:])
+
+
+def in_evaluation(num_classes: int = 3) -> nn.Module:
+    """`plain` that has room for 5 pictures when it is evaluated, and for all when it is trained."""
+    return nn.Sequential(_FewToEvaluate(5), *nets.plain(num_classes))
+
+
+def in_no_evaluation(num_classes: int = 3) -> nn.Module:
+    """The same without room for one."""
+    return nn.Sequential(_FewToEvaluate(0), *nets.plain(num_classes))
+
+
+class _FewToEvaluate(nn.Module):
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training and len(values) > self.most:
+            raise torch.OutOfMemoryError("evaluation")
+        return values
