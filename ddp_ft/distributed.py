@@ -6,7 +6,7 @@ import os
 import pickle
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -83,6 +83,14 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def largest(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The largest of each over ranks, which all have the same names; on the CPU, whatever the device."""
+        if self.size == 1:
+            return dict(values)
+        numbers = torch.tensor(list(values.values()), dtype=torch.float64)
+        dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+        return dict(zip(values, numbers.tolist(), strict=True))
 
     def gather(self, value: T) -> list[T] | None:
         """On rank 0 everybody's `value` in the order of ranks; None elsewhere."""

@@ -51,6 +51,7 @@ class Learner:
     `inputs` is what the replica is called with, from a prepared batch. `set_training` puts the modules into the mode
     they are trained in. `penalise` adds penalties to the gradient, and `clip` bounds it and gives its norm before.
     Where it `recovers`, a rank that is out of memory makes the step one that changes nothing on any rank.
+    Where it `recomputes`, backward passes run layers forward again, which must not count for batch norm's statistics.
     """
 
     replica: nn.Module
@@ -64,6 +65,7 @@ class Learner:
     penalise: Callable[[], None]
     set_training: Callable[[], None]
     recovers: bool = True
+    recomputes: bool = False
 
     def __post_init__(self) -> None:
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.precision == "fp16")
@@ -162,7 +164,9 @@ class Learner:
         with autocast(self.world.device, self.precision):
             outputs = self.replica(self.inputs(batch))
         loss, weight = self.task.loss(outputs, batch)
+        once = [tensor.clone() for tensor in self._statistics] if self.recomputes else []
         torch.autograd.backward(self.scaler.scale(loss))
+        _copy_all(once, self._statistics)
         return torch.stack([loss.detach(), weight])
 
     def _parameters(self) -> list[nn.Parameter]:

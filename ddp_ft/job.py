@@ -36,6 +36,7 @@ from ddp_ft.models import build_model, load_weights
 from ddp_ft.models.freezing import Stage, TrainingMode, freeze_parameters, prepare_batch_norm, unfreeze_plan
 from ddp_ft.models.head import check_head, initialise_head
 from ddp_ft.models.layers import block_depths
+from ddp_ft.models.recompute import recompute_blocks
 from ddp_ft.optim import ParamGroups, check_optimizer, make_optimizer, param_groups
 from ddp_ft.plan import Plan, choose_recipe, make_plan, place
 from ddp_ft.progress import LossWindow, Progress
@@ -146,6 +147,8 @@ def compose(
     initialise_head(built.module, built.head, task.initial_bias() if config.head.bias == "prior" else None)
     module = prepare_batch_norm(built.module, config.model.batch_norm, world.device.type, world.size)
     built = replace(built, module=module)
+    if config.compute.recompute:
+        recompute_blocks(module, config.model.name or "")
     stages = unfreeze_plan(config.freeze.schedule, config.freeze.parts, module, built.head)
     freeze_parameters(module, stages[-1].frozen)
     TrainingMode(module, config.model.batch_norm)()

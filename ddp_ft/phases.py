@@ -102,7 +102,7 @@ def _on_pictures(job: Job) -> Phase:
     config, world = job.config, job.world
     mixing = Mixing.of(config.augment)
     sampler = _sampler(job, world, config.train.batch_size, config.seed, pairs=mixing is not None)
-    replica = replicate(job.built.module, world, job.distributed)
+    replica = _replica(job)
     learner = _learner(job, replica, job.optimizer, world)
 
     def batches(start: int) -> Generator[list[Batch], None, None]:
@@ -144,6 +144,7 @@ def _learner(job: Job, replica: nn.Module, optimizer: torch.optim.Optimizer, wor
         clip=partial(clip, config=job.config.train, head=_head_parameters(job)),
         penalise=_penalties(job),
         set_training=lambda: job.training_mode(),
+        recomputes=job.config.compute.recompute,
     )
 
 
@@ -155,7 +156,7 @@ def enter_stage(job: Job, stage: int) -> None:
     freeze_parameters(module, job.stages[stage].frozen)
     job.training_mode = TrainingMode(module, job.config.model.batch_norm)
     extend_groups(job.optimizer, groups_of(job.built, job.config, job.plan.lr))
-    learner.replica = replicate(module, job.world, job.distributed)
+    learner.replica = _replica(job)
     learner.penalise = _penalties(job)
     learner.begin()
     job.progress.stage = stage
@@ -167,8 +168,12 @@ def renew_replica(job: Job) -> None:
     _let_replica_go(job)
     if job.world.device.type == "cuda":
         torch.cuda.empty_cache()
-    job.phase.learner.replica = replicate(job.built.module, job.world, job.distributed)
+    job.phase.learner.replica = _replica(job)
     job.phase.learner.begin()
+
+
+def _replica(job: Job) -> nn.Module:
+    return replicate(job.built.module, job.world, job.distributed, job.config.compute.compress_gradients)
 
 
 def _let_replica_go(job: Job) -> None:
@@ -216,6 +221,7 @@ def _on_features(
     head = head_module(job.built.module, job.built.head_path or "")
     learner = _learner(job, head, optimizer, solo)
     learner.inputs, learner.prepare, learner.set_training = feature_inputs, _as_it_is, lambda: _train_mode(head)
+    learner.recomputes = False
     learner.recovers = False  # each rank is alone here; what one did, the others would not do
     learner.begin()
     probe_rate = job.config.probe.lr

@@ -20,7 +20,7 @@ from ddp_ft.job import Job, Phase, Request, compose, has_damage, open_folder, se
 from ddp_ft.lease import Lease
 from ddp_ft.optim import set_rates
 from ddp_ft.phases import close_probe, enter_stage, measure, open_phase, stage_at
-from ddp_ft.progress import Stopwatch
+from ddp_ft.progress import Stopwatch, peak_memory
 from ddp_ft.runfolder import STOP_FILE, RunFolder, check_same_recipe
 from ddp_ft.saving import restore, save
 from ddp_ft.schedule import is_due
@@ -217,7 +217,7 @@ def _training_row(job: Job, phase: Phase, watch: Stopwatch, grad_norm: Tensor) -
     if phase.name == PROBE:
         return row
     speed = {"images_per_second": watch.interval_speed(), "data_wait_share": progress.data_wait_share}
-    return row | speed | watch.interval_saves()
+    return row | speed | watch.interval_saves() | job.world.largest(peak_memory(job.world.device))
 
 
 def _clock_says_save(job: Job, saved_at: float) -> bool:

@@ -119,7 +119,7 @@ def make_console(is_main: bool) -> Console:
 
 
 def _values(values: Mapping[str, float]) -> str:
-    shown = {name: value for name, value in values.items() if not name.startswith(("lr/", "save_"))}
+    shown = {name: value for name, value in values.items() if not name.startswith(("lr/", "save_", "memory_"))}
     return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
 
 

@@ -16,6 +16,9 @@ GROUPS = {
     "data_wait_share": "speed",
     "save_copy_seconds": "speed",
     "save_stall_seconds": "speed",
+    "memory_allocated_mib": "memory",
+    "memory_reserved_mib": "memory",
+    "memory_process_mib": "memory",
 }
 BOOKKEEPING = ("step", "split", "time", "phase")
 

@@ -104,6 +104,8 @@ TESTED = {
     "checkpoint.max_failures": "../faults/test_full_disk.py::test_a_run_ends_after_so_many_failures",
     "train.max_bad_steps": "../faults/test_bad_steps.py::test_a_run_with_nothing_but_bad_steps_ends",
     "compute.deterministic": "test_deterministic_algorithms",
+    "compute.recompute": "../models/test_models_recompute.py::test_a_run_has_the_same_bits",
+    "compute.compress_gradients": "../distributed/test_compression.py::test_a_run_with_compressed_gradients",
     "compute.silence_seconds": "../faults/test_watchdog.py::test_a_rank_that_stands_still_is_noticed",
     "log.every_steps": "test_log_cadence",
     "compute.device": "test_errors.py::test_what_the_machine_lacks",

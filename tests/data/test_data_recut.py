@@ -45,9 +45,7 @@ def test_the_largest_share(pairs: bool) -> None:
     for samples in range(1, 14):
         for batch_size in range(1, 9):
             for world_size in (1, 2, 3, 4):
-                samplers = [
-                    GlobalOrderSampler(samples, batch_size, world_size, rank, 0, pairs=pairs)
-                    for rank in range(world_size)
-                ]
+                sizes, ranks = (samples, batch_size, world_size), range(world_size)
+                samplers = [GlobalOrderSampler(*sizes, rank, 0, pairs=pairs) for rank in ranks]
                 most = max(sampler.share_length(step) for sampler in samplers for step in range(20))
                 assert all(sampler.largest_share == most for sampler in samplers)

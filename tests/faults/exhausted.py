@@ -81,6 +81,13 @@ def plain(num_classes: int = 3) -> nn.Module:
     return nn.Sequential(*module[:2], nn.Identity(), *module[2:])
 
 
+def heavy(num_classes: int = 3) -> nn.Module:
+    """`plain`; rank 1 has once held 256 MiB beside it."""
+    if os.environ.get("RANK") == "1":
+        torch.ones(2**26)
+    return plain(num_classes)
+
+
 def in_evaluation(num_classes: int = 3) -> nn.Module:
     """`plain` that has room for 5 pictures when it is evaluated, and for all when it is trained."""
     return nn.Sequential(_FewToEvaluate(5), *nets.plain(num_classes))

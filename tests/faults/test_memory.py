@@ -182,6 +182,15 @@ def test_when_it_cannot_be_less(shapes, tmp_path):
     assert not (tmp_path / "r/summary.json").exists()
 
 
+def test_rows_have_the_memory_of_the_largest_process(shapes, tmp_path):
+    """On a CPU the peak of the whole process; here it is that of the rank which holds 256 MiB more than the others."""
+    peaks = {}
+    for net in ("plain", "heavy"):
+        train_on(2, shapes, tmp_path / net, *options(net))
+        peaks[net] = column(tmp_path / net, "memory_process_mib")
+    assert peaks["heavy"] == sorted(peaks["heavy"]) and peaks["heavy"][0] > peaks["plain"][-1] + 128 > 128
+
+
 def test_evaluation_in_smaller_parts(shapes, tmp_path):
     """Chunks of 12 pictures through a net that takes 5, then 3, at once: the metrics of one that takes them all."""
     train_on(2, shapes, tmp_path / "r", *options("in_evaluation"))

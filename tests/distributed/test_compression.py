@@ -1,0 +1,43 @@
+"""Gradients that go from process to process as bf16."""
+
+import pytest
+import torch
+
+from ddp_ft.replica import Replica
+from tests.support import nets
+from tests.support.ranks import run_ranks
+from tests.support.runs import column, train_on
+
+
+def reduced(world, wire):
+    """Each parameter's own gradient and the sum over ranks."""
+    gradients = []
+    for wrap in (lambda module: module, lambda module: Replica(module, world, wire)):
+        torch.manual_seed(0)
+        module = nets.plain()
+        pixels = nets.images(4, seed=world.rank).float() / 255
+        replica = wrap(module)  # which must live through the backward pass
+        replica(pixels).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in module.parameters()])
+    return gradients
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_sum_has_eight_bits(world_size):
+    """Equal on all ranks, and as near to the sum of the ranks' own gradients as bf16 is."""
+    outcomes = run_ranks(world_size, reduced, torch.bfloat16)
+    for number, summed in enumerate(outcomes[0][1]):
+        assert all(torch.equal(summed, others[1][number]) for others in outcomes)
+        assert torch.equal(summed, summed.bfloat16().float())
+        exact = torch.stack([own[number] for own, _ in outcomes]).sum(0)
+        scale = torch.stack([own[number].abs() for own, _ in outcomes]).sum(0)
+        assert ((summed - exact).abs() <= 2**-6 * scale + 1e-12).all() and not torch.equal(summed, exact)
+
+
+def test_a_run_with_compressed_gradients(shapes, tmp_path):
+    """The curve stays near, and its bits are others."""
+    for name in ("none", "bf16"):
+        more = ("--lr", 0.01, "--optimizer", "sgd", "--set", f"compute.compress_gradients={name}")
+        train_on(2, shapes, tmp_path / name, *more, epochs=2)
+    losses, exact = column(tmp_path / "bf16", "loss"), column(tmp_path / "none", "loss")
+    assert losses == pytest.approx(exact, rel=0.02) and losses != exact
