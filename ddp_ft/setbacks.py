@@ -35,8 +35,8 @@ def _lower_micro_batch(job: Job, phase: Phase, decision: Decision, console: Cons
         raise UserError(
             f"{decision.lacking} of {job.world.size} process(es) ran out of memory in step {decision.step}, with "
             f"{most} picture(s) in a forward pass; it cannot be less{' where pairs are mixed' if least == 2 else ''}.",
-            "Lower --image-size, take a smaller --model, freeze more of it (--freeze), try --precision bf16, "
-            "or give each process more memory.",
+            "Lower --image-size, take a smaller --model, freeze more of it (--freeze), try --precision bf16 or "
+            "--set compute.recompute=true, or give each process more memory.",
         )
     job.plan = replace(plan, lowered=(plan.lowered[0] if plan.lowered else most, half))
     renew_replica(job)

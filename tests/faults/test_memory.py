@@ -16,6 +16,7 @@ from tests.distributed.test_step import make_learner, micro_batches
 from tests.faults import exhausted
 from tests.faults.comparing import curve
 from tests.faults.poisoned import SEEDS_OF
+from tests.faults.test_replay import numbers, replay
 from tests.support.ranks import run_ranks
 from tests.support.runs import arguments, column, read, train_here, train_on
 
@@ -111,6 +112,12 @@ def test_in_mid_run(shapes, tmp_path, lowered):
     assert read(lowered, "summary.json")["bad_steps"] == 0
 
 
+def test_a_replay_takes_the_smaller_micro_batch(lowered):
+    code, output = replay(lowered, 8)
+    assert code == 0 and "in epoch 2: 2 shares, micro-batches of 2" in output
+    assert numbers(output)[0] == pytest.approx(column(lowered, "loss")[7], rel=1e-4)
+
+
 @pytest.mark.parametrize("kept", [4, 7])
 def test_a_restart_begins_with_the_smaller_micro_batch(shapes, tmp_path, lowered, kept):
     """Behind the lowering it has the bits of the run that went on; before it, the curve."""
@@ -188,7 +195,7 @@ def test_rows_have_the_memory_of_the_largest_process(shapes, tmp_path):
     for net in ("plain", "heavy"):
         train_on(2, shapes, tmp_path / net, *options(net))
         peaks[net] = column(tmp_path / net, "memory_process_mib")
-    assert peaks["heavy"] == sorted(peaks["heavy"]) and peaks["heavy"][0] > peaks["plain"][-1] + 128 > 128
+    assert peaks["heavy"] == sorted(peaks["heavy"]) and peaks["heavy"][0] > peaks["plain"][-1] + 128
 
 
 def test_evaluation_in_smaller_parts(shapes, tmp_path):
