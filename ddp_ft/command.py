@@ -33,7 +33,7 @@ def config_options(command: F) -> F:
 
 
 def _option(key: Key, flag: str) -> Callable[[F], F]:
-    default = "auto" if key.default is None and key.optional else key.default
+    default = key.null if key.default is None else key.default
     shown = "" if key.path in ("data.path", "model.name") else f"  [default: {default}; {key.kind}]"
     return click.option(flag, key.path.replace(".", "__"), metavar=key.metavar, help=f"{key.help}{shown}")
 

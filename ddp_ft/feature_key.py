@@ -16,7 +16,7 @@ from ddp_ft.contracts import BuiltModel
 # What of a plan has no part in features. All else has, also what a later version may resolve.
 WITHOUT_EFFECT = (
     "recipe", "task", "world_size", "threads", "micro_batch", "workers", "train_samples", "val_samples",
-    "steps_per_epoch", "total_steps", "lr", "grade_elsewhere", "lowered",
+    "steps_per_epoch", "total_steps", "lr", "grade_elsewhere", "lowered", "tuned", "measured",
 )  # fmt: skip
 # Libraries that read, change or look at pictures, where they are installed.
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "PyTurboJPEG", "torchcodec")

@@ -42,9 +42,13 @@ class Trained:
 
 
 def describe_model(
-    spec: Mapping[str, Any], preprocess: Preprocess, task: Task, names: Sequence[str], precision: str
-) -> dict[str, Any]:
-    """model.json: all that is needed to build the model again and to feed it; `names` are the outputs' own."""
+    spec: Mapping[str, Any], preprocess: Preprocess, task: Task, names: Sequence[str], precision: str,
+    channels_last: bool | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """model.json: all that is needed to build the model again and to feed it; `names` are the outputs' own.
+
+    Where `channels_last` is None, the rule of `resolve_format` holds.
+    """
     return {
         **spec,
         "task": task.name,
@@ -52,6 +56,7 @@ def describe_model(
         "task_settings": task.settings(),
         "preprocessing": preprocess.to_mapping(),
         "precision": precision,
+        **({} if channels_last is None else {"channels_last": channels_last}),
     }
 
 
@@ -82,7 +87,7 @@ def load_trained(path: Path, device: torch.device) -> Trained:
         raise UserError(f"The model in {folder} cannot be read: {' '.join(str(error).split())}") from None
     module = create_from_spec(description)
     restore_weights(module, weights)
-    channels_last = is_convolutional(module)
+    channels_last = bool(description.get("channels_last", is_convolutional(module)))
     return Trained(
         place(module.eval(), device, channels_last),
         preprocess,

@@ -3,7 +3,8 @@
 import os
 import secrets
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,22 @@ SHARED_FOLDER_PATIENCE = 5.0
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted besides the recipe. `layers` are the settings as given, later ones winning."""
+    """What is wanted besides the recipe. `layers` are the settings as given, later ones winning.
+
+    `tune`: measure what the layers leave open. `tuned` and `measured` are what an earlier start found, as in Plan.
+    """
 
     run_dir: Path
     layers: tuple[Mapping[str, Any], ...] = ()
     extend: bool = False
     dry_run: bool = False
+    tune: bool = False
+    tuned: Mapping[str, Any] = field(default_factory=dict)
+    measured: Sequence[Mapping[str, Any]] = ()
+
+    def config(self, recipe: str | None = None) -> RunConfig:
+        """The whole configuration; `recipe` is what auto became."""
+        return make_config(*self.layers, recipe=recipe, tuned=self.tuned)
 
 
 @dataclass
@@ -133,20 +144,22 @@ class Job:
 
 
 def compose(
-    config: RunConfig, request: Request, world: World, launch: Launch, stop: StopRequest | None = None
-) -> tuple[Job, LoadReport]:
-    """All parts of a run, at its first step; nothing is written yet."""
+    config: RunConfig, request: Request, world: World, launch: Launch, stop: StopRequest | None = None,
+    splits: Splits | None = None,
+) -> tuple[Job, LoadReport]:  # fmt: skip
+    """All parts of a run, at its first step; nothing is written yet. `splits` are its data, if that is open already."""
     if world.device.type == "cpu":
         keep_freed_memory()
     folder = RunFolder(request.run_dir)
-    splits = world.from_main(lambda: _open_data(folder, config))
+    splits = splits or world.from_main(lambda: _open_data(folder, config))
     config, built, recipe, why = _build(config, request, folder, splits)
     check_optimizer(config.optim.name)
     task = make_task(config, splits.schema, splits.train.targets)
     task.higher_is_better(config.eval.metric or task.primary_metric)
     initialise_head(built.module, built.head, task.initial_bias() if config.head.bias == "prior" else None)
     module = prepare_batch_norm(built.module, config.model.batch_norm, world.device.type, world.size)
-    built = replace(built, module=module)
+    decoder = "shrink" if config.data.decoder == "auto" else config.data.decoder
+    built = replace(built, module=module, preprocess=replace(built.preprocess, decoder=decoder))
     if config.compute.recompute:
         recompute_blocks(module, config.model.name or "")
     stages = unfreeze_plan(config.freeze.schedule, config.freeze.parts, module, built.head)
@@ -156,6 +169,7 @@ def compose(
     if workers is None:
         workers = default_workers(world.device.type, launch.local_world_size)
     plan = make_plan(config, recipe, world, module, task.name, (len(splits.train), len(splits.val)), workers)
+    plan = replace(plan, tuned=dict(request.tuned), measured=[dict(row) for row in request.measured])
     _check_combinations(config, built, task)
     sampling = sampling_weights(config.data.sampling, splits.train.targets, splits.train.weights, splits.schema.kind)
     freeze_parameters(module, stages[0].frozen)
@@ -210,7 +224,7 @@ def _build(
     if config.recipe != "auto":
         return config, built, config.recipe, "as asked for"
     recipe, why = choose_recipe(config, built, len(splits.train))
-    return make_config(*request.layers, recipe=recipe), built, recipe, why
+    return request.config(recipe), built, recipe, why
 
 
 def _check_combinations(config: RunConfig, built: BuiltModel, task: Task) -> None:
@@ -261,8 +275,10 @@ def groups_of(built: BuiltModel, config: RunConfig, lr: float) -> ParamGroups:
 
 
 def open_folder(job: Job, lease: Lease) -> None:
-    """Make the run folder, take the right to write it, and write what a run is described by; check that every node
-    sees it. UserError if that cannot be."""
+    """Make the run folder and take the right to write it; check that every node sees it. UserError if that cannot be.
+
+    A request to stop that is older than this launch is removed, and so is the summary of an earlier start.
+    """
     folder, world = job.folder, job.world
     token = world.from_main(lambda: _create_folder(job, lease))
     sees = _wait_for(folder.path / ".shared", token)
@@ -291,29 +307,44 @@ def _create_folder(job: Job, lease: Lease) -> str:
     folder = job.folder
     folder.create()
     lease.take()
+    token = secrets.token_hex(8)
+    with _writable(folder):
+        folder.clear_old_stop(job.launched)
+        (folder.path / "summary.json").unlink(missing_ok=True)
+        (folder.path / ".shared").write_text(token)
+    return token
+
+
+@contextmanager
+def _writable(folder: RunFolder) -> Iterator[None]:
     try:
-        return _describe_run(job)
+        yield
     except OSError as error:
         raise UserError(
             f"Run folder {folder.path} cannot be written to: {error.strerror}.", "Make room, or choose another."
         ) from None
 
 
-def _describe_run(job: Job) -> str:
+def describe_run(job: Job) -> None:
+    """Write what a run is described by into its folder. UserError if it cannot be written to."""
+    job.world.from_main(lambda: _write_description(job))
+    job.splits = replace(job.splits, record={})  # it names every picture, and is needed no more
+
+
+def _write_description(job: Job) -> None:
     folder = job.folder
-    folder.clear_old_stop(job.launched)
-    (folder.path / "summary.json").unlink(missing_ok=True)
+    with _writable(folder):
+        _write_small_files(job, folder)
+
+
+def _write_small_files(job: Job, folder: RunFolder) -> None:
     folder.write_config(job.config)
     folder.write_json("classes.json", list(job.splits.schema.names))
     if not (folder.path / "split.json").exists():
         folder.write_json("split.json", {"fingerprint": job.splits.fingerprint, **job.splits.record})
-    job.splits = replace(job.splits, record={})  # it names every picture, and is needed no more
     folder.write_json("plan.json", job.plan.to_mapping())
     if job.splits.quarantine is not None:
         job.splits.quarantine.open(folder.path)
-    token = secrets.token_hex(8)
-    (folder.path / ".shared").write_text(token)
-    return token
 
 
 def _wait_for(file: Path, content: str) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ class Plan:
     """What `auto` became and what follows from the sizes. Written to plan.json.
 
     `lowered`: from how many pictures of a micro-batch to how many, because a process was out of memory.
+    `tuned` are the keys that were decided by measuring, with their values, and `measured` the rows that led to them;
+    both hold for all further starts.
     """
 
     recipe: str
@@ -42,6 +44,8 @@ class Plan:
     lr: float
     grade_elsewhere: str
     lowered: tuple[int, int] | None = None
+    tuned: dict[str, Any] = field(default_factory=dict)
+    measured: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def cut(self) -> int | None:
@@ -86,7 +90,7 @@ def make_plan(
         micro_batch=config.train.micro_batch,
         workers=workers,
         precision=resolve_precision(config.compute.precision, world.device),
-        channels_last=is_convolutional(module),
+        channels_last=resolve_format(config.compute.memory_format, module),
         train_samples=train_samples,
         val_samples=val_samples,
         steps_per_epoch=steps_per_epoch,
@@ -186,6 +190,11 @@ def resolve_precision(requested: str, device: torch.device) -> str:
             "--precision fp16 needs a CUDA device.", "On a CPU use --precision fp32, or bf16 where it has it."
         )
     return requested
+
+
+def resolve_format(requested: str, module: nn.Module) -> bool:
+    """Whether the model and its pictures are in channels_last memory."""
+    return is_convolutional(module) if requested == "auto" else requested == "channels_last"
 
 
 def is_convolutional(module: nn.Module) -> bool:

@@ -2,7 +2,8 @@
 
 import os
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -16,7 +17,7 @@ from ddp_ft.data import Recut, derive_seed, seed_masks
 from ddp_ft.distributed import World, connect, deterministic, pick_device
 from ddp_ft.environment import Launch
 from ddp_ft.interrupt import STOP_FILE_VARIABLE, StopAgreed, StopRequest
-from ddp_ft.job import Job, Phase, Request, compose, has_damage, open_folder, settle_damage
+from ddp_ft.job import Job, Phase, Request, compose, describe_run, has_damage, open_folder, settle_damage
 from ddp_ft.lease import Lease
 from ddp_ft.optim import set_rates
 from ddp_ft.phases import close_probe, enter_stage, measure, open_phase, stage_at
@@ -28,6 +29,7 @@ from ddp_ft.selection import evaluate, is_stale, plateau
 from ddp_ft.setbacks import check_writes, take_notes, write_to_the_end
 from ddp_ft.telling import introduce, say_farewell, summarise
 from ddp_ft.trackers import Console, FanOut, make_console, make_trackers
+from ddp_ft.tuning import generators_kept, keys_to_measure, show, tune
 from ddp_ft.watchdog import watching
 
 
@@ -35,7 +37,7 @@ def fine_tune(request: Request, launch: Launch) -> str:
     """Run or continue a run; gives its status, "done" or "stopped". Raises UserError for what the user can mend."""
     config = make_config(*request.layers)
     device = pick_device(config.compute.device, launch)
-    stop = StopRequest(_stop_files(request.run_dir), looks=launch.rank == 0)
+    stop = StopRequest(_stop_files(request), looks=launch.rank == 0)
     one_machine = launch.local_world_size == launch.world_size
     stacks, silence = request.run_dir / "stacks", config.compute.silence_seconds
     with (
@@ -47,9 +49,10 @@ def fine_tune(request: Request, launch: Launch) -> str:
         return _fine_tune(request, launch, world, stop)
 
 
-def _stop_files(run_dir: Path) -> list[Path]:
+def _stop_files(request: Request) -> list[Path]:
     named = os.environ.get(STOP_FILE_VARIABLE)
-    return [run_dir / STOP_FILE, *([Path(named)] if named else [])]
+    own = [] if request.dry_run else [request.run_dir / STOP_FILE]  # an old one is not removed by a dry run
+    return [*own, *([Path(named)] if named else [])]
 
 
 def _fine_tune(request: Request, launch: Launch, world: World, stop: StopRequest) -> str:
@@ -57,28 +60,50 @@ def _fine_tune(request: Request, launch: Launch, world: World, stop: StopRequest
     folder = RunFolder(request.run_dir)
     stored_plan = world.from_main(lambda: folder.read_json("plan.json")) or {}
     # What `auto` became at the first start holds for all others.
-    config = make_config(*request.layers, recipe=stored_plan.get("recipe"))
+    earlier = {name: stored_plan.get(name, nothing) for name, nothing in (("tuned", {}), ("measured", []))}
+    request = replace(request, **earlier)
+    config = request.config(stored_plan.get("recipe"))
     if world.from_main(lambda: _is_finished(folder, config, request)):
         console.say(f"{folder.path} holds this run, finished. Add --extend with more --epochs to lengthen it.")
         return "done"
-    job, report = compose(config, request, world, launch, stop)
-    job.plan = job.plan.after(stored_plan)
-    introduce(job, report, stored_plan, console)
-    if request.dry_run:
-        console.say("Dry run: nothing was trained and nothing was written.")
-        return "done"
-    lease = Lease(folder.path, lambda: job.progress.step)
+    keys = keys_to_measure(request, has_begun=bool(stored_plan))
     allocation = read_allocation(stop, looks=world.is_main)
+    with generators_kept() if keys else nullcontext():
+        job, report = compose(config, request, world, launch, stop)
+    lease = Lease(folder.path, lambda: job.progress.step)
     try:
-        open_folder(job, lease)
+        if not request.dry_run:
+            open_folder(job, lease)
+        if keys:
+            with generators_kept():
+                answer = tune(job, keys, launch.local_world_size)
+            show(answer, console)
+            request = answer.added_to(request)
+            config = request.config(stored_plan.get("recipe"))
+            job, report = compose(config, request, world, launch, stop, job.splits)
+        job.plan = job.plan.after(stored_plan)
+        introduce(job, report, stored_plan, console)
+        if request.dry_run:
+            console.say("Dry run: nothing was trained and nothing was written.")
+            return "done"
+        describe_run(job)
         settle_damage(job, console.say)
         for trouble in restore(job):
             console.say(f"Warning: a checkpoint is damaged and was set aside. {trouble}")
         lease.begin_at(job.progress.step)
         return _run(job, console, allocation)
+    except StopAgreed:  # while it was measured
+        return _stop_before_training(job, request, console)
     finally:
         job.writer.wait()
         lease.release()
+
+
+def _stop_before_training(job: Job, request: Request, console: Console) -> str:
+    console.say("Stopped before training. The same command begins again.")
+    if not request.dry_run:
+        job.world.from_main(lambda: job.folder.write_json("summary.json", summarise(job, "stopped", {})))
+    return "stopped"
 
 
 def _is_finished(folder: RunFolder, config: RunConfig, request: Request) -> bool:

@@ -69,8 +69,9 @@ def _keep_if_best(job: Job, metrics: dict[str, float], kind: str) -> None:
     with _weights(job, kind), averaged_statistics(job.built.module, job.world):
         if job.world.is_main:
             description = describe_model(
-                job.built.spec, job.built.preprocess, job.task, job.splits.schema.names, job.plan.precision
-            )
+                job.built.spec, job.built.preprocess, job.task, job.splits.schema.names, job.plan.precision,
+                job.plan.channels_last,
+            )  # fmt: skip
             weights = copied(job.built.module.state_dict())
             job.writer.submit(BEST, partial(save_model_folder, job.folder.best, weights, description))
 

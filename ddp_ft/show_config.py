@@ -161,7 +161,7 @@ def shown_default(key: Key) -> str:
     if key.path in ("data.path", "model.name"):
         return "(required)"
     if key.default is None:
-        return AUTO if AUTO in key.help else "none"
+        return key.null
     if isinstance(key.default, bool):
         return str(key.default).lower()
     return f"{key.default:g}" if isinstance(key.default, float) else str(key.default)

@@ -37,6 +37,7 @@ where ~/pets holds one folder of pictures for each class. No data at hand? ./lau
 )
 @click.option("--extend", is_flag=True, help="Lengthen the run in --run-dir to --epochs.")
 @click.option("--dry-run", is_flag=True, help="Do everything but the steps; write nothing.")
+@click.option("--tune", is_flag=True, help="Measure at the first start what else is decided by fixed rules.")
 @click.option("--print-run-dir", is_flag=True, help="Check the options, print the run folder, and do no more.")
 def train(
     run_dir: Path | None,
@@ -44,6 +45,7 @@ def train(
     assignments: tuple[str, ...],
     extend: bool,
     dry_run: bool,
+    tune: bool,
     print_run_dir: bool,
     **flags: Any,
 ) -> int:
@@ -65,7 +67,7 @@ def train(
     from ddp_ft.job import Request
     from ddp_ft.run import fine_tune
 
-    request = Request(run_dir or default_run_dir(config), tuple(layers), extend, dry_run)
+    request = Request(run_dir or default_run_dir(config), tuple(layers), extend, dry_run, tune)
     status = fine_tune(request, launch)
     # As a worker of torchrun a stop is a success: its agent would restart or report whatever else ends.
     return STOPPED if status == "stopped" and not launch.distributed else DONE

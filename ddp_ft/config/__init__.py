@@ -12,7 +12,9 @@ from ddp_ft.config.schema import (
     ScheduleConfig,
 )
 from ddp_ft.config.values import (
+    asks_for_measuring,
     find_key,
+    is_open,
     make_config,
     parse_assignment,
     parse_value,
@@ -35,7 +37,9 @@ __all__ = [
     "OptimConfig",
     "RunConfig",
     "ScheduleConfig",
+    "asks_for_measuring",
     "find_key",
+    "is_open",
     "make_config",
     "parse_assignment",
     "parse_value",

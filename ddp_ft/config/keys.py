@@ -32,6 +32,11 @@ class Key:
     high: float | None
 
     @property
+    def null(self) -> str:
+        """What null is called, auto or none: the one that the help speaks of."""
+        return "auto" if "auto" in self.help and "none:" not in self.help else "none"
+
+    @property
     def metavar(self) -> str:
         """What stands for the value in `--help`."""
         return (

@@ -70,6 +70,11 @@ class ComputeConfig:
         flag="--precision",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
+    memory_format: str = key(
+        "auto",
+        "Order of a picture's values in memory; auto: channels_last for convolutional models, else contiguous.",
+        choices=("auto", "contiguous", "channels_last"),
+    )
     deterministic: bool = key(
         False, "CUDA: kernels whose bits repeat, where there are any; an operation that has none is an error. Slower."
     )

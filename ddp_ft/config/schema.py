@@ -56,6 +56,11 @@ class DataConfig:
         flag="--workers",
         low=0,
     )
+    decoder: str = key(
+        "auto",
+        "Large JPEGs are shrunk while they are decoded, or decoded in full; auto: shrink.",
+        choices=("auto", "shrink", "full"),
+    )
     # These two decide whether a run goes on and never with what, so a restart may change them.
     on_error: str = key(
         "fail",
@@ -148,7 +153,7 @@ class TrainConfig:
     batch_size: int = key(32, "Images per optimizer step, over all processes.", flag="--batch-size", low=1)
     micro_batch: int | None = key(
         None,
-        "Images per forward pass of one process; auto: its whole share.",
+        "Images per forward pass of one process; auto: measured at the start; none: its whole share.",
         kind=MACHINE,
         flag="--micro-batch",
         low=1,

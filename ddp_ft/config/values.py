@@ -1,7 +1,7 @@
 """From text and files to a checked configuration, and back."""
 
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ PRESET = "augment.preset"
 RECIPE_FOLDER = Path(__file__).parent.parent / "recipes"
 
 
-def make_config(*layers: Mapping[str, Any], recipe: str | None = None) -> RunConfig:
+def make_config(
+    *layers: Mapping[str, Any], recipe: str | None = None, tuned: Mapping[str, Any] | None = None
+) -> RunConfig:
     """The configuration that the defaults and these layers of dotted keys give; a later layer wins.
 
     What a layer names as its recipe or its augmentation's preset stands right below that layer. `recipe` is what
-    `auto` became; it stands below all layers, and counts only if none of them names another.
+    `auto` became; it stands below all layers, and counts only if none of them names another. `tuned` is what was
+    measured: it holds for those of its keys that the layers leave open.
 
     Raises UserError for an unknown key, and for a value of the wrong type or out of range.
     """
@@ -31,7 +34,18 @@ def make_config(*layers: Mapping[str, Any], recipe: str | None = None) -> RunCon
     values: Flat = {}
     for layer in _with_presets(_with_recipe(parsed, recipe)):
         values.update(layer)
-    return _assemble(values)
+    return _assemble(values | {path: value for path, value in (tuned or {}).items() if is_open(layers, path)})
+
+
+def is_open(layers: Sequence[Mapping[str, Any]], path: str) -> bool:
+    """Whether the layers leave it to us what that key becomes: none names it, or the last one that does says auto."""
+    given = [layer[path] for layer in layers if path in layer]
+    return not given or given[-1] is None or str(given[-1]).lower() == AUTO
+
+
+def asks_for_measuring(layers: Sequence[Mapping[str, Any]], path: str) -> bool:
+    """Whether the last layer that names the key says auto in so many words."""
+    return any(path in layer and layer[path] is not None for layer in layers) and is_open(layers, path)
 
 
 def _parse_layer(layer: Mapping[str, Any]) -> Flat:

@@ -1,7 +1,7 @@
 """Sources, inspection, decoding, transforms, the global order of samples, and the loaders."""
 
 from ddp_ft.data.damage import scan
-from ddp_ft.data.decode import decode
+from ddp_ft.data.decode import decode, decode_by_pillow
 from ddp_ft.data.device import DeviceTransform
 from ddp_ft.data.folder import FileSource, FolderSource, open_folder
 from ddp_ft.data.inspect import list_pictures
@@ -29,6 +29,7 @@ __all__ = [
     "TrainLoader",
     "Transform",
     "decode",
+    "decode_by_pillow",
     "default_workers",
     "derive_seed",
     "drawing_from",

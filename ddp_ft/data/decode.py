@@ -39,6 +39,12 @@ def decode(path: Path | str) -> Tensor:
     return picture.whole(open_picture(path))
 
 
+def decode_by_pillow(path: Path | str) -> Tensor:
+    """As `decode`, whatever else there is: what other tools see of the file."""
+    with _damage_named(path):
+        return picture.as_tensor(_decode_by_pillow(path))
+
+
 def open_picture(path: Path | str) -> picture.Image:
     """A JPEG as a picture that is decoded when parts of it are asked for, which may raise as well; all else decoded.
 

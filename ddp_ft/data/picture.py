@@ -63,8 +63,9 @@ def size_of(image: Image) -> tuple[int, int]:
     return (image.shape[-2], image.shape[-1]) if isinstance(image, Tensor) else image.size
 
 
-def cut(image: Image, wanted: Sized) -> Tensor:
-    """The part as uint8, 3 x h x w; shrunk on the way if it stays SPARE times as large as wanted. Raises BadSample.
+def cut(image: Image, wanted: Sized, decoder: str = "shrink") -> Tensor:
+    """The part as uint8, 3 x h x w; with the decoder "shrink" it is shrunk on the way if it stays SPARE times as large
+    as wanted. Raises BadSample.
 
     A view of interleaved pixels without gaps, which is what resizing is fastest on.
     """
@@ -72,7 +73,7 @@ def cut(image: Image, wanted: Sized) -> Tensor:
         top, left, height, width = wanted.box
         part = image[:, top : top + height, left : left + width]
         return part.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    pixels = image.pixels(_shrink(wanted))
+    pixels = image.pixels(_shrink(wanted) if decoder == "shrink" else 1)
     scale = (pixels.shape[0] / image.size[0], pixels.shape[1] / image.size[1])
     rows = _scaled(wanted.box.top, wanted.box.height, scale[0])
     columns = _scaled(wanted.box.left, wanted.box.width, scale[1])

@@ -69,10 +69,11 @@ class _TrainTransform:
         self.interpolation = _interpolation(preprocess)
         self.least_area = augment.crop_min
         self.size = list(preprocess.size)
+        self.decoder = preprocess.decoder
         self.flip = augment.flip
 
     def __call__(self, image: Image) -> Tensor:
-        part = cut(image, Sized(draw_crop(*size_of(image), self.least_area), *self.size))
+        part = cut(image, Sized(draw_crop(*size_of(image), self.least_area), *self.size), self.decoder)
         resized: Tensor = F.resize_image(part, self.size, self.interpolation, antialias=True)
         return F.horizontal_flip_image(resized) if torch.rand(1) < self.flip else resized
 
@@ -110,6 +111,7 @@ class _EvalTransform:
     def __init__(self, preprocess: Preprocess) -> None:
         self.size = preprocess.size
         self.mode = preprocess.crop_mode
+        self.decoder = preprocess.decoder
         self.interpolation = _interpolation(preprocess)
         self.fill = [float(round(255 * value)) for value in preprocess.mean] if self.mode == "border" else [0.0]
         height, width = preprocess.size
@@ -120,7 +122,7 @@ class _EvalTransform:
         if self.mode == "center":
             box = _without_far_ends(box, self.size)
         new_size = self._resized(box.height, box.width)
-        part = cut(image, Sized(box, *new_size))
+        part = cut(image, Sized(box, *new_size), self.decoder)
         return _crop_or_pad(F.resize_image(part, new_size, self.interpolation, antialias=True), self.size, self.fill)
 
     def _resized(self, height: int, width: int) -> list[int]:

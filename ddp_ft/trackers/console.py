@@ -1,11 +1,14 @@
 """What a person sees: a bar on a terminal, plain lines in a log file."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from ddp_ft.contracts import TRAIN
 from ddp_ft.errors import printable
@@ -19,6 +22,9 @@ class Console:
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:
         """Print names and values under a title."""
+
+    def grid(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table with a heading for each column."""
 
     def start(self, step: int, total_steps: int) -> None:
         """Begin to show progress."""
@@ -60,6 +66,15 @@ class Plain(Console):
         """Print aligned 'name  value' lines."""
         width = max(len(name) for name in rows) + 2
         self.say("\n".join([title, *(f"  {name:<{width}}{value}" for name, value in rows.items())]))
+
+    def grid(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print it by rich."""
+        table = Table(title=title, title_justify="left", box=SIMPLE)
+        for column in columns:
+            table.add_column(column, no_wrap=True)
+        for row in rows:
+            table.add_row(*map(Text, row))
+        self.stream.print(table)
 
     def start(self, step: int, total_steps: int) -> None:
         """Remember when this start began, for the remaining time."""

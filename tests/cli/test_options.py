@@ -4,13 +4,16 @@ import contextlib
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from ddp_ft.checkpoint import load_checkpoint
 from ddp_ft.config import KEYS
 from ddp_ft.errors import UserError
+from ddp_ft.inference import load_trained
 from tests.support.runs import column, read, rows, train_here
 
 # Key -> the test that fails if it is ignored, here unless another file is named.
@@ -18,6 +21,7 @@ TESTED = {
     "data.path": "test_lengths_and_portions",
     "data.val_split": "test_val_split",
     "data.workers": "test_workers",
+    "data.decoder": "test_decoder",
     "data.on_error": "../faults/test_damaged_pictures.py::test_runs_go_on_without_damaged_pictures",
     "data.max_damaged": "../faults/test_damaged_pictures.py::test_runs_go_on_without_damaged_pictures",
     "data.image": "../data/test_data_tables.py::test_column_of_pictures",
@@ -110,6 +114,7 @@ TESTED = {
     "log.every_steps": "test_log_cadence",
     "compute.device": "test_errors.py::test_what_the_machine_lacks",
     "compute.precision": "test_precision",
+    "compute.memory_format": "test_memory_format",
     "compute.timeout_minutes": "../distributed/test_failures.py::test_a_rank_that_does_not_come_is_given_up",
     "recipe": "test_toolkit_options.py::test_recipe",
     "task": "test_task",
@@ -267,6 +272,28 @@ def test_precision(shapes, tmp_path):
     assert read(tmp_path / "bf16", "best/model.json")["precision"] == "bf16"
     fp32, bf16 = (column(tmp_path / run, "loss")[0] for run in ("fp32", "bf16"))
     assert fp32 != bf16 and fp32 == pytest.approx(bf16, rel=0.02)
+
+
+@pytest.mark.parametrize("wanted", ["contiguous", "channels_last"])
+def test_memory_format(shapes, tmp_path, wanted):
+    """And what uses the model later follows it."""
+    train_here(shapes, tmp_path / "r", "--set", f"compute.memory_format={wanted}")
+    assert read(tmp_path / "r", "plan.json")["channels_last"] == (wanted == "channels_last")
+    assert load_trained(tmp_path / "r", torch.device("cpu")).channels_last == (wanted == "channels_last")
+
+
+def test_decoder(tmp_path):
+    """Pictures that are four times as large as needed, in finer patterns than a shrunk one can have."""
+    pictures = np.random.default_rng(0).integers(0, 255, (4, 160, 160, 3), dtype=np.uint8)
+    for number, picture in enumerate(pictures):
+        for part in ("train", "val"):
+            (folder := tmp_path / "data" / part / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(folder / f"{number}.jpg")
+    for decoder in ("auto", "shrink", "full"):
+        train_here(tmp_path / "data", tmp_path / decoder, "--set", f"data.decoder={decoder}")
+    losses = [column(tmp_path / run, "loss")[0] for run in ("auto", "shrink", "full")]
+    assert losses[0] == losses[1] != losses[2]
+    assert load_trained(tmp_path / "full", torch.device("cpu")).preprocess.decoder == "full"
 
 
 def test_seed(shapes, tmp_path):
