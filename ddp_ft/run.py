@@ -100,8 +100,9 @@ def _fine_tune(request: Request, launch: Launch, world: World, stop: StopRequest
 
 
 def _stop_before_training(job: Job, request: Request, console: Console) -> str:
-    console.say("Stopped before training. The same command begins again.")
+    console.say("Stopped before training. The same command goes on from there.")
     if not request.dry_run:
+        restore(job)  # an earlier start may have trained; the summary tells of that
         job.world.from_main(lambda: job.folder.write_json("summary.json", summarise(job, "stopped", {})))
     return "stopped"
 

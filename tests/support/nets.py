@@ -1,6 +1,8 @@
 """Small models for tests; also reachable as FILE.py:factory from the command line."""
 
+import os
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -58,3 +60,27 @@ def images(count: int, side: int = 16, seed: int = 0) -> torch.Tensor:
     return torch.randint(
         0, 256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
     )
+
+
+class _Dawdles(nn.Module):
+    """Waits before each pass in training mode that `is_slow` names, on the last rank alone."""
+
+    def __init__(self, is_slow: Callable[[torch.Tensor], bool]) -> None:
+        super().__init__()
+        self.is_slow = is_slow
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        is_last_rank = int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
+        if self.training and is_last_rank and self.is_slow(values):
+            time.sleep(SLOW_SECONDS / 3)
+        return values
+
+
+def slow_in_contiguous_memory(num_classes: int = 3) -> nn.Module:
+    """`plain`, for which the rule is contiguous memory, on a machine for which that is the wrong rule."""
+    return nn.Sequential(_Dawdles(lambda images: images.is_contiguous()), *plain(num_classes))
+
+
+def slow_with_many_pictures(num_classes: int = 3) -> nn.Module:
+    """`plain`, slower by far with more than 4 pictures at a time."""
+    return nn.Sequential(_Dawdles(lambda images: len(images) > 4), *plain(num_classes))

@@ -1,0 +1,149 @@
+"""What is asked of a machine, and what follows from its answers; the clock decides nothing here."""
+
+import pytest
+import torch
+
+from ddp_ft import race, tuning
+from ddp_ft.config import asks_for_measuring, is_open, make_config
+from ddp_ft.contracts import Address
+from ddp_ft.data import Mixing
+from ddp_ft.data.mixing import draw_mixes, mix_images
+from ddp_ft.distributed import World
+from ddp_ft.errors import UserError
+from ddp_ft.fitting import largest_that_fits
+from ddp_ft.interrupt import Agreement, StopAgreed, StopRequest
+from ddp_ft.job import Request
+from ddp_ft.race import Result, winner
+from ddp_ft.tuning import TUNED, cut, generators_kept, keys_to_measure
+
+ALONE = World(0, 1, 0, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("ratios", "best"),
+    [((1, 1.02, 0.9), "rule"), ((1, 1.04, 1.2), "b"), ((1, 0.5), "rule"), ((1,), "rule"), ((1, 1.03), "rule")],
+)
+def test_only_a_clear_winner_replaces_the_rule(ratios, best):
+    assert winner([Result(name, 100, ratio) for name, ratio in zip(("rule", "a", "b"), ratios, strict=False)]) == best
+
+
+def test_ratios_are_taken_within_rounds():
+    """The machine is three times as slow in the second round; a is a tenth faster than the rule in each."""
+    seconds = iter([1.0, 1 / 1.1, 3.0, 3 / 1.1, *[1.0, 1 / 1.1] * 3])
+    results = race.race(["rule", "a"], lambda name: (8, next(seconds)), ALONE, Agreement(ALONE, StopRequest()), 60)
+    assert [(each.name, each.speed) for each in results] == [("rule", 8.0), ("a", pytest.approx(8.8))]
+    assert results[1].ratio == pytest.approx(1.1)
+
+
+def test_the_rule_is_measured_even_without_time():
+    turns = []
+
+    def turn(name):
+        turns.append(name)
+        return 1, 1.0
+
+    results = race.race(["rule", "a", "b"], turn, ALONE, Agreement(ALONE, StopRequest()), seconds=0)
+    assert turns == ["rule"] and winner(results) == "rule"
+
+
+def test_a_request_to_stop_is_seen_before_each_turn():
+    stop = StopRequest()
+
+    def turn(name):
+        stop.reason = "a test"
+        return 1, 1.0
+
+    with pytest.raises(StopAgreed):
+        race.race(["rule", "a"], turn, ALONE, Agreement(ALONE, stop), 60)
+
+
+@pytest.mark.parametrize(("limit", "most"), [(1000, 64), (64, 64), (63, 64), (13, 256), (3, 100), (1, 7), (0, 7)])
+def test_the_largest_that_fits(limit, most):
+    asked = []
+
+    def fits(size):
+        asked.append(size)
+        return size <= limit
+
+    size = largest_that_fits(fits, most)
+    assert size == most if limit >= most else max(1, limit - size) <= max(1, size // 8) and size <= max(1, limit)
+    assert len(asked) <= 10 and asked[0] == most
+
+
+@pytest.mark.parametrize(
+    ("share", "least", "sizes"),
+    [(32, 4, [16, 8, 4]), (30, 4, [15, 8, 4]), (8, 16, []), (1, 4, []), (2, 1, [1]), (33, 16, [17])],
+)
+def test_halves(share, least, sizes):
+    assert tuning._halves(share, least) == sizes
+
+
+def test_precisions_of_this_cpu():
+    """Only those that it computes in are candidates."""
+    cpu = torch.device("cpu")
+    assert tuning._is_had("fp32", cpu) and not tuning._is_had("fp16", cpu)
+    assert tuning._is_had("bf16", cpu) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def test_a_cut_batch_keeps_its_pairs():
+    """What a mixed batch becomes does not depend on how it is cut between pairs."""
+    images = torch.rand(7, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    addresses = [Address(index=number, epoch=0, position=number) for number in range(7)]
+    batch = {"image": images, "weight": torch.ones(7), **draw_mixes(Mixing(0.3, 1.0), 0, addresses, 5, 5)}
+    parts = cut(batch, 4)
+    assert [len(part["weight"]) for part in parts] == [4, 3]
+    mixed = [
+        mix_images(part["image"].clone(), part["mix_share"], part["mix_partner"], part["mix_box"])
+        for part in (batch, *parts)
+    ]
+    assert torch.equal(mixed[0], torch.cat(mixed[1:])) and not torch.equal(mixed[0], images)
+
+
+def request(tmp_path, *layers, tune=True, **options):
+    return Request(tmp_path, layers, tune=tune, **options)
+
+
+def test_what_was_given_is_not_measured(tmp_path):
+    assert keys_to_measure(request(tmp_path), has_begun=False) == [*TUNED]
+    given = {"compute.precision": "bf16", "train.micro_batch": "none", "data.workers": 0}
+    assert keys_to_measure(request(tmp_path, given), False) == ["compute.memory_format", "data.decoder"]
+    later = {"compute.precision": "auto", "train.micro_batch": "auto", "data.workers": None}
+    assert keys_to_measure(request(tmp_path, given, later), False) == [*TUNED]
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path):
+    assert keys_to_measure(request(tmp_path, tuned=dict.fromkeys(TUNED)), has_begun=True) == []
+    tuned = {"train.micro_batch": None}
+    assert keys_to_measure(request(tmp_path, {"train.micro_batch": "auto"}, tune=False, tuned=tuned), True) == []
+
+
+def test_micro_batch_auto_alone_and_at_any_start(tmp_path):
+    auto = {"train.micro_batch": "auto"}
+    assert keys_to_measure(request(tmp_path, auto, tune=False), has_begun=True) == ["train.micro_batch"]
+    assert keys_to_measure(request(tmp_path, tune=False), has_begun=False) == []
+    assert not asks_for_measuring([auto, {"train.micro_batch": 4}], "train.micro_batch")
+
+
+def test_a_run_that_began_without_tuning_is_not_tuned(tmp_path):
+    with pytest.raises(UserError, match=r"began without it; compute\.memory_format.*\n.*--run-dir"):
+        keys_to_measure(request(tmp_path), has_begun=True)
+
+
+def test_measured_values_fill_only_what_is_open():
+    tuned = {"compute.precision": "bf16", "data.workers": 3, "train.micro_batch": 4}
+    config = make_config({"data.workers": "1"}, {"compute.precision": "auto"}, tuned=tuned)
+    assert (config.compute.precision, config.data.workers, config.train.micro_batch) == ("bf16", 1, 4)
+    assert is_open([{"data.workers": 2}, {"data.workers": "auto"}], "data.workers")
+
+
+def test_generators_are_kept():
+    import random
+
+    import numpy as np
+
+    def draws():
+        return torch.rand(1).item(), random.random(), np.random.random()
+
+    with generators_kept():
+        inside = draws()
+    assert draws() == inside
