@@ -42,6 +42,9 @@ SECONDS = 15.0
 # A turn is as many steps as take so long; with five rounds of four candidates that fills the time of a question.
 TURN_SECONDS = 0.5
 MOST_STEPS = 50
+# A step on a batch in memory that takes longer is measured with fewer pictures, but no fewer than FEWEST: with these
+# the optimizer and the reduction still are a small part of it.
+SLOW_STEP, FEWEST = 1.0, 8
 # Below these a micro-batch has nothing left to gain; and batch norm's statistics of so few pictures become so noisy
 # that the result suffers (arXiv 1803.08494, figure 1), which no speed is worth.
 SMALLEST, SMALLEST_WITH_BATCH_NORM = 4, 16
@@ -120,18 +123,12 @@ def show(answer: Answer, console: Console) -> None:
     if not answer.measured:
         console.say("Note: nothing was measured: this run trains on features, or leaves no choice.")
         return
-    whats = [row["what"] for row in answer.measured]
-    rows = [
-        (
-            "" if what == before else what,
-            row["candidate"],
-            f"{row['per_second']:.3g}",
-            f"{row['ratio']:.2f}",
-            row["note"],
-        )
-        for row, what, before in zip(answer.measured, whats, ["", *whats], strict=False)
-    ]
-    console.grid("Measured", ("", "candidate", "pictures/s", "to the rule", ""), rows)
+    rows = []
+    for before, row in zip([{}, *answer.measured], answer.measured, strict=False):
+        what = row["what"] if row["what"] != before.get("what") else ""
+        name = f"{'*' if row['chosen'] else ' '} {row['candidate']}"
+        rows.append((what, name, f"{row['per_second']:.3g}", f"{row['ratio']:.2f}", row["note"]))
+    console.grid("Measured; * is taken", ("", "  candidate", "pictures/s", "ratio", ""), rows)
 
 
 def _rule(job: Job) -> dict[str, Any]:
@@ -157,13 +154,28 @@ class _Tuning:
 
     def __post_init__(self) -> None:
         self._batch: Batch | None = None
+        self._pictures: int | None = None  # of the share, in memory; None: all
 
     def formats(self) -> None:
         """Memory format and precision: whole steps on a batch in memory."""
         formats = _all_of(self.values[FORMAT], ("contiguous", "channels_last") if FORMAT in self.keys else ())
         precisions = _all_of(self.values[PRECISION], self._precisions() if PRECISION in self.keys else ())
         choices = {f"{f}, {p}": {FORMAT: f, PRECISION: p} for p in precisions for f in formats}
-        self._ask("format, precision", choices, self._turn_in_memory)
+        if len(choices) > 1:
+            self._pictures = self._few_if_slow()
+            self._ask("format", choices, self._turn_in_memory)
+            self._pictures = None
+
+    def _few_if_slow(self) -> int | None:
+        """With how many pictures of the share a step takes SLOW_STEP at most; None: with all.
+
+        What is faster for a few pictures is so for many, while there may be no time for steps of them all.
+        """
+        batch, phase = self._in_memory(), open_steps(self.job, self.values, ENDLESS)
+        pace = slowest(self.job.world, self._steps(phase, itertools.repeat([batch]), 1))
+        share = math.ceil(phase.sampler.batch_length(0) / self.job.world.size)
+        few = _whole_pairs(max(FEWEST, int(share * SLOW_STEP / pace)), phase)
+        return few if few < share else None
 
     def _precisions(self) -> list[str]:
         return [precision for precision in ("fp32", "bf16", "fp16") if _is_had(precision, self.job.world.device)]
@@ -214,15 +226,15 @@ class _Tuning:
         names = [*_all_of(self.values[DECODER], (SHRINK, FULL)), PILLOW]
         results = race(names, turn, job.world, job.agreement, SECONDS)
         self.values[DECODER] = winner([result for result in results if result.name != PILLOW])
-        notes = {name: f"differs by {decoding.difference(name)} of 255" for name in names[:-1]}
-        self._write("decoder, one core", results, self.values[DECODER], notes | {PILLOW: "for comparison"})
+        notes = {name: f"off by {decoding.difference(name)} of 255" for name in names[:-1]}
+        self._write("decoder", results, self.values[DECODER], notes | {PILLOW: "for comparison"})
 
     def workers(self) -> None:
         """Whole steps with the loader running: its workers take cores from the model, or fill those that are idle."""
         if WORKERS not in self.keys:
             return
         numbers = _all_of(self.values[WORKERS], [n for n in NUMBERS_OF_WORKERS if n <= self.cores])
-        self._ask("loader workers", {str(number): {WORKERS: number} for number in numbers}, self._turn_with_loader)
+        self._ask("workers", {str(number): {WORKERS: number} for number in numbers}, self._turn_with_loader)
 
     def _ask(self, what: str, choices: Mapping[str, Values], turn: Callable[[Values], Turn]) -> None:
         """Race the choices, of which the first is the rule, and keep the winner's values."""
@@ -236,21 +248,22 @@ class _Tuning:
 
     def _write(self, what: str, results: Sequence[Result], best: str, notes: Mapping[str, str]) -> None:
         for result in results:
-            note = ", ".join(filter(None, ("chosen" if result.name == best else "", notes.get(result.name, ""))))
             row = {"what": what, "candidate": result.name, "per_second": result.speed, "ratio": result.ratio}
-            self.rows.append({**row, "note": note})
+            self.rows.append({**row, "chosen": result.name == best, "note": notes.get(result.name, "")})
 
     def _turn_in_memory(self, values: Values) -> Turn:
         batch, phase = self._in_memory(), open_steps(self.job, values, ENDLESS)
-        size = values[MICRO_BATCH]
+        size, pictures = values[MICRO_BATCH], phase.sampler.batch_length(0)
+        if self._pictures is not None:
+            batch, pictures = _part(batch, 0, self._pictures), self._pictures * self.job.world.size
         batches = itertools.repeat(cut(batch, size and _whole_pairs(size, phase)))
-        return self._turn(phase, batches, warm_up=1)
+        return self._turn(phase, batches, pictures, warm_up=1)
 
     def _turn_with_loader(self, values: Values) -> Turn:
         phase = open_steps(self.job, values, ENDLESS)
         with closing(phase.batches(0)) as batches:
             # What the workers had ready when the first batch came must be used up before the clock runs.
-            return self._turn(phase, batches, warm_up=values[WORKERS] + 1)
+            return self._turn(phase, batches, phase.sampler.batch_length(0), warm_up=values[WORKERS] + 1)
 
     def _in_memory(self) -> Batch:
         """The rank's whole share of the first step."""
@@ -260,11 +273,13 @@ class _Tuning:
                 [self._batch] = next(batches)
         return self._batch
 
-    def _turn(self, phase: Phase, batches: Iterator[list[Batch]], warm_up: int) -> Turn:
+    def _turn(self, phase: Phase, batches: Iterator[list[Batch]], pictures: int, warm_up: int) -> Turn:
         self._steps(phase, batches, warm_up)
-        pace = slowest(self.job.world, self._steps(phase, batches, 1))
-        count = max(1, min(MOST_STEPS, round(TURN_SECONDS / pace)))
-        return count * phase.sampler.batch_length(0), self._steps(phase, batches, count)
+        first = self._steps(phase, batches, 1)
+        count = min(MOST_STEPS, round(TURN_SECONDS / slowest(self.job.world, first)))
+        if count <= 1:  # it was a turn of its own
+            return pictures, first
+        return count * pictures, self._steps(phase, batches, count)
 
     def _steps(self, phase: Phase, batches: Iterator[list[Batch]], count: int) -> float:
         """The seconds that so many steps take, until the device has done them."""

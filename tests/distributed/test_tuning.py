@@ -55,7 +55,7 @@ def test_with_the_answer_of_the_rules_the_bits_are_those_without(shapes, tmp_pat
     """Batch norm and dropout: weights, buffers, generators and the optimizer's state would all tell."""
     options = [*more, "--ema", 0.9, "--workers", 0]
     told = tune_on(world_size, shapes, tmp_path / "tuned", *options, net="with_batch_norm")
-    assert "format, precision" in told and "channels_last, fp32" in told
+    assert "channels_last, fp32" in told
     train_on(world_size, shapes, tmp_path / "plain", *options, net="with_batch_norm")
     tuned = read(tmp_path / "tuned", "plan.json")["tuned"]
     assert tuned == {key: value for key, value in RULES.items() if key != "data.workers"}
@@ -114,7 +114,7 @@ def test_a_dry_run_measures_and_writes_nothing(shapes, tmp_path, capsys, hasty):
     train_here(shapes, tmp_path / "r", "--tune", "--dry-run")
     assert [file.name for file in (tmp_path / "r").iterdir()] == ["stop"]
     told = capsys.readouterr().out
-    assert "channels_last, fp32" in told and "loader workers" in told and "Dry run" in told
+    assert "channels_last, fp32" in told and "workers" in told and "Dry run" in told
 
 
 def test_a_run_that_began_without_it_is_refused(shapes, tmp_path, hasty):
@@ -138,9 +138,9 @@ def test_the_smallest_batch_and_large_jpegs(tmp_path, hasty, capsys):
     train_here(tmp_path / "data", tmp_path / "r", "--tune", "--batch-size", 1, "--workers", 0, "--precision", "fp32")
     rows = {row["candidate"]: row for row in read(tmp_path / "r", "plan.json")["measured"]}
     assert not any(row["what"] == "micro-batch" for row in rows.values())
-    assert rows["shrink"]["note"] != "chosen, differs by 0 of 255" and "differs by" in rows["shrink"]["note"]
-    assert rows["full"]["note"] == "differs by 0 of 255" and rows["pillow"]["note"] == "for comparison"
-    assert "differs by 0 of 255" in capsys.readouterr().out
+    assert rows["shrink"]["chosen"] and "off by" in rows["shrink"]["note"] != "off by 0 of 255"
+    assert rows["full"]["note"] == "off by 0 of 255" and rows["pillow"]["note"] == "for comparison"
+    assert "off by 0 of 255" in capsys.readouterr().out
 
 
 def test_features_leave_nothing_to_measure(shapes, start, tmp_path, capsys, hasty):
