@@ -22,11 +22,22 @@ Turn = tuple[int, float]
 
 @dataclass(frozen=True)
 class Result:
-    """A candidate's median speed (images/s of all ranks) and its median ratio to the first candidate."""
+    """A candidate's median speed (images/s of all ranks), and its ratio to the first candidate in each round."""
 
     name: str
     speed: float
-    ratio: float
+    ratios: tuple[float, ...]
+
+    @property
+    def ratio(self) -> float:
+        """The median."""
+        return median(self.ratios)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it is faster by more than MARGIN, and faster at all in more than three quarters of several rounds."""
+        low = sorted(self.ratios)[len(self.ratios) // 4]
+        return len(self.ratios) > 1 and low > 1 and self.ratio > 1 + MARGIN
 
 
 def race(
@@ -58,13 +69,12 @@ def slowest(world: World, value: float) -> float:
 def _results(speeds: Mapping[str, Sequence[float]]) -> list[Result]:
     rule = next(iter(speeds.values()))
     return [
-        Result(name, median(taken), median(speed / of_rule for speed, of_rule in zip(taken, rule, strict=False)))
+        Result(name, median(taken), tuple(speed / of_rule for speed, of_rule in zip(taken, rule, strict=False)))
         for name, taken in speeds.items()
         if taken
     ]
 
 
 def winner(results: Sequence[Result]) -> str:
-    """The fastest candidate, if it beats the first one, the fixed rule, by more than MARGIN; else that one."""
-    best = max(results, key=lambda result: result.ratio)
-    return best.name if best.ratio > 1 + MARGIN else results[0].name
+    """The fastest of the candidates that clearly beat the first one, the fixed rule; that one if none does."""
+    return max((result for result in results if result.is_clear), key=lambda r: r.ratio, default=results[0]).name

@@ -20,10 +20,10 @@ RULES = {
 
 
 def hasten(margin):
-    """One round of single steps; and what a candidate must gain. To be called in the process that measures."""
+    """Two rounds of single steps; and what a candidate must gain. To be called in the process that measures."""
     from ddp_ft import race, tuning
 
-    race.ROUNDS, race.MARGIN, tuning.TURN_SECONDS = 1, margin, 0.0
+    race.ROUNDS, race.MARGIN, tuning.TURN_SECONDS = 2, margin, 0.0
 
 
 def _run(margin, args):

@@ -21,10 +21,19 @@ ALONE = World(0, 1, 0, torch.device("cpu"))
 
 @pytest.mark.parametrize(
     ("ratios", "best"),
-    [((1, 1.02, 0.9), "rule"), ((1, 1.04, 1.2), "b"), ((1, 0.5), "rule"), ((1,), "rule"), ((1, 1.03), "rule")],
+    [
+        ([(1.02, 1.02)], "rule"),
+        ([(1.04, 1.04), (1.2, 1.3)], "b"),
+        ([(1.5,)], "rule"),  # one round tells nothing of the spread
+        ([(1.5, 0.9)], "rule"),
+        ([(1.5, 1.4, 0.9, 1.6, 1.2)], "a"),
+        ([(1.5, 0.8, 0.9, 1.6, 1.2), (1.1, 1.1, 1.1, 1.1, 1.1)], "b"),
+        ([], "rule"),
+    ],
 )
 def test_only_a_clear_winner_replaces_the_rule(ratios, best):
-    assert winner([Result(name, 100, ratio) for name, ratio in zip(("rule", "a", "b"), ratios, strict=False)]) == best
+    rule = Result("rule", 100, (1.0,) * 5)
+    assert winner([rule, *(Result(name, 100, each) for name, each in zip("ab", ratios, strict=False))]) == best
 
 
 def test_ratios_are_taken_within_rounds():
