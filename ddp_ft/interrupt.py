@@ -39,6 +39,10 @@ class StopAgreed(Exception):
     """All ranks have agreed, in the same place, to stop."""
 
 
+class CutShort(BaseException):
+    """A stop signal came within StopRequest.cutting_short. Libraries that catch every Exception let it through."""
+
+
 class StopRequest:
     """Whether this process was asked to stop: by a signal, by one of `files`, or because its time is nearly up.
 
@@ -51,6 +55,7 @@ class StopRequest:
         self.deadline: float | None = None
         self._looked = -LOOK_EVERY
         self._interrupts = 0
+        self._cuts_short = False
 
     @property
     def asked(self) -> bool:
@@ -67,6 +72,20 @@ class StopRequest:
         if self._interrupts > 1:
             raise KeyboardInterrupt  # a second Ctrl-C leaves at once
         self.reason = self.reason or signal.Signals(number).name
+        if self._cuts_short:
+            self._cuts_short = False
+            raise CutShort
+
+    @contextmanager
+    def cutting_short(self) -> Iterator[None]:
+        """Raise CutShort within the block as soon as a signal asks to stop, or at once if a stop was asked for."""
+        self._cuts_short = True
+        try:
+            if self.asked:
+                raise CutShort
+            yield
+        finally:
+            self._cuts_short = False
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:

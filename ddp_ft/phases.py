@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from ddp_ft.compiling import eager
 from ddp_ft.config import OptimConfig
 from ddp_ft.contracts import PROBE, TRAIN, Batch, LabelledSource
 from ddp_ft.data import (
@@ -68,7 +69,8 @@ def _take_up(job: Job, phase: Phase) -> None:
 def measure(job: Job, source: LabelledSource) -> dict[str, float]:
     """Metrics of the bare module, in its present state, over a source of pictures. Raises StopAgreed."""
     scorer = Scorer(job.built.module, job.task, job.prepare, job.world, job.plan.precision)
-    return scorer.evaluate(_rounds(job, source), len(source))
+    with eager(job.built.module):
+        return scorer.evaluate(_rounds(job, source), len(source))
 
 
 def _rounds(job: Job, source: LabelledSource) -> Iterator[Batch]:

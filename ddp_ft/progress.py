@@ -53,6 +53,7 @@ class Progress:
     plateau: dict[str, Any] = field(default_factory=dict)
     restarts: int = 0
     wall_seconds: float = 0.0
+    compile_seconds: float = 0.0
     timed_steps: int = 0
     timed_images: int = 0
     timed_seconds: float = 0.0

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddp_ft.allocation import STEPS_TO_MEASURE, Allocation, read_allocation
 from ddp_ft.checkpoint import restore_weights
+from ddp_ft.compiling import check_compiling, make_ready
 from ddp_ft.config import LENGTH, RECIPE, RunConfig, make_config, to_flat
 from ddp_ft.contracts import PROBE, TRAIN
 from ddp_ft.data import Recut, derive_seed, seed_masks
@@ -67,6 +68,7 @@ def _fine_tune(request: Request, launch: Launch, world: World, stop: StopRequest
         console.say(f"{folder.path} holds this run, finished. Add --extend with more --epochs to lengthen it.")
         return "done"
     keys = keys_to_measure(request, has_begun=bool(stored_plan))
+    check_compiling(config, world, launch)
     allocation = read_allocation(stop, looks=world.is_main)
     with generators_kept() if keys else nullcontext():
         job, report = compose(config, request, world, launch, stop)
@@ -183,6 +185,7 @@ def _loop(
             return "done"
         if phase.name == TRAIN and stage_at(job, progress.step) > progress.stage:
             enter_stage(job, progress.stage + 1)
+        make_ready(job, phase, console.say)
         with watch.step(phase.sampler.batch_length(progress.step)):
             set_rates(learner.optimizer, phase.rate(progress.step, job.steps_of_phase) * plateau(job).factor)
             seed_masks(derive_seed(config.seed, progress.step, phase.noise), job.world.device)

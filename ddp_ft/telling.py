@@ -28,7 +28,9 @@ def introduce(job: Job, report: LoadReport, stored_plan: dict[str, Any] | None, 
         "steps": f"{plan.total_steps} = {job.config.train.epochs} epochs x {plan.steps_per_epoch}, "
         f"global batch {job.config.train.batch_size}",
         "machine": f"{plan.world_size} x {plan.device}, {plan.threads} threads and {plan.workers} loader workers each, "
-        f"{plan.precision}{', channels_last' if plan.channels_last else ''}",
+        f"{plan.precision}{', channels_last' if plan.channels_last else ''}"
+        f"{', compiled' if job.config.compute.compile == 'true' else ''}"
+        f"{', blocks compiled' if job.config.compute.compile == 'regional' else ''}",
         "grade": describe_grade(plan, stored_plan),
         "run folder": str(job.folder.path),
     }
@@ -71,6 +73,7 @@ def summarise(job: Job, status: str, test: dict[str, float]) -> dict[str, Any]:
         "images_per_second": progress.images_per_second,
         "data_wait_share": progress.data_wait_share,
         "wall_seconds": progress.wall_seconds,
+        "compile_seconds": progress.compile_seconds,
         "restarts": progress.restarts,
         "bad_steps": progress.bad_steps,
         "checkpoints": progress.saves,

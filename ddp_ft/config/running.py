@@ -90,6 +90,11 @@ class ComputeConfig:
         kind=RECIPE,
         choices=("none", "bf16"),
     )
+    compile: str = key(
+        "false",
+        "Compile the model with torch.compile: true: all of it; regional: its repeated blocks, which starts sooner.",
+        choices=("false", "true", "regional"),
+    )
     timeout_minutes: float = key(
         30.0, "How long a rank waits for the others before it gives up.", kind=MACHINE, above=0
     )

@@ -101,6 +101,8 @@ def parse_value(key: Key, given: Any) -> Any:
         if key.optional:
             return None
         raise UserError(f"{_label(key)} needs a value ({_expected(key)}).")
+    if key.choices and isinstance(given, bool):  # what YAML makes of true
+        given = str(given).lower()
     try:
         value = _convert(key.type, given)
     except (ValueError, TypeError):

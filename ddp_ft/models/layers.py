@@ -43,6 +43,18 @@ def stages(module: nn.Module, head: Collection[str]) -> list[list[str]]:
     return first or [last]
 
 
+def repeated_blocks(module: nn.Module, head: Collection[str]) -> list[str]:
+    """The names of the modules that are blocks and of whose class there are several, in order; none for a network
+    that has no such blocks (VGG)."""
+    tree = _Tree(module, head)
+    blocks = [unit for unit in tree.units(module) if unit.place is not None and unit.path]
+    return [unit.path for unit in blocks if _recurs(unit.kind, tree)]
+
+
+def _recurs(kind: type | None, tree: "_Tree") -> bool:
+    return kind is not None and kind not in _CONTAINERS and tree.counts[kind] > 1
+
+
 def _timm_groups(module: nn.Module, head: Collection[str], coarse: bool) -> list[list[str]] | None:
     """The stem, the blocks or stages, and what is behind them, as the model tells; None if it does not."""
     if not hasattr(module, "group_matcher"):
@@ -69,11 +81,13 @@ def _timm_groups(module: nn.Module, head: Collection[str], coarse: bool) -> list
 @dataclass(frozen=True)
 class _Unit:
     """Parameters that stand together. `kind` is the class of their module, None for a module's parameters of its own
-    beside modules that it holds; `place` is the path of what holds the block, None for what is no block."""
+    beside modules that it holds; `place` is the path of what holds the block, None for what is no block; `path` is
+    the module's own."""
 
     names: list[str]
     kind: type | None = None
     place: str | None = None
+    path: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,7 +167,7 @@ class _Tree:
                 yield from self.units(child, inner, inner if is_stage else stage)
             elif names:
                 place = path if stage is None else stage
-                yield _Unit(names, type(child), self.place(child, place, inner))
+                yield _Unit(names, type(child), self.place(child, place, inner), inner)
 
     def _known(self, module: nn.Module, path: str, recurse: bool = True) -> list[str]:
         return [name for name, _ in module.named_parameters(path, recurse) if name in self.body]
