@@ -10,6 +10,7 @@ import platform
 import shutil
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
@@ -101,7 +102,7 @@ def make_ready(job: Job, phase: Phase, say: Callable[[str], None]) -> None:
     compile_in_place(job.built, mode, dynamic=len([size for size in sizes if size > 1]) > 1)
     times, stop = None, job.agreement.stop
     # Asked to stop, a rank leaves the compiler at once, as that may take longer than torchrun or Slurm wait.
-    with suppress(CutShort), stop.cutting_short():
+    with suppress(CutShort), stop.cutting_short(), _without_noise():
         times = _warm_up(job, phase.learner, sizes)
     _end_workers()
     job.agreement.check()
@@ -313,15 +314,27 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
 
 
+@contextmanager
+def _without_noise() -> Iterator[None]:
+    """Within the block torch does not warn of what it does itself: it looks at the gradients of a block's input."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor", UserWarning)
+        yield
+
+
 def _quieten() -> None:
     """No warning from each rank that a CUDA toolkit is here and no GPU."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 def _end_workers() -> None:
-    """End the processes that compile; all is compiled."""
-    from torch._inductor.async_compile import shutdown_compile_workers
+    """End the processes and threads that compile; all is compiled."""
+    from torch._inductor.async_compile import AsyncCompile, shutdown_compile_workers
 
+    threads = AsyncCompile.pool
+    if threads.cache_info().currsize:
+        threads().shutdown(wait=False, cancel_futures=True)
+        threads.cache_clear()
     shutdown_compile_workers()
 
 

@@ -15,7 +15,10 @@ from tests.support import pictures
 from tests.support.ranks import run_torchrun
 
 # Set by torch, scikit-learn and pytest themselves, at their first import or on the way.
-SET_BY_LIBRARIES = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}
+SET_BY_LIBRARIES = {
+    "PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
+    "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

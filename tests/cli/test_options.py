@@ -115,6 +115,7 @@ TESTED = {
     "compute.device": "test_errors.py::test_what_the_machine_lacks",
     "compute.precision": "test_precision",
     "compute.memory_format": "test_memory_format",
+    "compute.compile": "../distributed/test_compile.py::test_a_compiled_run_follows_the_eager_one",
     "compute.timeout_minutes": "../distributed/test_failures.py::test_a_rank_that_does_not_come_is_given_up",
     "recipe": "test_toolkit_options.py::test_recipe",
     "task": "test_task",

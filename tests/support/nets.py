@@ -26,6 +26,46 @@ def with_batch_norm(num_classes: int = 3) -> nn.Module:
     )  # fmt: skip
 
 
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.drop, self.second = nn.Dropout(0.2), nn.Conv2d(width, width, 1)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values + self.second(self.drop(self.norm(self.first(values)).relu()))
+
+
+def with_blocks(num_classes: int = 3, width: int = 8) -> nn.Module:
+    """Two equal blocks with batch norm and dropout (grade c)."""
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, stride=4), nn.Sequential(_Block(width), _Block(width)),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes),
+    )  # fmt: skip
+
+
+def wide_with_blocks(num_classes: int = 3) -> nn.Module:
+    """The same with 2.3 million parameters: more than one of DDP's buckets."""
+    return with_blocks(num_classes, width=768)
+
+
+class _NeverTheSame(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = "a"
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        self.state += "a"  # what a compiler takes for a constant
+        return values * 1.0
+
+
+def never_the_same(num_classes: int = 3) -> nn.Module:
+    """`plain` with a layer for which each call has to be compiled anew."""
+    module = plain(num_classes)
+    module[5] = nn.Sequential(nn.Flatten(), _NeverTheSame())
+    return module
+
+
 class _Puts(nn.Module):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         return values.put(torch.arange(1), values.flatten()[:1])
