@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=MODES, action="append")
     options = parser.parse_args()
     print(f"{options.model}, {options.image_size} px, batch {options.batch}, {options.threads} thread(s)")
-    print("| compute.compile | compiling, s | from the cache, s | time of a pass, compiled / eager | pays after, passes |")
+    print("| mode | compiling, s | from the cache, s | time of a pass, compiled / eager | pays after, passes |")
     print("|---|---|---|---|---|", flush=True)
     for mode in options.mode or MODES:
         with tempfile.TemporaryDirectory() as cache:

@@ -139,8 +139,9 @@ def compile_in_place(built: BuiltModel, mode: str, dynamic: bool) -> None:
     for name in names:
         part = built.module.get_submodule(name)
         part.compile(options=_options())
-        if dynamic:
-            part._compiled_call_impl = partial(_any_number, part._compiled_call_impl)
+        compiled = part._compiled_call_impl
+        if dynamic and compiled is not None:
+            part._compiled_call_impl = partial(_any_number, compiled)
 
 
 def _any_number(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -148,7 +149,7 @@ def _any_number(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     samples = args[0].shape[0]
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor) and value.ndim and value.shape[0] == samples:
-            torch._dynamo.maybe_mark_dynamic(value, 0)  # type: ignore[no-untyped-call]
+            torch._dynamo.maybe_mark_dynamic(value, 0)
     return compiled(*args, **kwargs)
 
 
@@ -195,9 +196,7 @@ def _blank(job: Job, learner: Learner, size: int) -> Tensor:
     """What the replica is called with, of `size` pictures of noise."""
     generator = torch.Generator().manual_seed(0)
     shape = (size, 3, *job.built.preprocess.size)
-    return learner.inputs(
-        learner.prepare({"image": torch.randint(256, shape, generator=generator, dtype=torch.uint8)})
-    )
+    return learner.inputs(learner.prepare({"image": torch.randint(256, shape, generator=generator, dtype=torch.uint8)}))
 
 
 def _compile(job: Job, learner: Learner, batches: list[Tensor]) -> None:
@@ -220,7 +219,7 @@ def _compile(job: Job, learner: Learner, batches: list[Tensor]) -> None:
 def _pass(learner: Learner, inputs: Tensor) -> None:
     """Forward and backward as in a step, but for the reduction over ranks."""
     replica, world = learner.replica, learner.world
-    with replica.no_sync() if isinstance(replica, DistributedDataParallel) else nullcontext():  # type: ignore[operator]
+    with replica.no_sync() if isinstance(replica, DistributedDataParallel) else nullcontext():
         with autocast(world.device, learner.precision):
             outputs = replica(inputs)
         outputs.float().square().sum().backward()
@@ -350,7 +349,7 @@ class _LimitFilter(logging.Filter):
         if "recompile_limit" not in record.getMessage():
             return True
         if not self.told:
-            self.say("Warning: torch has given up to compile a part of the model, which it would do anew for each input.")
+            self.say("Warning: torch no longer compiles a part of the model, as it would have to for each input anew.")
         self.told = True
         return False
 

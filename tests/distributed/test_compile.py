@@ -26,6 +26,9 @@ from tests.faults.forks import ForkedJob, run_forked
 from tests.support.runs import arguments, call_on, column, read, train_here, train_on
 
 COMPILED, REGIONAL = ["--set", "compute.compile=true"], ["--set", "compute.compile=regional"]
+# Compiling takes seconds on a quiet machine, and minutes on a busy one.
+PATIENCE = 400.0
+pytestmark = pytest.mark.timeout(3 * PATIENCE)
 # Steps of 7 and 8 pictures, and so micro-batches of 3, 2 and 1.
 UNEVEN = ["--set", "train.micro_batch=3"]
 NEEDS_COMPILER = pytest.mark.skipif(
@@ -93,7 +96,7 @@ def test_on_several_ranks(shapes, tmp_path, world_size, how):
     """With shares and micro-batches that are not even."""
     cuts = how[2:]
     train_on(world_size, shapes, tmp_path / "eager", *cuts, net="with_blocks")
-    output = train_on(world_size, shapes, tmp_path / "run", *how, net="with_blocks")
+    output = train_on(world_size, shapes, tmp_path / "run", *how, net="with_blocks", timeout=PATIENCE)
     assert "Compiled in " in output
     assert_same_up_to_rounding(tmp_path / "run", tmp_path / "eager")
 
@@ -102,7 +105,7 @@ def test_on_several_ranks(shapes, tmp_path, world_size, how):
 @pytest.mark.slow
 def test_a_rank_without_samples_takes_part(shapes, tmp_path):
     for name, more in (("eager", []), ("run", COMPILED)):
-        output = train_on(3, shapes, tmp_path / name, "--batch-size", 4, *more, net="with_blocks")
+        output = train_on(3, shapes, tmp_path / name, "--batch-size", 4, *more, net="with_blocks", timeout=PATIENCE)
     assert_same_up_to_rounding(tmp_path / "run", tmp_path / "eager")
     assert "Compiled in " in output
 
@@ -112,7 +115,7 @@ def test_a_rank_without_samples_takes_part(shapes, tmp_path):
 def test_a_network_of_several_buckets(shapes, tmp_path):
     """torch cuts what it compiles where one of DDP's buckets ends."""
     for name, more in (("eager", []), ("run", COMPILED)):
-        train_on(2, shapes, tmp_path / name, *UNEVEN, *more, net="wide_with_blocks")
+        train_on(2, shapes, tmp_path / name, *UNEVEN, *more, net="wide_with_blocks", timeout=PATIENCE)
     assert_same_up_to_rounding(tmp_path / "run", tmp_path / "eager")
 
 
@@ -123,7 +126,7 @@ def test_unfreezing_a_moving_average_and_a_probe(shapes, tmp_path, start):
     weights = ["--weights", start, "--set", "probe.epochs=2", "--ema", 0.9]
     stages = ["--set", "freeze.schedule={0: backbone, 1: none}"]
     for name, more in (("eager", []), ("run", COMPILED)):
-        output = train_on(2, shapes, tmp_path / name, *weights, *stages, *more, epochs=2)
+        output = train_on(2, shapes, tmp_path / name, *weights, *stages, *more, epochs=2, timeout=PATIENCE)
     assert output.count("Compiled in ") == 1 and output.count("Compiled again") == 1
     assert_same_up_to_rounding(tmp_path / "run", tmp_path / "eager")
     assert column(tmp_path / "run", "loss", phase="probe") == column(tmp_path / "eager", "loss", phase="probe")
@@ -135,22 +138,22 @@ def test_unfreezing_a_moving_average_and_a_probe(shapes, tmp_path, start):
 @pytest.mark.parametrize("how", [COMPILED, REGIONAL])
 def test_grade_a_with_the_cache_and_without(shapes, tmp_path, monkeypatch, world_size, how):
     """Killed and started again, the run has the bits of an unbroken one; the cache lies in the run folder."""
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    often = [*UNEVEN, *how, "--set", "checkpoint.every_steps=1", "--set", "checkpoint.keep=99"]
+    often = [*how, "--set", "checkpoint.every_steps=1", "--set", "checkpoint.keep=99"]
     whole = arguments(shapes, tmp_path / "whole", *often, net="with_blocks", epochs=2)
-    codes, said = run_forked(world_size, whole)
+    codes, said = run_forked(world_size, whole, PATIENCE)
     assert codes == [0] * world_size, said
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     run = tmp_path / "cut"
     fault = Fault(str(tmp_path / "fault"), "kill", "step_00000003", 1)
     again = arguments(shapes, run, *often, net="with_blocks", epochs=2)
     job = ForkedJob(world_size, again, fault.environment())
-    codes, said = job.end(200)
+    codes, said = job.end(PATIENCE)
     assert codes[0] == -signal.SIGKILL, said
     assert list(run.glob("compile_cache/*/*"))
     shutil.copytree(run, tmp_path / "bare", symlinks=True)
     shutil.rmtree(tmp_path / "bare/compile_cache")
     for folder in (run, tmp_path / "bare"):
-        codes, said = run_forked(world_size, arguments(shapes, folder, *often, net="with_blocks", epochs=2))
+        codes, said = run_forked(world_size, arguments(shapes, folder, *often, net="with_blocks", epochs=2), PATIENCE)
         assert codes == [0] * world_size and "Going on at step" in said, said
         assert_same_result(folder, tmp_path / "whole")
 
@@ -191,9 +194,9 @@ def use_compiler(file: str) -> None:
 def test_without_a_compiler_it_says_so_before_anything_is_written(shapes, tmp_path):
     import torch._inductor.config as inductor
 
-    with inductor.patch({"cpp.cxx": (None, str(tmp_path / "no_compiler"))}):  # read from CXX at its import
-        with pytest.raises(UserError, match=r"compute.compile = true needs a C\+\+ compiler"):
-            train_here(shapes, tmp_path / "run", *COMPILED)
+    nowhere = {"cpp.cxx": (None, str(tmp_path / "no_compiler"))}  # torch reads CXX at its import
+    with inductor.patch(nowhere), pytest.raises(UserError, match=r"compute.compile = true needs a C\+\+ compiler"):
+        train_here(shapes, tmp_path / "run", *COMPILED)
     assert not (tmp_path / "run").exists()
 
 
@@ -202,7 +205,7 @@ def test_without_a_compiler_it_says_so_before_anything_is_written(shapes, tmp_pa
 def test_a_compiler_that_fails_is_one_message(shapes, tmp_path, world_size):
     broken = wrapped_compiler(tmp_path / "broken", "echo 'internal compiler error' >&2; exit 1")
     codes, said = run_forked(world_size, arguments(shapes, tmp_path / "run", *COMPILED), **broken)
-    assert codes == [2] * world_size, said
+    assert 2 in codes and 0 not in codes, said  # the other rank may have lost the first before it had failed itself
     assert said.count("torch.compile failed on") == 1 and "Traceback" not in said
 
 
@@ -227,7 +230,7 @@ def test_a_stop_does_not_wait_for_the_compiler(shapes, tmp_path, world_size):
     summary = read(run, "summary.json")
     assert (summary["status"], summary["step"]) == ("stopped", 0)
     assert not children_of([process.pid for process in job.processes])
-    codes, said = run_forked(world_size, arguments(shapes, run, *COMPILED, net="with_blocks"))
+    codes, said = run_forked(world_size, arguments(shapes, run, *COMPILED, net="with_blocks"), PATIENCE)
     assert codes == [0] * world_size and read(run, "summary.json")["status"] == "done", said
 
 
@@ -236,7 +239,7 @@ def children_of(pids: list[int | None]) -> list[str]:
     fields = []
     for file in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields.append(file.read_text().rpartition(")")[2].split()[1:3] + [file.parent.name])
+            fields.append([*file.read_text().rpartition(")")[2].split()[1:3], file.parent.name])
         except OSError:  # it has just ended
             continue
     return [pid for parent, group, pid in fields if {parent, group} & {str(each) for each in pids}]
@@ -249,7 +252,7 @@ def test_the_watchdog_takes_no_compilation_for_a_hang(shapes, tmp_path):
     once = 'mkdir $HERE/begun 2>/dev/null && sleep 12\nexec $REAL "$@"'
     slow = wrapped_compiler(tmp_path / "slow", once)
     patience = ["--set", "compute.silence_seconds=3"]
-    codes, said = run_forked(2, arguments(shapes, tmp_path / "run", *COMPILED, *patience), **slow)
+    codes, said = run_forked(2, arguments(shapes, tmp_path / "run", *COMPILED, *patience), PATIENCE, **slow)
     assert codes == [0, 0], said
     assert (tmp_path / "slow/begun").is_dir() and not (tmp_path / "run/stacks").exists()
 
@@ -261,7 +264,7 @@ def test_a_part_that_torch_gives_up_is_told_of_once(shapes, tmp_path, monkeypatc
     more = ["--set", "train.micro_batch=1"]
     train_here(shapes, tmp_path / "eager", *more, net="never_the_same")
     train_here(shapes, tmp_path / "run", *more, *COMPILED, net="never_the_same")
-    assert capsys.readouterr().out.count("torch has given up") == 1
+    assert capsys.readouterr().out.count("torch no longer compiles") == 1
     assert_same_up_to_rounding(tmp_path / "run", tmp_path / "eager")
 
 

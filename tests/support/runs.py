@@ -27,9 +27,10 @@ def train_here(*args: Any, **options: Any) -> int:
     return train.main(arguments(*args, **options), standalone_mode=False) or 0
 
 
-def train_on(world_size: int, *args: Any, **options: Any) -> str:
+def train_on(world_size: int, *args: Any, timeout: float = 60, **options: Any) -> str:
     """What rank 0 prints when `ddp_ft.train` runs as that many ranks; quicker than torchrun, and as real."""
-    return run_ranks(world_size, _run_and_tell, "ddp_ft.train", arguments(*args, **options), connected=False)[0]
+    command = ("ddp_ft.train", arguments(*args, **options))
+    return run_ranks(world_size, _run_and_tell, *command, connected=False, timeout=timeout)[0]
 
 
 def call_on(world_size: int, module: str, *args: Any) -> str:
