@@ -86,19 +86,20 @@ def _missing_for_cpu() -> str:
 
 
 def make_ready(job: Job, phase: Phase, say: Callable[[str], None]) -> None:
-    """On all ranks: have what the coming steps run compiled, if that is wanted and has not been done for this stage.
+    """On all ranks: have what the coming steps run compiled, if that is wanted and has not been done for what they are:
+    the stage, and the size of micro-batches, which may have been lowered.
 
     Leaves no trace but the code. Raises StopAgreed, and UserError if torch fails.
     """
-    mode, stage = job.config.compute.compile, job.progress.stage
-    if mode == OFF or phase.name != TRAIN or job.compiled_stage == stage:
+    mode, wanted = job.config.compute.compile, (job.progress.stage, job.plan.cut)
+    if mode == OFF or phase.name != TRAIN or job.compiled_for == wanted:
         return
-    job.compiled_stage = stage
+    is_first, job.compiled_for = job.compiled_for is None, wanted
     if job.config.freeze.cache_features:
         say("Note: compute.compile does nothing here, as the head alone is trained, on cached features.")
         return
     _configure(job.folder.path, say)
-    sizes = micro_batch_sizes(phase.sampler, job.config.train.micro_batch)
+    sizes = micro_batch_sizes(phase.sampler, job.plan.cut)
     compile_in_place(job.built, mode, dynamic=len([size for size in sizes if size > 1]) > 1)
     times, stop = None, job.agreement.stop
     # Asked to stop, a rank leaves the compiler at once, as that may take longer than torchrun or Slurm wait.
@@ -109,7 +110,7 @@ def make_ready(job: Job, phase: Phase, say: Callable[[str], None]) -> None:
     if times is not None:  # as nobody was asked to stop
         job.progress.compile_seconds += times.compiling
         passes = -(-max(map(phase.sampler.share_length, range(phase.sampler.steps_per_epoch))) // sizes[0])
-        say(_verdict(times, passes, job.steps_of_phase - job.progress.step, job.plan.steps_per_epoch, stage > 0))
+        say(_verdict(times, passes, job.steps_of_phase - job.progress.step, job.plan.steps_per_epoch, not is_first))
 
 
 def micro_batch_sizes(sampler: GlobalOrderSampler, micro_batch: int | None) -> list[int]:
@@ -252,7 +253,7 @@ def _without_trace(replica: nn.Module, device: torch.device) -> Iterator[None]:
 
 def _verdict(times: Times, passes: int, steps_left: int, steps_per_epoch: int, again: bool) -> str:
     """One line on what compiling cost, and whether that comes back. `passes`: micro-batches of a step."""
-    done = "Compiled again, as more of the model learns now," if again else "Compiled"
+    done = "Compiled again, as other parts learn or micro-batches are smaller now," if again else "Compiled"
     share = times.compiled / times.eager
     text = (
         f"{done} in {times.compiling:.0f} s: forward and backward take {share:.2f} of their time without it "

@@ -96,8 +96,8 @@ class Job:
 
     `score` is that of an evaluation of the present step, larger being better. `pending` is the state of a checkpoint
     that the phase has still to take up. `launched` is when this launch began (seconds since 1970). `anchors` are the
-    weights that L2-SP pulls towards, `sampling` those that the order is drawn by. `compiled_stage` is the stage of
-    unfreezing that what is compiled is for.
+    weights that L2-SP pulls towards, `sampling` those that the order is drawn by. `compiled_for` are the stage of
+    unfreezing and the micro-batch that what is compiled is for.
     """
 
     config: RunConfig
@@ -125,7 +125,7 @@ class Job:
     phase: Phase | None = None
     score: float | None = None
     pending: dict[str, Any] = field(default_factory=dict)
-    compiled_stage: int = -1
+    compiled_for: tuple[int, int | None] | None = None
 
     @property
     def metric(self) -> str:

@@ -20,6 +20,7 @@ from ddp_ft.errors import UserError
 from ddp_ft.interrupt import CutShort, StopRequest
 from ddp_ft.models import build_model
 from ddp_ft.models.layers import repeated_blocks
+from tests.faults import exhausted
 from tests.faults.comparing import assert_same_result
 from tests.faults.fault import Fault
 from tests.faults.forks import ForkedJob, run_forked
@@ -116,6 +117,30 @@ def test_a_network_of_several_buckets(shapes, tmp_path):
     """torch cuts what it compiles where one of DDP's buckets ends."""
     for name, more in (("eager", []), ("run", COMPILED)):
         train_on(2, shapes, tmp_path / name, *UNEVEN, *more, net="wide_with_blocks", timeout=PATIENCE)
+    assert_same_up_to_rounding(tmp_path / "run", tmp_path / "eager")
+
+
+@NEEDS_COMPILER
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [COMPILED, REGIONAL])
+def test_with_activations_that_are_computed_again(shapes, tmp_path, how):
+    less = ["--set", "compute.recompute=true", "--model", "timm/test_resnet", "--weights", "none", "--image-size", 32]
+    for name, more in (("eager", []), ("run", how)):
+        output = train_on(2, shapes, tmp_path / name, *less, *more, timeout=PATIENCE)
+    assert_same_up_to_rounding(tmp_path / "run", tmp_path / "eager")
+    assert "Compiled in " in output
+
+
+@NEEDS_COMPILER
+@pytest.mark.slow
+def test_smaller_micro_batches_after_running_out_of_memory_are_compiled_anew(shapes, tmp_path):
+    model = ["--model", f"{exhausted.THIS_FILE}:at_once"]
+    for name, more in (("eager", []), ("run", COMPILED)):
+        output = train_on(
+            2, shapes, tmp_path / name, *model, "--batch-size", 16, "--micro-batch", 4, *more, timeout=PATIENCE
+        )
+    assert output.count("Compiled in ") == 1 and output.count("Compiled again") == 1
+    assert read(tmp_path / "run", "plan.json")["lowered"] == [4, 2]
     assert_same_up_to_rounding(tmp_path / "run", tmp_path / "eager")
 
 
