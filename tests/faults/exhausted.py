@@ -47,7 +47,7 @@ class Exhausted(nn.Module):
         return _Breaks.apply(values)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def net(exhausted: nn.Module, num_classes: int = 3, wide: int = 20_000) -> nn.Module:
+def net(exhausted: nn.Module, num_classes: int = 3, wide: int = 16_500) -> nn.Module:
     """`nets.with_batch_norm` of two of DDP's buckets, the first of which is full before the exhausted place."""
     module = nets.with_batch_norm(num_classes)
     middle = nn.Sequential(nn.Conv2d(16, wide, 1), nn.ReLU(), nn.Conv2d(wide, 16, 1))

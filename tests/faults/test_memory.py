@@ -20,6 +20,7 @@ from tests.faults.test_replay import numbers, replay
 from tests.support.ranks import run_ranks
 from tests.support.runs import arguments, column, read, train_here, train_on
 
+SLOW = pytest.mark.slow
 # Passes of the last rank in micro-batches of 3: 3, 3, 3 and 1 pictures, or 3, 3, 3, 3 and 1.
 BATCH = {1: 10, 2: 20, 3: 40}
 CASES = [(number, forward) for number in (0, 1, 3) for forward in (True, False)]
@@ -54,7 +55,10 @@ def all_cases(world, precision):
     return [first_steps(world, case, precision) for case in (None, *CASES)]
 
 
-@pytest.mark.parametrize(("world_size", "precision"), [(1, "fp32"), (2, "fp32"), (3, "fp32"), (2, "fp16")])
+@pytest.mark.parametrize(
+    ("world_size", "precision"),
+    [(1, "fp32"), (2, "fp32"), (3, "fp32"), pytest.param(2, "fp16", marks=SLOW)],
+)
 def test_in_any_pass_of_a_step(world_size, precision):
     """The bits are those of the smaller micro-batch from the start, with batch norm and dropout, whether the memory
     ends in the first pass of one rank, a middle one, or the last, within the reduction that the others wait in."""
@@ -161,7 +165,7 @@ def train_late(args):
     train.main(args, standalone_mode=False)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=SLOW), 2, pytest.param(3, marks=SLOW)])
 def test_ranks_that_learn_of_it_one_step_later(shapes, tmp_path, world_size):
     """Both steps are done again; weights, statistics and average are those of ranks that learn of it at once."""
     results = []
