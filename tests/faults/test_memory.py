@@ -33,6 +33,7 @@ def first_steps(world, case, precision):
     module, learner = make_learner(world, lambda: exhausted.net(place), 1.0, "adamw", precision)
     learner.scaler = torch.amp.GradScaler("cpu", init_scale=16.0, enabled=precision == "fp16")
     learner.scaler.scale(torch.zeros(1))  # makes its state, for the comparison
+    assert world.store is None or len(learner.replica.sums._buffers) == 2, "no reduction has a middle"
     sampler = GlobalOrderSampler(40, BATCH[world.size], world.size, world.rank, seed=3)
     for step, most in [(0, 3), (0, 2), (1, 2)] if case else [(0, 2), (1, 2)]:
         seed_masks(SEEDS_OF[step][world.rank], world.device)
