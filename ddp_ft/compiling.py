@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import statistics
 import time
 import warnings
@@ -101,11 +102,13 @@ def make_ready(job: Job, phase: Phase, say: Callable[[str], None]) -> None:
     _configure(job.folder.path, say)
     sizes = micro_batch_sizes(phase.sampler, job.plan.cut)
     compile_in_place(job.built, mode, dynamic=len([size for size in sizes if size > 1]) > 1)
-    times, stop = None, job.agreement.stop
+    times, children = None, _children()
     # Asked to stop, a rank leaves the compiler at once, as that may take longer than torchrun or Slurm wait.
-    with suppress(CutShort), stop.cutting_short(), _without_noise():
+    with suppress(CutShort), job.agreement.stop.cutting_short(), _without_noise():
         times = _warm_up(job, phase.learner, sizes)
     _end_workers()
+    if times is None:
+        _terminate(_children() - children)  # a thread that waits for its compiler would keep this process alive
     job.agreement.check()
     if times is not None:  # as nobody was asked to stop
         job.progress.compile_seconds += times.compiling
@@ -336,6 +339,22 @@ def _end_workers() -> None:
         threads().shutdown(wait=False, cancel_futures=True)
         threads.cache_clear()
     shutdown_compile_workers()
+
+
+def _children() -> set[int]:
+    """The processes that this one has started; empty where there is no /proc."""
+    files = Path("/proc/self/task").glob("*/children")
+    found: set[int] = set()
+    for file in files:
+        with suppress(OSError):  # a thread that has just ended
+            found.update(map(int, file.read_text().split()))
+    return found
+
+
+def _terminate(processes: set[int]) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
 
 
 class _LimitFilter(logging.Filter):

@@ -244,7 +244,7 @@ def test_a_network_without_blocks_has_no_regions(shapes, tmp_path):
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_stop_does_not_wait_for_the_compiler(shapes, tmp_path, world_size):
     """The compiler would take ten minutes; no step is made, and the next start begins at the same place."""
-    slow = wrapped_compiler(tmp_path / "slow", "touch $HERE/begun; sleep 600")
+    slow = wrapped_compiler(tmp_path / "slow", "touch $HERE/begun; exec sleep 600")
     run = tmp_path / "run"
     job = ForkedJob(world_size, arguments(shapes, run, *COMPILED, net="with_blocks"), **slow)
     job.wait_for(tmp_path / "slow/begun")
