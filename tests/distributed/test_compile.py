@@ -134,7 +134,7 @@ def test_with_activations_that_are_computed_again(shapes, tmp_path, how):
 @NEEDS_COMPILER
 @pytest.mark.slow
 def test_smaller_micro_batches_after_running_out_of_memory_are_compiled_anew(shapes, tmp_path):
-    model = ["--model", f"{exhausted.THIS_FILE}:at_once"]
+    model = ["--model", f"{exhausted.THIS_FILE}:outside_of_compiling"]
     for name, more in (("eager", []), ("run", COMPILED)):
         output = train_on(
             2, shapes, tmp_path / name, *model, "--batch-size", 16, "--micro-batch", 4, *more, timeout=PATIENCE
