@@ -17,10 +17,12 @@ from ddp_ft.checkpoint import Checkpoints
 from ddp_ft.config import RunConfig, make_config
 from ddp_ft.contracts import PROBE, TRAIN, Batch, BuiltModel, LoadReport, Task
 from ddp_ft.data import (
+    NVJPEG,
     DeviceTransform,
     GlobalOrderSampler,
     Mixing,
     Splits,
+    check_nvjpeg,
     default_workers,
     open_splits,
     sampling_weights,
@@ -160,7 +162,8 @@ def compose(
     task.higher_is_better(config.eval.metric or task.primary_metric)
     initialise_head(built.module, built.head, task.initial_bias() if config.head.bias == "prior" else None)
     module = prepare_batch_norm(built.module, config.model.batch_norm, world.device.type, world.size)
-    decoder = "shrink" if config.data.decoder == "auto" else config.data.decoder
+    # What the GPU decodes is to train on; evaluation is the same on every machine.
+    decoder = {"auto": "shrink", NVJPEG: "full"}.get(config.data.decoder, config.data.decoder)
     built = replace(built, module=module, preprocess=replace(built.preprocess, decoder=decoder))
     if config.compute.recompute:
         recompute_blocks(module, config.model.name or "")
@@ -173,6 +176,7 @@ def compose(
     plan = make_plan(config, recipe, world, module, task.name, (len(splits.train), len(splits.val)), workers)
     plan = replace(plan, tuned=dict(request.tuned), measured=[dict(row) for row in request.measured])
     _check_combinations(config, built, task)
+    check_nvjpeg(config, built.preprocess, world.device)
     sampling = sampling_weights(config.data.sampling, splits.train.targets, splits.train.weights, splits.schema.kind)
     freeze_parameters(module, stages[0].frozen)
     report = world.from_main(lambda: load_weights(built, config.model.name or "", config.model.weights))

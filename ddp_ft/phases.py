@@ -13,6 +13,8 @@ from ddp_ft.compiling import eager
 from ddp_ft.config import OptimConfig
 from ddp_ft.contracts import PROBE, TRAIN, Batch, LabelledSource
 from ddp_ft.data import (
+    NVJPEG,
+    EncodedTransform,
     EvalLoader,
     GlobalOrderSampler,
     Mixing,
@@ -103,6 +105,7 @@ def _training_source(job: Job) -> LabelledSource:
 def _on_pictures(job: Job) -> Phase:
     config, world = job.config, job.world
     mixing = Mixing.of(config.augment)
+    seen = EncodedTransform if config.data.decoder == NVJPEG else train_transform
     sampler = _sampler(job, world, config.train.batch_size, config.seed, pairs=mixing is not None)
     replica = _replica(job)
     learner = _learner(job, replica, job.optimizer, world)
@@ -110,7 +113,7 @@ def _on_pictures(job: Job) -> Phase:
     def batches(start: int) -> Generator[list[Batch], None, None]:
         loader = TrainLoader(
             _training_source(job),
-            train_transform(job.built.preprocess, config.augment),
+            seen(job.built.preprocess, config.augment),
             sampler,
             job.plan.cut,
             job.plan.workers,

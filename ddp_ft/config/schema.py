@@ -58,8 +58,9 @@ class DataConfig:
     )
     decoder: str = key(
         "auto",
-        "Large JPEGs are shrunk while they are decoded, or decoded in full; auto: shrink.",
-        choices=("auto", "shrink", "full"),
+        "Large JPEGs are shrunk while they are decoded, or decoded in full; nvjpeg: those to train on in full, by the "
+        "GPU; auto: shrink.",
+        choices=("auto", "shrink", "full", "nvjpeg"),
     )
     # These two decide whether a run goes on and never with what, so a restart may change them.
     on_error: str = key(

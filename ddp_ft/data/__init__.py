@@ -3,6 +3,7 @@
 from ddp_ft.data.damage import scan
 from ddp_ft.data.decode import decode, decode_by_pillow
 from ddp_ft.data.device import DeviceTransform
+from ddp_ft.data.encoded import NVJPEG, EncodedTransform, check_nvjpeg
 from ddp_ft.data.folder import FileSource, FolderSource, open_folder
 from ddp_ft.data.inspect import list_pictures
 from ddp_ft.data.loader import EvalLoader, Portion, TrainLoader, default_workers
@@ -17,7 +18,9 @@ from ddp_ft.data.splits import Splits, open_splits
 from ddp_ft.data.transforms import Transform, eval_transform, train_transform
 
 __all__ = [
+    "NVJPEG",
     "DeviceTransform",
+    "EncodedTransform",
     "EvalLoader",
     "FileSource",
     "FolderSource",
@@ -28,6 +31,7 @@ __all__ = [
     "Splits",
     "TrainLoader",
     "Transform",
+    "check_nvjpeg",
     "decode",
     "decode_by_pillow",
     "default_workers",

@@ -3,6 +3,7 @@
 import torch
 
 from ddp_ft.contracts import Batch, Preprocess
+from ddp_ft.data.encoded import JPEG, decoded_on
 from ddp_ft.data.mixing import mix_images
 
 
@@ -12,11 +13,13 @@ class DeviceTransform:
     "image" uint8 B x C x H x W becomes float32 of the same shape, (value / 255 - mean) / std, in channels-last
     memory if asked; with "mix_share", "mix_partner" and "mix_box" in the batch, partners' pictures are mixed. All
     other tensors are only moved. On CUDA pinned tensors are moved without waiting, in a stream of their own: the next
-    batch travels while the device computes with the one before.
+    batch travels while the device computes with the one before. JPEGs that the loader has not decoded are decoded on
+    the device, which is waited for.
     """
 
     def __init__(self, preprocess: Preprocess, device: torch.device | str, channels_last: bool) -> None:
         self.device = torch.device(device)
+        self.preprocess = preprocess
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         # Scaled to 0..255 once, so that each batch takes two passes over memory and not three.
         self.mean = 255 * torch.tensor(preprocess.mean, device=self.device).view(1, -1, 1, 1)
@@ -25,7 +28,7 @@ class DeviceTransform:
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch on the device; the given one is left as it is."""
-        moved = self._moved(batch)
+        moved = self._moved(decoded_on(self.device, batch, self.preprocess) if JPEG in batch else batch)
         image = moved["image"].to(dtype=torch.float32, memory_format=self.memory_format)
         image.sub_(self.mean).div_(self.std)
         if "mix_share" in moved:

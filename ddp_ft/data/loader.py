@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from ddp_ft.contracts import Address, BadSample, Batch, Source
 from ddp_ft.data.damage import damaged_error, reason_of, storage_error
 from ddp_ft.data.decode import StorageFault
+from ddp_ft.data.encoded import JPEG, padded
 from ddp_ft.data.mixing import Mixing, draw_mixes
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.data.samples import open_sample
 from ddp_ft.data.seeds import drawing_from
 from ddp_ft.data.skipping import Lenient
-from ddp_ft.data.transforms import Transform
+from ddp_ft.data.transforms import SampleTransform, Transform
 from ddp_ft.environment import usable_cores
 from ddp_ft.errors import printable
 
@@ -59,7 +60,7 @@ class _Samples(Dataset[_Sample]):
     def __init__(
         self,
         source: Source,
-        transform: Transform,
+        transform: SampleTransform,
         seed: int,
         mixing: Mixing | None = None,
         finish: Callable[[Batch], Batch] | None = None,
@@ -97,7 +98,8 @@ class _Samples(Dataset[_Sample]):
         """A sample's tensors, with the picture that the model is to see. Raises BadSample."""
         sample = open_sample(self.source, index)
         with drawing_from(self.seed, address.epoch, address.position):
-            return {**sample.rest, "image": self.transform(sample.image)}
+            seen = self.transform(sample.image)
+        return {**sample.rest, **(seen if isinstance(seen, dict) else {"image": seen})}
 
     def collate(self, samples: list[_Sample]) -> Portion:
         """The samples of a fetch as one batch."""
@@ -120,7 +122,10 @@ class _Samples(Dataset[_Sample]):
 
 
 def _stack(samples: list[Batch]) -> Batch:
-    batch: Batch = default_collate([sample | {"image": sample["image"].permute(1, 2, 0)} for sample in samples])
+    encoded = padded([sample.pop(JPEG) for sample in samples]) if JPEG in samples[0] else {}
+    batch: Batch = (
+        default_collate([sample | {"image": sample["image"].permute(1, 2, 0)} for sample in samples]) | encoded
+    )
     batch["image"] = batch["image"].permute(0, 3, 1, 2)  # channels last, as they come: reordering took 170 us each
     return batch
 
@@ -175,7 +180,7 @@ class TrainLoader:
     def __init__(
         self,
         source: Source,
-        transform: Transform,
+        transform: SampleTransform,
         sampler: GlobalOrderSampler,
         micro_batch: int | None,
         workers: int,

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 
 import torch
+from torch import Tensor
 
 from ddp_ft.contracts import Batch
 
@@ -60,6 +61,13 @@ def _joined(share: list[Batch]) -> Batch:
     for batch in share:
         moved.append(_moved(batch, starts))
         starts += _length(batch)
-    joined = {name: torch.cat([batch[name] for batch in moved]) for name in moved[0]}
+    joined = {name: _rows([batch[name] for batch in moved]) for name in moved[0]}
     is_pinned = share[0]["index"].is_pinned()
     return {name: tensor.pin_memory() if is_pinned else tensor for name, tensor in joined.items()}
+
+
+def _rows(parts: list[Tensor]) -> Tensor:
+    if parts[0].ndim == 2:  # encoded pictures are padded to the longest of their micro-batch
+        width = max(part.shape[1] for part in parts)
+        parts = [torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts]
+    return torch.cat(parts)

@@ -10,13 +10,15 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ddp_ft.config import AugmentConfig
-from ddp_ft.contracts import Preprocess
+from ddp_ft.contracts import Batch, Preprocess
 from ddp_ft.data.augment import distortions
 from ddp_ft.data.picture import Box, Image, Sized, cut, size_of
 from ddp_ft.errors import UserError, nearest
 
 # A picture or a tensor of any size to a tensor of the model's.
 Transform = Callable[[Any], Tensor]
+# The same, or all tensors that come of a picture, "image" among them.
+SampleTransform = Callable[[Any], Tensor | Batch]
 
 # The names are timm's. Lanczos on tensors is new in torchvision 0.29; bicubic is as near as older ones come, and
 # the same on all. Nearest-exact is what Pillow's nearest does.
@@ -54,7 +56,8 @@ def eval_transform(preprocess: Preprocess) -> Transform:
     return _EvalTransform(preprocess)
 
 
-def _interpolation(preprocess: Preprocess) -> InterpolationMode:
+def interpolation_of(preprocess: Preprocess) -> InterpolationMode:
+    """What a picture is resized with. UserError for an unknown name."""
     name = preprocess.interpolation
     if name not in INTERPOLATIONS:
         hint = nearest(name, list(INTERPOLATIONS)) or f"Known: {', '.join(INTERPOLATIONS)}."
@@ -66,7 +69,7 @@ class _TrainTransform:
     """torchvision's RandomResizedCrop and RandomHorizontalFlip, in their distribution and half their time."""
 
     def __init__(self, preprocess: Preprocess, augment: AugmentConfig) -> None:
-        self.interpolation = _interpolation(preprocess)
+        self.interpolation = interpolation_of(preprocess)
         self.least_area = augment.crop_min
         self.size = list(preprocess.size)
         self.decoder = preprocess.decoder
@@ -112,7 +115,7 @@ class _EvalTransform:
         self.size = preprocess.size
         self.mode = preprocess.crop_mode
         self.decoder = preprocess.decoder
-        self.interpolation = _interpolation(preprocess)
+        self.interpolation = interpolation_of(preprocess)
         self.fill = [float(round(255 * value)) for value in preprocess.mean] if self.mode == "border" else [0.0]
         height, width = preprocess.size
         self.scaled = (math.floor(height / preprocess.crop_pct), math.floor(width / preprocess.crop_pct))

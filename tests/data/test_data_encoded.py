@@ -1,0 +1,96 @@
+"""JPEGs that a loader hands on undecoded: the same pictures in the end, whoever decodes them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddp_ft.config import AugmentConfig, make_config
+from ddp_ft.contracts import Preprocess
+from ddp_ft.data import DeviceTransform, FileSource, GlobalOrderSampler, Mixing, TrainLoader, train_transform
+from ddp_ft.data.encoded import JPEG, LENGTH, NVJPEG, EncodedTransform, check_nvjpeg
+from ddp_ft.data.recut import cut
+from ddp_ft.errors import UserError
+from tests.support.runs import train_here
+
+PREPROCESS = Preprocess((32, 48), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), "bilinear", decoder="full")
+AUGMENT = AugmentConfig("none", 0.4, 0.5)
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Six pictures: JPEGs of several sizes, one grey, one that EXIF turns, and a PNG."""
+    folder = tmp_path_factory.mktemp("pictures")
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    for number, size in enumerate([(90, 70), (200, 120), (64, 128)]):
+        photo.resize(size, Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=95 - 20 * number)
+    photo.resize((80, 80)).convert("L").save(folder / "3.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.resize((100, 60)).save(folder / "4.jpg", exif=exif)
+    photo.resize((50, 50)).save(folder / "5.png")
+    return sorted(folder.iterdir())
+
+
+def steps(files: list[Path], transform, micro_batch: int | None = None, mixing: Mixing | None = None):
+    """The micro-batches of both steps of an epoch."""
+    sampler = GlobalOrderSampler(len(files), 3, 1, 0, seed=5, pairs=mixing is not None)
+    return list(TrainLoader(FileSource(files), transform, sampler, micro_batch, 0, 0, 2, mixing=mixing))
+
+
+def prepared(steps, device: str = "cpu"):
+    prepare = DeviceTransform(PREPROCESS, device, channels_last=True)
+    return [[prepare(batch) for batch in batches] for batches in steps]
+
+
+@pytest.mark.parametrize("mixing", [None, Mixing(cutmix=1.0)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_CUDA])])
+def test_the_model_sees_the_same(files, device, mixing):
+    encoded = steps(files, EncodedTransform(PREPROCESS, AUGMENT), mixing=mixing)
+    assert sum(int((batch[LENGTH] > 0).sum()) for [batch] in encoded) == 4, "what EXIF turns and the PNG are decoded"
+    expected = prepared(steps(files, train_transform(PREPROCESS, AUGMENT), mixing=mixing), device)
+    for [found], [wanted] in zip(prepared(encoded, device), expected, strict=True):
+        assert found.keys() == wanted.keys()
+        assert torch.equal(found["index"], wanted["index"])
+        # Half a grey level for another decoder on the CPU; on CUDA pictures are not rounded alike anywhere.
+        levels = 255 * 0.2 * (found["image"] - wanted["image"]).abs()
+        assert levels.mean() < (0.5 if device == "cpu" else 3)
+        assert levels.max() < (3 if device == "cpu" else 40)
+
+
+def test_a_batch_is_left_as_it_is_and_can_be_cut(files):
+    whole = steps(files, EncodedTransform(PREPROCESS, AUGMENT))
+    before = [batch["image"].clone() for [batch] in whole]
+    expected = prepared(whole)
+    assert all(torch.equal(batch["image"], image) for [batch], image in zip(whole, before, strict=True))
+    finer = steps(files, EncodedTransform(PREPROCESS, AUGMENT), micro_batch=2)
+    for parts in ([cut(share, 1) for share in whole], [cut(share, 1) for share in finer]):
+        for found, [wanted] in zip(prepared(parts), expected, strict=True):
+            assert torch.equal(torch.cat([part["image"] for part in found]), wanted["image"])
+
+
+def test_what_nothing_decodes_is_told_by_its_number(files):
+    [batch] = steps(files, EncodedTransform(PREPROCESS, AUGMENT))[0]
+    row = int(batch[LENGTH].argmax())
+    batch[JPEG][row, 200:] = 0
+    with pytest.raises(UserError, match=rf"Picture {int(batch['index'][row])} of the training set") as raised:
+        DeviceTransform(PREPROCESS, "cpu", channels_last=True)(batch)
+    assert "nvjpeg" in raised.value.hint
+
+
+def test_where_it_cannot_be_had(shapes, tmp_path):
+    with pytest.raises(UserError, match="computes on the cpu"):
+        train_here(shapes, tmp_path / "r", "--set", "data.decoder=nvjpeg", "--device", "cpu")
+    config = make_config({"data.decoder": NVJPEG, "augment.erasing": 0.5})
+    with pytest.raises(UserError, match="erasing"):
+        check_nvjpeg(config, PREPROCESS, torch.device("cuda"))
+    check_nvjpeg(make_config({"data.decoder": NVJPEG}), PREPROCESS, torch.device("cuda"))
+
+
+@pytest.mark.gpu
+@NEEDS_CUDA
+def test_a_run_decodes_on_the_gpu(shapes, tmp_path):
+    train_here(shapes, tmp_path / "r", "--set", "data.decoder=nvjpeg", "--device", "cuda")
