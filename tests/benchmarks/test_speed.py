@@ -1,6 +1,7 @@
 """The benchmarks of speed: what is measured is what is said, and the arithmetic of the tables."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -9,18 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from benchmarks import by_the_book, jpegs, limit, stages
 from benchmarks.contenders import CONTENDERS, LIMIT, LIMIT_DDP, OURS, MeasurementFailed, load, our_settings
 from benchmarks.cpu_time import CpuClock
 from benchmarks.race import Limits, race
+from benchmarks.side_by_side import halves_of, side_by_side
 from benchmarks.speed_table import best_peer, ratio, speed_table, stage_table
 from benchmarks.startup import Case, cases, time_case
 from benchmarks.throughput import choose, throughput
 from benchmarks.workload import WARM_UP_STEPS, Clock, Outcome, Workload
 from ddp_ft import progress
 from ddp_ft.config import make_config
+from ddp_ft.environment import usable_cores
 from ddp_ft.errors import UserError
 from tests.support.ranks import run_ranks
 
@@ -259,3 +263,22 @@ def test_the_script_for_gpus_runs_the_same_code_on_a_cpu(tmp_path):
     for model, tiny in (("vit_base_patch16_224", "test_vit"), ("convnext_tiny", "test_convnext")):
         page = (tmp_path / f"{model}.md").read_text()
         assert tiny in page and "| **ddp_ft.train** |" in page
+
+
+# Side by side
+
+
+def test_both_have_as_many_cores():
+    assert halves_of([0, 1, 2, 3, 5]) == [[0, 1], [2, 3]]
+    with pytest.raises(UserError, match="two cores"):
+        halves_of([3])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(usable_cores() < 2, reason="needs two cores")
+def test_side_by_side(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    given = ["--rivals", "limit", "--model", "test_resnet", "--image-size", "32", "--batch", "4", "--pictures", "40"]
+    done = CliRunner().invoke(side_by_side, [*given, "--rounds", "1"], standalone_mode=False, catch_exceptions=False)
+    ratio = float(re.search(r"\| limit: .* \| ([\d.]+) \|", done.output)[1])
+    assert 0 < ratio < 3, done.output

@@ -132,6 +132,7 @@ print(right / len(files))
     assert float(done.stdout) == pytest.approx(read(digits_run, "summary.json")["val"]["accuracy"], abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_console_script_trains_too(shapes, tmp_path):
     from pathlib import Path
 

@@ -63,13 +63,14 @@ def assert_same_up_to_rounding(run: Path, eager: Path) -> None:
 
 
 @NEEDS_COMPILER
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "cuts", "needed"),
     [
         # One compilation serves both blocks and any number of samples; one sample alone takes another.
         (REGIONAL, [], 1),
-        pytest.param(REGIONAL, UNEVEN, 2, marks=pytest.mark.slow),
-        pytest.param(COMPILED, UNEVEN, 2, marks=pytest.mark.slow),
+        (REGIONAL, UNEVEN, 2),
+        (COMPILED, UNEVEN, 2),
     ],
 )
 def test_a_compiled_run_follows_the_eager_one(shapes, tmp_path, capsys, how, cuts, needed):

@@ -34,6 +34,7 @@ def outcome(tmp_path_factory) -> str:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60).stdout
 
 
+@pytest.mark.xdist_group("leaks")  # they share one run of pytest
 @pytest.mark.parametrize("kind", LEAKS)
 def test_a_leak_fails_its_own_test_and_not_the_next(outcome: str, kind: str) -> None:
     _, said = LEAKS[kind]
