@@ -83,7 +83,9 @@ def test_a_compiled_run_follows_the_eager_one(shapes, tmp_path, capsys, how, cut
     assert graphs() == needed
     assert said.count("Compiled in ") == 1 and "compiled\n" in said
     assert_same_up_to_rounding(tmp_path / "run", tmp_path / "eager")
-    assert column(tmp_path / "run", "loss") != column(tmp_path / "eager", "loss"), "the compiled code has not run"
+    # Code for any number of samples rounds as eager kernels do here.
+    same = column(tmp_path / "run", "loss") == column(tmp_path / "eager", "loss")
+    assert cuts or not same, "the compiled code has not run"
     summary = read(tmp_path / "run", "summary.json")
     assert summary["compile_seconds"] > 0 == read(tmp_path / "eager", "summary.json")["compile_seconds"]
     # The model was evaluated without compiled code, and so has the very numbers that it has anywhere.
