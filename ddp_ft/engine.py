@@ -86,7 +86,7 @@ class Learner:
         computes nothing and only lets the others finish, until `begin`.
         """
         self.set_training()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._forget_gradients()
         _copy_all(self._statistics, self._backup)
         sums = _sent([0.0, 0.0, 0.0, *flags], self.world.device)
         if isinstance(self.replica, Replica):
@@ -98,7 +98,8 @@ class Learner:
         is_lacking = sums[2] > 0
         self._unscale(is_lacking)
         grad_norm = self._finish_gradient(weight=sums[1])
-        is_bad = ~(sums[0].isfinite() & grad_norm.isfinite()) | is_lacking
+        # 0 if both are finite, else NaN: in fewer small operations, which a step without much else consists of.
+        is_bad = ((sums[0] + grad_norm) * 0 + sums[2]) != 0
         self._update(is_bad, is_lacking)
         return StepSums(sums[0], sums[1], grad_norm, is_bad, sums[2], sums[3:])
 
@@ -107,7 +108,7 @@ class Learner:
         try:
             for number, batch in enumerate(micro_batches, start=1):
                 with self._synchronising(number == len(micro_batches)):
-                    sums[:2] += self._backward(batch)
+                    sums[:2].add_(self._backward(batch))
         except torch.OutOfMemoryError:
             # Statistics over all ranks' samples are exchanged in forward passes; who waits there cannot be met.
             if not self.recovers or any(isinstance(m, nn.SyncBatchNorm) for m in self.replica.modules()):
@@ -117,7 +118,7 @@ class Learner:
 
     def _give_up(self, sums: Tensor) -> StepSums:
         """The step of a rank without a gradient. It is bad on all ranks; here at least that is known at once."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self._forget_gradients()
         if isinstance(self.replica, Replica):
             self.replica.sums.join()
         sums[2] = 1.0
@@ -168,6 +169,10 @@ class Learner:
         torch.autograd.backward(self.scaler.scale(loss))
         _copy_all(once, self._statistics)
         return torch.stack([loss.detach(), weight])
+
+    def _forget_gradients(self) -> None:
+        for parameter in self._parameters():  # the optimizer's own way notes each call for a profiler, in 0.1 ms
+            parameter.grad = None
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
