@@ -15,7 +15,7 @@ from torch import Tensor
 from ddp_ft.allocator import keep_freed_memory
 from ddp_ft.checkpoint import Checkpoints
 from ddp_ft.config import RunConfig, make_config
-from ddp_ft.contracts import PROBE, TRAIN, Batch, BuiltModel, LoadReport, Task
+from ddp_ft.contracts import PROBE, TRAIN, Batch, BuiltModel, LoadReport, Preprocess, Task
 from ddp_ft.data import (
     NVJPEG,
     DeviceTransform,
@@ -162,9 +162,7 @@ def compose(
     task.higher_is_better(config.eval.metric or task.primary_metric)
     initialise_head(built.module, built.head, task.initial_bias() if config.head.bias == "prior" else None)
     module = prepare_batch_norm(built.module, config.model.batch_norm, world.device.type, world.size)
-    # What the GPU decodes is to train on; evaluation is the same on every machine.
-    decoder = {"auto": "shrink", NVJPEG: "full"}.get(config.data.decoder, config.data.decoder)
-    built = replace(built, module=module, preprocess=replace(built.preprocess, decoder=decoder))
+    built = replace(built, module=module, preprocess=_decoded_as(config.data.decoder, built.preprocess))
     if config.compute.recompute:
         recompute_blocks(module, config.model.name or "")
     stages = unfreeze_plan(config.freeze.schedule, config.freeze.parts, module, built.head)
@@ -175,8 +173,7 @@ def compose(
         workers = default_workers(world.device.type, launch.local_world_size)
     plan = make_plan(config, recipe, world, module, task.name, (len(splits.train), len(splits.val)), workers)
     plan = replace(plan, tuned=dict(request.tuned), measured=[dict(row) for row in request.measured])
-    _check_combinations(config, built, task)
-    check_nvjpeg(config, built.preprocess, world.device)
+    _check_combinations(config, built, task, world.device)
     sampling = sampling_weights(config.data.sampling, splits.train.targets, splits.train.weights, splits.schema.kind)
     freeze_parameters(module, stages[0].frozen)
     report = world.from_main(lambda: load_weights(built, config.model.name or "", config.model.weights))
@@ -233,7 +230,12 @@ def _build(
     return request.config(recipe), built, recipe, why
 
 
-def _check_combinations(config: RunConfig, built: BuiltModel, task: Task) -> None:
+def _decoded_as(decoder: str, preprocess: Preprocess) -> Preprocess:
+    # What the GPU decodes is to train on; evaluation is the same on every machine.
+    return replace(preprocess, decoder={"auto": "shrink", NVJPEG: "full"}.get(decoder, decoder))
+
+
+def _check_combinations(config: RunConfig, built: BuiltModel, task: Task, device: torch.device) -> None:
     """UserError for settings that are right alone and wrong together."""
     mixing = Mixing.of(config.augment)
     mixes = mixing is not None
@@ -249,6 +251,7 @@ def _check_combinations(config: RunConfig, built: BuiltModel, task: Task) -> Non
             "optim.l2_sp pulls towards the pretrained weights, but --weights is none.",
             "Leave optim.l2_sp at 0; optim.weight_decay pulls towards 0.",
         )
+    check_nvjpeg(config, built.preprocess, device)
     _check_features(config, built, mixes)
 
 
