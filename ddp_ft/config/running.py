@@ -81,7 +81,7 @@ class ComputeConfig:
     recompute: bool = key(
         False,
         "Keep only what goes into each block of the model, and compute its inside again for the backward pass: much "
-        "less memory, about a third more time, the same result.",
+        "less memory, about a quarter more time, the same result.",
         kind=MACHINE,
     )
     compress_gradients: str = key(

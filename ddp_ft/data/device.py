@@ -21,9 +21,9 @@ class DeviceTransform:
         self.device = torch.device(device)
         self.preprocess = preprocess
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         # Scaled to 0..255 once, so that each batch takes two passes over memory and not three.
         self.mean = 255 * torch.tensor(preprocess.mean, device=self.device).view(1, -1, 1, 1)
-        self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.std = 255 * torch.tensor(preprocess.std, device=self.device).view(1, -1, 1, 1)
 
     def __call__(self, batch: Batch) -> Batch:
