@@ -7,6 +7,7 @@ from dataclasses import dataclass
 MOST_BARREN_STARTS, MOST_CRASHES = 2, 4
 
 DONE, FAILED, STOPPED = 0, 1, 75
+ENDED_BY_SIGTERM = 143  # 128 + 15, as shells and srun have it
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,18 @@ def _on_end_by_slurm(outcome: Outcome, history: History) -> Verdict | None:
 def _on_interruption(outcome: Outcome, history: History) -> Verdict | None:
     """A stop that was asked for, by a signal to the nodes' tasks (preemption) or by the warning before the end."""
     first = outcome.events[0] if outcome.events else ""
-    preempted = first.startswith("step ") and first != "step SIGUSR2"
+    preempted = (first.startswith("step ") and first != "step SIGUSR2") or _before_it_could_note(outcome)
     if outcome.status != "stopped" and not preempted:
         return None
     why = "interrupted by a signal to its tasks" if preempted else "stopped"
     text = f"{why}, " + ("saved" if outcome.status == "stopped" else "not saved")
     # A preemption during the start is no crash, and no progress either.
     return Verdict(True, STOPPED, text, History() if outcome.made_step else history)
+
+
+def _before_it_could_note(outcome: Outcome) -> bool:
+    """Whether a preemption ended the tasks while they were still loading Python, before they heed signals."""
+    return outcome.code == ENDED_BY_SIGTERM and not outcome.events and not outcome.status and not outcome.made_step
 
 
 def _on_crash(outcome: Outcome, history: History) -> Verdict:

@@ -76,7 +76,8 @@ def test_a_blocked_rank_leaves_when_a_peer_has_died(ranks, tmp_path, victim):
     processes = ranks(3, silence=60, way="fork" if victim == 1 else "block")
     processes[victim].kill()
     others = {0, 1, 2} - {victim}
-    assert [ends(processes[rank], within=5) for rank in others] == [1, 1]
+    # about 4 s on a machine of its own; on one with other work still far below the silence
+    assert [ends(processes[rank], within=30) for rank in others] == [1, 1]
     assert errors(tmp_path).count(f"Error: rank {victim} died") == 1
     for rank in others:
         text = (tmp_path / f"stacks/rank_{rank}.txt").read_text()
@@ -89,7 +90,7 @@ def test_a_rank_that_stands_still_is_noticed(ranks, tmp_path, victim):
     processes = ranks(2, silence=3)
     time.sleep(1.5)
     os.kill(processes[victim].pid, signal.SIGSTOP)
-    assert ends(processes[1 - victim], within=3 + 5 + 2) == 1
+    assert ends(processes[1 - victim], within=3 + 30) == 1
     assert f"rank {victim} gave no sign of life for 3 s" in errors(tmp_path)
     assert (tmp_path / f"stacks/rank_{1 - victim}.txt").exists()
 

@@ -22,6 +22,8 @@ NEW = History()
         (Outcome(0, "stopped", ("job USR2",)), True, 75),
         (Outcome(1, "stopped", ("step SIGTERM",)), True, 75),  # preempted
         (Outcome(1, "", ("step SIGTERM", "crash")), True, 75),  # preempted, and too slow to save
+        (Outcome(143, ""), True, 75),  # preempted while Python was being loaded
+        (Outcome(143, "", made_step=True), True, 1),
         (Outcome(0, "stopped"), True, 75),  # by the ranks' own clock
         (Outcome(0, "stopped", ("job TERM", "step SIGTERM"), reason="None"), False, 75),
         (Outcome(0, "stopped", ("step SIGTERM", "job TERM"), reason="None"), False, 75),
