@@ -21,15 +21,17 @@ from ddp_ft.interrupt import STOP_FILE_VARIABLE, StopAgreed, StopRequest
 from ddp_ft.job import Job, Phase, Request, compose, describe_run, has_damage, open_folder, settle_damage
 from ddp_ft.lease import Lease
 from ddp_ft.optim import set_rates
+from ddp_ft.outputs import save_evaluation
 from ddp_ft.phases import close_probe, enter_stage, measure, open_phase, stage_at
-from ddp_ft.progress import Stopwatch, peak_memory
+from ddp_ft.progress import Stopwatch, machine_use
 from ddp_ft.runfolder import STOP_FILE, RunFolder, check_same_recipe
 from ddp_ft.saving import restore, save
 from ddp_ft.schedule import is_due
 from ddp_ft.selection import evaluate, is_stale, plateau
 from ddp_ft.setbacks import check_writes, take_notes, write_to_the_end
-from ddp_ft.telling import introduce, say_farewell, summarise
-from ddp_ft.trackers import Console, FanOut, make_console, make_trackers
+from ddp_ft.showing import show_evaluation, show_first_batch
+from ddp_ft.telling import introduce, say_farewell, summarise, tell_of_trace
+from ddp_ft.trackers import PATIENCE, PATIENCE_OF_A_STOP, Console, FanOut, make_console, make_trackers
 from ddp_ft.tuning import generators_kept, keys_to_measure, show, tune
 from ddp_ft.watchdog import watching
 
@@ -123,7 +125,7 @@ def _run(job: Job, console: Console, allocation: Allocation) -> str:
     trackers = make_trackers(
         job.folder.path, job.world.is_main, console, progress.step, texts, progress.phase, progress.evaluation_due
     )
-    watch = Stopwatch(progress)
+    watch, status = Stopwatch(progress), ""
     try:
         status = _train_phases(job, trackers, console, watch, allocation)
         settle_damage(job, console.say)  # on CUDA the last step's decision is never asked for
@@ -134,7 +136,7 @@ def _run(job: Job, console: Console, allocation: Allocation) -> str:
         status = "stopped"
     finally:
         job.writer.wait()
-        trackers.close()
+        trackers.close(PATIENCE if status == "done" else PATIENCE_OF_A_STOP)
     watch.look()
     if status == "stopped":
         write_to_the_end(job)
@@ -186,11 +188,13 @@ def _loop(
         if phase.name == TRAIN and stage_at(job, progress.step) > progress.stage:
             enter_stage(job, progress.stage + 1)
         make_ready(job, phase, console.say)
+        job.trace.before(progress.step + 1, phase.name)
         with watch.step(phase.sampler.batch_length(progress.step)):
             set_rates(learner.optimizer, phase.rate(progress.step, job.steps_of_phase) * plateau(job).factor)
             seed_masks(derive_seed(config.seed, progress.step, phase.noise), job.world.device)
             with watch.waiting():
                 micro_batches = next(batches)
+            show_first_batch(job, phase, micro_batches, trackers)
             flags = job.agreement.flags(_clock_says_save(job, saved_at), job.writer.failures, has_damage(job))
             sums = learner.step(micro_batches, flags)
             job.score = None
@@ -206,6 +210,7 @@ def _loop(
                 progress.step = decision.step - 1
                 continue
             _log_if_due(job, phase, watch, sums.grad_norm, trackers)
+        tell_of_trace(job, trackers, console)
         failed_writes = check_writes(job, decision.failed_writes, failed_writes, trackers)
         _fix_budget(job)
         allocation.forecast_once(job, console)
@@ -246,7 +251,7 @@ def _training_row(job: Job, phase: Phase, watch: Stopwatch, grad_norm: Tensor) -
     if phase.name == PROBE:
         return row
     speed = {"images_per_second": watch.interval_speed(), "data_wait_share": progress.data_wait_share}
-    return row | speed | watch.interval_saves() | job.world.largest(peak_memory(job.world.device))
+    return row | speed | watch.interval_saves() | job.world.largest(machine_use(job.world.device))
 
 
 def _clock_says_save(job: Job, saved_at: float) -> bool:
@@ -275,8 +280,12 @@ def _finish(job: Job, trackers: FanOut, watch: Stopwatch) -> None:
     test: dict[str, float] = {}
     if job.splits.test is not None:
         restore_weights(job.built.module, load_file(job.folder.best / "model.safetensors"))
-        test = measure(job, job.splits.test)
+        evaluation = measure(job, job.splits.test)
+        test = evaluation.metrics
         trackers.log("test", job.progress.step, job.epoch, test)
+        if job.world.is_main:
+            save_evaluation(job.folder.path, "test", evaluation)
+        show_evaluation(job, evaluation, "test", trackers)
     watch.look()
     summary = summarise(job, "done", test)
     trackers.finish(to_flat(job.config, [RECIPE]), {f"val/{k}": v for k, v in job.progress.best.metrics.items()})

@@ -10,7 +10,7 @@ from ddp_ft.models.freezing import frozen_table
 from ddp_ft.plan import describe_grade
 from ddp_ft.selection import is_stale
 from ddp_ft.tasks import describe_choice
-from ddp_ft.trackers import Console
+from ddp_ft.trackers import Console, FanOut
 
 
 def introduce(job: Job, report: LoadReport, stored_plan: dict[str, Any] | None, console: Console) -> None:
@@ -53,6 +53,14 @@ def _notes(job: Job) -> list[str]:
             f"Faster: torchrun --nproc_per_node={gpus} -m ddp_ft.train ..."
         )
     return notes
+
+
+def tell_of_trace(job: Job, trackers: FanOut, console: Console) -> None:
+    """Behind the last step of --profile: where its trace is, and which operations took longest."""
+    table = job.trace.after(job.progress.step)
+    if table:
+        console.say(f"Steps {job.config.log.profile} are traced: {job.trace.file}\nOpen it in https://ui.perfetto.dev.")
+        trackers.text("profile", job.progress.step, f"```\n{table}\n```")
 
 
 def summarise(job: Job, status: str, test: dict[str, float]) -> dict[str, Any]:

@@ -51,6 +51,18 @@ class LogConfig:
     """What is written down on the way."""
 
     every_steps: int = key(10, "Steps between lines of metrics.", kind=MACHINE, low=1)
+    pictures: bool = key(
+        True,
+        "TensorBoard: the first batch, and of each best evaluation its charts and its worst mistakes.",
+        kind=MACHINE,
+    )
+    histograms: bool = key(
+        False, "TensorBoard: how weights and gradients are spread, at each evaluation.", kind=MACHINE
+    )
+    graph: bool = key(False, "TensorBoard: the model's graph.", kind=MACHINE)
+    profile: str | None = key(
+        None, "Steps to trace with torch.profiler, such as 10-15; none: no trace.", kind=MACHINE, flag="--profile"
+    )
 
 
 @dataclass(frozen=True)

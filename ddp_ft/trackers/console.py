@@ -13,6 +13,9 @@ from rich.text import Text
 from ddp_ft.contracts import TRAIN
 from ddp_ft.errors import printable
 
+# What begins so is for TensorBoard alone.
+NOT_IN_LINES = ("lr/", "save_", "memory_", "host_", "cpu_", "gpu_")
+
 
 class Console:
     """Silence: the console of every rank but the first, and what the others extend."""
@@ -134,7 +137,7 @@ def make_console(is_main: bool) -> Console:
 
 
 def _values(values: Mapping[str, float]) -> str:
-    shown = {name: value for name, value in values.items() if not name.startswith(("lr/", "save_", "memory_"))}
+    shown = {name: value for name, value in values.items() if not name.startswith(NOT_IN_LINES)}
     return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
 
 

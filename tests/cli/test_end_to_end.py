@@ -35,7 +35,7 @@ def test_it_learns_and_writes_every_file(digits_run):
     names = {path.name for path in digits_run.iterdir() if not path.name.startswith(".")}
     assert names == {
         "config.yaml", "plan.json", "classes.json", "split.json", "metrics.jsonl", "tensorboard", "checkpoints", "best",
-        "summary.json", "lease.json",
+        "summary.json", "lease.json", "evaluation",
     }  # fmt: skip
     assert read(digits_run, "classes.json") == [str(digit) for digit in range(10)]
     assert {path.name for path in (digits_run / "checkpoints").iterdir()} >= {"last", "best"}
@@ -45,16 +45,16 @@ def test_tensorboard_has_the_curves_of_metrics_jsonl(digits_run):
     events = EventAccumulator(str(digits_run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     tags = set(events.Tags()["scalars"])
     wanted = {
-        "loss/train",
-        "loss/val",
-        "quality/val_accuracy",
-        "speed/images_per_second",
-        "gradients/grad_norm",
-        "lr/head",
+        "2_loss/train",
+        "2_loss/val",
+        "3_quality/val_accuracy",
+        "4_speed/images_per_second",
+        "6_gradients/grad_norm",
+        "5_learning_rates/head",
     }
     assert wanted <= tags
     logged = dict(zip(column(digits_run, "step"), column(digits_run, "loss"), strict=True))
-    assert {event.step: event.value for event in events.Scalars("loss/train")} == pytest.approx(logged)
+    assert {event.step: event.value for event in events.Scalars("2_loss/train")} == pytest.approx(logged)
     assert "recipe/text_summary" in events.Tags()["tensors"]
 
 
