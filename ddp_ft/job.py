@@ -101,7 +101,8 @@ class Job:
     `score` is that of an evaluation of the present step, larger being better. `pending` is the state of a checkpoint
     that the phase has still to take up. `launched` is when this launch began (seconds since 1970). `anchors` are the
     weights that L2-SP pulls towards, `sampling` those that the order is drawn by. `compiled_for` are the stage of
-    unfreezing and the micro-batch that what is compiled is for.
+    unfreezing and the micro-batch that what is compiled is for. `saved_at`: when the newest checkpoint was made, or the
+    phase began (time.monotonic).
     """
 
     config: RunConfig
@@ -131,6 +132,7 @@ class Job:
     score: float | None = None
     pending: dict[str, Any] = field(default_factory=dict)
     compiled_for: tuple[int, int | None] | None = None
+    saved_at: float = 0.0
 
     @property
     def metric(self) -> str:

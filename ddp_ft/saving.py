@@ -33,6 +33,7 @@ def save(job: Job, before: Callable[[], None]) -> None:
         began = time.perf_counter()
         job.writer.submit(CHECKPOINT, partial(in_order, before, write))
         progress.stall_seconds += time.perf_counter() - began
+    job.saved_at = time.monotonic()
 
 
 def _gather(job: Job, statistics: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

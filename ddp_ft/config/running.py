@@ -51,6 +51,13 @@ class LogConfig:
     """What is written down on the way."""
 
     every_steps: int = key(10, "Steps between lines of metrics.", kind=MACHINE, low=1)
+    level: str = key(
+        "info",
+        "What is printed at least; the files in RUN/logs have all.",
+        kind=MACHINE,
+        flag="--log-level",
+        choices=("debug", "info", "warning", "error"),
+    )
     pictures: bool = key(
         True,
         "TensorBoard: the first batch, and of each best evaluation its charts and its worst mistakes.",

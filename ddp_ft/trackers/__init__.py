@@ -11,10 +11,19 @@ from torch import Tensor, nn
 
 from ddp_ft.contracts import TRAIN, Tracker
 from ddp_ft.studio import Studio
-from ddp_ft.trackers.console import Console, make_console
+from ddp_ft.trackers.console import Console, Outlook, make_console
 from ddp_ft.trackers.jsonl import JsonLines, read_rows
 
-__all__ = ["PATIENCE", "PATIENCE_OF_A_STOP", "Console", "FanOut", "make_console", "make_trackers", "read_rows"]
+__all__ = [
+    "PATIENCE",
+    "PATIENCE_OF_A_STOP",
+    "Console",
+    "FanOut",
+    "Outlook",
+    "make_console",
+    "make_trackers",
+    "read_rows",
+]
 
 
 # How long the end of a run waits for pictures that are still being drawn, in seconds; a run that was told to stop has
