@@ -84,7 +84,7 @@ def _fine_tune(request: Request, launch: Launch, world: World, stop: StopRequest
             config = request.config(stored_plan.get("recipe"))
             job, report = compose(config, request, world, launch, stop, job.splits)
         job.plan = job.plan.after(stored_plan)
-        introduce(job, report, stored_plan, console)
+        introduce(job, report, stored_plan, console, allocation.end)
         if request.dry_run:
             console.say("Dry run: nothing was trained and nothing was written.")
             return "done"

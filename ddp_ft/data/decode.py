@@ -101,7 +101,7 @@ def _read_jpeg(path: Path | str) -> bytes:
 
 
 def _decode_by_pillow(path: Path | str) -> Pixels:
-    with quiet_pillow(), Image.open(path, formats=_formats()) as image:
+    with quiet_pillow(), Image.open(path, formats=known_formats()) as image:
         image.load()
         _turn_upright(image)
         # A copy, because the array that Pillow lends is read-only and torch warns of those.
@@ -121,7 +121,7 @@ def quiet_pillow() -> Iterator[None]:
 
 
 @functools.cache
-def _formats() -> tuple[str, ...]:
+def known_formats() -> tuple[str, ...]:
     """Those that this Pillow has; it fails on names that it does not know."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
