@@ -5,13 +5,13 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
-from ddp_ft.config import KEYS, Key
+from ddp_ft.config import KEYS, Key, RunConfig, parse_assignment, read_config_file
 from ddp_ft.environment import Launch, read_launch
 from ddp_ft.errors import UserError
 
@@ -66,6 +66,49 @@ views_option = click.option(
 def given_flags(values: dict[str, Any]) -> dict[str, Any]:
     """The flags that were given, by dotted key name."""
     return {name.replace("__", "."): value for name, value in values.items() if value is not None}
+
+
+_RUN_DIR = click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    help="Where everything is written.  [default: runs/<data>-<model>]",
+)
+_CONFIG_FILE = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="YAML file of keys, such as config.yaml of another run.",
+)
+_ASSIGNMENTS = click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set any configuration key; wins over the rest. Repeatable.",
+)
+
+
+def run_options(command: F) -> F:
+    """Give a click command --run-dir, --config (as config_file) and --set (as assignments)."""
+    return _RUN_DIR(_CONFIG_FILE(_ASSIGNMENTS(command)))
+
+
+def given_layers(config_file: Path | None, flags: dict[str, Any], assignments: Sequence[str]) -> list[dict[str, Any]]:
+    """The settings that these options stand for, later ones winning."""
+    layers = [read_config_file(config_file)] if config_file else []
+    # One layer for all --set, as a preset or recipe among them stands below the whole layer that names it.
+    return [
+        *layers,
+        given_flags(flags),
+        {path: v for text in assignments for path, v in parse_assignment(text).items()},
+    ]
+
+
+def default_run_dir(config: RunConfig) -> Path:
+    """runs/<data>-<model>, both by their last names."""
+    assert config.data.path is not None and config.model.name is not None
+    model = config.model.name.rsplit("/", 1)[-1].replace(":", "-")
+    return Path("runs") / f"{config.data.path.resolve().name}-{model}"
 
 
 def run_command(command: click.Command, arguments: list[str] | None = None) -> NoReturn:

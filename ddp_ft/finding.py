@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ddp_ft.errors import UserError
+
+T = TypeVar("T")
 
 # From good to bad. A note is worth knowing, a warning may cost time or accuracy, a problem ends or spoils the run.
 OK, NOTE, WARNING, PROBLEM = VERDICTS = ("ok", "note", "warning", "problem")
@@ -29,17 +32,22 @@ class Finding:
         assert self.verdict in VERDICTS, self.verdict
 
 
+def tried(name: str, work: Callable[[], T]) -> tuple[T | None, list[Finding]]:
+    """What `work` gives; None and a problem of that name where it fails."""
+    try:
+        return work(), []
+    except UserError as error:
+        return None, [Finding(name, PROBLEM, error.message, error.hint)]
+    except Exception as error:
+        told = " ".join(str(error).split()) or "no reason given"
+        return None, [Finding(name, PROBLEM, f"this could not be looked at: {type(error).__name__}: {told}")]
+
+
 def guarded(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
     """What the check finds, up to where it fails; its failure is a problem of that name."""
     found: list[Finding] = []
-    try:
-        found.extend(check())
-    except UserError as error:
-        found.append(Finding(name, PROBLEM, error.message, error.hint))
-    except Exception as error:
-        told = " ".join(str(error).split()) or "no reason given"
-        found.append(Finding(name, PROBLEM, f"this could not be looked at: {type(error).__name__}: {told}"))
-    return found
+    _, failure = tried(name, lambda: found.extend(check()))
+    return found + failure
 
 
 def worst(findings: Iterable[Finding]) -> str:

@@ -15,7 +15,7 @@ from ddp_ft.data.recut import Recut
 from ddp_ft.data.sampler import GlobalOrderSampler, even_share
 from ddp_ft.data.sampling import sampling_weights
 from ddp_ft.data.seeds import derive_seed, drawing_from, seed_masks
-from ddp_ft.data.skipping import left_out, path_of
+from ddp_ft.data.skipping import left_out, lenient, path_of
 from ddp_ft.data.splits import Splits, open_splits
 from ddp_ft.data.transforms import Transform, eval_transform, train_transform
 
@@ -45,6 +45,7 @@ __all__ = [
     "even_share",
     "glance",
     "left_out",
+    "lenient",
     "list_pictures",
     "open_folder",
     "open_part",
