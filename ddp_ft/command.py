@@ -139,7 +139,7 @@ def _report(message: str, hint: str, code: int) -> int:
     if _may_speak():
         label = "Error" if code == USER_ERROR else "Internal error"
         print(f"{label}: {message}" + (f"\n{hint}" if hint else ""), file=sys.stderr, flush=True)  # noqa: T201
-        _write_error_file(message)
+        write_error_file(message)
     return code
 
 
@@ -169,7 +169,8 @@ def _is_alone_before_the_group(launch: Launch) -> bool:
     return True
 
 
-def _write_error_file(message: str) -> None:
+def write_error_file(message: str) -> None:
+    """Let torchrun's table show the message, if there is a torchrun."""
     # The format that torchrun's agent reads (torch.distributed.elastic.multiprocessing.errors); a plain text is
     # shown as it is. Written here because its own writer adds a traceback.
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):

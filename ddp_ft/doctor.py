@@ -16,6 +16,7 @@ from ddp_ft.command import (
     given_layers,
     run_command,
     run_options,
+    write_error_file,
 )
 from ddp_ft.config import make_config
 
@@ -41,14 +42,17 @@ def doctor(
     config = make_config(*layers)
     is_whole = config.data.path is not None and config.model.name is not None
     from ddp_ft.checkup.examination import Asked, examine
-    from ddp_ft.checkup.report import as_json, as_text, has_problem
+    from ddp_ft.checkup.report import as_json, as_text, has_problem, summary
 
     asked = Asked(tuple(layers), run_dir or (default_run_dir(config) if is_whole else Path("runs")), quick)
     families = examine(asked, teller() if not wants_json or sys.stderr.isatty() else None)
     if families is None:  # another rank speaks
         return DONE
     click.echo(as_json(families) if wants_json else as_text(families))
-    return USER_ERROR if has_problem(families) else DONE
+    if not has_problem(families):
+        return DONE
+    write_error_file(f"doctor: {summary(families)}")
+    return USER_ERROR
 
 
 def teller(every: float = 10.0) -> Callable[[int, int], None]:

@@ -10,7 +10,7 @@ from ddp_ft.advice import Situation, advise
 from ddp_ft.contracts import PROBE, LoadReport
 from ddp_ft.data import ClassCounts, count_classes, glance
 from ddp_ft.errors import printable
-from ddp_ft.finding import NOTE, VERDICTS
+from ddp_ft.finding import NOTE, VERDICTS, tried
 from ddp_ft.job import Job
 from ddp_ft.models.cost import flops_per_picture
 from ddp_ft.models.freezing import frozen_table
@@ -51,7 +51,7 @@ def introduce(
     console.table("ddp_ft", rows)
     for note in (*job.splits.notes, *_notes(job)):
         console.say(f"Note: {note}")
-    for line in _never_fatal(lambda: _warnings(job, end), []):
+    for line in _never_fatal(lambda: _warnings(job, end)) or ():
         console.say(f"Warning: {line}")
 
 
@@ -83,12 +83,9 @@ def _warnings(job: Job, end: float | None) -> list[str]:
     return [f"{finding.name}: {finding.text}. {finding.remedy}" for finding in worse]
 
 
-def _never_fatal(look: Callable[[], T], instead: T) -> T:
-    """What `look` gives; no remark is worth a run."""
-    try:
-        return look()
-    except Exception:
-        return instead
+def _never_fatal(look: Callable[[], T]) -> T | None:
+    """What `look` gives, None where it fails: no remark is worth a run."""
+    return tried("remark", look)[0]
 
 
 def _classes(job: Job) -> str:
@@ -110,7 +107,7 @@ def _sizes_of_model(job: Job) -> Iterator[str]:
     parameters = list(module.parameters())
     total, learning = (sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad))
     yield f"{total / 1e6:.2f} M parameters" + ("" if learning == total else f" ({learning / 1e6:.2f} M learn)")
-    if flops := _never_fatal(lambda: flops_per_picture(module, size), None):
+    if flops := _never_fatal(lambda: flops_per_picture(module, size)):
         yield f"{flops / 1e9:.3g} GFLOP a picture"
     yield f"input {' x '.join(str(pixels) for pixels in size)}"
 

@@ -67,9 +67,8 @@ def _twins(found: Survey, name: str, verdict: str, groups: list[list[int]], text
     if not groups:
         return Finding(name, OK, f"none of {text}", value=0.0, unit="groups")
     paths = tuple(" = ".join(_path(found, number) for number in group) for group in groups[:_KEPT])
-    return Finding(
-        name, verdict, f"{_counted(len(groups), 'group')} of {text}", remedy, float(len(groups)), "groups", paths
-    )
+    told = f"{_counted(len(groups), 'group')} of {text}"
+    return Finding(name, verdict, told, remedy, float(len(groups)), "groups", paths)
 
 
 def odd(found: Survey) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddp_ft.checkup import disk, job, machine, versions
 from ddp_ft.config import RunConfig, make_config
-from ddp_ft.environment import Launch, read_launch
+from ddp_ft.environment import Launch, read_launch, usable_cores
 from ddp_ft.finding import NOTE, OK, PROBLEM, WARNING, Finding, guarded, tried
 from ddp_ft.walltime import read_end_time, read_lead
 
@@ -118,7 +118,7 @@ def _job(known: _Examination, device: "torch.device") -> Iterator[Finding]:
     import torch
 
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-    yield from job.all_of(os.environ, known.launch, machine.usable_cores(), gpus)
+    yield from job.all_of(os.environ, known.launch, usable_cores(), gpus)
     port = os.environ.get("MASTER_PORT", "")
     yield machine.port(int(port) if port.isdecimal() else machine.DEFAULT_PORT, known.launch.distributed)
 
@@ -227,8 +227,8 @@ def _advice_on_data(config: RunConfig, splits: "Splits") -> Iterator[Finding]:
     from ddp_ft.advice import Situation, about_data
     from ddp_ft.data import count_classes
 
-    counts = (count_classes(source, splits.schema) for source in (splits.train, splits.val))
-    known = Situation(config, len(splits.train), len(splits.val), *counts, (), (0, 0), 0.0, 0)
+    counts, val_counts = (count_classes(source, splits.schema) for source in (splits.train, splits.val))
+    known = Situation(config, len(splits.train), len(splits.val), counts, val_counts, (), (0, 0), 0.0, 0)
     yield from (finding for finding in about_data(known) if finding is not None)
 
 
@@ -280,7 +280,7 @@ def _about_speed(known: _Examination, composed: "Job", found: Any, memory_bytes:
     from ddp_ft.checkup import speed
 
     world, plan, is_cuda = composed.world, composed.plan, composed.world.device.type == "cuda"
-    cores = max(1, machine.usable_cores() // known.launch.local_world_size)
+    cores = max(1, usable_cores() // known.launch.local_world_size)
     yield from speed.rates(found, world.size)
     room = speed.measure_room(composed, memory_bytes, known.launch.local_world_size)
     share = math.ceil(composed.config.train.batch_size / world.size)

@@ -107,8 +107,8 @@ def look_at_gpus() -> Gpus:
     listed, build = list_gpus(), torch.version.cuda
     if build is None or not torch.cuda.is_available():
         return Gpus(listed, _version(build), _driver())
-    nccl = ".".join(map(str, torch.cuda.nccl.version()))
-    cudnn = str(torch.backends.cudnn.version())
+    nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+    cudnn = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
     return Gpus(listed, _version(build), _driver(), torch.cuda.device_count(), nccl, cudnn)
 
 
