@@ -67,7 +67,7 @@ def about_data(known: Situation) -> Iterator[Finding | None]:
     """What concerns the pictures."""
     config, is_measured_by_accuracy = known.config, known.counts is not None
     if known.counts is not None:
-        evens_out = config.loss.class_weights is not None or config.data.sampling != "natural"
+        evens_out = config.data.sampling != "natural" or bool(config.loss.class_weights or config.loss.positive_weights)
         yield rare_classes(known.counts)
         yield imbalance(known.counts, evens_out)
         if known.val_counts is not None:
@@ -110,7 +110,7 @@ def imbalance(counts: ClassCounts, evens_out: bool) -> Finding | None:
     text = f"{printable(large)} has {ratio:.3g} times as many pictures as {printable(small)}"
     if ratio <= MOST_IMBALANCE or evens_out:
         return Finding("imbalance", OK, text, value=ratio, unit="times")
-    remedy = "Add --class-weights balanced or --sampling balanced, and judge by --metric balanced_accuracy or macro_f1."
+    remedy = "Add --class-weights balanced or --sampling balanced, and judge by --metric macro_f1."
     return Finding("imbalance", WARNING, text, remedy, ratio, "times")
 
 

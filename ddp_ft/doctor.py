@@ -57,9 +57,10 @@ def doctor(
 
 def teller(every: float = 10.0) -> Callable[[int, int], None]:
     """Progress on stderr: a line that is written over on a terminal, else one line every so many seconds."""
-    is_terminal, last = sys.stderr.isatty(), [time.monotonic()]
+    is_terminal, last = sys.stderr.isatty(), [0.0]
 
     def tell(done: int, total: int) -> None:
+        last[0] = last[0] or time.monotonic()  # the clock runs from the first pictures on
         if time.monotonic() - last[0] >= (0.2 if is_terminal else every) or (is_terminal and done == total):
             last[0] = time.monotonic()
             end = "\n" if not is_terminal or done == total else "\r"

@@ -65,7 +65,7 @@ def doubled(found: Survey) -> Iterator[Finding]:
 
 def _twins(found: Survey, name: str, verdict: str, groups: list[list[int]], text: str, remedy: str) -> Finding:
     if not groups:
-        return Finding(name, OK, f"none of {text}", value=0.0, unit="groups")
+        return Finding(name, OK, "none", value=0.0, unit="groups")
     paths = tuple(" = ".join(_path(found, number) for number in group) for group in groups[:_KEPT])
     told = f"{_counted(len(groups), 'group')} of {text}"
     return Finding(name, verdict, told, remedy, float(len(groups)), "groups", paths)

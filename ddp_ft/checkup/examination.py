@@ -136,7 +136,9 @@ def _form_group(known: _Examination, device: "torch.device", stack: ExitStack) -
         return None
     known.check("ranks", "process group", lambda: [ranks.group(world, time.monotonic() - began)])
     # Collective, and so called on all ranks.
-    found, failure = tried("ranks", lambda: ranks.exchange(world, known.config.data.path, known.asked.run_dir))
+    troubles = _troubles_of_node(known, device)
+    asked, data = known.asked, known.config.data.path
+    found, failure = tried("ranks", lambda: ranks.exchange(world, data, asked.run_dir, troubles))
     known.add("ranks", failure)
     hosts = len({each.host for each in found or ()})
     known.check("ranks", "ranks", lambda: ranks.compare(found or []))
@@ -144,6 +146,17 @@ def _form_group(known: _Examination, device: "torch.device", stack: ExitStack) -
     known.add("ranks", failure)
     known.check("ranks", "all-reduce", lambda: [ranks.reduction(*speeds, hosts)] if speeds else [])
     return world
+
+
+def _troubles_of_node(known: _Examination, device: "torch.device") -> list[Finding]:
+    """What is wrong with another node than rank 0's, as the first of its ranks sees it."""
+    if known.launch.rank == 0 or known.launch.local_rank:
+        return []
+    found = [
+        *guarded("cores and memory", lambda: _machine(known, device)),
+        *guarded("job", lambda: _job(known, device)),
+    ]
+    return [finding for finding in found if finding.verdict in (WARNING, PROBLEM)]
 
 
 def _examine_run(known: _Examination, world: "World") -> None:

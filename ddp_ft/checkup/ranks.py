@@ -32,7 +32,8 @@ _ENTRIES = 10_000
 @dataclass(frozen=True)
 class Seen:
     """What one rank sees. `code` is a hash of ddp_ft's own files, `data` one of the data folder's names, `has_run` says
-    whether it saw what rank 0 put into the run folder, `clock` are seconds that its clock is ahead of rank 0's."""
+    whether it saw what rank 0 put into the run folder, `clock` are seconds that its clock is ahead of rank 0's.
+    `troubles` are findings of its own."""
 
     host: str
     versions: dict[str, str] = field(default_factory=dict)
@@ -40,16 +41,18 @@ class Seen:
     data: str = ""
     has_run: bool = True
     clock: float = 0.0
+    troubles: tuple[Finding, ...] = ()
 
 
-def exchange(world: World, data: Path | None, run_dir: Path) -> list[Seen] | None:
-    """On rank 0 what each of them sees; None on others. Collective."""
+def exchange(world: World, data: Path | None, run_dir: Path, troubles: Sequence[Finding] = ()) -> list[Seen] | None:
+    """On rank 0 what each of them sees; None on others. `troubles` are this rank's findings. Collective."""
     token = world.from_main(lambda: _put_token(run_dir))
     mine = Seen(
         host=socket.gethostname(),
         versions=all_versions(),
         code=hash_code(),
         data="" if data is None else hash_names(data),
+        troubles=tuple(troubles),
         has_run=token is None or _wait_for(nearest_folder(run_dir) / token),
     )
     clocks = _clocks(world)
@@ -138,6 +141,9 @@ def compare(seen: Sequence[Seen]) -> Iterator[Finding]:
     else:
         yield Finding("same run folder", OK, "shared by all ranks", value=0.0, unit="ranks")
     yield clocks(seen)
+    for rank, each in enumerate(seen[1:], start=1):
+        for trouble in each.troubles:
+            yield replace(trouble, text=f"on {each.host} (rank {rank}): {trouble.text}")
 
 
 def _alike(name: str, what: str, seen: Sequence[Seen], remedy: str) -> Finding:

@@ -148,8 +148,13 @@ def look_at(name: str) -> Look:
     """What there is to see of a file; it is decoded as training does. To be called within `quiet_pillow`."""
     try:
         decode(name)
-    except BadSample as error:
+        return _look_again(name)
+    except (BadSample, OSError) as error:  # OSError: it is gone by the second look
         return Look(str(error).removeprefix(f"{name}: ") or "unreadable", 0, 0, 0, 0)
+
+
+def _look_again(name: str) -> Look:
+    """At the bytes and the header of a picture that is whole."""
     data = Path(name).read_bytes()
     digest = int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
     with Image.open(io.BytesIO(data), formats=known_formats()) as image:

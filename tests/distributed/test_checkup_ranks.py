@@ -7,7 +7,7 @@ import pytest
 
 from ddp_ft.checkup import ranks
 from ddp_ft.checkup.ranks import Seen
-from ddp_ft.finding import OK, PROBLEM, WARNING
+from ddp_ft.finding import OK, PROBLEM, WARNING, Finding
 from tests.data.picture_files import save_classes
 from tests.support.ranks import run_ranks
 
@@ -59,6 +59,12 @@ def test_each_difference(name, verdict, other):
     found = {finding.name: finding for finding in ranks.compare([ALIKE, ALIKE, other])}
     assert [each for each in found if found[each].verdict != OK] == [name]
     assert (found[name].verdict, bool(found[name].remedy)) == (verdict, True)
+
+
+def test_troubles_of_another_node_are_told_with_its_name():
+    trouble = Finding("shared memory", PROBLEM, "64 MiB free", "More.")
+    *_, found = ranks.compare([ALIKE, ALIKE, replace(ALIKE, host="b", troubles=(trouble,))])
+    assert found == replace(trouble, text="on b (rank 2): 64 MiB free")
 
 
 def test_a_slow_network():
