@@ -99,6 +99,8 @@ def _examine_with_torch(known: _Examination) -> None:
         world = _form_group(known, device, stack) if launch.distributed else World(0, 1, 0, device)
         if world is None and launch.rank:
             return
+        if world is None:  # rank 0 goes on by itself
+            known.launch = Launch()
         _examine_run(known, world or World(0, 1, 0, device))
 
 

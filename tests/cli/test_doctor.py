@@ -130,6 +130,17 @@ def test_a_variable_that_makes_no_sense(monkeypatch, tmp_path, capsys):
     assert code == 2 and "half set" in out and "file locks" in out
 
 
+def test_ranks_that_do_not_come(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("", 0)) as free:
+        port = free.getsockname()[1]
+    place = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**place, "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    code, out = call(capsys, "--quick", "--set", "compute.timeout_minutes=0.02")
+    assert code == 2 and re.search(r"problem +process group", out) and "file locks" in out
+
+
 def test_options_that_make_no_sense(tmp_path):
     with pytest.raises(UserError, match="optim"):
         doctor.main(["--set", "optim.ls=3"], standalone_mode=False)
