@@ -307,7 +307,13 @@ def open_steps(job: Job, values: Values, steps: int) -> Phase:
         job,
         config=replace(config, train=replace(config.train, micro_batch=values[MICRO_BATCH])),
         plan=replace(
-            job.plan, precision=values[PRECISION], channels_last=is_last, workers=values[WORKERS], total_steps=steps
+            job.plan,
+            precision=values[PRECISION],
+            channels_last=is_last,
+            micro_batch=values[MICRO_BATCH],
+            lowered=None,
+            workers=values[WORKERS],
+            total_steps=steps,
         ),
         built=replace(job.built, preprocess=preprocess),
         training_mode=TrainingMode(module, config.model.batch_norm),

@@ -99,17 +99,20 @@ def _measure_steps(job: Job, pictures: int) -> tuple[float, bool]:
     phase = open_steps(scratch, values, ENDLESS)
     if job.world.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(job.world.device)
-    micro_batches = cut(batch, job.plan.cut)
+    size = job.plan.cut
+    if size and phase.sampler.pairs:
+        size -= size % 2  # as the loader does, which parts no pair of mixed pictures
+    micro_batches = cut(batch, size)
     if float(phase.learner.step(micro_batches).lacking):
         return 1.0, True
     seconds, spent = math.inf, 0.0
-    for _ in range(MOST_STEPS):
+    for number in range(MOST_STEPS):
         began = time.perf_counter()
         float(phase.learner.step(micro_batches).loss)
         taken = slowest(job.world, time.perf_counter() - began)
         # The best of them, as what others do on the machine only ever costs time.
         seconds, spent = min(seconds, taken), spent + taken
-        if spent > STEP_SECONDS / 2:
+        if number > 0 and spent > STEP_SECONDS / 2:
             break
     return seconds, False
 

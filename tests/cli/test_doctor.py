@@ -75,7 +75,8 @@ def test_json_has_every_path_and_warnings_are_no_failure(pictures, capsys):
     Path("shapes/val/disc/seen.png").unlink()
     for number in range(8):
         shutil.copy("shapes/train/disc/02.png", f"shapes/train/disc/copy{number}.png")
-    code, out = call(capsys, "--data", pictures, *RUN, "--set", "data.on_error=skip", "--json")
+    parts = ("--micro-batch", 5, "--mixup", 0.2)
+    code, out = call(capsys, "--data", pictures, *RUN, *parts, "--set", "data.on_error=skip", "--json")
     told = json.loads(out)
     assert (code, told["schema"], told["verdict"]) == (0, 1, "warning")
     found = {finding["name"]: finding for finding in told["findings"]}
