@@ -108,6 +108,8 @@ def imbalance(counts: ClassCounts, evens_out: bool) -> Finding | None:
     if not counts.smallest[1]:
         return None
     text = f"{printable(large)} has {ratio:.3g} times as many pictures as {printable(small)}"
+    if ratio == 1:
+        text = "none: all classes are of the same size"
     if ratio <= MOST_IMBALANCE or evens_out:
         return Finding("imbalance", OK, text, value=ratio, unit="times")
     remedy = "Add --class-weights balanced or --sampling balanced, and judge by --metric macro_f1."

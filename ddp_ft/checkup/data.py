@@ -95,7 +95,7 @@ def sized(found: Survey, input_size: tuple[int, int] | None) -> Iterator[Finding
     sizes = found.sizes[sound].astype(np.int64)
     sides, areas = sizes.min(1), sizes.prod(1)
     low, middle, high = (int(side) for side in (sides.min(), np.median(sides), sides.max()))
-    text = f"short sides of {low} to {high} px, half of them below {middle + 1} px"
+    text = f"short sides of {low} to {high} px, the median is {middle} px"
     yield Finding("sizes", OK, text, value=float(middle), unit="px")
     if input_size is not None:
         yield _small(found, sound, sides, min(input_size))

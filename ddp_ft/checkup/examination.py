@@ -298,7 +298,7 @@ def _about_speed(known: _Examination, composed: "Job", found: Any, memory_bytes:
     cores = max(1, usable_cores() // known.launch.local_world_size)
     yield from speed.rates(found, world.size)
     room = speed.measure_room(composed, memory_bytes, known.launch.local_world_size)
-    share = math.ceil(composed.config.train.batch_size / world.size)
+    share = math.ceil(min(composed.config.train.batch_size, plan.train_samples) / world.size)
     yield speed.memory(room, found, min(share, composed.plan.cut or share), is_cuda)
     if found.ran_out:
         return

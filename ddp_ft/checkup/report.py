@@ -9,7 +9,7 @@ from typing import Any
 from ddp_ft import __version__
 from ddp_ft.finding import OK, PROBLEM, VERDICTS, Finding, worst
 
-SHOWN_PATHS = 5
+SHOWN_PATHS, LONGEST_PATH = 5, 300
 # The JSON's own version: it grows when a field goes or changes its meaning, and not when one comes.
 SCHEMA = 1
 
@@ -31,9 +31,14 @@ def _lines(finding: Finding, width: int) -> Iterator[str]:
     yield f"  {finding.verdict:<9}{finding.name:<{width}}  {first}".rstrip()
     hints = finding.remedy.split("\n") if finding.remedy and finding.verdict != OK else []
     yield from (f"{indent}{line.strip()}" for line in (*rest, *hints))
-    yield from (f"{indent}- {path}" for path in finding.paths[:SHOWN_PATHS])
+    yield from (f"{indent}- {_shortened(path)}" for path in finding.paths[:SHOWN_PATHS])
     if len(finding.paths) > SHOWN_PATHS:
         yield f"{indent}- and {len(finding.paths) - SHOWN_PATHS} more; --json has all"
+
+
+def _shortened(path: str) -> str:
+    """One line of a terminal or three: a group of the same picture may have thousands of paths."""
+    return path if len(path) <= LONGEST_PATH else f"{path[:LONGEST_PATH]} ..."
 
 
 def summary(families: Families) -> str:

@@ -181,7 +181,10 @@ def _sharing(speed: Speed) -> Finding:
     text = f"reading takes {share:.0%} of a process's time"
     if share <= SMALL_SHARE:
         return Finding("waiting for data", OK, text, value=share, unit="share")
-    remedy = "Shrink the pictures on the disk once, to twice the model's size. Workers help only where cores are idle."
+    remedy = (
+        "If pictures are larger than twice the model's size, shrink them on the disk once. Workers help only where "
+    )
+    remedy += "cores are idle."
     return Finding("waiting for data", NOTE if share <= 0.5 else WARNING, text, remedy, share, "share")
 
 

@@ -249,6 +249,12 @@ disk
 1 problem, 0 warnings, 1 note, 1 ok"""
 
 
+def test_a_group_of_thousands_is_cut_in_the_text_alone():
+    families = {"data": [Finding("duplicates", NOTE, "1 group", "Harmless.", 1.0, "groups", ("picture = " * 1000,))]}
+    assert max(map(len, as_text(families).splitlines())) < 400
+    assert len(json.loads(as_json(families))["findings"][0]["paths"][0]) == 10_000
+
+
 def test_the_report():
     families = {
         "data": [Finding("splits", OK, "30 train", "unused"), Finding("readable", PROBLEM, "2 of 30", "Mend them.", 2.0,

@@ -27,8 +27,8 @@ def run(**keys):
         (GPU, 2, 4, True, WARNING, "It would take 5 workers, and each process has 4 cores"),
         (GPU, 0, 1, True, WARNING, "nvjpeg"),
         (FAST_DISK, 0, 1, False, OK, ""),
-        (Speed(200.0, 100.0, 8), 0, 1, False, NOTE, "Shrink"),
-        (Speed(50.0, 100.0, 8), 0, 1, False, WARNING, "Shrink"),
+        (Speed(200.0, 100.0, 8), 0, 1, False, NOTE, "shrink"),
+        (Speed(50.0, 100.0, 8), 0, 1, False, WARNING, "shrink"),
     ],
 )
 def test_waiting_for_data(found, workers, cores, is_cuda, verdict, told):
