@@ -20,7 +20,7 @@ FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM",
 def read_pixels(path: Path | str) -> Pixels:
     """The picture upright (EXIF), the first frame of an animation, without its alpha; grey of more than 8 bits scaled
     down. Raises what Pillow raises, of all sorts, for what is no whole picture."""
-    with quiet_pillow(), Image.open(path, formats=_formats()) as image:
+    with quiet_pillow(), Image.open(path, formats=known_formats()) as image:
         image.load()
         _turn_upright(image)
         # A copy, because the array that Pillow lends is read-only and torch warns of those.
@@ -40,7 +40,7 @@ def quiet_pillow() -> Iterator[None]:
 
 
 @functools.cache
-def _formats() -> tuple[str, ...]:
+def known_formats() -> tuple[str, ...]:
     """Those that this Pillow has; it fails on names that it does not know."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)

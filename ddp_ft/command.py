@@ -5,13 +5,13 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
-from ddp_ft.config import KEYS, Key
+from ddp_ft.config import KEYS, Key, RunConfig, parse_assignment, read_config_file
 from ddp_ft.environment import Launch, read_launch
 from ddp_ft.errors import UserError
 
@@ -68,6 +68,49 @@ def given_flags(values: dict[str, Any]) -> dict[str, Any]:
     return {name.replace("__", "."): value for name, value in values.items() if value is not None}
 
 
+_RUN_DIR = click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    help="Where everything is written.  [default: runs/<data>-<model>]",
+)
+_CONFIG_FILE = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="YAML file of keys, such as config.yaml of another run.",
+)
+_ASSIGNMENTS = click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set any configuration key; wins over the rest. Repeatable.",
+)
+
+
+def run_options(command: F) -> F:
+    """Give a click command --run-dir, --config (as config_file) and --set (as assignments)."""
+    return _RUN_DIR(_CONFIG_FILE(_ASSIGNMENTS(command)))
+
+
+def given_layers(config_file: Path | None, flags: dict[str, Any], assignments: Sequence[str]) -> list[dict[str, Any]]:
+    """The settings that these options stand for, later ones winning."""
+    layers = [read_config_file(config_file)] if config_file else []
+    # One layer for all --set, as a preset or recipe among them stands below the whole layer that names it.
+    return [
+        *layers,
+        given_flags(flags),
+        {path: v for text in assignments for path, v in parse_assignment(text).items()},
+    ]
+
+
+def default_run_dir(config: RunConfig) -> Path:
+    """runs/<data>-<model>, both by their last names."""
+    assert config.data.path is not None and config.model.name is not None
+    model = config.model.name.rsplit("/", 1)[-1].replace(":", "-")
+    return Path("runs") / f"{config.data.path.resolve().name}-{model}"
+
+
 def run_command(command: click.Command, arguments: list[str] | None = None) -> NoReturn:
     """Run a click command as the whole process: its exit code is DONE, STOPPED, USER_ERROR or FAILED.
 
@@ -96,7 +139,7 @@ def _report(message: str, hint: str, code: int) -> int:
     if _may_speak():
         label = "Error" if code == USER_ERROR else "Internal error"
         print(f"{label}: {message}" + (f"\n{hint}" if hint else ""), file=sys.stderr, flush=True)  # noqa: T201
-        _write_error_file(message)
+        write_error_file(message)
     return code
 
 
@@ -126,7 +169,8 @@ def _is_alone_before_the_group(launch: Launch) -> bool:
     return True
 
 
-def _write_error_file(message: str) -> None:
+def write_error_file(message: str) -> None:
+    """Let torchrun's table show the message, if there is a torchrun."""
     # The format that torchrun's agent reads (torch.distributed.elastic.multiprocessing.errors); a plain text is
     # shown as it is. Written here because its own writer adds a traceback.
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):

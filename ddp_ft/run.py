@@ -89,7 +89,7 @@ def _fine_tune(request: Request, launch: Launch, world: World, stop: StopRequest
                     request.config(stored_plan.get("recipe")), request, world, launch, stop, job.splits
                 )
             job.plan = job.plan.after(stored_plan)
-            introduce(job, report, stored_plan, console)
+            introduce(job, report, stored_plan, console, allocation.end)
             return _begin(job, request, lease, console, allocation)
     except StopAgreed:  # while it was measured
         return _stop_before_training(job, request, console)

@@ -1,29 +1,43 @@
 """What a run says of itself: at its start, in summary.json, and at its end."""
 
 import math
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 
+from ddp_ft.advice import Situation, advise
 from ddp_ft.contracts import PROBE, LoadReport
+from ddp_ft.data import ClassCounts, count_classes, glance
+from ddp_ft.errors import printable
+from ddp_ft.finding import NOTE, VERDICTS, tried
 from ddp_ft.job import Job, Phase
+from ddp_ft.models.cost import flops_per_picture
 from ddp_ft.models.freezing import frozen_table
 from ddp_ft.plan import describe_grade
 from ddp_ft.selection import is_stale
 from ddp_ft.tasks import describe_choice
 from ddp_ft.trackers import Console, FanOut, Outlook
 
+T = TypeVar("T")
 
-def introduce(job: Job, report: LoadReport, stored_plan: dict[str, Any] | None, console: Console) -> None:
-    """The table at the start: what was asked for, and what became of it."""
+
+def introduce(
+    job: Job, report: LoadReport, stored_plan: dict[str, Any] | None, console: Console, end: float | None = None
+) -> None:
+    """The table at the start: what was asked for, and what became of it; and what an expert would remark on it.
+
+    `end` is when the batch job ends, in seconds since 1970; None: nobody knows.
+    """
+    if not job.world.is_main:
+        return
     plan, module = job.plan, job.built.module
-    parameters = sum(p.numel() for p in module.parameters())
-    side = " x ".join(str(pixels) for pixels in job.built.preprocess.size)
     rows = {
-        "data": f"{job.config.data.path}: {plan.train_samples} train, {plan.val_samples} val",
+        "data": f"{job.config.data.path}: {plan.train_samples} train, {plan.val_samples} val{_classes(job)}",
         "recipe": f"{plan.recipe}: {job.why_recipe}",
         "task": describe_choice(job.config, job.splits.schema),
-        "model": f"{job.config.model.name}: {parameters / 1e6:.2f} M parameters, input {side}",
+        "model": f"{job.config.model.name}: {', '.join(_sizes_of_model(job))}",
         "weights": str(report),
         **frozen_table(module, job.stages[0].frozen),
         "steps": f"{plan.total_steps} = {job.config.train.epochs} epochs x {plan.steps_per_epoch}, "
@@ -38,6 +52,65 @@ def introduce(job: Job, report: LoadReport, stored_plan: dict[str, Any] | None, 
     console.table("ddp_ft", rows)
     for note in (*job.splits.notes, *_notes(job)):
         console.say(f"Note: {note}")
+    for line in _never_fatal(lambda: _warnings(job, end)) or ():
+        console.say(f"Warning: {line}")
+
+
+def situation_of(job: Job, end: float | None) -> Situation:
+    """What is known of a job before its first step; opens 64 pictures' headers, for half a second at most.
+
+    `end` as in `introduce`.
+    """
+    plan, splits, is_cuda = job.plan, job.splits, job.world.device.type == "cuda"
+    return Situation(
+        config=job.config,
+        train=plan.train_samples,
+        val=plan.val_samples,
+        counts=count_classes(splits.train, splits.schema),
+        val_counts=count_classes(splits.val, splits.schema),
+        sizes=glance(splits.train),
+        input_size=job.built.preprocess.size,
+        lr=plan.lr,
+        steps=plan.total_steps,
+        computers=plan.world_size * (1 if is_cuda else plan.threads),
+        device=plan.device,
+        seconds_left=None if end is None else end - time.time(),
+    )
+
+
+def _warnings(job: Job, end: float | None) -> list[str]:
+    found = advise(situation_of(job, end))
+    worse = [finding for finding in found if VERDICTS.index(finding.verdict) > VERDICTS.index(NOTE)]
+    return [f"{finding.name}: {finding.text}. {finding.remedy}" for finding in worse]
+
+
+def _never_fatal(look: Callable[[], T]) -> T | None:
+    """What `look` gives, None where it fails: no remark is worth a run."""
+    return tried("remark", look)[0]
+
+
+def _classes(job: Job) -> str:
+    counts = count_classes(job.splits.train, job.splits.schema)
+    return "" if counts is None else f"; {describe_counts(counts)}"
+
+
+def describe_counts(counts: ClassCounts) -> str:
+    """The number of classes, and the smallest and the largest of them."""
+    (small, fewest), (large, most) = counts.smallest, counts.largest
+    if fewest == most:
+        return f"{len(counts.names)} classes of {fewest}"
+    ratio = f", a ratio of {counts.imbalance:.3g}" if fewest else ""
+    return f"{len(counts.names)} classes of {fewest} ({printable(small)}) to {most} ({printable(large)}){ratio}"
+
+
+def _sizes_of_model(job: Job) -> Iterator[str]:
+    module, size = job.built.module, job.built.preprocess.size
+    parameters = list(module.parameters())
+    total, learning = (sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad))
+    yield f"{total / 1e6:.2f} M parameters" + ("" if learning == total else f" ({learning / 1e6:.2f} M learn)")
+    if flops := _never_fatal(lambda: flops_per_picture(module, size)):
+        yield f"{flops / 1e9:.3g} GFLOP a picture"
+    yield f"input {' x '.join(str(pixels) for pixels in size)}"
 
 
 def _notes(job: Job) -> list[str]:

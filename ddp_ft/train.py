@@ -5,8 +5,16 @@ from typing import Any
 
 import click
 
-from ddp_ft.command import DONE, STOPPED, config_options, given_flags, run_command
-from ddp_ft.config import RunConfig, make_config, parse_assignment, read_config_file
+from ddp_ft.command import (
+    DONE,
+    STOPPED,
+    config_options,
+    default_run_dir,
+    given_layers,
+    run_command,
+    run_options,
+)
+from ddp_ft.config import RunConfig, make_config
 from ddp_ft.environment import read_launch
 from ddp_ft.errors import UserError
 
@@ -17,24 +25,7 @@ where ~/pets holds one folder of pictures for each class. No data at hand? ./lau
 
 @click.command()
 @config_options
-@click.option(
-    "--run-dir",
-    type=click.Path(path_type=Path),
-    help="Where everything is written.  [default: runs/<data>-<model>]",
-)
-@click.option(
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path),
-    help="YAML file of keys, such as config.yaml of another run.",
-)
-@click.option(
-    "--set",
-    "assignments",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Set any configuration key; wins over the rest. Repeatable.",
-)
+@run_options
 @click.option("--extend", is_flag=True, help="Lengthen the run in --run-dir to --epochs.")
 @click.option("--dry-run", is_flag=True, help="Do everything but the steps; write nothing.")
 @click.option("--tune", is_flag=True, help="Measure at the first start what else is decided by fixed rules.")
@@ -57,9 +48,7 @@ def train(
     it stopped.
     """
     launch = read_launch()
-    layers = [read_config_file(config_file)] if config_file else []
-    # One layer for all --set, as a preset or recipe among them stands below the whole layer that names it.
-    layers += [given_flags(flags), {path: v for text in assignments for path, v in parse_assignment(text).items()}]
+    layers = given_layers(config_file, flags, assignments)
     layers += [{"log.level": "warning"}] if quiet else []
     config = make_config(*layers)
     _require_data_and_model(config)
@@ -80,13 +69,6 @@ def _require_data_and_model(config: RunConfig) -> None:
     missing = [flag for flag, value in (("--data", config.data.path), ("--model", config.model.name)) if not value]
     if missing:
         raise UserError(f"{' and '.join(missing)} must be given.", EXAMPLE)
-
-
-def default_run_dir(config: RunConfig) -> Path:
-    """runs/<data>-<model>, both by their last names."""
-    assert config.data.path is not None and config.model.name is not None
-    model = config.model.name.rsplit("/", 1)[-1].replace(":", "-")
-    return Path("runs") / f"{config.data.path.resolve().name}-{model}"
 
 
 if __name__ == "__main__":

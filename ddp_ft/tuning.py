@@ -105,7 +105,7 @@ def tune(job: Job, keys: Collection[str], local_world_size: int) -> Answer:
 
     Raises StopAgreed on a request to stop.
     """
-    tuning = _Tuning(job, keys, usable_cores() // local_world_size, _rule(job))
+    tuning = _Tuning(job, keys, usable_cores() // local_world_size, rule_of(job))
     if not job.config.freeze.cache_features:
         tuning.formats()
         tuning.micro_batches()
@@ -131,7 +131,7 @@ def show(answer: Answer, console: Console) -> None:
     console.grid("Measured; * is taken", ("", "  candidate", "pictures/s", "ratio", ""), rows)
 
 
-def _rule(job: Job) -> dict[str, Any]:
+def rule_of(job: Job) -> dict[str, Any]:
     """What the keys are without any measuring."""
     return {
         FORMAT: "channels_last" if job.plan.channels_last else "contiguous",
@@ -307,7 +307,13 @@ def open_steps(job: Job, values: Values, steps: int) -> Phase:
         job,
         config=replace(config, train=replace(config.train, micro_batch=values[MICRO_BATCH])),
         plan=replace(
-            job.plan, precision=values[PRECISION], channels_last=is_last, workers=values[WORKERS], total_steps=steps
+            job.plan,
+            precision=values[PRECISION],
+            channels_last=is_last,
+            micro_batch=values[MICRO_BATCH],
+            lowered=None,
+            workers=values[WORKERS],
+            total_steps=steps,
         ),
         built=replace(job.built, preprocess=preprocess),
         training_mode=TrainingMode(module, config.model.batch_norm),

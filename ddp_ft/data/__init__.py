@@ -1,10 +1,12 @@
 """Sources, inspection, decoding, transforms, the global order of samples, and the loaders."""
 
+from ddp_ft.data.counts import ClassCounts, count_classes
 from ddp_ft.data.damage import scan
 from ddp_ft.data.decode import decode, decode_by_pillow
 from ddp_ft.data.device import DeviceTransform
 from ddp_ft.data.encoded import NVJPEG, EncodedTransform, check_nvjpeg
 from ddp_ft.data.folder import FileSource, FolderSource, open_folder
+from ddp_ft.data.headers import glance
 from ddp_ft.data.inspect import list_pictures
 from ddp_ft.data.loader import EvalLoader, Portion, TrainLoader, default_workers
 from ddp_ft.data.mixing import Mixing
@@ -13,12 +15,13 @@ from ddp_ft.data.recut import Recut
 from ddp_ft.data.sampler import GlobalOrderSampler, even_share
 from ddp_ft.data.sampling import sampling_weights
 from ddp_ft.data.seeds import derive_seed, drawing_from, seed_masks
-from ddp_ft.data.skipping import left_out, path_of
+from ddp_ft.data.skipping import left_out, lenient, path_of
 from ddp_ft.data.splits import Splits, open_splits
 from ddp_ft.data.transforms import Transform, eval_transform, train_transform
 
 __all__ = [
     "NVJPEG",
+    "ClassCounts",
     "DeviceTransform",
     "EncodedTransform",
     "EvalLoader",
@@ -32,6 +35,7 @@ __all__ = [
     "TrainLoader",
     "Transform",
     "check_nvjpeg",
+    "count_classes",
     "decode",
     "decode_by_pillow",
     "default_workers",
@@ -39,7 +43,9 @@ __all__ = [
     "drawing_from",
     "eval_transform",
     "even_share",
+    "glance",
     "left_out",
+    "lenient",
     "list_pictures",
     "open_folder",
     "open_part",

@@ -154,3 +154,9 @@ def _notes(given: Mapping[str, LabelledSource], rest: Mapping[str, LabelledSourc
         if lost := left_out(source):
             told = shortened([f"{printable(path)} ({printable(reason)})" for path, reason in lost.items()], 5)
             yield f"{len(lost)} of {len(given[name])} {name} pictures cannot be read and count in no metric: {told}."
+
+
+def lenient(splits: Splits, seed: int) -> Splits:
+    """The splits with samples to replace those of the training set, however many; the other sets as they are."""
+    quarantine = Quarantine({TRAIN: len(splits.train)}, 1.0)
+    return replace(splits, train=Lenient(splits.train, seed, None, quarantine))

@@ -117,6 +117,11 @@ def test_a_dry_run_measures_and_writes_nothing(shapes, tmp_path, capsys, hasty):
     assert "channels_last, fp32" in told and "workers" in told and "Dry run" in told
 
 
+def test_beside_a_micro_batch_that_was_given(shapes, tmp_path, capsys, hasty):
+    train_here(shapes, tmp_path / "run", "--tune", "--micro-batch", 3, "--dry-run")
+    assert "format" in capsys.readouterr().out
+
+
 def test_a_run_that_began_without_it_is_refused(shapes, tmp_path, hasty):
     train_here(shapes, tmp_path / "r")
     with pytest.raises(UserError, match="began without it"):

@@ -14,10 +14,22 @@ from tests.support.runs import read
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    line.split("   #")[0].rstrip()
-    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-    for line in block.splitlines()
+
+
+def is_doctor(command):
+    return re.search(r"ddp-ft doctor|ddp_ft\.doctor", command) is not None
+
+
+def commands_of(page):
+    blocks = re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
+    return [line.split("   #")[0].rstrip() for block in blocks for line in block.splitlines()]
+
+
+COMMANDS = commands_of(README)
+DOCTORS = [
+    command
+    for command in [*COMMANDS, *commands_of((ROOT / "docs" / "doctor.md").read_text(encoding="utf-8"))]
+    if is_doctor(command)
 ]
 # Run by other means: the demo and this suite themselves, and what needs a second node or a network.
 ELSEWHERE = {
@@ -32,7 +44,7 @@ pytestmark = pytest.mark.xdist_group("readme")
 
 
 def is_train(command):
-    return "--data ~/pets --model" in command or "--data scans.csv" in command
+    return ("--data ~/pets --model" in command or "--data scans.csv" in command) and not is_doctor(command)
 
 
 def is_about_runs(command):
@@ -102,6 +114,18 @@ def test_commands_that_show(command, pets):
     assert "stages" in done.stdout or "probe:" in done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command", sorted(set(DOCTORS)))
+def test_doctor_commands(command, pets):
+    """Pictures and machine are sound."""
+    command = re.sub(r"--model \S+", f"--model {TINY} --weights none --image-size 32", command).replace(
+        "~/pets", "pets"
+    )
+    done = run(command.replace("--nproc_per_node", "--standalone --nproc_per_node"), pets)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 problems" in done.stdout or '"verdict": "warning"' in done.stdout
+
+
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("ddp-ft fetch")])
 def test_fetch_needs_a_network_and_says_so(command, pets):
     done = run(command, pets)
@@ -109,7 +133,7 @@ def test_fetch_needs_a_network_and_says_so(command, pets):
 
 
 def test_every_command_is_run_by_a_test():
-    rest = [c for c in COMMANDS if not is_train(c) and not is_about_runs(c)]
+    rest = [c for c in COMMANDS if not is_train(c) and not is_about_runs(c) and not is_doctor(c)]
     rest = [c for c in rest if not re.match("ddp-ft (fetch|models|config) ", c)]
     rest = [
         c for c in rest if c not in ELSEWHERE and not c.startswith(("tensorboard ", "./launch/multi_node.sh 2 node01 "))

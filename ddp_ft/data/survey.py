@@ -1,0 +1,192 @@
+"""All pictures of a data set read once, by processes on all cores: what is damaged, doubled, odd or small."""
+
+import io
+import multiprocessing
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from ddp_ft.by_pillow import known_formats, quiet_pillow
+from ddp_ft.contracts import BadSample, LabelledSource
+from ddp_ft.data.decode import decode
+from ddp_ft.environment import usable_cores
+
+# Pictures that a process takes at a time, and how many such parts wait for each of them: so memory is bounded.
+PART, WAITING = 64, 4
+_ORIENTATION = 0x0112  # the EXIF tag
+# What is odd about a file, by name; a picture may be several of these.
+SUFFIX, CMYK, DEEP, PALETTE, ALPHA, ANIMATED, TURNED = ODDITIES = (
+    "another format than the name says", "CMYK", "more than 8 bits", "palette", "alpha", "animated", "turned by EXIF",
+)  # fmt: skip
+# Suffixes that stand for a format that Pillow calls otherwise.
+_FORMATS_OF = {
+    "jpg": ("JPEG", "MPO"), "jpeg": ("JPEG", "MPO"), "tif": ("TIFF",), "tiff": ("TIFF",), "pgm": ("PPM",),
+    "bmp": ("BMP", "DIB"), "jp2": ("JPEG2000",),
+}  # fmt: skip
+
+
+class Look(NamedTuple):
+    """What was seen of one picture: why it is damaged (empty: it is not), height and width as they are stored, a bit
+    for each of ODDITIES, and a hash of its bytes."""
+
+    reason: str
+    height: int
+    width: int
+    oddities: int
+    digest: int
+
+
+@dataclass
+class Survey:
+    """What was seen of all pictures, those of one split behind those of the other.
+
+    `paths` gives a picture's name by its number. `roles` (uint8) is its place in `splits`, `targets` (int64) the same
+    number where the targets are the same; `sizes` (int32, N x 2), `oddities` (uint8) and `digests` (uint64) are as in
+    `Look`. `damaged` has the reasons, by number.
+    """
+
+    splits: tuple[str, ...]
+    sources: tuple[LabelledSource, ...]
+    roles: NDArray[np.uint8]
+    targets: NDArray[np.int64]
+    sizes: NDArray[np.int32]
+    oddities: NDArray[np.uint8]
+    digests: NDArray[np.uint64]
+    damaged: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.roles)
+
+    def name(self, number: int) -> str:
+        """The picture's path."""
+        role = int(self.roles[number])
+        return self.sources[role].name(number - int(np.searchsorted(self.roles, role)))
+
+    def having(self, oddity: str) -> list[int]:
+        """The numbers of the pictures that are so."""
+        bit = 1 << ODDITIES.index(oddity)
+        return [int(number) for number in np.flatnonzero(self.oddities & bit)]
+
+    def twins(self) -> Iterator[list[int]]:
+        """Numbers of pictures with the same bytes, two or more, in order; damaged ones are left out."""
+        sound = np.setdiff1d(np.arange(len(self)), list(self.damaged))
+        order = sound[np.argsort(self.digests[sound], kind="stable")]
+        ends = np.flatnonzero(np.diff(self.digests[order])) + 1
+        starts, stops = np.concatenate([[0], ends]), np.concatenate([ends, [len(order)]])
+        for start, stop in zip(starts[stops - starts > 1], stops[stops - starts > 1], strict=True):
+            yield [int(number) for number in order[start:stop]]
+
+
+def survey(
+    splits: Mapping[str, LabelledSource], tell: Callable[[int, int], None] = lambda done, total: None,
+    processes: int | None = None,
+) -> Survey:  # fmt: skip
+    """Read and decode every picture of these sets, whose names are paths of files.
+
+    `tell` is called with how many are done, and how many there are. `processes`: as many as there are cores.
+    Raises BrokenProcessPool if a decoder takes its process with it.
+    """
+    sources = tuple(splits.values())
+    total = sum(map(len, sources))
+    found = Survey(
+        splits=tuple(splits),
+        sources=sources,
+        roles=np.repeat(np.arange(len(sources), dtype=np.uint8), [len(source) for source in sources]),
+        targets=_numbered([source.targets for source in sources]),
+        sizes=np.zeros((total, 2), np.int32),
+        oddities=np.zeros(total, np.uint8),
+        digests=np.zeros(total, np.uint64),
+    )
+    parts = [range(start, min(start + PART, total)) for start in range(0, total, PART)]
+    with _pool(min(processes or usable_cores(), max(1, len(parts)))) as (pool, ahead):
+        names = ([found.name(number) for number in part] for part in parts)
+        for part, looks in zip(parts, _in_order(pool, names, ahead), strict=True):
+            for number, look in zip(part, looks, strict=True):
+                found.sizes[number] = look.height, look.width
+                found.oddities[number], found.digests[number] = look.oddities, look.digest
+                if look.reason:
+                    found.damaged[number] = look.reason
+            tell(part.stop, total)
+    return found
+
+
+@contextmanager
+def _pool(processes: int) -> Iterator[tuple[ProcessPoolExecutor, int]]:
+    """Forked processes, as the loader's workers are: a new interpreter would import torch for seconds."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool, processes * WAITING
+
+
+def _in_order(pool: ProcessPoolExecutor, tasks: Iterator[list[str]], ahead: int) -> Iterator[list[Look]]:
+    """As pool.map, but with a bounded number of tasks that are not done."""
+    waiting: list[Future[list[Look]]] = [pool.submit(look_at_all, task) for task in islice(tasks, ahead)]
+    while waiting:
+        yield waiting.pop(0).result()
+        waiting += [pool.submit(look_at_all, task) for task in islice(tasks, 1)]
+
+
+def look_at_all(names: Sequence[str]) -> list[Look]:
+    """What there is to see of these files."""
+    with quiet_pillow():
+        return [look_at(name) for name in names]
+
+
+def look_at(name: str) -> Look:
+    """What there is to see of a file; it is decoded as training does. To be called within `quiet_pillow`."""
+    try:
+        decode(name)
+        return _look_again(name)
+    except (BadSample, OSError) as error:  # OSError: it is gone by the second look
+        return Look(str(error).removeprefix(f"{name}: ") or "unreadable", 0, 0, 0, 0)
+
+
+def _look_again(name: str) -> Look:
+    """At the bytes and the header of a picture that is whole."""
+    data = Path(name).read_bytes()
+    digest = int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
+    with Image.open(io.BytesIO(data), formats=known_formats()) as image:
+        odd = {oddity for oddity, is_so in _oddities(image, name) if is_so}
+        bits = sum(1 << place for place, oddity in enumerate(ODDITIES) if oddity in odd)
+        return Look("", image.height, image.width, bits, digest)
+
+
+def _oddities(image: Image.Image, name: str) -> Iterator[tuple[str, bool]]:
+    suffix = Path(name).suffix[1:].lower()
+    yield SUFFIX, bool(suffix) and image.format not in _FORMATS_OF.get(suffix, (suffix.upper(),))
+    yield CMYK, image.mode == "CMYK"
+    yield DEEP, image.mode in ("I", "F") or image.mode.startswith("I;")
+    yield PALETTE, image.mode in ("P", "PA")
+    yield ALPHA, image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    yield ANIMATED, image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+    yield TURNED, _is_turned(image)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    except Exception:  # garbled metadata, which decoding passes over too
+        return False
+
+
+def _numbered(targets: Sequence[NDArray[np.generic]]) -> NDArray[np.int64]:
+    """A number for each distinct target: a class has its own, several labels or numbers the hash of their bytes."""
+    return np.concatenate([each.astype(np.int64) if each.ndim == 1 else _hashed(each) for each in targets])
+
+
+def _hashed(rows: NDArray[np.generic]) -> NDArray[np.int64]:
+    hashes = (blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
+    return np.fromiter((int.from_bytes(each, "big", signed=True) for each in hashes), np.int64, len(rows))

@@ -1,0 +1,188 @@
+"""What is remarked on a run before its first step."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddp_ft.advice import Situation, advise
+from ddp_ft.config import make_config
+from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema
+from ddp_ft.data import ClassCounts, count_classes, glance
+from ddp_ft.data.counts import half_width
+from ddp_ft.errors import UserError
+from ddp_ft.finding import NOTE, OK, PROBLEM, WARNING, Finding, guarded, worst
+from tests.data.picture_files import NumberSource, save_picture
+from tests.support.pictures import write_shapes
+from tests.support.runs import train_here
+
+
+def counts(*of_each, names="abcdefgh"):
+    return ClassCounts(tuple(names[: len(of_each)]), of_each, sum(of_each))
+
+
+SOUND = Situation(
+    config=make_config({"train.batch_size": 32}),
+    train=20_000,
+    val=2_000,
+    counts=counts(9_000, 11_000),
+    val_counts=counts(900, 1_100),
+    sizes=[(300, 400)] * 64,
+    input_size=(224, 224),
+    lr=1e-3,
+    steps=1_875,
+)
+
+
+def warned(**changes):
+    """Names of the warnings for a sound run with these changes; `config` are keys."""
+    config = make_config({"train.batch_size": 32}, changes.pop("keys", {}))
+    found = advise(replace(SOUND, config=config, **changes))
+    assert all(finding.remedy for finding in found if finding.verdict == WARNING)
+    return [finding.name for finding in found if finding.verdict != OK]
+
+
+def test_a_sound_run_is_not_warned_of():
+    assert warned() == []
+    names = [finding.name for finding in advise(SOUND)]
+    assert names == [
+        "classes", "imbalance", "classes in val", "validation set", "picture sizes", "learning rate", "batch size",
+        "steps",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("classes", {"counts": counts(9, 100)}),
+        ("classes", {"counts": counts(5_000, 5_000, 99)}),
+        ("imbalance", {"counts": counts(20, 401)}),
+        ("classes in val", {"val_counts": counts(0, 50)}),
+        ("validation set", {"val": 384}),
+        ("picture sizes", {"sizes": [(400, 223)] * 33 + [(224, 224)] * 31}),
+        ("weights", {"keys": {"model.weights": "none"}, "train": 9_999}),
+        ("learning rate", {"lr": 6e-3}),
+        ("learning rate", {"lr": 1e-4, "keys": {"optim.name": "sgd"}}),
+        ("learning rate", {"lr": 2e-3, "keys": {"optim.name": "lookahead_lion"}}),
+        ("batch size", {"keys": {"train.batch_size": 20_001}}),
+        ("steps", {"steps": 99}),
+        ("job's time", {"seconds_left": 60.0}),
+        ("job's time", {"seconds_left": -5.0}),
+    ],
+)
+def test_each_warning_fires(name, changes):
+    assert name in warned(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"counts": counts(10, 100)},
+        {"counts": ClassCounts(tuple(map(str, range(200))), (50,) * 200, 10_000)},  # half a percent each, and no less
+        {"counts": counts(20, 401), "keys": {"loss.class_weights": "balanced"}},
+        {"counts": counts(20, 401), "keys": {"data.sampling": "balanced"}},
+        {"val": 385},
+        {"sizes": [(400, 223)] * 32 + [(224, 224)] * 32},
+        {"sizes": []},
+        {"keys": {"model.weights": "none"}},
+        {"lr": 0.1, "keys": {"optim.name": "sgd"}},
+        {"lr": 1e3, "keys": {"optim.name": "adafactor"}},  # not in the table
+        {"keys": {"train.batch_size": 20_000}},
+        {"steps": 100},
+        {"seconds_left": 3600.0},
+        {"seconds_left": 60.0, "device": "cuda"},
+        {"counts": None, "val_counts": None, "val": 3},  # numbers
+    ],
+)
+def test_and_not_beside_its_bound(changes):
+    assert warned(**changes) == []
+
+
+def test_half_width_is_that_of_the_normal_approximation():
+    assert half_width(10_000) == pytest.approx(0.98)
+    assert half_width(100, 0.9) == pytest.approx(5.88)
+    assert half_width(0) == 100
+
+
+def test_counts_of_each_kind_of_target():
+    source = NumberSource(4)
+    source.targets, names = np.array([2, 0, 2, 2]), ("a", "b", "c")
+    found = count_classes(source, Schema(LABEL, names))
+    assert found == ClassCounts(names, (1, 0, 3), 4)
+    assert (found.smallest, found.largest, found.imbalance) == (("b", 0), ("c", 3), float("inf"))
+    source.targets = np.array([[1, 0], [1, 1], [0, 0], [1, 0]], np.float32)
+    assert count_classes(source, Schema(LABELS, ("a", "b"))) == ClassCounts(("a", "b"), (3, 1), 4)
+    assert count_classes(source, Schema(NUMBERS, ("a", "b"))) is None
+
+
+class Files(NumberSource):
+    def __init__(self, files):
+        super().__init__(len(files))
+        self.files = files
+
+    def name(self, index):
+        return str(self.files[index])
+
+
+def test_a_glance_sees_some_sizes_and_passes_over_what_is_damaged(tmp_path):
+    sound = save_picture(tmp_path / "a.png", size=(20, 16))
+    (tmp_path / "torn.png").write_bytes(b"torn")
+    files = [sound, tmp_path / "torn.png", tmp_path / "gone.png", tmp_path] * 50
+    assert set(glance(Files(files))) == {(16, 20)}
+    assert len(glance(Files([sound] * 200))) == 64
+    assert glance(Files([sound] * 200), seconds=-1) == []
+    assert glance(Files([])) == []
+
+
+def test_a_check_that_fails_is_a_problem_and_ends_nothing():
+    def mistaken():
+        yield Finding("first", OK, "fine")
+        raise UserError("No folder.", "Make one.")
+
+    assert guarded("second", mistaken) == [
+        Finding("first", OK, "fine"), Finding("second", PROBLEM, "No folder.", "Make one."),
+    ]  # fmt: skip
+    [broken] = guarded("third", lambda: [Finding("x", OK, str(1 // 0))])
+    assert (broken.verdict, "ZeroDivisionError" in broken.text) == (PROBLEM, True)
+    assert worst([]) == OK
+    assert worst([Finding("x", WARNING, ""), Finding("x", NOTE, "")]) == WARNING
+
+
+START = """\
+ddp_ft
+  data        shapes: 6 train, 6 val; 3 classes of 2
+  recipe      full: nothing is pretrained (--weights none)
+  task        single-label (one of 3 classes for each picture: disc, square, stripes)
+  model       timm/test_resnet: 0.37 M parameters, 0.0082 GFLOP a picture, input 32 x 32
+  weights     random initial weights
+  learning    all 372,979 parameters
+  steps       3 = 3 epochs x 1, global batch 8
+  machine     1 x cpu, 1 threads and 0 loader workers each, fp32, channels_last
+  grade       a on this machine, c on another number of processes
+  run folder  run
+Warning: classes: 3 of 3 classes have hardly any pictures to learn from: disc (2), square (2), stripes (2). \
+Add pictures of them, or leave them out.
+Warning: validation set: 6 pictures tell an accuracy to ±40.0 points (95 %, at worst). \
+Smaller differences mean nothing. Hold back more (--val-split), or average folds (--set data.fold=1/5).
+Warning: picture sizes: 100% of 6 have a short side below the model's 32 px; the median is 30 px. \
+Enlarging them takes time and adds nothing.
+Warning: weights: all is learned from 6 pictures (--weights none). Pretrained weights are far better here.
+Warning: learning rate: 0.5 with adamw; usual for fine-tuning are 1e-05 to 0.005. \
+See --lr; --optimizer sgd and adamw want other rates.
+Warning: batch size: 8 of 6 pictures in a step. Each step sees every picture. Try --batch-size 1.
+Warning: steps: only 3 in the whole run. \
+Weights move little in so few. Give more --epochs or a smaller --batch-size.
+Dry run: nothing was trained and nothing was written.
+"""
+
+
+def test_what_a_run_says_at_its_start(tmp_path, monkeypatch, capsys):
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)
+    write_shapes(Path("shapes"), train=2, val=2, size=(40, 30))
+    train_here(Path("shapes"), Path("run"), "--model", "timm/test_resnet", "--dry-run", "--lr", 0.5, "--epochs", 3,
+               "--workers", 0)  # fmt: skip
+    assert capsys.readouterr().out == START
