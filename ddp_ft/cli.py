@@ -13,6 +13,7 @@ COMMANDS = {
     "train": ("ddp_ft.train", "Fine-tune a model, or go on with an unfinished run."),
     "evaluate": ("ddp_ft.evaluate", "Metrics of a trained model on a data set."),
     "predict": ("ddp_ft.predict", "One row of probabilities for each picture."),
+    "export": ("ddp_ft.export", "A model as a file for other programs, checked against the original."),
     "fetch": ("ddp_ft.fetch", "Download pretrained weights into the cache."),
     "replay": ("ddp_ft.replay", "Run one step of a run again, and look where it stops being finite."),
     "average": ("ddp_ft.average", "Average the weights of several checkpoints of a run."),

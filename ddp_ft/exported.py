@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddp_ft.contracts import Preprocess
 from ddp_ft.errors import UserError
 
 ONNX, PT2 = SUFFIXES = (".onnx", ".pt2")
@@ -36,6 +38,26 @@ class ExportedModule(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """As the class says."""
         outputs: Tensor = self.program[0](images)
+        return outputs
+
+
+class Framed(nn.Module):
+    """A module that resizes, crops and normalises by itself, called with pictures that are resized and cropped already.
+
+    A batch needs pictures of one size, and so gets them from the loader (float32 B x 3 x H x W of 0..255). With a frame
+    around them they are as large as what the module would resize them to, and its crop is what is inside the frame.
+    """
+
+    def __init__(self, inner: nn.Module, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.inner = inner
+        down, across = (math.floor(pixels / preprocess.crop_pct) - pixels for pixels in preprocess.size)
+        before = (round(across / 2), round(down / 2))  # as the file's own crop is rounded
+        self.frame = (before[0], across - before[0], before[1], down - before[1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As the class says; gives float32 B x outputs."""
+        outputs: Tensor = self.inner(nn.functional.pad(images, self.frame))
         return outputs
 
 

@@ -19,7 +19,7 @@ from ddp_ft.distributed import World
 from ddp_ft.engine import Scorer
 from ddp_ft.environment import Launch
 from ddp_ft.errors import UserError, printable
-from ddp_ft.exported import is_exported, open_exported
+from ddp_ft.exported import Framed, is_exported, open_exported
 from ddp_ft.models import create_from_spec
 from ddp_ft.plan import is_convolutional, place, resolve_precision
 from ddp_ft.tasks import restore_task
@@ -36,10 +36,7 @@ CROPS_SHARE = 224 / 256
 
 @dataclass(frozen=True)
 class Trained:
-    """What best/ of a run folder holds, or an exported file, built and on its device.
-
-    `preprocess` is what the loader does; where the exported file `takes_pictures`, that is less than all.
-    """
+    """What best/ of a run folder holds, or an exported file, built and on its device."""
 
     module: nn.Module
     preprocess: Preprocess
@@ -47,7 +44,6 @@ class Trained:
     names: tuple[str, ...]
     precision: str
     channels_last: bool
-    takes_pictures: bool = False
 
 
 def describe_model(
@@ -129,22 +125,12 @@ def _load_exported(path: Path, device: torch.device) -> Trained:
         raise
     except Exception as error:
         raise UserError(f"{path} does not describe itself as expected: {type(error).__name__}: {error}.") from None
-    takes_pictures = bool(description.get("takes_pictures"))
-    if takes_pictures:
-        preprocess = _left_to_the_loader(preprocess)
     channels_last = bool(description.get("channels_last"))
-    return Trained(module.eval(), preprocess, task, names, "fp32", channels_last, takes_pictures)
-
-
-def _left_to_the_loader(preprocess: Preprocess) -> Preprocess:
-    """What is done to pictures for a file that resizes, crops and normalises by itself.
-
-    A batch needs pictures of one size, so they are resized and cut as wide as the file resizes them; its own resizing
-    then changes nothing, and it crops and normalises. Values stay in 0..255.
-    """
-    height, width = (math.floor(pixels / preprocess.crop_pct) for pixels in preprocess.size)
-    plain = ((0.0,) * len(preprocess.mean), (1 / 255,) * len(preprocess.std))
-    return replace(preprocess, size=(height, width), crop_pct=1.0, mean=plain[0], std=plain[1])
+    if not description.get("takes_pictures"):
+        return Trained(module.eval(), preprocess, task, names, "fp32", channels_last)
+    # It normalises by itself: values stay in 0..255.
+    plain = replace(preprocess, mean=(0.0,) * len(preprocess.mean), std=(1 / 255,) * len(preprocess.std))
+    return Trained(Framed(module, preprocess).eval(), plain, task, names, "fp32", False)
 
 
 def make_scorer(trained: Trained, world: World) -> Scorer:
@@ -276,7 +262,7 @@ def with_views(trained: Trained, views: str) -> Trained:
     """The model with test-time augmentation; `views` is one of VIEWS."""
     if views == NO_VIEWS:
         return trained
-    if trained.takes_pictures:
+    if isinstance(trained.module, Framed):
         raise UserError(
             f"--tta {views} does not work with a file that has its preprocessing inside.",
             "Export it without --with-preprocessing, or use the run folder.",

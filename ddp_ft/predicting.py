@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddp_ft import __version__
 from ddp_ft.config import make_config
 from ddp_ft.data import FileSource, Portion, list_pictures
 from ddp_ft.data.paths import Paths
@@ -20,6 +19,7 @@ from ddp_ft.inference import EVAL_CHUNK, Trained, combine_members, load_ensemble
 from ddp_ft.prediction_parts import Part, Parts, open_parts
 from ddp_ft.prediction_tables import Outcome, PredictionTable, check_format, open_format
 
+_FORM = 1  # to be raised when the same predictions make other rows
 TIMEOUT_MINUTES = make_config().compute.timeout_minutes
 
 
@@ -83,7 +83,7 @@ def _key(request: Request, paths: Paths, members: Sequence[Trained], world: Worl
             with file.open("rb") as stream:
                 while block := stream.read(1 << 20):
                     digest.update(block)
-    settings = [__version__, request.output.suffix.lower(), request.top_k, request.views, EVAL_CHUNK]
+    settings = [_FORM, request.output.suffix.lower(), request.top_k, request.views, EVAL_CHUNK]
     where = [world.device.type, *(member.precision for member in members)]
     digest.update(json.dumps([*settings, *where]).encode())
     return digest.hexdigest()[:16]

@@ -45,6 +45,17 @@ def decode_by_pillow(path: Path | str) -> Tensor:
         return picture.as_tensor(_decode_by_pillow(path))
 
 
+def from_pillow(image: Image.Image) -> Tensor:
+    """A picture of Pillow's as `decode` gives one; it is left as it is. Raises BadSample for what Pillow cannot do."""
+    try:
+        with quiet_pillow():
+            copy = image.copy()
+            _turn_upright(copy)
+            return picture.as_tensor(np.array(_to_rgb(copy)))
+    except Exception as error:  # it may be a file that is read only now, and damaged
+        raise BadSample(f"The picture cannot be read: {' '.join(str(error).split())}") from error
+
+
 def open_picture(path: Path | str) -> picture.Image:
     """A JPEG as a picture that is decoded when parts of it are asked for, which may raise as well; all else decoded.
 
