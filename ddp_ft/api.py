@@ -117,7 +117,8 @@ def _opened(image: Picture) -> Image:
         return open_picture(Path(image))
     if isinstance(image, Pillow.Image):
         return from_pillow(image)
-    pixels = torch.from_numpy(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
+    # A copy, because torch warns of arrays that are read-only, as Pillow's are.
+    pixels = torch.from_numpy(np.array(image)) if isinstance(image, np.ndarray) else image
     if not isinstance(pixels, Tensor):
         raise UserError(
             f"A {type(image).__name__} is no picture.", "Expected a path, a Pillow image, or uint8 H x W x 3."

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,7 +143,8 @@ def _finish(
             os.fsync(stream.fileno())
         aside.replace(output)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
         hint = f"All rows are kept in {parts.folder.parent}: mend it, and the same command goes on."
         raise UserError(f"--output {output} cannot be written: {error.strerror}.", hint) from None
     parts.remove()
