@@ -257,9 +257,7 @@ with torch.no_grad():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "size"), [("timm/test_vit", 64), ("torchvision/mobilenet_v2", 64)]
-)
+@pytest.mark.parametrize(("name", "size"), [("timm/test_vit", 64), ("torchvision/mobilenet_v2", 64)])
 def test_the_readme_of_a_folder_loads_it_without_this_package(name, size, tmp_path):
     model = write_library_model(tmp_path / "m", name, size)
     folder = tmp_path / "folder"
