@@ -70,7 +70,7 @@ def model_folder(path: Path) -> Path:
     for folder in (path, path / "best"):
         if (folder / "model.json").is_file():
             return folder
-    what = "has no best/model.json yet" if path.is_dir() else "is not there"
+    what = "has no best/model.json yet" if path.is_dir() else "is no model" if path.exists() else "is not there"
     hint = "Expected the run folder of a training run that was evaluated at least once, or an exported model."
     raise UserError(f"{path} {what}.", hint)
 
