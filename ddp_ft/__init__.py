@@ -1,3 +1,18 @@
 """ddp_ft: fine-tune pretrained vision models on one CPU, one GPU or many nodes with one command."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ddp_ft.api import Model, Prediction, load
+
 __version__ = "0.1.0"
+__all__ = ["Model", "Prediction", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """`load` and what it gives, imported when they are asked for: they need torch."""
+    if name in ("Model", "Prediction", "load"):
+        import importlib
+
+        return getattr(importlib.import_module("ddp_ft.api"), name)
+    raise AttributeError(f"module 'ddp_ft' has no attribute '{name}'")

@@ -22,9 +22,14 @@ def read_pixels(path: Path | str) -> Pixels:
     down. Raises what Pillow raises, of all sorts, for what is no whole picture."""
     with quiet_pillow(), Image.open(path, formats=known_formats()) as image:
         image.load()
-        _turn_upright(image)
-        # A copy, because the array that Pillow lends is read-only and torch warns of those.
-        return np.array(_to_rgb(image))
+        return as_pixels(image)
+
+
+def as_pixels(image: Image.Image) -> Pixels:
+    """A picture of Pillow's as `read_pixels` gives one; it is turned itself, where it is to be turned."""
+    _turn_upright(image)
+    # A copy, because the array that Pillow lends is read-only and torch warns of those.
+    return np.array(_to_rgb(image))
 
 
 @contextmanager

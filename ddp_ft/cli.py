@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": ("ddp_ft.evaluate", "Metrics of a trained model on a data set."),
     "predict": ("ddp_ft.predict", "One row of probabilities for each picture."),
     "doctor": ("ddp_ft.doctor", "Look at the machine, the job and the data before hours are spent."),
+    "export": ("ddp_ft.export", "A model as a file for other programs, checked against the original."),
     "fetch": ("ddp_ft.fetch", "Download pretrained weights into the cache."),
     "replay": ("ddp_ft.replay", "Run one step of a run again, and look where it stops being finite."),
     "average": ("ddp_ft.average", "Average the weights of several checkpoints of a run."),

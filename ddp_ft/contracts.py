@@ -192,6 +192,10 @@ class Task(Protocol):
     def row(self, prediction: Sequence[float]) -> list[str]:
         """One row of a table of predictions, from one row of `predictions`."""
 
+    def record(self, prediction: Sequence[float]) -> dict[str, Any]:
+        """The same with names, as JSON values: "class", "probability" and "probabilities" (by class), or "classes"
+        (all that are there) and "probabilities", or "values" (by name)."""
+
     def initial_bias(self) -> Tensor | None:
         """What the head's bias begins with where that is asked for (`outputs` values); None: 0."""
 

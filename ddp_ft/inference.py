@@ -13,8 +13,13 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import five_crop
 
 from ddp_ft.checkpoint import restore_weights
-from ddp_ft.contracts import Preprocess, Task
+from ddp_ft.contracts import Preprocess, Source, Task
+from ddp_ft.data import DeviceTransform, EvalLoader, default_workers, eval_transform
+from ddp_ft.distributed import World
+from ddp_ft.engine import Scorer
+from ddp_ft.environment import Launch
 from ddp_ft.errors import UserError, printable
+from ddp_ft.exported import Framed, is_exported, open_exported
 from ddp_ft.models import create_from_spec
 from ddp_ft.plan import is_convolutional, place, resolve_precision
 from ddp_ft.tasks import restore_task
@@ -31,7 +36,7 @@ CROPS_SHARE = 224 / 256
 
 @dataclass(frozen=True)
 class Trained:
-    """What best/ of a run folder holds, built and on its device."""
+    """What best/ of a run folder holds, or an exported file, built and on its device."""
 
     module: nn.Module
     preprocess: Preprocess
@@ -65,15 +70,21 @@ def model_folder(path: Path) -> Path:
     for folder in (path, path / "best"):
         if (folder / "model.json").is_file():
             return folder
-    what = "has no best/model.json yet" if path.is_dir() else "is not there"
-    raise UserError(f"{path} {what}.", "Expected the run folder of a training run that was evaluated at least once.")
+    what = "has no best/model.json yet" if path.is_dir() else "is no model" if path.exists() else "is not there"
+    hint = "Expected the run folder of a training run that was evaluated at least once, or an exported model."
+    raise UserError(f"{path} {what}.", hint)
 
 
 def load_trained(path: Path, device: torch.device) -> Trained:
-    """Build the model of a run folder in evaluation mode. UserError if it is not there or does not fit."""
+    """The model of a run folder, a model folder or an exported file, in evaluation mode.
+
+    UserError if it is not there or does not fit.
+    """
+    if is_exported(path):
+        return _load_exported(path, device)
     folder = model_folder(path)
     try:
-        description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        description = read_description(folder)
         weights = load_file(folder / "model.safetensors")
         preprocess = Preprocess.from_mapping(description["preprocessing"])
         task_name, settings = description["task"], description["task_settings"]
@@ -96,6 +107,46 @@ def load_trained(path: Path, device: torch.device) -> Trained:
         _same_precision(precision, device),
         channels_last,
     )
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """model.json of a model folder."""
+    description: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    return description
+
+
+def _load_exported(path: Path, device: torch.device) -> Trained:
+    module, description = open_exported(path, device)
+    try:
+        preprocess = Preprocess.from_mapping(description["preprocessing"])
+        task = restore_task(description["task"], description["task_settings"])
+        names = tuple(map(str, description["classes"]))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} does not describe itself as expected: {type(error).__name__}: {error}.") from None
+    channels_last = bool(description.get("channels_last"))
+    if not description.get("takes_pictures"):
+        return Trained(module.eval(), preprocess, task, names, "fp32", channels_last)
+    # It normalises by itself: values stay in 0..255.
+    plain = replace(preprocess, mean=(0.0,) * len(preprocess.mean), std=(1 / 255,) * len(preprocess.std))
+    return Trained(Framed(module, preprocess).eval(), plain, task, names, "fp32", False)
+
+
+def make_scorer(trained: Trained, world: World) -> Scorer:
+    """What gives the model's outputs for batches of `make_loader`."""
+    prepare = DeviceTransform(trained.preprocess, world.device, trained.channels_last)
+    return Scorer(trained.module, trained.task, prepare, world, trained.precision)
+
+
+def make_loader(
+    source: Source, trained: Trained, world: World, launch: Launch, only: Sequence[int] | None = None
+) -> EvalLoader:
+    """This rank's chunks of the source, or those of these numbers, prepared for the model."""
+    workers = default_workers(world.device.type, launch.local_world_size)
+    transform = eval_transform(trained.preprocess)
+    pin_memory = world.device.type == "cuda"
+    return EvalLoader(source, transform, EVAL_CHUNK, world.size, world.rank, workers, pin_memory, only)
 
 
 def _code_of(description: Mapping[str, Any]) -> list[Any]:
@@ -211,6 +262,11 @@ def with_views(trained: Trained, views: str) -> Trained:
     """The model with test-time augmentation; `views` is one of VIEWS."""
     if views == NO_VIEWS:
         return trained
+    if isinstance(trained.module, Framed):
+        raise UserError(
+            f"--tta {views} does not work with a file that has its preprocessing inside.",
+            "Export it without --with-preprocessing, or use the run folder.",
+        )
     size, preprocess = trained.preprocess.size, trained.preprocess
     if views == CROPS:
         share = min(preprocess.crop_pct, CROPS_SHARE)

@@ -11,21 +11,36 @@ from ddp_ft.environment import read_launch
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path), metavar="RUN_OR_MODEL")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="CSV file to write.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="File: .csv, .jsonl or .parquet.")
+@click.option("--column", metavar="NAME", help="A table's column of paths.  [default: image]")
+@click.option(
+    "--top-k", type=click.IntRange(min=1), default=1, show_default=True, metavar="K",
+    help="The K likeliest classes, with their probabilities.",
+)  # fmt: skip
 @device_option
 @also_option
 @views_option
-def predict(model: Path, inputs: tuple[str, ...], output: Path, device: str, also: tuple[Path, ...], tta: str) -> None:
-    """Classify pictures (files, or folders of them) with a run folder's best model.
+def predict(
+    model: Path, inputs: tuple[str, ...], output: Path, column: str | None, top_k: int, device: str,
+    also: tuple[Path, ...], tta: str,
+) -> None:  # fmt: skip
+    """Classify pictures with a run folder's best model, or with an exported one.
 
-    One row for each picture, in input order; a picture that cannot be read has its reason in the column `error`.
+    An INPUT is a picture, a folder of them, a pattern in quotes ('photos/**/*.jpg'), a CSV or Parquet table with a
+    column of paths (relative to where it lies), or - for standard input, one path a line.
+
+    One row for each picture, in input order; a picture that cannot be read has its reason in `error`. Killed, the same
+    command goes on with what is missing, also on another number of processes.
     """
     launch = read_launch()
-    from ddp_ft.scoring import predict_files
+    from ddp_ft.predicting import Request, predict_files
 
-    rows, errors = predict_files([model, *also], inputs, output, tta, device, launch)
+    request = Request((model, *also), inputs, output, column, top_k, tta, device)
+    answer = predict_files(request, launch)
     if launch.rank == 0:
-        click.echo(f"{rows} rows in {output}" + (f", {errors} with an error" if errors else ""))
+        faulty = f", {answer.errors} with an error" if answer.errors else ""
+        old = f" ({answer.taken_over} were there from an interrupted start)" if answer.taken_over else ""
+        click.echo(f"{answer.rows} rows in {output}{faulty}{old}")
 
 
 if __name__ == "__main__":

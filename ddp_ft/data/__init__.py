@@ -7,7 +7,7 @@ from ddp_ft.data.device import DeviceTransform
 from ddp_ft.data.encoded import NVJPEG, EncodedTransform, check_nvjpeg
 from ddp_ft.data.folder import FileSource, FolderSource, open_folder
 from ddp_ft.data.headers import glance
-from ddp_ft.data.inspect import list_pictures
+from ddp_ft.data.inputs import list_pictures
 from ddp_ft.data.loader import EvalLoader, Portion, TrainLoader, default_workers
 from ddp_ft.data.mixing import Mixing
 from ddp_ft.data.parts import open_part

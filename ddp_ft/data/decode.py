@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ddp_ft.by_pillow import read_pixels
+from ddp_ft.by_pillow import as_pixels, quiet_pillow, read_pixels
 from ddp_ft.contracts import BadSample
 from ddp_ft.data import picture
 from ddp_ft.data.jpeg import START, Header, Pixels, decode_jpeg, read_header
@@ -37,6 +37,15 @@ def decode_by_pillow(path: Path | str) -> Tensor:
     """As `decode`, whatever else there is: what other tools see of the file."""
     with _damage_named(path):
         return picture.as_tensor(read_pixels(path))
+
+
+def from_pillow(image: Image.Image) -> Tensor:
+    """A picture of Pillow's as `decode` gives one; it is left as it is. Raises BadSample for what Pillow cannot do."""
+    try:
+        with quiet_pillow():
+            return picture.as_tensor(as_pixels(image.copy()))
+    except Exception as error:  # it may be a file that is read only now, and damaged
+        raise BadSample(f"The picture cannot be read: {' '.join(str(error).split())}") from error
 
 
 def open_picture(path: Path | str) -> picture.Image:

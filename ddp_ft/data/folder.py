@@ -49,8 +49,8 @@ class FolderSource:
 class FileSource:
     """Pictures without labels, named by the paths as they were given."""
 
-    def __init__(self, paths: Sequence[Path | str]) -> None:
-        self.paths = Paths.of([str(path) for path in paths])
+    def __init__(self, paths: Paths | Sequence[Path | str]) -> None:
+        self.paths = paths if isinstance(paths, Paths) else Paths.of([str(path) for path in paths])
 
     def __len__(self) -> int:
         return len(self.paths)

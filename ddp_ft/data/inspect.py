@@ -3,7 +3,7 @@
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,28 +59,6 @@ def subfolders(folder: Path) -> list[str]:
 def loose_files(folder: Path) -> Counter[str]:
     """How many visible files lie directly in the folder, by suffix."""
     return Counter(_suffix(entry.name) or "no suffix" for entry in _visible(str(folder)) if not _is_folder(entry))
-
-
-def list_pictures(inputs: Sequence[str]) -> list[Path]:
-    """The pictures that these files and folders stand for, in their order; a folder's are sorted by path.
-
-    A file that is named is taken whatever its suffix. Raises UserError for what does not exist (all of it) and
-    for a folder without pictures.
-    """
-    missing = [given for given in inputs if not given or not os.path.lexists(given)]
-    if missing:
-        raise UserError(f"No such file or folder: {', '.join(map(repr, missing))}.")
-    return [path for given in inputs for path in _expanded(Path(given))]
-
-
-def _expanded(path: Path) -> Iterator[Path]:
-    if not path.is_dir():
-        yield path
-        return
-    paths = find_pictures(path).paths
-    if not paths:
-        raise UserError(f"There are no pictures in {path}.", f"Pictures are files that end in {suffix_list()}.")
-    yield from (path / relative for relative in paths)
 
 
 def suffix_list() -> str:

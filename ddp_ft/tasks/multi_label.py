@@ -144,8 +144,15 @@ class MultiLabel(SupervisedTask):
 
     def row(self, prediction: Sequence[float]) -> list[str]:
         """As `columns` says."""
-        present = [name for name, p in zip(self.names, prediction, strict=True) if p >= THRESHOLD]
-        return [SEPARATOR.join(present), *(f"{p:.6f}" for p in prediction)]
+        return [SEPARATOR.join(self._present(prediction)), *(f"{p:.6f}" for p in prediction)]
+
+    def record(self, prediction: Sequence[float]) -> dict[str, Any]:
+        """The labels that are there, and the probabilities of all."""
+        by_name = dict(zip(self.names, prediction, strict=True))
+        return {"classes": self._present(prediction), "probabilities": by_name}
+
+    def _present(self, prediction: Sequence[float]) -> list[str]:
+        return [name for name, p in zip(self.names, prediction, strict=True) if p >= THRESHOLD]
 
     def initial_bias(self) -> Tensor | None:
         """Logits of the labels' shares of the training samples, with one sample more of either kind (Laplace)."""

@@ -126,6 +126,10 @@ class Regression(SupervisedTask):
         """As `columns` says, with the digits that a float32 has."""
         return [f"{value:.9g}" for value in prediction]
 
+    def record(self, prediction: Sequence[float]) -> dict[str, Any]:
+        """The numbers by name."""
+        return {"values": dict(zip(self.names, prediction, strict=True))}
+
     def initial_bias(self) -> Tensor | None:
         """0: the training set's mean."""
         return torch.zeros(self.outputs)

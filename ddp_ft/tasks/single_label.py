@@ -136,11 +136,22 @@ class SingleLabel(SupervisedTask):
 
     def row(self, prediction: Sequence[float]) -> list[str]:
         """As `columns` says."""
-        best = max(range(self.outputs), key=prediction.__getitem__)
+        best = _likeliest(prediction)
         return [self.names[best], f"{prediction[best]:.6f}", *(f"{p:.6f}" for p in prediction)]
+
+    def record(self, prediction: Sequence[float]) -> dict[str, Any]:
+        """The likeliest class, its probability, and those of all classes."""
+        best = _likeliest(prediction)
+        by_name = dict(zip(self.names, prediction, strict=True))
+        return {"class": self.names[best], "probability": prediction[best], "probabilities": by_name}
 
     def initial_bias(self) -> Tensor | None:
         """Logarithms of the classes' shares of the training samples, each class counted once more (Laplace)."""
         if self.counts is None:
             return None
         return torch.tensor((self.counts + 1) / (self.counts.sum() + self.outputs)).log().float()
+
+
+def _likeliest(prediction: Sequence[float]) -> int:
+    """The first of them, where several are equal."""
+    return max(range(len(prediction)), key=prediction.__getitem__)

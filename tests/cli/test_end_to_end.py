@@ -169,7 +169,7 @@ def test_evaluate_on_a_folder_of_class_folders_counts_all(shapes, tmp_path, caps
     assert (found["split"], found["samples"]) == ("all", 30)
 
 
-@pytest.mark.parametrize("module", ["ddp_ft.train", "ddp_ft.evaluate", "ddp_ft.predict", "ddp_ft.cli"])
+@pytest.mark.parametrize("module", ["ddp_ft.train", "ddp_ft.evaluate", "ddp_ft.predict", "ddp_ft.export", "ddp_ft.cli"])
 def test_help_comes_without_torch(module):
     name = module.rpartition(".")[2].replace("cli", "ddp_ft")
     program = (

@@ -342,7 +342,7 @@ def test_list_pictures(tmp_path: Path) -> None:
     (tmp_path / "odd.dat").touch()
     given = [str(tmp_path / "odd.dat"), str(tmp_path / "set"), str(tmp_path / "set" / "b" / "000.png")]
     expected = ["odd.dat", "set/a/000.png", "set/a/001.png", "set/b/000.png", "set/b/000.png"]
-    assert list_pictures(given) == [tmp_path / name for name in expected]
+    assert list(list_pictures(given)) == [str(tmp_path / name) for name in expected]
 
 
 def test_list_pictures_of_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""`python -m ddp_ft.export RUN --format onnx --output model.onnx`: a model for other programs."""
+
+from pathlib import Path
+
+import click
+
+from ddp_ft.command import FAILED, run_command
+from ddp_ft.environment import read_launch
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path), metavar="RUN_OR_MODEL")
+@click.option(
+    "--format", "kind", type=click.Choice(["safetensors", "onnx", "torch_export"]), required=True,
+    help="A folder that timm and hubs take; an ONNX file; torch.export's .pt2.",
+)  # fmt: skip
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="FILE.onnx, FILE.pt2, or a folder.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True,
+    help="Where it is traced, compared and timed.",
+)  # fmt: skip
+@click.option(
+    "--with-preprocessing", is_flag=True,
+    help="ONNX: resize, crop and normalise inside; uint8 pictures N x H x W x 3 of any size go in.",
+)  # fmt: skip
+@click.option(
+    "--check", "count", type=click.IntRange(min=1), default=32, show_default=True, metavar="N",
+    help="Pictures on which it is compared with the original.",
+)  # fmt: skip
+@click.option(
+    "--check-images", "pictures", type=click.Path(path_type=Path), metavar="DIR",
+    help="Compare on these.  [default: those that the run is evaluated on; noise if they are not here]",
+)  # fmt: skip
+def export(
+    model: Path, kind: str, output: Path, device: str, with_preprocessing: bool, count: int, pictures: Path | None
+) -> int:
+    """Write a run folder's best model as a file that other programs load.
+
+    Nothing is written unless the file gives what the model gives: outputs within rounding, and the same answers.
+    """
+    launch = read_launch()
+    from ddp_ft.exporting import ExportRequest, export_model
+
+    report = export_model(ExportRequest(model, kind, output, device, with_preprocessing, count, pictures), launch)
+    for name, value in report.lines():
+        click.echo(f"  {name:<12} {value}")
+    if report.is_good:
+        click.echo(f"Wrote {output}")
+        return 0
+    click.echo("Error: the export does not do what the model does; it was removed.", err=True)
+    return FAILED
+
+
+if __name__ == "__main__":
+    run_command(export)

@@ -1,0 +1,182 @@
+"""`predict`: its tables, and that a prediction which was killed goes on."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow.parquet as pq
+import pytest
+
+from ddp_ft.errors import UserError
+from ddp_ft.prediction_parts import Part, Parts
+from tests.support.pictures import SHAPES
+from tests.support.runs import call_on
+from tests.support.tables import write_csv
+from tests.support.trained import write_model
+
+CHUNKS = 5
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model") / "m", 1)
+
+
+@pytest.fixture(scope="module")
+def many(shapes, tmp_path_factory):
+    """A table of a few pictures again and again, and some that are not there: 5 chunks, the last one not whole."""
+    pictures = sorted((shapes / "val").rglob("*.png"))
+    paths = [str(pictures[k % len(pictures)]) if k % 50 else f"gone{k}.png" for k in range(64 * CHUNKS - 20)]
+    return write_csv(tmp_path_factory.mktemp("many") / "t.csv", {"path": paths})
+
+
+def predict(*args):
+    from ddp_ft.predict import predict as command
+
+    return command.main([*map(str, args), "--device", "cpu"], standalone_mode=False)
+
+
+def read_csv(file):
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_all_formats_say_the_same(model, shapes, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_text("no picture")
+    for name in ("p.csv", "p.jsonl", "p.parquet"):
+        predict(model, shapes / "val", bad, "--output", tmp_path / name, "--top-k", 2)
+    rows = read_csv(tmp_path / "p.csv")
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    table = pq.read_table(tmp_path / "p.parquet")
+    assert table.column_names == list(rows[0]) == [
+        "file", "class", "probability", "prob_disc", "prob_square", "prob_stripes", "class_2", "probability_2", "error",
+    ]  # fmt: skip
+    for row, line, cells in zip(rows[:-1], lines[:-1], table.to_pylist()[:-1], strict=True):
+        assert row["file"] == line["file"] == cells["file"]
+        ranked = sorted(SHAPES, key=lambda name: -cells[f"prob_{name}"])
+        assert [row["class"], row["class_2"]] == [cells["class"], cells["class_2"]] == ranked[:2]
+        assert [each["class"] for each in line["top"]] == ranked[:2] and line["class"] == ranked[0]
+        for name in SHAPES:
+            assert line["probabilities"][name] == pytest.approx(cells[f"prob_{name}"], abs=1e-6)
+            assert float(row[f"prob_{name}"]) == pytest.approx(cells[f"prob_{name}"], abs=1e-6)
+        assert float(row["probability_2"]) == pytest.approx(cells["probability_2"], abs=1e-6)
+        assert cells["error"] is None and row["error"] == "" and "error" not in line
+    assert rows[-1]["error"] == lines[-1]["error"] == table["error"][-1].as_py() == "not a picture"
+    assert table["class"][-1].as_py() is None and list(lines[-1]) == ["file", "error"]
+    assert len(rows) == len(lines) == len(table) == 13
+
+
+def test_other_tasks_have_their_own_columns(shapes, tmp_path):
+    labels = write_model(tmp_path / "labels", 1, task="multi-label")
+    standard = {"mean": [10.0, -1.0], "std": [2.0, 0.5]}
+    numbers = write_model(tmp_path / "n", 1, task="regression", names=("age", "weight"), settings=standard)
+    for model in (labels, numbers):
+        for suffix in ("csv", "jsonl", "parquet"):
+            predict(model, shapes / "val/disc", "--output", tmp_path / f"{model.name}.{suffix}")
+    [first, *_] = read_csv(tmp_path / "labels.csv")
+    line = json.loads((tmp_path / "labels.jsonl").read_text().splitlines()[0])
+    cells = pq.read_table(tmp_path / "labels.parquet").to_pylist()[0]
+    assert first["classes"].split(";") == line["classes"] == cells["classes"]
+    [first, *_] = read_csv(tmp_path / "n.csv")
+    line = json.loads((tmp_path / "n.jsonl").read_text().splitlines()[0])
+    cells = pq.read_table(tmp_path / "n.parquet").to_pylist()[0]
+    assert float(first["age"]) == pytest.approx(line["values"]["age"]) == pytest.approx(cells["age"])
+    with pytest.raises(UserError, match="--top-k 2 is for one class"):
+        predict(labels, shapes / "val", "--output", tmp_path / "p.csv", "--top-k", 2)
+
+
+def test_bad_wishes_end_before_anything_is_computed(model, shapes, tmp_path):
+    wishes = {
+        "does not say which kind": ["--output", tmp_path / "p.txt"],
+        "the model has 3 classes": ["--output", tmp_path / "p.csv", "--top-k", 4],
+        "is a folder": ["--output", tmp_path / "folder.csv"],
+    }
+    (tmp_path / "folder.csv").mkdir()
+    for message, options in wishes.items():
+        with pytest.raises(UserError, match=message):
+            predict(model, shapes / "val", *options)
+    for name in ("m.onnx", "m.pt2"):
+        (tmp_path / name).write_bytes(b"torn")
+        with pytest.raises(UserError, match="cannot be read"):
+            predict(tmp_path / name, shapes / "val", "--output", tmp_path / "p.csv")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["folder.csv", "m.onnx", "m.pt2"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(model, many, tmp_path_factory):
+    output = tmp_path_factory.mktemp("unbroken") / "p.csv"
+    predict(model, many, "--column", "path", "--output", output)
+    return output
+
+
+def test_what_was_done_is_taken_over(model, many, unbroken, tmp_path, capsys):
+    output = tmp_path / "p.csv"
+    in_the_way = tmp_path / ".p.csv.writing"
+    in_the_way.mkdir()
+    with pytest.raises(UserError, match="All rows are kept"):
+        predict(model, many, "--column", "path", "--output", output)
+    in_the_way.rmdir()
+    [folder] = (tmp_path / "p.csv.parts").iterdir()
+    parts = sorted(folder.iterdir())
+    assert [part.name for part in parts] == [f"{k:08d}" for k in range(CHUNKS)]
+    parts[1].unlink()
+    parts[3].write_bytes(parts[3].read_bytes()[:-1])
+    capsys.readouterr()
+    predict(model, many, "--column", "path", "--output", output)
+    said = capsys.readouterr().out
+    assert f"300 rows in {output}, 6 with an error (172 were there from an interrupted start)" in said
+    assert output.read_bytes() == unbroken.read_bytes()
+    assert [each.name for each in tmp_path.iterdir()] == ["p.csv"]
+
+
+def test_what_was_done_with_other_options_is_not(model, many, unbroken, tmp_path, capsys):
+    output = tmp_path / "p.csv"
+    (tmp_path / ".p.csv.writing").mkdir()
+    with pytest.raises(UserError):
+        predict(model, many, "--column", "path", "--output", output, "--top-k", 2)
+    (tmp_path / ".p.csv.writing").rmdir()
+    capsys.readouterr()
+    predict(model, many, "--column", "path", "--output", output)
+    assert "interrupted" not in capsys.readouterr().out
+    assert output.read_bytes() == unbroken.read_bytes()
+    assert [each.name for each in tmp_path.iterdir()] == ["p.csv"]
+
+
+def test_parts_of_a_rank_that_does_not_see_the_folder_stay_with_it(tmp_path):
+    away = Parts(tmp_path / "elsewhere", is_shared=False)
+    away.put(3, Part(1, 0, b"row"))
+    assert away.held == {3: Part(1, 0, b"row")} and not (tmp_path / "elsewhere").exists()
+    here = Parts(tmp_path, is_shared=True)
+    here.put(0, Part(2, 1, b"a\nb"))
+    assert here.read(0) == Part(2, 1, b"a\nb") and here.missing(2) == [1]
+    (tmp_path / "00000000").write_bytes(b"")  # as some file systems leave it when the power fails
+    assert here.missing(2) == [0, 1]
+    shutil.rmtree(tmp_path)
+    with pytest.raises(UserError, match="removed meanwhile"):
+        here.put(1, Part(1, 0, b"row"))
+
+
+@pytest.mark.slow
+def test_a_prediction_that_is_killed_goes_on_on_another_number_of_processes(many, tmp_path):
+    suffix = "parquet"
+    slow = write_model(tmp_path / "slow", 1, net="slow_to_evaluate")
+    args = [slow, many, "--column", "path", "--device", "cpu", "--output"]
+    predict(*args[:-3], "--output", tmp_path / f"whole.{suffix}")
+    output = tmp_path / f"p.{suffix}"
+    process = subprocess.Popen([sys.executable, "-m", "ddp_ft.predict", *map(str, [*args, output])])
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob(f"p.{suffix}.parts/*/0*"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not output.exists()
+    said = call_on(3, "ddp_ft.predict", *args, output)
+    assert "were there from an interrupted start" in said
+    assert output.read_bytes() == (tmp_path / f"whole.{suffix}").read_bytes()
+    assert not (tmp_path / f"p.{suffix}.parts").exists()
