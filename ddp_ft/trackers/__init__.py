@@ -1,11 +1,14 @@
-"""Where metrics go. A new tracker is one new file and one line in `make_trackers`."""
+"""Where metrics go. A new tracker is one new file and one line in `make_trackers`, or a service of `ddp_ft.services`."""
 
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddp_ft.config import LENGTH, RECIPE, make_config, read_config_file, to_flat
 from ddp_ft.contracts import TRAIN, Tracker
+from ddp_ft.services import Row, Start
+from ddp_ft.trackers.background import Background
 from ddp_ft.trackers.console import Console, make_console
 from ddp_ft.trackers.jsonl import JsonLines, read_rows
 
@@ -60,11 +63,21 @@ def make_trackers(
     texts: Mapping[str, str],
     phase: str = TRAIN,
     evaluation_due: bool = False,
+    services: Sequence[str] = (),
 ) -> FanOut:
-    """Trackers of a run that goes on at that step of that phase; what was logged behind it before is cut."""
+    """Trackers of a run that goes on at that step of that phase; what was logged behind it before is cut.
+
+    `services` are names of `ddp_ft.services`; what they are told of the recipe stands in the folder's config.yaml.
+    """
     if not is_main:
         return FanOut()
     from ddp_ft.trackers.tensorboard import TensorBoard
 
     rows = JsonLines(run_dir / "metrics.jsonl", resume_step, phase, evaluation_due)
-    return FanOut([rows, TensorBoard(run_dir / "tensorboard", rows.kept, texts), console])
+    beside = [Background(name, _start(run_dir, rows.kept), console.say) for name in services]
+    return FanOut([rows, TensorBoard(run_dir / "tensorboard", rows.kept, texts), console, *beside])
+
+
+def _start(run_dir: Path, kept: Sequence[Row]) -> Start:
+    config = make_config(read_config_file(run_dir / "config.yaml"))
+    return Start(run_dir, to_flat(config, [RECIPE]), to_flat(config, [LENGTH]), kept)

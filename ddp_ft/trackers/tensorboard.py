@@ -8,19 +8,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from ddp_ft.contracts import TRAIN
-
-# What stands in front of a metric's name, so that the page groups and orders its curves.
-GROUPS = {
-    "grad_norm": "gradients",
-    "images_per_second": "speed",
-    "data_wait_share": "speed",
-    "save_copy_seconds": "speed",
-    "save_stall_seconds": "speed",
-    "memory_allocated_mib": "memory",
-    "memory_reserved_mib": "memory",
-    "memory_process_mib": "memory",
-}
-BOOKKEEPING = ("step", "split", "time", "phase")
+from ddp_ft.services.curves import points
 
 
 class TensorBoard:
@@ -36,17 +24,15 @@ class TensorBoard:
         for title, text in texts.items():
             self._writer.add_text(title, f"```\n{text}\n```")
         for row in kept:
-            self._scalars(row["split"], row["step"], row, row["time"], row.get("phase", TRAIN))
+            self._scalars(row, row["time"])
 
     def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
         """One point on each curve."""
-        self._scalars(split, step, {"epoch": epoch, **values}, None, phase)
+        self._scalars({"split": split, "step": step, "phase": phase, "epoch": epoch, **values}, None)
 
-    def _scalars(self, split: str, step: int, values: Mapping[str, Any], walltime: float | None, phase: str) -> None:
-        prefix = "" if phase == TRAIN else f"{phase}/"
-        for name, value in values.items():
-            if name not in BOOKKEEPING and value is not None:
-                self._writer.add_scalar(prefix + _tag(split, name), value, step, walltime=walltime)
+    def _scalars(self, row: Mapping[str, Any], walltime: float | None) -> None:
+        for name, value in points(row):
+            self._writer.add_scalar(name, value, row["step"], walltime=walltime)
 
     def warn(self, step: int, text: str) -> None:
         """The text, under its step."""
@@ -64,13 +50,3 @@ class TensorBoard:
     def close(self) -> None:
         """Write out what is queued."""
         self._writer.close()
-
-
-def _tag(split: str, name: str) -> str:
-    if name.startswith("lr/"):
-        return name
-    if name == "epoch":
-        return "progress/epoch"
-    if name == "loss":
-        return f"loss/{split}"
-    return f"{GROUPS.get(name, 'quality')}/{name}" if split == "train" else f"quality/{split}_{name}"

@@ -112,6 +112,7 @@ TESTED = {
     "compute.compress_gradients": "../distributed/test_compression.py::test_a_run_with_compressed_gradients",
     "compute.silence_seconds": "../faults/test_watchdog.py::test_a_rank_that_stands_still_is_noticed",
     "log.every_steps": "test_log_cadence",
+    "log.trackers": "../unit/test_background.py::test_a_run_feeds_its_services",
     "compute.device": "test_errors.py::test_what_the_machine_lacks",
     "compute.precision": "test_precision",
     "compute.memory_format": "test_memory_format",
