@@ -5,10 +5,12 @@ from typing import Any
 
 import click
 
+from ddp_ft import __version__
 from ddp_ft.command import DONE, STOPPED, config_options, given_flags, run_command
 from ddp_ft.config import RunConfig, make_config, parse_assignment, read_config_file
 from ddp_ft.environment import read_launch
 from ddp_ft.errors import UserError
+from ddp_ft.values_to_complete import complete_assignment
 
 EXAMPLE = """Example:
   torchrun --nproc_per_node=4 -m ddp_ft.train --data ~/pets --model timm/convnext_tiny.in12k_ft_in1k
@@ -33,12 +35,14 @@ where ~/pets holds one folder of pictures for each class. No data at hand? ./lau
     "assignments",
     multiple=True,
     metavar="KEY=VALUE",
+    shell_complete=complete_assignment,
     help="Set any configuration key; wins over the rest. Repeatable.",
 )
 @click.option("--extend", is_flag=True, help="Lengthen the run in --run-dir to --epochs.")
 @click.option("--dry-run", is_flag=True, help="Do everything but the steps; write nothing.")
 @click.option("--tune", is_flag=True, help="Measure at the first start what else is decided by fixed rules.")
 @click.option("--print-run-dir", is_flag=True, help="Check the options, print the run folder, and do no more.")
+@click.version_option(__version__, prog_name="ddp_ft")
 def train(
     run_dir: Path | None,
     config_file: Path | None,
