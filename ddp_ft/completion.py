@@ -48,14 +48,16 @@ class Bash(BashComplete):
             else:
                 words.append(word)
             joins = divider
-        self._typed = words[-1] if words else ""
-        return words[:-1], self._typed
+        typed = words[-1] if words else ""
+        # Of --option=value, what stands behind the first divider is the value.
+        self._typed = typed.partition("=")[2] if typed.startswith("--") else typed
+        return words[:-1], typed
 
     def format_completion(self, item: CompletionItem) -> str:
         """Without what stands before the last divider, as bash replaces what is behind it."""
         before = max(self._typed.rfind("="), self._typed.rfind(":")) + 1
-        value = item.value[before:] if item.type == "plain" and item.value.startswith(self._typed[:before]) else item.value
-        return f"{item.type},{value}"
+        is_divided = item.type == "plain" and item.value.startswith(self._typed[:before])
+        return f"{item.type},{item.value[before:] if is_divided else item.value}"
 
 
 add_completion_class(Bash)

@@ -1,6 +1,7 @@
 """`ddp-ft config`: all configuration keys, one of them, and the recipes; from the schema alone, without torch."""
 
 import json
+import math
 import shlex
 import shutil
 import textwrap
@@ -47,6 +48,7 @@ EXAMPLES = {
     "freeze.schedule": "'{0: backbone, 2: stages:2, 4: none}'",
     "freeze.cache_dir": "/scratch/features",
     "optim.name": "lamb",
+    "optim.lr": "5e-4",
     "optim.betas": "0.9,0.98",
     "optim.options": "'{eps: 1e-6}'",
     "optim.overrides": "'{bias$: {lr_scale: 2}}'",
@@ -195,8 +197,8 @@ def example(key: Key) -> str:
         return str(not key.default).lower()
     if key.type in (int, float):
         limit = key.low if key.low is not None else key.above
-        value = key.default or key.high or (limit or 0) + 1
-        return f"{value:g}"
+        most = math.inf if key.high is None else key.high
+        return f"{key.default or min((limit or 0) + 1, most):g}"
     return shown_default(key)
 
 

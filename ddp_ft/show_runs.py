@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ USUAL_METRIC = {"single-label": "accuracy", "multi-label": "mAP", "regression": 
 LOWER_IS_BETTER = ("loss", "rmse", "mae", "ece")
 # Of a metrics.jsonl, only its end is read: at least a hundred rows.
 TAIL_BYTES = 1 << 16
+_WIDEST = 1000
 
 
 @dataclass(frozen=True)
@@ -183,9 +185,8 @@ def _print_table(found: list[Run]) -> None:
         table.add_column(heading, justify=justify, no_wrap=heading != "run", overflow="fold")
     for run in found:
         table.add_row(*map(Text, _cells(run)))
-    console = Console()
     # In a file or a pipe lines are as long as they need be.
-    console.print(table, width=None if console.is_terminal else 1000, soft_wrap=not console.is_terminal)
+    Console(width=None if sys.stdout.isatty() else _WIDEST).print(table)
     for run in found:
         if run.problem:
             click.echo(f"{printable(run.name)} cannot be read: {run.problem}")

@@ -75,8 +75,8 @@ def _models(begun: str) -> list[str]:
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         return []
-    if "/" not in begun:
-        names = [name.partition("/")[2] for name in names] if begun else names
+    if begun and "/" not in begun:
+        names = [*names, *(name.partition("/")[2] for name in names)]
     return names if "." in begun else [name for name in names if "." not in name]
 
 

@@ -5,7 +5,7 @@ import os
 import re
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -19,7 +19,7 @@ from ddp_ft.services.curves import points
 from ddp_ft.services.host import Say, read_facts, write_facts
 
 # What a request may hold at most, by MLflow's own checks.
-LONGEST_VALUE, PARAMS_AT_ONCE = 6000, 100
+LONGEST_VALUE, PARAMS_AT_ONCE, METRICS_AT_ONCE = 6000, 100, 1000
 GONE = "RESOURCE_DOES_NOT_EXIST"
 EXPERIMENT = "ddp_ft"
 
@@ -42,8 +42,9 @@ class Mlflow:
         self._client.update_run(self._run_id, status="RUNNING")
         say(f"MLflow: run {self._run_id} in {uri}")
         self._known = self._known_steps()
-        for row in start.kept:
-            self.log(row)
+        missing = (metric for row in start.kept for metric in self._lacking(row))
+        while some := list(islice(missing, METRICS_AT_ONCE)):
+            self._client.log_batch(self._run_id, metrics=some)
 
     def _earlier_run(self, start: Start) -> str | None:
         """The run of earlier starts, if this server has it and nobody has deleted it."""
@@ -88,19 +89,25 @@ class Mlflow:
 
     def log(self, row: Row) -> None:
         """As of Service."""
-        self._step = int(row["step"])
-        self._send({_allowed(name): value for name, value in points(row)}, row["time"])
+        self._send(self._lacking(row))
 
-    def _send(self, values: Mapping[str, float], seconds: float) -> None:
-        new = [
-            Metric(name, float(value), int(seconds * 1000), self._step)
-            for name, value in values.items()
-            if self._step not in self._known[name] and math.isfinite(value)
-        ]
-        if new:
-            self._client.log_batch(self._run_id, metrics=new)
-        for metric in new:
-            self._known[metric.key].add(metric.step)
+    def _send(self, metrics: Sequence[Metric]) -> None:
+        if metrics:
+            self._client.log_batch(self._run_id, metrics=metrics)
+
+    def _lacking(self, row: Row) -> list[Metric]:
+        self._step = int(row["step"])
+        return self._new(dict(points(row)), row["time"])
+
+    def _new(self, values: Mapping[str, float], seconds: float) -> list[Metric]:
+        """The values of the present step that MLflow has not, by their names there; they count as sent."""
+        found = []
+        for name, value in values.items():
+            key = _allowed(name)
+            if self._step not in self._known[key] and math.isfinite(value):
+                self._known[key].add(self._step)
+                found.append(Metric(key, float(value), int(seconds * 1000), self._step))
+        return found
 
     def warn(self, step: int, text: str) -> None:
         """As a tag."""
@@ -112,7 +119,7 @@ class Mlflow:
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """As of Service."""
-        self._send({_allowed(f"best/{name}"): value for name, value in metrics.items()}, time.time())
+        self._send(self._new({f"best/{name}": value for name, value in metrics.items()}, time.time()))
         self._finished = True
 
     def close(self) -> None:

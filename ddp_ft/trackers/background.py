@@ -76,7 +76,7 @@ class Background:
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
-            self._fail(f"it did not take all that was logged within {seconds:.0f} s")
+            self._fail(f"did not take all that was logged within {seconds:g} s; the next start of the run sends the rest")
         finally:
             self._process.kill()
             self._process.wait()
@@ -133,7 +133,8 @@ class Background:
                     self._say(message["say"])
         code = self._process.wait()
         if code or not self._closed:
-            self._fail(error or f"its process ended with exit code {code}")
+            why = error or f"its process ended with exit code {code}"
+            self._fail(f"failed and is left out from now on: {why}")
 
     def _fail(self, why: str) -> None:
         with self._changed:
@@ -142,7 +143,7 @@ class Background:
             self._failed = True
             self._waiting.clear()
             self._changed.notify()
-        self._warn(f"failed and is left out from now on: {why}")
+        self._warn(why)
 
     def _warn(self, text: str) -> None:
         print(f"Warning: {self.name} {text}", file=sys.stderr, flush=True)  # noqa: T201

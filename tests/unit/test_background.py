@@ -105,7 +105,7 @@ def test_closing_waits_for_a_bounded_time(serve, monkeypatch, capfd, is_done, co
     if is_done:
         tracker.finish({}, {})
     tracker.close()
-    assert "it did not take all that was logged" in capfd.readouterr().err
+    assert "json did not take all that was logged within 0.5 s" in capfd.readouterr().err
     assert tracker._process.returncode == -signal.SIGKILL
 
 

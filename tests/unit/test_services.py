@@ -31,6 +31,8 @@ def _own_surroundings(monkeypatch, tmp_path):
         monkeypatch.delenv(name)
     for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "NETRC"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
+    for name in ("CLOSE_SECONDS", "STOP_SECONDS"):  # here it is not they that are tested
+        monkeypatch.setattr(background, name, 100.0)
 
 
 def start(run, resume_step, name):
@@ -190,10 +192,9 @@ def test_mlflows_server_dies_in_the_middle_and_comes_back(server, shapes, tmp_pa
     """The run ends as it would have; the next start sends what the server lacks."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server())
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    monkeypatch.setattr(background, "CLOSE_SECONDS", 20.0)
     run = tmp_path / "r"
     go_on = ["--track", "mlflow", "--set", "checkpoint.every_steps=4"]
-    process = start_process(arguments(shapes, run, *go_on, epochs=12))
+    process = start_process(arguments(shapes, run, *go_on, epochs=6))
     for line in process.stdout:
         if line.startswith("MLflow: run"):
             server.end()
@@ -201,13 +202,13 @@ def test_mlflows_server_dies_in_the_middle_and_comes_back(server, shapes, tmp_pa
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     assert output.count("Warning: mlflow failed and is left out from now on") == 1
-    train_here(shapes, tmp_path / "alone", epochs=12)
+    train_here(shapes, tmp_path / "alone", epochs=6)
     assert column(run, "loss") == column(tmp_path / "alone", "loss")
     uri = server()
-    train_here(shapes, run, *go_on, "--extend", epochs=13)
+    train_here(shapes, run, *go_on, "--extend", epochs=7)
     _, found, curve = mlflow_run(uri)
-    assert [step for step, _ in curve("loss/train")] == list(range(1, 13 * 4 + 1))
-    assert [step for step, _ in curve("loss/val")] == list(range(4, 13 * 4 + 1, 4))
+    assert [step for step, _ in curve("loss/train")] == list(range(1, 7 * 4 + 1))
+    assert [step for step, _ in curve("loss/val")] == list(range(4, 7 * 4 + 1, 4))
     assert found.info.status == "FINISHED"
 
 
