@@ -90,7 +90,12 @@ WIDEST = 100  # characters in a line of --list, on a terminal that has them
 @click.argument("key", required=False, shell_complete=complete_key)
 @click.option("--list", "list_all", is_flag=True, help="All keys, by section.")
 @click.option("--recipes", is_flag=True, help="The recipes, one line each.")
-@click.option("--recipe", metavar="NAME", shell_complete=completer(KEYS["recipe"]), help="The settings of a recipe, as YAML that --config takes.")
+@click.option(
+    "--recipe",
+    metavar="NAME",
+    shell_complete=completer(KEYS["recipe"]),
+    help="The settings of a recipe, as YAML that --config takes.",
+)
 @click.option("--json", "as_json", is_flag=True, help="For machines: keys or settings as JSON.")
 def config(key: str | None, list_all: bool, recipes: bool, recipe: str | None, as_json: bool) -> None:
     """Show the configuration keys, or KEY alone (a key such as optim.lr, or a section such as optim)."""

@@ -20,7 +20,7 @@ from ddp_ft.errors import UserError, printable
 RUNNING, DONE, STOPPED, CRASHED, BROKEN = "running", "done", "stopped", "crashed", "broken"
 # After so long without a heartbeat in its lease a run of another machine is dead, as for `lease`.
 DEAD_SECONDS = 60.0
-# What decides which model is best where eval.metric does not say, by task; and how metrics of which less is better begin.
+# What decides which model is best where eval.metric does not say, by task; how metrics begin of which less is better.
 USUAL_METRIC = {"single-label": "accuracy", "multi-label": "mAP", "regression": "rmse"}
 LOWER_IS_BETTER = ("loss", "rmse", "mae", "ece")
 # Of a metrics.jsonl, only its end is read: at least a hundred rows.
@@ -50,7 +50,9 @@ class Run:
 def runs(folder: Path, as_json: bool) -> None:
     """List the runs in FOLDER (default: runs) and below, the newest first."""
     if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}.", "Give the folder that holds the run folders: ddp-ft runs FOLDER")
+        raise UserError(
+            f"There is no folder {folder}.", "Give the folder that holds the run folders: ddp-ft runs FOLDER"
+        )
     found = sorted((read_run(each, folder) for each in run_folders(folder)), key=lambda run: -run.updated)
     if as_json:
         click.echo(json.dumps([asdict(run) for run in found], indent=2))
@@ -75,7 +77,7 @@ def run_folders(folder: Path) -> Iterator[Path]:
 
 
 def read_run(path: Path, root: Path) -> Run:
-    """What the files of a run folder tell; a damaged one gives a run whose `state` is BROKEN and whose problem is told."""
+    """What the files of a run folder tell; for damaged ones a run whose `state` is BROKEN and whose problem is told."""
     name = path.name if path == root else str(path.relative_to(root))
     try:
         return _read(path, name)
@@ -122,7 +124,7 @@ def _state(path: Path, lease: dict[str, Any], summary: dict[str, Any]) -> str:
 
 
 def _is_held(file: Path) -> bool:
-    """Whether a process holds the lock of the lease. Asked for shared and given back at once: who wants it waits longer."""
+    """Whether a process holds the lock of the lease. Taken, shared, for a moment: who wants it waits longer."""
     try:
         with file.open("rb") as lock:
             fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -161,8 +163,10 @@ def _configured_metric(file: Path) -> str | None:
 
 
 def _best(rows: list[dict[str, Any]], val: dict[str, Any], metric: str | None) -> float | None:
-    if metric is None or metric in val:
-        return val.get(metric)
+    if metric is None:
+        return None
+    if metric in val:
+        return float(val[metric])
     values = [row[metric] for row in rows if row["split"] == "val" and row.get(metric) is not None]
     return (min if metric.startswith(LOWER_IS_BETTER) else max)(values, default=None)
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,10 +66,8 @@ def _channels() -> tuple[Any, Callable[[dict[str, str]], None]]:
     os.dup2(2, 1)
 
     def tell(message: dict[str, str]) -> None:
-        try:
+        with suppress(OSError):  # the run is gone
             output.write(json.dumps(message) + "\n")
-        except OSError:
-            pass  # the run is gone
 
     return sys.stdin.buffer, tell
 
@@ -78,11 +77,13 @@ def _wait_for(lock: Any) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            return fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             if time.monotonic() > deadline:  # or the file system has no locks
-                return None
+                return
             time.sleep(0.1)
+        else:
+            return
 
 
 def _serve(service: Service, messages: Any) -> None:

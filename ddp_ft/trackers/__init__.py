@@ -1,4 +1,4 @@
-"""Where metrics go. A new tracker is one new file and one line in `make_trackers`, or a service of `ddp_ft.services`."""
+"""Where metrics go. A new tracker is one new file and one line in `make_trackers`, or in `ddp_ft.services`."""
 
 import sys
 from collections.abc import Mapping, Sequence

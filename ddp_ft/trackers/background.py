@@ -76,7 +76,9 @@ class Background:
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
-            self._fail(f"did not take all that was logged within {seconds:g} s; the next start of the run sends the rest")
+            self._fail(
+                f"did not take all that was logged within {seconds:g} s; the next start of the run sends the rest"
+            )
         finally:
             self._process.kill()
             self._process.wait()

@@ -33,7 +33,7 @@ def test_an_unknown_command_is_an_error():
 
 @pytest.mark.parametrize("arguments", [["--version"], ["train", "--version"]])
 def test_one_version(arguments):
-    assert CliRunner().invoke(ddp_ft, arguments).output.split() [-1] == __version__
+    assert CliRunner().invoke(ddp_ft, arguments).output.split()[-1] == __version__
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["config", "--list"], ["config", "optim.lr"], ["train", "--help"]])

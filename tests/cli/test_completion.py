@@ -37,7 +37,11 @@ def program(tmp_path):
 
 def complete(*words):
     """The values for the last word, in process; as zsh and fish ask."""
-    environment = {"_DDP_FT_COMPLETE": "fish_complete", "COMP_WORDS": " ".join(["ddp-ft", *words]), "COMP_CWORD": words[-1]}
+    environment = {
+        "_DDP_FT_COMPLETE": "fish_complete",
+        "COMP_WORDS": " ".join(["ddp-ft", *words]),
+        "COMP_CWORD": words[-1],
+    }
     done = CliRunner().invoke(ddp_ft, [], prog_name="ddp-ft", env=environment)
     return [line.partition(",")[2].partition("\t")[0] for line in done.output.splitlines() if line]
 
@@ -111,7 +115,9 @@ ask() {{
 {asked}
 """
     environment = {**os.environ, "PATH": f"{program}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "--norc", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
     assert [line.split() for line in done.stdout.splitlines()] == list(lines.values()), done.stderr
     assert done.stderr.splitlines() == ["compopt -o nospace", "compopt -o dirnames"]
 

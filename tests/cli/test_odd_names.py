@@ -11,7 +11,7 @@ from tests.support.pictures import write_shapes
 from tests.support.runs import call_on, read, train_here, train_on
 
 ODD = {
-    "disc": "-Straße, „ölig“ \"x\" it's\n50 % 🐈",
+    "disc": '-Straße, „ölig“ "x" it\'s\n50 % 🐈',
     "square": "a∕b\\c;|=[0]{1}$HOME `ls`",
     "stripes": " 日本語 --lr=\t#",
 }
@@ -24,7 +24,7 @@ def odd_data(tmp_path):
         for plain, odd in ODD.items():
             (folder / part / plain).rename(folder / part / odd)
         first = next((folder / part / ODD["disc"]).iterdir())
-        first.rename(first.with_name("-a, \"picture\"\nof Ähm.png"))
+        first.rename(first.with_name('-a, "picture"\nof Ähm.png'))
     return folder
 
 

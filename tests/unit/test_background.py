@@ -147,7 +147,7 @@ def test_names_of_services(monkeypatch):
     assert service_names(None) == service_names("") == []
     monkeypatch.setitem(services.SERVICES, NAME, "somewhere")
     assert service_names(f" {NAME}, {NAME},") == [NAME]
-    with pytest.raises(UserError, match="no tracker 'mlfow'.\nDid you mean mlflow"):
+    with pytest.raises(UserError, match=r"no tracker 'mlfow'\.\nDid you mean mlflow"):
         service_names("mlfow")
     monkeypatch.setitem(services.SERVICES, "no_such_library", "somewhere")
     with pytest.raises(UserError, match=r"pip install 'ddp_ft\[no_such_library\]'"):
