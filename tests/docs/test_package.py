@@ -95,7 +95,17 @@ def test_one_version_and_a_citation():
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     assert setup["metadata"]["version"] == "attr: ddp_ft.__version__"
     assert setup["metadata"]["license"] == citation["license"]
-    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_changelog_has_the_form_that_tools_read():
+    """Keep a Changelog: versions, in them kinds of changes, in them lists."""
+    lines = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
+    headings = [line for line in lines if line.startswith("#")]
+    assert headings[:2] == ["# Changelog", "## [Unreleased]"]
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    for heading in headings[1:]:
+        known = heading.removeprefix("### ") in kinds
+        assert known or re.fullmatch(r"## \[(Unreleased|\d+\.\d+\.\d+)\]( - \d{4}-\d\d-\d\d)?", heading), heading
 
 
 @pytest.mark.slow
