@@ -64,6 +64,6 @@ def test_training_commands(command, folder):
 def test_what_the_pages_name_exists():
     assert set(FOUND) == {*SHOWS, *TRAINS, "pip install 'ddp_ft[mlflow,wandb]'"}
     text = "".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in PAGES)
-    assert {word for word in re.findall(r"ddp-ft ([a-z]+)", text)} <= set(COMMANDS)
+    assert set(re.findall(r"ddp-ft ([a-z]+)", text)) <= set(COMMANDS)
     extras = (ROOT / "setup.cfg").read_text(encoding="utf-8")
     assert "\nmlflow =" in extras and "\nwandb =" in extras
