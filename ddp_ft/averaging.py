@@ -197,7 +197,7 @@ class _Averager:
         trained = self.trained
         restore_weights(trained.module, weights)
         scorer = Scorer(trained.module, trained.task, self.prepare, World(0, 1, 0, self.device), trained.precision)
-        return scorer.evaluate(self._loader(self.splits.val), len(self.splits.val))
+        return scorer.evaluate(self._loader(self.splits.val), len(self.splits.val)).metrics
 
     def _loader(self, source: Source) -> EvalLoader:
         return EvalLoader(source, eval_transform(self.trained.preprocess), EVAL_CHUNK, workers=self.workers)

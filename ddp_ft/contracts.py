@@ -86,6 +86,18 @@ class LabelledSource(Source, Protocol):
     weights: NDArray[np.float32] | None
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model makes of a whole set: `metrics` on every rank, and on rank 0 what they were computed from.
+
+    `outputs` (float32, N x outputs, on the CPU) and `records` ("target", "weight": N each) are in the set's order.
+    """
+
+    metrics: dict[str, float]
+    outputs: Tensor | None = None
+    records: Batch | None = None
+
+
 class BadSample(Exception):
     """A sample that cannot be read. The message says which and why, in one line."""
 
@@ -141,9 +153,14 @@ class BuiltModel:
 
 
 class Task(Protocol):
-    """What is learned: the head's size, the loss and the metrics. One file in `tasks/` each."""
+    """What is learned: the head's size, the loss and the metrics. One file in `tasks/` each.
+
+    `kind` is what it predicts, LABEL, LABELS or NUMBERS, and `names` are those of its outputs.
+    """
 
     name: str
+    kind: str
+    names: tuple[str, ...]
     outputs: int
     primary_metric: str
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ddp_ft.contracts import Batch, Task
+from ddp_ft.contracts import Batch, Evaluation, Task
 from ddp_ft.data.recut import cut
 from ddp_ft.distributed import World
 from ddp_ft.errors import UserError
@@ -301,10 +301,11 @@ class Scorer:
         merged = _in_order([part for rank_parts in gathered for part in rank_parts], total)
         return merged.pop("outputs"), merged
 
-    def evaluate(self, batches: Iterable[Batch], total: int) -> dict[str, float]:
-        """Metrics over the whole set, computed once on rank 0 from all outputs; the same on every rank."""
+    def evaluate(self, batches: Iterable[Batch], total: int) -> Evaluation:
+        """Metrics over the whole set, computed once on rank 0 from all outputs."""
         collected = self.collect(batches, total)
-        return self.world.from_main(lambda: self.task.metrics(*collected))  # type: ignore[misc]
+        metrics = self.world.from_main(lambda: self.task.metrics(*collected))  # type: ignore[misc]
+        return Evaluation(metrics, *(collected or ()))
 
 
 def _in_order(parts: list[Batch], total: int) -> Batch:

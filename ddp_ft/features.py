@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddp_ft.contracts import Batch, LabelledSource, Task
+from ddp_ft.contracts import Batch, Evaluation, LabelledSource, Task
 from ddp_ft.data import EvalLoader, GlobalOrderSampler, Transform, drawing_from
 from ddp_ft.distributed import World
 from ddp_ft.engine import autocast
@@ -258,11 +258,12 @@ def train_batches(
 
 
 @torch.no_grad()
-def evaluate_head(head: nn.Module, features: FeatureSet, task: Task, chunk: int, precision: str) -> dict[str, float]:
-    """Metrics of head and backbone over a whole set. In chunks, as evaluation on pictures is, so with its bits."""
+def evaluate_head(head: nn.Module, features: FeatureSet, task: Task, chunk: int, precision: str) -> Evaluation:
+    """Head and backbone over a whole set. In chunks, as evaluation on pictures is, so with its bits."""
     head.eval()
     device = features.targets.device
     with autocast(device, precision), one_thread(is_small(head, chunk)):
         parts = torch.split(features.views[0], chunk)
         outputs = torch.cat([head(part.to(device)).float().cpu() for part in parts])
-    return task.metrics(outputs, {"target": features.targets.cpu(), "weight": features.weights.cpu()})
+    records = {"target": features.targets.cpu(), "weight": features.weights.cpu()}
+    return Evaluation(task.metrics(outputs, records), outputs, records)

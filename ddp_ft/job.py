@@ -15,7 +15,7 @@ from torch import Tensor
 from ddp_ft.allocator import keep_freed_memory
 from ddp_ft.checkpoint import Checkpoints
 from ddp_ft.config import RunConfig, make_config
-from ddp_ft.contracts import PROBE, TRAIN, Batch, BuiltModel, LoadReport, Preprocess, Task
+from ddp_ft.contracts import PROBE, TRAIN, Batch, BuiltModel, Evaluation, LoadReport, Preprocess, Task
 from ddp_ft.data import (
     NVJPEG,
     DeviceTransform,
@@ -42,6 +42,8 @@ from ddp_ft.models.layers import block_depths
 from ddp_ft.models.recompute import recompute_blocks
 from ddp_ft.optim import ParamGroups, check_optimizer, make_optimizer, param_groups
 from ddp_ft.plan import Plan, choose_recipe, make_plan, place
+from ddp_ft.profiling import FOLDER as PROFILE
+from ddp_ft.profiling import StepTrace, parse_steps
 from ddp_ft.progress import LossWindow, Progress
 from ddp_ft.runfolder import RunFolder, check_same_data
 from ddp_ft.tasks import make_task
@@ -88,7 +90,7 @@ class Phase:
     rate: Callable[[int, int], float]
     noise: int
     batches: Callable[[int], Generator[list[Batch], None, None]]
-    measure: Callable[[], dict[str, float]]
+    measure: Callable[[], Evaluation]
     agree: Callable[[StepSums, list[float], bool], list[Decision]]
 
 
@@ -99,7 +101,8 @@ class Job:
     `score` is that of an evaluation of the present step, larger being better. `pending` is the state of a checkpoint
     that the phase has still to take up. `launched` is when this launch began (seconds since 1970). `anchors` are the
     weights that L2-SP pulls towards, `sampling` those that the order is drawn by. `compiled_for` are the stage of
-    unfreezing and the micro-batch that what is compiled is for.
+    unfreezing and the micro-batch that what is compiled is for. `saved_at`: when the newest checkpoint was made, or the
+    phase began (time.monotonic).
     """
 
     config: RunConfig
@@ -123,11 +126,13 @@ class Job:
     window: LossWindow
     checkpoints: Checkpoints
     agreement: Agreement
+    trace: StepTrace
     writer: BackgroundWriter = field(default_factory=BackgroundWriter)
     phase: Phase | None = None
     score: float | None = None
     pending: dict[str, Any] = field(default_factory=dict)
     compiled_for: tuple[int, int | None] | None = None
+    saved_at: float = 0.0
 
     @property
     def metric(self) -> str:
@@ -158,6 +163,7 @@ def compose(
     splits = splits or world.from_main(lambda: _open_data(folder, config))
     config, built, recipe, why = _build(config, request, folder, splits)
     check_optimizer(config.optim.name)
+    trace = StepTrace(parse_steps(config.log.profile), folder.path / PROFILE, world.rank, world.device)
     task = make_task(config, splits.schema, splits.train.targets)
     task.higher_is_better(config.eval.metric or task.primary_metric)
     initialise_head(built.module, built.head, task.initial_bias() if config.head.bias == "prior" else None)
@@ -203,6 +209,7 @@ def compose(
         window=LossWindow(torch.zeros(2, device=world.device)),
         checkpoints=Checkpoints(folder.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best),
         agreement=Agreement(world, stop or StopRequest()),
+        trace=trace,
     )
     return job, report
 

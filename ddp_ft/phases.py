@@ -11,7 +11,7 @@ from torch import nn
 
 from ddp_ft.compiling import eager
 from ddp_ft.config import OptimConfig
-from ddp_ft.contracts import PROBE, TRAIN, Batch, LabelledSource
+from ddp_ft.contracts import PROBE, TRAIN, Batch, Evaluation, LabelledSource
 from ddp_ft.data import (
     NVJPEG,
     EncodedTransform,
@@ -68,8 +68,8 @@ def _take_up(job: Job, phase: Phase) -> None:
     job.pending = {}
 
 
-def measure(job: Job, source: LabelledSource) -> dict[str, float]:
-    """Metrics of the bare module, in its present state, over a source of pictures. Raises StopAgreed."""
+def measure(job: Job, source: LabelledSource) -> Evaluation:
+    """Evaluate the bare module, in its present state, over a source of pictures. Raises StopAgreed."""
     scorer = Scorer(job.built.module, job.task, job.prepare, job.world, job.plan.precision)
     with eager(job.built.module):
         return scorer.evaluate(_rounds(job, source), len(source))
@@ -231,8 +231,15 @@ def _on_features(
     learner.begin()
     probe_rate = job.config.probe.lr
 
-    def measured() -> dict[str, float]:
-        return job.world.from_main(lambda: evaluate_head(head, val, job.task, EVAL_CHUNK, job.plan.precision))
+    def measured() -> Evaluation:
+        found: list[Evaluation] = []  # outputs are for rank 0 alone, metrics for all
+
+        def compute() -> dict[str, float]:
+            found.append(evaluate_head(head, val, job.task, EVAL_CHUNK, job.plan.precision))
+            return found[0].metrics
+
+        metrics = job.world.from_main(compute)
+        return found[0] if found else Evaluation(metrics)
 
     return Phase(
         name,

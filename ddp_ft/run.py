@@ -21,16 +21,19 @@ from ddp_ft.interrupt import STOP_FILE_VARIABLE, StopAgreed, StopRequest
 from ddp_ft.job import Job, Phase, Request, compose, describe_run, has_damage, open_folder, settle_damage
 from ddp_ft.lease import Lease
 from ddp_ft.optim import set_rates
+from ddp_ft.outputs import save_evaluation
 from ddp_ft.phases import close_probe, enter_stage, measure, open_phase, stage_at
-from ddp_ft.progress import Stopwatch, peak_memory
+from ddp_ft.progress import Stopwatch, machine_use
+from ddp_ft.ranklog import logging_to
 from ddp_ft.runfolder import STOP_FILE, RunFolder, check_same_recipe
 from ddp_ft.saving import restore, save
 from ddp_ft.schedule import is_due
 from ddp_ft.selection import evaluate, is_stale, plateau
 from ddp_ft.services import service_names
 from ddp_ft.setbacks import check_writes, take_notes, write_to_the_end
-from ddp_ft.telling import introduce, say_farewell, summarise
-from ddp_ft.trackers import Console, FanOut, make_console, make_trackers
+from ddp_ft.showing import show_evaluation, show_first_batch
+from ddp_ft.telling import introduce, look_ahead, say_farewell, summarise, tell_of_trace
+from ddp_ft.trackers import PATIENCE, PATIENCE_OF_A_STOP, Console, FanOut, make_console, make_trackers
 from ddp_ft.tuning import generators_kept, keys_to_measure, show, tune
 from ddp_ft.watchdog import watching
 
@@ -59,7 +62,7 @@ def _stop_files(request: Request) -> list[Path]:
 
 
 def _fine_tune(request: Request, launch: Launch, world: World, stop: StopRequest) -> str:
-    console = make_console(world.is_main)
+    console = make_console(world.is_main, request.config().log.level)
     folder = RunFolder(request.run_dir)
     stored_plan = world.from_main(lambda: folder.read_json("plan.json")) or {}
     # What `auto` became at the first start holds for all others.
@@ -78,29 +81,36 @@ def _fine_tune(request: Request, launch: Launch, world: World, stop: StopRequest
     try:
         if not request.dry_run:
             open_folder(job, lease)
-        if keys:
-            with generators_kept():
-                answer = tune(job, keys, launch.local_world_size)
-            show(answer, console)
-            request = answer.added_to(request)
-            config = request.config(stored_plan.get("recipe"))
-            job, report = compose(config, request, world, launch, stop, job.splits)
-        job.plan = job.plan.after(stored_plan)
-        introduce(job, report, stored_plan, console)
-        if request.dry_run:
-            console.say("Dry run: nothing was trained and nothing was written.")
-            return "done"
-        describe_run(job)
-        settle_damage(job, console.say)
-        for trouble in restore(job):
-            console.say(f"Warning: a checkpoint is damaged and was set aside. {trouble}")
-        lease.begin_at(job.progress.step)
-        return _run(job, console, allocation)
+        with nullcontext() if request.dry_run else logging_to(folder.path, world.rank):
+            if keys:
+                with generators_kept():
+                    answer = tune(job, keys, launch.local_world_size)
+                show(answer, console)
+                request = answer.added_to(request)
+                job, report = compose(
+                    request.config(stored_plan.get("recipe")), request, world, launch, stop, job.splits
+                )
+            job.plan = job.plan.after(stored_plan)
+            introduce(job, report, stored_plan, console)
+            return _begin(job, request, lease, console, allocation)
     except StopAgreed:  # while it was measured
         return _stop_before_training(job, request, console)
     finally:
         job.writer.wait()
         lease.release()
+
+
+def _begin(job: Job, request: Request, lease: Lease, console: Console, allocation: Allocation) -> str:
+    """Begin to write to the run folder, take up what an earlier start left there, and train."""
+    if request.dry_run:
+        console.say("Dry run: nothing was trained and nothing was written.")
+        return "done"
+    describe_run(job)
+    settle_damage(job, console.say)
+    for trouble in restore(job):
+        console.say(f"Warning: a checkpoint is damaged and was set aside. {trouble}")
+    lease.begin_at(job.progress.step)
+    return _run(job, console, allocation)
 
 
 def _stop_before_training(job: Job, request: Request, console: Console) -> str:
@@ -126,7 +136,7 @@ def _run(job: Job, console: Console, allocation: Allocation) -> str:
         job.folder.path, job.world.is_main, console, progress.step, texts, progress.phase, progress.evaluation_due,
         service_names(job.config.log.trackers),
     )  # fmt: skip
-    watch = Stopwatch(progress)
+    watch, status = Stopwatch(progress), ""
     try:
         status = _train_phases(job, trackers, console, watch, allocation)
         settle_damage(job, console.say)  # on CUDA the last step's decision is never asked for
@@ -137,7 +147,7 @@ def _run(job: Job, console: Console, allocation: Allocation) -> str:
         status = "stopped"
     finally:
         job.writer.wait()
-        trackers.close()
+        trackers.close(PATIENCE if status == "done" else PATIENCE_OF_A_STOP)
     watch.look()
     if status == "stopped":
         write_to_the_end(job)
@@ -174,14 +184,14 @@ def _loop(
 ) -> str:  # fmt: skip
     """The loop: evaluate, step, log, save, stop. Gives "done" or "stopped"; either way all is saved or being saved."""
     config, progress, learner = job.config, job.progress, phase.learner
-    saved_at, failed_writes = time.monotonic(), 0
-    console.start(progress.step, job.steps_of_phase)
+    job.saved_at, failed_writes = time.monotonic(), 0
+    console.start(progress.step, job.steps_of_phase, phase.sampler.steps_per_epoch, lambda: look_ahead(job, phase))
     watch.begin(counts=phase.name == TRAIN)
     while True:
         if progress.evaluation_due:  # also where an earlier start was stopped before it, or in the middle of it
+            console.doing(f"evaluating on {len(job.splits.val)} pictures")
             was_stopped = not evaluate(job, trackers)
             save(job, trackers.sync)
-            saved_at = time.monotonic()
             if was_stopped:
                 return "stopped"
         if progress.step >= job.steps_of_phase or is_stale(job):
@@ -189,12 +199,14 @@ def _loop(
         if phase.name == TRAIN and stage_at(job, progress.step) > progress.stage:
             enter_stage(job, progress.stage + 1)
         make_ready(job, phase, console.say)
+        job.trace.before(progress.step + 1, phase.name)
         with watch.step(phase.sampler.batch_length(progress.step)):
             set_rates(learner.optimizer, phase.rate(progress.step, job.steps_of_phase) * plateau(job).factor)
             seed_masks(derive_seed(config.seed, progress.step, phase.noise), job.world.device)
             with watch.waiting():
                 micro_batches = next(batches)
-            flags = job.agreement.flags(_clock_says_save(job, saved_at), job.writer.failures, has_damage(job))
+            show_first_batch(job, phase, micro_batches, trackers)
+            flags = job.agreement.flags(_clock_says_save(job), job.writer.failures, has_damage(job))
             sums = learner.step(micro_batches, flags)
             job.score = None
             if job.ema is not None and phase.name == TRAIN:
@@ -209,13 +221,13 @@ def _loop(
                 progress.step = decision.step - 1
                 continue
             _log_if_due(job, phase, watch, sums.grad_norm, trackers)
+        tell_of_trace(job, trackers, console)
         failed_writes = check_writes(job, decision.failed_writes, failed_writes, trackers)
         _fix_budget(job)
         allocation.forecast_once(job, console)
         progress.evaluation_due = _evaluation_is_due(job, phase)
         if decision.stop or decision.save or (_save_is_due(job, phase) and not progress.evaluation_due):
             save(job, trackers.sync)
-            saved_at = time.monotonic()
         if decision.stop:
             return "stopped"
 
@@ -249,12 +261,12 @@ def _training_row(job: Job, phase: Phase, watch: Stopwatch, grad_norm: Tensor) -
     if phase.name == PROBE:
         return row
     speed = {"images_per_second": watch.interval_speed(), "data_wait_share": progress.data_wait_share}
-    return row | speed | watch.interval_saves() | job.world.largest(peak_memory(job.world.device))
+    return row | speed | watch.interval_saves() | job.world.largest(machine_use(job.world.device))
 
 
-def _clock_says_save(job: Job, saved_at: float) -> bool:
+def _clock_says_save(job: Job) -> bool:
     minutes = job.config.checkpoint.every_minutes
-    return job.world.is_main and 0 < minutes * 60 <= time.monotonic() - saved_at
+    return job.world.is_main and 0 < minutes * 60 <= time.monotonic() - job.saved_at
 
 
 def _save_is_due(job: Job, phase: Phase) -> bool:
@@ -278,8 +290,12 @@ def _finish(job: Job, trackers: FanOut, watch: Stopwatch) -> None:
     test: dict[str, float] = {}
     if job.splits.test is not None:
         restore_weights(job.built.module, load_file(job.folder.best / "model.safetensors"))
-        test = measure(job, job.splits.test)
+        evaluation = measure(job, job.splits.test)
+        test = evaluation.metrics
         trackers.log("test", job.progress.step, job.epoch, test)
+        if job.world.is_main:
+            save_evaluation(job.folder.path, "test", evaluation)
+        show_evaluation(job, evaluation, "test", trackers)
     watch.look()
     summary = summarise(job, "done", test)
     trackers.finish(to_flat(job.config, [RECIPE]), {f"val/{k}": v for k, v in job.progress.best.metrics.items()})

@@ -31,8 +31,9 @@ def save(job: Job, before: Callable[[], None]) -> None:
     progress.copy_seconds += time.perf_counter() - began
     if write is not None:
         began = time.perf_counter()
-        job.writer.submit(CHECKPOINT, partial(_in_order, before, write))
+        job.writer.submit(CHECKPOINT, partial(in_order, before, write))
         progress.stall_seconds += time.perf_counter() - began
+    job.saved_at = time.monotonic()
 
 
 def _gather(job: Job, statistics: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -42,7 +43,8 @@ def _gather(job: Job, statistics: Mapping[str, Tensor]) -> list[dict[str, Tensor
     return [dict(zip(names, in_parts(vector, tensors), strict=True)) for vector in vectors]
 
 
-def _in_order(*works: Callable[[], Any]) -> None:
+def in_order(*works: Callable[[], Any]) -> None:
+    """Do one after the other."""
     for work in works:
         work()
 

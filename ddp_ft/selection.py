@@ -6,14 +6,16 @@ from dataclasses import asdict
 from functools import partial
 
 from ddp_ft.checkpoint import save_model_folder
-from ddp_ft.contracts import PROBE, TRAIN
+from ddp_ft.contracts import PROBE, TRAIN, Evaluation
 from ddp_ft.engine import averaged_statistics
 from ddp_ft.inference import describe_model
 from ddp_ft.interrupt import StopAgreed
 from ddp_ft.job import Job
+from ddp_ft.outputs import save_evaluation
 from ddp_ft.progress import Best
-from ddp_ft.saving import copied
+from ddp_ft.saving import copied, in_order
 from ddp_ft.schedule import Plateau
+from ddp_ft.showing import show_evaluation, show_spread
 from ddp_ft.trackers import FanOut
 from ddp_ft.writer import BEST
 
@@ -30,21 +32,25 @@ def evaluate(job: Job, trackers: FanOut) -> bool:
         return False
     best = job.progress.best.metrics
     before = score(job, best) if best else -math.inf
-    job.score = max(score(job, metrics) for metrics in results.values())
-    for kind, metrics in results.items():
-        _keep_if_best(job, metrics, kind)
+    job.score = max(score(job, found.metrics) for found in results.values())
+    winners = [found for kind, found in results.items() if _keep_if_best(job, found, kind)]
     row = {
-        ("" if kind == "raw" else "ema_") + name: v for kind, metrics in results.items() for name, v in metrics.items()
+        ("" if kind == "raw" else "ema_") + name: value
+        for kind, found in results.items()
+        for name, value in found.metrics.items()
     }
     job.progress.evaluation_due = False
     trackers.log("val", job.progress.step, job.epoch, row, job.phase.name)
+    show_spread(job, trackers)
+    if winners:
+        show_evaluation(job, winners[-1], "val", trackers)
     if job.phase.name == TRAIN:
         _count_patience(job, before, row[job.metric])
     return True
 
 
-def _measure_all(job: Job) -> dict[str, dict[str, float]]:
-    """Metrics of the weights ("raw") and of their average ("ema")."""
+def _measure_all(job: Job) -> dict[str, Evaluation]:
+    """Evaluations of the weights ("raw") and of their average ("ema")."""
     assert job.phase is not None
     results = {}
     for kind in _kinds(job):
@@ -61,10 +67,11 @@ def _weights(job: Job, kind: str) -> AbstractContextManager[None]:
     return job.ema.swapped(job.built.module) if job.ema and kind == "ema" else nullcontext()
 
 
-def _keep_if_best(job: Job, metrics: dict[str, float], kind: str) -> None:
-    progress, best = job.progress, job.progress.best
+def _keep_if_best(job: Job, evaluation: Evaluation, kind: str) -> bool:
+    """Begin to write the model to best/ if it is better than the one there; whether it is."""
+    progress, best, metrics = job.progress, job.progress.best, evaluation.metrics
     if best.metrics and score(job, metrics) <= score(job, best.metrics):
-        return
+        return False
     progress.best = Best(progress.step, job.epoch, progress.phase, kind, metrics)
     with _weights(job, kind), averaged_statistics(job.built.module, job.world):
         if job.world.is_main:
@@ -73,7 +80,10 @@ def _keep_if_best(job: Job, metrics: dict[str, float], kind: str) -> None:
                 job.plan.channels_last,
             )  # fmt: skip
             weights = copied(job.built.module.state_dict())
-            job.writer.submit(BEST, partial(save_model_folder, job.folder.best, weights, description))
+            keep_model = partial(save_model_folder, job.folder.best, weights, description)
+            keep_outputs = partial(save_evaluation, job.folder.path, "val", evaluation)
+            job.writer.submit(BEST, partial(in_order, keep_outputs, keep_model))
+    return True
 
 
 def score(job: Job, metrics: dict[str, float]) -> float:

@@ -1,16 +1,17 @@
 """What a run says of itself: at its start, in summary.json, and at its end."""
 
+import math
 from typing import Any
 
 import torch
 
 from ddp_ft.contracts import PROBE, LoadReport
-from ddp_ft.job import Job
+from ddp_ft.job import Job, Phase
 from ddp_ft.models.freezing import frozen_table
 from ddp_ft.plan import describe_grade
 from ddp_ft.selection import is_stale
 from ddp_ft.tasks import describe_choice
-from ddp_ft.trackers import Console
+from ddp_ft.trackers import Console, FanOut, Outlook
 
 
 def introduce(job: Job, report: LoadReport, stored_plan: dict[str, Any] | None, console: Console) -> None:
@@ -53,6 +54,25 @@ def _notes(job: Job) -> list[str]:
             f"Faster: torchrun --nproc_per_node={gpus} -m ddp_ft.train ..."
         )
     return notes
+
+
+def look_ahead(job: Job, phase: Phase) -> Outlook:
+    """What the live display says besides the newest row."""
+    best, checkpoint, step = job.progress.best, job.config.checkpoint, job.progress.step
+    when = "the probe" if best.phase == PROBE else f"epoch {best.epoch:g}"
+    shown = f"{job.metric} {best.metrics[job.metric]:.4f} ({when})" if best.metrics else ""
+    ends = [every for every in (phase.sampler.steps_per_epoch, checkpoint.every_steps) if every > 0]
+    next_step = min([job.steps_of_phase, *((step // every + 1) * every for every in ends)])
+    minutes = checkpoint.every_minutes or math.inf
+    return Outlook(shown, next_step, job.saved_at + 60 * minutes)
+
+
+def tell_of_trace(job: Job, trackers: FanOut, console: Console) -> None:
+    """Behind the last step of --profile: where its trace is, and which operations took longest."""
+    table = job.trace.after(job.progress.step)
+    if table:
+        console.say(f"Steps {job.config.log.profile} are traced: {job.trace.file}\nOpen it in https://ui.perfetto.dev.")
+        trackers.text("profile", job.progress.step, f"```\n{table}\n```")
 
 
 def summarise(job: Job, status: str, test: dict[str, float]) -> dict[str, Any]:

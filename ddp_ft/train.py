@@ -41,6 +41,7 @@ where ~/pets holds one folder of pictures for each class. No data at hand? ./lau
 @click.option("--extend", is_flag=True, help="Lengthen the run in --run-dir to --epochs.")
 @click.option("--dry-run", is_flag=True, help="Do everything but the steps; write nothing.")
 @click.option("--tune", is_flag=True, help="Measure at the first start what else is decided by fixed rules.")
+@click.option("--quiet", is_flag=True, help="Print warnings and errors alone, as --log-level warning.")
 @click.option("--print-run-dir", is_flag=True, help="Check the options, print the run folder, and do no more.")
 @click.version_option(__version__, prog_name="ddp_ft")
 def train(
@@ -50,6 +51,7 @@ def train(
     extend: bool,
     dry_run: bool,
     tune: bool,
+    quiet: bool,
     print_run_dir: bool,
     **flags: Any,
 ) -> int:
@@ -62,6 +64,7 @@ def train(
     layers = [read_config_file(config_file)] if config_file else []
     # One layer for all --set, as a preset or recipe among them stands below the whole layer that names it.
     layers += [given_flags(flags), {path: v for text in assignments for path, v in parse_assignment(text).items()}]
+    layers += [{"log.level": "warning"}] if quiet else []
     config = make_config(*layers)
     _require_data_and_model(config)
     if print_run_dir:

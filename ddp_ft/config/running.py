@@ -57,6 +57,25 @@ class LogConfig:
         kind=MACHINE,
         flag="--track",
     )
+    level: str = key(
+        "info",
+        "What is printed at least; the files in RUN/logs have all.",
+        kind=MACHINE,
+        flag="--log-level",
+        choices=("debug", "info", "warning", "error"),
+    )
+    pictures: bool = key(
+        True,
+        "TensorBoard: the first batch, and of each best evaluation its charts and its worst mistakes.",
+        kind=MACHINE,
+    )
+    histograms: bool = key(
+        False, "TensorBoard: how weights and gradients are spread, at each evaluation.", kind=MACHINE
+    )
+    graph: bool = key(False, "TensorBoard: the model's graph.", kind=MACHINE)
+    profile: str | None = key(
+        None, "Steps to trace with torch.profiler, such as 10-15; none: no trace.", kind=MACHINE, flag="--profile"
+    )
 
 
 @dataclass(frozen=True)

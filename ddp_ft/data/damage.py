@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
+from ddp_ft.by_pillow import quiet_pillow
 from ddp_ft.contracts import BadSample, Source
-from ddp_ft.data.decode import StorageFault, quiet_pillow
+from ddp_ft.data.decode import StorageFault
 from ddp_ft.environment import usable_cores
 from ddp_ft.errors import UserError, printable
 

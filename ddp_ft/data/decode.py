@@ -1,27 +1,21 @@
 """A picture file to a tensor, whatever its format."""
 
 import errno
-import functools
 import os
 import stat
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from ddp_ft.by_pillow import read_pixels
 from ddp_ft.contracts import BadSample
 from ddp_ft.data import picture
 from ddp_ft.data.jpeg import START, Header, Pixels, decode_jpeg, read_header
 
-_TIFF_BITS_PER_SAMPLE = 258
-# What is decoded. Pillow knows more: EPS runs Ghostscript on the file, which may hold anything, and others are rare.
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 # Errors of the system that say something of the file itself, and so are the same at each try.
 _OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
@@ -42,7 +36,7 @@ def decode(path: Path | str) -> Tensor:
 def decode_by_pillow(path: Path | str) -> Tensor:
     """As `decode`, whatever else there is: what other tools see of the file."""
     with _damage_named(path):
-        return picture.as_tensor(_decode_by_pillow(path))
+        return picture.as_tensor(read_pixels(path))
 
 
 def open_picture(path: Path | str) -> picture.Image:
@@ -56,7 +50,7 @@ def open_picture(path: Path | str) -> picture.Image:
             raise BadSample("a pipe, which might never end")
         data = _read_jpeg(path)
         header = read_header(data) if data else None
-        return JpegFile(path, data, header) if header else picture.as_tensor(_decode_by_pillow(path))
+        return JpegFile(path, data, header) if header else picture.as_tensor(read_pixels(path))
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,7 @@ class JpegFile:
             try:
                 return decode_jpeg(self.data, self.header, shrink)
             except (ValueError, OSError):  # also for small oddities: Pillow has the say on what is damaged
-                return _decode_by_pillow(self.path)
+                return read_pixels(self.path)
 
 
 @contextmanager
@@ -100,81 +94,10 @@ def _read_jpeg(path: Path | str) -> bytes:
         return file.readall()
 
 
-def _decode_by_pillow(path: Path | str) -> Pixels:
-    with quiet_pillow(), Image.open(path, formats=_formats()) as image:
-        image.load()
-        _turn_upright(image)
-        # A copy, because the array that Pillow lends is read-only and torch warns of those.
-        return np.array(_to_rgb(image))
-
-
-@contextmanager
-def quiet_pillow() -> Iterator[None]:
-    """No Pillow warning is shown, but for the one of a decompression bomb, which is raised.
-
-    Filters belong to the whole process: whoever decodes in several threads enters this around all of them.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-        yield
-
-
-@functools.cache
-def _formats() -> tuple[str, ...]:
-    """Those that this Pillow has; it fails on names that it does not know."""
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
 def _is_of_the_machine(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno not in _OF_THE_FILE
     return isinstance(error, MemoryError)
-
-
-def _turn_upright(image: Image.Image) -> None:
-    try:
-        ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # garbled metadata does not make good pixels bad, and Pillow raises all sorts over it
-        return
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        image = Image.fromarray(_grey_8_bit(image))
-    # As timm and torchvision do, alpha is dropped; transparent palette entries go with it, which Pillow's
-    # conversion would warn of.
-    image.info.pop("transparency", None)
-    return image.convert("RGB")
-
-
-def _grey_8_bit(image: Image.Image) -> NDArray[np.uint8]:
-    values = np.asarray(image).astype(np.float64)
-    values[~np.isfinite(values)] = 0
-    low, high = _range(image, values)
-    scaled = (values - low) * (255 / max(high - low, 1e-30))
-    eight_bit: NDArray[np.uint8] = scaled.round().astype(np.uint8)
-    return eight_bit
-
-
-def _range(image: Image.Image, values: NDArray[np.float64]) -> tuple[float, float]:
-    """Which values are black and white: the format's own, or else the smallest usual scale that holds them all."""
-    if image.mode.startswith("I;"):
-        return 0, 2 ** _bits(image) - 1
-    if image.mode == "I" and image.format in ("PNG", "PPM"):
-        return 0, 65535  # how Pillow hands on their 16 bits (PNG: before version 11)
-    low, high = float(values.min()), float(values.max())
-    scales = (1, 255, 65535) if image.mode == "F" else (255, 65535)
-    fitting = [scale for scale in scales if low >= 0 and high <= scale]
-    return (0, fitting[0]) if fitting else (low, high)
-
-
-def _bits(image: Image.Image) -> int:
-    tags = getattr(image, "tag_v2", {})
-    return int(tags.get(_TIFF_BITS_PER_SAMPLE, (16,))[0])
 
 
 def _reason(error: Exception, path: Path) -> str:

@@ -1,4 +1,7 @@
-"""What the values of a row of metrics are called where curves are shown."""
+"""What the values of a row of metrics are called where curves of many runs are shown.
+
+Not as in TensorBoard, whose groups have numbers to be in order: the names here are what people type into queries.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,9 +18,13 @@ GROUPS = {
     "memory_allocated_mib": "memory",
     "memory_reserved_mib": "memory",
     "memory_process_mib": "memory",
+    "host_memory_share": "memory",
+    "cpu_load": "system",
+    "gpu_load": "system",
+    "bad_steps": "progress",
 }
 # All that may stand in front of the slash in `curve_name`.
-FOLDERS = ("loss", "quality", "lr", "progress", *dict.fromkeys(GROUPS.values()))
+FOLDERS = tuple(dict.fromkeys(("loss", "quality", "lr", "pictures", *GROUPS.values())))
 BOOKKEEPING = ("step", "split", "time", "phase")
 
 

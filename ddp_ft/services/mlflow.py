@@ -6,12 +6,14 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from itertools import islice
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from PIL import Image
 
 from ddp_ft import __version__
 from ddp_ft.services import Row, Start
@@ -113,8 +115,9 @@ class Mlflow:
         """As a tag."""
         self._client.log_batch(self._run_id, tags=[RunTag(f"warning.{step}", text[:LONGEST_VALUE])])
 
-    def picture(self, tag: str, step: int, image: Any) -> None:
+    def picture(self, tag: str, step: int, png: bytes) -> None:
         """As an artifact whose name has the step, so that one that is made again replaces it."""
+        image = Image.open(BytesIO(png))
         self._client.log_image(self._run_id, image, artifact_file=f"pictures/{_allowed(tag)}/step_{step:08d}.png")
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:

@@ -4,10 +4,12 @@ import os
 import secrets
 import struct
 from collections.abc import Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import wandb
+from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
 from ddp_ft import __version__
@@ -78,11 +80,11 @@ class WeightsAndBiases:
     def _number(self, before: int, step: int, what: str) -> int:
         return (before + step) * len(PLACES) + PLACES[what]
 
-    def picture(self, tag: str, step: int, image: Any) -> None:
+    def picture(self, tag: str, step: int, png: bytes) -> None:
         """Beside the step of training; goes out with the next row."""
         number = self._number(self._probed, step, "picture")
         if number >= self._next:
-            values = {f"pictures/{tag}": wandb.Image(image), "step": step}
+            values = {f"pictures/{tag}": wandb.Image(Image.open(BytesIO(png))), "step": step}
             self._run.log(values, step=number, commit=False)
 
     def warn(self, step: int, text: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddp_ft.config import RunConfig
 from ddp_ft.config.schema import LossConfig
-from ddp_ft.contracts import Batch
+from ddp_ft.contracts import LABELS, Batch
 from ddp_ft.errors import UserError
 from ddp_ft.tasks.losses import LossChoice, choose_loss, multi_label_terms, soft_f1
 from ddp_ft.tasks.scores import mean_auroc, mean_average_precision, mean_f1
@@ -32,6 +32,7 @@ class MultiLabel(SupervisedTask):
     """
 
     name = "multi-label"
+    kind = LABELS
     primary_metric = "mAP"
 
     def __init__(

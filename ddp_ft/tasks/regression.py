@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddp_ft.config import RunConfig
-from ddp_ft.contracts import Batch
+from ddp_ft.contracts import NUMBERS, Batch
 from ddp_ft.errors import UserError
 from ddp_ft.tasks.losses import LossChoice, choose_loss, regression_losses
 from ddp_ft.tasks.supervised import SupervisedTask, stored_loss
@@ -24,6 +24,7 @@ class Regression(SupervisedTask):
     """
 
     name = "regression"
+    kind = NUMBERS
     primary_metric = "rmse"
 
     def __init__(

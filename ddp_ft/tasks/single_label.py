@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddp_ft.config import RunConfig
-from ddp_ft.contracts import Batch
+from ddp_ft.contracts import LABEL, Batch
 from ddp_ft.errors import UserError
 from ddp_ft.tasks.losses import LossChoice, choose_loss, single_label_losses
 from ddp_ft.tasks.scores import mean_auroc
@@ -28,6 +28,7 @@ class SingleLabel(SupervisedTask):
     """
 
     name = "single-label"
+    kind = LABEL
     primary_metric = "accuracy"
 
     def __init__(

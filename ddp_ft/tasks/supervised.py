@@ -26,6 +26,7 @@ class SupervisedTask(ABC):
     """
 
     name: str
+    kind: str
     primary_metric: str
 
     def __init__(self, names: tuple[str, ...], loss: LossChoice, extra: str | None) -> None:

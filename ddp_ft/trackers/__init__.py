@@ -1,18 +1,37 @@
 """Where metrics go. A new tracker is one new file and one line in `make_trackers`, or in `ddp_ft.services`."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from ddp_ft.config import LENGTH, RECIPE, make_config, read_config_file, to_flat
 from ddp_ft.contracts import TRAIN, Tracker
 from ddp_ft.services import Row, Start
+from ddp_ft.studio import Studio
 from ddp_ft.trackers.background import Background
-from ddp_ft.trackers.console import Console, make_console
+from ddp_ft.trackers.console import Console, Outlook, make_console
 from ddp_ft.trackers.jsonl import JsonLines, read_rows
 
-__all__ = ["Console", "FanOut", "make_console", "make_trackers", "read_rows"]
+__all__ = [
+    "PATIENCE",
+    "PATIENCE_OF_A_STOP",
+    "Console",
+    "FanOut",
+    "Outlook",
+    "make_console",
+    "make_trackers",
+    "read_rows",
+]
+
+
+# How long the end of a run waits for pictures that are still being drawn, in seconds; a run that was told to stop has
+# 10 s in all.
+PATIENCE, PATIENCE_OF_A_STOP = 60.0, 3.0
 
 
 class FanOut:
@@ -23,10 +42,12 @@ class FanOut:
 
     def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
         self.trackers = list(trackers)
+        self._studio = Studio()
 
     def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
-        """Pass one row on."""
+        """Pass one row on, and the pictures that are drawn by now."""
         self._tell_all("log", split, step, epoch, values, phase)
+        self._show_pictures()
 
     def warn(self, step: int, text: str) -> None:
         """Pass a warning on."""
@@ -37,16 +58,49 @@ class FanOut:
         for tracker in list(self.trackers):
             tracker.sync()
 
+    def draw(self, tag: str, step: int, draw: Callable[..., bytes], *arguments: Any) -> None:
+        """Have a picture drawn by `draw(*arguments)`, in another process, and pass it on once it is there.
+
+        A newer one of that tag takes the place of one that has not been begun.
+        """
+        if self.trackers:
+            self._studio.order(tag, step, draw, *arguments)
+
+    def _show_pictures(self, patience: float = 0.0) -> None:
+        for tag, step, png in self._studio.finished(patience):
+            self._tell_all("picture", tag, step, png)
+
+    def pr_curve(self, tag: str, step: int, truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> None:
+        """Pass on what a precision-recall curve is drawn of, N each, to those that draw it."""
+        self._tell_all("pr_curve", tag, step, truth, scores)
+
+    def histogram(self, tag: str, step: int, values: NDArray[np.float32]) -> None:
+        """Pass on values to those that show how they are spread."""
+        self._tell_all("histogram", tag, step, values)
+
+    def graph(self, module: nn.Module, inputs: Tensor) -> None:
+        """Pass a model on, with what it is called with, to those that show its graph."""
+        self._tell_all("graph", module, inputs)
+
+    def text(self, tag: str, step: int, text: str) -> None:
+        """Pass on a text in Markdown to those that show texts."""
+        self._tell_all("text", tag, step, text)
+
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Tell all that the run has ended, with its recipe and the metrics of its best model."""
         self._tell_all("finish", settings, metrics)
 
-    def close(self) -> None:
-        """Close all."""
+    def close(self, patience: float = PATIENCE) -> None:
+        """Close all, once what is to be shown is drawn, or after so many seconds."""
+        self._show_pictures(patience)
+        self._studio.close()
+        self._tell_all("hang_up")
         self._tell_all("close")
 
     def _tell_all(self, method: str, *arguments: Any) -> None:
         for tracker in list(self.trackers):
+            if not hasattr(tracker, method):  # not all show more than rows
+                continue
             try:
                 getattr(tracker, method)(*arguments)
             except Exception as error:  # its library's, of any kind; training does not depend on it
@@ -75,7 +129,8 @@ def make_trackers(
 
     rows = JsonLines(run_dir / "metrics.jsonl", resume_step, phase, evaluation_due)
     beside = [Background(name, _start(run_dir, rows.kept), console.say) for name in services]
-    return FanOut([rows, TensorBoard(run_dir / "tensorboard", rows.kept, texts), console, *beside])
+    events = TensorBoard(run_dir / "tensorboard", rows.kept, texts, resume_step, phase)
+    return FanOut([rows, events, console, *beside])
 
 
 def _start(run_dir: Path, kept: Sequence[Row]) -> Start:

@@ -17,7 +17,7 @@ from ddp_ft.services import SERVICES, Start
 # How many rows and pictures wait at most. A run logs a row in a second or so: many minutes without a network.
 MOST_WAITING, MOST_PICTURES = 10_000, 32
 # How long closing may take at the end of a run, and where it was stopped, as whoever stops it may not wait long.
-CLOSE_SECONDS, STOP_SECONDS = 30.0, 5.0
+CLOSE_SECONDS, STOP_SECONDS = 30.0, 4.0
 # Looks up nothing in the working folder that this process would not have found there.
 COMMAND = "import sys; sys.path[:] = {path!r}; from ddp_ft.services.host import main; main()"
 
@@ -34,7 +34,8 @@ class Background:
         self._say = say
         self._changed = threading.Condition()
         self._waiting: deque[tuple[str, tuple[Any, ...]]] = deque([("start", (name, SERVICES[name], start))])
-        self._dropped = self._failed = self._finished = self._closed = False
+        self._dropped = self._failed = self._finished = False
+        self._closed = 0.0  # at which time.monotonic()
         start.folder.mkdir(exist_ok=True)
         with (start.folder / f"{name}.log").open("w", encoding="utf-8") as log:
             command = [sys.executable, "-c", COMMAND.format(path=sys.path)]
@@ -52,9 +53,9 @@ class Background:
         row = {"step": step, "epoch": epoch, "split": split, "phase": phase, **values, "time": time.time()}
         self._put("log", row)
 
-    def picture(self, tag: str, step: int, image: Any) -> None:
-        """Hand on a picture, uint8 H x W x 3."""
-        self._put("picture", tag, step, image)
+    def picture(self, tag: str, step: int, png: bytes) -> None:
+        """Hand on a picture, as the bytes of a PNG."""
+        self._put("picture", tag, step, png)
 
     def warn(self, step: int, text: str) -> None:
         """Hand on a warning."""
@@ -68,13 +69,18 @@ class Background:
         self._finished = True
         self._put("finish", dict(settings), dict(metrics))
 
+    def hang_up(self) -> None:
+        """Say that no more will come. From here on the service has its time to take what waits."""
+        if not self._closed:
+            self._closed = time.monotonic()
+            self._put("close")
+
     def close(self) -> None:
-        """Wait until the service has all, for a bounded time, and end its process."""
-        self._closed = True
-        self._put("close")
+        """Wait until the service has all, for a bounded time since `hang_up`, and end its process."""
+        self.hang_up()
         seconds = CLOSE_SECONDS if self._finished else STOP_SECONDS
         try:
-            self._process.wait(seconds)
+            self._process.wait(max(0.0, self._closed + seconds - time.monotonic()))
         except subprocess.TimeoutExpired:
             self._fail(
                 f"did not take all that was logged within {seconds:g} s; the next start of the run sends the rest"

@@ -1,36 +1,62 @@
-"""What a person sees: a bar on a terminal, plain lines in a log file."""
+"""What a person sees: a live display on a terminal (`live`), plain lines in a log file."""
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from ddp_ft.contracts import TRAIN
 from ddp_ft.errors import printable
+from ddp_ft.ranklog import LOGGER
+
+# Names of metrics that begin so are for TensorBoard alone.
+NOT_IN_LINES = ("lr/", "save_", "memory_", "host_", "cpu_", "gpu_")
+# A text that begins so is a warning.
+WARNING = "Warning:"
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a live display says besides the newest row: the best evaluation so far in words, empty if there is none, and
+    when the next checkpoint is due: at which step at the latest, and when by the clock (time.monotonic)."""
+
+    best: str
+    checkpoint_step: int
+    checkpoint_time: float
 
 
 class Console:
-    """Silence: the console of every rank but the first, and what the others extend."""
+    """Silence, but for this rank's log: the console of every rank but the first, and what the others extend."""
 
     def say(self, text: str) -> None:
         """Print one or more lines."""
+        LOGGER.log(level_of(text), text)
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:
-        """Print names and values under a title."""
+        """Print names and values under a title, aligned."""
+        width = max(len(name) for name in rows) + 2
+        self.say("\n".join([title, *(f"  {name:<{width}}{value}" for name, value in rows.items())]))
 
     def grid(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table with a heading for each column."""
 
-    def start(self, step: int, total_steps: int) -> None:
-        """Begin to show progress."""
+    def start(self, step: int, total_steps: int, steps_per_epoch: int, look: Callable[[], Outlook]) -> None:
+        """Begin to show progress; `look` gives what else there is to tell."""
 
     def advance(self, step: int) -> None:
         """`step` steps are done."""
+
+    def doing(self, text: str) -> None:
+        """Something that takes a while and is no step has begun; empty: it has ended."""
+        if text:
+            LOGGER.debug(text)
 
     def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
         """Show one row of metrics."""
@@ -49,10 +75,14 @@ class Console:
 
 
 class Plain(Console):
-    """One line for each row; nothing is overwritten, so logs of batch jobs stay readable."""
+    """One line for each row; nothing is overwritten, so logs of batch jobs stay readable.
 
-    def __init__(self, stream: RichConsole) -> None:
+    `level` is what is printed at least; the log has all.
+    """
+
+    def __init__(self, stream: RichConsole, level: int = logging.INFO) -> None:
         self.stream = stream
+        self.level = level
         self.total_steps = 0
         self.started_at = 0.0
         self.started_step = 0
@@ -60,12 +90,9 @@ class Plain(Console):
     def say(self, text: str) -> None:
         """Print the text as it is, but for what would steer the terminal or cannot be printed."""
         text = "\n".join(map(printable, text.split("\n")))
-        self.stream.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def table(self, title: str, rows: Mapping[str, str]) -> None:
-        """Print aligned 'name  value' lines."""
-        width = max(len(name) for name in rows) + 2
-        self.say("\n".join([title, *(f"  {name:<{width}}{value}" for name, value in rows.items())]))
+        super().say(text)
+        if level_of(text) >= self.level:
+            self.stream.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def grid(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print it by rich."""
@@ -74,71 +101,61 @@ class Plain(Console):
             table.add_column(column, no_wrap=True)
         for row in rows:
             table.add_row(*map(Text, row))
-        self.stream.print(table)
+        if self.level <= logging.INFO:
+            self.stream.print(table)
 
-    def start(self, step: int, total_steps: int) -> None:
+    def start(self, step: int, total_steps: int, steps_per_epoch: int, look: Callable[[], Outlook]) -> None:
         """Remember when this start began, for the remaining time."""
         self.total_steps, self.started_step, self.started_at = total_steps, step, time.monotonic()
+
+    def doing(self, text: str) -> None:
+        """Print it where all is printed."""
+        super().doing(text)
+        if text and self.level <= logging.DEBUG:
+            self.stream.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
         """Print the row, with the time left behind training rows; the probe's are too many for its few seconds."""
         if split == "train" and phase != TRAIN:
             return
-        eta = f"  eta {_clock(self._seconds_left(step))}" if split == "train" else ""
+        self.say(self.line(split, step, epoch, values, phase))
+
+    def line(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str) -> str:
+        """A row as text."""
+        eta = f"  eta {clock(self.seconds_left(step, self.total_steps))}" if split == "train" else ""
         label = split if phase == TRAIN else f"{phase} {split}"
-        self.say(f"{label:<5} step {step}/{self.total_steps}  epoch {epoch:.2f}  {_values(values)}{eta}")
+        return f"{label:<5} step {step}/{self.total_steps}  epoch {epoch:.2f}  {_values(values)}{eta}"
 
-    def _seconds_left(self, step: int) -> float:
+    def seconds_left(self, step: int, until: int) -> float:
+        """Until a later step is done, if this goes on as it did since the start, evaluations and all."""
         done = max(1, step - self.started_step)
-        return (time.monotonic() - self.started_at) / done * (self.total_steps - step)
+        return (time.monotonic() - self.started_at) / done * (until - step)
 
 
-class Live(Plain):
-    """A bar with the remaining time under the lines."""
-
-    def start(self, step: int, total_steps: int) -> None:
-        """Show the bar, in place of that of an earlier phase."""
-        self.close()
-        super().start(step, total_steps)
-        self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("eta"),
-            TimeRemainingColumn(), console=self.stream, transient=True,
-        )  # fmt: skip
-        self.bar = self.progress.add_task("training", total=total_steps, completed=step)
-        self.progress.start()
-
-    def advance(self, step: int) -> None:
-        """Move the bar."""
-        self.progress.update(self.bar, completed=step)
-
-    def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
-        """Training rows beside the bar, evaluations as lines that stay."""
-        if split == "train":
-            speed = values.get("images_per_second", 0.0)
-            self.progress.update(self.bar, description=f"loss {values['loss']:.4f}  {speed:.0f} images/s")
-        else:
-            super().log(split, step, epoch, values, phase)
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if hasattr(self, "progress"):
-            self.progress.stop()
+def level_of(text: str) -> int:
+    """Whether a text is a warning."""
+    return logging.WARNING if text.startswith(WARNING) else logging.INFO
 
 
-def make_console(is_main: bool) -> Console:
-    """A bar on a terminal, plain lines elsewhere, silence off the main rank."""
+def make_console(is_main: bool, level: str = "info") -> Console:
+    """A live display on a terminal, plain lines elsewhere, silence off the main rank."""
     if not is_main:
         return Console()
     stream = RichConsole()
-    return Live(stream) if stream.is_terminal else Plain(stream)
+    if stream.is_terminal and LEVELS[level] <= logging.INFO:
+        from ddp_ft.trackers.live import Live
+
+        return Live(stream, LEVELS[level])
+    return Plain(stream, LEVELS[level])
 
 
 def _values(values: Mapping[str, float]) -> str:
-    shown = {name: value for name, value in values.items() if not name.startswith(("lr/", "save_", "memory_"))}
+    shown = {name: value for name, value in values.items() if not name.startswith(NOT_IN_LINES)}
     return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"

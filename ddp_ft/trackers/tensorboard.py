@@ -1,45 +1,125 @@
 """TensorBoard's event files."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+import struct
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from ddp_ft.contracts import TRAIN
-from ddp_ft.services.curves import points
+from ddp_ft.contracts import PROBE, TRAIN
+
+# What stands in front of a metric's name. TensorBoard sorts groups by their names, hence the numbers.
+PROGRESS, LOSS, QUALITY, SPEED = "1_progress", "2_loss", "3_quality", "4_speed"
+RATES, GRADIENTS, SYSTEM = "5_learning_rates", "6_gradients", "7_system"
+GROUPS = {
+    "epoch": PROGRESS,
+    "bad_steps": PROGRESS,
+    "images_per_second": SPEED,
+    "data_wait_share": SPEED,
+    "save_copy_seconds": SPEED,
+    "save_stall_seconds": SPEED,
+    "grad_norm": GRADIENTS,
+    "memory_allocated_mib": SYSTEM,
+    "memory_reserved_mib": SYSTEM,
+    "memory_process_mib": SYSTEM,
+    "host_memory_share": SYSTEM,
+    "cpu_load": SYSTEM,
+    "gpu_load": SYSTEM,
+}
+BOOKKEEPING = ("step", "split", "time", "phase")
+# Plugins whose values are made anew at each start, or at the end.
+MADE_ANEW = ("scalars", "hparams", "custom_scalars")
+WARNINGS = "warnings"
+# The page "Custom scalars": curves that one wants in one chart.
+LAYOUT = {
+    "Run": {
+        "loss": ["Multiline", [rf"^{LOSS}/(train|val)$"]],
+        "quality": ["Multiline", [rf"^{QUALITY}/val_(accuracy|balanced_accuracy|macro_f1|mAP|r2)$"]],
+        "learning rates": ["Multiline", [rf"^{RATES}/"]],
+    },
+    "Machine": {
+        "images per second": ["Multiline", [rf"^{SPEED}/images_per_second$"]],
+        "shares of time and machine": ["Multiline", [rf"^({SPEED}/data_wait_share|{SYSTEM}/.*(load|share))$"]],
+    },
+}
 
 
 class TensorBoard:
-    """Scalars of a run as one continuous curve over any number of restarts.
+    """Scalars, texts and pictures of a run, as one continuous page over any number of restarts.
 
-    The event files are written anew from the kept rows of metrics.jsonl at each start: SummaryWriter's
-    purge_step leaves points of the interrupted start in the served curves.
+    The event files are written anew at each start, scalars from the kept rows of metrics.jsonl and the rest from the
+    old files as far as the run goes on behind it: SummaryWriter's purge_step leaves points of the interrupted start in
+    the served curves.
     """
 
-    def __init__(self, folder: Path, kept: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, kept: Sequence[Mapping[str, Any]], texts: Mapping[str, str], step: int = 0,
+        phase: str = TRAIN,
+    ) -> None:  # fmt: skip
+        shown = [event for event in _shown(folder) if _is_passed(event, step, phase) and _tag_of(event) not in texts]
         shutil.rmtree(folder, ignore_errors=True)
         self._writer = SummaryWriter(str(folder))
+        self._writer.add_custom_scalars(LAYOUT)
         for title, text in texts.items():
             self._writer.add_text(title, f"```\n{text}\n```")
+        # SummaryWriter has no call for what is encoded already.
+        self._events: Any = self._writer._get_file_writer().event_writer  # type: ignore[no-untyped-call]
+        for event in shown:
+            self._events.add_event(event)
         for row in kept:
-            self._scalars(row, row["time"])
+            self._scalars(row["split"], row["step"], row, row["time"], row.get("phase", TRAIN))
 
     def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
         """One point on each curve."""
-        self._scalars({"split": split, "step": step, "phase": phase, "epoch": epoch, **values}, None)
+        self._scalars(split, step, {"epoch": epoch, **values}, None, phase)
 
-    def _scalars(self, row: Mapping[str, Any], walltime: float | None) -> None:
-        for name, value in points(row):
-            self._writer.add_scalar(name, value, row["step"], walltime=walltime)
+    def _scalars(self, split: str, step: int, values: Mapping[str, Any], walltime: float | None, phase: str) -> None:
+        prefix = "" if phase == TRAIN else f"{phase}/"
+        for name, value in values.items():
+            if name not in BOOKKEEPING and value is not None:
+                self._writer.add_scalar(prefix + _tag(split, name), value, step, walltime=walltime)
 
     def warn(self, step: int, text: str) -> None:
         """The text, under its step."""
-        self._writer.add_text("warnings", text, step)
+        self._writer.add_text(WARNINGS, text, step)
+
+    def picture(self, tag: str, step: int, png: bytes) -> None:
+        """A picture, as the bytes of a PNG."""
+        width, height = png_size(png)
+        image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=3)
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self._events.add_event(Event(step=step, wall_time=time.time(), summary=summary))
+
+    def pr_curve(self, tag: str, step: int, truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> None:
+        """A precision-recall curve over all thresholds."""
+        self._writer.add_pr_curve(tag, truth, scores, step)
+
+    def histogram(self, tag: str, step: int, values: NDArray[np.float32]) -> None:
+        """How values are spread."""
+        self._writer.add_histogram(tag, values, step)
+
+    def graph(self, module: nn.Module, inputs: Tensor) -> None:
+        """The module's graph, traced on these inputs."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit.trace, which SummaryWriter uses, is deprecated
+            self._writer.add_graph(module, inputs, verbose=False)
+
+    def text(self, tag: str, step: int, text: str) -> None:
+        """A text in Markdown."""
+        self._writer.add_text(tag, text, step)
 
     def sync(self) -> None:
-        """Nothing: the event files are made anew from metrics.jsonl at a restart."""
+        """Nothing: curves are made anew from metrics.jsonl at a restart."""
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """The recipe beside its final metrics, so that runs compare in the table of hyperparameters."""
@@ -50,3 +130,45 @@ class TensorBoard:
     def close(self) -> None:
         """Write out what is queued."""
         self._writer.close()
+
+
+def png_size(png: bytes) -> tuple[int, int]:
+    """Width and height, which stand in the first chunk of a PNG (its specification, 11.2.2)."""
+    width, height = struct.unpack(">II", png[16:24])
+    return width, height
+
+
+def _shown(folder: Path) -> Iterator[Event]:
+    """One event for each picture, text, curve or histogram that old event files hold, in their order.
+
+    What a crash cut short ends its file.
+    """
+    for file in sorted(folder.glob("events.out.tfevents.*")):
+        for data in RawEventFileLoader(str(file)).Load():
+            event = Event.FromString(data)
+            for value in event.summary.value:
+                if not value.HasField("simple_value") and value.metadata.plugin_data.plugin_name not in MADE_ANEW:
+                    yield Event(step=event.step, wall_time=event.wall_time, summary=Summary(value=[value]))
+
+
+def _is_passed(event: Event, step: int, phase: str) -> bool:
+    """Whether what is shown will not come again: it is of an earlier phase, or of steps up to this one."""
+    is_of_probe = _tag_of(event).startswith(f"{PROBE}/")
+    if is_of_probe != (phase == PROBE):
+        return is_of_probe
+    return int(event.step) <= step
+
+
+def _tag_of(event: Event) -> str:
+    # SummaryWriter's texts have the plugin's name behind their tag.
+    return str(event.summary.value[0].tag).removesuffix("/text_summary")
+
+
+def _tag(split: str, name: str) -> str:
+    if name.startswith("lr/"):
+        return f"{RATES}/{name.removeprefix('lr/')}"
+    if name.removeprefix("ema_") == "loss":
+        return f"{LOSS}/{name.replace('loss', split)}"
+    if name in GROUPS:
+        return f"{GROUPS[name]}/{name}"
+    return f"{QUALITY}/{split}_{name}"

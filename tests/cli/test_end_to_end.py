@@ -35,7 +35,7 @@ def test_it_learns_and_writes_every_file(digits_run):
     names = {path.name for path in digits_run.iterdir() if not path.name.startswith(".")}
     assert names == {
         "config.yaml", "plan.json", "classes.json", "split.json", "metrics.jsonl", "tensorboard", "checkpoints", "best",
-        "summary.json", "lease.json",
+        "summary.json", "lease.json", "evaluation", "logs",
     }  # fmt: skip
     assert read(digits_run, "classes.json") == [str(digit) for digit in range(10)]
     assert {path.name for path in (digits_run / "checkpoints").iterdir()} >= {"last", "best"}
@@ -45,16 +45,16 @@ def test_tensorboard_has_the_curves_of_metrics_jsonl(digits_run):
     events = EventAccumulator(str(digits_run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     tags = set(events.Tags()["scalars"])
     wanted = {
-        "loss/train",
-        "loss/val",
-        "quality/val_accuracy",
-        "speed/images_per_second",
-        "gradients/grad_norm",
-        "lr/head",
+        "2_loss/train",
+        "2_loss/val",
+        "3_quality/val_accuracy",
+        "4_speed/images_per_second",
+        "6_gradients/grad_norm",
+        "5_learning_rates/head",
     }
     assert wanted <= tags
     logged = dict(zip(column(digits_run, "step"), column(digits_run, "loss"), strict=True))
-    assert {event.step: event.value for event in events.Scalars("loss/train")} == pytest.approx(logged)
+    assert {event.step: event.value for event in events.Scalars("2_loss/train")} == pytest.approx(logged)
     assert "recipe/text_summary" in events.Tags()["tensors"]
 
 
@@ -179,28 +179,3 @@ def test_help_comes_without_torch(module):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
-
-
-def test_on_a_terminal_there_is_a_bar_and_evaluations_stay(shapes, tmp_path):
-    import pty
-
-    master, slave = pty.openpty()
-    command = [sys.executable, "-m", "ddp_ft.train", *arguments(shapes, tmp_path / "r", epochs=2)]
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
-    process = subprocess.Popen(command, stdout=slave, stderr=slave, env=environment)
-    os.close(slave)
-    output = b""
-    while chunk := _read(master):
-        output += chunk
-    os.close(master)
-    text = output.decode()
-    assert process.wait(timeout=60) == 0, text
-    assert "━" in text and "eta" in text and "images/s" in text
-    assert text.count("val   step") == 2 and "train step" not in text
-
-
-def _read(terminal):
-    try:
-        return os.read(terminal, 65536)
-    except OSError:  # how Linux reports that the other side has closed
-        return b""

@@ -26,7 +26,7 @@ def test_grade_a_killed_and_continued_in_one_process(shapes, tmp_path, net):
     for file in ("best/model.safetensors", "best/model.json", "checkpoints/last/model.safetensors"):
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     assert read(tmp_path / "cut", "summary.json")["restarts"] == 1
-    points = EventAccumulator(str(tmp_path / "cut/tensorboard")).Reload().Scalars("loss/train")
+    points = EventAccumulator(str(tmp_path / "cut/tensorboard")).Reload().Scalars("2_loss/train")
     assert [point.step for point in points] == list(range(1, 33))
 
 

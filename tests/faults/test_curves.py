@@ -10,6 +10,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,15 @@ def options(data: Path, run: Path) -> list[str]:
 
 
 @contextmanager
-def served(logdir: Path, load_fast: str) -> Iterator[Callable[[str], Any]]:
-    """A function that gives TensorBoard's answer to a request."""
+def served(logdir: Path, load_fast: str) -> Iterator["Asked"]:
+    """TensorBoard, to be asked."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", logdir, "--host", "127.0.0.1", "--port", "0"]
     log = logdir.parent / f"tensorboard_{load_fast}.txt"
     with log.open("wb") as stream:
         more = ["--load_fast", load_fast, "--reload_interval", "1"]
         process = subprocess.Popen([*map(str, command), *more], stdout=stream, stderr=stream)
     try:
-        yield lambda request: _ask(_address(process, log), request)
+        yield Asked(_address(process, log))
     finally:
         process.terminate()
         process.wait()
@@ -51,11 +52,17 @@ def _address(process: "subprocess.Popen[bytes]", log: Path) -> str:
     raise AssertionError(f"tensorboard is not there: {log.read_text()[-500:]}")
 
 
-def _ask(address: str, request: str) -> Any:
-    # Without the proxies of the environment: they know nothing of this machine's own address.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(address + request, timeout=20) as answer:
-        return json.loads(answer.read())
+@dataclass
+class Asked:
+    """A server, which is called with what is asked of it."""
+
+    address: str
+
+    def __call__(self, request: str) -> Any:
+        # Without the proxies of the environment: they know nothing of this machine's own address.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(self.address + request, timeout=20) as answer:
+            return json.loads(answer.read())
 
 
 def curve(ask: Callable[[str], Any], tag: str, last: int, seconds: float = 30) -> list[int]:
@@ -88,9 +95,9 @@ def test_each_step_is_shown_once(shapes, tmp_path, load_fast):
     codes, said = run_forked(1, options(shapes, run))
     assert codes == [0], said
     with served(run / "tensorboard", load_fast) as ask:
-        assert curve(ask, "loss/train", STEPS) == list(range(1, STEPS + 1))
-        assert curve(ask, "loss/val", STEPS) == [STEPS]
-        values = [point[2] for point in ask("data/plugin/scalars/scalars?run=.&tag=loss%2Ftrain")]
+        assert curve(ask, "2_loss/train", STEPS) == list(range(1, STEPS + 1))
+        assert curve(ask, "2_loss/val", STEPS) == [STEPS]
+        values = [point[2] for point in ask("data/plugin/scalars/scalars?run=.&tag=2_loss%2Ftrain")]
         assert values == pytest.approx(column(run, "loss"), rel=1e-6)
 
 
@@ -99,8 +106,8 @@ def test_a_server_that_was_there_before_the_kill_shows_each_step_once(shapes, tm
     run = tmp_path / "run"
     break_run(shapes, run)
     with served(run / "tensorboard", "true") as ask:
-        assert curve(ask, "loss/train", SAVED_AT)[:SAVED_AT] == list(range(1, SAVED_AT + 1))
+        assert curve(ask, "2_loss/train", SAVED_AT)[:SAVED_AT] == list(range(1, SAVED_AT + 1))
         codes, said = run_forked(1, options(shapes, run))
         assert codes == [0], said
-        assert curve(ask, "loss/train", STEPS) == list(range(1, STEPS + 1))
-        assert curve(ask, "loss/val", STEPS) == [STEPS]
+        assert curve(ask, "2_loss/train", STEPS) == list(range(1, STEPS + 1))
+        assert curve(ask, "2_loss/val", STEPS) == [STEPS]

@@ -1,5 +1,6 @@
 """MLflow and Weights & Biases themselves, as far as they work without the internet: the extras `mlflow` and `wandb`."""
 
+import io
 import json
 import os
 import signal
@@ -9,8 +10,8 @@ import sys
 import time
 import urllib.request
 
-import numpy as np
 import pytest
+from PIL import Image
 
 from ddp_ft.config import make_config, to_yaml
 from ddp_ft.trackers import background, make_console, make_trackers
@@ -52,7 +53,9 @@ def two_starts(run, name):
         first.log("train", step, step / 4, {"loss": 2.0 - step / 10, "lr/head": 0.1})
     first.log("val", 4, 1.0, {"loss": 1.5, "accuracy": 0.5})
     service = first.trackers[-1]
-    service.picture("wrong ones", 4, np.full((8, 6, 3), 200, np.uint8))
+    with io.BytesIO() as stream:
+        Image.new("RGB", (8, 6), (200, 0, 0)).save(stream, "png")
+        service.picture("wrong ones", 4, stream.getvalue())
     first.warn(4, "a step was skipped")
     first.close()
     second = start(run, 2, name)

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ddp_ft.trackers import make_console, make_trackers, read_rows
@@ -30,7 +31,7 @@ def test_a_restart_cuts_what_runs_again(tmp_path):
         (20, 0.2),
         (30, 0.5),
     ]
-    assert curve(tmp_path / "tensorboard", "loss/train") == [(10, 0.1), (20, 0.2), (30, 0.5)]
+    assert curve(tmp_path / "tensorboard", "2_loss/train") == [(10, 0.1), (20, 0.2), (30, 0.5)]
 
 
 def test_an_evaluation_that_is_to_come_again_is_cut(tmp_path):
@@ -85,3 +86,44 @@ def test_off_the_main_rank_nothing_is_written(tmp_path):
     trackers.log("train", 1, 0.1, {"loss": 1.0})
     trackers.close()
     assert list(tmp_path.iterdir()) == []
+
+
+PNG = (
+    b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x02\x00\x00\x00\x01\x08\x02\x00\x00\x00"
+    b"{@\xe8\xdd\x00\x00\x00\x0fIDATx\x9cc\xf8\xcf\xc0\x00\x00\x03\x01\x01\x00\xc9\xfe\x92\xef"
+)
+
+
+def test_what_is_shown_outlives_a_restart_once(tmp_path):
+    """Pictures and texts up to the step that a run goes on from, those of the probe too; the others come again."""
+    first = start(tmp_path, 0)
+    for phase in ("probe/", ""):
+        for step in (4, 9, 12):
+            first._tell_all("picture", f"{phase}8_pictures/confusion", step, PNG)
+            first.pr_curve(f"{phase}cat", step, np.array([True, False]), np.array([0.8, 0.3]))
+            first.text(f"{phase}profile", step, "table")
+    first.close()
+    for _ in range(2):
+        second = start(tmp_path, 9)
+        second.close()
+        events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0, "tensors": 0}).Reload()
+        shown = {tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]}
+        assert shown == {"probe/8_pictures/confusion": [4, 9, 12], "8_pictures/confusion": [4, 9]}
+        tensors = {tag: [event.step for event in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
+        assert tensors["cat"] == [4, 9] and tensors["probe/cat"] == [4, 9, 12]
+        assert tensors["profile/text_summary"] == [4, 9] and tensors["recipe/text_summary"] == [0]
+        image = events.Images("8_pictures/confusion")[0]
+        assert (image.width, image.height, image.encoded_image_string) == (2, 1, PNG)
+
+
+def test_groups_are_read_in_order(tmp_path):
+    trackers = start(tmp_path, 0)
+    values = {"loss": 1.0, "grad_norm": 1.0, "images_per_second": 1.0, "cpu_load": 0.5, "lr/head": 0.1}
+    trackers.log("train", 1, 0.1, values)
+    trackers.log("val", 1, 0.1, {"loss": 1.0, "accuracy": 0.5, "ema_loss": 2.0})
+    trackers.close()
+    tags = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["scalars"]
+    assert sorted(tags) == [
+        "1_progress/epoch", "2_loss/ema_val", "2_loss/train", "2_loss/val", "3_quality/val_accuracy",
+        "4_speed/images_per_second", "5_learning_rates/head", "6_gradients/grad_norm", "7_system/cpu_load",
+    ]  # fmt: skip

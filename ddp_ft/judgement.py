@@ -1,0 +1,174 @@
+"""What a model made of each sample of a set, and what follows from that; plain numbers, without drawing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_ft.contracts import LABEL, NUMBERS, Evaluation, Task
+
+# Of a label that may be there or not, what counts as there; the task's own rule.
+THRESHOLD = 0.5
+# Bins of the reliability diagram, as many as the metric `ece` has.
+BINS = 15
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Predictions beside the truth, N x names each, in the set's order.
+
+    `kind` is LABEL, LABELS or NUMBERS. `scores` are probabilities, or numbers in the target's units; `truth` is 0 or 1
+    (one 1 in each row for LABEL), or numbers in the same units.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    scores: Floats
+    truth: Floats
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @cached_property
+    def predicted(self) -> NDArray[np.int64]:
+        """The likeliest class of each sample (LABEL)."""
+        return np.asarray(np.argmax(self.scores, 1), dtype=np.int64)
+
+    @cached_property
+    def target(self) -> NDArray[np.int64]:
+        """The true class of each sample (LABEL)."""
+        return np.asarray(np.argmax(self.truth, 1), dtype=np.int64)
+
+    @cached_property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether a sample is right: its class, or all its labels. Numbers are never simply right: all False."""
+        if self.kind == LABEL:
+            return np.equal(self.predicted, self.target)
+        if self.kind == NUMBERS:
+            return np.zeros(len(self), dtype=bool)
+        right: NDArray[np.bool_] = ((self.scores > THRESHOLD) == (self.truth > THRESHOLD)).all(1)
+        return right
+
+    @cached_property
+    def confidence(self) -> Floats:
+        """How sure the model is of its answer, 0 to 1: of its class, or of its least sure label. Numbers: 0."""
+        if self.kind == LABEL:
+            return np.asarray(np.max(self.scores, 1))
+        if self.kind == NUMBERS:
+            return np.zeros(len(self))
+        sure: Floats = np.maximum(self.scores, 1 - self.scores).min(1)
+        return sure
+
+    @cached_property
+    def error(self) -> Floats:
+        """How far off a sample is: what of the truth the model did not believe, of several labels the worst; for
+        numbers the largest distance, in standard deviations of the truth."""
+        apart = np.abs(self.scores - self.truth)
+        if self.kind == NUMBERS:
+            spread = self.truth.std(0)
+            apart = apart / np.where(spread > 0, spread, 1)
+        return np.asarray(np.max(apart, 1))
+
+    def worst(self, count: int) -> list[int]:
+        """The most confident mistakes, worst first; of numbers those that are farthest off."""
+        order = [int(index) for index in np.argsort(-self.error, kind="stable")]
+        return [index for index in order if not self.correct[index]][:count]
+
+    def least_certain(self, count: int) -> list[int]:
+        """Samples that are right, those first of which the model was least sure. Of numbers there are none."""
+        order = [int(index) for index in np.argsort(self.confidence, kind="stable")]
+        return [index for index in order if self.correct[index]][:count]
+
+    def caption(self, index: int) -> tuple[str, str]:
+        """What the model says of a sample, and what is true."""
+        if self.kind == LABEL:
+            said, true = int(self.predicted[index]), int(self.target[index])
+            return f"{self.names[said]} {self.scores[index, said]:.0%}", self.names[true]
+        if self.kind == NUMBERS:
+            pairs = [self._numbers(values[index]) for values in (self.scores, self.truth)]
+            return pairs[0], pairs[1]
+        wrong = int(np.abs(self.scores[index] - self.truth[index]).argmax())
+        name, there = self.names[wrong], self.truth[index, wrong] > THRESHOLD
+        return f"{name} {self.scores[index, wrong]:.0%}", name if there else f"no {name}"
+
+    def _numbers(self, values: Floats) -> str:
+        if len(self.names) == 1:
+            return f"{values[0]:.4g}"
+        return ", ".join(f"{name} {value:.3g}" for name, value in zip(self.names, values, strict=True))
+
+
+def judge(evaluation: Evaluation, task: Task) -> Judgement:
+    """The judgement of an evaluation of which this rank has the outputs."""
+    assert evaluation.outputs is not None and evaluation.records is not None
+    scores = task.predictions(evaluation.outputs).double().numpy()
+    target = evaluation.records["target"].numpy()
+    if target.ndim == 1 and task.kind != NUMBERS:
+        target = np.eye(scores.shape[1])[target]
+    return Judgement(task.kind, task.names, scores, np.asarray(target, dtype=np.float64))
+
+
+def confusion(judgement: Judgement) -> NDArray[np.int64]:
+    """How many samples of each class (rows) are taken for each class (columns); LABEL."""
+    classes = len(judgement.names)
+    pairs = judgement.target * classes + judgement.predicted
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+def most_confused(matrix: NDArray[np.int64], count: int) -> list[int]:
+    """The classes that take part in most mistakes, in their own order; all of them if there are no more."""
+    mistakes = matrix.sum(0) + matrix.sum(1) - 2 * matrix.diagonal()
+    return sorted(int(each) for each in np.argsort(-mistakes, kind="stable")[:count])
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Bins of equal width in confidence: of those that hold samples, mean confidence, share that is right, samples."""
+
+    confidence: Floats
+    accuracy: Floats
+    samples: NDArray[np.int64]
+
+
+def reliability(judgement: Judgement, bins: int = BINS) -> Reliability:
+    """How often the model is right where it says so (arXiv 1706.04599); of several labels, over all of them."""
+    if judgement.kind == LABEL:
+        sure, right = judgement.confidence, judgement.correct.astype(float)
+    else:
+        sure, right = judgement.scores.ravel(), judgement.truth.ravel()
+    places = np.clip((sure * bins).astype(int), 0, bins - 1)
+    samples = np.bincount(places, minlength=bins)
+    held = samples > 0
+    means = [np.bincount(places, weights=each, minlength=bins)[held] / samples[held] for each in (sure, right)]
+    return Reliability(means[0], means[1], samples[held])
+
+
+def class_table(judgement: Judgement) -> list[dict[str, Any]]:
+    """For each class or label: its name, samples that have it, precision, recall and F1; None where not defined."""
+    if judgement.kind == LABEL:
+        said = np.eye(len(judgement.names))[judgement.predicted]
+    else:
+        said = (judgement.scores > THRESHOLD).astype(float)
+    hits, claimed, there = (said * judgement.truth).sum(0), said.sum(0), judgement.truth.sum(0)
+    return [
+        {
+            "name": name, "samples": int(there[c]), "precision": _share(hits[c], claimed[c]),
+            "recall": _share(hits[c], there[c]), "f1": _share(2 * hits[c], claimed[c] + there[c]),
+        }
+        for c, name in enumerate(judgement.names)
+    ]  # fmt: skip
+
+
+def _share(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole else None
+
+
+def rarest(judgement: Judgement, count: int) -> Sequence[int]:
+    """The classes that fewest samples have, of those that any has."""
+    counts = judgement.truth.sum(0)
+    order = [int(each) for each in np.argsort(counts, kind="stable") if counts[each]]
+    return order[:count]

@@ -1,0 +1,82 @@
+"""`--profile FIRST-LAST`: a trace of some steps of the training, by torch.profiler."""
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddp_ft.contracts import TRAIN
+from ddp_ft.errors import UserError
+
+FOLDER = "profile"
+# Lines of the table of operations.
+MOST_OPERATIONS = 25
+
+
+def parse_steps(text: str | None) -> range:
+    """The steps to trace, counted from 1 as in metrics.jsonl; none of None. UserError for what is no FIRST-LAST."""
+    if text is None:
+        return range(0)
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= first <= last:
+        raise UserError(f"--profile {text} is no range of steps.", "Give the first and the last, such as 10-15.")
+    return range(first, last + 1)
+
+
+class StepTrace:
+    """Traces the steps asked for on this rank; without any it does nothing.
+
+    One step before them is traced too and thrown away, since the first one holds what starting the profiler takes.
+    """
+
+    def __init__(self, steps: range, folder: Path, rank: int, device: torch.device) -> None:
+        self.steps = steps
+        self.folder = folder
+        self.name = f"steps_{steps[0]}-{steps[-1]}_rank_{rank}" if steps else ""
+        self.device = device
+        self._profiler: Any = None
+
+    def before(self, step: int, phase: str) -> None:
+        """The step of that number comes next, counted from 1. Those of the probe are not traced."""
+        if not self.steps or phase != TRAIN or step not in range(self.steps[0] - 1, self.steps[-1] + 1):
+            return
+        if self._profiler is None:
+            self._profiler = self._started(warm_up=int(step < self.steps[0]), steps=self.steps[-1] + 1 - step)
+        else:
+            self._profiler.step()
+
+    def after(self, step: int) -> str:
+        """The step of that number is done. Behind the last traced one the table of operations, else nothing."""
+        return self.finish() if self._profiler is not None and step >= self.steps[-1] else ""
+
+    def finish(self) -> str:
+        """Write the trace of the steps that were done; gives the table of the operations that took longest."""
+        if self._profiler is None:
+            return ""
+        profiler, self._profiler = self._profiler, None
+        profiler.stop()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(self.file))
+        kind = "self_cuda_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
+        table: str = profiler.key_averages().table(sort_by=kind, row_limit=MOST_OPERATIONS, max_name_column_width=60)
+        self.file.with_name(f"{self.name}.txt").write_text(table, encoding="utf-8")
+        return table
+
+    @property
+    def file(self) -> Path:
+        """Where the trace is written."""
+        return self.folder / f"{self.name}.json.gz"
+
+    def _started(self, warm_up: int, steps: int) -> Any:
+        from torch.profiler import ProfilerActivity, profile, schedule
+
+        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])
+        active = max(1, steps - warm_up)
+        profiler = profile(activities=activities, schedule=schedule(wait=0, warmup=warm_up, active=active + 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a missing warm-up, where the first step is asked for
+            profiler.start()
+        return profiler

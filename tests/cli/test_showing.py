@@ -1,0 +1,88 @@
+"""What a run shows in TensorBoard besides its curves."""
+
+import gzip
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ddp_ft.charts import CELL, MARGIN
+from ddp_ft.errors import UserError
+from ddp_ft.outputs import load_evaluation
+from ddp_ft.profiling import parse_steps
+from tests.support.runs import read, train_here, train_on
+
+PICTURES = [
+    "8_pictures/1_first_batch", "8_pictures/2_confusion", "8_pictures/3_reliability", "8_pictures/4_worst_mistakes",
+]  # fmt: skip
+
+
+def shown(run):
+    return EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0, "tensors": 0}).Reload()
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_run_shows_its_pictures_and_learns_the_same(shapes, tmp_path, world_size):
+    on, off = tmp_path / "on", tmp_path / "off"
+    more = ["--set", "log.histograms=true", "--set", "log.graph=true", "--mixup", "0.3"]
+    train_on(world_size, shapes, on, "--set", "log.pictures=true", *more)
+    train_on(world_size, shapes, off, "--mixup", "0.3")
+    assert (on / "best/model.safetensors").read_bytes() == (off / "best/model.safetensors").read_bytes()
+    events = shown(on)
+    tags = events.Tags()
+    assert set(PICTURES) <= set(tags["images"]) and not shown(off).Tags()["images"]
+    assert {"disc", "square", "stripes"} <= set(tags["tensors"])  # precision-recall curves
+    assert tags["graph"] and any(tag.startswith("weights/") for tag in tags["histograms"])
+    assert any(tag.startswith("gradients/") for tag in tags["histograms"])
+    evaluation = load_evaluation(on, "val")
+    assert evaluation.outputs.shape == (12, 3)
+    right = (evaluation.outputs.argmax(1) == evaluation.records["target"]).double().mean()
+    assert float(right) == pytest.approx(read(on, "summary.json")["val"]["accuracy"])
+
+
+def test_the_first_batch_is_what_the_model_sees(shapes, tmp_path):
+    """Turned upside down by an augmentation that the grid must show, in the model's size."""
+    train_here(shapes, tmp_path / "r", "--set", "log.pictures=true", "--augment", "none", "--set", "augment.flip=1")
+    picture = shown(tmp_path / "r").Images(PICTURES[0])[0]
+    grid = np.asarray(Image.open(io.BytesIO(picture.encoded_image_string)))
+    cell = grid[MARGIN : MARGIN + CELL, MARGIN : MARGIN + CELL]
+    small = np.asarray(Image.fromarray(cell).resize((32, 32), Image.Resampling.NEAREST), dtype=int)
+    files = sorted((shapes / "train").rglob("*.png"))
+    wanted = [
+        np.asarray(Image.open(file).resize((32, 32), Image.Resampling.BICUBIC), dtype=int)[:, ::-1] for file in files
+    ]
+    assert min(np.abs(small - each).mean() for each in wanted) < 2
+
+
+def test_regression_and_labels(shapes, tmp_path):
+    rows = ["image,age,label"]
+    for number, file in enumerate(sorted(shapes.rglob("*.png"))):
+        rows.append(f"{file},{number % 7}.5,{'sun;rain' if number % 2 else 'sun'}")
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(rows))
+    train_here(table, tmp_path / "age", "--set", "data.target=age", "--set", "log.pictures=true")
+    assert "8_pictures/2_predicted_over_true_0" in shown(tmp_path / "age").Tags()["images"]
+    train_here(table, tmp_path / "sky", "--task", "multi-label", "--set", "log.pictures=true")
+    tags = shown(tmp_path / "sky").Tags()
+    assert "8_pictures/3_reliability" in tags["images"] and "rain" in tags["tensors"]
+
+
+def test_profile(shapes, tmp_path):
+    said = train_on(2, shapes, tmp_path / "r", "--profile", "2-3")
+    assert "Steps 2-3 are traced" in said
+    for rank in (0, 1):
+        with gzip.open(tmp_path / f"r/profile/steps_2-3_rank_{rank}.json.gz") as file:
+            names = [event.get("name", "") for event in json.load(file)["traceEvents"]]
+        assert any("convolution_backward" in name for name in names)
+        assert len({name for name in names if name.startswith("ProfilerStep#")}) == 2
+    assert "profile/text_summary" in shown(tmp_path / "r").Tags()["tensors"]
+
+
+def test_steps_to_profile():
+    assert list(parse_steps("3-5")) == [3, 4, 5] and list(parse_steps("7")) == [7] and not parse_steps(None)
+    for text in ("5-3", "0-2", "a-b", "-4", ""):
+        with pytest.raises(UserError, match="no range of steps"):
+            parse_steps(text)

@@ -1,0 +1,61 @@
+"""What a run says on a terminal, in a file, and in its logs."""
+
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.runs import arguments, train_here, train_on
+
+
+def test_on_a_terminal_there_is_a_bar_and_evaluations_stay(shapes, tmp_path):
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "ddp_ft.train", *arguments(shapes, tmp_path / "r", epochs=2)]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(command, stdout=slave, stderr=slave, env=environment)
+    os.close(slave)
+    output = b""
+    while chunk := _read(master):
+        output += chunk
+    os.close(master)
+    text = output.decode()
+    assert process.wait(timeout=60) == 0, text
+    assert "━" in text and "images/s" in text and "waits" in text
+    assert re.search(r"step \d/8 .*left: epoch 0:00:0\d  run 0:00:0\d", text), text
+    assert "no evaluation yet" in text and re.search(r"best accuracy 0\.\d{4} \(epoch 1\)", text), text
+    assert "checkpoint in 0:00:0" in text and "evaluating on 12 pictures" in text
+    assert text.count("val   step") == 2 and "train step" not in text
+    assert "train step 8/8" in (tmp_path / "r/logs/rank_0.txt").read_text()
+
+
+def _read(terminal):
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # how Linux reports that the other side has closed
+        return b""
+
+
+def test_how_much_is_said_and_what_is_logged(shapes, tmp_path):
+    """Quiet runs print nothing but what is wrong; each rank's log has all of it."""
+    assert train_on(2, shapes, tmp_path / "quiet", "--quiet") == ""
+    assert train_on(1, shapes, tmp_path / "error", "--log-level", "error") == ""
+    loud = train_on(1, shapes, tmp_path / "debug", "--log-level", "debug")
+    assert "evaluating on 12 pictures" in loud and "train step 4/4" in loud
+    log = (tmp_path / "quiet/logs/rank_0.txt").read_text()
+    assert "INFO train step 4/4" in log and "DEBUG evaluating on 12 pictures" in log and "run folder" in log
+    assert (tmp_path / "quiet/logs/rank_1.txt").exists()
+
+
+def test_what_ends_a_run_is_in_the_logs(shapes, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    for file in (data / "train").rglob("*.png"):
+        file.write_bytes(file.read_bytes()[:-60])
+    with pytest.raises(Exception, match=r"\.png"):
+        train_here(data, tmp_path / "r")
+    log = (tmp_path / "r/logs/rank_0.txt").read_text()
+    assert "ERROR" in log and ".png" in log

@@ -1,0 +1,101 @@
+"""Charts and grids, looked at as pixels; and the process that draws them."""
+
+import io
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ddp_ft import charts
+from ddp_ft.studio import Studio
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def test_a_confusion_matrix_has_the_shares_as_colours():
+    matrix = np.array([[10, 0], [5, 5]])
+    drawn = pixels(charts.confusion_png(matrix, ["$a$ and $b", "名\n"]))
+    colours, counts = np.unique(drawn.reshape(-1, 3), axis=0, return_counts=True)
+    common = {tuple(map(int, colour)) for colour in colours[np.argsort(-counts)[:6]]}
+    assert (8, 48, 107) in common and (247, 251, 255) in common  # the ends of matplotlib's Blues
+
+
+def test_charts_of_many_and_of_nothing():
+    assert charts.confusion_png(np.eye(40, dtype=np.int64), [f"class {n}" * 9 for n in range(40)])
+    assert charts.confusion_png(np.zeros((2, 2), dtype=np.int64), ["a", "b"])
+    assert charts.reliability_png(np.array([0.5]), np.array([1.0]), np.array([3]))
+    assert charts.scatter_png(np.array([1.0, 2]), np.array([1.5, 2]), "age")
+
+
+def test_a_grid_has_its_pictures_and_their_captions(tmp_path: Path):
+    red = np.full((10, 10, 3), (255, 0, 0), dtype=np.uint8)
+    Image.fromarray(red).save(tmp_path / "red.png")
+    (tmp_path / "not.png").write_text("no picture")
+    files = [str(tmp_path / name) for name in ("red.png", "not.png", "missing.png", "red.png", "red.png")]
+    page = pixels(charts.files_png(files, [["says a", f"{'long ' * 30}", "\x1b[31m"]] * 5))
+    middles = [
+        page[charts.MARGIN + 64, charts.MARGIN + 64 + place * (128 + charts.MARGIN)].tolist() for place in (0, 1)
+    ]
+    assert middles == [[255, 0, 0], [128, 128, 128]]
+    assert page.shape[1] == 4 * (128 + charts.MARGIN) + charts.MARGIN  # five pictures: a second row
+    below = page[charts.MARGIN + 128 : charts.MARGIN + 128 + 3 * charts.LINE, : 128 + charts.MARGIN]
+    assert (below < 100).any() and (below[:, -charts.MARGIN :] == 255).all()  # text, cut at the picture's width
+
+
+def slow_png(seconds: float, name: str) -> bytes:
+    time.sleep(seconds)
+    return f"{name} by {os.getpid()}".encode()
+
+
+def broken_png() -> bytes:
+    raise ValueError("no colours left")
+
+
+def die() -> bytes:
+    os._exit(3)
+
+
+def test_the_studio_draws_elsewhere_and_drops_what_is_outdated(capsys):
+    studio = Studio()
+    studio.order("slow", 1, slow_png, 0.5, "first")
+    while studio._orders[0].file.exists():  # until it is being drawn
+        time.sleep(0.01)
+    assert list(studio.finished()) == []
+    for step in (2, 3, 4):
+        studio.order("chart", step, slow_png, 0.0, f"chart {step}")
+    studio.order("broken", 4, broken_png)
+    found = [(tag, step, png.decode().split(" by ")) for tag, step, png in studio.finished(30)]
+    assert [(tag, step, text) for tag, step, (text, _) in found] == [("slow", 1, "first"), ("chart", 4, "chart 4")]
+    assert all(int(pid) != os.getpid() for _, _, (_, pid) in found)
+    assert "broken could not be drawn: ValueError: no colours left" in capsys.readouterr().err
+    folder = studio._folder
+    studio.close()
+    assert not folder.exists() and list(studio.finished(1)) == []
+
+
+def test_a_studio_that_dies_is_told_of(capsys):
+    studio = Studio()
+    studio.order("deadly", 1, die)
+    assert list(studio.finished(30)) == []
+    assert "deadly could not be drawn: the drawing process has died" in capsys.readouterr().err
+    studio.close()
+
+
+def test_it_ends_with_its_parent(tmp_path: Path):
+    """Which is killed while a picture is being drawn."""
+    pid = os.fork()
+    if pid == 0:
+        studio = Studio()
+        studio.order("slow", 1, slow_png, 1.0, "first")
+        (tmp_path / "studio").write_text(f"{studio._process.pid} {studio._folder}")
+        os.kill(os.getpid(), 9)
+    os.waitpid(pid, 0)
+    process, folder = (tmp_path / "studio").read_text().split()
+    deadline = time.monotonic() + 30
+    while Path(folder).exists() or Path(f"/proc/{process}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

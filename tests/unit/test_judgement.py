@@ -1,0 +1,79 @@
+"""What follows from predictions beside the truth, against scikit-learn and torchmetrics."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Evaluation
+from ddp_ft.judgement import Judgement, class_table, confusion, judge, most_confused, rarest, reliability
+from ddp_ft.tasks import restore_task
+
+NAMES = ("a", "b", "c", "d")
+
+
+def drawn(samples: int = 200, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randint(3, (samples,), generator=generator)  # no sample is a "d"
+    outputs = torch.randn(samples, 4, generator=generator) + 1.5 * torch.eye(4)[target]
+    return outputs, target
+
+
+def single() -> Judgement:
+    outputs, target = drawn()
+    return judge(Evaluation({}, outputs, {"target": target}), restore_task("single-label", {"classes": NAMES}))
+
+
+def test_single_label_against_scikit_learn():
+    judgement = single()
+    said, true = judgement.predicted, judgement.target
+    assert judgement.kind == LABEL
+    assert np.array_equal(confusion(judgement), metrics.confusion_matrix(true, said, labels=range(4)))
+    wanted = metrics.precision_recall_fscore_support(true, said, labels=range(4), zero_division=np.nan)
+    table = class_table(judgement)
+    for c, row in enumerate(table[:3]):
+        assert [row["precision"], row["recall"], row["f1"], row["samples"]] == pytest.approx([w[c] for w in wanted])
+    assert table[3]["recall"] is None and table[3]["samples"] == 0
+    assert rarest(judgement, 9) == sorted(range(3), key=lambda c: (true == c).sum())
+
+
+def test_reliability_gives_the_calibration_error():
+    judgement = single()
+    bins = reliability(judgement)
+    gap = float((np.abs(bins.confidence - bins.accuracy) * bins.samples).sum() / len(judgement))
+    probabilities = torch.from_numpy(judgement.scores)
+    wanted = multiclass_calibration_error(probabilities, torch.from_numpy(judgement.target), 4, n_bins=15)
+    assert gap == pytest.approx(float(wanted), rel=1e-6) and bins.samples.sum() == len(judgement)
+
+
+def test_the_worst_come_first():
+    judgement = Judgement(
+        LABEL, ("cat", "dog"), np.array([[0.9, 0.1], [0.3, 0.7], [0.45, 0.55], [0.51, 0.49]]), np.eye(2)[[1, 1, 0, 0]]
+    )
+    assert judgement.worst(9) == [0, 2] and judgement.least_certain(9) == [3, 1] and judgement.least_certain(1) == [3]
+    assert judgement.caption(0) == ("cat 90%", "dog")
+
+
+def test_several_labels():
+    scores = np.array([[0.9, 0.2], [0.6, 0.8], [0.1, 0.45]])
+    judgement = Judgement(LABELS, ("sun", "rain"), scores, np.array([[1.0, 0], [1, 0], [0, 0]]))
+    assert judgement.correct.tolist() == [True, False, True] and judgement.worst(9) == [1]
+    assert judgement.caption(1) == ("rain 80%", "no rain")
+    assert judgement.least_certain(9) == [2, 0]
+    assert class_table(judgement)[1] == {"name": "rain", "samples": 0, "precision": 0.0, "recall": None, "f1": 0.0}
+    assert reliability(judgement).samples.sum() == 6
+
+
+def test_numbers():
+    task = restore_task("regression", {"classes": ["age"], "mean": [40.0], "std": [10.0]})
+    outputs = torch.tensor([[0.0], [1.0], [-1.0]])
+    judgement = judge(Evaluation({}, outputs, {"target": torch.tensor([[40.0], [20.0], [31.0]])}), task)
+    assert judgement.kind == NUMBERS and judgement.scores[:, 0].tolist() == [40, 50, 30]
+    assert judgement.worst(2) == [1, 2] and judgement.least_certain(5) == []
+    assert judgement.caption(1) == ("50", "20")
+
+
+def test_classes_that_are_confused_most():
+    matrix = np.array([[5, 0, 3], [0, 9, 0], [1, 0, 5]])
+    assert most_confused(matrix, 2) == [0, 2] and most_confused(matrix, 9) == [0, 1, 2]
