@@ -24,7 +24,7 @@ GROUPS = {
     "bad_steps": "progress",
 }
 # All that may stand in front of the slash in `curve_name`.
-FOLDERS = tuple(dict.fromkeys(("loss", "quality", "lr", "pictures", *GROUPS.values())))
+FOLDERS = tuple(dict.fromkeys(("loss", "quality", "lr", *GROUPS.values())))
 BOOKKEEPING = ("step", "split", "time", "phase")
 
 

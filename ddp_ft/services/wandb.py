@@ -19,7 +19,7 @@ from ddp_ft.services.host import Say, read_facts, write_facts
 
 PROJECT = "ddp_ft"
 # The order of what is logged at one step, and how many numbers a step has.
-PLACES = {"train": 0, "val": 1, "test": 2, "picture": 3}
+PLACES = {"train": 0, "val": 1, "test": 2}
 # Of the log of records (LevelDB's form) that an offline run is: a head, blocks, and in these the head of each piece.
 HEAD, BLOCK, PIECE = 7, 1 << 15, struct.Struct("<IHB")
 WHOLE, LAST = 1, 4
@@ -34,9 +34,9 @@ class WeightsAndBiases:
     """
 
     def __init__(self, start: Start, say: Say) -> None:
-        facts = read_facts(start, "wandb")
-        run_id = facts.get("id") or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
-        write_facts(start, "wandb", {"id": run_id})
+        self._start, self._facts = start, read_facts(start, "wandb")
+        run_id = self._facts.get("id") or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+        self._store(id=run_id)
         folder = Path(os.environ.get("WANDB_DIR") or start.run_dir)
         sent = next_number(folder, run_id)
         self._run = wandb.init(
@@ -51,7 +51,7 @@ class WeightsAndBiases:
             settings=wandb.Settings(silent=True, console="off"),
         )
         url = None if self._run.offline else self._run.url
-        write_facts(start, "wandb", {"id": run_id, "url": url})
+        self._store(url=url)
         self._define_axes()
         self._next = max(sent, self._run.step)
         self._probed, self._finished = 0, False
@@ -60,7 +60,12 @@ class WeightsAndBiases:
         for row in start.kept:
             self.log(row)
 
+    def _store(self, **facts: Any) -> None:
+        self._facts |= facts
+        write_facts(self._start, "wandb", self._facts)
+
     def _define_axes(self) -> None:
+        self._run.define_metric("pictures/*", step_metric="picture_step")
         for prefix in ("", "probe/"):
             for name in FOLDERS:
                 self._run.define_metric(f"{prefix}{name}/*", step_metric=f"{prefix}step")
@@ -81,11 +86,12 @@ class WeightsAndBiases:
         return (before + step) * len(PLACES) + PLACES[what]
 
     def picture(self, tag: str, step: int, png: bytes) -> None:
-        """Beside the step of training; goes out with the next row."""
-        number = self._number(self._probed, step, "picture")
-        if number >= self._next:
-            values = {f"pictures/{tag}": wandb.Image(Image.open(BytesIO(png))), "step": step}
-            self._run.log(values, step=number, commit=False)
+        """Beside a step of its own, as it comes when it is drawn; goes out with the next row."""
+        shown = self._facts.get("pictures", {})
+        if step > shown.get(tag, -1):
+            values = {f"pictures/{tag}": wandb.Image(Image.open(BytesIO(png))), "picture_step": step}
+            self._run.log(values, step=self._next, commit=False)
+            self._store(pictures={**shown, tag: step})
 
     def warn(self, step: int, text: str) -> None:
         """As an alert."""

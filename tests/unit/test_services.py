@@ -55,7 +55,8 @@ def two_starts(run, name):
     service = first.trackers[-1]
     with io.BytesIO() as stream:
         Image.new("RGB", (8, 6), (200, 0, 0)).save(stream, "png")
-        service.picture("wrong ones", 4, stream.getvalue())
+        picture = stream.getvalue()
+    service.picture("wrong ones", 4, picture)
     first.warn(4, "a step was skipped")
     first.close()
     second = start(run, 2, name)
@@ -63,6 +64,8 @@ def two_starts(run, name):
         second.log("train", step, step / 4, {"loss": 2.0 - step / 10, "lr/head": 0.1})
         if step == 4:
             second.log("val", 4, 1.0, {"loss": 1.5, "accuracy": 0.5})
+    for step in (4, 6):  # drawn meanwhile; the first one again
+        second.trackers[-1].picture("wrong ones", step, picture)
     second.log("val", 6, 1.5, {"loss": 1.25, "accuracy": 0.75})
     second.finish({"optim.lr": 0.5}, {"val/accuracy": 0.75})
     second.close()
@@ -96,7 +99,8 @@ def test_one_run_of_mlflow_over_two_starts(tmp_path, capfd):
     assert run.data.tags["ddp_ft.run_folder"].endswith("one run") and run.data.tags["warning.4"]
     assert (run.info.status, run.info.run_name) == ("FINISHED", "one run")
     assert [file.path for file in client.list_artifacts(run.info.run_id, "pictures/wrong ones")] == [
-        "pictures/wrong ones/step_00000004.png"
+        "pictures/wrong ones/step_00000004.png",
+        "pictures/wrong ones/step_00000006.png",
     ]
 
 
@@ -126,7 +130,9 @@ def test_one_run_of_wandb_over_two_starts(tmp_path, capfd, monkeypatch):
     assert [(row["step"], row["loss/val"]) for _, row in rows if "loss/val" in row] == [(4, 1.5), (6, 1.25)]
     assert [row["probe/step"] for _, row in rows if "probe/loss/train" in row] == [1, 2]
     assert json.loads(summary["best/val/accuracy"]) == 0.75
-    assert len(list(run.glob("wandb/*/files/media/images/pictures/wrong ones_*.png"))) == 1
+    shown = [row for _, row in rows if any(name.startswith("pictures/wrong ones") for name in row)]
+    assert [row["picture_step"] for row in shown] == [4, 6]
+    assert len(list(run.glob("wandb/offline-run-*/files/media/images/pictures/wrong ones_*.png"))) == 2
     listed = subprocess.run(
         [sys.executable, "-m", "wandb", "sync", "--dry-run", *map(str, run.glob("wandb/offline-run-*"))],
         capture_output=True, text=True, timeout=60,
