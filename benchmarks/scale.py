@@ -26,7 +26,7 @@ from ddp_ft.checkpoint import to_json, write_text
 from ddp_ft.config import AugmentConfig, DataConfig
 from ddp_ft.contracts import Preprocess
 from ddp_ft.data import GlobalOrderSampler, Splits, TrainLoader, folder_splits, open_splits, train_transform
-from ddp_ft.data.index import FOLDER_VARIABLE
+from ddp_ft.user_cache import FOLDER_VARIABLE
 
 T = TypeVar("T")
 BATCH, WORKERS, STEPS = 256, 2, 40

@@ -1,14 +1,17 @@
 """The `ddp-ft` command: a group whose commands are imported only when they are called."""
 
 import importlib
+import os
 
 import click
+from click.shell_completion import CompletionItem
 
 from ddp_ft import __version__
 from ddp_ft.command import run_command
+from ddp_ft.errors import nearest
 
-# Name of the command, which is also that of the attribute -> its module, and one line for the list. `models` and
-# `config` are names of packages, so these two have modules of other names.
+# Name of the command, which is also that of the attribute -> its module, and one line for the list. `models`, `config`
+# and `run` are names of packages and modules, hence show_models and its like.
 COMMANDS = {
     "train": ("ddp_ft.train", "Fine-tune a model, or go on with an unfinished run."),
     "evaluate": ("ddp_ft.evaluate", "Metrics of a trained model on a data set."),
@@ -19,9 +22,15 @@ COMMANDS = {
     "replay": ("ddp_ft.replay", "Run one step of a run again, and look where it stops being finite."),
     "average": ("ddp_ft.average", "Average the weights of several checkpoints of a run."),
     "submit": ("ddp_ft.submit", "Write a batch script for Slurm, and submit it."),
+    "runs": ("ddp_ft.show_runs", "List the runs in a folder: how far they are, and how good."),
     "models": ("ddp_ft.show_models", "List the models there are, or describe one."),
     "config": ("ddp_ft.show_config", "Show all configuration keys, one of them, or a recipe."),
+    "completion": ("ddp_ft.completion", "Make your shell complete commands, options and values."),
 }
+
+
+# By which click tells that a shell asks for completions.
+VARIABLE = "_DDP_FT_COMPLETE"
 
 
 class LazyGroup(click.Group):
@@ -39,6 +48,20 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(module), cmd_name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it, with the nearest commands in the message for one that there is not."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            ctx.fail(f"No such command '{name}'. {nearest(name, list(COMMANDS))}".rstrip())
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands and options, without importing what the commands need."""
+        commands = [CompletionItem(n, help=line) for n, (_, line) in COMMANDS.items() if n.startswith(incomplete)]
+        return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list, from the table and not from the modules."""
         with formatter.section("Commands"):
@@ -53,4 +76,6 @@ def ddp_ft() -> None:
 
 def main() -> None:
     """The console script."""
+    if VARIABLE in os.environ:
+        importlib.import_module("ddp_ft.completion")  # for its class for bash
     run_command(ddp_ft)

@@ -14,6 +14,7 @@ import click
 from ddp_ft.config import KEYS, Key, RunConfig, parse_assignment, read_config_file
 from ddp_ft.environment import Launch, read_launch
 from ddp_ft.errors import UserError
+from ddp_ft.values_to_complete import complete_assignment, completer
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 75
 
@@ -35,7 +36,8 @@ def config_options(command: F) -> F:
 def _option(key: Key, flag: str) -> Callable[[F], F]:
     default = key.null if key.default is None else key.default
     shown = "" if key.path in ("data.path", "model.name") else f"  [default: {default}; {key.kind}]"
-    return click.option(flag, key.path.replace(".", "__"), metavar=key.metavar, help=f"{key.help}{shown}")
+    name, text = key.path.replace(".", "__"), f"{key.help}{shown}"
+    return click.option(flag, name, metavar=key.metavar, help=text, shell_complete=completer(key))
 
 
 # Options that several commands have.
@@ -84,6 +86,7 @@ _ASSIGNMENTS = click.option(
     "assignments",
     multiple=True,
     metavar="KEY=VALUE",
+    shell_complete=complete_assignment,
     help="Set any configuration key; wins over the rest. Repeatable.",
 )
 

@@ -2,9 +2,11 @@
 
 import click
 
+from ddp_ft.values_to_complete import complete_model
+
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 def fetch(model: str) -> None:
     """Download the pretrained weights of MODEL into the cache of its library.
 

@@ -29,6 +29,7 @@ from ddp_ft.runfolder import STOP_FILE, RunFolder, check_same_recipe
 from ddp_ft.saving import restore, save
 from ddp_ft.schedule import is_due
 from ddp_ft.selection import evaluate, is_stale, plateau
+from ddp_ft.services import service_names
 from ddp_ft.setbacks import check_writes, take_notes, write_to_the_end
 from ddp_ft.showing import show_evaluation, show_first_batch
 from ddp_ft.telling import introduce, look_ahead, say_farewell, summarise, tell_of_trace
@@ -40,6 +41,7 @@ from ddp_ft.watchdog import watching
 def fine_tune(request: Request, launch: Launch) -> str:
     """Run or continue a run; gives its status, "done" or "stopped". Raises UserError for what the user can mend."""
     config = make_config(*request.layers)
+    service_names(config.log.trackers)  # a mistake in it is told now
     device = pick_device(config.compute.device, launch)
     stop = StopRequest(_stop_files(request), looks=launch.rank == 0)
     one_machine = launch.local_world_size == launch.world_size
@@ -131,8 +133,9 @@ def _run(job: Job, console: Console, allocation: Allocation) -> str:
     texts = {"recipe": (job.folder.path / "config.yaml").read_text(encoding="utf-8")} if job.world.is_main else {}
     progress = job.progress
     trackers = make_trackers(
-        job.folder.path, job.world.is_main, console, progress.step, texts, progress.phase, progress.evaluation_due
-    )
+        job.folder.path, job.world.is_main, console, progress.step, texts, progress.phase, progress.evaluation_due,
+        service_names(job.config.log.trackers),
+    )  # fmt: skip
     watch, status = Stopwatch(progress), ""
     try:
         status = _train_phases(job, trackers, console, watch, allocation)

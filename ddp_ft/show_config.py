@@ -1,6 +1,8 @@
 """`ddp-ft config`: all configuration keys, one of them, and the recipes; from the schema alone, without torch."""
 
 import json
+import math
+import shlex
 import shutil
 import textwrap
 import typing
@@ -14,6 +16,7 @@ import yaml
 from ddp_ft.config import KEYS, Key, RunConfig, find_key, read_recipe
 from ddp_ft.config.values import RECIPE_FOLDER
 from ddp_ft.errors import UserError, nearest
+from ddp_ft.values_to_complete import complete_key, completer
 
 AUTO = "auto"
 TYPES = {
@@ -30,14 +33,69 @@ EXAMPLE = """Examples:
   ddp-ft config optim              the keys of one section
   ddp-ft config optim.lr           one key
   ddp-ft config --recipe lp_ft     a recipe, as a file for --config"""
+# Of keys whose type alone does not make one.
+EXAMPLES = {
+    "data.path": "~/pets",
+    "data.group": "patient",
+    "data.weight": "weight",
+    "data.split": "split",
+    "data.fold": "2/5",
+    "model.name": "timm/convnext_tiny.in12k_ft_in1k",
+    "model.weights": "none",
+    "model.image_size": "224",
+    "head.name": "mlp:256,128",
+    "freeze.parts": "stages:2",
+    "freeze.schedule": "'{0: backbone, 2: stages:2, 4: none}'",
+    "freeze.cache_dir": "/scratch/features",
+    "optim.name": "lamb",
+    "optim.lr": "5e-4",
+    "optim.betas": "0.9,0.98",
+    "optim.options": "'{eps: 1e-6}'",
+    "optim.overrides": "'{bias$: {lr_scale: 2}}'",
+    "schedule.milestones": "5,8",
+    "loss.name": "focal",
+    "loss.class_weights": "balanced",
+    "loss.positive_weights": "balanced",
+    "eval.metric": "macro_f1",
+    "eval.extra": "my_metric.py:MyMetric",
+    "log.trackers": "mlflow,wandb",
+    # Of these, one that somebody may want.
+    "model.drop_path": "0.1",
+    "head.dropout": "0.2",
+    "train.micro_batch": "8",
+    "train.max_steps": "1000",
+    "train.max_minutes": "30",
+    "train.clip_agc": "0.01",
+    "optim.l1": "1e-5",
+    "optim.l2_sp": "0.01",
+    "augment.color_jitter": "0.4",
+    "augment.erasing": "0.25",
+    "augment.mixup": "0.2",
+    "eval.patience": "3",
+    "eval.min_gain": "0.001",
+    "ema.decay": "0.999",
+    "checkpoint.every_steps": "500",
+    "probe.epochs": "20",
+    "probe.weight_decay": "0.01",
+    "freeze.views": "4",
+    "optim.layer_decay": "0.75",
+    "data.workers": "4",
+    "schedule.final_factor": "0.01",
+    "data.separator": "'|'",
+}
 WIDEST = 100  # characters in a line of --list, on a terminal that has them
 
 
 @click.command()
-@click.argument("key", required=False)
+@click.argument("key", required=False, shell_complete=complete_key)
 @click.option("--list", "list_all", is_flag=True, help="All keys, by section.")
 @click.option("--recipes", is_flag=True, help="The recipes, one line each.")
-@click.option("--recipe", metavar="NAME", help="The settings of a recipe, as YAML that --config takes.")
+@click.option(
+    "--recipe",
+    metavar="NAME",
+    shell_complete=completer(KEYS["recipe"]),
+    help="The settings of a recipe, as YAML that --config takes.",
+)
 @click.option("--json", "as_json", is_flag=True, help="For machines: keys or settings as JSON.")
 def config(key: str | None, list_all: bool, recipes: bool, recipe: str | None, as_json: bool) -> None:
     """Show the configuration keys, or KEY alone (a key such as optim.lr, or a section such as optim)."""
@@ -152,8 +210,24 @@ def details(key: Key) -> str:
         "values": allowed_values(key),
         "kind": key.kind,
         "flag": key.flag or f"none: --set {key.path}=VALUE",
+        "example": f"{key.flag} {shlex.quote(example(key))}" if key.flag else f"--set {key.path}={example(key)}",
     }
     return f"{click.style(key.path, bold=True)}: {key.help}\n{_columns(rows.items())}"
+
+
+def example(key: Key) -> str:
+    """A value that the key takes: another one than the default where there is a choice."""
+    if key.path in EXAMPLES:
+        return EXAMPLES[key.path]
+    if key.choices:
+        return next(choice for choice in (*key.choices[1:], key.choices[0]) if choice != key.default)
+    if key.type is bool:
+        return str(not key.default).lower()
+    if key.type in (int, float):
+        limit = key.low if key.low is not None else key.above
+        most = math.inf if key.high is None else key.high
+        return f"{key.default or min((limit or 0) + 1, most):g}"
+    return shown_default(key)
 
 
 def shown_default(key: Key) -> str:

@@ -1,14 +1,17 @@
-"""`ddp-ft models`: the names of all models, and what one is made of, for --freeze and --layer-decay."""
+"""`ddp-ft models`: all models, and what one is made of, for --freeze and --layer-decay."""
 
+import json
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Collection, Iterator
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddp_ft.errors import UserError, nearest
+from ddp_ft.values_to_complete import complete_model, store_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,29 +19,94 @@ if TYPE_CHECKING:
 _WIDTH = 80
 _COLUMNS = "{:>4} {:>5} {:>12} {:>7}  {}"
 _LONGEST = _WIDTH - len(_COLUMNS.format("", "", "", "", ""))
+# How many models are built, without memory for their weights, to count their parameters: 0.3 s each.
+_BUILT = 20
 # The head is built for this many outputs; its size is no property of the model.
 _OUTPUTS = 2
 
 
 @click.command()
-@click.argument("pattern", required=False, metavar="[PATTERN]")
+@click.argument("pattern", required=False, metavar="[PATTERN]", shell_complete=complete_model)
 @click.option("--layers", is_flag=True, help="Show the stages and blocks of one model, by its name.")
-def models(pattern: str | None, layers: bool) -> None:
+@click.option("--table", "as_table", is_flag=True, help="With sizes and weights, also where this is no terminal.")
+@click.option("--json", "as_json", is_flag=True, help="The table as JSON, for machines.")
+def models(pattern: str | None, layers: bool, as_table: bool, as_json: bool) -> None:
     """List the models that --model takes; all, or those that match PATTERN, such as 'convnext*'.
 
-    With --layers PATTERN is the name of one model, or FILE.py:FACTORY. No weights are needed.
+    On a terminal with their parameters, the size of their pictures and the tags of their pretrained weights, else
+    their names alone. With --layers PATTERN is the name of one model, or FILE.py:FACTORY. No weights are needed.
     """
     if layers and pattern is None:
         raise UserError("--layers needs the name of a model.", "Such as: ddp-ft models timm/resnet18 --layers")
-    lines = describe(pattern) if layers and pattern else find(pattern or "*")
-    click.echo("\n".join(lines))
+    if layers and pattern:
+        click.echo("\n".join(describe(pattern)))
+        return
+    names = find(pattern or "*")
+    if as_json:
+        click.echo(json.dumps(facts(names), indent=2))
+    elif as_table or sys.stdout.isatty():
+        _print_table(facts(names))
+    else:
+        click.echo("\n".join(names))
+
+
+def facts(names: Collection[str]) -> list[dict[str, Any]]:
+    """What is known of the models of these full names, those that differ in their weights alone as one.
+
+    {"name", "parameters" (None: only building it would tell, and there are too many), "input" ([height, width] or
+    None), "weights": {tag: [height, width]}}; of the tags those that are among the names.
+    """
+    from ddp_ft.models.library import get_library
+
+    groups: dict[str, set[str]] = {}
+    for name in names:
+        base, _, tag = name.partition(".")
+        groups.setdefault(base, set()).update({tag} - {""})
+    rows = []
+    for base, tags in groups.items():
+        key, _, inner = base.partition("/")
+        library = get_library(key)
+        sizes = library.input_sizes(inner)
+        rows.append({
+            "name": base,
+            "parameters": library.parameters(inner, may_build=len(groups) <= _BUILT),
+            "input": sizes.get(""),
+            "weights": {tag: size for tag, size in sizes.items() if tag in tags},
+        })  # fmt: skip
+    return rows
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("input", no_wrap=True)
+    table.add_column("pretrained weights")
+    for row in rows:
+        size = " x ".join(map(str, row["input"] or ()))
+        count = "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.2f} M"
+        table.add_row(row["name"], count, size, " ".join(row["weights"]) or "none")
+    Console().print(table)
+    if any(row["parameters"] is None for row in rows):
+        click.echo(f"timm's models are built to count their parameters, which is done for {_BUILT} at most.")
+
+
+def all_names() -> list[str]:
+    """All full names, kept for the completion of shells."""
+    from ddp_ft.models import known_names
+
+    names = known_names()
+    store_names(names)
+    return names
 
 
 def find(pattern: str) -> list[str]:
     """The known full names that match, with or without their library and tag; UserError if there are none."""
-    from ddp_ft.models import known_names
-
-    known = known_names()
+    known = all_names()
     found = [name for name in known if any(fnmatchcase(form, pattern) for form in _forms(name))]
     if not found:
         plain = {form for name in known for form in _forms(name) if "." not in form}

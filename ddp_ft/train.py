@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from ddp_ft import __version__
 from ddp_ft.command import (
     DONE,
     STOPPED,
@@ -31,6 +32,7 @@ where ~/pets holds one folder of pictures for each class. No data at hand? ./lau
 @click.option("--tune", is_flag=True, help="Measure at the first start what else is decided by fixed rules.")
 @click.option("--quiet", is_flag=True, help="Print warnings and errors alone, as --log-level warning.")
 @click.option("--print-run-dir", is_flag=True, help="Check the options, print the run folder, and do no more.")
+@click.version_option(__version__, prog_name="ddp_ft")
 def train(
     run_dir: Path | None,
     config_file: Path | None,

@@ -51,6 +51,12 @@ class LogConfig:
     """What is written down on the way."""
 
     every_steps: int = key(10, "Steps between lines of metrics.", kind=MACHINE, low=1)
+    trackers: str | None = key(
+        None,
+        "Services that get the curves too: mlflow, wandb; several separated by commas.",
+        kind=MACHINE,
+        flag="--track",
+    )
     level: str = key(
         "info",
         "What is printed at least; the files in RUN/logs have all.",

@@ -197,7 +197,9 @@ def read_config_file(file: Path) -> Flat:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"Configuration file {file} cannot be read: {error.strerror}.") from None
+        others = sorted(each.name for each in file.absolute().parent.glob("*.y*ml"))
+        near = nearest(file.name, others)
+        raise UserError(f"Configuration file {file} cannot be read: {error.strerror}.", near) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"Configuration file {file} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

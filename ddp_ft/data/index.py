@@ -23,8 +23,8 @@ from ddp_ft.data.inspect import Stamp, size_of, stamp_of
 from ddp_ft.data.listing import THREADS, Listing
 from ddp_ft.data.paths import Paths
 from ddp_ft.errors import UserError
+from ddp_ft.user_cache import cache_folder
 
-FOLDER_VARIABLE = "DDP_FT_CACHE"
 _FORMAT = 1
 # A smaller folder is read as quickly as it is compared: 50,000 pictures in half a second.
 WORTH_STORING = 50_000
@@ -83,14 +83,9 @@ def store_index(root: Path, folders: Mapping[str, Path], index: Index, begun: fl
 
 
 def _file_of(root: Path, folders: Mapping[str, Path]) -> Path | None:
-    given = os.environ.get(FOLDER_VARIABLE)
-    try:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:  # nobody's home
-        home = ""
-    if given == "" or (given is None and not home):
+    folder = cache_folder()
+    if folder is None:
         return None
-    folder = Path(given) if given else Path(home) / "ddp_ft"
     places = {role: str(each.absolute()) for role, each in sorted(folders.items())}
     what = json.dumps([_FORMAT, str(root.absolute()), places])
     return folder / f"index-{hashlib.blake2b(os.fsencode(what), digest_size=12).hexdigest()}.npz"

@@ -151,7 +151,15 @@ def _paths(table: Table, column: str) -> list[str]:
     if empty := [row for row, cell in enumerate(cells) if not cell]:
         raise table.error(empty, f"cells of column '{column}' are empty", cells, "Every row needs a picture's path.")
     root = f"{table.path.parent.absolute()}/"
-    return [_normal(cell, root) for cell in cells]
+    return [_normal(_of_this_system(cell, root), root) for cell in cells]
+
+
+def _of_this_system(cell: str, root: str) -> str:
+    """With / for the backslashes of a table that was written on Windows, if that is what is there."""
+    if "\\" not in cell or _size(os.path.join(root, cell)) >= 0:  # noqa: PTH118
+        return cell
+    other = cell.replace("\\", "/")
+    return other if _size(os.path.join(root, other)) >= 0 else cell  # noqa: PTH118
 
 
 def _normal(cell: str, root: str) -> str:
@@ -164,8 +172,6 @@ def _sizes(table: Table, paths: Sequence[str]) -> "array[int]":
     sizes = array("q", (_size(os.path.join(root, path)) for path in paths))  # noqa: PTH118
     if missing := [row for row, size in enumerate(sizes) if size < 0]:
         hint = f"Paths are relative to {root}, or absolute."
-        if any("\\" in paths[row] for row in missing):
-            hint += " Between folders stands /, not \\."
         raise table.error(missing, f"of {len(paths)} pictures are not there", paths, hint, _LISTED_FILES)
     return sizes
 

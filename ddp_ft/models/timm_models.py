@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import timm.data
+import torch
 from torch import nn
 
 from ddp_ft.contracts import Preprocess
@@ -42,6 +43,22 @@ def knows(name: str) -> bool:
 def _current(name: str) -> str:
     # Resolved here and not by timm, which warns about each deprecated name.
     return timm.models.get_deprecated_models().get(name) or name
+
+
+def input_sizes(name: str) -> dict[str, list[int]]:
+    """From the configurations that timm has of the model."""
+    configs = timm.models.get_arch_pretrained_cfgs(name)
+    default = timm.get_pretrained_cfg(name)
+    sized = {tag.partition(".")[2]: config for tag, config in configs.items() if config.has_weights}
+    return {tag: list(config.input_size[1:]) for tag, config in {"": default, **sized}.items() if config}
+
+
+def parameters(name: str, may_build: bool) -> int | None:
+    """timm has no table of them."""
+    if not may_build:
+        return None
+    with torch.device("meta"):
+        return sum(each.numel() for each in timm.create_model(name).parameters())
 
 
 def spec_name(name: str) -> str:

@@ -57,6 +57,17 @@ def _member(name: str) -> Any:
     return _weights(base)[tag or "DEFAULT"]
 
 
+def input_sizes(name: str) -> dict[str, list[int]]:
+    """From the transforms of the weights."""
+    members = {"": _member(name), **{member.name: member for member in _weights(name)}}  # DEFAULT is one of the others
+    return {tag: [member.transforms().crop_size[0]] * 2 for tag, member in members.items()}
+
+
+def parameters(name: str, may_build: bool) -> int | None:
+    """As torchvision says."""
+    return int(_member(name).meta["num_params"])
+
+
 def spec_name(name: str) -> str:
     """The name without the tag of the weights."""
     return name.partition(".")[0]

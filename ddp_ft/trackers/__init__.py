@@ -1,4 +1,4 @@
-"""Where metrics go. A new tracker is one new file and one line in `make_trackers`."""
+"""Where metrics go. A new tracker is one new file and one line in `make_trackers`, or in `ddp_ft.services`."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,8 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ddp_ft.config import LENGTH, RECIPE, make_config, read_config_file, to_flat
 from ddp_ft.contracts import TRAIN, Tracker
+from ddp_ft.services import Row, Start
 from ddp_ft.studio import Studio
+from ddp_ft.trackers.background import Background
 from ddp_ft.trackers.console import Console, Outlook, make_console
 from ddp_ft.trackers.jsonl import JsonLines, read_rows
 
@@ -91,6 +94,7 @@ class FanOut:
         """Close all, once what is to be shown is drawn, or after so many seconds."""
         self._show_pictures(patience)
         self._studio.close()
+        self._tell_all("hang_up")
         self._tell_all("close")
 
     def _tell_all(self, method: str, *arguments: Any) -> None:
@@ -113,11 +117,22 @@ def make_trackers(
     texts: Mapping[str, str],
     phase: str = TRAIN,
     evaluation_due: bool = False,
+    services: Sequence[str] = (),
 ) -> FanOut:
-    """Trackers of a run that goes on at that step of that phase; what was logged behind it before is cut."""
+    """Trackers of a run that goes on at that step of that phase; what was logged behind it before is cut.
+
+    `services` are names of `ddp_ft.services`; what they are told of the recipe stands in the folder's config.yaml.
+    """
     if not is_main:
         return FanOut()
     from ddp_ft.trackers.tensorboard import TensorBoard
 
     rows = JsonLines(run_dir / "metrics.jsonl", resume_step, phase, evaluation_due)
-    return FanOut([rows, TensorBoard(run_dir / "tensorboard", rows.kept, texts, resume_step, phase), console])
+    beside = [Background(name, _start(run_dir, rows.kept), console.say) for name in services]
+    events = TensorBoard(run_dir / "tensorboard", rows.kept, texts, resume_step, phase)
+    return FanOut([rows, events, console, *beside])
+
+
+def _start(run_dir: Path, kept: Sequence[Row]) -> Start:
+    config = make_config(read_config_file(run_dir / "config.yaml"))
+    return Start(run_dir, to_flat(config, [RECIPE]), to_flat(config, [LENGTH]), kept)

@@ -8,6 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from ddp_ft import __version__
 from ddp_ft.cli import COMMANDS, ddp_ft
 
 
@@ -26,7 +27,13 @@ def test_every_command_is_there(name):
 
 def test_an_unknown_command_is_an_error():
     outcome = CliRunner().invoke(ddp_ft, ["trian"])
-    assert outcome.exit_code == 2 and "trian" in outcome.output
+    assert outcome.exit_code == 2 and "No such command 'trian'. Did you mean train?" in outcome.output
+    assert "No such option" in CliRunner().invoke(ddp_ft, ["--trian"]).output
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["train", "--version"]])
+def test_one_version(arguments):
+    assert CliRunner().invoke(ddp_ft, arguments).output.split()[-1] == __version__
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["config", "--list"], ["config", "optim.lr"], ["train", "--help"]])

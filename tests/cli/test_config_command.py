@@ -2,17 +2,18 @@
 
 import dataclasses
 import json
+import shlex
 import subprocess
 import sys
 
 import pytest
 from click.testing import CliRunner
 
-from ddp_ft.config import KEYS, make_config, read_config_file, to_flat
+from ddp_ft.config import KEYS, make_config, parse_assignment, read_config_file, to_flat
 from ddp_ft.config.keys import Key
 from ddp_ft.config.schema import RECIPES
 from ddp_ft.errors import UserError
-from ddp_ft.show_config import allowed_values, config, shown_default
+from ddp_ft.show_config import allowed_values, config, details, shown_default
 
 
 def shown(*arguments):
@@ -79,6 +80,16 @@ def test_one_key():
         assert fact in text
     assert "--set log.every_steps=VALUE" in shown("log.every_steps")
     assert json.loads(shown("data.val_split", "--json"))["high"] == 0.9
+
+
+@pytest.mark.parametrize("path", KEYS)
+def test_examples_are_values_that_the_key_takes(path):
+    row = next(line for line in details(KEYS[path]).splitlines() if line.strip().startswith("example"))
+    words = shlex.split(row)[1:]
+    layer = parse_assignment(words[1]) if words[0] == "--set" else {path: words[1]}
+    assert words[0] in ("--set", KEYS[path].flag) and list(layer) == [path]
+    value = to_flat(make_config(layer))[path]
+    assert value is not None or KEYS[path].default is None
 
 
 def test_one_section():

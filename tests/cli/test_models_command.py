@@ -1,5 +1,6 @@
 """`ddp-ft models`: names of models, and the stages and blocks of one."""
 
+import json
 import re
 import subprocess
 import sys
@@ -9,13 +10,15 @@ import pytest
 from ddp_ft.command import run_command
 from ddp_ft.models import known_names
 from ddp_ft.models.freezing import frozen_names
-from ddp_ft.show_models import models
+from ddp_ft.show_models import facts, models
+from ddp_ft.user_cache import FOLDER_VARIABLE
 from tests.support import nets
 
 
 @pytest.fixture
-def say(capsys):
+def say(capsys, monkeypatch):
     """What the command prints, its exit code and what it prints as an error."""
+    monkeypatch.setenv(FOLDER_VARIABLE, "")
 
     def run(*arguments: str) -> tuple[str, int, str]:
         with pytest.raises(SystemExit) as ended:
@@ -44,6 +47,34 @@ def test_names_that_match(say, pattern, wanted, unwanted) -> None:
     out, code, _ = say(pattern)
     names = out.splitlines()
     assert code == 0 and set(wanted) <= set(names) and not set(unwanted) & set(names)
+
+
+def test_the_table_as_json(say) -> None:
+    out, code, _ = say("resnet18*", "--json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert code == 0 and {"timm/resnet18", "timm/resnet18d", "torchvision/resnet18"} == rows.keys()
+    assert rows["timm/resnet18"]["parameters"] == rows["torchvision/resnet18"]["parameters"] == 11_689_512
+    assert rows["torchvision/resnet18"]["input"] == [224, 224]
+    assert list(rows["torchvision/resnet18"]["weights"]) == ["IMAGENET1K_V1"]
+    assert rows["timm/resnet18"]["weights"]["a3_in1k"] == [160, 160]
+
+
+def test_the_table(say, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out, code, _ = say("resnet18.a1_in1k", "--table")
+    assert code == 0 and re.search(r"timm/resnet18 +11.69 M +224 x 224 +a1_in1k$", out.rstrip())
+    out, code, _ = say("torchvision/*", "--table")
+    assert code == 0 and "timm's models are built" not in out and max(map(len, out.splitlines())) <= 80
+
+
+def test_many_models_are_not_built(say) -> None:
+    """All of timm: seconds instead of minutes."""
+    rows = facts(known_names())
+    assert {row["name"] for row in rows} == {name.partition(".")[0] for name in known_names()}
+    of_timm = [row for row in rows if row["name"].startswith("timm/")]
+    assert all(row["parameters"] is None for row in of_timm)
+    assert all(row["parameters"] for row in rows if row not in of_timm)
+    assert sum(bool(row["input"]) for row in rows) > 0.9 * len(rows)
 
 
 @pytest.mark.parametrize(

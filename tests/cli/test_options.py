@@ -112,6 +112,7 @@ TESTED = {
     "compute.compress_gradients": "../distributed/test_compression.py::test_a_run_with_compressed_gradients",
     "compute.silence_seconds": "../faults/test_watchdog.py::test_a_rank_that_stands_still_is_noticed",
     "log.every_steps": "test_log_cadence",
+    "log.trackers": "../unit/test_background.py::test_a_run_feeds_its_services",
     "log.level": "test_terminal.py::test_how_much_is_said_and_what_is_logged",
     "log.pictures": "test_showing.py::test_a_run_shows_its_pictures_and_learns_the_same",
     "log.histograms": "test_showing.py::test_a_run_shows_its_pictures_and_learns_the_same",

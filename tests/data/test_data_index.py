@@ -13,12 +13,13 @@ from picture_files import save_classes, save_picture
 from ddp_ft.config import DataConfig
 from ddp_ft.data import Splits, folder_splits, index, open_splits
 from ddp_ft.errors import UserError
+from ddp_ft.user_cache import FOLDER_VARIABLE
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache's folder; small data sets are stored too, and what was changed a moment ago."""
-    monkeypatch.setenv(index.FOLDER_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(index, "WORTH_STORING", 1)
     monkeypatch.setattr(index, "SETTLED_SECONDS", -60.0)
     return tmp_path / "cache"
@@ -179,13 +180,13 @@ def test_a_file_of_other_arrays_is_written_anew(data: Path, cache: Path) -> None
 def test_a_store_that_cannot_be_is_done_without(way: str, data: Path, tmp_path: Path, cache: Path, monkeypatch) -> None:
     blocked = tmp_path / "blocked"
     blocked.touch()
-    monkeypatch.setenv(index.FOLDER_VARIABLE, {"a file": str(blocked), "below a file": f"{blocked}/x", "off": ""}[way])
+    monkeypatch.setenv(FOLDER_VARIABLE, {"a file": str(blocked), "below a file": f"{blocked}/x", "off": ""}[way])
     assert len(opened(data).train) == len(opened(data).train) == 10
     assert blocked.read_bytes() == b"" and not cache.exists()
 
 
 def test_lies_in_the_users_cache_folder(data: Path, tmp_path: Path, cache: Path, monkeypatch) -> None:
-    monkeypatch.delenv(index.FOLDER_VARIABLE)
+    monkeypatch.delenv(FOLDER_VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     opened(data)
     monkeypatch.delenv("XDG_CACHE_HOME")

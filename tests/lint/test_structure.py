@@ -14,7 +14,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 MAX_FUNCTION_LINES, MAX_FILE_LINES = 60, 400
 # Names that say nothing about what is inside, and so collect everything.
 EMPTY_NAMES = {"utils", "util", "helper", "helpers", "manager", "managers", "misc", "common"}
-WITHOUT_TORCH = ["errors", "config", "plugins", "schedule", "environment"]
+WITHOUT_TORCH = [
+    "errors", "config", "plugins", "schedule", "environment", "services", "user_cache", "values_to_complete",
+]  # fmt: skip
 
 
 def _name(file: Path) -> str:

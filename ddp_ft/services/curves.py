@@ -1,0 +1,47 @@
+"""What the values of a row of metrics are called where curves of many runs are shown.
+
+Not as in TensorBoard, whose groups have numbers to be in order: the names here are what people type into queries.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+TRAIN = "train"
+
+# What stands in front of a metric's name, so that the page groups and orders its curves.
+GROUPS = {
+    "grad_norm": "gradients",
+    "images_per_second": "speed",
+    "data_wait_share": "speed",
+    "save_copy_seconds": "speed",
+    "save_stall_seconds": "speed",
+    "memory_allocated_mib": "memory",
+    "memory_reserved_mib": "memory",
+    "memory_process_mib": "memory",
+    "host_memory_share": "memory",
+    "cpu_load": "system",
+    "gpu_load": "system",
+    "bad_steps": "progress",
+}
+# All that may stand in front of the slash in `curve_name`.
+FOLDERS = tuple(dict.fromkeys(("loss", "quality", "lr", *GROUPS.values())))
+BOOKKEEPING = ("step", "split", "time", "phase")
+
+
+def points(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """(curve, value) of each value of a row of metrics.jsonl; what was not finite is None there and left out."""
+    for name, value in row.items():
+        if name not in BOOKKEEPING and value is not None:
+            yield curve_name(row["split"], name, row.get("phase", TRAIN)), value
+
+
+def curve_name(split: str, name: str, phase: str) -> str:
+    """Such as loss/val, quality/val_accuracy or probe/lr/head."""
+    prefix = "" if phase == TRAIN else f"{phase}/"
+    if name.startswith("lr/"):
+        return prefix + name
+    if name == "epoch":
+        return f"{prefix}progress/epoch"
+    if name == "loss":
+        return f"{prefix}loss/{split}"
+    return prefix + (f"{GROUPS.get(name, 'quality')}/{name}" if split == TRAIN else f"quality/{split}_{name}")

@@ -1,0 +1,222 @@
+"""`ddp-ft runs`: the runs in a folder at a glance, from their small files alone."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from ddp_ft.errors import UserError, printable
+
+RUNNING, DONE, STOPPED, CRASHED, BROKEN = "running", "done", "stopped", "crashed", "broken"
+# After so long without a heartbeat in its lease a run of another machine is dead, as for `lease`.
+DEAD_SECONDS = 60.0
+# What decides which model is best where eval.metric does not say, by task; how metrics begin of which less is better.
+USUAL_METRIC = {"single-label": "accuracy", "multi-label": "mAP", "regression": "rmse"}
+LOWER_IS_BETTER = ("loss", "rmse", "mae", "ece")
+# Of a metrics.jsonl, only its end is read: at least a hundred rows.
+TAIL_BYTES = 1 << 16
+_WIDEST = 1000
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is told of a run; None is what its files do not tell. `updated` is in seconds since 1970."""
+
+    name: str
+    state: str
+    step: int | None = None
+    total_steps: int | None = None
+    epoch: float | None = None
+    metric: str | None = None
+    best: float | None = None
+    images_per_second: float | None = None
+    updated: float = 0.0
+    problem: str = ""
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default="runs")
+@click.option("--json", "as_json", is_flag=True, help="For machines: a list of objects.")
+def runs(folder: Path, as_json: bool) -> None:
+    """List the runs in FOLDER (default: runs) and below, the newest first."""
+    if not folder.is_dir():
+        raise UserError(
+            f"There is no folder {folder}.", "Give the folder that holds the run folders: ddp-ft runs FOLDER"
+        )
+    found = sorted((read_run(each, folder) for each in run_folders(folder)), key=lambda run: -run.updated)
+    if as_json:
+        click.echo(json.dumps([asdict(run) for run in found], indent=2))
+    elif not found:
+        click.echo(f"No runs in {folder}.")
+    else:
+        _print_table(found)
+
+
+def run_folders(folder: Path) -> Iterator[Path]:
+    """The folder itself and those below it that hold a run; what is inside a run is not looked at."""
+    if (folder / "config.yaml").exists() or (folder / "lease.json").exists():
+        yield folder
+        return
+    try:
+        inside = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:  # a folder of somebody else
+        return
+    for entry in inside:
+        if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+            yield from run_folders(folder / entry.name)
+
+
+def read_run(path: Path, root: Path) -> Run:
+    """What the files of a run folder tell; for damaged ones a run whose `state` is BROKEN and whose problem is told."""
+    name = path.name if path == root else str(path.relative_to(root))
+    try:
+        return _read(path, name)
+    except Exception as error:  # files of others, or of a half-written disk, can be of any form
+        problem = printable(f"{type(error).__name__}: {' '.join(str(error).split())}")[:200]
+        return Run(name, BROKEN, updated=_changed(path), problem=problem)
+
+
+def _read(path: Path, name: str) -> Run:
+    lease, plan, summary = (_json(path / file) for file in ("lease.json", "plan.json", "summary.json"))
+    state = _state(path, lease, summary)
+    rows = [] if state in (DONE, STOPPED) and summary.get("val") else _last_rows(path / "metrics.jsonl")
+    metric = _metric(path, plan, rows, summary.get("val", {}))
+    last = rows[-1] if rows else {}
+    speeds = [row["images_per_second"] for row in rows if row.get("images_per_second")]
+    return Run(
+        name, state,
+        step=summary.get("step", lease.get("step") or last.get("step")),
+        total_steps=plan.get("total_steps"),
+        epoch=summary.get("epoch", last.get("epoch")),
+        metric=metric,
+        best=_best(rows, summary.get("val", {}), metric),
+        images_per_second=summary.get("images_per_second") or (speeds[-1] if speeds else None),
+        updated=lease.get("heartbeat") or _changed(path),
+    )  # fmt: skip
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{file.name} holds no object")
+    return content
+
+
+def _state(path: Path, lease: dict[str, Any], summary: dict[str, Any]) -> str:
+    if _is_held(path / ".lease"):
+        return RUNNING
+    if summary:
+        return str(summary["status"])
+    foreign = lease.get("host") != socket.gethostname()  # where locks may not reach
+    return RUNNING if foreign and time.time() - float(lease.get("heartbeat", 0)) < DEAD_SECONDS else CRASHED
+
+
+def _is_held(file: Path) -> bool:
+    """Whether a process holds the lock of the lease. Taken, shared, for a moment: who wants it waits longer."""
+    try:
+        with file.open("rb") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN) and not isinstance(error, PermissionError)
+    return False
+
+
+def _last_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows at the end of a metrics.jsonl, without those of a probe."""
+    if not file.exists():
+        return []
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
+        lines = stream.read().decode("utf-8", "replace").splitlines(keepends=True)
+    if file.stat().st_size > TAIL_BYTES:
+        lines = lines[1:]  # cut
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [row for row in rows if row.get("phase", "train") == "train"]
+
+
+def _metric(path: Path, plan: dict[str, Any], rows: list[dict[str, Any]], val: dict[str, Any]) -> str | None:
+    """Which metric decides: as configured, else the task's own."""
+    known = {**(rows[-1] if rows else {}), **val, **{name: 0 for row in rows if row["split"] == "val" for name in row}}
+    name = _configured_metric(path / "config.yaml") or USUAL_METRIC.get(plan.get("task", ""))
+    return name if name in known else None
+
+
+def _configured_metric(file: Path) -> str | None:
+    # The whole file takes PyYAML ten times as long as all else here.
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        if line.startswith("  metric:"):
+            value = yaml.safe_load(line)["metric"]
+            return None if value is None else str(value)
+    return None
+
+
+def _best(rows: list[dict[str, Any]], val: dict[str, Any], metric: str | None) -> float | None:
+    if metric is None:
+        return None
+    if metric in val:
+        return float(val[metric])
+    values = [row[metric] for row in rows if row["split"] == "val" and row.get(metric) is not None]
+    return (min if metric.startswith(LOWER_IS_BETTER) else max)(values, default=None)
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _print_table(found: list[Run]) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE, pad_edge=False)
+    for heading, justify in COLUMNS.items():
+        table.add_column(heading, justify=justify, no_wrap=heading != "run", overflow="fold")
+    for run in found:
+        table.add_row(*map(Text, _cells(run)))
+    # In a file or a pipe lines are as long as they need be.
+    Console(width=None if sys.stdout.isatty() else _WIDEST).print(table)
+    for run in found:
+        if run.problem:
+            click.echo(f"{printable(run.name)} cannot be read: {run.problem}")
+
+
+COLUMNS: dict[str, Any] = {
+    "run": "left", "state": "left", "step": "right", "epoch": "right", "best": "left", "images/s": "right",
+    "age": "right",
+}  # fmt: skip
+
+
+def _cells(run: Run) -> list[str]:
+    step = "" if run.step is None else str(run.step)
+    return [
+        printable(run.name),
+        run.state,
+        f"{step}/{run.total_steps}" if run.total_steps is not None else step,
+        "" if run.epoch is None else f"{run.epoch:.2f}",
+        "" if run.best is None else f"{run.metric} {run.best:.4g}",
+        "" if run.images_per_second is None else f"{run.images_per_second:.4g}",
+        _age(time.time() - run.updated),
+    ]
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"
