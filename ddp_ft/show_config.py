@@ -88,6 +88,7 @@ WIDEST = 100  # characters in a line of --list, on a terminal that has them
 
 @click.command()
 @click.argument("key", required=False, shell_complete=complete_key)
+@click.option("--explain", metavar="KEY", shell_complete=complete_key, help="The same as KEY alone.")
 @click.option("--list", "list_all", is_flag=True, help="All keys, by section.")
 @click.option("--recipes", is_flag=True, help="The recipes, one line each.")
 @click.option(
@@ -97,9 +98,12 @@ WIDEST = 100  # characters in a line of --list, on a terminal that has them
     help="The settings of a recipe, as YAML that --config takes.",
 )
 @click.option("--json", "as_json", is_flag=True, help="For machines: keys or settings as JSON.")
-def config(key: str | None, list_all: bool, recipes: bool, recipe: str | None, as_json: bool) -> None:
+def config(
+    key: str | None, explain: str | None, list_all: bool, recipes: bool, recipe: str | None, as_json: bool
+) -> None:
     """Show the configuration keys, or KEY alone (a key such as optim.lr, or a section such as optim)."""
-    asked = [key is not None, list_all, recipes, recipe is not None]
+    asked = [key is not None, explain is not None, list_all, recipes, recipe is not None]
+    key = key or explain
     if sum(asked) != 1:
         given = "nothing" if not any(asked) else "several of them"
         raise UserError(f"One of KEY, --list, --recipes and --recipe is wanted; {given} was given.", EXAMPLE)

@@ -85,7 +85,7 @@ class Live(Plain):
         look, parts = self.look(), [self.activity] if self.activity else []
         if self.row and not self.activity:
             parts.append(f"loss {self.row['loss']:.4g}")
-            if "images_per_second" in self.row:
+            if self.row.get("images_per_second"):  # not yet in the warm-up, and not in the probe
                 parts.append(f"{self.row['images_per_second']:.1f} images/s")
                 parts.append(f"waits {self.row['data_wait_share']:.0%}")
         parts.append(f"best {look.best}" if look.best else "no evaluation yet")

@@ -142,3 +142,10 @@ def test_exit_code_of_a_mistake():
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("Error: ") and "optim.lr" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_explain_is_the_key_alone():
+    said = [CliRunner().invoke(config, arguments).output for arguments in (["optim.lr"], ["--explain", "optim.lr"])]
+    assert said[0] == said[1] and "default" in said[0]
+    with pytest.raises(UserError, match="several of them"):
+        config.main(["optim.lr", "--explain", "optim.name"], standalone_mode=False)

@@ -51,4 +51,5 @@ def test_the_commands_of_a_guide_run_in_their_order(guide, shapes, tmp_path):
 
 def test_each_guide_is_tested_and_named_in_the_readme():
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
-    assert [guide for guide in GUIDES if f"docs/{guide}" not in readme] == []
+    pages = ["doctor.md", "trackers.md", "report.md", "slurm.md", "deployment.md", "commands.md"]  # tested elsewhere
+    assert [guide for guide in [*GUIDES, *pages] if f"docs/{guide}" not in readme] == []

@@ -36,6 +36,7 @@ ELSEWHERE = {
     "./launch/demo.sh": "tests/launch/test_demo.py",
     "./launch/test.sh": "this suite",
     "pip install .": "tests/docs/test_package.py",
+    "./launch/tensorboard.sh runs": "tests/launch/test_tensorboard.py",
 }
 TINY = "timm/test_resnet"
 
@@ -48,7 +49,7 @@ def is_train(command):
 
 
 def is_about_runs(command):
-    return any(word in command for word in ("evaluate", "predict", "ddp-ft average"))
+    return any(word in command for word in ("evaluate", "predict", "ddp-ft average", "ddp-ft report"))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_commands_on_a_finished_run(pets):
         command = command.replace("runs/pets-convnext_tiny.in12k_ft_in1k", "runs/pets").replace("~/pets", "pets")
         done = run(command, pets)
         assert done.returncode == 0, done.stderr
-        assert any(text in done.stdout for text in ("accuracy", "12 rows in predictions.csv", "average"))
+        assert any(text in done.stdout for text in ("accuracy", "12 rows in predictions.csv", "average", "report.html"))
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if re.match("ddp-ft (models|config)", command)])
