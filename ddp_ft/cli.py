@@ -23,6 +23,7 @@ COMMANDS = {
     "average": ("ddp_ft.average", "Average the weights of several checkpoints of a run."),
     "submit": ("ddp_ft.submit", "Write a batch script for Slurm, and submit it."),
     "runs": ("ddp_ft.show_runs", "List the runs in a folder: how far they are, and how good."),
+    "report": ("ddp_ft.show_report", "Write a page about a run, or one that compares several."),
     "models": ("ddp_ft.show_models", "List the models there are, or describe one."),
     "config": ("ddp_ft.show_config", "Show all configuration keys, one of them, or a recipe."),
     "completion": ("ddp_ft.completion", "Make your shell complete commands, options and values."),

@@ -45,6 +45,7 @@ from ddp_ft.plan import Plan, choose_recipe, make_plan, place
 from ddp_ft.profiling import FOLDER as PROFILE
 from ddp_ft.profiling import StepTrace, parse_steps
 from ddp_ft.progress import LossWindow, Progress
+from ddp_ft.provenance import record_start
 from ddp_ft.runfolder import RunFolder, check_same_data
 from ddp_ft.tasks import make_task
 from ddp_ft.writer import BackgroundWriter
@@ -359,6 +360,7 @@ def _write_small_files(job: Job, folder: RunFolder) -> None:
     if not (folder.path / "split.json").exists():
         folder.write_json("split.json", {"fingerprint": job.splits.fingerprint, **job.splits.record})
     folder.write_json("plan.json", job.plan.to_mapping())
+    record_start(folder.path, job.world)
     if job.splits.quarantine is not None:
         job.splits.quarantine.open(folder.path)
 

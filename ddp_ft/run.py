@@ -25,6 +25,7 @@ from ddp_ft.outputs import save_evaluation
 from ddp_ft.phases import close_probe, enter_stage, measure, open_phase, stage_at
 from ddp_ft.progress import Stopwatch, machine_use
 from ddp_ft.ranklog import logging_to
+from ddp_ft.reporting import report_at_the_end
 from ddp_ft.runfolder import STOP_FILE, RunFolder, check_same_recipe
 from ddp_ft.saving import restore, save
 from ddp_ft.schedule import is_due
@@ -153,7 +154,17 @@ def _run(job: Job, console: Console, allocation: Allocation) -> str:
         write_to_the_end(job)
         job.world.from_main(lambda: job.folder.write_json("summary.json", summarise(job, status, {})))
     say_farewell(job, console, status)
+    if status == "done":
+        _report(job, console)
     return status
+
+
+def _report(job: Job, console: Console) -> None:
+    """On rank 0, outside of collectives. A run that was stopped has no time for it; `ddp-ft report` writes its page."""
+    if not job.config.log.report:
+        return
+    sets = {"val": job.splits.val} | ({"test": job.splits.test} if job.splits.test else {})
+    job.world.from_main(lambda: report_at_the_end(job.folder.path, sets, console.say))
 
 
 def _train_phases(job: Job, trackers: FanOut, console: Console, watch: Stopwatch, allocation: Allocation) -> str:

@@ -165,6 +165,7 @@ def summarise(job: Job, status: str, test: dict[str, float]) -> dict[str, Any]:
         "stopped_early": is_stale(job),
         "images_per_second": progress.images_per_second,
         "data_wait_share": progress.data_wait_share,
+        "train_seconds": progress.timed_seconds,
         "wall_seconds": progress.wall_seconds,
         "compile_seconds": progress.compile_seconds,
         "restarts": progress.restarts,

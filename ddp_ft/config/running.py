@@ -69,6 +69,7 @@ class LogConfig:
         "TensorBoard: the first batch, and of each best evaluation its charts and its worst mistakes.",
         kind=MACHINE,
     )
+    report: bool = key(True, "Write report.html and model_card.md when the run is done.", kind=MACHINE)
     histograms: bool = key(
         False, "TensorBoard: how weights and gradients are spread, at each evaluation.", kind=MACHINE
     )

@@ -95,7 +95,7 @@ class WeightsAndBiases:
 
     def warn(self, step: int, text: str) -> None:
         """As an alert."""
-        self._run.alert(title=f"Step {step}", text=text, level=wandb.AlertLevel.WARN)
+        self._run.alert(title=f"Step {step}", text=text, level="WARN")
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """As of Service."""

@@ -35,7 +35,7 @@ def test_it_learns_and_writes_every_file(digits_run):
     names = {path.name for path in digits_run.iterdir() if not path.name.startswith(".")}
     assert names == {
         "config.yaml", "plan.json", "classes.json", "split.json", "metrics.jsonl", "tensorboard", "checkpoints", "best",
-        "summary.json", "lease.json", "evaluation", "logs",
+        "summary.json", "lease.json", "evaluation", "logs", "provenance.json", "report.html", "model_card.md",
     }  # fmt: skip
     assert read(digits_run, "classes.json") == [str(digit) for digit in range(10)]
     assert {path.name for path in (digits_run / "checkpoints").iterdir()} >= {"last", "best"}

@@ -18,7 +18,7 @@ def arguments(data: Path, run_dir: Path, *more: object, net: str = "plain", epoc
     base = ["--data", data, "--model", f"{nets.THIS_FILE}:{net}", "--weights", "none", "--image-size", 32, "--run-dir"]
     rest = [run_dir, "--epochs", epochs, "--batch-size", 8, "--device", "cpu"]
     # Drawing takes longer than these runs train.
-    logging = ["--set", "log.every_steps=1", "--set", "log.pictures=false"]
+    logging = ["--set", "log.every_steps=1", "--set", "log.pictures=false", "--set", "log.report=false"]
     return [str(argument) for argument in (*base, *rest, *logging, *more)]
 
 

@@ -1,0 +1,209 @@
+"""model_card.md: a trained model as hubs of models describe one, YAML in front and text behind."""
+
+import hashlib
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddp_ft import __version__
+from ddp_ft.contracts import LABEL, NUMBERS, PROBE
+from ddp_ft.data.table import is_table
+from ddp_ft.errors import printable
+from ddp_ft.intervals import Interval
+from ddp_ft.reporting.facts import SPLITS, RunFacts
+from ddp_ft.reporting.formats import count, interval_text, metric_name, metric_text, plural
+from ddp_ft.reporting.judged import TITLES
+
+FILE = "model_card.md"
+# What hubs call our metrics; the others keep their names.
+_HUB_METRICS = {"accuracy": "accuracy", "macro_f1": "f1", "auroc": "roc_auc", "rmse": "rmse", "mae": "mae"}
+_MOST_NAMES = 50
+_MARK = "<!-- Written by ddp_ft; {} -->"
+_ESCAPED = str.maketrans({each: f"\\{each}" for each in "\\`*_{}[]<>#|~"})
+
+Intervals = Mapping[str, Mapping[str, Interval]]
+
+
+def renewed_card(facts: RunFacts, found: Intervals, file: Path) -> str | None:
+    """The card as it is to be written to that file; None if there is one that a person has changed."""
+    if file.exists() and not _is_ours(file.read_text(encoding="utf-8", errors="replace")):
+        return None
+    text = card_text(facts, found).encode("utf-8", "replace").decode("utf-8")
+    return f"{text}\n{_MARK.format(_checksum(text))}\n"
+
+
+def _is_ours(text: str) -> bool:
+    body, _, mark = text.rstrip("\n").rpartition("\n")
+    return mark == _MARK.format(_checksum(body))
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def card_text(facts: RunFacts, found: Intervals) -> str:
+    """The card of the best model. YAML is written by huggingface_hub, whose form it has."""
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(**_metadata(facts))
+    return f"---\n{data.to_yaml()}\n---\n\n{_body(facts, found)}"
+
+
+def _metadata(facts: RunFacts) -> dict[str, Any]:
+    library = str(facts.description.get("library", ""))
+    tags = ["image-regression"] if facts.task.kind == NUMBERS else ["image-classification"]
+    return {
+        "model_name": facts.name,
+        "library_name": library if library in ("timm", "torchvision") else None,
+        "license": "unknown",
+        "pipeline_tag": None if facts.task.kind == NUMBERS else "image-classification",
+        "tags": [*tags, "ddp_ft", *(["multi-label"] if facts.task.kind not in (LABEL, NUMBERS) else [])],
+        "base_model": _base_model(facts),
+        "datasets": [_data_type(facts)],
+        "metrics": sorted({_hub_metric(facts, name) for split in SPLITS for name in facts.metrics(split)} - {"loss"}),
+        "eval_results": _results(facts) or None,
+    }
+
+
+def _base_model(facts: RunFacts) -> str | None:
+    """The hub's name of the pretrained weights; None where the run started from others."""
+    if facts.description.get("library") != "timm" or facts.config.model.weights != "pretrained":
+        return None
+    from timm.models import get_pretrained_cfg
+
+    name = str(facts.description.get("name", ""))
+    cfg = get_pretrained_cfg(name)
+    prefix = cfg.hf_hub_id if cfg is not None else None
+    return f"{prefix}{name}" if prefix and prefix.endswith("/") else prefix
+
+
+def _data_type(facts: RunFacts) -> str:
+    """What the hub's loaders call data of that form."""
+    path = facts.config.data.path
+    return path.suffix.lstrip(".").lower() if path is not None and is_table(path) else "imagefolder"
+
+
+def _data_name(facts: RunFacts) -> str:
+    path = facts.config.data.path
+    return printable(path.resolve().name) if path else "data"
+
+
+def _hub_metric(facts: RunFacts, metric: str) -> str:
+    return _HUB_METRICS.get(metric, printable(metric))
+
+
+def _results(facts: RunFacts) -> list[Any]:
+    from huggingface_hub import EvalResult
+
+    kind = "image-regression" if facts.task.kind == NUMBERS else "image-classification"
+    return [
+        EvalResult(
+            task_type=kind,
+            dataset_type=_data_type(facts),
+            dataset_name=_data_name(facts),
+            dataset_split="validation" if split == "val" else split,
+            metric_type=_hub_metric(facts, name),
+            metric_name=metric_name(printable(name)),
+            metric_value=round(value, 6),
+        )
+        for split in SPLITS
+        for name, value in facts.metrics(split).items()
+        if name != "loss" and math.isfinite(value)
+    ]
+
+
+def _body(facts: RunFacts, found: Intervals) -> str:
+    parts = {
+        "": _introduction(facts),
+        "Intended use": "_To be filled in: what the model is for, what it is not for, who has checked it on what._",
+        "License": "_To be filled in, here and in the first lines: the license of the pretrained weights and that of "
+        "the training pictures both count._",
+        "Training data": _data(facts),
+        "Training": _procedure(facts),
+        "Results": _result_table(facts, found),
+        "How to use it": _loading(facts),
+    }
+    return "\n\n".join((f"## {title}\n\n{text}" if title else text) for title, text in parts.items() if text)
+
+
+def _text(value: object) -> str:
+    """A value in one line of Markdown, with nothing in it that Markdown takes for its own."""
+    return printable(str(value)).translate(_ESCAPED)
+
+
+def _introduction(facts: RunFacts) -> str:
+    kind = {LABEL: "tells apart", NUMBERS: "estimates"}.get(facts.task.kind, "finds labels:")
+    names = [f"{_text(name)}" for name in facts.names[:_MOST_NAMES]]
+    more = f" and {len(facts.names) - _MOST_NAMES} more" if len(facts.names) > _MOST_NAMES else ""
+    size = facts.description.get("preprocessing", {}).get("size")
+    pixels = f" of {size[0]} x {size[1]} pixels" if size else ""
+    return (
+        f"# {_text(facts.name)}\n\n{_text(facts.config.model.name)}, fine-tuned on {_text(_data_name(facts))}. From a "
+        f"picture{pixels} it {kind} {', '.join(names)}{more}."
+    )
+
+
+def _data(facts: RunFacts) -> str:
+    plan, test = facts.plan, facts.judgements.get("test")
+    rows = {"training": plan["train_samples"], "validation": plan["val_samples"]} | (
+        {"test": len(test)} if test else {}
+    )
+    table = "\n".join(f"| {name} | {count(number)} |" for name, number in rows.items())
+    fingerprint = facts.split.get("fingerprint", "")
+    told = f"\n\nFingerprint of all pictures' paths, sizes and targets: `{printable(str(fingerprint))}`."
+    return f"| set | pictures |\n|---|---:|\n{table}{told if fingerprint else ''}"
+
+
+def _procedure(facts: RunFacts) -> str:
+    config, plan, versions = facts.config, facts.plan, (facts.starts[-1].get("versions", {}) if facts.starts else {})
+    weights = {"none": "random weights", "pretrained": "pretrained weights"}.get(str(config.model.weights))
+    lines = [
+        f"Started from {weights or f'the weights {_text(Path(str(config.model.weights)).name)}'}.",
+        f"Recipe {_text(plan['recipe'])}: {plural(config.train.epochs, 'epoch')} of {count(plan['steps_per_epoch'])} "
+        f"steps, {config.train.batch_size} pictures each, {_text(config.optim.name)}, learning rate {plan['lr']:g}, "
+        f"schedule {_text(config.schedule.name)}, {_text(plan['precision'])}, seed {config.seed}.",
+        _best(facts),
+        "Made with " + ", ".join(f"{_text(name)} {_text(version)}" for name, version in versions.items()) + "."
+        if versions
+        else f"Made with ddp_ft {__version__}.",
+    ]
+    return "\n".join(f"- {line}" for line in lines if line)
+
+
+def _best(facts: RunFacts) -> str:
+    if not facts.best:
+        return ""
+    where = "the probe" if facts.best["phase"] == PROBE else f"epoch {facts.best['epoch']:g}"
+    return f"The best model by {_text(metric_name(facts.metric))} on the validation set, that after {where}, was kept."
+
+
+def _result_table(facts: RunFacts, found: Intervals) -> str:
+    rows = [
+        f"| {TITLES[split]} | {_text(metric_name(name))} | {metric_text(name, value)} "
+        f"| {interval_text(name, found.get(split, {}).get(name))} |"
+        for split in reversed(SPLITS)
+        for name, value in facts.metrics(split).items()
+    ]
+    if not rows:
+        return "There is no evaluation yet."
+    note = "Intervals: percentile bootstrap over the pictures of the set."
+    if not facts.metrics("test"):
+        note += " The validation set also chose the model, so these results are a little too good."
+    return "\n".join(["| set | metric | value | 95 % interval |", "|---|---|---:|---|", *rows, "", note])
+
+
+def _loading(facts: RunFacts) -> str:
+    run = shlex.quote(f"runs/{facts.name}")
+    told = f"```bash\nddp-ft predict {run} PICTURE... --output predictions.csv\n```"
+    library = facts.description.get("library")
+    if library == "timm" and "head" not in facts.description:
+        told += (
+            "\n\nWithout ddp_ft, from `best/` of the run folder; `model.json` has the preprocessing and the classes:\n"
+            "\n```python\nimport json, timm, safetensors.torch\n\n"
+            'description = json.load(open("best/model.json"))\n'
+            'model = timm.create_model(description["name"], pretrained=False, **description["arguments"])\n'
+            'model.load_state_dict(safetensors.torch.load_file("best/model.safetensors"))\n```'
+        )
+    return told

@@ -1,0 +1,239 @@
+"""Several runs beside each other, and whether one is really better than the others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddp_ft.config import LENGTH, RECIPE, to_flat
+from ddp_ft.errors import UserError, printable
+from ddp_ft.intervals import Interval, difference, has_statistic, holm
+from ddp_ft.reporting.facts import SPLITS, RunFacts, read_run
+from ddp_ft.reporting.figures import SERIES, overlay
+from ddp_ft.reporting.formats import (
+    duration,
+    interval_text,
+    is_share,
+    metric_name,
+    metric_text,
+    number_text,
+    p_text,
+    signed,
+)
+from ddp_ft.reporting.judged import TITLES, set_intervals
+from ddp_ft.reporting.template import render
+from ddp_ft.reporting.writing import put
+
+# From which p value on two models are not told apart.
+SIGNIFICANCE = 0.05
+MOST_RUNS = 50
+_LONGEST_VALUE = 60
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a test of a run against the best one gives. `sentence` is what to say; the rest is for a table."""
+
+    best: str
+    other: str
+    difference: str
+    interval: str
+    p_value: str
+    is_told_apart: bool
+    sentence: str
+
+
+def write_comparison(paths: Sequence[Path], output: Path) -> list[str]:
+    """Write the page that compares these runs; gives lines to say: the page, and what was found.
+
+    UserError for what is no run folder, for runs without a metric in common, and where nothing can be written.
+    """
+    if len(paths) > MOST_RUNS:
+        raise UserError(f"{len(paths)} runs do not fit on a page; {MOST_RUNS} do.", "Compare fewer at a time.")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UserError("A run is given more than once.", "Give each run once.")
+    runs = [read_run(path) for path in paths]
+    metric = common_metric(runs)
+    names = labels(runs)
+    tests = [each for split in SPLITS if (each := compare(runs, names, split, metric))]
+    page = render(
+        "comparison.html",
+        title=f"{len(runs)} runs compared",
+        metric=metric_name(metric),
+        rows=_rows(runs, names, metric),
+        has_test=any(run.metrics("test") for run in runs),
+        recipes=_differences(runs),
+        names=names,
+        series=_series(runs),
+        charts=_charts(runs, metric),
+        tests=tests,
+        caveats=_caveats(runs),
+    )
+    put(output, page)
+    said = [sentence for test in tests for sentence in test["said"]]
+    return [*said, f"Comparison: {output}"]
+
+
+def common_metric(runs: Sequence[RunFacts]) -> str:
+    """What decides in the first run if all have it, else what usually decides in its task."""
+    evaluated = [run.metrics("val") for run in runs if run.metrics("val")]
+    for metric in (runs[0].metric, runs[0].task.primary_metric):
+        if all(metric in found for found in evaluated):
+            return metric
+    kinds = ", ".join(sorted({run.task.name for run in runs}))
+    raise UserError(f"These runs have no metric in common (their tasks: {kinds}).", "Compare runs of the same task.")
+
+
+def labels(runs: Sequence[RunFacts]) -> list[str]:
+    """What to call each run: its folder's name, or where names are the same its path."""
+    names = [run.name for run in runs]
+    return [name if names.count(name) == 1 else printable(str(run.path)) for name, run in zip(names, runs, strict=True)]
+
+
+def compare(runs: Sequence[RunFacts], names: Sequence[str], split: str, metric: str) -> dict[str, Any] | None:
+    """The tests of all runs against the best one on that set; None if no two runs have it."""
+    held = [number for number, run in enumerate(runs) if split in run.judgements]
+    if len(held) < 2:
+        return None
+    found: dict[str, Any] = {"title": TITLES[split], "verdicts": []}
+    problem = pairing_problem([runs[number] for number in held], [names[number] for number in held], split, metric)
+    if problem:
+        told = [f"On the {TITLES[split]} set the runs cannot be compared picture by picture: {problem}"]
+        return found | {"said": told, "lead": told}
+    upwards = runs[held[0]].higher_is_better
+    order = sorted(held, key=lambda number: runs[number].metrics(split)[metric], reverse=upwards)
+    verdicts = _against_best(runs, names, order, split, metric)
+    missing = [names[number] for number in range(len(runs)) if number not in held]
+    note = [f"Left out, as nothing is kept of their outputs: {', '.join(missing)}."] if missing else []
+    begin = f"{TITLES[split].capitalize()} set: "
+    said = [begin + verdict.sentence for verdict in verdicts]
+    lead = said if len(said) < 3 else [begin + _lead(verdicts)]
+    return found | {"verdicts": verdicts, "said": [*said, *note], "lead": [*lead, *note]}
+
+
+def _lead(verdicts: Sequence[Verdict]) -> str:
+    """One sentence for many tests."""
+    best, same = verdicts[0].best, [verdict.other for verdict in verdicts if not verdict.is_told_apart]
+    if not same:
+        return f"{best} is better than all others."
+    return f"{best} is ahead, but not to be told apart from {', '.join(same)}."
+
+
+def pairing_problem(runs: Sequence[RunFacts], names: Sequence[str], split: str, metric: str) -> str:
+    """Why the runs' outputs are not of the same samples in the same order; empty if they are."""
+    first = runs[0]
+    for run, name in zip(runs, names, strict=True):
+        mine, other = first.judgements[split], run.judgements[split]
+        if other.kind != mine.kind or other.names != mine.names:
+            return f"{name} has other classes than {names[0]}."
+        if run.split.get("fingerprint") != first.split.get("fingerprint"):
+            return f"{name} is on other data than {names[0]}."
+        if run.split.get(split) != first.split.get(split) or len(other) != len(mine):
+            return f"{name} has other pictures in that set than {names[0]}."
+        if not np.array_equal(other.truth, mine.truth):
+            return f"{name} has other targets in that set than {names[0]}."
+        if metric not in run.metrics(split) or not has_statistic(other, metric):
+            return f"{metric_name(metric)} cannot be drawn again for {name}."
+    return ""
+
+
+def _against_best(
+    runs: Sequence[RunFacts], names: Sequence[str], order: Sequence[int], split: str, metric: str
+) -> list[Verdict]:
+    best, others = order[0], order[1:]
+    upwards = runs[best].higher_is_better
+    held = [
+        difference(runs[number].judgements[split], runs[best].judgements[split], metric, upwards) for number in others
+    ]
+    corrected = holm([each.p_value for each in held])
+    return [
+        _verdict(names[best], names[number], metric, each.value, each.interval, p_value, len(others))
+        for number, each, p_value in zip(others, held, corrected, strict=True)
+    ]
+
+
+def _verdict(
+    best: str, other: str, metric: str, value: float, interval: Interval, p_value: float, tests: int
+) -> Verdict:
+    unit = " points" if is_share(metric) else ""
+    ends = f"{signed(metric, interval.low)} to {signed(metric, interval.high)}"
+    corrected = f", corrected for {tests} comparisons" if tests > 1 else ""
+    how = f"{signed(metric, value)}{unit} of {metric_name(metric)} (95 % interval {ends}; {p_text(p_value)}{corrected})"
+    is_told_apart = p_value < SIGNIFICANCE
+    sentence = (
+        f"{best} is better than {other} by {how}."
+        if is_told_apart
+        else f"{best} and {other} are not to be told apart: {best} is ahead by {how}."
+    )
+    return Verdict(best, other, f"{signed(metric, value)}{unit}", ends, p_text(p_value), is_told_apart, sentence)
+
+
+def _series(runs: Sequence[RunFacts]) -> list[int]:
+    """The number of each run's colour."""
+    return [number % len(SERIES) + 1 for number in range(len(runs))]
+
+
+def _rows(runs: Sequence[RunFacts], names: Sequence[str], metric: str) -> list[dict[str, Any]]:
+    rows = []
+    for run, name, colour in zip(runs, names, _series(runs), strict=True):
+        found = set_intervals(run)
+        results = {
+            split: (metric_text(metric, run.metrics(split).get(metric)),
+                    interval_text(metric, found.get(split, {}).get(metric)))
+            for split in SPLITS
+        }  # fmt: skip
+        speed, wall = run.summary.get("images_per_second"), run.summary.get("wall_seconds")
+        rows.append(
+            {
+                "name": name,
+                "colour": colour,
+                "model": printable(str(run.config.model.name)),
+                **results,
+                "epoch": f"{run.summary.get('epoch', 0):g} of {run.config.train.epochs}" if run.summary else run.status,
+                "best": "probe" if run.best.get("phase") == "probe" else f"{run.best.get('epoch', 0):g}",
+                "speed": number_text(speed) if speed else "–",
+                "wall": duration(wall) if wall else "–",
+                "processes": f"{run.plan['world_size']} x {run.plan['device']}",
+            }
+        )
+    return rows
+
+
+def _differences(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
+    """The keys of recipe and length that are not the same in all runs, with their values."""
+    flat = [to_flat(run.config, [RECIPE, LENGTH]) for run in runs]
+    keys = [key for key in flat[0] if any(each[key] != flat[0][key] for each in flat)]
+    return [(key, [_shown(each[key]) for each in flat]) for key in keys]
+
+
+def _shown(value: Any) -> str:
+    text = "auto" if value is None else printable(str(value))
+    return text if len(text) <= _LONGEST_VALUE else f"…{text[1 - _LONGEST_VALUE :]}"
+
+
+def _charts(runs: Sequence[RunFacts], metric: str) -> list[tuple[str, Any]]:
+    wanted = [
+        (f"{metric_name(metric)} on the validation set", "val", metric),
+        ("Loss on the validation set", "val", "loss"),
+        ("Training loss", "train", "loss"),
+        ("Pictures per second", "train", "images_per_second"),
+    ]
+    drawn = [(title, overlay(runs, split, name)) for title, split, name in wanted]
+    return [(title, chart) for title, chart in drawn if chart is not None]
+
+
+def _caveats(runs: Sequence[RunFacts]) -> list[str]:
+    told = [
+        "The tests ask whether these very models differ on pictures of this kind. They say nothing of other seeds: "
+        "where the difference is small, train each recipe with several seeds.",
+        "Accuracy and exact match: McNemar's exact test. Other metrics: paired bootstrap over pictures. The best run "
+        "is compared with each other one; with several, p values are corrected by Holm's method. Intervals are not "
+        "corrected.",
+    ]
+    if any(run.config.data.group for run in runs):
+        told.append(
+            "Pictures of one group are alike, which the tests do not know of: they see differences too readily."
+        )
+    return told

@@ -1,0 +1,242 @@
+"""All that a run folder says of its run, read without running any code of others."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddp_ft.bad_batches import FOLDER as BAD_BATCHES
+from ddp_ft.config import RunConfig
+from ddp_ft.contracts import LABEL, NUMBERS, TRAIN, BadSample, LabelledSource, Preprocess, Schema, Task
+from ddp_ft.data import open_part
+from ddp_ft.data.quarantine import FILE as QUARANTINE
+from ddp_ft.errors import UserError, printable
+from ddp_ft.judgement import Judgement, judge
+from ddp_ft.outputs import load_evaluation
+from ddp_ft.plan import Plan
+from ddp_ft.provenance import read_starts
+from ddp_ft.runfolder import RunFolder
+from ddp_ft.tasks import TASKS, restore_task
+from ddp_ft.trackers import read_rows
+
+Row = dict[str, Any]
+SPLITS = ("val", "test")
+_NOWHERE = {"step": 0, "epoch": 0.0, "phase": TRAIN}
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run as its folder tells of it. What an unfinished one has not written yet is empty.
+
+    `rows` are those of metrics.jsonl, `starts` those of provenance.json, `description` is model.json, `split` is
+    split.json. `task` is without losses and metrics of the user's own.
+    """
+
+    path: Path
+    config: RunConfig
+    plan: dict[str, Any]
+    names: tuple[str, ...]
+    task: Task
+    rows: list[Row]
+    summary: dict[str, Any]
+    starts: list[dict[str, Any]]
+    description: dict[str, Any]
+    split: dict[str, Any]
+    judgements: dict[str, Judgement]
+    damaged: list[list[str]]
+    bad_steps: list[str]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return printable(self.path.resolve().name)
+
+    @property
+    def status(self) -> str:
+        """ "done", "stopped", or "unfinished" where it is running or was killed."""
+        return str(self.summary.get("status", "unfinished"))
+
+    @property
+    def metric(self) -> str:
+        """The metric that decides."""
+        return self.config.eval.metric or self.task.primary_metric
+
+    @cached_property
+    def higher_is_better(self) -> bool:
+        """Whether more of that metric is better; of the user's own metric, whether the run took it so."""
+        try:
+            return self.task.higher_is_better(self.metric)
+        except UserError:
+            values = [each for row in self.evaluations if (each := row.get(self.metric)) is not None]
+            return not values or self.summary.get("val", {}).get(self.metric, max(values)) > min(values)
+
+    @property
+    def evaluations(self) -> list[Row]:
+        """The rows of the validation set."""
+        return [row for row in self.rows if row["split"] == "val"]
+
+    @cached_property
+    def best(self) -> dict[str, Any]:
+        """The best evaluation: "metrics", "step", "epoch" and "phase"; empty before the first."""
+        if self.summary.get("val"):
+            place = {name: self.summary.get(f"best_{name}", nothing) for name, nothing in _NOWHERE.items()}
+            return {"metrics": self.summary["val"], **place}
+        scored = [row for row in self.evaluations if row.get(self.metric) is not None]
+        if not scored:
+            return {}
+        choose = max if self.higher_is_better else min
+        row = choose(scored, key=lambda row: row[self.metric])
+        metrics = {
+            name: value for name, value in row.items() if name not in ("step", "epoch", "split", "phase", "time")
+        }
+        return {"metrics": metrics, "step": row["step"], "epoch": row["epoch"], "phase": row.get("phase", TRAIN)}
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """How the model sees a picture; None where there is no model yet."""
+        return Preprocess.from_mapping(self.description["preprocessing"]) if self.description else None
+
+    def metrics(self, split: str) -> dict[str, float]:
+        """The best model's metrics on "val" or "test"."""
+        found = self.best.get("metrics", {}) if split == "val" else self.summary.get("test", {})
+        return {name: value for name, value in found.items() if isinstance(value, (int, float))}
+
+
+def read_run(path: Path) -> RunFacts:
+    """The facts of a run folder. UserError if it is none, or what it holds cannot be read."""
+    folder = RunFolder(path)
+    if not (path / "config.yaml").is_file() or not (path / "plan.json").is_file():
+        what = "is no run folder: it has no config.yaml or no plan.json" if path.is_dir() else "is not there"
+        raise UserError(f"{path} {what}.", "Expected the folder that `train --run-dir` wrote, such as runs/NAME.")
+    try:
+        return _read(folder)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{path} cannot be read as a run folder: {reason}", "Is it whole?") from None
+
+
+def _read(folder: RunFolder) -> RunFacts:
+    path = folder.path
+    config, plan = folder.stored_config(), _mapping(folder, "plan.json")
+    assert config is not None
+    lacking = [field.name for field in fields(Plan) if field.default is MISSING is field.default_factory]
+    _check_has(plan, lacking, path / "plan.json")
+    description, summary = _mapping(folder, "best/model.json"), _mapping(folder, "summary.json")
+    _check_summary(summary, path)
+    names = tuple(map(str, json.loads((path / "classes.json").read_text(encoding="utf-8"))))
+    if (folder.best / "model.json").exists():
+        _check_has(description, ("task_settings", "preprocessing", "classes"), path / "best" / "model.json")
+        if tuple(description["classes"]) != names:
+            raise UserError(f"{path}: classes.json and best/model.json name other classes.", "Is the folder whole?")
+        Preprocess.from_mapping(description["preprocessing"])
+    if plan["task"] not in TASKS:
+        raise UserError(f"{path} is of a task '{plan['task']}', which is not known.", f"Known: {', '.join(TASKS)}.")
+    task = _task_without_code(plan["task"], names, description)
+    found = {split: each for split in SPLITS if (each := _judgement(path, split, task))}
+    return RunFacts(
+        path=path,
+        config=config,
+        plan=plan,
+        names=names,
+        task=task,
+        rows=[row for row in read_rows(path / "metrics.jsonl") if {"step", "epoch", "split", "time"} <= row.keys()],
+        summary=summary,
+        starts=read_starts(path),
+        description=description,
+        split=_mapping(folder, "split.json"),
+        judgements=found,
+        damaged=_quarantined(path / QUARANTINE),
+        bad_steps=sorted(each.name for each in (path / BAD_BATCHES).glob("step_*")),
+    )
+
+
+def _mapping(folder: RunFolder, name: str) -> dict[str, Any]:
+    """A JSON file of the folder; empty if it is not there. UserError if it is no mapping."""
+    found = folder.read_json(name)
+    if found is not None and not isinstance(found, dict):
+        raise UserError(f"{folder.path / name} is no mapping.", "Is the folder whole?")
+    return found or {}
+
+
+def _check_has(found: Mapping[str, Any], wanted: Iterable[str], file: Path) -> None:
+    lacking = [name for name in wanted if name not in found]
+    if lacking:
+        raise UserError(f"{file} has no {lacking[0]}.", "Is the folder whole?")
+
+
+# What is counted with; all else of the summary is only shown.
+_NUMBERS = (
+    "step", "epoch", "best_step", "best_epoch", "restarts", "bad_steps", "images_per_second", "data_wait_share",
+    "train_seconds", "wall_seconds", "compile_seconds", "save_copy_seconds", "save_stall_seconds",
+)  # fmt: skip
+
+
+def _check_summary(summary: Mapping[str, Any], path: Path) -> None:
+    wrong = [name for name in _NUMBERS if not isinstance(summary.get(name, 0), (int, float))]
+    wrong += [split for split in SPLITS if not isinstance(summary.get(split, {}), dict)]
+    if wrong:
+        raise UserError(f"{path / 'summary.json'}: {wrong[0]} is not what it is in a run.", "Is the folder whole?")
+
+
+def _task_without_code(name: str, names: tuple[str, ...], description: Mapping[str, Any]) -> Task:
+    """The task, as far as predictions need it. Before there is a model, numbers count as standardised by nothing."""
+    nothing = {"classes": list(names), "mean": [0.0] * len(names), "std": [1.0] * len(names)}
+    stored = description.get("task_settings", {})
+    return restore_task(name, {**nothing, **{key: stored[key] for key in ("classes", "mean", "std") if key in stored}})
+
+
+def _judgement(path: Path, split: str, task: Task) -> Judgement | None:
+    evaluation = load_evaluation(path, split)
+    if evaluation is None or evaluation.outputs is None or evaluation.records is None:
+        return None
+    if evaluation.outputs.shape[1] != len(task.names) or not len(evaluation.outputs):
+        raise UserError(f"{path}: what is kept of {split} is not of {len(task.names)} outputs.", "Is the folder whole?")
+    return judge(evaluation, task)
+
+
+def _quarantined(file: Path) -> list[list[str]]:
+    """Path, split and reason of each damaged picture."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return [parts for line in lines if len(parts := line.split("\t", 2)) == 3]
+
+
+def open_judged(facts: RunFacts, split: str, data: Path | None = None) -> LabelledSource:
+    """The set that a judgement is of, from the run's own folder or from `data`. UserError if it is no more the same."""
+    config = replace(facts.config.data, path=data or facts.config.data.path)
+    # Reading all pictures to find damaged ones is only needed where some were left out.
+    judgement = facts.judgements[split]
+    schema = Schema(_kind_in_data(facts, config.path), facts.names)
+    for on_error in dict.fromkeys(("fail", config.on_error)):
+        source = open_part(replace(config, on_error=on_error), schema, split, facts.split)[1]
+        if len(source) == len(judgement):
+            break
+    if len(source) != len(judgement) or not _same_targets(source, judgement):
+        raise UserError(f"{config.path} has other {split} pictures than the run had.")
+    return source
+
+
+def _kind_in_data(facts: RunFacts, data: Path | None) -> str:
+    """Folders have one label for each picture, whichever task is made of them."""
+    is_folder = data is not None and data.is_dir()
+    return LABEL if is_folder and facts.task.kind != NUMBERS else facts.task.kind
+
+
+def _same_targets(source: LabelledSource, judgement: Judgement) -> bool:
+    targets = source.targets
+    if targets.ndim == 1 and judgement.kind != NUMBERS:
+        return bool(np.array_equal(targets, judgement.target))
+    return bool(np.allclose(targets.reshape(judgement.truth.shape), judgement.truth))
+
+
+def read_error(error: Exception) -> str:
+    """Why pictures cannot be shown, in one line."""
+    return printable(error.message if isinstance(error, UserError) else str(error)).removeprefix("--data ")
+
+
+UNREADABLE = (UserError, BadSample, OSError, ValueError)

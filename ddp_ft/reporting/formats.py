@@ -1,0 +1,89 @@
+"""Numbers as people read them."""
+
+import time
+
+from ddp_ft.errors import printable
+from ddp_ft.intervals import Interval
+
+SHARES = {
+    "accuracy", "balanced_accuracy", "top5_accuracy", "macro_f1", "micro_f1", "mAP", "exact_match",
+}  # fmt: skip
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is shown in percent."""
+    return metric in SHARES
+
+
+def metric_text(metric: str, value: float | None) -> str:
+    """A metric's value: shares in percent with one digit behind the point, others with four that count."""
+    if value is None:
+        return "–"
+    return f"{value * 100:.1f} %" if is_share(metric) else f"{value:.4g}"
+
+
+def interval_text(metric: str, interval: Interval | None) -> str:
+    """An interval in the metric's form; empty if there is none."""
+    if interval is None:
+        return ""
+    if is_share(metric):
+        return f"{interval.low * 100:.1f} to {interval.high * 100:.1f} %"
+    return f"{interval.low:.4g} to {interval.high:.4g}"
+
+
+def signed(metric: str, value: float) -> str:
+    """A difference with its sign: points of shares, else the metric's own units. A real minus, no sign of 0."""
+    text = f"{value * 100:+.1f}" if is_share(metric) else f"{value:+.3g}"
+    return text.replace("-", "−") if float(text) else text[1:]
+
+
+def metric_name(metric: str) -> str:
+    """A metric's name in words."""
+    if metric.startswith("mae/"):
+        return f"MAE of {metric.removeprefix('mae/')}"
+    known = {"rmse": "RMSE", "mae": "MAE", "r2": "R²", "ece": "ECE", "auroc": "AUROC", "mAP": "mAP"}
+    return known.get(metric) or metric.replace("_", " ").replace("macro f1", "macro F1").replace("micro f1", "micro F1")
+
+
+def brief(name: str, longest: int = 100) -> str:
+    """A name in one line; of a long one its two ends, since names that are alike differ at either."""
+    name = printable(name)
+    kept = (longest - 1) // 2
+    return name if len(name) <= longest else f"{name[:kept]}…{name[-kept:]}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the two largest units that it has."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for size, larger, smaller, each in ((86400, "d", "h", 3600), (3600, "h", "min", 60), (60, "min", "s", 1)):
+        if whole >= size:
+            rest = whole % size // each
+            return f"{whole // size} {larger} {rest} {smaller}" if rest else f"{whole // size} {larger}"
+    return f"{whole} s"
+
+
+def count(number: float) -> str:
+    """A whole number with its thousands set apart."""
+    return f"{number:,.0f}"
+
+
+def plural(number: int, one: str, many: str = "") -> str:
+    """A number and the noun that fits it."""
+    return f"{count(number)} {one if number == 1 else many or one + 's'}"
+
+
+def moment(seconds: float) -> str:
+    """A time in UTC, to the minute."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+
+
+def number_text(number: float) -> str:
+    """A speed: whole from 10 on, else two digits that count."""
+    return count(number) if number >= 10 else f"{number:.2g}"
+
+
+def p_text(p_value: float) -> str:
+    """A p value with the digits that mean something."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"

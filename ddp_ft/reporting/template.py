@@ -1,0 +1,28 @@
+"""Pages from the templates of this package.
+
+Names of classes and files are hostile: all that is filled in is escaped.
+"""
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from ddp_ft import __version__
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+@cache
+def _environment() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("ddp_ft.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+
+
+def render(template: str, **values: Any) -> str:
+    """The page, which needs neither network nor script. Characters that no page can hold become marks."""
+    page = _environment().get_template(template).render(version=__version__, **values)
+    return page.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,50 @@
+"""Writing reports: at the end of a run, or when they are asked for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ddp_ft.contracts import LabelledSource
+from ddp_ft.errors import UserError
+from ddp_ft.reporting.card import FILE as CARD
+from ddp_ft.reporting.card import renewed_card
+from ddp_ft.reporting.facts import read_run
+from ddp_ft.reporting.judged import set_intervals
+from ddp_ft.reporting.page import report_page
+
+FILE = "report.html"
+
+
+def write_report(
+    run: Path, output: Path | None = None, sources: Mapping[str, LabelledSource] | None = None,
+    data: Path | None = None,
+) -> list[str]:  # fmt: skip
+    """Write RUN/report.html and RUN/model_card.md, or the report alone to `output`; gives lines to say.
+
+    `sources` are the run's sets, if they are open; else they are opened in `data`, or where the run had them. Raises
+    UserError for what is no run folder, and where nothing can be written.
+    """
+    facts = read_run(run)
+    found = set_intervals(facts)
+    page = report_page(facts, found, sources, data)
+    file = output or run / FILE
+    put(file, page)
+    told = [f"Report: {file}"]
+    if output is None and facts.description:
+        card = renewed_card(facts, found, run / CARD)
+        if card is not None:
+            put(run / CARD, card)
+        kept = "" if card is not None else " (it was edited and is left as it is; remove it to have it written anew)"
+        told.append(f"Model card: {run / CARD}{kept}")
+    return told
+
+
+def put(file: Path, text: str) -> None:
+    """Replace a file as a whole. UserError if it cannot be written."""
+    aside = file.with_name(f".{file.name}.writing")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(file)
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be written: {error.strerror}.", "Choose another file with --output FILE."
+        ) from None

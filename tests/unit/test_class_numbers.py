@@ -1,0 +1,47 @@
+"""What reports say of classes and of confidence, against scikit-learn and torchmetrics."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score, precision_recall_fscore_support
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from ddp_ft.contracts import LABEL, LABELS
+from ddp_ft.judgement import Judgement, best_thresholds, class_table, expected_calibration_error
+
+NAMES = ("a", "b", "c", "never there")
+
+
+@pytest.fixture
+def judgement():
+    generator = np.random.default_rng(0)
+    scores = generator.dirichlet(np.ones(4) / 2, 200)
+    return Judgement(LABEL, NAMES, scores, np.eye(4)[generator.integers(0, 3, 200)])
+
+
+def test_class_table(judgement):
+    expected = precision_recall_fscore_support(judgement.target, judgement.predicted, zero_division=0)
+    rows = class_table(judgement)
+    for name, values in zip(("precision", "recall", "f1", "samples"), expected, strict=True):
+        assert [row[name] or 0 for row in rows] == pytest.approx(values.tolist())
+    assert rows[3]["recall"] is None
+
+
+def test_expected_calibration_error(judgement):
+    scores, target = torch.tensor(judgement.scores), torch.tensor(judgement.target)
+    expected = multiclass_calibration_error(scores, target, num_classes=4, n_bins=15)
+    assert expected_calibration_error(judgement) == pytest.approx(float(expected))
+
+
+def test_no_threshold_is_better():
+    generator = np.random.default_rng(0)
+    truth = (generator.random((80, 3)) < 0.3).astype(float)
+    truth[:, 2] = 0
+    scores = np.round(np.clip(truth * 0.3 + generator.random((80, 3)) * 0.7, 0, 1), 1)  # with many ties
+    first, second, nothing = best_thresholds(Judgement(LABELS, NAMES[:3], scores, truth))
+    assert nothing is None
+    for column, hint in enumerate((first, second)):
+        tried = [f1_score(truth[:, column], scores[:, column] >= cut) for cut in np.arange(-0.05, 1.1, 0.1)]
+        assert hint.f1 == pytest.approx(max(tried))
+        assert f1_score(truth[:, column], scores[:, column] >= hint.threshold) == pytest.approx(hint.f1)
+        assert hint.f1_at_half == pytest.approx(f1_score(truth[:, column], scores[:, column] >= 0.5))
