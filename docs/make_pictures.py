@@ -3,6 +3,7 @@
 Run as `python docs/make_pictures.py` in a clone with the `test` extra, Chromium and its chromedriver installed.
 """
 
+import os
 import sys
 import tempfile
 import time
@@ -31,9 +32,10 @@ def train(data: Path, run: Path) -> None:
 def make() -> None:
     PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        data, run = write_digits(Path(folder) / "digits"), Path(folder) / "runs" / "digits"
+        os.chdir(folder)  # pages show paths as they are given
+        data, run = write_digits(Path("digits")), Path("runs/digits")
         train(data, run)
-        with served(run / "tensorboard", "true") as ask, browser(1400, 900) as page:
+        with served(run.parent, "true") as ask, browser(1400, 900) as page:
             for dashboard in ("timeseries", "images"):
                 page.open("about:blank")
                 page.open(f"{ask.address}#{dashboard}")
@@ -41,8 +43,8 @@ def make() -> None:
                 page.wait(lambda text=wanted: text in page.text())
                 time.sleep(5)  # curves and pictures come one after the other
                 page.save(PICTURES / f"tensorboard_{dashboard}.png")
-        with browser(1100, 1400) as page:
-            page.open((run / "report.html").as_uri())
+        with browser(1100, 1300) as page:
+            page.open((run / "report.html").absolute().as_uri())
             time.sleep(1)
             page.save(PICTURES / "report.png")
     for file in sorted(PICTURES.glob("*.png")):
