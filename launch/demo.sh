@@ -33,6 +33,7 @@ echo
 cat <<END
 
 The best model:   $RUN/best (model.safetensors, model.json)
-Curves:           .venv/bin/tensorboard --logdir $RUN/tensorboard
+The whole run:    $RUN/report.html
+Curves:           ./launch/tensorboard.sh runs
 Predict a folder: .venv/bin/ddp-ft predict $RUN FOLDER --output predictions.csv
 END

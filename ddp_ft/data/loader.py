@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from ddp_ft.by_pillow import known_formats
 from ddp_ft.contracts import Address, BadSample, Batch, Source
 from ddp_ft.data.damage import damaged_error, reason_of, storage_error
 from ddp_ft.data.decode import StorageFault
@@ -138,6 +139,8 @@ def _weights(batch: Batch, addresses: list[Address]) -> Tensor:
 
 def _portions(dataset: _Samples, fetches: Iterable[list[Address]], workers: int, pin_memory: bool) -> Iterator[Portion]:
     """What the fetches give, in their order; workers read ahead two fetches each."""
+    if workers:
+        known_formats()  # Pillow's modules are imported here once, and not by each worker of each evaluation
     with warnings.catch_warnings():
         # More workers than cores is for the caller to judge, and Python >= 3.12 warns of any fork beside threads.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
