@@ -65,6 +65,12 @@ class StepTrace:
         self.file.with_name(f"{self.name}.txt").write_text(table, encoding="utf-8")
         return table
 
+    def drop(self) -> None:
+        """Stop tracing, where that has not been done: a process that ends while it is traced crashes."""
+        if self._profiler is not None:
+            self._profiler.stop()
+            self._profiler = None
+
     @property
     def file(self) -> Path:
         """Where the trace is written."""

@@ -140,6 +140,7 @@ def _run(job: Job, console: Console, allocation: Allocation) -> str:
     watch, status = Stopwatch(progress), ""
     try:
         status = _train_phases(job, trackers, console, watch, allocation)
+        tell_of_trace(job, trackers, console, at_the_end=True)
         settle_damage(job, console.say)  # on CUDA the last step's decision is never asked for
         write_to_the_end(job)
         if status == "done":
@@ -148,6 +149,7 @@ def _run(job: Job, console: Console, allocation: Allocation) -> str:
         status = "stopped"
     finally:
         job.writer.wait()
+        job.trace.drop()
         trackers.close(PATIENCE if status == "done" else PATIENCE_OF_A_STOP)
     watch.look()
     if status == "stopped":

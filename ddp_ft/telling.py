@@ -140,9 +140,9 @@ def look_ahead(job: Job, phase: Phase) -> Outlook:
     return Outlook(shown, next_step, job.saved_at + 60 * minutes)
 
 
-def tell_of_trace(job: Job, trackers: FanOut, console: Console) -> None:
-    """Behind the last step of --profile: where its trace is, and which operations took longest."""
-    table = job.trace.after(job.progress.step)
+def tell_of_trace(job: Job, trackers: FanOut, console: Console, at_the_end: bool = False) -> None:
+    """Behind the last step of --profile, or of the run: where its trace is, and which operations took longest."""
+    table = job.trace.finish() if at_the_end else job.trace.after(job.progress.step)
     if table:
         console.say(f"Steps {job.config.log.profile} are traced: {job.trace.file}\nOpen it in https://ui.perfetto.dev.")
         trackers.text("profile", job.progress.step, f"```\n{table}\n```")

@@ -118,7 +118,7 @@ TESTED = {
     "log.histograms": "test_showing.py::test_a_run_shows_its_pictures_and_learns_the_same",
     "log.graph": "test_showing.py::test_a_run_shows_its_pictures_and_learns_the_same",
     "log.profile": "test_showing.py::test_profile",
-    "log.report": "test_report.py::test_log_report",
+    "log.report": "test_report_command.py::test_log_report",
     "compute.device": "test_errors.py::test_what_the_machine_lacks",
     "compute.precision": "test_precision",
     "compute.memory_format": "test_memory_format",

@@ -81,6 +81,11 @@ def test_profile(shapes, tmp_path):
     assert "profile/text_summary" in shown(tmp_path / "r").Tags()["tensors"]
 
 
+def test_a_run_that_ends_before_the_last_traced_step(shapes, tmp_path):
+    said = train_on(1, shapes, tmp_path / "r", "--profile", "3-9")
+    assert "Steps 3-9 are traced" in said and (tmp_path / "r/profile/steps_3-9_rank_0.json.gz").exists()
+
+
 def test_steps_to_profile():
     assert list(parse_steps("3-5")) == [3, 4, 5] and list(parse_steps("7")) == [7] and not parse_steps(None)
     for text in ("5-3", "0-2", "a-b", "-4", ""):

@@ -94,8 +94,9 @@ def test_a_compiled_run_follows_the_eager_one(shapes, tmp_path, capsys, how, cut
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("how", [REGIONAL, pytest.param([*COMPILED, *UNEVEN], marks=pytest.mark.slow)])
-@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [REGIONAL, [*COMPILED, *UNEVEN]])
+@pytest.mark.parametrize("world_size", [2, 3])
 def test_on_several_ranks(shapes, tmp_path, world_size, how):
     """With shares and micro-batches that are not even."""
     cuts = how[2:]

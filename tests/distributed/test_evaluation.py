@@ -39,8 +39,9 @@ def measure(world, count):
     task, seen = SingleLabel(tuple("abcdefg")), []
     real_metrics = task.metrics
     task.metrics = lambda outputs, records: seen.append((outputs, records)) or real_metrics(outputs, records)
-    metrics = Scorer(nets.plain(7), task, prepare, world, "fp32").evaluate(loader, count)
-    return metrics, [(len(outputs), records["index"].tolist()) for outputs, records in seen]
+    evaluation = Scorer(nets.plain(7), task, prepare, world, "fp32").evaluate(loader, count)
+    assert (evaluation.outputs is not None) == world.is_main
+    return evaluation.metrics, [(len(outputs), records["index"].tolist()) for outputs, records in seen]
 
 
 @pytest.mark.parametrize("count", [1, 101])

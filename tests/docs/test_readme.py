@@ -98,6 +98,7 @@ def test_training_commands(command, pets, tmp_path):
     assert read(tmp_path / "run", "summary.json")["status"] == "done"
 
 
+@pytest.mark.slow
 def test_commands_on_a_finished_run(pets):
     """In their order: the second evaluation uses the average."""
     commands = [command for command in COMMANDS if is_about_runs(command)]
