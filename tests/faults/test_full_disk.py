@@ -68,7 +68,7 @@ def break_event_files() -> None:
 def test_a_run_outlives_its_event_files_and_exits(shapes, tmp_path):
     """Also with loader workers, which such an exception once kept, and they the process."""
     args = arguments(shapes, tmp_path / "r", "--workers", 1, epochs=2)
-    codes, said = run_forked(1, args, prepare=break_event_files, seconds=60)
+    codes, said = run_forked(1, args, prepare=break_event_files, seconds=180)
     assert codes == [0], said
     assert "TensorBoard failed and is left out" in said
     assert len(column(tmp_path / "r", "loss")) == 8
