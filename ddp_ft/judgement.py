@@ -103,9 +103,9 @@ class Judgement:
 
 
 def judge(evaluation: Evaluation, task: Task) -> Judgement:
-    """The judgement of an evaluation of which this rank has the outputs."""
+    """The judgement of an evaluation of which this rank has the outputs; what of them is no number counts as 0."""
     assert evaluation.outputs is not None and evaluation.records is not None
-    scores = task.predictions(evaluation.outputs).double().numpy()
+    scores = np.nan_to_num(task.predictions(evaluation.outputs).double().numpy())
     target = evaluation.records["target"].numpy()
     if target.ndim == 1 and task.kind != NUMBERS:
         target = np.eye(scores.shape[1])[target]

@@ -17,7 +17,7 @@ from ddp_ft.contracts import LABEL, NUMBERS, PROBE, TRAIN, Batch, Evaluation, La
 from ddp_ft.job import Job, Phase
 from ddp_ft.judgement import Judgement, confusion, judge, most_confused, rarest, reliability
 from ddp_ft.saving import copied
-from ddp_ft.trackers import FanOut
+from ddp_ft.trackers import FanOut, harmless
 
 # TensorBoard sorts groups by their names: pictures stand behind the curves.
 PICTURES = "8_pictures"
@@ -38,11 +38,12 @@ def show_first_batch(job: Job, phase: Phase, micro_batches: Sequence[Batch], tra
         _show_graph(job, trackers)
     if not job.config.log.pictures:
         return
-    batch = {name: tensor[:GRID_PICTURES] for name, tensor in micro_batches[0].items()}
-    seen = as_pixels(job.prepare(dict(batch))["image"], job.built.preprocess)
-    names, kind = job.splits.schema.names, job.task.kind
-    captions = [_targets(batch, place, names, kind) for place in range(len(seen))]
-    trackers.draw(f"{PICTURES}/1_first_batch", job.progress.step, charts.pixels_png, seen, captions)
+    with harmless("the first batch is not shown"):
+        batch = {name: tensor[:GRID_PICTURES] for name, tensor in micro_batches[0].items()}
+        seen = as_pixels(job.prepare(dict(batch))["image"], job.built.preprocess)
+        names, kind = job.splits.schema.names, job.task.kind
+        captions = [_targets(batch, place, names, kind) for place in range(len(seen))]
+        trackers.draw(f"{PICTURES}/1_first_batch", job.progress.step, charts.pixels_png, seen, captions)
 
 
 def _show_graph(job: Job, trackers: FanOut) -> None:
@@ -80,8 +81,12 @@ def describe_target(target: Tensor, names: tuple[str, ...], kind: str) -> str:
 
 def show_evaluation(job: Job, evaluation: Evaluation, split: str, trackers: FanOut) -> None:
     """What the best model so far makes of a set ("val" or "test"): charts, and the samples that it is worst at."""
-    if not (job.config.log.pictures and job.world.is_main):
-        return
+    if job.config.log.pictures and job.world.is_main:
+        with harmless("the evaluation is not shown"):
+            _show_evaluation(job, evaluation, split, trackers)
+
+
+def _show_evaluation(job: Job, evaluation: Evaluation, split: str, trackers: FanOut) -> None:
     judgement, step = judge(evaluation, job.task), job.progress.step
     source = job.splits.test if split == "test" and job.splits.test else job.splits.val
     prefix = "test/" if split == "test" else "probe/" if job.progress.phase == PROBE else ""

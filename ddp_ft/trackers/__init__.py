@@ -1,7 +1,8 @@
 """Where metrics go. A new tracker is one new file and one line in `make_trackers`, or in `ddp_ft.services`."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "Console",
     "FanOut",
     "Outlook",
+    "harmless",
     "make_console",
     "make_trackers",
     "read_rows",
@@ -64,11 +66,13 @@ class FanOut:
         A newer one of that tag takes the place of one that has not been begun.
         """
         if self.trackers:
-            self._studio.order(tag, step, draw, *arguments)
+            with harmless(f"{tag} is not drawn"):
+                self._studio.order(tag, step, draw, *arguments)
 
     def _show_pictures(self, patience: float = 0.0) -> None:
-        for tag, step, png in self._studio.finished(patience):
-            self._tell_all("picture", tag, step, png)
+        with harmless("pictures are not shown"):
+            for tag, step, png in self._studio.finished(patience):
+                self._tell_all("picture", tag, step, png)
 
     def pr_curve(self, tag: str, step: int, truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> None:
         """Pass on what a precision-recall curve is drawn of, N each, to those that draw it."""
@@ -107,6 +111,16 @@ class FanOut:
                 self.trackers.remove(tracker)
                 name = type(tracker).__name__
                 print(f"Warning: {name} failed and is left out from now on: {error}", file=sys.stderr)  # noqa: T201
+
+
+@contextmanager
+def harmless(loss: str) -> Iterator[None]:
+    """Around what training does not depend on: whatever goes wrong is one warning, which says what is lost by it."""
+    try:
+        yield
+    except Exception as error:  # full disks, missing fonts, values that nobody thought of
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"Warning: {loss}: {reason}", file=sys.stderr)  # noqa: T201
 
 
 def make_trackers(

@@ -105,14 +105,19 @@ class TensorBoard:
         self._writer.add_pr_curve(tag, truth, scores, step)
 
     def histogram(self, tag: str, step: int, values: NDArray[np.float32]) -> None:
-        """How values are spread."""
-        self._writer.add_histogram(tag, values, step)
+        """How values are spread; those that are not finite have no place in it."""
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            self._writer.add_histogram(tag, finite, step)
 
     def graph(self, module: nn.Module, inputs: Tensor) -> None:
-        """The module's graph, traced on these inputs."""
+        """The module's graph, traced on these inputs; a warning where it cannot be."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit.trace, which SummaryWriter uses, is deprecated
-            self._writer.add_graph(module, inputs, verbose=False)
+            try:
+                self._writer.add_graph(module, inputs, verbose=False)
+            except Exception as error:  # not all models can be traced; the curves go on
+                self.warn(0, f"The graph cannot be traced: {' '.join(str(error).split())[:300]}")
 
     def text(self, tag: str, step: int, text: str) -> None:
         """A text in Markdown."""

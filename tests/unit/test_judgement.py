@@ -65,6 +65,13 @@ def test_several_labels():
     assert reliability(judgement).samples.sum() == 6
 
 
+def test_outputs_that_are_no_numbers():
+    outputs = torch.tensor([[float("nan"), 1.0], [2.0, 1.0]])
+    task = restore_task("single-label", {"classes": ["a", "b"]})
+    judgement = judge(Evaluation({}, outputs, {"target": torch.tensor([1, 0])}), task)
+    assert judgement.worst(5) == [0] and reliability(judgement).samples.sum() == 2 and confusion(judgement).sum() == 2
+
+
 def test_numbers():
     task = restore_task("regression", {"classes": ["age"], "mean": [40.0], "std": [10.0]})
     outputs = torch.tensor([[0.0], [1.0], [-1.0]])

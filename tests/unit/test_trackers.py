@@ -2,6 +2,7 @@
 
 import json
 import math
+import tempfile
 
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -114,6 +115,22 @@ def test_what_is_shown_outlives_a_restart_once(tmp_path):
         assert tensors["profile/text_summary"] == [4, 9] and tensors["recipe/text_summary"] == [0]
         image = events.Images("8_pictures/confusion")[0]
         assert (image.width, image.height, image.encoded_image_string) == (2, 1, PNG)
+
+
+def test_what_cannot_be_shown_harms_nothing(tmp_path, capsys, monkeypatch):
+    """Values that are not finite, and a disk without room for orders of pictures: the curves go on."""
+    trackers = start(tmp_path, 0)
+    trackers.histogram("weights/w", 1, np.array([np.nan, 1.0, np.inf, 2.0], dtype=np.float32))
+    trackers.histogram("weights/v", 1, np.array([np.nan], dtype=np.float32))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    trackers.draw("8_pictures/2_confusion", 1, bytes)
+    trackers.log("train", 2, 0.1, {"loss": 1.0})
+    trackers.close()
+    assert "8_pictures/2_confusion is not drawn: FileNotFoundError" in capsys.readouterr().err
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["histograms"] == ["weights/w"] and curve(tmp_path / "tensorboard", "2_loss/train") == [
+        (2, 1.0)
+    ]
 
 
 def test_groups_are_read_in_order(tmp_path):
