@@ -51,7 +51,7 @@ class Judgement:
             return np.equal(self.predicted, self.target)
         if self.kind == NUMBERS:
             return np.zeros(len(self), dtype=bool)
-        right: NDArray[np.bool_] = ((self.scores > THRESHOLD) == (self.truth > THRESHOLD)).all(1)
+        right: NDArray[np.bool_] = ((self.scores >= THRESHOLD) == (self.truth > THRESHOLD)).all(1)
         return right
 
     @cached_property
@@ -68,6 +68,8 @@ class Judgement:
     def error(self) -> Floats:
         """How far off a sample is: what of the truth the model did not believe, of several labels the worst; for
         numbers the largest distance, in standard deviations of the truth."""
+        if self.kind == LABEL:  # probabilities sum to 1: none is further off than that of the true class
+            return np.asarray(1 - np.take_along_axis(self.scores, self.target[:, None], 1)[:, 0])
         apart = np.abs(self.scores - self.truth)
         if self.kind == NUMBERS:
             spread = self.truth.std(0)
@@ -76,13 +78,13 @@ class Judgement:
 
     def worst(self, count: int) -> list[int]:
         """The most confident mistakes, worst first; of numbers those that are farthest off."""
-        order = [int(index) for index in np.argsort(-self.error, kind="stable")]
-        return [index for index in order if not self.correct[index]][:count]
+        wrong = np.flatnonzero(~self.correct)
+        return [int(index) for index in wrong[np.argsort(-self.error[wrong], kind="stable")[:count]]]
 
     def least_certain(self, count: int) -> list[int]:
         """Samples that are right, those first of which the model was least sure. Of numbers there are none."""
-        order = [int(index) for index in np.argsort(self.confidence, kind="stable")]
-        return [index for index in order if self.correct[index]][:count]
+        right = np.flatnonzero(self.correct)
+        return [int(index) for index in right[np.argsort(self.confidence[right], kind="stable")[:count]]]
 
     def caption(self, index: int) -> tuple[str, str]:
         """What the model says of a sample, and what is true."""
@@ -105,10 +107,12 @@ class Judgement:
 def judge(evaluation: Evaluation, task: Task) -> Judgement:
     """The judgement of an evaluation of which this rank has the outputs; what of them is no number counts as 0."""
     assert evaluation.outputs is not None and evaluation.records is not None
-    scores = np.nan_to_num(task.predictions(evaluation.outputs).double().numpy())
+    scores = np.nan_to_num(task.predictions(evaluation.outputs).double().numpy(), copy=False)
     target = evaluation.records["target"].numpy()
     if target.ndim == 1 and task.kind != NUMBERS:
-        target = np.eye(scores.shape[1])[target]
+        truth = np.zeros_like(scores)
+        np.put_along_axis(truth, target[:, None], 1.0, 1)
+        return Judgement(task.kind, task.names, scores, truth)
     return Judgement(task.kind, task.names, scores, np.asarray(target, dtype=np.float64))
 
 
@@ -191,7 +195,7 @@ def class_table(judgement: Judgement) -> list[dict[str, Any]]:
         claimed = np.bincount(judgement.predicted, minlength=len(judgement.names))
         hits = np.bincount(judgement.target[judgement.correct], minlength=len(judgement.names))
     else:
-        said = judgement.scores > THRESHOLD
+        said = judgement.scores >= THRESHOLD
         hits, claimed = (said & (judgement.truth > THRESHOLD)).sum(0), said.sum(0)
     return [
         {

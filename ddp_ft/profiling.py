@@ -38,11 +38,13 @@ class StepTrace:
         self.name = f"steps_{steps[0]}-{steps[-1]}_rank_{rank}" if steps else ""
         self.device = device
         self._profiler: Any = None
+        self._begun = 0  # the newest step that is traced
 
     def before(self, step: int, phase: str) -> None:
         """The step of that number comes next, counted from 1. Those of the probe are not traced."""
         if not self.steps or phase != TRAIN or step not in range(self.steps[0] - 1, self.steps[-1] + 1):
             return
+        self._begun = step
         if self._profiler is None:
             self._profiler = self._started(warm_up=int(step < self.steps[0]), steps=self.steps[-1] + 1 - step)
         else:
@@ -53,8 +55,12 @@ class StepTrace:
         return self.finish() if self._profiler is not None and step >= self.steps[-1] else ""
 
     def finish(self) -> str:
-        """Write the trace of the steps that were done; gives the table of the operations that took longest."""
-        if self._profiler is None:
+        """Write the trace of the steps that were done; gives the table of the operations that took longest.
+
+        Empty where nothing was traced: no step yet, or the one before the first alone.
+        """
+        if self._profiler is None or self._begun < self.steps[0]:
+            self.drop()
             return ""
         profiler, self._profiler = self._profiler, None
         profiler.stop()

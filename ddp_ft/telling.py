@@ -18,7 +18,7 @@ from ddp_ft.models.freezing import frozen_table
 from ddp_ft.plan import describe_grade
 from ddp_ft.selection import is_stale
 from ddp_ft.tasks import describe_choice
-from ddp_ft.trackers import Console, FanOut, Outlook
+from ddp_ft.trackers import Console, FanOut, Outlook, harmless
 
 T = TypeVar("T")
 
@@ -142,10 +142,12 @@ def look_ahead(job: Job, phase: Phase) -> Outlook:
 
 def tell_of_trace(job: Job, trackers: FanOut, console: Console, at_the_end: bool = False) -> None:
     """Behind the last step of --profile, or of the run: where its trace is, and which operations took longest."""
-    table = job.trace.finish() if at_the_end else job.trace.after(job.progress.step)
-    if table:
-        console.say(f"Steps {job.config.log.profile} are traced: {job.trace.file}\nOpen it in https://ui.perfetto.dev.")
-        trackers.text("profile", job.progress.step, f"```\n{table}\n```")
+    with harmless(f"no trace of steps {job.config.log.profile}"):
+        table = job.trace.finish() if at_the_end else job.trace.after(job.progress.step)
+        if table:
+            said = f"Steps {job.config.log.profile} are traced: {job.trace.file}"
+            console.say(f"{said}\nOpen it in https://ui.perfetto.dev.")
+            trackers.text("profile", job.progress.step, f"```\n{table}\n```")
 
 
 def summarise(job: Job, status: str, test: dict[str, float]) -> dict[str, Any]:

@@ -5,15 +5,17 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import torch
 
 from ddp_ft.checkup.machine import MIB
+from ddp_ft.features import one_thread
 from ddp_ft.finding import NOTE, OK, PROBLEM, WARNING, Finding
 from ddp_ft.job import Job
 from ddp_ft.race import slowest
+from ddp_ft.trackers import clock
 from ddp_ft.tuning import ENDLESS, MICRO_BATCH, WORKERS, cut, open_steps, rule_of
 from ddp_ft.walltime import Pace, describe, forecast
 
@@ -70,17 +72,6 @@ def _measure_loading(job: Job) -> float:
             count += sum(len(batch["weight"]) for batch in next(batches))
         took = time.perf_counter() - began
     return 1 / slowest(job.world, took / count)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Within the block torch computes in one thread, as a loader's worker does."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _with_share(job: Job, pictures: int) -> Job:
@@ -226,10 +217,3 @@ def allocation(job: Job, pace: Pace, rate: float, end: float, lead: float, now: 
         return Finding("job's end", PROBLEM, text, "Ask for more time.", left, "s")
     remedy = "It goes on after each requeue (docs/slurm.md); or ask for more time." if not found.is_done else ""
     return Finding("job's end", OK if found.is_done else NOTE, text, remedy, left, "s")
-
-
-def clock(seconds: float) -> str:
-    """1:02:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from ddp_ft.checkpoint import write_text
 from ddp_ft.contracts import LabelledSource
 from ddp_ft.errors import UserError
 from ddp_ft.reporting.card import FILE as CARD
@@ -40,10 +41,8 @@ def write_report(
 
 def put(file: Path, text: str) -> None:
     """Replace a file as a whole. UserError if it cannot be written."""
-    aside = file.with_name(f".{file.name}.writing")
     try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(file)
+        write_text(file, text)
     except OSError as error:
         raise UserError(
             f"{file} cannot be written: {error.strerror}.", "Choose another file with --output FILE."

@@ -1,6 +1,6 @@
-"""What the values of a row of metrics are called where curves of many runs are shown.
+"""What the values of a row of metrics are called where curves are shown: GROUP/NAME.
 
-Not as in TensorBoard, whose groups have numbers to be in order: the names here are what people type into queries.
+TensorBoard puts numbers before the groups, to have them in order; the names here are what people type into queries.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,10 +15,10 @@ GROUPS = {
     "data_wait_share": "speed",
     "save_copy_seconds": "speed",
     "save_stall_seconds": "speed",
-    "memory_allocated_mib": "memory",
-    "memory_reserved_mib": "memory",
-    "memory_process_mib": "memory",
-    "host_memory_share": "memory",
+    "memory_allocated_mib": "system",
+    "memory_reserved_mib": "system",
+    "memory_process_mib": "system",
+    "host_memory_share": "system",
     "cpu_load": "system",
     "gpu_load": "system",
     "bad_steps": "progress",
@@ -42,6 +42,6 @@ def curve_name(split: str, name: str, phase: str) -> str:
         return prefix + name
     if name == "epoch":
         return f"{prefix}progress/epoch"
-    if name == "loss":
-        return f"{prefix}loss/{split}"
+    if name in ("loss", "ema_loss"):
+        return f"{prefix}loss/{name.replace('loss', split)}"
     return prefix + (f"{GROUPS.get(name, 'quality')}/{name}" if split == TRAIN else f"quality/{split}_{name}")

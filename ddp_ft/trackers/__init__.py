@@ -15,7 +15,7 @@ from ddp_ft.contracts import TRAIN, Tracker
 from ddp_ft.services import Row, Start
 from ddp_ft.studio import Studio
 from ddp_ft.trackers.background import Background
-from ddp_ft.trackers.console import Console, Outlook, make_console
+from ddp_ft.trackers.console import Console, Outlook, clock, make_console
 from ddp_ft.trackers.jsonl import JsonLines, read_rows
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Console",
     "FanOut",
     "Outlook",
+    "clock",
     "harmless",
     "make_console",
     "make_trackers",
@@ -143,7 +144,7 @@ def make_trackers(
 
     rows = JsonLines(run_dir / "metrics.jsonl", resume_step, phase, evaluation_due)
     beside = [Background(name, _start(run_dir, rows.kept), console.say) for name in services]
-    events = TensorBoard(run_dir / "tensorboard", rows.kept, texts, resume_step, phase)
+    events = TensorBoard(run_dir / "tensorboard", rows.kept, texts, resume_step, phase, evaluation_due)
     return FanOut([rows, events, console, *beside])
 
 

@@ -17,26 +17,19 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from ddp_ft.contracts import PROBE, TRAIN
+from ddp_ft.services.curves import points
 
-# What stands in front of a metric's name. TensorBoard sorts groups by their names, hence the numbers.
-PROGRESS, LOSS, QUALITY, SPEED = "1_progress", "2_loss", "3_quality", "4_speed"
-RATES, GRADIENTS, SYSTEM = "5_learning_rates", "6_gradients", "7_system"
+# The groups of `curve_name`. TensorBoard sorts them by their names, hence the numbers.
 GROUPS = {
-    "epoch": PROGRESS,
-    "bad_steps": PROGRESS,
-    "images_per_second": SPEED,
-    "data_wait_share": SPEED,
-    "save_copy_seconds": SPEED,
-    "save_stall_seconds": SPEED,
-    "grad_norm": GRADIENTS,
-    "memory_allocated_mib": SYSTEM,
-    "memory_reserved_mib": SYSTEM,
-    "memory_process_mib": SYSTEM,
-    "host_memory_share": SYSTEM,
-    "cpu_load": SYSTEM,
-    "gpu_load": SYSTEM,
+    "progress": "1_progress",
+    "loss": "2_loss",
+    "quality": "3_quality",
+    "speed": "4_speed",
+    "lr": "5_learning_rates",
+    "gradients": "6_gradients",
+    "system": "7_system",
 }
-BOOKKEEPING = ("step", "split", "time", "phase")
+LOSS, QUALITY, RATES, SPEED, SYSTEM = (GROUPS[each] for each in ("loss", "quality", "lr", "speed", "system"))
 # Plugins whose values are made anew at each start, or at the end.
 MADE_ANEW = ("scalars", "hparams", "custom_scalars")
 WARNINGS = "warnings"
@@ -64,9 +57,11 @@ class TensorBoard:
 
     def __init__(
         self, folder: Path, kept: Sequence[Mapping[str, Any]], texts: Mapping[str, str], step: int = 0,
-        phase: str = TRAIN,
+        phase: str = TRAIN, evaluation_due: bool = False,
     ) -> None:  # fmt: skip
-        shown = [event for event in _shown(folder) if _is_passed(event, step, phase) and _tag_of(event) not in texts]
+        # An evaluation that is still due brings its pictures again.
+        last = step - 1 if evaluation_due else step
+        shown = [event for event in _shown(folder) if _is_passed(event, last, phase) and _tag_of(event) not in texts]
         shutil.rmtree(folder, ignore_errors=True)
         self._writer = SummaryWriter(str(folder))
         self._writer.add_custom_scalars(LAYOUT)
@@ -84,10 +79,8 @@ class TensorBoard:
         self._scalars(split, step, {"epoch": epoch, **values}, None, phase)
 
     def _scalars(self, split: str, step: int, values: Mapping[str, Any], walltime: float | None, phase: str) -> None:
-        prefix = "" if phase == TRAIN else f"{phase}/"
-        for name, value in values.items():
-            if name not in BOOKKEEPING and value is not None:
-                self._writer.add_scalar(prefix + _tag(split, name), value, step, walltime=walltime)
+        for curve, value in points({**values, "split": split, "phase": phase}):
+            self._writer.add_scalar(_tag(curve, phase), value, step, walltime=walltime)
 
     def warn(self, step: int, text: str) -> None:
         """The text, under its step."""
@@ -144,20 +137,25 @@ def png_size(png: bytes) -> tuple[int, int]:
 
 
 def _shown(folder: Path) -> Iterator[Event]:
-    """One event for each picture, text, curve or histogram that old event files hold, in their order.
+    """One event for each picture, text, curve, histogram or graph that old event files hold, in their order.
 
     What a crash cut short ends its file.
     """
     for file in sorted(folder.glob("events.out.tfevents.*")):
         for data in RawEventFileLoader(str(file)).Load():
             event = Event.FromString(data)
+            if event.graph_def:
+                yield event
             for value in event.summary.value:
                 if not value.HasField("simple_value") and value.metadata.plugin_data.plugin_name not in MADE_ANEW:
                     yield Event(step=event.step, wall_time=event.wall_time, summary=Summary(value=[value]))
 
 
 def _is_passed(event: Event, step: int, phase: str) -> bool:
-    """Whether what is shown will not come again: it is of an earlier phase, or of steps up to this one."""
+    """Whether what is shown will not come again: it is of an earlier phase, or of steps up to this one; what is of the
+    test set always does."""
+    if _tag_of(event).startswith("test/"):
+        return False
     is_of_probe = _tag_of(event).startswith(f"{PROBE}/")
     if is_of_probe != (phase == PROBE):
         return is_of_probe
@@ -165,15 +163,15 @@ def _is_passed(event: Event, step: int, phase: str) -> bool:
 
 
 def _tag_of(event: Event) -> str:
+    """The tag of what is shown; empty for a graph."""
+    if not event.summary.value:
+        return ""
     # SummaryWriter's texts have the plugin's name behind their tag.
     return str(event.summary.value[0].tag).removesuffix("/text_summary")
 
 
-def _tag(split: str, name: str) -> str:
-    if name.startswith("lr/"):
-        return f"{RATES}/{name.removeprefix('lr/')}"
-    if name.removeprefix("ema_") == "loss":
-        return f"{LOSS}/{name.replace('loss', split)}"
-    if name in GROUPS:
-        return f"{GROUPS[name]}/{name}"
-    return f"{QUALITY}/{split}_{name}"
+def _tag(curve: str, phase: str) -> str:
+    """The name of a curve with the number of its group."""
+    prefix = "" if phase == TRAIN else f"{phase}/"
+    group, _, name = curve.removeprefix(prefix).partition("/")
+    return f"{prefix}{GROUPS[group]}/{name}"

@@ -84,6 +84,16 @@ def test_profile(shapes, tmp_path):
 def test_a_run_that_ends_before_the_last_traced_step(shapes, tmp_path):
     said = train_on(1, shapes, tmp_path / "r", "--profile", "3-9")
     assert "Steps 3-9 are traced" in said and (tmp_path / "r/profile/steps_3-9_rank_0.json.gz").exists()
+    said = train_on(1, shapes, tmp_path / "early", "--profile", "5-9")  # of which only the step before was there
+    assert "traced" not in said and not (tmp_path / "early/profile").exists()
+
+
+def test_a_trace_that_cannot_be_written_is_a_warning(shapes, tmp_path, capsys):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r/profile").write_text("in the way")
+    train_here(shapes, tmp_path / "r", "--profile", "2-3")
+    assert "no trace of steps 2-3: FileExistsError" in capsys.readouterr().err
+    assert read(tmp_path / "r", "summary.json")["status"] == "done"
 
 
 def test_steps_to_profile():

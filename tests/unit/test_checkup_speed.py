@@ -8,6 +8,7 @@ from ddp_ft.checkup import speed
 from ddp_ft.checkup.speed import Room, Speed
 from ddp_ft.config import make_config
 from ddp_ft.finding import NOTE, OK, PROBLEM, WARNING
+from ddp_ft.trackers import clock
 
 FAST_DISK = Speed(loading=1000.0, learning=100.0, pictures=32)
 GPU = Speed(loading=200.0, learning=1000.0, pictures=32)
@@ -64,7 +65,7 @@ def test_how_long_the_run_takes():
     assert speed.duration(run(), pace, 32.0).value == pytest.approx(32.0)
     probed = run(**{"probe.epochs": 20, "freeze.views": 2})
     assert speed.duration(probed, pace, 32.0).value == pytest.approx(32.0 + (640 + 64) / 32 / 3)
-    assert speed.clock(3723) == "1:02:03"
+    assert clock(3723) == "1:02:03"
 
 
 @pytest.mark.parametrize("left, verdict", [(3600.0, OK), (200.0, NOTE), (60.0, PROBLEM)])

@@ -5,6 +5,7 @@ import math
 import tempfile
 
 import numpy as np
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ddp_ft.trackers import make_console, make_trackers, read_rows
@@ -115,6 +116,20 @@ def test_what_is_shown_outlives_a_restart_once(tmp_path):
         assert tensors["profile/text_summary"] == [4, 9] and tensors["recipe/text_summary"] == [0]
         image = events.Images("8_pictures/confusion")[0]
         assert (image.width, image.height, image.encoded_image_string) == (2, 1, PNG)
+    make_trackers(tmp_path, True, make_console(False), 9, {}, evaluation_due=True).close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Images("8_pictures/confusion")] == [4]  # that of step 9 comes again
+
+
+def test_a_graph_outlives_a_restart_and_the_test_set_comes_again(tmp_path):
+    first = start(tmp_path, 0)
+    first.graph(torch.nn.Linear(2, 1), torch.zeros(1, 2))
+    first._tell_all("picture", "test/8_pictures/confusion", 5, PNG)
+    first.close()
+    for _ in range(2):
+        start(tmp_path, 5).close()
+        tags = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()
+        assert tags["graph"] and tags["images"] == []
 
 
 def test_what_cannot_be_shown_harms_nothing(tmp_path, capsys, monkeypatch):
