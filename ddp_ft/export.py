@@ -11,10 +11,13 @@ from ddp_ft.environment import read_launch
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path), metavar="RUN_OR_MODEL")
 @click.option(
-    "--format", "kind", type=click.Choice(["safetensors", "onnx", "torch_export"]), required=True,
-    help="A folder that timm and hubs take; an ONNX file; torch.export's .pt2.",
+    "--format", "kind", type=click.Choice(["safetensors", "onnx", "torch_export", "torch.export"]), required=True,
+    help="Weights that timm and hubs take; an ONNX file; torch.export's .pt2, by either name.",
 )  # fmt: skip
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="FILE.onnx, FILE.pt2, or a folder.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), required=True,
+    help="FILE.onnx, FILE.pt2; for safetensors a folder, or FILE.safetensors.",
+)  # fmt: skip
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True,
     help="Where it is traced, compared and timed.",
@@ -41,6 +44,7 @@ def export(
     launch = read_launch()
     from ddp_ft.exporting import ExportRequest, export_model
 
+    kind = kind.replace(".", "_")
     report = export_model(ExportRequest(model, kind, output, device, with_preprocessing, count, pictures), launch)
     for name, value in report.lines():
         click.echo(f"  {name:<12} {value}")

@@ -24,9 +24,10 @@ from ddp_ft.exported import DESCRIPTION, ONNX, PT2, Framed, describe_exported, i
 from ddp_ft.inference import Trained, load_trained, make_scorer, model_folder, read_description
 from ddp_ft.onnx_graph import check_installed, check_preprocessing, quiet, trace, write_onnx
 from ddp_ft.run_data import own_validation
-from ddp_ft.weights_folder import check_buildable, write_folder
+from ddp_ft.weights_folder import CONFIG, check_buildable, write_folder
 
 SAFETENSORS, ONNX_FORMAT, TORCH_EXPORT = FORMATS = ("safetensors", "onnx", "torch_export")
+WEIGHTS = ".safetensors"
 _SUFFIXES = {SAFETENSORS: "", ONNX_FORMAT: ONNX, TORCH_EXPORT: PT2}
 
 # The largest difference of an output that an export may have, as a share of the largest output (or of 1). Other
@@ -109,24 +110,33 @@ def export_model(request: ExportRequest, launch: Launch) -> Report:
 
 
 def _check(request: ExportRequest, launch: Launch) -> None:
-    output, suffix = request.output, _SUFFIXES[request.format]
     if launch.distributed:
         raise UserError("Exporting is done by one process.", "Start it without torchrun.")
     if is_exported(request.model):
         raise UserError(f"{request.model} is an exported file itself.", "Give the run folder that it was made from.")
-    if output.suffix.lower() != suffix and (suffix or is_exported(output) or output.suffix == ".safetensors"):
-        wanted = f"a name that ends in {suffix}" if suffix else "the name of a folder"
-        raise UserError(f"--output {output} does not fit --format {request.format}.", f"Expected {wanted}.")
-    if not output.absolute().parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.absolute().parent}.")
-    if output.is_dir() and (suffix or not _may_be_replaced(output)):
-        raise UserError(f"--output {output} is a folder with other things in it.", "Choose a new name.")
-    if output.is_file() and not suffix:
-        raise UserError(f"--output {output} is a file.", "Choose the name of a new folder.")
+    _check_output(request)
     if request.with_preprocessing and request.format != ONNX_FORMAT:
         raise UserError("--with-preprocessing is for --format onnx.", "The others say what to do to pictures.")
     if request.format == ONNX_FORMAT:
         check_installed()
+
+
+def _check_output(request: ExportRequest) -> None:
+    output, suffix = request.output, _SUFFIXES[request.format]
+    is_weights = request.format == SAFETENSORS and output.suffix.lower() == WEIGHTS
+    if output.suffix.lower() != suffix and not is_weights and (suffix or is_exported(output)):
+        wanted = f"a name that ends in {suffix}" if suffix else f"the name of a folder, or one that ends in {WEIGHTS}"
+        raise UserError(f"--output {output} does not fit --format {request.format}.", f"Expected {wanted}.")
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.absolute().parent}.")
+    if output.is_dir() and (suffix or is_weights or not _may_be_replaced(output)):
+        raise UserError(f"--output {output} is a folder with other things in it.", "Choose a new name.")
+    if output.is_file() and not suffix and not is_weights:
+        raise UserError(f"--output {output} is a file.", "Choose the name of a new folder.")
+    if is_weights and output.with_suffix(".json").exists() and not output.exists():
+        raise UserError(
+            f"{output.with_suffix('.json')} is there, where the configuration would be.", "Choose a new name."
+        )
 
 
 def _may_be_replaced(folder: Path) -> bool:
@@ -291,7 +301,12 @@ def _size_of(path: Path) -> int:
 
 
 def _put(aside: Path, output: Path) -> None:
-    if output.is_dir():
+    if aside.is_dir() and output.suffix.lower() == WEIGHTS:
+        # The configuration first: the weights are what others wait for.
+        config = next(each for each in (aside / CONFIG, aside / "model.json") if each.exists())
+        config.replace(output.with_suffix(".json"))
+        (aside / "model.safetensors").replace(output)
+    elif output.is_dir():
         old = output.with_name(f".old_{output.name}")
         _remove(old)
         output.rename(old)

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from ddp_ft.checkpoint import save_model_folder
@@ -185,7 +186,8 @@ def test_a_model_that_cannot_be_followed(tmp_path):
     ("options", "message"),
     [
         (["--format", "onnx", "--output", "m.pt2"], "ends in .onnx"),
-        (["--format", "safetensors", "--output", "m.safetensors"], "the name of a folder"),
+        (["--format", "safetensors", "--output", "m.onnx"], "the name of a folder"),
+        (["--format", "safetensors", "--output", "taken.safetensors"], "taken.json is there"),
         (["--format", "torch_export", "--output", "no/m.pt2"], "there is no folder"),
         (["--format", "safetensors", "--output", "other"], "other things in it"),
         (["--format", "torch_export", "--output", "m.pt2", "--with-preprocessing"], "is for --format onnx"),
@@ -196,10 +198,21 @@ def test_wishes_that_cannot_be(run, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").touch()
+    (tmp_path / "taken.json").touch()
     with pytest.raises(UserError) as caught:
         export(run, *options)
     assert message in str(caught.value)
-    assert [each.name for each in tmp_path.iterdir()] == ["other"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["other", "taken.json"]
+
+
+def test_weights_as_a_file(run, tmp_path, capsys):
+    for _ in range(2):  # the second one replaces the first
+        assert export(run, "--format", "safetensors", "--output", tmp_path / "m.safetensors") == 0
+    weights, best = load_file(tmp_path / "m.safetensors"), load_file(run / "best/model.safetensors")
+    assert weights.keys() == best.keys() and all(torch.equal(weights[name], best[name]) for name in best)
+    assert json.loads((tmp_path / "m.json").read_text())["classes"] == list(SHAPES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.json", "m.safetensors"]
+    assert export(run, "--format", "torch.export", "--output", tmp_path / "m.pt2") == 0
 
 
 def test_a_crop_that_cannot_be_put_inside(tmp_path):
