@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from ddp_ft.charts import CELL, MARGIN
 from ddp_ft.errors import UserError
 from ddp_ft.outputs import load_evaluation
 from ddp_ft.profiling import parse_steps
-from tests.support.runs import read, train_here, train_on
+from tests.support.runs import arguments, read, start_process, train_here, train_on
 
 PICTURES = [
     "8_pictures/1_first_batch", "8_pictures/2_confusion", "8_pictures/3_reliability", "8_pictures/4_worst_mistakes",
@@ -94,6 +95,18 @@ def test_a_trace_that_cannot_be_written_is_a_warning(shapes, tmp_path, capsys):
     train_here(shapes, tmp_path / "r", "--profile", "2-3")
     assert "no trace of steps 2-3: FileExistsError" in capsys.readouterr().err
     assert read(tmp_path / "r", "summary.json")["status"] == "done"
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_while_it_is_traced_ends_with_its_message(shapes, tmp_path):
+    """And not by a signal: torch's profiler crashes processes that end while it runs."""
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    for file in sorted((data / "train").rglob("*.png"))[::9]:
+        file.write_bytes(file.read_bytes()[:-60])
+    process = start_process(arguments(data, tmp_path / "r", "--profile", "1-99", epochs=2))
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 2 and ".png" in said, said
 
 
 def test_steps_to_profile():
