@@ -1,6 +1,5 @@
 """`ddp_ft.train` as forked ranks with real exit codes, and a parent that ends the job as torchrun's agent does."""
 
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -8,10 +7,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from tests.support.ranks import PRELOADED
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(PRELOADED)
+from tests.support.fork_server import become, context, fork
 
 # After the first rank that fails the others are asked to end, and after this many seconds made to.
 SHUTDOWN_SECONDS = 5.0
@@ -30,14 +26,12 @@ class ForkedJob:
         prepare: Callable[..., None] | None = None, values: tuple[Any, ...] = (), store: Any = None,
     ) -> None:  # fmt: skip
         self.store = store or (_make_store() if world_size > 1 else None)
-        self._receiver, sender = _context.Pipe(duplex=False)
+        self._receiver, sender = context.Pipe(duplex=False)
         self._said = b""
         self.processes = []
         for rank in range(world_size):
             environment = {**os.environ, **_variables(rank, world_size, self.store), **(more or {})}
-            process = _context.Process(target=_run, args=(sender, environment, list(args), prepare, values))
-            process.start()
-            self.processes.append(process)
+            self.processes.append(fork(_run, sender, Path.cwd(), environment, list(args), prepare, values))
         sender.close()
 
     def signal(self, number: int, rank: int | None = None) -> None:
@@ -112,14 +106,13 @@ def _variables(rank: int, world_size: int, store: Any) -> dict[str, str]:
 
 
 def _run(
-    sender: Connection, environment: dict[str, str], args: list[str], prepare: Callable[..., None] | None,
-    values: tuple[Any, ...],
+    sender: Connection, folder: Path, environment: dict[str, str], args: list[str],
+    prepare: Callable[..., None] | None, values: tuple[Any, ...],
 ) -> None:  # fmt: skip
     os.dup2(sender.fileno(), 1)
     os.dup2(sender.fileno(), 2)
     sender.close()
-    os.environ.clear()
-    os.environ.update(environment)
+    become(environment, folder)
     import torch
 
     from ddp_ft.command import run_command

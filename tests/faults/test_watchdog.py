@@ -12,13 +12,13 @@ from torch.distributed import TCPStore
 from ddp_ft.distributed import connect
 from ddp_ft.environment import read_launch
 from ddp_ft.watchdog import watching
-from tests.support.ranks import _context, _rank_environment
+from tests.support.fork_server import become, fork
+from tests.support.ranks import _rank_environment
 
 
 def rank_process(folder, environment, silence, way):
     """A rank: joins the group, tells that it has, and then sleeps where no Python code can run."""
-    os.environ.clear()
-    os.environ.update(environment)
+    become(environment, folder)
     launch = read_launch()
     os.dup2(os.open(folder / f"errors_{launch.rank}", os.O_WRONLY | os.O_CREAT), 2)
     stacks = folder / "stacks"
@@ -42,8 +42,7 @@ def ranks(tmp_path):
     def start(size, silence, way="block"):
         for rank in range(size):
             environment = _rank_environment(rank, size, store.port)
-            started.append(_context.Process(target=rank_process, args=(tmp_path, environment, silence, way)))
-            started[-1].start()
+            started.append(fork(rank_process, tmp_path, environment, silence, way))
         deadline = time.monotonic() + 60
         while len(list(tmp_path.glob("ready_*"))) < size:
             assert time.monotonic() < deadline

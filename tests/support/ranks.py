@@ -1,6 +1,5 @@
 """Several ranks on one machine, for tests: functions in a gloo (or NCCL) group, and `ddp_ft.train` under torchrun."""
 
-import multiprocessing
 import os
 import pickle
 import subprocess
@@ -13,13 +12,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+from tests.support.fork_server import become, context, fork
 
-# torch takes seconds to import: the fork server does so once, and each rank is a fork of it (0.1 s). Forks of the
-# pytest process would need no server, but inherit its threads' locks, and cannot use a GPU that it has touched.
-PRELOADED = ["torch", "torch.distributed", "torchvision", "timm", "torchmetrics", "pytest", "ddp_ft.distributed"]
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(PRELOADED)
+T = TypeVar("T")
 
 
 class RemoteTraceback(Exception):
@@ -52,10 +47,9 @@ def run_ranks(
     environments = [_rank_environment(rank, world_size, store.port) for rank in range(world_size)]
     pipes, processes = [], []
     for environment in environments:
-        receiver, sender = _context.Pipe(duplex=False)
-        arguments = (sender, environment, list(warnings.filters), function, args, device, timeout_minutes, connected)
-        process = _context.Process(target=_run_rank, args=arguments, daemon=False)
-        process.start()
+        receiver, sender = context.Pipe(duplex=False)
+        arguments = (environment, list(warnings.filters), function, args, device, timeout_minutes, connected)
+        process = fork(_run_rank, sender, Path.cwd(), *arguments)
         sender.close()
         pipes.append(receiver)
         processes.append(process)
@@ -78,11 +72,10 @@ def _rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
 
 
 def _run_rank(
-    sender: Connection, environment: dict[str, str], filters: Sequence[Any], function: Callable[..., Any],
-    args: tuple[Any, ...], device: str, timeout_minutes: float, connected: bool,
+    sender: Connection, folder: Path, environment: dict[str, str], filters: Sequence[Any],
+    function: Callable[..., Any], args: tuple[Any, ...], device: str, timeout_minutes: float, connected: bool,
 ) -> None:  # fmt: skip
-    os.environ.clear()
-    os.environ.update(environment)
+    become(environment, folder)
     warnings.resetwarnings()
     warnings.filters.extend(filters)  # type: ignore[attr-defined]  # a warning is an error here as in pytest
     import torch

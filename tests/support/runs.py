@@ -3,13 +3,12 @@
 import contextlib
 import io
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from tests.support import nets
+from tests.support.commands import Command
 from tests.support.ranks import run_ranks
 
 
@@ -65,16 +64,15 @@ def read(run_dir: Path, name: str) -> Any:
     return json.loads((run_dir / name).read_text())
 
 
-def start_process(args: list[str]) -> "subprocess.Popen[str]":
+def start_process(args: list[str]) -> Command:
     """`ddp_ft.train` as a process of its own, to be killed."""
-    command = [sys.executable, "-m", "ddp_ft.train", *args]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return Command("ddp_ft.train", args, merged=True)
 
 
-def wait_for(path: Path, process: "subprocess.Popen[str]", seconds: float = 60) -> None:
+def wait_for(path: Path, process: Command, seconds: float = 60) -> None:
     """Until the file is there; fails if the process ends before."""
     deadline = time.monotonic() + seconds
     while not path.exists():
-        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert process.poll() is None, process.output()
         assert time.monotonic() < deadline, f"{path} did not come"
         time.sleep(0.01)
