@@ -3,9 +3,9 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
-from timm.utils import adaptive_clip_grad
 from torch import Tensor, nn
 
+from ddp_ft import bare_timm as timm
 from ddp_ft.config.schema import TrainConfig
 
 
@@ -21,7 +21,7 @@ def clip(parameters: Sequence[nn.Parameter], config: TrainConfig, head: Collecti
     if config.clip_agc > 0:
         in_head = {id(p) for p in head}
         body = [p for p in parameters if id(p) not in in_head]
-        adaptive_clip_grad(body, config.clip_agc)  # type: ignore[no-untyped-call]
+        timm.utils.adaptive_clip_grad(body, config.clip_agc)  # type: ignore[no-untyped-call]
     if config.clip_value > 0:
         nn.utils.clip_grad_value_(parameters, config.clip_value)
     if config.clip_norm > 0:

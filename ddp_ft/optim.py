@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import timm.optim
 import torch
 from torch import nn
 
+from ddp_ft import bare_timm as timm
 from ddp_ft.config import OptimConfig
 from ddp_ft.errors import UserError, nearest
 

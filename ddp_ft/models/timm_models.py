@@ -6,11 +6,10 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import timm
-import timm.data
 import torch
 from torch import nn
 
+from ddp_ft.bare_timm import timm
 from ddp_ft.contracts import Preprocess
 from ddp_ft.errors import UserError
 from ddp_ft.models import torch_hub

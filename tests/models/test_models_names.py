@@ -96,10 +96,11 @@ def test_timm_preprocessing_is_its_own() -> None:
 def test_torchvision_model_does_not_import_timm() -> None:
     code = (
         "import sys; from ddp_ft.models import build_model; build_model('torchvision/resnet18', 3);"
-        "print('timm' in sys.modules)"
+        "print('timm' in sys.modules);"
+        "from ddp_ft.bare_timm import timm; print('wandb' in sys.modules, hasattr(timm.utils.summary, 'wandb'));"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("False\n", "")
+    assert (done.stdout, done.stderr) == ("False\nFalse False\n", "")
 
 
 @pytest.mark.parametrize(

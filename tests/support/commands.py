@@ -1,4 +1,4 @@
-"""Command lines as processes: with the interface of subprocess.Popen, and forked from the server that has all imports."""
+"""Command lines as processes, with the interface of subprocess.Popen: forks of the server that has all imports."""
 
 import atexit
 import os

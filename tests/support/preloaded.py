@@ -1,26 +1,20 @@
 """What the fork server has done before a fork: all imports of a run, and the first use of what torch sets up late.
 
-Nothing here may start a thread, as no other thread lives on in a fork; tests/support/test_fork_server.py looks.
+Nothing here may start a thread, as no other thread lives on in a fork; test_fork_server.py looks.
 """
 
-import timm.optim  # noqa: F401
+import importlib
+
 import torch
-import torch._dynamo
-import torch.distributed
-import torch.utils.tensorboard
-import torchmetrics.functional.classification  # noqa: F401
-import torchvision.transforms.v2  # noqa: F401
 from PIL import Image
 
-import ddp_ft.train
-import ddp_ft.trackers.tensorboard
-import tests.faults.fault
-import tests.support.nets  # noqa: F401
-
-# Each command imports what it needs only when it is called.
-import ddp_ft.run  # isort: skip
-import ddp_ft.scoring  # isort: skip
-import ddp_ft.predicting  # isort: skip
+# Commands import what they need only when they are called, and much of it imports other packages as late.
+MODULES = (
+    "torch._dynamo", "torch.distributed", "torch.utils.tensorboard", "torchvision.transforms.v2",
+    "torchmetrics.functional.classification", "torchmetrics.functional.regression", "pytest",
+    "ddp_ft.train", "ddp_ft.evaluate", "ddp_ft.predict", "ddp_ft.run", "ddp_ft.scoring", "ddp_ft.predicting",
+    "ddp_ft.models.timm_models", "ddp_ft.trackers.tensorboard", "tests.support.nets", "tests.faults.fault",
+)  # fmt: skip
 
 
 def use_torch_once() -> None:
@@ -32,5 +26,7 @@ def use_torch_once() -> None:
     optimizer.zero_grad()
 
 
+for module in MODULES:
+    importlib.import_module(module)
 Image.init()  # its plug-ins
 use_torch_once()
