@@ -12,7 +12,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.support import pictures
-from tests.support.ranks import run_torchrun
+from tests.support.commands import run_torchrun
 
 # Set by torch, scikit-learn and pytest themselves, at their first import or on the way.
 SET_BY_LIBRARIES = {

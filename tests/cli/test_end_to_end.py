@@ -9,6 +9,7 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.support.commands import run_torchrun
 from tests.support.runs import arguments, call_on, column, read, train_here
 
 # One process runs all of them: the fixture is a training of 50 s.
@@ -18,8 +19,6 @@ pytestmark = pytest.mark.xdist_group("digits")
 @pytest.fixture(scope="module")
 def digits_run(digits, tmp_path_factory):
     """A run of two processes on real digits, from random weights."""
-    from tests.support.ranks import run_torchrun
-
     run = tmp_path_factory.mktemp("runs") / "digits"
     options = ["--epochs", 4, "--lr", 0.004, "--set", "optim.head_lr_scale=1", "--set", "augment.flip=0"]
     base = ["--data", digits, "--model", "timm/test_resnet", "--weights", "none", "--image-size", 32, "--run-dir", run]

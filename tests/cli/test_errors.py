@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from safetensors.torch import save_file
 
 from ddp_ft.errors import UserError
 from tests.support import nets
+from tests.support.commands import run_module
 from tests.support.pictures import write_shapes
 from tests.support.runs import arguments, train_here, train_on
 
@@ -120,13 +119,8 @@ def test_more_processes_than_gpus(shapes, tmp_path, torchrun):
     assert done.stderr.count("Error: ") == 1 and f"--nproc_per_node={processes - 1}" in done.stderr
 
 
-def run_module(module, *args, env=None):
-    command = [sys.executable, "-m", module, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **(env or {})})
-
-
 def test_torchrun_variables_half_set():
-    done = run_module("ddp_ft.train", env={"RANK": "0", "WORLD_SIZE": "2"})
+    done = run_module("ddp_ft.train", env={**os.environ, "RANK": "0", "WORLD_SIZE": "2"})
     assert done.returncode == 2
     assert done.stderr.startswith("Error: The launcher's variables are half set") and "LOCAL_RANK" in done.stderr
 
@@ -202,7 +196,7 @@ def test_evaluate_on_classes_that_the_model_does_not_know(own_shapes, tmp_path):
 
 def test_elastic_error_file_holds_the_message(tmp_path):
     file = tmp_path / "error.json"
-    done = run_module("ddp_ft.train", env={"TORCHELASTIC_ERROR_FILE": str(file)})
+    done = run_module("ddp_ft.train", env={**os.environ, "TORCHELASTIC_ERROR_FILE": str(file)})
     assert done.returncode == 2
     assert json.loads(file.read_text())["message"] == "--data and --model must be given."
 

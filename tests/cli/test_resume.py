@@ -1,12 +1,11 @@
 """The same command goes on where the run was; and the README's table of grades, a test for each row."""
 
 import signal
-import subprocess
-import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.support.commands import Command
 from tests.support.runs import arguments, column, read, start_process, train_here, train_on, wait_for
 
 CADENCE = ["--set", "checkpoint.every_steps=3", "--set", "checkpoint.keep=99"]
@@ -42,17 +41,9 @@ def test_a_stop_request_saves_and_exits_with_75(shapes, tmp_path):
 
 
 def test_under_torchrun_a_stop_request_reaches_all_ranks(shapes, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "-m",
-        "ddp_ft.train",
-    ]
+    words = ["--standalone", "--nproc_per_node=2", "-m", "ddp_ft.train"]
     args = arguments(shapes, tmp_path / "r", epochs=1600)
-    process = subprocess.Popen([*command, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = Command("torch.distributed.run", [*words, *args], merged=True)
     wait_for(tmp_path / "r/checkpoints/last", process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)

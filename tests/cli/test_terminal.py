@@ -4,9 +4,8 @@ import io
 import os
 import pty
 import re
+import select
 import shutil
-import subprocess
-import sys
 import time
 
 import pytest
@@ -14,19 +13,20 @@ from rich.console import Console
 
 from ddp_ft.trackers import Outlook
 from ddp_ft.trackers.live import Live
+from tests.support.commands import Command
 from tests.support.runs import arguments, train_here, train_on
 
 
 def test_on_a_terminal_there_is_a_bar_and_evaluations_stay(shapes, tmp_path):
     master, slave = pty.openpty()
-    command = [sys.executable, "-m", "ddp_ft.train", *arguments(shapes, tmp_path / "r", epochs=2)]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
-    process = subprocess.Popen(command, stdout=slave, stderr=slave, env=environment)
-    os.close(slave)
+    args = arguments(shapes, tmp_path / "r", epochs=2)
+    process = Command("ddp_ft.train", args, environment, terminal=os.ttyname(slave))
     output = b""
-    while chunk := _read(master):
-        output += chunk
-    os.close(master)
+    while select.select([master], [], [], 0.1)[0] or process.poll() is None:
+        output += os.read(master, 65536) if select.select([master], [], [], 0)[0] else b""
+    for side in (master, slave):
+        os.close(side)
     text = output.decode()
     assert process.wait(timeout=60) == 0, text
     assert "━" in text
@@ -35,13 +35,6 @@ def test_on_a_terminal_there_is_a_bar_and_evaluations_stay(shapes, tmp_path):
     assert "checkpoint in 0:00:0" in text and "evaluating on 12 pictures" in text
     assert text.count("val   step") == 2 and "train step" not in text
     assert "train step 8/8" in (tmp_path / "r/logs/rank_0.txt").read_text()
-
-
-def _read(terminal):
-    try:
-        return os.read(terminal, 65536)
-    except OSError:  # how Linux reports that the other side has closed
-        return b""
 
 
 def test_how_much_is_said_and_what_is_logged(shapes, tmp_path):

@@ -3,8 +3,6 @@
 import importlib.util
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from click.testing import CliRunner
 
 from ddp_ft.cli import COMMANDS, ddp_ft
 from ddp_ft.user_cache import FOLDER_VARIABLE
+from tests.support.commands import run_words
 from tests.support.runs import train_here
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,9 +31,7 @@ def run(words, folder):
         "PATH": "/usr/bin:/bin", "HOME": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
-    return subprocess.run(
-        [sys.executable, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True, timeout=200
-    )
+    return run_words(words, environment, folder, timeout=200)
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,13 @@
 
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from ddp_ft.config import KEYS
+from tests.support.commands import run_words
 from tests.support.marks import slowly
 from tests.support.runs import read
 
@@ -67,13 +67,7 @@ def pets(shapes, tmp_path_factory):
 
 def run(command, folder):
     """The command with this interpreter, two processes at most, and 127.0.0.1 for a head node."""
-    words = shlex.split(command)
-    starts = {
-        "python": [sys.executable],
-        "torchrun": [sys.executable, "-m", "torch.distributed.run"],
-        "ddp-ft": [sys.executable, "-c", "from ddp_ft.cli import main; main()"],
-    }
-    words = [*starts.get(words[0], [words[0].replace("./launch", str(ROOT / "launch"))]), *words[1:]]
+    words = shlex.split(command.replace("./launch", str(ROOT / "launch")))
     environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HOME": str(folder)}
     environment |= {
         "DDP_FT_PYTHON": sys.executable,
@@ -81,7 +75,7 @@ def run(command, folder):
         "PYTHONPATH": str(ROOT),
         "CUDA_VISIBLE_DEVICES": "",
     }
-    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=150)
+    return run_words(words, environment, folder)
 
 
 TRAININGS = sorted({command for command in COMMANDS if is_train(command) and "2 node01" not in command})

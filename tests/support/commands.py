@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,22 @@ from tests.support.fork_server import become, fork
 
 
 class Command:
-    """`python -m MODULE ARGS`, running; its output lies in files. `env` is laid over the environment.
+    """`python -m MODULE ARGS`, running; its output lies in files, or goes to the `terminal`.
 
     What only a new interpreter shows (how long it imports, and what) needs subprocess instead.
     """
 
     def __init__(
-        self, module: str, args: Sequence[Any], env: dict[str, str] | None = None, cwd: Path | None = None,
-        merged: bool = False,
+        self, module: str, args: Sequence[Any], env: Mapping[str, str] | None = None, cwd: Path | None = None,
+        merged: bool = False, terminal: str | None = None,
     ) -> None:  # fmt: skip
         folder = tempfile.mkdtemp(prefix="ddp-ft-command-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        files = [str(Path(folder, name)) for name in ("stdout", "stdout" if merged else "stderr")]
-        self._files = files[: 1 if merged else 2]
+        names = ("stdout", "stdout" if merged else "stderr")
+        files = [terminal or str(Path(folder, name)) for name in names]
+        self._files = [] if terminal else files[: 1 if merged else 2]
         self.args = ["-m", module, *map(str, args)]
-        environment = {**os.environ, **(env or {})}
+        environment = dict(os.environ if env is None else env)
         self._process = fork(_run_module, module, self.args[2:], environment, cwd or Path.cwd(), files)
 
     @property
@@ -78,15 +79,38 @@ class Command:
 
 
 def run_module(
-    module: str, *args: Any, env: dict[str, str] | None = None, cwd: Path | None = None, timeout: float = 120.0
+    module: str, *args: Any, env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float = 120.0
 ) -> "subprocess.CompletedProcess[str]":
-    """What `python -m MODULE ARGS` prints, and how it ends."""
+    """What `python -m MODULE ARGS` prints, and how it ends. Of torchrun the agent is a fork, its workers are not."""
     command = Command(module, args, env, cwd)
     try:
         stdout, stderr = command.communicate(timeout)
     finally:
-        command.kill()
+        command.terminate()  # torchrun ends its workers then; a kill would orphan them
     return subprocess.CompletedProcess(command.args, command.wait(), stdout, stderr)
+
+
+def run_torchrun(
+    nproc: int, args: Sequence[Any], module: str = "ddp_ft.train", env: Mapping[str, str] | None = None,
+    timeout: float = 120.0, cwd: Path | None = None,
+) -> "subprocess.CompletedProcess[str]":  # fmt: skip
+    """`torchrun --standalone --nproc_per_node NPROC -m MODULE ARGS`; `env` is laid over the environment."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    words = ("--standalone", f"--nproc_per_node={nproc}", "-m", module, *args)
+    return run_module("torch.distributed.run", *words, env=environment, cwd=cwd, timeout=timeout)
+
+
+def run_words(
+    words: Sequence[str], env: Mapping[str, str], cwd: Path, timeout: float = 150.0
+) -> "subprocess.CompletedProcess[str]":
+    """A command as it stands in the docs: python -m, ddp-ft and torchrun are forked, anything else is a subprocess."""
+    if words[0] == "ddp-ft":
+        return run_module("tests.support.console_script", *words[1:], env=env, cwd=cwd, timeout=timeout)
+    if words[0] == "torchrun":
+        return run_module("torch.distributed.run", *words[1:], env=env, cwd=cwd, timeout=timeout)
+    if list(words[:2]) == ["python", "-m"]:
+        return run_module(words[2], *words[3:], env=env, cwd=cwd, timeout=timeout)
+    return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
 
 
 def _run_module(module: str, args: list[str], environment: dict[str, str], folder: Path, files: list[str]) -> None:

@@ -1,9 +1,7 @@
-"""Several ranks on one machine, for tests: functions in a gloo (or NCCL) group, and `ddp_ft.train` under torchrun."""
+"""Several ranks on one machine, for tests: functions in a gloo (or NCCL) group."""
 
 import os
 import pickle
-import subprocess
-import sys
 import time
 import traceback
 import warnings
@@ -140,30 +138,3 @@ def _receive(pipe: Any, process: Any, rank: int) -> tuple[Any, tuple[float, Base
         process.join(5)
         ended = RuntimeError(f"Rank {rank} ended without an answer, with exit code {process.exitcode}.")
         return None, (time.monotonic(), ended, str(ended))
-
-
-def run_torchrun(
-    nproc: int, args: Sequence[str | Path], module: str = "ddp_ft.train", env: dict[str, str] | None = None,
-    timeout: float = 120.0, cwd: str | Path | None = None,
-) -> "subprocess.CompletedProcess[str]":  # fmt: skip
-    """`torchrun --standalone --nproc_per_node NPROC -m MODULE ARGS` as a user starts it, with its output as text.
-
-    `env` is laid over the environment. When time is up, torchrun and its workers are ended.
-    """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}", "-m", module]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
-    process = subprocess.Popen(
-        [*command, *map(str, args)], env=environment, cwd=cwd, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        stdout, stderr = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun ends its workers; a kill would orphan them
-        stdout, stderr = process.communicate(timeout=45)
-        raise AssertionError(f"torchrun ran longer than {timeout} s:\n{stdout[-2000:]}\n{stderr[-4000:]}") from None
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
