@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from tests.support import pictures
 from tests.support.commands import run_torchrun
 
+pytest_plugins = ["tests.support.durations"]
 # Set by torch, scikit-learn and pytest themselves, at their first import or on the way.
 SET_BY_LIBRARIES = {
     "PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,6 +58,13 @@ class Command:
     def output(self) -> str:
         """What it has written so far: to stdout, or to both if they are merged."""
         return self._read(0)
+
+    def wait_for_output(self, text: str, seconds: float = 60) -> None:
+        """Until it has written that; fails if it ends before."""
+        deadline = time.monotonic() + seconds
+        while text not in self.output():
+            assert self.poll() is None and time.monotonic() < deadline, self.output()
+            time.sleep(0.02)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """(stdout, stderr), once it has ended; where they are merged the second is empty."""

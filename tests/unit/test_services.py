@@ -205,10 +205,8 @@ def test_mlflows_server_dies_in_the_middle(server, shapes, tmp_path, monkeypatch
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     run = tmp_path / "r"
     process = start_process(arguments(shapes, run, "--track", "mlflow", epochs=12))
-    for line in process.stdout:
-        if line.startswith("MLflow: run"):
-            _end(served)
-            break
+    process.wait_for_output("\nMLflow: run")
+    _end(served)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert output.count("Warning: mlflow ") == 1
@@ -233,7 +231,6 @@ def test_several_at_once_and_a_killed_run(shapes, tmp_path):
     wait_for(run / "trackers" / "mlflow.json", process)
     process.kill()
     process.wait()
-    process.stdout.close()
     last = column(run, "step")[-1] // 4 + 2
     (run / "stop").unlink(missing_ok=True)
     config = run / "config.yaml"
