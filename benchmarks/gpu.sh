@@ -44,7 +44,7 @@ measure() {
   if ((${#smoke[@]})); then all=$few few=limit,ours; fi
   measure resnet50 $all 220
   measure vit_base_patch16_224 $few 110
-  measure convnext_tiny $few 110
+  ((${#smoke[@]})) || measure convnext_tiny $few 110 # on the way of the one before
   if [[ $device == cuda ]]; then
     # One process: the tests of several GPUs skip themselves. The launcher's tests have nothing to do with the GPU.
     echo '== tests that need a GPU'

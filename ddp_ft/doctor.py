@@ -14,6 +14,7 @@ from ddp_ft.command import (
     config_options,
     default_run_dir,
     given_layers,
+    importing,
     run_command,
     run_options,
     write_error_file,
@@ -41,8 +42,9 @@ def doctor(
     layers = given_layers(config_file, flags, assignments)
     config = make_config(*layers)
     is_whole = config.data.path is not None and config.model.name is not None
-    from ddp_ft.checkup.examination import Asked, examine
-    from ddp_ft.checkup.report import as_json, as_text, has_problem, summary
+    with importing():
+        from ddp_ft.checkup.examination import Asked, examine
+        from ddp_ft.checkup.report import as_json, as_text, has_problem, summary
 
     asked = Asked(tuple(layers), run_dir or (default_run_dir(config) if is_whole else Path("runs")), quick)
     families = examine(asked, teller() if not wants_json or sys.stderr.isatty() else None)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.command import also_option, device_option, run_command, views_option
+from ddp_ft.command import also_option, device_option, importing, run_command, views_option
 from ddp_ft.environment import read_launch
 
 
@@ -36,7 +36,8 @@ def evaluate(
     Every picture counts exactly once, whatever the number of processes.
     """
     launch = read_launch()
-    from ddp_ft.scoring import score_models
+    with importing():
+        from ddp_ft.scoring import score_models
 
     metrics = score_models([model, *also], data, split, tta, device, launch)
     if launch.rank == 0:

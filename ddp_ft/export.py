@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.command import FAILED, run_command
+from ddp_ft.command import FAILED, importing, run_command
 from ddp_ft.environment import read_launch
 
 
@@ -42,7 +42,8 @@ def export(
     Nothing is written unless the file gives what the model gives: outputs within rounding, and the same answers.
     """
     launch = read_launch()
-    from ddp_ft.exporting import ExportRequest, export_model
+    with importing():
+        from ddp_ft.exporting import ExportRequest, export_model
 
     kind = kind.replace(".", "_")
     report = export_model(ExportRequest(model, kind, output, device, with_preprocessing, count, pictures), launch)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.command import also_option, device_option, run_command, views_option
+from ddp_ft.command import also_option, device_option, importing, run_command, views_option
 from ddp_ft.environment import read_launch
 
 
@@ -33,7 +33,8 @@ def predict(
     command goes on with what is missing, also on another number of processes.
     """
     launch = read_launch()
-    from ddp_ft.predicting import Request, predict_files
+    with importing():
+        from ddp_ft.predicting import Request, predict_files
 
     request = Request((model, *also), inputs, output, column, top_k, tta, device)
     answer = predict_files(request, launch)

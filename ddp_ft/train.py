@@ -12,6 +12,7 @@ from ddp_ft.command import (
     config_options,
     default_run_dir,
     given_layers,
+    importing,
     run_command,
     run_options,
 )
@@ -57,9 +58,9 @@ def train(
     if print_run_dir:
         click.echo((run_dir or default_run_dir(config)).absolute())
         return DONE
-    # Torch and its like take seconds, which the mistakes above need not wait for.
-    from ddp_ft.job import Request
-    from ddp_ft.run import fine_tune
+    with importing():  # takes seconds, which the mistakes above need not wait for
+        from ddp_ft.job import Request
+        from ddp_ft.run import fine_tune
 
     request = Request(run_dir or default_run_dir(config), tuple(layers), extend, dry_run, tune)
     status = fine_tune(request, launch)

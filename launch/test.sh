@@ -48,4 +48,5 @@ say "== pytest"
 # pytest's last line is this script's last line.
 cores=$(usable_cores)
 # Tests of one xdist_group, such as those of one Slurm cluster, run in one process.
-exec "$PYTHON_RUN" -m pytest -n $((cores < 4 ? cores : 4)) --dist loadgroup "${selection[@]}" "${arguments[@]}"
+exec "$PYTHON_RUN" -m pytest -n $((cores < 4 ? cores : 4)) --dist loadgroup --durations=25 --durations-min=1 \
+  "${selection[@]}" "${arguments[@]}"

@@ -260,9 +260,8 @@ def test_the_script_for_gpus_runs_the_same_code_on_a_cpu(tmp_path):
     assert set(found["contenders"]) == {LIMIT, OURS, "torch_best"}, done.stdout
     assert [each["failure"] for each in found["contenders"].values()] == ["", "", ""]
     assert "whole step" in found["stages"]
-    for model, tiny in (("vit_base_patch16_224", "test_vit"), ("convnext_tiny", "test_convnext")):
-        page = (tmp_path / f"{model}.md").read_text()
-        assert tiny in page and "| **ddp_ft.train** |" in page
+    page = (tmp_path / "vit_base_patch16_224.md").read_text()
+    assert "test_vit" in page and "| **ddp_ft.train** |" in page
 
 
 # Side by side

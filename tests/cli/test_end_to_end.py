@@ -9,10 +9,9 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.support.commands import run_torchrun
 from tests.support.runs import arguments, call_on, column, read, train_here
 
-# One process runs all of them: the fixture is a training of 50 s.
+# One process runs all of them: the fixture is a training of some seconds.
 pytestmark = pytest.mark.xdist_group("digits")
 
 
@@ -22,8 +21,7 @@ def digits_run(digits, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "digits"
     options = ["--epochs", 4, "--lr", 0.004, "--set", "optim.head_lr_scale=1", "--set", "augment.flip=0"]
     base = ["--data", digits, "--model", "timm/test_resnet", "--weights", "none", "--image-size", 32, "--run-dir", run]
-    done = run_torchrun(2, [*base, *options, "--set", "augment.crop_min=0.8"])
-    assert done.returncode == 0, done.stderr
+    call_on(2, "ddp_ft.train", *base, *options, "--set", "augment.crop_min=0.8")
     return run
 
 

@@ -3,6 +3,7 @@
 Nothing here may start a thread, as no other thread lives on in a fork; test_fork_server.py looks.
 """
 
+import gc
 import importlib
 
 import torch
@@ -10,7 +11,8 @@ from PIL import Image
 
 # Commands import what they need only when they are called, and much of it imports other packages as late.
 MODULES = (
-    "torch._dynamo", "torch.distributed", "torch.utils.tensorboard", "torchvision.transforms.v2",
+    "torch._dynamo", "torch._inductor.compile_fx", "torch.distributed", "torch.utils.tensorboard",
+    "torchvision.transforms.v2",
     "torchmetrics.functional.classification", "torchmetrics.functional.regression", "pytest",
     "ddp_ft.train", "ddp_ft.evaluate", "ddp_ft.predict", "ddp_ft.run", "ddp_ft.scoring", "ddp_ft.predicting",
     "ddp_ft.models.timm_models", "ddp_ft.trackers.tensorboard", "tests.support.nets", "tests.faults.fault",
@@ -26,7 +28,11 @@ def use_torch_once() -> None:
     optimizer.zero_grad()
 
 
+gc.disable()
 for module in MODULES:
     importlib.import_module(module)
 Image.init()  # its plug-ins
 use_torch_once()
+# A fork shares the memory of all this as long as nothing touches it, which a look for garbage would.
+gc.freeze()
+gc.enable()

@@ -124,7 +124,6 @@ def test_real_runs(shapes, tmp_path, capsys):
     states = {run["name"]: run for run in json.loads(listed(tmp_path, capsys, "--json"))}
     killed.kill()
     killed.wait()
-    killed.stdout.close()
     assert (states["done"]["state"], states["killed"]["state"]) == ("done", "running")
     assert states["done"]["best"] == read(tmp_path / "done", "summary.json")["val"]["accuracy"]
     states = {run["name"]: run for run in json.loads(listed(tmp_path, capsys, "--json"))}
