@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+# Imports leave none, and a look for garbage takes longer with each.
+gc.disable()
 # Before torch is first imported: the number of threads changes the bits that some tests compare.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -24,8 +26,11 @@ SET_BY_LIBRARIES = {
 
 
 def pytest_collection_finish() -> None:
-    """Look for no garbage among what was imported; that takes 0.25 s each time."""
+    """From here on: but never among what was imported, which takes 0.25 s each time."""
+    import hypothesis  # noqa: F401  # asks who holds an object that others made, which nobody can answer later
+
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

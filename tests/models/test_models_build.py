@@ -13,7 +13,7 @@ from ddp_ft.config import HeadConfig
 from ddp_ft.contracts import BuiltModel
 from ddp_ft.errors import UserError
 from ddp_ft.models import build_model, create_from_spec
-from ddp_ft.models.probe import parameters_on_meta
+from ddp_ft.models.probe import WithoutValues, parameters_on_meta
 
 OUTPUTS = 7
 
@@ -57,7 +57,7 @@ def _check_forward(built: BuiltModel, device: str, size: tuple[int, int] | None 
 def build_on_meta(name: str, head: HeadConfig | None = None) -> BuiltModel:
     # Large models for real would take too much time and memory; some (regnet) compute their widths with tensors.
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), WithoutValues():
             return build_model(name, OUTPUTS, head=head)
     except (RuntimeError, NotImplementedError):
         with parameters_on_meta():

@@ -15,7 +15,8 @@ MODULES = (
     "torchvision.transforms.v2",
     "torchmetrics.functional.classification", "torchmetrics.functional.regression", "pytest",
     "ddp_ft.train", "ddp_ft.evaluate", "ddp_ft.predict", "ddp_ft.run", "ddp_ft.scoring", "ddp_ft.predicting",
-    "ddp_ft.models.timm_models", "ddp_ft.trackers.tensorboard", "tests.support.nets", "tests.faults.fault",
+    "ddp_ft.models.timm_models", "ddp_ft.trackers.tensorboard", "ddp_ft.models.user_models",
+    "ddp_ft.reporting.writing", "torch.distributed.run", "tests.support.nets", "tests.faults.fault", "encodings.idna",
 )  # fmt: skip
 
 

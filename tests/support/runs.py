@@ -25,13 +25,19 @@ def train_here(*args: Any, **options: Any) -> int:
     """Exit code of `ddp_ft.train` run in this process; errors are raised."""
     from ddp_ft.train import train
 
-    return train.main(arguments(*args, **options), standalone_mode=False) or 0
+    return train.main(_without_workers(arguments(*args, **options)), standalone_mode=False) or 0
 
 
 def train_on(world_size: int, *args: Any, timeout: float = 60, **options: Any) -> str:
     """What rank 0 prints when `ddp_ft.train` runs as that many ranks; quicker than torchrun, and as real."""
-    command = ("ddp_ft.train", arguments(*args, **options))
+    command = ("ddp_ft.train", _without_workers(arguments(*args, **options)))
     return run_ranks(world_size, _run_and_tell, *command, connected=False, timeout=timeout)[0]
+
+
+def _without_workers(args: list[str]) -> list[str]:
+    """With no loader workers, unless their number is given: two more forks for each process, 25 ms each and more."""
+    is_given = any(word == "--workers" or word.startswith("data.workers=") for word in args)
+    return args if is_given else [*args, "--workers", "0"]
 
 
 def call_on(world_size: int, module: str, *args: Any) -> str:
