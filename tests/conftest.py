@@ -14,8 +14,8 @@ gc.disable()
 # Before torch is first imported: the number of threads changes the bits that some tests compare.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.support import pictures
-from tests.support.commands import run_torchrun
+from tests.support import pictures  # noqa: E402
+from tests.support.commands import run_torchrun  # noqa: E402
 
 pytest_plugins = ["tests.support.durations"]
 # Set by torch, scikit-learn and pytest themselves, at their first import or on the way.
