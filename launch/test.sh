@@ -44,9 +44,10 @@ if ((${#failed[@]})); then
 fi
 say "== pytest"
 
-# Most tests wait for processes to start, so two at a time pay even on two cores; more than four starve one another.
+# Some tests wait for others' time to pass, so one more at a time than there are cores pays; more than four starve one
+# another.
 # pytest's last line is this script's last line.
 cores=$(usable_cores)
 # Tests of one xdist_group, such as those of one Slurm cluster, run in one process.
-exec "$PYTHON_RUN" -m pytest -n $((cores < 4 ? cores : 4)) --dist loadgroup --durations=25 --durations-min=1 \
+exec "$PYTHON_RUN" -m pytest -n $((cores < 4 ? cores + 1 : 4)) --dist loadgroup --durations=25 --durations-min=1 \
   "${selection[@]}" "${arguments[@]}"
