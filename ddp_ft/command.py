@@ -118,7 +118,7 @@ def default_run_dir(config: RunConfig) -> Path:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Around a command's first imports of torch and its like, which make a million objects and drop none.
+    """Around a command's first imports of torch and its like, which make 400,000 objects and drop none.
 
     Python looks for no garbage meanwhile, and later never among what they made: a look through that takes 0.25 s, and
     a short run has seven of them.
