@@ -93,14 +93,24 @@ def test_timm_preprocessing_is_its_own() -> None:
     assert build_model("timm/tf_efficientnet_lite0", 3, 128).preprocess.size == (128, 128)
 
 
-def test_torchvision_model_does_not_import_timm() -> None:
-    code = (
-        "import sys; from ddp_ft.models import build_model; build_model('torchvision/resnet18', 3);"
-        "print('timm' in sys.modules);"
-        "from ddp_ft.bare_timm import timm; print('wandb' in sys.modules, hasattr(timm.utils.summary, 'wandb'));"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("False\nFalse False\n", "")
+def test_what_a_new_process_imports() -> None:
+    """A torchvision model without timm, timm without wandb; and garbage is looked for again afterwards."""
+    code = """
+import gc, sys
+from ddp_ft.command import importing
+with importing():
+    assert not gc.isenabled()
+    from ddp_ft.models import build_model
+build_model("torchvision/resnet18", 3)
+assert "timm" not in sys.modules and gc.isenabled() and gc.get_freeze_count() > 1000
+frozen = gc.get_freeze_count()
+with importing():
+    from ddp_ft.bare_timm import timm
+assert "wandb" not in sys.modules and not hasattr(timm.utils.summary, "wandb")
+assert gc.get_freeze_count() <= frozen, "torch was there already"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def grown(found: dict[str, float], kept: dict[str, float]) -> list[str]:
     pace = median(ratios) if ratios else 1.0
     lines = []
     for name, seconds in sorted(found.items()):
-        before = pace * kept.get(name, 0.0)
+        before = pace * kept.get(name, LEAST)
         if seconds > GREW * before and seconds > before + GREW_SECONDS:
             lines.append(f"{seconds:.1f} s, was {before:.1f} s at this machine's pace: {name}")
     return lines
