@@ -88,6 +88,8 @@ def _run_rank(
     try:
         launch = read_launch()
         with connect(launch, pick_device(device, launch), timeout_minutes) as world:
+            # A rank that has nothing to say to the others, and leaves while they still connect, would fail them.
+            world.barrier()
             # Sent before the group is destroyed: that makes the other ranks fail too, of an error that says less.
             _send(sender, lambda: function(world, *args))
     except BaseException as error:
