@@ -20,10 +20,13 @@ from ddp_ft.errors import UserError
 from ddp_ft.interrupt import CutShort, StopRequest
 from ddp_ft.models import build_model
 from ddp_ft.models.layers import repeated_blocks
+from ddp_ft.models.recompute import recompute_blocks
 from tests.faults import exhausted
 from tests.faults.comparing import assert_same_result
 from tests.faults.fault import Fault
 from tests.faults.forks import ForkedJob, run_forked
+from tests.support import nets
+from tests.support.ranks import run_ranks
 from tests.support.runs import arguments, call_on, column, read, train_here, train_on
 
 COMPILED, REGIONAL = ["--set", "compute.compile=true"], ["--set", "compute.compile=regional"]
@@ -128,12 +131,39 @@ def test_a_network_of_several_buckets(shapes, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [COMPILED, REGIONAL])
 def test_with_activations_that_are_computed_again(shapes, tmp_path, how):
-    """In a net without dropout, whose masks would be others than without the compiler."""
+    """In a net without dropout: its masks are others than without the compiler."""
     less = ["--set", "compute.recompute=true", "--model", "timm/test_resnet", "--weights", "none", "--image-size", 32]
     for name, more in (("eager", []), ("run", how)):
         output = train_on(2, shapes, tmp_path / name, *less, *more, timeout=PATIENCE)
     assert_same_up_to_rounding(tmp_path / "run", tmp_path / "eager")
     assert "Compiled in " in output
+
+
+@NEEDS_COMPILER
+@pytest.mark.slow
+def test_masks_that_are_drawn_again_are_those_of_the_forward_pass():
+    """A gradient is that of the loss with the same masks, by finite differences."""
+    ((gradient, difference),) = run_ranks(1, _slope_by_gradient_and_by_difference, connected=False, timeout=PATIENCE)
+    assert difference == pytest.approx(gradient, rel=1e-6) and gradient != 0
+
+
+def _slope_by_gradient_and_by_difference() -> tuple[float, float]:
+    torch.manual_seed(0)
+    module = nets.with_blocks().double().train()
+    recompute_blocks(module, "with_blocks")
+    module.compile(options=compiling._options())
+    images, weight = torch.rand(6, 3, 32, 32, dtype=torch.float64), module[1][0].second.weight
+    direction, tiny = torch.randn_like(weight), 1e-6
+
+    def loss(shift: float) -> torch.Tensor:
+        with torch.no_grad():
+            weight.add_(direction, alpha=shift)
+        torch.manual_seed(5)
+        return module(images).square().sum()
+
+    loss(0.0).backward()
+    assert weight.grad is not None
+    return (weight.grad * direction).sum().item(), (loss(tiny) - loss(-2 * tiny)).item() / (2 * tiny)
 
 
 @NEEDS_COMPILER
