@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.cpu_time import CpuClock
 from benchmarks.methods import to_arguments
 from benchmarks.workload import WARM_UP_STEPS, Outcome, Workload
-from ddp_ft.trackers import read_rows
+from ddp_ft.trackers.jsonl import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT, LIMIT_DDP, OURS = "limit", "limit_ddp", "ours"

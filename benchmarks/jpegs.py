@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddp_ft.environment import usable_cores
+from ddp_ft.distributed.environment import usable_cores
 from launch.demo_assets import written_aside
 
 # The commonest size of ImageNet's pictures, and about what such a file takes there.

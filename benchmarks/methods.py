@@ -10,8 +10,9 @@ from typing import Any
 
 from benchmarks.datasets import DataSet
 from ddp_ft import __version__
-from ddp_ft.config import KEYS, LENGTH, RECIPE, make_config, read_recipe, to_flat
-from ddp_ft.config.schema import RECIPES
+from ddp_ft.config.keys import LENGTH, RECIPE
+from ddp_ft.config.loading import make_config, read_recipe, to_flat
+from ddp_ft.config.schema import KEYS, RECIPES
 from launch.demo_assets import WEIGHTS, package_folder, write_weights, written_aside
 
 Settings = Mapping[str, Any]

@@ -32,24 +32,26 @@ STEP = "step: its own lines"
 MODEL = ("forward", "backward", "optimizer")
 # Part, where its function lies, name of the function.
 PARTS = (
-    ("rates", "ddp_ft.run", "set_rates"), ("rates", "ddp_ft.phases", "rate_at"), ("rates", "ddp_ft.run", "plateau"),
+    ("rates", "ddp_ft.run", "set_rates"), ("rates", "ddp_ft.training.phases", "rate_at"),
+    ("rates", "ddp_ft.run", "plateau"),
     ("seeds", "ddp_ft.run", "derive_seed"), ("seeds", "ddp_ft.run", "seed_masks"),
-    ("stop request, flags", "ddp_ft.interrupt", "Agreement.flags"),
+    ("stop request, flags", "ddp_ft.distributed.stop_request", "Agreement.flags"),
     ("stop request, flags", "ddp_ft.run", "_clock_says_save"), ("stop request, flags", "ddp_ft.run", "has_damage"),
-    ("agreement", "ddp_ft.interrupt", "Agreement.decide"), ("agreement", "ddp_ft.engine", "StepSums.numbers"),
-    ("sum of numbers over ranks", "ddp_ft.distributed", "World.sum"),
-    (STEP, "ddp_ft.engine", "Learner.step"), (STEP, "ddp_ft.engine", "Learner._backward"),
+    ("agreement", "ddp_ft.distributed.stop_request", "Agreement.decide"),
+    ("agreement", "ddp_ft.training.step", "StepSums.numbers"),
+    ("sum of numbers over ranks", "ddp_ft.distributed.world", "World.sum"),
+    (STEP, "ddp_ft.training.step", "Learner.step"), (STEP, "ddp_ft.training.step", "Learner._backward"),
     ("step: modes of modules", "ddp_ft.models.freezing", "TrainingMode.__call__"),
-    ("step: copies of statistics", "ddp_ft.engine", "_copy_all"),
-    ("step: copies of statistics", "ddp_ft.engine", "_restore_where"),
-    ("step: gradient scaled", "ddp_ft.engine", "Learner._finish_gradient"),
-    ("step: clipping and norm", "ddp_ft.phases", "clip"),
-    ("step: loss", "ddp_ft.tasks.supervised", "SupervisedTask.loss"),
-    ("step: batch to the device", "ddp_ft.data.device", "DeviceTransform.__call__"),
+    ("step: copies of statistics", "ddp_ft.training.step", "_copy_all"),
+    ("step: copies of statistics", "ddp_ft.training.step", "_restore_where"),
+    ("step: gradient scaled", "ddp_ft.training.step", "Learner._finish_gradient"),
+    ("step: clipping and norm", "ddp_ft.training.phases", "clip"),
+    ("step: loss", "ddp_ft.tasks.base", "SupervisedTask.loss"),
+    ("step: batch to the device", "ddp_ft.data.image.device_transform", "DeviceTransform.__call__"),
     ("forward", "torch.nn.parallel", "DistributedDataParallel.__call__"),
     ("forward", "benchmarks.overhead", "Net.__call__"),
     ("backward", "torch.autograd", "backward"), ("optimizer", "torch.optim", "AdamW.step"),
-    ("window", "ddp_ft.progress", "LossWindow.add"),
+    ("window", "ddp_ft.training.progress", "LossWindow.add"),
     ("console", "ddp_ft.trackers.console", "Plain.advance"),
     ("notes and checks behind a step", "ddp_ft.run", "take_notes"),
     ("notes and checks behind a step", "ddp_ft.run", "check_writes"),
@@ -139,7 +141,7 @@ def inside(arguments: Sequence[str], output: Path) -> None:
     times = Times()
     for part in PARTS:
         times.wrap(*part)
-    progress = importlib.import_module("ddp_ft.progress")
+    progress = importlib.import_module("ddp_ft.training.progress")
     progress.Stopwatch.waiting = lambda self: times.of("loader: the next batch")
     whole_step = progress.Stopwatch.step
 

@@ -22,11 +22,15 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
-from ddp_ft.checkpoint import to_json, write_text
-from ddp_ft.config import AugmentConfig, DataConfig
+from ddp_ft.config.schema import AugmentConfig, DataConfig
+from ddp_ft.config.user_cache import FOLDER_VARIABLE
 from ddp_ft.contracts import Preprocess
-from ddp_ft.data import GlobalOrderSampler, Splits, TrainLoader, folder_splits, open_splits, train_transform
-from ddp_ft.user_cache import FOLDER_VARIABLE
+from ddp_ft.data.image.transforms import train_transform
+from ddp_ft.data.loader import TrainLoader
+from ddp_ft.data.sampler import GlobalOrderSampler
+from ddp_ft.data.splits import folder as folder_splits
+from ddp_ft.data.splits.open import Splits, open_splits
+from ddp_ft.run_folder.checkpoints import to_json, write_text
 
 T = TypeVar("T")
 BATCH, WORKERS, STEPS = 256, 2, 40

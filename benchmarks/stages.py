@@ -20,19 +20,21 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.contenders import our_settings, write_on_main
 from benchmarks.workload import Workload
 from ddp_ft.contracts import Batch
-from ddp_ft.data import TrainLoader, train_transform
-from ddp_ft.distributed import World, connect, pick_device
-from ddp_ft.engine import autocast
-from ddp_ft.environment import read_launch
-from ddp_ft.job import Job, Phase, Request, compose
-from ddp_ft.phases import open_phase
-from ddp_ft.saving import copied
-from ddp_ft.trackers import make_console, make_trackers
+from ddp_ft.data.image.transforms import train_transform
+from ddp_ft.data.loader import TrainLoader
+from ddp_ft.distributed.environment import read_launch
+from ddp_ft.distributed.world import World, connect, pick_device
+from ddp_ft.trackers.console import make_console
+from ddp_ft.trackers.fan_out import make_trackers
+from ddp_ft.training.build import Job, Phase, Request, compose
+from ddp_ft.training.checkpointing import copied
+from ddp_ft.training.phases import open_phase
+from ddp_ft.training.step import autocast
 
 # Repetitions of a stage: as many as fit into some seconds, and at least so many.
 REPEATS, MIN_REPEATS, SECONDS = 25, 3, 3.0
 SAMPLES = 64  # pictures to decode and transform
-FLAGS = [0.0, 0.0, 0.0, 0.0]  # of ddp_ft.interrupt.Agreement.flags: nothing is asked for
+FLAGS = [0.0, 0.0, 0.0, 0.0]  # of ddp_ft.distributed.stop_request.Agreement.flags: nothing is asked for
 
 Stage = dict[str, float | str]
 Stages = dict[str, Stage]
@@ -54,7 +56,7 @@ def measure(workload: Workload, repeats: int = REPEATS) -> Stages:
 
 def compose_job(workload: Workload, folder: Path, world: World, launch: Any) -> Any:
     """As `ddp_ft.train` does for this workload."""
-    from ddp_ft.config import make_config
+    from ddp_ft.config.loading import make_config
 
     settings = our_settings(workload)
     settings["data.path"] = Path(workload.data)

@@ -20,8 +20,8 @@ import click
 from benchmarks.contenders import ROOT
 from benchmarks.jpegs import PictureSet, write_jpegs
 from benchmarks.throughput import CACHE, machine
-from ddp_ft.command import run_command
-from ddp_ft.environment import usable_cores
+from ddp_ft.cli.options import run_command
+from ddp_ft.distributed.environment import usable_cores
 from ddp_ft.errors import UserError
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
@@ -47,7 +47,7 @@ def cases(data: Path) -> list[Case]:
     training = ["ddp_ft.train", "--data", str(data), *MODEL, *LENGTH]
     return [
         Case("an empty Python", ["-c", "pass"]),
-        Case("`ddp-ft --help`", ["-c", "from ddp_ft.cli import main; main()", "--help"]),
+        Case("`ddp-ft --help`", ["-c", "from ddp_ft.cli.main import main; main()", "--help"]),
         Case("`python -m ddp_ft.train --help`", ["-m", "ddp_ft.train", "--help"]),
         Case("importing torch, torchvision, timm, torchmetrics, tensorboard", ["-c", IMPORTS]),
         Case("`python -m ddp_ft.train`, 1 process", ["-m", *training], trains=True),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ddp_ft.contracts import BuiltModel
 
 # The first steps build kernels and fill queues. As many as ddp_ft itself leaves out of images_per_second
-# (ddp_ft.progress.WARM_UP_STEPS; a test holds that).
+# (ddp_ft.training.progress.WARM_UP_STEPS; a test holds that).
 WARM_UP_STEPS = 3
 
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ddp_ft.api import Model, Prediction, load
+    from ddp_ft.inference.api import Model, Prediction, load
 
 __version__ = "0.1.0"
 __all__ = ["Model", "Prediction", "__version__", "load"]
@@ -14,5 +14,5 @@ def __getattr__(name: str) -> Any:
     if name in ("Model", "Prediction", "load"):
         import importlib
 
-        return getattr(importlib.import_module("ddp_ft.api"), name)
+        return getattr(importlib.import_module("ddp_ft.inference.api"), name)
     raise AttributeError(f"module 'ddp_ft' has no attribute '{name}'")

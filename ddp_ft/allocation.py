@@ -3,10 +3,10 @@
 import time
 from dataclasses import dataclass
 
-from ddp_ft.interrupt import StopRequest
-from ddp_ft.job import Job
-from ddp_ft.trackers import Console
-from ddp_ft.walltime import Pace, describe, earliest_stop, forecast, read_end_time, read_lead
+from ddp_ft.distributed.stop_request import StopRequest
+from ddp_ft.slurm.walltime import Pace, describe, earliest_stop, forecast, read_end_time, read_lead
+from ddp_ft.trackers.console import Console
+from ddp_ft.training.build import Job
 
 # So many steps are timed before a forecast is made of them.
 STEPS_TO_MEASURE = 20

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ddp_ft.command import (
+from ddp_ft.cli.options import (
     DONE,
     USER_ERROR,
     config_options,
@@ -19,7 +19,7 @@ from ddp_ft.command import (
     run_options,
     write_error_file,
 )
-from ddp_ft.config import make_config
+from ddp_ft.config.loading import make_config
 
 
 @click.command()
@@ -43,8 +43,8 @@ def doctor(
     config = make_config(*layers)
     is_whole = config.data.path is not None and config.model.name is not None
     with importing():
-        from ddp_ft.checkup.examination import Asked, examine
-        from ddp_ft.checkup.report import as_json, as_text, has_problem, summary
+        from ddp_ft.diagnostics.examine import Asked, examine
+        from ddp_ft.diagnostics.rendering import as_json, as_text, has_problem, summary
 
     asked = Asked(tuple(layers), run_dir or (default_run_dir(config) if is_whole else Path("runs")), quick)
     families = examine(asked, teller() if not wants_json or sys.stderr.isatty() else None)

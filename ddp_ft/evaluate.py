@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.command import also_option, device_option, importing, run_command, views_option
-from ddp_ft.environment import read_launch
+from ddp_ft.cli.options import also_option, device_option, importing, run_command, views_option
+from ddp_ft.distributed.environment import read_launch
 
 
 @click.command()
@@ -37,7 +37,7 @@ def evaluate(
     """
     launch = read_launch()
     with importing():
-        from ddp_ft.scoring import score_models
+        from ddp_ft.inference.evaluate_models import score_models
 
     metrics = score_models([model, *also], data, split, tta, device, launch)
     if launch.rank == 0:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.command import FAILED, importing, run_command
-from ddp_ft.environment import read_launch
+from ddp_ft.cli.options import FAILED, importing, run_command
+from ddp_ft.distributed.environment import read_launch
 
 
 @click.command()
@@ -43,7 +43,7 @@ def export(
     """
     launch = read_launch()
     with importing():
-        from ddp_ft.exporting import ExportRequest, export_model
+        from ddp_ft.exporters.export_model import ExportRequest, export_model
 
     kind = kind.replace(".", "_")
     report = export_model(ExportRequest(model, kind, output, device, with_preprocessing, count, pictures), launch)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.command import also_option, device_option, importing, run_command, views_option
-from ddp_ft.environment import read_launch
+from ddp_ft.cli.options import also_option, device_option, importing, run_command, views_option
+from ddp_ft.distributed.environment import read_launch
 
 
 @click.command()
@@ -34,7 +34,7 @@ def predict(
     """
     launch = read_launch()
     with importing():
-        from ddp_ft.predicting import Request, predict_files
+        from ddp_ft.inference.predict_files import Request, predict_files
 
     request = Request((model, *also), inputs, output, column, top_k, tta, device)
     answer = predict_files(request, launch)

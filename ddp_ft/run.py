@@ -10,33 +10,37 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ddp_ft.allocation import STEPS_TO_MEASURE, Allocation, read_allocation
-from ddp_ft.checkpoint import restore_weights
-from ddp_ft.compiling import check_compiling, make_ready
-from ddp_ft.config import LENGTH, RECIPE, RunConfig, make_config, to_flat
+from ddp_ft.config.keys import LENGTH, RECIPE
+from ddp_ft.config.loading import make_config, to_flat
+from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import PROBE, TRAIN
-from ddp_ft.data import Recut, derive_seed, seed_masks
-from ddp_ft.distributed import World, connect, deterministic, pick_device
-from ddp_ft.environment import Launch
-from ddp_ft.interrupt import STOP_FILE_VARIABLE, StopAgreed, StopRequest
-from ddp_ft.job import Job, Phase, Request, compose, describe_run, has_damage, open_folder, settle_damage
-from ddp_ft.lease import Lease
-from ddp_ft.optim import set_rates
-from ddp_ft.outputs import save_evaluation
-from ddp_ft.phases import close_probe, enter_stage, measure, open_phase, stage_at
-from ddp_ft.progress import Stopwatch, machine_use
-from ddp_ft.ranklog import logging_to
+from ddp_ft.data.micro_batches import Recut
+from ddp_ft.data.rng import derive_seed, seed_masks
+from ddp_ft.distributed.environment import Launch
+from ddp_ft.distributed.stop_request import STOP_FILE_VARIABLE, StopAgreed, StopRequest
+from ddp_ft.distributed.watchdog import watching
+from ddp_ft.distributed.world import World, connect, deterministic, pick_device
 from ddp_ft.reporting import report_at_the_end
-from ddp_ft.runfolder import STOP_FILE, RunFolder, check_same_recipe
-from ddp_ft.saving import restore, save
-from ddp_ft.schedule import is_due
-from ddp_ft.selection import evaluate, is_stale, plateau
-from ddp_ft.services import service_names
-from ddp_ft.setbacks import check_writes, take_notes, write_to_the_end
-from ddp_ft.showing import show_evaluation, show_first_batch
-from ddp_ft.telling import introduce, look_ahead, say_farewell, summarise, tell_of_trace
-from ddp_ft.trackers import PATIENCE, PATIENCE_OF_A_STOP, Console, FanOut, make_console, make_trackers
-from ddp_ft.tuning import generators_kept, keys_to_measure, show, tune
-from ddp_ft.watchdog import watching
+from ddp_ft.reporting.startup_table import introduce, look_ahead, say_farewell, summarise, tell_of_trace
+from ddp_ft.run_folder.checkpoints import restore_weights
+from ddp_ft.run_folder.evaluations import save_evaluation
+from ddp_ft.run_folder.folder import STOP_FILE, RunFolder, check_same_recipe
+from ddp_ft.run_folder.lease import Lease
+from ddp_ft.trackers.console import Console, make_console
+from ddp_ft.trackers.fan_out import PATIENCE, PATIENCE_OF_A_STOP, FanOut, make_trackers
+from ddp_ft.trackers.rank_log import logging_to
+from ddp_ft.trackers.services import service_names
+from ddp_ft.training.build import Job, Phase, Request, compose, describe_run, has_damage, open_folder, settle_damage
+from ddp_ft.training.checkpointing import restore, save
+from ddp_ft.training.compile import check_compiling, make_ready
+from ddp_ft.training.faults import check_writes, take_notes, write_to_the_end
+from ddp_ft.training.media import show_evaluation, show_first_batch
+from ddp_ft.training.optim import set_rates
+from ddp_ft.training.phases import close_probe, enter_stage, measure, open_phase, stage_at
+from ddp_ft.training.progress import Stopwatch, machine_use
+from ddp_ft.training.schedule import is_due
+from ddp_ft.training.validation import evaluate, is_stale, plateau
+from ddp_ft.tuning.tune import generators_kept, keys_to_measure, show, tune
 
 
 def fine_tune(request: Request, launch: Launch) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from ddp_ft import __version__
-from ddp_ft.command import (
+from ddp_ft.cli.options import (
     DONE,
     STOPPED,
     config_options,
@@ -16,8 +16,9 @@ from ddp_ft.command import (
     run_command,
     run_options,
 )
-from ddp_ft.config import RunConfig, make_config
-from ddp_ft.environment import read_launch
+from ddp_ft.config.loading import make_config
+from ddp_ft.config.schema import RunConfig
+from ddp_ft.distributed.environment import read_launch
 from ddp_ft.errors import UserError
 
 EXAMPLE = """Example:
@@ -59,8 +60,8 @@ def train(
         click.echo((run_dir or default_run_dir(config)).absolute())
         return DONE
     with importing():  # takes seconds, which the mistakes above need not wait for
-        from ddp_ft.job import Request
         from ddp_ft.run import fine_tune
+        from ddp_ft.training.build import Request
 
     request = Request(run_dir or default_run_dir(config), tuple(layers), extend, dry_run, tune)
     status = fine_tune(request, launch)

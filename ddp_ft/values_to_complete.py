@@ -10,14 +10,15 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-from ddp_ft.config import KEYS, Key
-from ddp_ft.services import SERVICES
-from ddp_ft.user_cache import cache_folder
+from ddp_ft.config.keys import Key
+from ddp_ft.config.schema import KEYS
+from ddp_ft.config.user_cache import cache_folder
+from ddp_ft.trackers.services import SERVICES
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 # Keys whose values are paths, and may be something else too.
 PATHS = ("data.path", "model.weights", "freeze.cache_dir")
-REFRESH = "import sys; sys.path[:] = {path!r}; from ddp_ft.show_models import all_names; all_names()"
+REFRESH = "import sys; sys.path[:] = {path!r}; from ddp_ft.cli.models import all_names; all_names()"
 
 
 def completer(key: Key) -> Complete:

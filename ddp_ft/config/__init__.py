@@ -1,17 +1,7 @@
 """The configuration of a run: `schema` says what there is, `values` reads and writes it. Free of torch."""
 
 from ddp_ft.config.keys import LENGTH, MACHINE, RECIPE, Key
-from ddp_ft.config.schema import (
-    KEYS,
-    AugmentConfig,
-    DataConfig,
-    HeadConfig,
-    LossConfig,
-    OptimConfig,
-    RunConfig,
-    ScheduleConfig,
-)
-from ddp_ft.config.values import (
+from ddp_ft.config.loading import (
     asks_for_measuring,
     find_key,
     is_open,
@@ -22,6 +12,16 @@ from ddp_ft.config.values import (
     read_recipe,
     to_flat,
     to_yaml,
+)
+from ddp_ft.config.schema import (
+    KEYS,
+    AugmentConfig,
+    DataConfig,
+    HeadConfig,
+    LossConfig,
+    OptimConfig,
+    RunConfig,
+    ScheduleConfig,
 )
 
 __all__ = [

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ddp_ft.config.keys import LENGTH, MACHINE, Key, key
-from ddp_ft.config.running import CheckpointConfig, ComputeConfig, EmaConfig, EvalConfig, LogConfig
-from ddp_ft.schedule import SCHEDULES
+from ddp_ft.config.runtime import CheckpointConfig, ComputeConfig, EmaConfig, EvalConfig, LogConfig
+from ddp_ft.training.schedule import SCHEDULES
 
 RECIPES = ("linear_probe", "full", "lp_ft", "gradual", "heavy")
 TASKS = ("single-label", "multi-label", "regression")

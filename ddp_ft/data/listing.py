@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_ft.data.inspect import Stamp, find_pictures, stamp_of, subfolders
-from ddp_ft.data.paths import Paths
+from ddp_ft.data.sources.paths import Paths
+from ddp_ft.data.sources.scan import Stamp, find_pictures, stamp_of, subfolders
 
 # On a network file system a question takes a fraction of a millisecond, and as many as there are threads are asked at a
 # time. On a local disk more threads are neither quicker nor slower, as Python's own work takes most of it.

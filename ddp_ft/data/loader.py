@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ddp_ft.by_pillow import known_formats
 from ddp_ft.contracts import Address, BadSample, Batch, Source
-from ddp_ft.data.damage import damaged_error, reason_of, storage_error
-from ddp_ft.data.decode import StorageFault
-from ddp_ft.data.encoded import JPEG, padded
-from ddp_ft.data.mixing import Mixing, draw_mixes
+from ddp_ft.data.bad_samples.find import damaged_error, reason_of, storage_error
+from ddp_ft.data.bad_samples.replace import Lenient
+from ddp_ft.data.image.decode import StorageFault
+from ddp_ft.data.image.mixup import Mixing, draw_mixes
+from ddp_ft.data.image.nvjpeg import JPEG, padded
+from ddp_ft.data.image.pillow import known_formats
+from ddp_ft.data.image.sample import open_sample
+from ddp_ft.data.image.transforms import SampleTransform, Transform
+from ddp_ft.data.rng import drawing_from
 from ddp_ft.data.sampler import GlobalOrderSampler
-from ddp_ft.data.samples import open_sample
-from ddp_ft.data.seeds import drawing_from
-from ddp_ft.data.skipping import Lenient
-from ddp_ft.data.transforms import SampleTransform, Transform
-from ddp_ft.environment import usable_cores
+from ddp_ft.distributed.environment import usable_cores
 from ddp_ft.errors import printable
 
 _MOST_WORKERS = 16  # some 600 pictures/s each are more than fine-tuning on one GPU takes; each costs memory

@@ -5,17 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddp_ft.config import DataConfig
+from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LABEL, LabelledSource, Schema
-from ddp_ft.data.folder import check_folder, open_folder
-from ddp_ft.data.inspect import subfolders
-from ddp_ft.data.quarantine import Quarantine
-from ddp_ft.data.skipping import leave_out_damaged
-from ddp_ft.data.split_record import ROLES, TEST, TRAIN, VAL
-from ddp_ft.data.splits import open_splits
-from ddp_ft.data.table import is_table
-from ddp_ft.data.table_source import read_rows
-from ddp_ft.data.table_targets import KIND_OF_TASK
+from ddp_ft.data.bad_samples.quarantine import Quarantine
+from ddp_ft.data.bad_samples.replace import leave_out_damaged
+from ddp_ft.data.sources.folder import check_folder, open_folder
+from ddp_ft.data.sources.scan import subfolders
+from ddp_ft.data.sources.table import read_rows
+from ddp_ft.data.sources.table_file import is_table
+from ddp_ft.data.sources.table_targets import KIND_OF_TASK
+from ddp_ft.data.splits.open import open_splits
+from ddp_ft.data.splits.record import ROLES, TEST, TRAIN, VAL
 from ddp_ft.errors import UserError
 
 ALL = "all"

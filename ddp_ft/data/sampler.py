@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
 from ddp_ft.contracts import Address
-from ddp_ft.data.seeds import derive_seed
+from ddp_ft.data.rng import derive_seed
 
 
 def even_share(total: int, parts: int, part: int) -> range:

@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ddp_ft.by_pillow import known_formats, quiet_pillow
 from ddp_ft.contracts import BadSample, LabelledSource
-from ddp_ft.data.decode import decode
-from ddp_ft.environment import usable_cores
+from ddp_ft.data.image.decode import decode
+from ddp_ft.data.image.pillow import known_formats, quiet_pillow
+from ddp_ft.distributed.environment import usable_cores
 
 # Pictures that a process takes at a time, and how many such parts wait for each of them: so memory is bounded.
 PART, WAITING = 64, 4

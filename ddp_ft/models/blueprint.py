@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ddp_ft.errors import UserError
-from ddp_ft.models.library import USER_FILES, get_library
-from ddp_ft.models.probe import Dropout, build_shapes, dropouts_before
+from ddp_ft.models.introspection import Dropout, build_shapes, dropouts_before
+from ddp_ft.models.libraries.base import USER_FILES, get_library
 
 # timm's and torchvision's modules of stochastic depth, with the attribute that holds the rate. By name, since many
 # models carry a copy of their own.

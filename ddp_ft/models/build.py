@@ -5,14 +5,14 @@ from typing import Any
 
 from torch import nn
 
-from ddp_ft.config import HeadConfig
+from ddp_ft.config.schema import HeadConfig
 from ddp_ft.contracts import BuiltModel
 from ddp_ft.errors import UserError
 from ddp_ft.models.blueprint import Blueprint, with_drop_path, with_head_dropout
 from ddp_ft.models.head import LINEAR, HeadSpec, attach_head, check_head, is_mlp
-from ddp_ft.models.library import LIBRARIES, full_name, get_library, one_line
+from ddp_ft.models.introspection import HeadSite, find_head, head_names, why_not_size
+from ddp_ft.models.libraries.base import LIBRARIES, full_name, get_library, one_line
 from ddp_ft.models.names import resolve
-from ddp_ft.models.probe import HeadSite, find_head, head_names, why_not_size
 
 # What the libraries' `arguments`, dropout and stochastic depth can give.
 _SHAPES = ("num_classes", "img_size", "image_size", "input_size", "aux_logits", "transform_input", "init_weights")

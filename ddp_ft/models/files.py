@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddp_ft.errors import UserError, nearest
-from ddp_ft.models.library import State, one_line
+from ddp_ft.models.libraries.base import State, one_line
 
 _PICKLED = (".pth", ".pt", ".bin", ".tar")
 # What training scripts call the model inside a checkpoint; averaged weights are the better ones, as in timm.

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from ddp_ft.errors import UserError, nearest
-from ddp_ft.models.layers import stages
+from ddp_ft.models.blocks import stages
 
 _FORMS = "Expected none, backbone, stages:K, norm, type:CLASS or regex:PATTERN; several joined by +."
 _KINDS = ["none", "backbone", "stages:", "norm", "type:", "regex:"]

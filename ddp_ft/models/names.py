@@ -3,7 +3,7 @@
 from difflib import get_close_matches
 
 from ddp_ft.errors import UserError, nearest
-from ddp_ft.models.library import LIBRARIES, USER_FILES, full_name, get_library
+from ddp_ft.models.libraries.base import LIBRARIES, USER_FILES, full_name, get_library
 from ddp_ft.plugins import is_reference
 
 _FORMS = "Expected timm/NAME, torchvision/NAME, NAME, or FILE.py:FACTORY."

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 import torch
 
-from ddp_ft.models.network import not_fetched, reachable
+from ddp_ft.models.libraries.downloads import not_fetched, reachable
 
 
 def cache_folder() -> str:

@@ -7,7 +7,7 @@ import torch
 from ddp_ft.contracts import BuiltModel, LoadReport
 from ddp_ft.errors import UserError
 from ddp_ft.models.files import find_file, read_state, strip_prefixes
-from ddp_ft.models.library import State, full_name, get_library
+from ddp_ft.models.libraries.base import State, full_name, get_library
 from ddp_ft.models.names import resolve
 
 _SHOWN = 3  # names of each kind in a message

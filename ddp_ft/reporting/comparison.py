@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ddp_ft.config import LENGTH, RECIPE, to_flat
+from ddp_ft.config.keys import LENGTH, RECIPE
+from ddp_ft.config.loading import to_flat
 from ddp_ft.errors import UserError, printable
-from ddp_ft.intervals import Interval, difference, has_statistic, holm
+from ddp_ft.evaluation.intervals import Interval, difference, has_statistic, holm
 from ddp_ft.reporting.facts import SPLITS, RunFacts, read_run
-from ddp_ft.reporting.figures import SERIES, overlay
 from ddp_ft.reporting.formats import (
     duration,
     interval_text,
@@ -22,7 +22,8 @@ from ddp_ft.reporting.formats import (
     p_text,
     signed,
 )
-from ddp_ft.reporting.judged import TITLES, set_intervals
+from ddp_ft.reporting.set_section import TITLES, set_intervals
+from ddp_ft.reporting.svg_charts import SERIES, overlay
 from ddp_ft.reporting.template import render
 from ddp_ft.reporting.writing import put
 

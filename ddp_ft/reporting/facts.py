@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from ddp_ft.bad_batches import FOLDER as BAD_BATCHES
-from ddp_ft.config import RunConfig
+from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import LABEL, NUMBERS, TRAIN, BadSample, LabelledSource, Preprocess, Schema, Task
-from ddp_ft.data import open_part
-from ddp_ft.data.quarantine import FILE as QUARANTINE
+from ddp_ft.data.bad_samples.quarantine import FILE as QUARANTINE
+from ddp_ft.data.parts import open_part
 from ddp_ft.errors import UserError, printable
-from ddp_ft.judgement import Judgement, judge
-from ddp_ft.outputs import load_evaluation
-from ddp_ft.plan import Plan
-from ddp_ft.provenance import read_starts
-from ddp_ft.runfolder import RunFolder
+from ddp_ft.evaluation.analysis import Judgement, judge
+from ddp_ft.run_folder.bad_batches import FOLDER as BAD_BATCHES
+from ddp_ft.run_folder.evaluations import load_evaluation
+from ddp_ft.run_folder.folder import RunFolder
+from ddp_ft.run_folder.provenance import read_starts
 from ddp_ft.tasks import TASKS, restore_task
-from ddp_ft.trackers import read_rows
+from ddp_ft.trackers.jsonl import read_rows
+from ddp_ft.training.plan import Plan
 
 Row = dict[str, Any]
 SPLITS = ("val", "test")

@@ -3,7 +3,7 @@
 import time
 
 from ddp_ft.errors import printable
-from ddp_ft.intervals import Interval
+from ddp_ft.evaluation.intervals import Interval
 
 SHARES = {
     "accuracy", "balanced_accuracy", "top5_accuracy", "macro_f1", "micro_f1", "mAP", "exact_match",

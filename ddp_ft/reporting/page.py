@@ -7,12 +7,12 @@ from typing import Any
 
 from ddp_ft.contracts import LABEL, NUMBERS, PROBE, LabelledSource
 from ddp_ft.errors import printable
-from ddp_ft.intervals import Interval
+from ddp_ft.evaluation.intervals import Interval
 from ddp_ft.reporting.facts import SPLITS, UNREADABLE, RunFacts, open_judged, read_error
-from ddp_ft.reporting.figures import curves
 from ddp_ft.reporting.formats import brief, count, interval_text, metric_name, metric_text, moment, plural
-from ddp_ft.reporting.judged import TITLES, Opened, judged_set
+from ddp_ft.reporting.set_section import TITLES, Opened, judged_set
 from ddp_ft.reporting.spending import spent_time
+from ddp_ft.reporting.svg_charts import curves
 from ddp_ft.reporting.template import render
 
 MOST_DAMAGED, MOST_STARTS, SHOWN_NAMES = 100, 50, 12

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from ddp_ft.checkpoint import write_text
 from ddp_ft.contracts import LabelledSource
 from ddp_ft.errors import UserError
 from ddp_ft.reporting.card import FILE as CARD
 from ddp_ft.reporting.card import renewed_card
 from ddp_ft.reporting.facts import read_run
-from ddp_ft.reporting.judged import set_intervals
 from ddp_ft.reporting.page import report_page
+from ddp_ft.reporting.set_section import set_intervals
+from ddp_ft.run_folder.checkpoints import write_text
 
 FILE = "report.html"
 

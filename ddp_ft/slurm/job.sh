@@ -1,5 +1,5 @@
 # What every batch script of ddp_ft does on the first node of its job. sbatch ships one file, so the scripts get this
-# text from the package (`python -m ddp_ft.slurm_job script`) and evaluate it. It needs bash and Slurm's commands;
+# text from the package (`python -m ddp_ft.cli.slurm_job script`) and evaluate it. It needs bash and Slurm's commands;
 # python may be a wrapper that enters a container, since nothing of Slurm is called from there.
 # shellcheck shell=bash
 
@@ -24,7 +24,7 @@ ddp_ft_job() {
   stop_file=$RUN_DIR/.stop-$JOB
   rm -f "$stop_file" # that of the start before
   export DDP_FT_STOP_FILE=$stop_file
-  earliest=$("$PYTHON" -m ddp_ft.slurm_job begin "$RUN_DIR" "$JOB") || exit
+  earliest=$("$PYTHON" -m ddp_ft.cli.slurm_job begin "$RUN_DIR" "$JOB") || exit
   # Not CONT, which Slurm sends along: bash would run only one of two traps that are due together.
   trap 'ddp_ft_ask USR2 "$earliest"' USR2
   trap 'ddp_ft_ask TERM 0' TERM
@@ -44,7 +44,7 @@ ddp_ft_arguments() {
   elif [[ $kind == array ]]; then
     [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] || ddp_ft_fail "not an array: submit it with sbatch --array=1-N."
     [[ $# -ge 1 && $1 != -* ]] || ddp_ft_fail "the file of runs must be the first argument."
-    mapfile -d '' -t line < <("$PYTHON" -m ddp_ft.slurm_job array "$1" "$SLURM_ARRAY_TASK_ID")
+    mapfile -d '' -t line < <("$PYTHON" -m ddp_ft.cli.slurm_job array "$1" "$SLURM_ARRAY_TASK_ID")
     wait $! || exit
     ARGS=("${@:2}" "${line[@]}")
   fi
@@ -80,9 +80,9 @@ ddp_ft_train() {
     step+=(${DDP_FT_SRUN_OPTIONS:-})
   fi
   if ((NODES > 1)); then
-    meet=(--rendezvous "$("$PYTHON" -m ddp_ft.slurm_job rendezvous "$SLURM_JOB_NODELIST" "$SLURM_JOB_ID")") || return 2
+    meet=(--rendezvous "$("$PYTHON" -m ddp_ft.cli.slurm_job rendezvous "$SLURM_JOB_NODELIST" "$SLURM_JOB_ID")") || return 2
   fi
-  exec "${step[@]}" "$PYTHON" -m ddp_ft.node --nodes "$NODES" "${meet[@]}" --job "$JOB.${SLURM_RESTART_COUNT:-0}" -- "${ARGS[@]}"
+  exec "${step[@]}" "$PYTHON" -m ddp_ft.cli.node --nodes "$NODES" "${meet[@]}" --job "$JOB.${SLURM_RESTART_COUNT:-0}" -- "${ARGS[@]}"
 }
 
 # The cores that the job has on each node; on the poorest, where they differ: "8(x2),4" -> 4.
@@ -113,7 +113,7 @@ ddp_ft_leave() { # CODE ASKED
   local reason='' verdict task=$JOB
   # TERM comes to a cancelled job, and to one whose time is over; the state is COMPLETING for both.
   [[ $2 != *TERM* ]] || reason=$(ddp_ft_reason)
-  verdict=$("$PYTHON" -m ddp_ft.slurm_job verdict "$RUN_DIR" "$JOB" --code "$1" --stop-file "$DDP_FT_STOP_FILE" \
+  verdict=$("$PYTHON" -m ddp_ft.cli.slurm_job verdict "$RUN_DIR" "$JOB" --code "$1" --stop-file "$DDP_FT_STOP_FILE" \
     --reason "$reason" --restarts "${SLURM_RESTART_COUNT:-0}" --most-restarts "$DDP_FT_MAX_REQUEUES") || exit 1
   rm -f "$DDP_FT_STOP_FILE"
   if [[ $verdict == requeue* && $DDP_FT_REQUEUE == requeue && -n ${SLURM_JOB_ID:-} ]]; then

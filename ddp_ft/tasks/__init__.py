@@ -5,7 +5,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ddp_ft.config import RunConfig
+from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema, Task
 from ddp_ft.errors import UserError, printable
 from ddp_ft.tasks.multi_label import MultiLabel

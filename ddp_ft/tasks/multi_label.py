@@ -9,14 +9,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddp_ft.config import RunConfig
-from ddp_ft.config.schema import LossConfig
+from ddp_ft.config.schema import LossConfig, RunConfig
 from ddp_ft.contracts import LABELS, Batch
 from ddp_ft.errors import UserError
+from ddp_ft.tasks.base import SupervisedTask, stored_loss
+from ddp_ft.tasks.class_weights import CLASS_KEY, POSITIVE_KEY, class_weights, positive_weights
 from ddp_ft.tasks.losses import LossChoice, choose_loss, multi_label_terms, soft_f1
-from ddp_ft.tasks.scores import mean_auroc, mean_average_precision, mean_f1
-from ddp_ft.tasks.supervised import SupervisedTask, stored_loss
-from ddp_ft.tasks.weights import CLASS_KEY, POSITIVE_KEY, class_weights, positive_weights
+from ddp_ft.tasks.metrics import mean_auroc, mean_average_precision, mean_f1
 
 THRESHOLD = 0.5  # a label is said to be there from this probability on
 SEPARATOR = ";"

@@ -8,12 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddp_ft.config import RunConfig
+from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import NUMBERS, Batch
 from ddp_ft.errors import UserError
+from ddp_ft.tasks.base import SupervisedTask, stored_loss
+from ddp_ft.tasks.class_weights import CLASS_KEY, POSITIVE_KEY
 from ddp_ft.tasks.losses import LossChoice, choose_loss, regression_losses
-from ddp_ft.tasks.supervised import SupervisedTask, stored_loss
-from ddp_ft.tasks.weights import CLASS_KEY, POSITIVE_KEY
 
 
 class Regression(SupervisedTask):

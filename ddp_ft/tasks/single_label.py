@@ -9,13 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddp_ft.config import RunConfig
+from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import LABEL, Batch
 from ddp_ft.errors import UserError
+from ddp_ft.tasks.base import SupervisedTask, stored_loss
+from ddp_ft.tasks.class_weights import POSITIVE_KEY, class_weights
 from ddp_ft.tasks.losses import LossChoice, choose_loss, single_label_losses
-from ddp_ft.tasks.scores import mean_auroc
-from ddp_ft.tasks.supervised import SupervisedTask, stored_loss
-from ddp_ft.tasks.weights import POSITIVE_KEY, class_weights
+from ddp_ft.tasks.metrics import mean_auroc
 
 CALIBRATION_BINS = 15  # as in arXiv 1706.04599
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ddp_ft.contracts import TRAIN
 from ddp_ft.errors import printable
-from ddp_ft.ranklog import LOGGER
+from ddp_ft.trackers.rank_log import LOGGER
 
 # Names of metrics that begin so are for TensorBoard alone.
 NOT_IN_LINES = ("lr/", "save_", "memory_", "host_", "cpu_", "gpu_")

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ddp_ft.contracts import TRAIN
-from ddp_ft.ranklog import LOGGER
 from ddp_ft.trackers.console import Outlook, Plain, clock
+from ddp_ft.trackers.rank_log import LOGGER
 
 # Seconds between two pictures of the display. It is drawn by the loop: a thread of its own would hold locks while
 # loaders fork.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from ddp_ft.contracts import PROBE, TRAIN
-from ddp_ft.services.curves import points
+from ddp_ft.trackers.services.curves import points
 
 # The groups of `curve_name`. TensorBoard sorts them by their names, hence the numbers.
 GROUPS = {

@@ -22,7 +22,7 @@ from benchmarks.methods import (
     to_arguments,
 )
 from benchmarks.runner import RESULT, Result, collect, load_result, run_all, twin_of_auto, write_draws
-from ddp_ft.config import make_config, parse_assignment, to_flat
+from ddp_ft.config.loading import make_config, parse_assignment, to_flat
 from ddp_ft.config.schema import RECIPES
 from ddp_ft.errors import UserError
 from tests.support import (
@@ -99,8 +99,8 @@ def test_another_setting_is_another_folder():
 
 def test_a_changed_recipe_is_another_folder(monkeypatch):
     digests = [run.digest() for run in some_runs(["lp_ft", AUTO, BASELINE])]
-    monkeypatch.setattr("ddp_ft.config.values.RECIPE_FOLDER", Path("nowhere"))
-    monkeypatch.setattr("ddp_ft.config.values.read_recipe", lambda name: {"probe.epochs": 7, "freeze.parts": "none"})
+    monkeypatch.setattr("ddp_ft.config.loading.RECIPE_FOLDER", Path("nowhere"))
+    monkeypatch.setattr("ddp_ft.config.loading.read_recipe", lambda name: {"probe.epochs": 7, "freeze.parts": "none"})
     monkeypatch.setattr("benchmarks.methods.read_recipe", lambda name: {"probe.epochs": 7})
     changed = [run.digest() for run in some_runs(["lp_ft", AUTO, BASELINE])]
     assert all(old != new for old, new in zip(digests, changed, strict=True))

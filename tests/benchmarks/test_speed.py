@@ -22,10 +22,10 @@ from benchmarks.speed_table import best_peer, ratio, speed_table, stage_table
 from benchmarks.startup import Case, cases, time_case
 from benchmarks.throughput import choose, throughput
 from benchmarks.workload import WARM_UP_STEPS, Clock, Outcome, Workload
-from ddp_ft import progress
-from ddp_ft.config import make_config
-from ddp_ft.environment import usable_cores
+from ddp_ft.config.loading import make_config
+from ddp_ft.distributed.environment import usable_cores
 from ddp_ft.errors import UserError
+from ddp_ft.training import progress
 from tests.support.ranks import run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,12 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ddp_ft.average import average
-from ddp_ft.checkpoint import Checkpoints, checkpoint_weights
-from ddp_ft.data import EvalLoader, eval_transform, open_splits
+from ddp_ft.cli.average import average
+from ddp_ft.data.image.transforms import eval_transform
+from ddp_ft.data.loader import EvalLoader
+from ddp_ft.data.splits.open import open_splits
 from ddp_ft.errors import UserError
-from ddp_ft.inference import load_trained
-from ddp_ft.runfolder import RunFolder
+from ddp_ft.inference.trained_model import load_trained
+from ddp_ft.run_folder.checkpoints import Checkpoints, checkpoint_weights
+from ddp_ft.run_folder.folder import RunFolder
 from tests.support.trained import draw_weights, write_run
 
 SCORES = {1: 0.4, 2: 0.9, 3: None, 4: 0.7, 5: 0.2}
@@ -116,7 +118,7 @@ def test_statistics_are_those_of_the_training_set(norm_run, tmp_path, capsys):
 def test_statistics_over_several_chunks_count_pictures_alike(norm_run, tmp_path, monkeypatch):
     """30 pictures as 20 and 10; and as 29 and 1, which has no variance worth counting."""
     for chunk, parts in ((20, (20, 10)), (29, (29,))):
-        monkeypatch.setattr("ddp_ft.averaging.EVAL_CHUNK", chunk)
+        monkeypatch.setattr("ddp_ft.inference.weight_averaging.EVAL_CHUNK", chunk)
         output = tmp_path / str(chunk)
         found = call(norm_run, output, "--last", 3)
         seen = first_layer_outputs(norm_run, output)[: sum(parts)]

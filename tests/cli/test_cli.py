@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from ddp_ft import __version__
-from ddp_ft.cli import COMMANDS, ddp_ft
+from ddp_ft.cli.main import COMMANDS, ddp_ft
 
 
 def test_help_lists_every_command_with_its_line():
@@ -39,7 +39,7 @@ def test_one_version(arguments):
 @pytest.mark.parametrize("arguments", [["--help"], ["config", "--list"], ["config", "optim.lr"], ["train", "--help"]])
 def test_without_torch(arguments):
     script = (
-        "import sys; from ddp_ft.cli import ddp_ft\n"
+        "import sys; from ddp_ft.cli.main import ddp_ft\n"
         f"ddp_ft.main({arguments!r}, standalone_mode=False)\n"
         "print([m for m in ('torch', 'torchvision', 'timm', 'numpy') if m in sys.modules])"
     )

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from ddp_ft import values_to_complete
-from ddp_ft.cli import COMMANDS, ddp_ft
-from ddp_ft.user_cache import FOLDER_VARIABLE
+from ddp_ft.cli.main import COMMANDS, ddp_ft
+from ddp_ft.config.user_cache import FOLDER_VARIABLE
 from ddp_ft.values_to_complete import cached_names, store_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ def program(tmp_path):
     """A folder with a ddp-ft that fails if it imports torch."""
     (tmp_path / "bin").mkdir()
     file = tmp_path / "bin" / "ddp-ft"
-    script = "import sys; sys.modules['torch'] = None; sys.argv[0] = 'ddp-ft'; from ddp_ft.cli import main; main()"
+    script = "import sys; sys.modules['torch'] = None; sys.argv[0] = 'ddp-ft'; from ddp_ft.cli.main import main; main()"
     file.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -c "{script}" "$@"\n')
     file.chmod(0o755)
     return file.parent

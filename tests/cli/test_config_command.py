@@ -9,11 +9,11 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from ddp_ft.config import KEYS, make_config, parse_assignment, read_config_file, to_flat
+from ddp_ft.cli.config import allowed_values, config, details, shown_default
 from ddp_ft.config.keys import Key
-from ddp_ft.config.schema import RECIPES
+from ddp_ft.config.loading import make_config, parse_assignment, read_config_file, to_flat
+from ddp_ft.config.schema import KEYS, RECIPES
 from ddp_ft.errors import UserError
-from ddp_ft.show_config import allowed_values, config, details, shown_default
 
 
 def shown(*arguments):
@@ -138,7 +138,7 @@ def test_one_thing_at_a_time(arguments):
 
 
 def test_exit_code_of_a_mistake():
-    command = [sys.executable, "-c", "from ddp_ft.cli import main; main()", "config", "optim.rl"]
+    command = [sys.executable, "-c", "from ddp_ft.cli.main import main; main()", "config", "optim.rl"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("Error: ") and "optim.lr" in done.stderr and "Traceback" not in done.stderr

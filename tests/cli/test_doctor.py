@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_ft.checkup import disk, speed
+from ddp_ft.diagnostics import disk, speed
 from ddp_ft.doctor import doctor
 from ddp_ft.errors import UserError
 from tests.support.pictures import write_shapes
@@ -168,7 +168,7 @@ def test_two_ranks(pictures):
 
 def test_help_without_torch():
     script = (
-        "import sys; from ddp_ft.cli import ddp_ft\n"
+        "import sys; from ddp_ft.cli.main import ddp_ft\n"
         "ddp_ft.main(['doctor', '--help'], standalone_mode=False)\n"
         "print([m for m in ('torch', 'torchvision', 'timm', 'numpy', 'PIL') if m in sys.modules])"
     )

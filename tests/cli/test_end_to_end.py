@@ -166,9 +166,11 @@ def test_evaluate_on_a_folder_of_class_folders_counts_all(shapes, tmp_path, caps
     assert (found["split"], found["samples"]) == ("all", 30)
 
 
-@pytest.mark.parametrize("module", ["ddp_ft.train", "ddp_ft.evaluate", "ddp_ft.predict", "ddp_ft.export", "ddp_ft.cli"])
+@pytest.mark.parametrize(
+    "module", ["ddp_ft.train", "ddp_ft.evaluate", "ddp_ft.predict", "ddp_ft.export", "ddp_ft.cli.main"]
+)
 def test_help_comes_without_torch(module):
-    name = module.rpartition(".")[2].replace("cli", "ddp_ft")
+    name = module.rpartition(".")[2].replace("main", "ddp_ft")
     program = (
         f"import sys\nfrom {module} import {name}\n{name}.main(['--help'], standalone_mode=False)\n"
         "heavy = {'torch', 'torchvision', 'timm', 'numpy'} & set(sys.modules)\nassert not heavy, heavy"

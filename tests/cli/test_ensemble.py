@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from ddp_ft.contracts import Preprocess
-from ddp_ft.data import FileSource, eval_transform, list_pictures
+from ddp_ft.data.image.transforms import eval_transform
+from ddp_ft.data.sources.folder import FileSource
+from ddp_ft.data.sources.predict_inputs import list_pictures
 from ddp_ft.errors import UserError
-from ddp_ft.inference import VIEWS, Views, combine_members, load_ensemble, load_trained, with_views
+from ddp_ft.inference.trained_model import VIEWS, Views, combine_members, load_ensemble, load_trained, with_views
 from ddp_ft.tasks import restore_task
 from tests.support.runs import call_on
 from tests.support.trained import PREPROCESS, write_model
@@ -163,7 +165,7 @@ def test_crops_of_a_model_that_sees_little_of_the_picture_stay_within_that():
 
 
 def load_like(preprocess):
-    from ddp_ft.inference import Trained
+    from ddp_ft.inference.trained_model import Trained
 
     task = restore_task("single-label", {"classes": ["a", "b", "c"]})
     return Trained(Mean(), preprocess, task, ("a", "b", "c"), "fp32", False)

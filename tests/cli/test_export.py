@@ -13,13 +13,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ddp_ft.checkpoint import save_model_folder
 from ddp_ft.contracts import Preprocess
-from ddp_ft.data import FileSource, eval_transform, list_pictures
+from ddp_ft.data.image.transforms import eval_transform
+from ddp_ft.data.sources.folder import FileSource
+from ddp_ft.data.sources.predict_inputs import list_pictures
 from ddp_ft.errors import UserError
-from ddp_ft.inference import describe_model, load_trained
+from ddp_ft.exporters.onnx import preprocessing_text
+from ddp_ft.inference.trained_model import describe_model, load_trained
 from ddp_ft.models import build_model
-from ddp_ft.onnx_graph import preprocessing_text
+from ddp_ft.run_folder.checkpoints import save_model_folder
 from ddp_ft.tasks import restore_task
 from tests.support.pictures import SHAPES, draw_shape
 from tests.support.trained import write_model, write_run
@@ -224,7 +226,7 @@ def test_a_crop_that_cannot_be_put_inside(tmp_path):
 
 @pytest.mark.slow
 def test_a_head_that_its_library_does_not_build(tmp_path):
-    from ddp_ft.config import HeadConfig
+    from ddp_ft.config.schema import HeadConfig
 
     model = write_library_model(tmp_path / "m", "timm/test_vit", 32, HeadConfig(name="mlp:8"))
     with pytest.raises(UserError, match=r"a head of its own \(mlp:8\)"):

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from ddp_ft.command import run_command
+from ddp_ft.cli.models import facts, models
+from ddp_ft.cli.options import run_command
+from ddp_ft.config.user_cache import FOLDER_VARIABLE
 from ddp_ft.models import known_names
 from ddp_ft.models.freezing import frozen_names
-from ddp_ft.show_models import facts, models
-from ddp_ft.user_cache import FOLDER_VARIABLE
 from tests.support import nets
 
 
@@ -132,6 +132,6 @@ def test_tables_fit_a_terminal(say, name) -> None:
 
 
 def test_help_needs_no_torch() -> None:
-    script = "import sys, ddp_ft.show_models; print([m for m in ('torch', 'timm', 'torchvision') if m in sys.modules])"
+    script = "import sys, ddp_ft.cli.models; print([m for m in ('torch', 'timm', 'torchvision') if m in sys.modules])"
     outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert outcome.stdout.strip() == "[]"

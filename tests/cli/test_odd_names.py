@@ -6,7 +6,7 @@ import json
 import pytest
 from PIL import Image
 
-from ddp_ft.show_runs import runs
+from ddp_ft.cli.runs import runs
 from tests.support.pictures import write_shapes
 from tests.support.runs import call_on, read, train_here, train_on
 

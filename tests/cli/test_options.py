@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ddp_ft.checkpoint import load_checkpoint
-from ddp_ft.config import KEYS
+from ddp_ft.config.schema import KEYS
 from ddp_ft.errors import UserError
-from ddp_ft.inference import load_trained
+from ddp_ft.inference.trained_model import load_trained
+from ddp_ft.run_folder.checkpoints import load_checkpoint
 from tests.support.runs import column, read, rows, train_here
 
 # Key -> the test that fails if it is ignored, here unless another file is named.
@@ -360,7 +360,7 @@ def test_a_finished_run_is_not_run_again(shapes, tmp_path, capsys):
 
 
 def test_the_default_run_folder_is_named_after_data_and_model(shapes, tmp_path, monkeypatch):
-    from ddp_ft.config import make_config
+    from ddp_ft.config.loading import make_config
     from ddp_ft.train import default_run_dir
 
     config = make_config({"data.path": str(shapes), "model.name": "timm/resnet18.a1_in1k"})

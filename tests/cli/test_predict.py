@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ddp_ft.errors import UserError
-from ddp_ft.prediction_parts import Part, Parts
+from ddp_ft.inference.partial_output import Part, Parts
 from tests.support.pictures import SHAPES
 from tests.support.runs import call_on
 from tests.support.tables import write_csv

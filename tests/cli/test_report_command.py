@@ -13,10 +13,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from ddp_ft.cli.report import report
 from ddp_ft.errors import UserError
 from ddp_ft.reporting.card import renewed_card
 from ddp_ft.reporting.facts import open_judged, read_run
-from ddp_ft.show_report import report
 from tests.support.finished import write_finished
 from tests.support.marks import slowly
 from tests.support.runs import read, train_here

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ddp_ft.charts import CELL, MARGIN
 from ddp_ft.errors import UserError
-from ddp_ft.outputs import load_evaluation
-from ddp_ft.profiling import parse_steps
+from ddp_ft.run_folder.evaluations import load_evaluation
+from ddp_ft.trackers.charts import CELL, MARGIN
+from ddp_ft.training.profiler import parse_steps
 from tests.support.runs import arguments, read, start_process, train_here, train_on
 
 PICTURES = [

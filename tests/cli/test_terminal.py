@@ -11,7 +11,7 @@ import time
 import pytest
 from rich.console import Console
 
-from ddp_ft.trackers import Outlook
+from ddp_ft.trackers.console import Outlook
 from ddp_ft.trackers.live import Live
 from tests.support.commands import Command
 from tests.support.runs import arguments, train_here, train_on

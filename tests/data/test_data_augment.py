@@ -8,11 +8,13 @@ import torch
 from picture_files import NumberSource
 from torchvision.transforms import v2
 
-from ddp_ft.config import AugmentConfig
 from ddp_ft.config.presets import AUGMENT_PRESETS
+from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.contracts import Preprocess
-from ddp_ft.data import GlobalOrderSampler, TrainLoader, train_transform
-from ddp_ft.data.augment import Distortions, distortions
+from ddp_ft.data.image.augment import Distortions, distortions
+from ddp_ft.data.image.transforms import train_transform
+from ddp_ft.data.loader import TrainLoader
+from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.errors import UserError
 
 PREPROCESS = Preprocess((24, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

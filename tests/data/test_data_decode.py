@@ -9,7 +9,8 @@ from picture_files import save_picture
 from PIL import Image, ImageOps
 
 from ddp_ft.contracts import BadSample
-from ddp_ft.data import FileSource, decode
+from ddp_ft.data.image.decode import decode
+from ddp_ft.data.sources.folder import FileSource
 
 RAMP = np.linspace(0, 65535, 16 * 12).astype(np.uint16).reshape(12, 16)
 

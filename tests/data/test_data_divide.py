@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS
-from ddp_ft.data.divide import Pool, deal, draw, parse_fold
+from ddp_ft.data.splits.stratify import Pool, deal, draw, parse_fold
 from ddp_ft.errors import UserError
 
 

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from picture_files import save_classes, save_picture
 
-from ddp_ft.config import DataConfig
-from ddp_ft.data import Splits, folder_splits, index, open_splits
+from ddp_ft.config.schema import DataConfig
+from ddp_ft.config.user_cache import FOLDER_VARIABLE
+from ddp_ft.data.sources import index
+from ddp_ft.data.splits import folder as folder_splits
+from ddp_ft.data.splits.open import Splits, open_splits
 from ddp_ft.errors import UserError
-from ddp_ft.user_cache import FOLDER_VARIABLE
 
 
 @pytest.fixture

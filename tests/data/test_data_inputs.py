@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from ddp_ft.data import list_pictures
+from ddp_ft.data.sources.predict_inputs import list_pictures
 from ddp_ft.errors import UserError
 from tests.support.tables import write_csv, write_parquet
 

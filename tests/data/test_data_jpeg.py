@@ -9,12 +9,14 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import resize_image
 
-from ddp_ft.config import AugmentConfig
+from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.contracts import BadSample, Preprocess
-from ddp_ft.data import FileSource, decode, eval_transform, jpeg, train_transform
-from ddp_ft.data.decode import JpegFile, open_picture
-from ddp_ft.data.picture import Box, Sized, cut
-from ddp_ft.data.samples import open_sample
+from ddp_ft.data.image import jpeg
+from ddp_ft.data.image.decode import JpegFile, decode, open_picture
+from ddp_ft.data.image.picture import Box, Sized, cut
+from ddp_ft.data.image.sample import open_sample
+from ddp_ft.data.image.transforms import eval_transform, train_transform
+from ddp_ft.data.sources.folder import FileSource
 
 KINDS = {
     "usual": {"subsampling": 2},

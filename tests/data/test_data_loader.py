@@ -8,22 +8,17 @@ import pytest
 import torch
 from picture_files import NumberSource, save_classes, save_picture
 
-from ddp_ft import environment
-from ddp_ft.config import AugmentConfig, DataConfig
+from ddp_ft.config.schema import AugmentConfig, DataConfig
 from ddp_ft.contracts import Batch, Preprocess, Source
-from ddp_ft.data import (
-    EvalLoader,
-    FileSource,
-    GlobalOrderSampler,
-    TrainLoader,
-    default_workers,
-    eval_transform,
-    list_pictures,
-    open_splits,
-    scan,
-    train_transform,
-)
 from ddp_ft.data import loader as loader_module
+from ddp_ft.data.bad_samples.find import scan
+from ddp_ft.data.image.transforms import eval_transform, train_transform
+from ddp_ft.data.loader import EvalLoader, TrainLoader, default_workers
+from ddp_ft.data.sampler import GlobalOrderSampler
+from ddp_ft.data.sources.folder import FileSource
+from ddp_ft.data.sources.predict_inputs import list_pictures
+from ddp_ft.data.splits.open import open_splits
+from ddp_ft.distributed import environment
 from ddp_ft.errors import UserError
 
 PREPROCESS = Preprocess((8, 8), (0.5,) * 3, (0.5,) * 3)

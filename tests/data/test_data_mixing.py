@@ -7,10 +7,13 @@ import pytest
 import torch
 from picture_files import NumberSource
 
-from ddp_ft.config import AugmentConfig
+from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.contracts import Address, Batch, Preprocess
-from ddp_ft.data import DeviceTransform, GlobalOrderSampler, Mixing, TrainLoader, train_transform
-from ddp_ft.data.mixing import draw_mixes, mix_images
+from ddp_ft.data.image.device_transform import DeviceTransform
+from ddp_ft.data.image.mixup import Mixing, draw_mixes, mix_images
+from ddp_ft.data.image.transforms import train_transform
+from ddp_ft.data.loader import TrainLoader
+from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.errors import UserError
 
 PREPROCESS = Preprocess((8, 12), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))

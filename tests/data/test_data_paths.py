@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddp_ft.data import FolderSource
-from ddp_ft.data.paths import Paths
+from ddp_ft.data.sources.folder import FolderSource
+from ddp_ft.data.sources.paths import Paths
 
 NAMES = ["a/1.jpg", "", "ä/\N{SNOWMAN} 2.jpg", "line\nbreak", "no utf-8 \udcff", "b/3.jpg"]
 

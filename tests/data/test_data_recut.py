@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-from ddp_ft.config import AugmentConfig
+from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.contracts import Preprocess
-from ddp_ft.data import GlobalOrderSampler, Mixing, TrainLoader, train_transform
-from ddp_ft.data.recut import Recut
+from ddp_ft.data.image.mixup import Mixing
+from ddp_ft.data.image.transforms import train_transform
+from ddp_ft.data.loader import TrainLoader
+from ddp_ft.data.micro_batches import Recut
+from ddp_ft.data.sampler import GlobalOrderSampler
 from tests.distributed.test_mixing import NoiseSource
 
 STEPS = 5

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.data.distributed import DistributedSampler
 
-from ddp_ft.data import GlobalOrderSampler, derive_seed, even_share
+from ddp_ft.data.rng import derive_seed
+from ddp_ft.data.sampler import GlobalOrderSampler, even_share
 
 
 def sampler(size: int, batch: int, world: int = 1, rank: int = 0, seed: int = 0, shuffle: bool = True):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ddp_ft.data import seed_masks
+from ddp_ft.data.rng import seed_masks
 
 HAS_CUDA = torch.cuda.is_available()
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not HAS_CUDA, reason="no GPU")])]

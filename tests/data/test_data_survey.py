@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddp_ft.checkup.data import HUGE_PIXELS, about_survey
-from ddp_ft.config import make_config
-from ddp_ft.data import open_splits
+from ddp_ft.config.loading import make_config
+from ddp_ft.data.splits.open import open_splits
 from ddp_ft.data.survey import ALPHA, ANIMATED, CMYK, DEEP, ODDITIES, PALETTE, SUFFIX, TURNED, survey
-from ddp_ft.finding import NOTE, OK, PROBLEM, WARNING
+from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING
+from ddp_ft.diagnostics.images import HUGE_PIXELS, about_survey
 from tests.data.picture_files import save_classes, save_picture
 
 ORIENTATION = 0x0112

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from ddp_ft.config import DataConfig
+from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, LabelledSource, Schema
-from ddp_ft.data import Splits, open_part, open_splits
+from ddp_ft.data.parts import open_part
+from ddp_ft.data.splits.open import Splits, open_splits
 from ddp_ft.errors import UserError
 from tests.support.tables import write_csv, write_parquet, write_shape_table
 

@@ -9,10 +9,10 @@ from scipy.stats import ks_2samp
 from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision.transforms import v2
 
-from ddp_ft.config import AugmentConfig
+from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.contracts import Preprocess
-from ddp_ft.data import DeviceTransform, eval_transform, train_transform
-from ddp_ft.data.transforms import draw_crop
+from ddp_ft.data.image.device_transform import DeviceTransform
+from ddp_ft.data.image.transforms import draw_crop, eval_transform, train_transform
 from ddp_ft.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

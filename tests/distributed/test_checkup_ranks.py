@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ddp_ft.checkup import ranks
-from ddp_ft.checkup.ranks import Seen
-from ddp_ft.finding import OK, PROBLEM, WARNING, Finding
+from ddp_ft.diagnostics import ranks
+from ddp_ft.diagnostics.finding import OK, PROBLEM, WARNING, Finding
+from ddp_ft.diagnostics.ranks import Seen
 from tests.data.picture_files import save_classes
 from tests.support.ranks import run_ranks
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ddp_ft import compiling
-from ddp_ft.compiling import Times, micro_batch_sizes
-from ddp_ft.data import GlobalOrderSampler
+from ddp_ft.data.sampler import GlobalOrderSampler
+from ddp_ft.distributed.stop_request import CutShort, StopRequest
 from ddp_ft.errors import UserError
-from ddp_ft.interrupt import CutShort, StopRequest
 from ddp_ft.models import build_model
-from ddp_ft.models.layers import repeated_blocks
-from ddp_ft.models.recompute import recompute_blocks
+from ddp_ft.models.activation_checkpointing import recompute_blocks
+from ddp_ft.models.blocks import repeated_blocks
+from ddp_ft.training import compile as compiling
+from ddp_ft.training.compile import Times, micro_batch_sizes
 from tests.faults import exhausted
 from tests.faults.comparing import assert_same_result
 from tests.faults.fault import Fault
@@ -346,7 +346,8 @@ def test_a_signal_cuts_short_once():
 @pytest.mark.parametrize("micro_batch", [None, 2, 3, 5])
 @pytest.mark.parametrize(("samples", "batch", "world"), [(30, 8, 3), (30, 4, 3), (5, 4, 3), (64, 8, 2), (97, 16, 1)])
 def test_the_sizes_are_those_that_the_loader_gives(samples, batch, world, micro_batch, pairs):
-    from ddp_ft.data import Mixing, TrainLoader
+    from ddp_ft.data.image.mixup import Mixing
+    from ddp_ft.data.loader import TrainLoader
 
     for rank in range(world):
         sampler = GlobalOrderSampler(samples, batch, world, rank, 0, pairs=pairs)

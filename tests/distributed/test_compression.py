@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ddp_ft.replica import Replica
+from ddp_ft.distributed.ddp import Replica
 from tests.support import nets
 from tests.support.ranks import run_ranks
 from tests.support.runs import column, train_on

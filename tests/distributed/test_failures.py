@@ -39,7 +39,7 @@ def test_a_mistake_found_by_rank_0_reaches_all(world_size):
 
 
 def claim(world):
-    from ddp_ft.distributed import claim_failure
+    from ddp_ft.distributed.world import claim_failure
 
     world.barrier()
     return claim_failure(world.rank)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ddp_ft.feature_cache import ChunkStore
-from ddp_ft.features import Extractor
+from ddp_ft.features.cache import ChunkStore
+from ddp_ft.features.extractor import Extractor
 from ddp_ft.tasks.single_label import SingleLabel
 from tests.support import nets
 from tests.support.ranks import run_ranks

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from ddp_ft.contracts import LABEL, Schema
-from ddp_ft.data import FolderSource, Splits
-from ddp_ft.data.paths import Paths
+from ddp_ft.data.sources.folder import FolderSource
+from ddp_ft.data.sources.paths import Paths
+from ddp_ft.data.splits.open import Splits
 from tests.support.ranks import run_ranks
 
 COUNT = 150_000

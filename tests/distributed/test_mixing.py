@@ -4,11 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_ft.config import AugmentConfig
+from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.contracts import Batch, Preprocess
-from ddp_ft.data import DeviceTransform, GlobalOrderSampler, Mixing, TrainLoader, train_transform
-from ddp_ft.distributed import World
-from ddp_ft.replica import replicate
+from ddp_ft.data.image.device_transform import DeviceTransform
+from ddp_ft.data.image.mixup import Mixing
+from ddp_ft.data.image.transforms import train_transform
+from ddp_ft.data.loader import TrainLoader
+from ddp_ft.data.sampler import GlobalOrderSampler
+from ddp_ft.distributed.ddp import replicate
+from ddp_ft.distributed.world import World
 from tests.support import nets
 from tests.support.ranks import run_ranks
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_ft.config import make_config
-from ddp_ft.distributed import World
-from ddp_ft.gradients import Penalties, anchors_of, clip
+from ddp_ft.config.loading import make_config
+from ddp_ft.distributed.world import World
+from ddp_ft.training.gradients import Penalties, anchors_of, clip
 from tests.support import nets
 from tests.support.ranks import run_ranks
 

@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from ddp_ft.config import make_config
+from ddp_ft.config.loading import make_config
 from ddp_ft.contracts import Preprocess
-from ddp_ft.data import DeviceTransform, GlobalOrderSampler
-from ddp_ft.distributed import World
-from ddp_ft.engine import Learner, averaged_statistics, batch_statistics
-from ddp_ft.gradients import clip
-from ddp_ft.optim import make_optimizer, param_groups
-from ddp_ft.replica import replicate
+from ddp_ft.data.image.device_transform import DeviceTransform
+from ddp_ft.data.sampler import GlobalOrderSampler
+from ddp_ft.distributed.ddp import replicate
+from ddp_ft.distributed.world import World
 from ddp_ft.tasks.single_label import SingleLabel
+from ddp_ft.training.gradients import clip
+from ddp_ft.training.optim import make_optimizer, param_groups
+from ddp_ft.training.step import Learner, averaged_statistics, batch_statistics
 from tests.support import nets
 from tests.support.ranks import run_ranks
 

@@ -21,7 +21,8 @@ RULES = {
 
 def hasten(margin):
     """Two rounds of single steps; and what a candidate must gain. To be called in the process that measures."""
-    from ddp_ft import race, tuning
+    from ddp_ft.tuning import timing as race
+    from ddp_ft.tuning import tune as tuning
 
     race.ROUNDS, race.MARGIN, tuning.TURN_SECONDS = 2, margin, 0.0
 
@@ -39,7 +40,8 @@ def tune_on(world_size, *args, margin=1e9, **options):
 @pytest.fixture
 def hasty(monkeypatch):
     """The same in this process."""
-    from ddp_ft import race, tuning
+    from ddp_ft.tuning import timing as race
+    from ddp_ft.tuning import tune as tuning
 
     monkeypatch.setattr(race, "ROUNDS", 1)
     monkeypatch.setattr(race, "MARGIN", 1e9)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from ddp_ft.data import GlobalOrderSampler
-from ddp_ft.distributed import World
-from ddp_ft.ema import Ema
-from ddp_ft.interrupt import Agreement, StopRequest
-from ddp_ft.progress import LossWindow
+from ddp_ft.data.sampler import GlobalOrderSampler
+from ddp_ft.distributed.stop_request import Agreement, StopRequest
+from ddp_ft.distributed.world import World
+from ddp_ft.training.ema import Ema
+from ddp_ft.training.progress import LossWindow
 from tests.distributed.test_step import make_learner, micro_batches
 from tests.support import nets
 

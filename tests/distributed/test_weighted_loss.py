@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_ft.config import make_config
+from ddp_ft.config.loading import make_config
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Preprocess, Schema
-from ddp_ft.data import DeviceTransform
-from ddp_ft.distributed import World
-from ddp_ft.engine import Learner
-from ddp_ft.replica import replicate
+from ddp_ft.data.image.device_transform import DeviceTransform
+from ddp_ft.distributed.ddp import replicate
+from ddp_ft.distributed.world import World
 from ddp_ft.tasks import make_task
+from ddp_ft.training.step import Learner
 from tests.support import nets
 from tests.support.ranks import run_ranks
 

@@ -39,12 +39,12 @@ def test_what_is_inside(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     package = {str(file.relative_to(ROOT)) for file in (ROOT / "ddp_ft").rglob("*") if file.is_file()}
     package = {name for name in package if "__pycache__" not in name}
-    assert {"ddp_ft/py.typed", "ddp_ft/recipes/lp_ft.yaml", "ddp_ft/slurm/job.sh"} <= package
+    assert {"ddp_ft/py.typed", "ddp_ft/config/recipes/lp_ft.yaml", "ddp_ft/slurm/job.sh"} <= package
     assert {name for name in names if name.startswith("ddp_ft/")} == package
     assert {name.split("/")[0] for name in names} == {"ddp_ft", f"ddp_ft-{__version__}.dist-info"}
     assert any(name.endswith("LICENSE") for name in names)
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
-    assert "ddp-ft = ddp_ft.cli:main" in zipfile.ZipFile(wheel).read(entry_points).decode()
+    assert "ddp-ft = ddp_ft.cli.main:main" in zipfile.ZipFile(wheel).read(entry_points).decode()
 
 
 def test_it_runs_from_where_it_was_installed(wheel, tmp_path):

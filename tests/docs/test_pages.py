@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ddp_ft.cli import COMMANDS, ddp_ft
-from ddp_ft.user_cache import FOLDER_VARIABLE
+from ddp_ft.cli.main import COMMANDS, ddp_ft
+from ddp_ft.config.user_cache import FOLDER_VARIABLE
 from tests.support.commands import run_words
 from tests.support.runs import train_here
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_ft.config import KEYS
+from ddp_ft.config.schema import KEYS
 from tests.support.commands import run_words
 from tests.support.marks import slowly
 from tests.support.runs import read

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ddp_ft.cli import ddp_ft
-from ddp_ft.config import KEYS
+from ddp_ft.cli.main import ddp_ft
+from ddp_ft.config.schema import KEYS
 from tests.support.finished import write_finished
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "report.md").read_text(encoding="utf-8")

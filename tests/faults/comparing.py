@@ -6,7 +6,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from ddp_ft.checkpoint import load_checkpoint
+from ddp_ft.run_folder.checkpoints import load_checkpoint
 from tests.support.runs import read, rows
 
 TIMING = (

@@ -5,7 +5,7 @@ import resource
 import torch
 from torch import Tensor, nn
 
-from ddp_ft.data import derive_seed
+from ddp_ft.data.rng import derive_seed
 from tests.support import nets
 
 THIS_FILE = __file__

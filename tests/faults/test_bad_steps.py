@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ddp_ft.data import GlobalOrderSampler
+from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.errors import UserError
 from tests.distributed.test_step import make_learner, micro_batches
 from tests.faults import poisoned

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from ddp_ft.config import DataConfig
+from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import BadSample, Batch
-from ddp_ft.data import EvalLoader, GlobalOrderSampler, TrainLoader, left_out, open_splits, sampling_weights
-from ddp_ft.data.decode import StorageFault
-from ddp_ft.data.loader import SampleError
-from ddp_ft.data.quarantine import Quarantine
-from ddp_ft.data.skipping import Lenient, leave_out_damaged
-from ddp_ft.distributed import World
+from ddp_ft.data.bad_samples.quarantine import Quarantine
+from ddp_ft.data.bad_samples.replace import Lenient, leave_out_damaged, left_out
+from ddp_ft.data.image.decode import StorageFault
+from ddp_ft.data.loader import EvalLoader, SampleError, TrainLoader
+from ddp_ft.data.sampler import GlobalOrderSampler
+from ddp_ft.data.sampling import sampling_weights
+from ddp_ft.data.splits.open import open_splits
+from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from tests.support import nets
 from tests.support.pictures import write_shapes
@@ -287,8 +289,8 @@ def test_a_killed_run_goes_on_with_the_same_stand_ins(torn, tmp_path):
 def test_features_of_a_damaged_picture_are_those_of_its_stand_in(tmp_path, threads):
     """And so are its labels: a probe trains on them by their place. Its chunk is read again at each start, lest nobody
     be told of the damage."""
-    from ddp_ft.feature_cache import ChunkStore
-    from ddp_ft.features import Extractor, labelled
+    from ddp_ft.features.cache import ChunkStore
+    from ddp_ft.features.extractor import Extractor, labelled
     from ddp_ft.tasks.single_label import SingleLabel
 
     task, net = SingleLabel(("a", "b", "c")), nets.plain()

@@ -9,12 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ddp_ft.config import DataConfig
+from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import Preprocess
-from ddp_ft.data import DeviceTransform, EvalLoader, eval_transform, open_splits
+from ddp_ft.data.image.device_transform import DeviceTransform
+from ddp_ft.data.image.transforms import eval_transform
+from ddp_ft.data.loader import EvalLoader
+from ddp_ft.data.splits.open import open_splits
 from ddp_ft.errors import UserError
-from ddp_ft.feature_cache import ROWS
-from ddp_ft.frozen import FOLDER
+from ddp_ft.features.cache import ROWS
+from ddp_ft.features.precompute import FOLDER
 from tests.faults.comparing import assert_same_result
 from tests.support import counting
 from tests.support.counting import COUNTS, LIMIT, pictures_seen

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from ddp_ft.checkpoint import Checkpoints, damage_of
 from ddp_ft.errors import UserError
+from ddp_ft.run_folder.checkpoints import Checkpoints, damage_of
 from tests.faults import poisoned
 from tests.faults.forks import run_forked
 from tests.support.ranks import run_ranks

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from ddp_ft.errors import UserError
-from ddp_ft.lease import Lease, read_lease
+from ddp_ft.run_folder.lease import Lease, read_lease
 from tests.support.runs import arguments, read, start_process, train_here, wait_for
 
 
@@ -66,7 +66,7 @@ def test_an_orphaned_loader_worker_does_not_hold_it(held):
 
 
 def test_a_second_start_is_refused_and_harms_nothing(shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr("ddp_ft.lease.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("ddp_ft.run_folder.lease.PATIENCE_SECONDS", 0.5)
     process = start_process(arguments(shapes, tmp_path / "r", epochs=2000))
     try:
         wait_for(tmp_path / "r/checkpoints/last", process)

@@ -5,13 +5,14 @@ import shutil
 import pytest
 import torch
 
-from ddp_ft import job
-from ddp_ft.data import GlobalOrderSampler, seed_masks
-from ddp_ft.distributed import World
-from ddp_ft.engine import Scorer
+from ddp_ft.data.rng import seed_masks
+from ddp_ft.data.sampler import GlobalOrderSampler
+from ddp_ft.distributed.ddp import replicate
+from ddp_ft.distributed.stop_request import Agreement
+from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
-from ddp_ft.interrupt import Agreement
-from ddp_ft.replica import replicate
+from ddp_ft.training import build as job
+from ddp_ft.training.step import Scorer
 from tests.distributed.test_step import make_learner, micro_batches
 from tests.faults import exhausted
 from tests.faults.comparing import curve

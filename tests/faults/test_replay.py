@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ddp_ft.bad_batches import BadBatch, BadBatches, describe_samples
-from ddp_ft.cli import ddp_ft
+from ddp_ft.cli.main import ddp_ft
 from ddp_ft.contracts import Address
-from ddp_ft.data import FolderSource
+from ddp_ft.data.sources.folder import FolderSource
 from ddp_ft.errors import UserError
+from ddp_ft.run_folder.bad_batches import BadBatch, BadBatches, describe_samples
 from tests.support import nets
 from tests.support.runs import column, read, train_here, train_on
 

@@ -145,7 +145,7 @@ def test_a_rank_that_falls_silent_is_noticed_and_the_others_show_where_they_wait
     assert all(codes), said
     stacks = {file.name: file.read_text() for file in (run / "stacks").iterdir()}
     assert {f"rank_{rank}.txt" for rank in range(world_size) if rank != silent} <= set(stacks)
-    assert all("engine.py" in text for text in stacks.values())
+    assert all("training/step.py" in text for text in stacks.values())
     for folder in (run, unbroken):
         codes, said = run_forked(world_size, arguments(shapes, folder, *args, epochs=2))
         assert codes == [0] * world_size, said

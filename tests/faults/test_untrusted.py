@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ddp_ft.command import run_command
+from ddp_ft.cli.options import run_command
 from ddp_ft.contracts import BadSample
-from ddp_ft.data.decode import decode
+from ddp_ft.data.image.decode import decode
 from ddp_ft.evaluate import evaluate
 from ddp_ft.predict import predict
 from ddp_ft.train import train

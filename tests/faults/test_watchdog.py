@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
-from ddp_ft.distributed import connect
-from ddp_ft.environment import read_launch
-from ddp_ft.watchdog import watching
+from ddp_ft.distributed.environment import read_launch
+from ddp_ft.distributed.watchdog import watching
+from ddp_ft.distributed.world import connect
 from tests.support.fork_server import become, fork
 from tests.support.ranks import _rank_environment
 

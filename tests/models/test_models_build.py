@@ -9,11 +9,11 @@ import torch
 import torchvision
 from torch import nn
 
-from ddp_ft.config import HeadConfig
+from ddp_ft.config.schema import HeadConfig
 from ddp_ft.contracts import BuiltModel
 from ddp_ft.errors import UserError
 from ddp_ft.models import build_model, create_from_spec
-from ddp_ft.models.probe import WithoutValues, parameters_on_meta
+from ddp_ft.models.introspection import WithoutValues, parameters_on_meta
 
 OUTPUTS = 7
 

@@ -7,11 +7,11 @@ import timm
 import torch
 import torchvision
 
-from ddp_ft.config import HeadConfig
+from ddp_ft.config.schema import HeadConfig
 from ddp_ft.contracts import BuiltModel
 from ddp_ft.models import build_model
-from ddp_ft.models.features import features, head_module
-from ddp_ft.models.probe import find_head
+from ddp_ft.models.backbone import features, head_module
+from ddp_ft.models.introspection import find_head
 from tests.models.test_models_build import TIMM, TORCHVISION, build_on_meta
 from tests.support import nets
 

@@ -10,6 +10,7 @@ from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ddp_ft.distributed.ddp import replicate
 from ddp_ft.errors import UserError
 from ddp_ft.models import build_model
 from ddp_ft.models.freezing import (
@@ -21,8 +22,7 @@ from ddp_ft.models.freezing import (
     prepare_batch_norm,
     unfreeze_plan,
 )
-from ddp_ft.models.probe import build_shapes
-from ddp_ft.replica import replicate
+from ddp_ft.models.introspection import build_shapes
 from tests.support import nets
 from tests.support.ranks import run_ranks
 

@@ -11,8 +11,8 @@ import torchvision
 from torch import nn
 
 from ddp_ft.models import build_model
-from ddp_ft.models.layers import block_depths, stages
-from ddp_ft.models.probe import build_shapes
+from ddp_ft.models.blocks import block_depths, stages
+from ddp_ft.models.introspection import build_shapes
 from tests.support import nets
 
 

@@ -97,7 +97,7 @@ def test_what_a_new_process_imports() -> None:
     """A torchvision model without timm, timm without wandb; and garbage is looked for again afterwards."""
     code = """
 import gc, sys
-from ddp_ft.command import importing
+from ddp_ft.cli.options import importing
 with importing():
     assert not gc.isenabled()
     from ddp_ft.models import build_model
@@ -105,7 +105,7 @@ build_model("torchvision/resnet18", 3)
 assert "timm" not in sys.modules and gc.isenabled() and gc.get_freeze_count() > 1000
 frozen = gc.get_freeze_count()
 with importing():
-    from ddp_ft.bare_timm import timm
+    from ddp_ft.models.libraries.bare_timm import timm
 assert "wandb" not in sys.modules and not hasattr(timm.utils.summary, "wandb")
 assert gc.get_freeze_count() <= frozen, "torch was there already"
 """

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ddp_ft.config import HeadConfig
+from ddp_ft.config.schema import HeadConfig
 from ddp_ft.contracts import BuiltModel
 from ddp_ft.errors import UserError
 from ddp_ft.models import build_model, create_from_spec, load_weights

@@ -11,7 +11,9 @@ from conftest import package_file
 from PIL import Image
 
 from ddp_ft.contracts import BuiltModel
-from ddp_ft.data import DeviceTransform, decode, eval_transform
+from ddp_ft.data.image.decode import decode
+from ddp_ft.data.image.device_transform import DeviceTransform
+from ddp_ft.data.image.transforms import eval_transform
 from ddp_ft.errors import UserError
 from ddp_ft.models import build_model, fetch, load_weights
 

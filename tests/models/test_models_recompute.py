@@ -5,7 +5,7 @@ import torch
 
 from ddp_ft.errors import UserError
 from ddp_ft.models import build_model
-from ddp_ft.models.recompute import recompute_blocks
+from ddp_ft.models.activation_checkpointing import recompute_blocks
 from tests.faults.comparing import curve
 from tests.support import nets
 from tests.support.runs import train_on

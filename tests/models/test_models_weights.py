@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ddp_ft.contracts import BuiltModel
 from ddp_ft.errors import UserError
 from ddp_ft.models import build_model, create_from_spec, fetch, load_weights
-from ddp_ft.models.probe import parameters_on_meta
+from ddp_ft.models.introspection import parameters_on_meta
 
 NAME = "timm/resnet10t"
 HEAD = ("fc.weight", "fc.bias")

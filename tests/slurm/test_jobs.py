@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ddp_ft.submit import submit
+from ddp_ft.cli.submit import submit
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import ROOT, Desk, Job
 from tests.support.runs import read
@@ -29,7 +29,7 @@ def test_two_nodes_train_as_one_by_the_readme_s_command(desk: Desk, tmp_path: Pa
 
 # Tells what a node's task sees, instead of training.
 TELLING_PYTHON = """#!/bin/bash
-[[ $2 == ddp_ft.node ]] || exec python "$@"
+[[ $2 == ddp_ft.cli.node ]] || exec python "$@"
 echo "$SLURMD_NODENAME gpus $CUDA_VISIBLE_DEVICES cores $SLURM_CPUS_PER_TASK tasks $SLURM_STEP_NUM_TASKS" >>"$NOTES"
 """
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from ddp_ft.cli.node import asks_for_cpu, choose_processes, torchrun_command
 from ddp_ft.errors import UserError
-from ddp_ft.node import asks_for_cpu, choose_processes, torchrun_command
 
 CORES = len(os.sched_getaffinity(0))
-SHIELD = "import sys; from ddp_ft.node import run_shielded; sys.exit(run_shielded(sys.argv[2:], {}, sys.argv[1]))"
+SHIELD = "import sys; from ddp_ft.cli.node import run_shielded; sys.exit(run_shielded(sys.argv[2:], {}, sys.argv[1]))"
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_processes_of_a_node(environ: dict[str, str], words: list[str], processe
 
 def test_affinity_counts_and_not_the_machine() -> None:
     script = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    script += "from ddp_ft.node import choose_processes; print(choose_processes(['--device=cpu'], {}))"
+    script += "from ddp_ft.cli.node import choose_processes; print(choose_processes(['--device=cpu'], {}))"
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "(1, 1)"
 
 

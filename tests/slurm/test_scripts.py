@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_ft.submit import KINDS, LAST_LINES
+from ddp_ft.cli.submit import KINDS, LAST_LINES
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))
@@ -24,9 +24,9 @@ if [[ $1 == show ]]; then echo "JobId=71 JobState=COMPLETING Reason=${REASON:-No
 printf '%s\\n' "$*" >>"$NOTES/scontrol"
 exit "${SCONTROL_CODE:-0}"
 """
-# python as the scripts see it: ddp_ft.node does what PLAY says, everything else is real.
+# python as the scripts see it: ddp_ft.cli.node does what PLAY says, everything else is real.
 PYTHON = f"""#!/usr/bin/env bash
-if [[ $2 != ddp_ft.node ]]; then exec "{sys.executable}" "$@"; fi
+if [[ $2 != ddp_ft.cli.node ]]; then exec "{sys.executable}" "$@"; fi
 printf '%s\\0' "$@" >"$NOTES/node"
 env >"$NOTES/environment"
 run=$(dirname "$DDP_FT_STOP_FILE")

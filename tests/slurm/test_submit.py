@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ddp_ft.cli.submit import LaunchPlan, render, submit
 from ddp_ft.errors import UserError
-from ddp_ft.submit import LaunchPlan, render, submit
 
 TRAIN = ["--data", "my pets", "--model", "timm/resnet18.a1_in1k"]
 
@@ -100,7 +100,7 @@ def test_submitting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         run("--submit", *TRAIN)
 
 
-@pytest.mark.parametrize("module", ["submit", "slurm_job", "node", "requeue", "walltime"])
+@pytest.mark.parametrize("module", ["cli.submit", "cli.slurm_job", "cli.node", "slurm.requeue", "slurm.walltime"])
 def test_without_torch(module: str) -> None:
     script = f"import sys, ddp_ft.{module}; print([m for m in ('torch', 'timm', 'numpy') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "[]"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_ft.walltime import Pace, describe, earliest_stop, forecast, read_end_time, read_lead
+from ddp_ft.slurm.walltime import Pace, describe, earliest_stop, forecast, read_end_time, read_lead
 
 PACE = Pace(step=1.0, evaluation=8.0, save=2.0, steps_per_epoch=90)  # 100 s an epoch
 END = "2026-11-21T10:00:00"
@@ -37,7 +37,7 @@ def test_the_end_that_scontrol_tells_or_else_squeue(tmp_path: Path, monkeypatch:
 
 
 def test_a_controller_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddp_ft.walltime.PATIENCE", 0.2)
+    monkeypatch.setattr("ddp_ft.slurm.walltime.PATIENCE", 0.2)
     monkeypatch.setenv("PATH", str(tmp_path))
     for name in ("scontrol", "squeue"):
         command(tmp_path, name, "exec /bin/sleep 30")

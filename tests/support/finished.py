@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddp_ft.config import make_config
+from ddp_ft.config.loading import make_config
 from ddp_ft.contracts import Evaluation
-from ddp_ft.distributed import World
-from ddp_ft.outputs import save_evaluation
-from ddp_ft.plan import Plan
-from ddp_ft.provenance import record_start
-from ddp_ft.runfolder import RunFolder
+from ddp_ft.distributed.world import World
+from ddp_ft.run_folder.evaluations import save_evaluation
+from ddp_ft.run_folder.folder import RunFolder
+from ddp_ft.run_folder.provenance import record_start
 from ddp_ft.tasks import restore_task
+from ddp_ft.training.plan import Plan
 from tests.support.trained import PREPROCESS, write_model
 
 PLAN = Plan(

@@ -14,8 +14,9 @@ MODULES = (
     "torch._dynamo", "torch._inductor.compile_fx", "torch.distributed", "torch.utils.tensorboard",
     "torchvision.transforms.v2",
     "torchmetrics.functional.classification", "torchmetrics.functional.regression", "pytest",
-    "ddp_ft.train", "ddp_ft.evaluate", "ddp_ft.predict", "ddp_ft.run", "ddp_ft.scoring", "ddp_ft.predicting",
-    "ddp_ft.models.timm_models", "ddp_ft.trackers.tensorboard", "ddp_ft.models.user_models",
+    "ddp_ft.train", "ddp_ft.evaluate", "ddp_ft.predict", "ddp_ft.run",
+    "ddp_ft.inference.evaluate_models", "ddp_ft.inference.predict_files",
+    "ddp_ft.models.libraries.timm", "ddp_ft.trackers.tensorboard", "ddp_ft.models.libraries.user_file",
     "ddp_ft.reporting.writing", "torch.distributed.run", "tests.support.nets", "tests.faults.fault", "encodings.idna",
 )  # fmt: skip
 

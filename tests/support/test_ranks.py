@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from ddp_ft.distributed import World
+from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from tests.support.ranks import RemoteTraceback, run_ranks
 

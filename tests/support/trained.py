@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddp_ft.checkpoint import Checkpoints, save_model_folder
-from ddp_ft.config import make_config
+from ddp_ft.config.loading import make_config
 from ddp_ft.contracts import Preprocess
-from ddp_ft.data import open_splits
-from ddp_ft.inference import describe_model
-from ddp_ft.runfolder import RunFolder
+from ddp_ft.data.splits.open import open_splits
+from ddp_ft.inference.trained_model import describe_model
+from ddp_ft.run_folder.checkpoints import Checkpoints, save_model_folder
+from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.tasks import restore_task
 from tests.support import nets
 from tests.support.pictures import SHAPES

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddp_ft.config import make_config
+from ddp_ft.config.loading import make_config
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema
 from ddp_ft.errors import UserError
 from ddp_ft.tasks import make_task

@@ -5,7 +5,7 @@ import pytest
 import torch
 from task_cases import CLASSES, DATA, make, refuses
 
-from ddp_ft.config import make_config
+from ddp_ft.config.loading import make_config
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema
 from ddp_ft.errors import UserError
 from ddp_ft.tasks import describe_choice, restore_task

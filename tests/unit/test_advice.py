@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddp_ft.advice import Situation, advise
-from ddp_ft.config import make_config
+from ddp_ft.config.loading import make_config
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema
-from ddp_ft.data import ClassCounts, count_classes, glance
-from ddp_ft.data.counts import half_width
+from ddp_ft.data.class_counts import ClassCounts, count_classes, half_width
+from ddp_ft.data.image.headers import glance
+from ddp_ft.diagnostics.advice import Situation, advise
+from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding, guarded, worst
 from ddp_ft.errors import UserError
-from ddp_ft.finding import NOTE, OK, PROBLEM, WARNING, Finding, guarded, worst
 from tests.data.picture_files import NumberSource, save_picture
 from tests.support.pictures import write_shapes
 from tests.support.runs import train_here

@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys
-from ddp_ft.allocator import keep_freed_memory
+from ddp_ft.training.malloc import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit(9)
 import numpy as np

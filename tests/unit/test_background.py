@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ddp_ft import services
 from ddp_ft.errors import UserError
-from ddp_ft.services import Start, service_names
-from ddp_ft.trackers import background
-from ddp_ft.trackers.background import Background
+from ddp_ft.trackers import services
+from ddp_ft.trackers.services import Start, background, service_names
+from ddp_ft.trackers.services.background import Background
 from tests.support import recording
 from tests.support.recording import Failing, Recorder, Waiting
 from tests.support.runs import column, train_here
@@ -110,8 +109,8 @@ def test_closing_waits_for_a_bounded_time(serve, monkeypatch, capfd, is_done, co
 
 def test_it_hands_on_what_it_has_when_the_run_is_killed(tmp_path):
     script = (
-        "import os, signal, sys; from pathlib import Path; from ddp_ft import services\n"
-        "from ddp_ft.trackers.background import Background\n"
+        "import os, signal, sys; from pathlib import Path; from ddp_ft.trackers import services\n"
+        "from ddp_ft.trackers.services.background import Background\n"
         f"services.SERVICES['json'] = '{recording.__file__}:Recorder'\n"
         f"tracker = Background('json', services.Start(Path({str(tmp_path)!r}), {{}}, {{}}, ()), print)\n"
         "tracker.log('train', 1, 0.5, {'loss': 2.0})\n"

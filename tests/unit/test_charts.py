@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddp_ft import charts
-from ddp_ft.studio import Studio
+from ddp_ft.trackers import charts
+from ddp_ft.trackers.figure_process import Studio
 
 
 def pixels(png: bytes) -> np.ndarray:

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from ddp_ft.checkpoint import (
+from ddp_ft.errors import UserError
+from ddp_ft.run_folder.checkpoints import (
     Checkpoints,
     checkpoint_weights,
     load_checkpoint,
@@ -15,7 +16,6 @@ from ddp_ft.checkpoint import (
     save_weights,
     write_text,
 )
-from ddp_ft.errors import UserError
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
 

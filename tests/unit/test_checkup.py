@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from ddp_ft.checkup import disk, job, machine, versions
-from ddp_ft.checkup.machine import MIB, Machine
-from ddp_ft.checkup.report import as_json, as_text, has_problem
-from ddp_ft.checkup.versions import LEAST, Gpus
-from ddp_ft.environment import Launch
-from ddp_ft.finding import NOTE, OK, PROBLEM, WARNING, Finding
+from ddp_ft.diagnostics import disk, machine, versions
+from ddp_ft.diagnostics import launcher as job
+from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
+from ddp_ft.diagnostics.machine import MIB, Machine
+from ddp_ft.diagnostics.rendering import as_json, as_text, has_problem
+from ddp_ft.diagnostics.versions import LEAST, Gpus
+from ddp_ft.distributed.environment import Launch
 
 SOUND = Machine(
     cores=8, all_cores=8, quota=None, open_files=4096, shared_bytes=8192 * MIB, memory_bytes=2**34,

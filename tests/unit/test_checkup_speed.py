@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from ddp_ft.checkup import speed
-from ddp_ft.checkup.speed import Room, Speed
-from ddp_ft.config import make_config
-from ddp_ft.finding import NOTE, OK, PROBLEM, WARNING
-from ddp_ft.trackers import clock
+from ddp_ft.config.loading import make_config
+from ddp_ft.diagnostics import speed
+from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING
+from ddp_ft.diagnostics.speed import Room, Speed
+from ddp_ft.trackers.console import clock
 
 FAST_DISK = Speed(loading=1000.0, learning=100.0, pictures=32)
 GPU = Speed(loading=200.0, learning=1000.0, pictures=32)

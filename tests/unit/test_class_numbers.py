@@ -7,7 +7,7 @@ from sklearn.metrics import f1_score, precision_recall_fscore_support
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from ddp_ft.contracts import LABEL, LABELS
-from ddp_ft.judgement import Judgement, best_thresholds, class_table, expected_calibration_error
+from ddp_ft.evaluation.analysis import Judgement, best_thresholds, class_table, expected_calibration_error
 
 NAMES = ("a", "b", "c", "never there")
 

@@ -2,11 +2,8 @@
 
 import pytest
 
-from ddp_ft.config import (
-    KEYS,
-    LENGTH,
-    MACHINE,
-    RECIPE,
+from ddp_ft.config.keys import LENGTH, MACHINE, RECIPE  # fmt: skip
+from ddp_ft.config.loading import (  # fmt: skip
     find_key,
     make_config,
     parse_assignment,
@@ -14,7 +11,8 @@ from ddp_ft.config import (
     read_config_file,
     to_flat,
     to_yaml,
-)  # fmt: skip
+)
+from ddp_ft.config.schema import KEYS  # fmt: skip
 from ddp_ft.errors import UserError
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_ft.ema import Ema, decay_at
 from ddp_ft.errors import UserError
+from ddp_ft.training.ema import Ema, decay_at
 from tests.support import nets
 
 

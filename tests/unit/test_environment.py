@@ -2,7 +2,7 @@
 
 import pytest
 
-from ddp_ft.environment import Launch, read_launch
+from ddp_ft.distributed.environment import Launch, read_launch
 from ddp_ft.errors import UserError
 
 TORCHRUN = {

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from ddp_ft.feature_cache import ROWS, ChunkStore
+from ddp_ft.features.cache import ROWS, ChunkStore
 
 TABLE = torch.arange(22.0).view(11, 2)
 CHUNKS = list(torch.split(TABLE, 4))

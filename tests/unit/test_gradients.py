@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_ft.config import make_config
-from ddp_ft.gradients import Penalties, anchors_of, clip
+from ddp_ft.config.loading import make_config
+from ddp_ft.training.gradients import Penalties, anchors_of, clip
 
 
 def net():

@@ -8,8 +8,8 @@ import torch
 from scipy import stats
 
 from ddp_ft.contracts import LABEL, NUMBERS, Evaluation
-from ddp_ft.intervals import Interval, difference, holm, intervals, mcnemar, statistics
-from ddp_ft.judgement import Judgement, judge
+from ddp_ft.evaluation.analysis import Judgement, judge
+from ddp_ft.evaluation.intervals import Interval, difference, holm, intervals, mcnemar, statistics
 from ddp_ft.tasks import restore_task
 
 NAMES = tuple("abcdefg")

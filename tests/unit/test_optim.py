@@ -9,9 +9,9 @@ import timm.optim
 import torch
 from torch import nn
 
-from ddp_ft.config import make_config
+from ddp_ft.config.loading import make_config
 from ddp_ft.errors import UserError
-from ddp_ft.optim import check_optimizer, extend_groups, make_optimizer, param_groups, set_rates, undecayed
+from ddp_ft.training.optim import check_optimizer, extend_groups, make_optimizer, param_groups, set_rates, undecayed
 
 HEAD = {"head.weight", "head.bias"}
 DEPTHS = {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ddp_ft.progress import Best, LossWindow, Progress, Stopwatch
+from ddp_ft.training.progress import Best, LossWindow, Progress, Stopwatch
 
 
 class Clock:

@@ -5,8 +5,8 @@ import subprocess
 
 import torch
 
-from ddp_ft.distributed import World
-from ddp_ft.provenance import MOST_STARTS, command_words, git_state, read_starts, record_start
+from ddp_ft.distributed.world import World
+from ddp_ft.run_folder.provenance import MOST_STARTS, command_words, git_state, read_starts, record_start
 
 WORLD = World(0, 1, 0, torch.device("cpu"))
 

@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
-from ddp_ft.config import KEYS, RECIPE, make_config, read_recipe, to_flat, to_yaml
+from ddp_ft.config.keys import RECIPE
+from ddp_ft.config.loading import make_config, read_recipe, to_flat, to_yaml
 from ddp_ft.config.presets import AUGMENT_PRESETS
-from ddp_ft.config.schema import RECIPES
+from ddp_ft.config.schema import KEYS, RECIPES
 from ddp_ft.errors import UserError
 
 
@@ -41,7 +42,7 @@ def test_what_auto_became_stands_below_everything():
 def test_a_whole_configuration_is_read_back_as_it_was():
     import yaml
 
-    from ddp_ft.config.values import _flatten
+    from ddp_ft.config.loading import _flatten
 
     layers = {"optim.betas": "0.9,0.98", "freeze.schedule": "{0: backbone, 2: none}", "augment.preset": "heavy"}
     config = make_config(layers, recipe="lp_ft")

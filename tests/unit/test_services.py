@@ -13,8 +13,10 @@ import urllib.request
 import pytest
 from PIL import Image
 
-from ddp_ft.config import make_config, to_yaml
-from ddp_ft.trackers import background, make_console, make_trackers
+from ddp_ft.config.loading import make_config, to_yaml
+from ddp_ft.trackers.console import make_console
+from ddp_ft.trackers.fan_out import make_trackers
+from ddp_ft.trackers.services import background
 from tests.support.runs import arguments, column, start_process, train_here, wait_for
 
 pytestmark = [
@@ -106,7 +108,7 @@ def test_one_run_of_mlflow_over_two_starts(tmp_path, capfd):
 
 def read_offline(run):
     """The rows, by number, and the names in the summary, of all files of offline starts."""
-    from ddp_ft.services.wandb import _records, read_history
+    from ddp_ft.trackers.services.wandb import _records, read_history
 
     pb = pytest.importorskip("wandb.proto.wandb_internal_pb2")
     rows, summary = [], {}
@@ -143,7 +145,7 @@ def test_one_run_of_wandb_over_two_starts(tmp_path, capfd, monkeypatch):
 def test_wandb_goes_on_behind_what_its_files_have(tmp_path):
     """A crash of the machine leaves a file cut off: the rows that it lacks are sent again, and no others."""
     pytest.importorskip("wandb")
-    from ddp_ft.services.wandb import next_number, read_history
+    from ddp_ft.trackers.services.wandb import next_number, read_history
 
     two_starts(tmp_path / "r", "wandb")
     files = sorted((tmp_path / "r").glob("wandb/offline-run-*/run-*.wandb"))

@@ -9,9 +9,9 @@ import time
 import pytest
 import yaml
 
-from ddp_ft.lease import DEAD_SECONDS
-from ddp_ft.show_runs import DEAD_SECONDS as DEAD_HERE
-from ddp_ft.show_runs import USUAL_METRIC, read_run, runs
+from ddp_ft.cli.runs import DEAD_SECONDS as DEAD_HERE
+from ddp_ft.cli.runs import USUAL_METRIC, read_run, runs
+from ddp_ft.run_folder.lease import DEAD_SECONDS
 from ddp_ft.tasks.multi_label import MultiLabel
 from ddp_ft.tasks.regression import Regression
 from ddp_ft.tasks.single_label import SingleLabel
@@ -101,7 +101,7 @@ def test_nothing_there(tmp_path, capsys, way):
 def test_it_agrees_with_what_it_does_not_import():
     tasks = {task.name: task.primary_metric for task in (SingleLabel, MultiLabel, Regression)}
     assert tasks == USUAL_METRIC and DEAD_HERE == DEAD_SECONDS
-    script = "import sys, ddp_ft.show_runs; print([m for m in ('torch', 'numpy', 'timm') if m in sys.modules])"
+    script = "import sys, ddp_ft.cli.runs; print([m for m in ('torch', 'numpy', 'timm') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
 
 
@@ -109,7 +109,7 @@ def test_a_lock_that_another_process_holds(tmp_path):
     run = make(tmp_path / "r", {"status": "done", "step": 1})
     with (run / ".lease").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
-        script = f"from ddp_ft.show_runs import *; print(read_run(Path({str(run)!r}), Path('/')).state)"
+        script = f"from ddp_ft.cli.runs import *; print(read_run(Path({str(run)!r}), Path('/')).state)"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "running", done.stderr
 

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ddp_ft.trackers import make_console, make_trackers, read_rows
+from ddp_ft.trackers.console import make_console
+from ddp_ft.trackers.fan_out import make_trackers
+from ddp_ft.trackers.jsonl import read_rows
 
 
 def curve(folder, tag):

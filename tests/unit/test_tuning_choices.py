@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from ddp_ft import race, tuning
-from ddp_ft.config import asks_for_measuring, is_open, make_config
+from ddp_ft.config.loading import asks_for_measuring, is_open, make_config
 from ddp_ft.contracts import Address
-from ddp_ft.data import Mixing
-from ddp_ft.data.mixing import draw_mixes, mix_images
-from ddp_ft.distributed import World
+from ddp_ft.data.image.mixup import Mixing, draw_mixes, mix_images
+from ddp_ft.distributed.stop_request import Agreement, StopAgreed, StopRequest
+from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
-from ddp_ft.fitting import largest_that_fits
-from ddp_ft.interrupt import Agreement, StopAgreed, StopRequest
-from ddp_ft.job import Request
-from ddp_ft.race import Result, winner
-from ddp_ft.tuning import TUNED, cut, generators_kept, keys_to_measure
+from ddp_ft.training.build import Request
+from ddp_ft.tuning import timing as race
+from ddp_ft.tuning import tune as tuning
+from ddp_ft.tuning.memory_limit import largest_that_fits
+from ddp_ft.tuning.timing import Result, winner
+from ddp_ft.tuning.tune import TUNED, cut, generators_kept, keys_to_measure
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 

@@ -1,0 +1,44 @@
+"""`ddp-ft average RUN --last K --output FOLDER`: several checkpoints of a run as one model."""
+
+from pathlib import Path
+
+import click
+
+from ddp_ft.cli.options import device_option
+from ddp_ft.distributed.environment import read_launch
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--last", type=int, metavar="K", help="Average the K newest checkpoints (SWA).")
+@click.option("--best", type=int, metavar="K", help="Average the K checkpoints with the best validation.")
+@click.option(
+    "--greedy",
+    is_flag=True,
+    help="From the best checkpoint on, take in each that does not lower the validation (greedy soup).",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FOLDER",
+    help="New model folder; within the run folder, evaluate finds the run's split.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="The run's data, if it has moved. Used for batch norm's statistics and for validation.",
+)
+@device_option
+def average(
+    run: Path, last: int | None, best: int | None, greedy: bool, output: Path, data: Path | None, device: str
+) -> None:
+    """Average the weights of checkpoints of RUN into one model, for evaluate and predict.
+
+    Only checkpoints that are still there can be averaged: a run keeps the checkpoint.keep newest and the
+    checkpoint.keep_best best. Runs as one process, without torchrun.
+    """
+    launch = read_launch()
+    from ddp_ft.inference.weight_averaging import Choice, average_checkpoints
+
+    average_checkpoints(run, Choice(last, best, greedy), output, data, device, launch, click.echo)

@@ -1,0 +1,201 @@
+"""`ddp-ft models`: all models, and what one is made of, for --freeze and --layer-decay."""
+
+import json
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Collection, Iterator
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddp_ft.errors import UserError, nearest
+from ddp_ft.values_to_complete import complete_model, store_names
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_WIDTH = 80
+_COLUMNS = "{:>4} {:>5} {:>12} {:>7}  {}"
+_LONGEST = _WIDTH - len(_COLUMNS.format("", "", "", "", ""))
+# How many models are built, without memory for their weights, to count their parameters: 0.3 s each.
+_BUILT = 20
+# The head is built for this many outputs; its size is no property of the model.
+_OUTPUTS = 2
+
+
+@click.command()
+@click.argument("pattern", required=False, metavar="[PATTERN]", shell_complete=complete_model)
+@click.option("--layers", is_flag=True, help="Show the stages and blocks of one model, by its name.")
+@click.option("--table", "as_table", is_flag=True, help="With sizes and weights, also where this is no terminal.")
+@click.option("--json", "as_json", is_flag=True, help="The table as JSON, for machines.")
+def models(pattern: str | None, layers: bool, as_table: bool, as_json: bool) -> None:
+    """List the models that --model takes; all, or those that match PATTERN, such as 'convnext*'.
+
+    On a terminal with their parameters, the size of their pictures and the tags of their pretrained weights, else
+    their names alone. With --layers PATTERN is the name of one model, or FILE.py:FACTORY. No weights are needed.
+    """
+    if layers and pattern is None:
+        raise UserError("--layers needs the name of a model.", "Such as: ddp-ft models timm/resnet18 --layers")
+    if layers and pattern:
+        click.echo("\n".join(describe(pattern)))
+        return
+    names = find(pattern or "*")
+    if as_json:
+        click.echo(json.dumps(facts(names), indent=2))
+    elif as_table or sys.stdout.isatty():
+        _print_table(facts(names))
+    else:
+        click.echo("\n".join(names))
+
+
+def facts(names: Collection[str]) -> list[dict[str, Any]]:
+    """What is known of the models of these full names, those that differ in their weights alone as one.
+
+    {"name", "parameters" (None: only building it would tell, and there are too many), "input" ([height, width] or
+    None), "weights": {tag: [height, width]}}; of the tags those that are among the names.
+    """
+    from ddp_ft.models.libraries.base import get_library
+
+    groups: dict[str, set[str]] = {}
+    for name in names:
+        base, _, tag = name.partition(".")
+        groups.setdefault(base, set()).update({tag} - {""})
+    rows = []
+    for base, tags in groups.items():
+        key, _, inner = base.partition("/")
+        library = get_library(key)
+        sizes = library.input_sizes(inner)
+        rows.append({
+            "name": base,
+            "parameters": library.parameters(inner, may_build=len(groups) <= _BUILT),
+            "input": sizes.get(""),
+            "weights": {tag: size for tag, size in sizes.items() if tag in tags},
+        })  # fmt: skip
+    return rows
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("input", no_wrap=True)
+    table.add_column("pretrained weights")
+    for row in rows:
+        size = " x ".join(map(str, row["input"] or ()))
+        count = "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.2f} M"
+        table.add_row(row["name"], count, size, " ".join(row["weights"]) or "none")
+    Console().print(table)
+    if any(row["parameters"] is None for row in rows):
+        click.echo(f"timm's models are built to count their parameters, which is done for {_BUILT} at most.")
+
+
+def all_names() -> list[str]:
+    """All full names, kept for the completion of shells."""
+    from ddp_ft.models import known_names
+
+    names = known_names()
+    store_names(names)
+    return names
+
+
+def find(pattern: str) -> list[str]:
+    """The known full names that match, with or without their library and tag; UserError if there are none."""
+    known = all_names()
+    found = [name for name in known if any(fnmatchcase(form, pattern) for form in _forms(name))]
+    if not found:
+        plain = {form for name in known for form in _forms(name) if "." not in form}
+        hint = nearest(pattern.strip("*"), sorted(plain)) or "Use * for what may be anything, such as 'resnet*'."
+        raise UserError(f"No model matches '{pattern}'.", hint)
+    return found
+
+
+def _forms(name: str) -> list[str]:
+    bare = name.partition("/")[2]
+    return [name, name.partition(".")[0], bare, bare.partition(".")[0]]
+
+
+def describe(name: str) -> list[str]:
+    """The lines that tell of a model's stages and blocks."""
+    from ddp_ft.models.blocks import block_depths, stages
+
+    module, head = _build(name)
+    sizes = {each: parameter.numel() for each, parameter in module.named_parameters()}
+    depths, known = block_depths(module, head), stages(module, head)
+    body = sum(size for each, size in sizes.items() if each not in head)
+    lines = [
+        f"{name}: {body:,} parameters and the head",
+        *textwrap.wrap(
+            f"--freeze stages:K freezes the stem and the first K of {len(known) - 1} stages; 'frozen' says which share "
+            "that is of all parameters but the head's. --layer-decay goes by depth.",
+            _WIDTH,
+        ),
+        "",
+        _COLUMNS.format("K", "depth", "parameters", "frozen", "names"),
+    ]
+    held = 0
+    for number, names in enumerate(known):
+        for depth in sorted({depths[each] for each in names}):
+            block = [each for each in names if depths[each] == depth]
+            held += sum(sizes[each] for each in block)
+            label, share = "", ""
+            if depth == max(depths[each] for each in names):
+                label, share = str(number), f"{held / body:.1%}"
+            lines += _row(label, depth, sum(sizes[each] for each in block), share, _outline(module, block))
+    size = sum(sizes[each] for each in head)
+    lines += _row("head", max(depths.values()), size, "", _outline(module, head))
+    return [*lines, "", *_classes(module)]
+
+
+def _build(name: str) -> "tuple[nn.Module, Collection[str]]":
+    from ddp_ft.models.build import build_model
+    from ddp_ft.models.introspection import build_shapes
+
+    heads = []
+
+    def create() -> "nn.Module":
+        built = build_model(name, _OUTPUTS)
+        heads.append(built.head)
+        return built.module
+
+    return build_shapes(create), heads[-1]
+
+
+def _row(label: str, depth: int, size: int, share: str, outline: list[str]) -> list[str]:
+    first, *others = outline
+    return [
+        _COLUMNS.format(label, depth, f"{size:,}", share, first),
+        *(_COLUMNS.format("", "", "", "", each) for each in others),
+    ]
+
+
+def _outline(module: "nn.Module", names: Collection[str]) -> list[str]:
+    """The largest modules that hold nothing but these parameters, with their classes, and what is left over."""
+    return list(_inside(module, "", set(names)))
+
+
+def _inside(module: "nn.Module", path: str, names: set[str]) -> Iterator[str]:
+    own = [name for name, _ in module.named_parameters(path)]
+    if path and own and names.issuperset(own):
+        kind = f"({type(module).__name__})"
+        yield from [f"{path} {kind}"] if len(path) + len(kind) < _LONGEST else [path, f"  {kind}"]
+        return
+    yield from (name for name, _ in module.named_parameters(path, recurse=False) if name in names)
+    for name, child in module.named_children():
+        yield from _inside(child, f"{path}.{name}" if path else name, names)
+
+
+def _classes(module: "nn.Module") -> list[str]:
+    """What type:CLASS would freeze, for the classes of all modules that have parameters of their own."""
+    kinds = {type(each) for each in module.modules() if next(each.parameters(recurse=False), None) is not None}
+    counts: Counter[str] = Counter()
+    for kind in kinds:
+        inside = {p for each in module.modules() if isinstance(each, kind) for p in each.parameters()}
+        counts[kind.__name__] += sum(parameter.numel() for parameter in inside)
+    told = ", ".join(f"{name} {count:,}" for name, count in counts.most_common())
+    return textwrap.wrap(f"--freeze type:CLASS, and the parameters that it freezes: {told}", _WIDTH)

@@ -1,0 +1,1 @@
+"""Samples that cannot be read: found beforehand, left out, replaced, written down."""

@@ -1,0 +1,67 @@
+"""Damaged samples: all of them found and named at once, so that the user mends them once."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from ddp_ft.contracts import BadSample, Source
+from ddp_ft.data.image.decode import StorageFault
+from ddp_ft.data.image.pillow import quiet_pillow
+from ddp_ft.distributed.environment import usable_cores
+from ddp_ft.errors import UserError, printable
+
+_LISTED = 20
+_PART = 64  # samples a thread takes at a time: a task for each of a million would take a gigabyte
+
+
+def scan(source: Source) -> list[tuple[str, str]]:
+    """(name, reason) of every damaged sample, in the source's order; reads all of them, on all cores."""
+    return [(source.name(index), reason) for index, reason in read_all(source)]
+
+
+def read_all(source: Source, strict: bool = False) -> list[tuple[int, str]]:
+    """(index, reason) of every damaged sample, in the source's order; reads all of them, on all cores.
+
+    If `strict`, UserError for a sample that only a failing disk did not give.
+    """
+
+    def check(start: int) -> list[tuple[int, str]]:
+        part = range(start, min(start + _PART, len(source)))
+        return [(index, reason) for index in part if (reason := damage(source, index, strict))]
+
+    # Decoders let go of the interpreter's lock, so threads do.
+    with quiet_pillow(), ThreadPoolExecutor(usable_cores()) as pool:
+        return [bad for part in pool.map(check, range(0, len(source), _PART)) for bad in part]
+
+
+def damage(source: Source, index: int, strict: bool = False) -> str:
+    """Why the sample cannot be read; empty if it can. `strict` as in `read_all`."""
+    try:
+        source.read(index)
+    except BadSample as error:
+        if strict and isinstance(error, StorageFault):
+            raise storage_error(source, index, error) from None
+        return reason_of(source, index, error)
+    return ""
+
+
+def reason_of(source: Source, index: int, error: BadSample) -> str:
+    """The reason alone, of a message that begins with the sample's name; never empty."""
+    return str(error).removeprefix(f"{source.name(index)}: ") or "unreadable"
+
+
+def storage_error(source: Source, index: int, error: BadSample) -> UserError:
+    """The error for a sample that may be whole."""
+    hint = "The disk or network failed, or the memory is full; the picture may be whole. Run the same command again."
+    return UserError(f"{printable(source.name(index))} could not be read: {reason_of(source, index, error)}.", hint)
+
+
+def damaged_error(source: Source, seen: Mapping[int, str]) -> UserError:
+    """The error for a source in which these samples ({index: reason}) were found damaged.
+
+    All others are looked at too. What was seen is listed even if it reads well now, as it may on a network disk.
+    """
+    bad = dict(scan(source)) | {source.name(index): reason for index, reason in seen.items()}
+    lines = [f"  {printable(name)}: {printable(reason)}" for name, reason in list(bad.items())[:_LISTED]]
+    lines += [f"  ... and {len(bad) - _LISTED} more"] if len(bad) > _LISTED else []
+    lines += ["Mend or remove them, then run the same command again."]
+    return UserError(f"{len(bad)} of {len(source)} pictures cannot be read:", "\n".join(lines))

@@ -1,0 +1,162 @@
+"""data.on_error = skip: another sample in the place of a damaged one, and evaluation without it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddp_ft.config.schema import DataConfig
+from ddp_ft.contracts import Batch, LabelledSource, Source
+from ddp_ft.data.bad_samples.find import read_all
+from ddp_ft.data.bad_samples.quarantine import Quarantine
+from ddp_ft.data.image.sample import Sample, open_sample, read_whole
+from ddp_ft.data.rng import derive_seed
+from ddp_ft.data.sampling import sampling_weights
+from ddp_ft.data.sources.folder import shortened
+from ddp_ft.data.splits.record import TEST, TRAIN, VAL, Splits
+from ddp_ft.errors import printable
+
+# Tells the seed of a replacement from those of orders and samples, which hold an epoch in its place.
+_REPLACES = -1
+# Of a set that is half damaged, one in 2^64 samples finds no replacement.
+_MOST_TRIES = 64
+
+
+class Lenient:
+    """A training set in which another sample takes the place of a damaged one, target and all.
+
+    Which one is drawn from (seed, index of the damaged one, number of the try), in proportion to `weights` (float64,
+    one a sample) where the order is drawn by them. So it depends on no rank, worker, epoch or interruption.
+    `read` raises BadSample as the set's own does; the loader then takes the first of `replacements` that can be read.
+    """
+
+    def __init__(self, source: LabelledSource, seed: int, weights: Tensor | None, quarantine: Quarantine) -> None:
+        self.source = source
+        self.seed = seed
+        self.quarantine = quarantine
+        self.targets: NDArray[Any] = source.targets
+        self.weights: NDArray[np.float32] | None = source.weights
+        self._ends = None if weights is None else (torch.cumsum(weights, 0) / weights.sum()).numpy()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, index: int) -> str:
+        """What the set calls the sample."""
+        return self.source.name(index)
+
+    def open(self, index: int) -> Sample:
+        """The sample, without its weight where `weights` was set to None."""
+        sample = open_sample(self.source, index)
+        if self.weights is None:
+            sample.rest.pop("weight", None)
+        return sample
+
+    def read(self, index: int) -> Batch:
+        """The same, decoded."""
+        return read_whole(self.open(index))
+
+    def replacements(self, index: int) -> Iterator[int]:
+        """What to read in the place of that sample, in this order."""
+        for attempt in range(_MOST_TRIES):
+            chosen = self._draw(derive_seed(self.seed, _REPLACES, index, attempt))
+            if chosen != index:
+                yield chosen
+
+    def _draw(self, seed: int) -> int:
+        if self._ends is None:
+            return seed % len(self)
+        return int(np.searchsorted(self._ends, (seed >> 10) / 2**53, side="right"))  # 63 bits to a float64 below 1
+
+    def report(self, damaged: Mapping[int, str]) -> None:
+        """Tell the quarantine of samples, {index: reason}, that others have replaced."""
+        for index, reason in damaged.items():
+            self.quarantine.report(TRAIN, path_of(self.source, index), reason)
+
+
+class Remaining:
+    """The samples of a set that can be read; `left_out` are the others, {path: reason}."""
+
+    def __init__(self, source: LabelledSource, damaged: Mapping[int, str]) -> None:
+        self.source = source
+        self.kept = np.delete(np.arange(len(source)), list(damaged))
+        self.left_out = {path_of(source, index): reason for index, reason in damaged.items()}
+        self.targets: NDArray[Any] = source.targets[self.kept]
+        self.weights: NDArray[np.float32] | None = None if source.weights is None else source.weights[self.kept]
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def name(self, index: int) -> str:
+        """What the set calls the sample."""
+        return self.source.name(int(self.kept[index]))
+
+    def open(self, index: int) -> Sample:
+        """The sample. Raises BadSample if it was damaged only now."""
+        return open_sample(self.source, int(self.kept[index]))
+
+    def read(self, index: int) -> Batch:
+        """The same, decoded."""
+        return read_whole(self.open(index))
+
+
+def path_of(source: Source, index: int) -> str:
+    """The path of a sample as split.json has it, which does not change when the data is moved; else its name."""
+    if isinstance(source, Lenient | Remaining):
+        return path_of(source.source, source.kept[index] if isinstance(source, Remaining) else index)
+    paths: Sequence[str] | None = getattr(source, "paths", None)
+    return source.name(index) if paths is None else paths[index]
+
+
+def leave_out_damaged(source: LabelledSource, split: str, quarantine: Quarantine) -> LabelledSource:
+    """The set without its damaged samples, all of which are looked for now; they are told to the quarantine.
+
+    UserError if a disk fails on the way.
+    """
+    damaged = dict(read_all(source, strict=True))
+    for index, reason in damaged.items():
+        quarantine.report(split, path_of(source, index), reason)
+    return Remaining(source, damaged) if damaged else source
+
+
+def left_out(source: Source) -> dict[str, str]:
+    """What `leave_out_damaged` left out of the set, {path: reason}."""
+    return source.left_out if isinstance(source, Remaining) else {}
+
+
+def tolerate(splits: Splits, config: DataConfig, seed: int) -> Splits:
+    """The splits with samples to replace those of the training set, and without damaged ones in the other sets.
+
+    Raises UserError if more are damaged of those than data.max_damaged allows.
+    """
+    given = {TRAIN: splits.train, VAL: splits.val, **({TEST: splits.test} if splits.test else {})}
+    quarantine = Quarantine({name: len(source) for name, source in given.items()}, config.max_damaged)
+    rest = {name: leave_out_damaged(given[name], name, quarantine) for name in given if name != TRAIN}
+    quarantine.check()
+    train = splits.train
+    weights = sampling_weights(config.sampling, train.targets, train.weights, splits.schema.kind)
+    return replace(
+        splits,
+        train=Lenient(train, seed, weights, quarantine),
+        val=rest[VAL],
+        test=rest.get(TEST),
+        notes=(*splits.notes, *_notes(given, rest)),
+        quarantine=quarantine,
+    )
+
+
+def _notes(given: Mapping[str, LabelledSource], rest: Mapping[str, LabelledSource]) -> Iterator[str]:
+    for name, source in rest.items():
+        if lost := left_out(source):
+            told = shortened([f"{printable(path)} ({printable(reason)})" for path, reason in lost.items()], 5)
+            yield f"{len(lost)} of {len(given[name])} {name} pictures cannot be read and count in no metric: {told}."
+
+
+def lenient(splits: Splits, seed: int) -> Splits:
+    """The splits with samples to replace those of the training set, however many; the other sets as they are."""
+    quarantine = Quarantine({TRAIN: len(splits.train)}, 1.0)
+    return replace(splits, train=Lenient(splits.train, seed, None, quarantine))

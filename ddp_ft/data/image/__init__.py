@@ -1,0 +1,1 @@
+"""Whatever knows pixels: decoding, transforms, augmentation."""

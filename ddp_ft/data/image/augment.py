@@ -1,0 +1,73 @@
+"""Distortions of a training picture behind crop and flip: a policy of shape and colour, colour jitter, erasing."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from ddp_ft.config.schema import AugmentConfig
+from ddp_ft.contracts import Preprocess
+from ddp_ft.errors import UserError, nearest
+
+POLICIES = ("none", "randaugment", "trivialaugment")
+
+
+class Distortions:
+    """Transforms of a picture, one after the other, to the same bits on any number of threads."""
+
+    def __init__(self, steps: Sequence[Callable[[Tensor], Tensor]]) -> None:
+        self.steps = steps
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """uint8 3 x H x W -> the same."""
+        # Interleaved pixels, as resizing gives them, make the colour operations up to five times slower.
+        image = image.contiguous()
+        with _one_thread():
+            for step in self.steps:
+                image = step(image)
+        return image
+
+
+def distortions(preprocess: Preprocess, augment: AugmentConfig) -> Distortions | None:
+    """What the configuration asks for besides crop and flip; None if that is nothing.
+
+    RandAugment (arXiv 1909.13719, two operations) or TrivialAugment (arXiv 2103.10158), colour jitter and random
+    erasing (arXiv 1708.04896) are torchvision's. Empty places become the model's mean, which is 0 once it is
+    normalised, up to half a grey level. All draw from torch's global CPU generator. UserError for an unknown policy.
+    """
+    mean = [float(round(255 * value)) for value in preprocess.mean]
+    steps: list[Callable[[Tensor], Tensor]] = []
+    if augment.policy != "none":
+        steps.append(_policy(augment, mean))
+    if augment.color_jitter > 0:
+        steps.append(v2.ColorJitter(augment.color_jitter, augment.color_jitter, augment.color_jitter))
+    if augment.erasing > 0:
+        steps.append(v2.RandomErasing(augment.erasing, value=mean))  # type: ignore[arg-type]  # it takes sequences
+    return Distortions(steps) if steps else None
+
+
+def _policy(augment: AugmentConfig, fill: list[float]) -> Callable[[Tensor], Tensor]:
+    # Bilinear, as in torchvision's reference training: the default, nearest, leaves jagged edges.
+    how = InterpolationMode.BILINEAR
+    if augment.policy == "randaugment":
+        return v2.RandAugment(magnitude=augment.magnitude, interpolation=how, fill=fill)
+    if augment.policy == "trivialaugment":
+        return v2.TrivialAugmentWide(interpolation=how, fill=fill)
+    hint = nearest(augment.policy, list(POLICIES)) or f"Known: {', '.join(POLICIES)}."
+    raise UserError(f"augment.policy = '{augment.policy}' is unknown.", hint)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As in a loader's worker. Contrast takes the picture's mean, whose last bits follow the number of threads."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,119 @@
+"""A picture file to a tensor, whatever its format."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ddp_ft.contracts import BadSample
+from ddp_ft.data.image import picture
+from ddp_ft.data.image.jpeg import START, Header, Pixels, decode_jpeg, read_header
+from ddp_ft.data.image.pillow import as_pixels, quiet_pillow, read_pixels
+
+# Errors of the system that say something of the file itself, and so are the same at each try.
+_OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+class StorageFault(BadSample):
+    """A sample that could not be read because the machine or its disks failed; another try may well succeed."""
+
+
+def decode(path: Path | str) -> Tensor:
+    """The picture as uint8, 3 x H x W, upright (EXIF), the first frame of an animation, without its alpha.
+
+    Grey of more than 8 bits is scaled down and never clipped. The tensor is a view of interleaved pixels, which
+    is the layout that resizing is fastest on. Raises as `open_picture`.
+    """
+    return picture.whole(open_picture(path))
+
+
+def decode_by_pillow(path: Path | str) -> Tensor:
+    """As `decode`, whatever else there is: what other tools see of the file."""
+    with _damage_named(path):
+        return picture.as_tensor(read_pixels(path))
+
+
+def from_pillow(image: Image.Image) -> Tensor:
+    """A picture of Pillow's as `decode` gives one; it is left as it is. Raises BadSample for what Pillow cannot do."""
+    try:
+        with quiet_pillow():
+            return picture.as_tensor(as_pixels(image.copy()))
+    except Exception as error:  # it may be a file that is read only now, and damaged
+        raise BadSample(f"The picture cannot be read: {' '.join(str(error).split())}") from error
+
+
+def open_picture(path: Path | str) -> picture.Image:
+    """A JPEG as a picture that is decoded when parts of it are asked for, which may raise as well; all else decoded.
+
+    Raises BadSample, "path: reason", for what is no whole picture; a file beyond Pillow's limit of pixels is one of
+    them, and found out before any is decoded. StorageFault where the picture may be whole.
+    """
+    with _damage_named(path):
+        if stat.S_ISFIFO(os.stat(path).st_mode):  # noqa: PTH116  (a Path for each picture takes longer)
+            raise BadSample("a pipe, which might never end")
+        data = _read_jpeg(path)
+        header = read_header(data) if data else None
+        return JpegFile(path, data, header) if header else picture.as_tensor(read_pixels(path))
+
+
+@dataclass(frozen=True)
+class JpegFile:
+    """A JPEG in memory, not yet decoded."""
+
+    path: Path | str
+    data: bytes
+    header: Header
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width), upright."""
+        height, width, _ = self.header
+        return (width, height) if self.header.is_turned else (height, width)
+
+    def pixels(self, shrink: int) -> Pixels:
+        """The whole picture, with sides of 1/shrink, rounded up; of 1 where only Pillow makes something of it."""
+        with _damage_named(self.path):
+            try:
+                return decode_jpeg(self.data, self.header, shrink)
+            except (ValueError, OSError):  # also for small oddities: Pillow has the say on what is damaged
+                return read_pixels(self.path)
+
+
+@contextmanager
+def _damage_named(path: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a damaged file can raise almost anything: OSError, SyntaxError, struct.error...
+        kind = StorageFault if _is_of_the_machine(error) else BadSample
+        raise kind(f"{path}: {_reason(error, Path(path))}") from error
+
+
+def _read_jpeg(path: Path | str) -> bytes:
+    """The file's bytes; none if it is no JPEG."""
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123  (as above)
+        if file.read(len(START)) != START:
+            return b""
+        file.seek(0)
+        return file.readall()
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno not in _OF_THE_FILE
+    return isinstance(error, MemoryError)
+
+
+def _reason(error: Exception, path: Path) -> str:
+    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
+        return " ".join(str(error).split())
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture" if path.stat().st_size else "the file is empty"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,39 @@
+"""The sizes of a few pictures, from their headers: what a start has time for."""
+
+import os
+import stat
+import time
+
+from PIL import Image
+
+from ddp_ft.contracts import Source
+from ddp_ft.data.image.pillow import known_formats, quiet_pillow
+
+
+def glance(source: Source, most: int = 64, seconds: float = 0.5) -> list[tuple[int, int]]:
+    """(height, width) of at most so many pictures, evenly spread over the set; as many as there is time for.
+
+    Nothing is decoded. What is no file, or cannot be read, is passed over.
+    """
+    deadline = time.monotonic() + seconds
+    count = min(most, len(source))
+    # In strides, so that what there was time for is spread over the set as well.
+    order = sorted(range(count), key=lambda place: (place * 37) % max(count, 1))
+    sizes: list[tuple[int, int]] = []
+    with quiet_pillow():
+        for place in order:
+            if time.monotonic() > deadline:
+                break
+            if size := _size(source.name(place * len(source) // count)):
+                sizes.append(size)
+    return sizes
+
+
+def _size(name: str) -> tuple[int, int] | None:
+    try:
+        if not stat.S_ISREG(os.stat(name).st_mode):  # noqa: PTH116  (a pipe might never end)
+            return None
+        with Image.open(name, formats=known_formats()) as image:
+            return image.height, image.width
+    except Exception:  # training will meet it, and say what is wrong
+        return None

@@ -1,0 +1,123 @@
+"""JPEGs that the GPU decodes: what a loader hands on of them, and what the device makes of that."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2 import functional as F
+
+from ddp_ft.config.schema import AugmentConfig, RunConfig
+from ddp_ft.contracts import Batch, Preprocess
+from ddp_ft.data.image.augment import distortions
+from ddp_ft.data.image.decode import JpegFile
+from ddp_ft.data.image.jpeg import decode_jpeg as decode_here
+from ddp_ft.data.image.jpeg import read_header
+from ddp_ft.data.image.picture import Image, as_tensor, size_of
+from ddp_ft.data.image.transforms import draw_crop, interpolation_of, train_transform
+from ddp_ft.errors import UserError
+
+# A sample's encoded bytes, padded; how many they are, 0 for one that is decoded already; the part that is wanted, as
+# top, left, height and width; and whether it is flipped.
+JPEG, LENGTH, CUT, FLIP = "jpeg", "jpeg_bytes", "jpeg_cut", "jpeg_flip"
+NVJPEG = "nvjpeg"  # the value of data.decoder
+_NOTHING = torch.empty(0, dtype=torch.uint8)
+
+
+class EncodedTransform:
+    """`train_transform` without distortions, draw for draw, but a JPEG is handed on undecoded.
+
+    Gives "image" (uint8, 3 x the model's size; of zeros for a JPEG) and the tensors above. What only Pillow reads, and
+    what EXIF turns, is decoded here.
+    """
+
+    def __init__(self, preprocess: Preprocess, augment: AugmentConfig) -> None:
+        self.decoded = train_transform(preprocess, augment)
+        self.least_area = augment.crop_min
+        self.flip = augment.flip
+        self.blank = torch.zeros(3, *preprocess.size, dtype=torch.uint8)
+
+    def __call__(self, image: Image) -> Batch:
+        """The sample's tensors."""
+        if not isinstance(image, JpegFile) or image.header.orientation != 1:
+            nowhere, unturned = torch.zeros(4, dtype=torch.int64), torch.tensor(False)
+            return {"image": self.decoded(image), JPEG: _NOTHING, CUT: nowhere, FLIP: unturned}
+        box = draw_crop(*size_of(image), self.least_area)
+        data = torch.frombuffer(bytearray(image.data), dtype=torch.uint8)
+        return {"image": self.blank, JPEG: data, CUT: torch.tensor(box), FLIP: torch.rand(1)[0] < self.flip}
+
+
+def check_nvjpeg(config: RunConfig, preprocess: Preprocess, device: torch.device) -> None:
+    """UserError if data.decoder = nvjpeg is asked for and cannot be had."""
+    if config.data.decoder != NVJPEG:
+        return
+    if device.type != "cuda":
+        raise UserError(
+            f"data.decoder = nvjpeg decodes on a CUDA device, and this run computes on the {device.type}.",
+            "Leave data.decoder out.",
+        )
+    if distortions(preprocess, config.augment) is not None:
+        raise UserError(
+            "data.decoder = nvjpeg leaves pictures undecoded until they are on the GPU; augment.policy, color_jitter "
+            "and erasing change them before.",
+            "Use --augment light or none, or leave data.decoder out.",
+        )
+
+
+def padded(files: Sequence[Tensor]) -> Batch:
+    """The encoded bytes of the samples of a batch, as tensors that have one row for each."""
+    lengths = torch.tensor([len(file) for file in files])
+    return {JPEG: pad_sequence(list(files), batch_first=True), LENGTH: lengths}
+
+
+def decoded_on(device: torch.device, batch: Batch, preprocess: Preprocess) -> Batch:
+    """The batch with all pictures in "image", on the device (uint8, B x 3 x the model's size), and nothing encoded.
+
+    Waits for the device. UserError for a picture that nothing decodes.
+    """
+    rest = {name: tensor for name, tensor in batch.items() if name not in (JPEG, LENGTH, CUT, FLIP)}
+    rows = batch[LENGTH].nonzero().flatten().tolist()
+    files = [batch[JPEG][row, : batch[LENGTH][row]] for row in rows]
+    images = rest["image"].to(device, copy=True)
+    pictures = _decode(files, device) or [_decode_alone(file, device, int(batch["index"][row])) for file, row in
+                                          zip(files, rows, strict=True)]  # fmt: skip
+    size, interpolation = list(preprocess.size), interpolation_of(preprocess)
+    for row, picture in zip(rows, pictures, strict=True):
+        part = F.resized_crop_image(picture, *batch[CUT][row].tolist(), size, interpolation, antialias=True)
+        images[row] = F.horizontal_flip_image(part) if batch[FLIP][row] else part
+    return {**rest, "image": images}
+
+
+def _decode(files: list[Tensor], device: torch.device) -> list[Tensor]:
+    """All of them at once, as 3 x H x W; none if one cannot be decoded.
+
+    By nvJPEG on CUDA. The one place that knows by what: torchvision's decoders are to leave for torchcodec.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The image decoding", DeprecationWarning)
+        try:
+            return list(decode_jpeg(files, ImageReadMode.RGB, device)) if files else []
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            return []
+
+
+def _decode_alone(file: Tensor, device: torch.device, index: int) -> Tensor:
+    """One of a batch that has a picture which the GPU does not decode: there if it can be, else on the CPU."""
+    if found := _decode([file], device):
+        return found[0]
+    data = file.numpy().tobytes()
+    try:
+        header = read_header(data)
+        if header is None:
+            raise ValueError("no JPEG after all")
+        return as_tensor(decode_here(data, header, 1)).to(device)
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"Picture {index} of the training set (counted from 0, in the order of split.json) cannot be decoded: "
+            f"{error}.",
+            "Leave data.decoder=nvjpeg out: then damaged pictures are named, and data.on_error=skip replaces them.",
+        ) from None

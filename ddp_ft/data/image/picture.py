@@ -1,0 +1,90 @@
+"""A part of a picture, decoded no further than it is needed."""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddp_ft.data.image.jpeg import Pixels
+
+# How much larger than needed a picture stays when it is shrunk while it is decoded: Pillow's thumbnails take 2 as well,
+# from where on the result is hard to tell from that of the whole picture.
+SPARE = 2
+_SHRINKS = (8, 4, 2)
+
+
+class Box(NamedTuple):
+    """A part of a picture, in its pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Picture(Protocol):
+    """A picture that is decoded when a part of it is asked for; `size` is its (height, width), upright."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Known from the file's header."""
+
+    def pixels(self, shrink: int) -> Pixels:
+        """All of it, with sides of about 1/shrink (1, 2, 4, 8); with whole ones if it cannot. Raises BadSample."""
+
+
+# What transforms take: a picture, or one in memory (uint8, 3 x H x W).
+Image = Picture | Tensor
+
+
+@dataclass(frozen=True)
+class Sized:
+    """What `cut` is to end with, for a given picture: the part, and the size that it is resized to."""
+
+    box: Box
+    height: int
+    width: int
+
+
+def whole(image: Image) -> Tensor:
+    """All of it: uint8, 3 x H x W, a view of interleaved pixels if it comes from a file. Raises BadSample."""
+    return image if isinstance(image, Tensor) else as_tensor(image.pixels(1))
+
+
+def as_tensor(pixels: Pixels) -> Tensor:
+    """3 x H x W, a view of interleaved pixels without gaps."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+
+
+def size_of(image: Image) -> tuple[int, int]:
+    """(height, width)."""
+    return (image.shape[-2], image.shape[-1]) if isinstance(image, Tensor) else image.size
+
+
+def cut(image: Image, wanted: Sized, decoder: str = "shrink") -> Tensor:
+    """The part as uint8, 3 x h x w; with the decoder "shrink" it is shrunk on the way if it stays SPARE times as large
+    as wanted. Raises BadSample.
+
+    A view of interleaved pixels without gaps, which is what resizing is fastest on.
+    """
+    if isinstance(image, Tensor):
+        top, left, height, width = wanted.box
+        part = image[:, top : top + height, left : left + width]
+        return part.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    pixels = image.pixels(_shrink(wanted) if decoder == "shrink" else 1)
+    scale = (pixels.shape[0] / image.size[0], pixels.shape[1] / image.size[1])
+    rows = _scaled(wanted.box.top, wanted.box.height, scale[0])
+    columns = _scaled(wanted.box.left, wanted.box.width, scale[1])
+    return as_tensor(pixels[rows, columns])
+
+
+def _shrink(wanted: Sized) -> int:
+    spare = min(wanted.box.height / wanted.height, wanted.box.width / wanted.width) / SPARE
+    return next((factor for factor in _SHRINKS if factor <= spare), 1)
+
+
+def _scaled(start: int, length: int, scale: float) -> slice:
+    first = round(start * scale)
+    return slice(first, first + max(1, round(length * scale)))

@@ -1,0 +1,162 @@
+"""From decoded pictures to those of the model's size, on the CPU."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from ddp_ft.config.schema import AugmentConfig
+from ddp_ft.contracts import Batch, Preprocess
+from ddp_ft.data.image.augment import distortions
+from ddp_ft.data.image.picture import Box, Image, Sized, cut, size_of
+from ddp_ft.errors import UserError, nearest
+
+# A picture or a tensor of any size to a tensor of the model's.
+Transform = Callable[[Any], Tensor]
+# The same, or all tensors that come of a picture, "image" among them.
+SampleTransform = Callable[[Any], Tensor | Batch]
+
+# The names are timm's. Lanczos on tensors is new in torchvision 0.29; bicubic is as near as older ones come, and
+# the same on all. Nearest-exact is what Pillow's nearest does.
+INTERPOLATIONS = {
+    "nearest": InterpolationMode.NEAREST_EXACT,
+    "bilinear": InterpolationMode.BILINEAR,
+    "bicubic": InterpolationMode.BICUBIC,
+    "lanczos": InterpolationMode.BICUBIC,
+    "random": InterpolationMode.BICUBIC,
+}
+CROP_MODES = ("center", "squash", "border")
+# Aspect ratios of the random crop, and how often one is drawn until it fits: Inception's, as in timm and torchvision.
+CROP_RATIO = (3 / 4, 4 / 3)
+CROP_TRIES = 10
+
+
+def train_transform(preprocess: Preprocess, augment: AugmentConfig) -> Transform:
+    """Random crop, resize and flip, then `distortions`: uint8 3 x H x W of any size -> uint8 3 x preprocess.size.
+
+    Draws from torch's global CPU generator. Raises UserError for an unknown interpolation or policy.
+    """
+    crop, distort = _TrainTransform(preprocess, augment), distortions(preprocess, augment)
+    return crop if distort is None else _Both(crop, distort)
+
+
+def eval_transform(preprocess: Preprocess) -> Transform:
+    """What timm's evaluation does to a picture: uint8 C x H x W of any size -> uint8 C x preprocess.size.
+
+    Follows timm.data.transforms_factory.transforms_imagenet_eval for all three crop modes; on uint8 tensors
+    instead of Pillow's images, which is twice as fast. Raises UserError for an unknown interpolation or mode.
+    """
+    if preprocess.crop_mode not in CROP_MODES:
+        hint = f"Known: {', '.join(CROP_MODES)}."
+        raise UserError(f"The model's preprocessing asks for crop mode '{preprocess.crop_mode}'.", hint)
+    return _EvalTransform(preprocess)
+
+
+def interpolation_of(preprocess: Preprocess) -> InterpolationMode:
+    """What a picture is resized with. UserError for an unknown name."""
+    name = preprocess.interpolation
+    if name not in INTERPOLATIONS:
+        hint = nearest(name, list(INTERPOLATIONS)) or f"Known: {', '.join(INTERPOLATIONS)}."
+        raise UserError(f"The model's preprocessing asks for interpolation '{name}'.", hint)
+    return INTERPOLATIONS[name]
+
+
+class _TrainTransform:
+    """torchvision's RandomResizedCrop and RandomHorizontalFlip, in their distribution and half their time."""
+
+    def __init__(self, preprocess: Preprocess, augment: AugmentConfig) -> None:
+        self.interpolation = interpolation_of(preprocess)
+        self.least_area = augment.crop_min
+        self.size = list(preprocess.size)
+        self.decoder = preprocess.decoder
+        self.flip = augment.flip
+
+    def __call__(self, image: Image) -> Tensor:
+        part = cut(image, Sized(draw_crop(*size_of(image), self.least_area), *self.size), self.decoder)
+        resized: Tensor = F.resize_image(part, self.size, self.interpolation, antialias=True)
+        return F.horizontal_flip_image(resized) if torch.rand(1) < self.flip else resized
+
+
+def draw_crop(height: int, width: int, least_area: float) -> Box:
+    """The part of a picture that training looks at: `least_area` of it or more, in one of CROP_RATIO's shapes.
+
+    Where no shape that was drawn fits, it is the largest in the middle that does. Area and logarithm of the ratio are
+    uniform, and so is the place. Draws once, from torch's global CPU generator.
+    """
+    *tries, down, across = torch.rand(2 * CROP_TRIES + 2, dtype=torch.float64).tolist()
+    narrowest, widest = CROP_RATIO
+    for share, shape in zip(tries[::2], tries[1::2], strict=True):
+        area = height * width * (least_area + (1 - least_area) * share)
+        ratio = narrowest * (widest / narrowest) ** shape
+        tall, wide = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < tall <= height and 0 < wide <= width:
+            return Box(int(down * (height - tall + 1)), int(across * (width - wide + 1)), tall, wide)
+    tall, wide = min(height, round(width / narrowest)), min(width, round(height * widest))
+    return Box((height - tall) // 2, (width - wide) // 2, tall, wide)
+
+
+class _Both:
+    """One transform after the other; unlike a closure it can be sent to a spawned worker."""
+
+    def __init__(self, first: Transform, second: Transform) -> None:
+        self.first = first
+        self.second = second
+
+    def __call__(self, image: Image) -> Tensor:
+        return self.second(self.first(image))
+
+
+class _EvalTransform:
+    def __init__(self, preprocess: Preprocess) -> None:
+        self.size = preprocess.size
+        self.mode = preprocess.crop_mode
+        self.decoder = preprocess.decoder
+        self.interpolation = interpolation_of(preprocess)
+        self.fill = [float(round(255 * value)) for value in preprocess.mean] if self.mode == "border" else [0.0]
+        height, width = preprocess.size
+        self.scaled = (math.floor(height / preprocess.crop_pct), math.floor(width / preprocess.crop_pct))
+
+    def __call__(self, image: Image) -> Tensor:
+        box = Box(0, 0, *size_of(image))
+        if self.mode == "center":
+            box = _without_far_ends(box, self.size)
+        new_size = self._resized(box.height, box.width)
+        part = cut(image, Sized(box, *new_size), self.decoder)
+        return _crop_or_pad(F.resize_image(part, new_size, self.interpolation, antialias=True), self.size, self.fill)
+
+    def _resized(self, height: int, width: int) -> list[int]:
+        target_height, target_width = self.scaled
+        if self.mode == "squash":
+            return [target_height, target_width]
+        if self.mode == "center" and target_height == target_width:
+            # torchvision's Resize truncates where timm's ResizeKeepRatio, below, rounds.
+            short = min(height, width)
+            return [target_height * height // short, target_width * width // short]
+        ratios = (height / target_height, width / target_width)
+        ratio = max(ratios) if self.mode == "border" else min(ratios)
+        return [max(1, round(height / ratio)), max(1, round(width / ratio))]
+
+
+def _without_far_ends(box: Box, size: tuple[int, int]) -> Box:
+    """The middle of a very long strip, much more of it than is seen in the end.
+
+    Scaled by its short side, a picture of 5000 x 1 pixels would take a gigabyte.
+    """
+    kept = 8 * min(box.height, box.width) * -(-max(size) // min(size))
+    top, left = max(0, (box.height - kept) // 2), max(0, (box.width - kept) // 2)
+    return Box(top, left, box.height - 2 * top, box.width - 2 * left)
+
+
+def _crop_or_pad(image: Tensor, size: tuple[int, int], fill: list[float]) -> Tensor:
+    """The middle of the picture, with `fill` around it where it is smaller than `size` (timm's CenterCropOrPad)."""
+    missing = [max(0, wanted - given) for wanted, given in zip(size, image.shape[-2:], strict=True)]
+    if any(missing):
+        down, across = missing
+        padding = [across // 2, down // 2, (across + 1) // 2, (down + 1) // 2]
+        image = F.pad_image(image, padding, fill=fill)
+    top, left = (round((given - wanted) / 2) for wanted, given in zip(size, image.shape[-2:], strict=True))
+    return image[..., top : top + size[0], left : left + size[1]]

@@ -1,0 +1,104 @@
+"""What `predict` is given: files, folders, patterns, tables and standard input, as one list of paths."""
+
+import glob
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ddp_ft.data.sources.paths import Paths
+from ddp_ft.data.sources.scan import find_pictures, is_picture, suffix_list
+from ddp_ft.data.sources.table_file import is_table, read_table
+from ddp_ft.errors import UserError, nearest, printable
+
+STDIN = "-"
+IMAGE_COLUMN = "image"
+
+
+def list_pictures(inputs: Sequence[str], column: str | None = None, lines: Iterable[str] | None = None) -> Paths:
+    """The pictures that these stand for, in their order.
+
+    A file that is named is taken whatever its suffix; a folder's pictures are sorted by path, and so is what a pattern
+    (`*`, `?`, `[ab]`, `**` for any depth) matches, pictures and folders of them. A table has them in `column` (None:
+    "image"), relative to where it lies; "-" stands for `lines`, one path each (None: standard input's). What a table or
+    standard input names need not be there: reading it will say so. Raises UserError for an argument that does not exist
+    or matches nothing (all of them), for a folder without pictures, and for a column that is not there.
+    """
+    missing = [given for given in inputs if given != STDIN and not _is_there(given)]
+    if missing:
+        raise UserError(f"No such file or folder: {', '.join(map(repr, missing))}.")
+    if column is not None and not any(_is_table(given) for given in inputs):
+        raise UserError(f"--column {column} is for a table, and none of the inputs is one.", "Leave it out.")
+    if inputs.count(STDIN) > 1:
+        raise UserError("Standard input (-) is given twice.", "It can be read once.")
+    given_lines = sys.stdin if lines is None else lines
+    listed = [path for given in inputs for path in _expanded(given, column or IMAGE_COLUMN, given_lines)]
+    try:
+        return Paths.of(listed)
+    except ValueError:
+        raise UserError("A path has a NUL inside.", "Paths on standard input end with a line break.") from None
+
+
+def _is_there(given: str) -> bool:
+    return bool(given) and (os.path.lexists(given) or glob.has_magic(given))
+
+
+def _is_table(given: str) -> bool:
+    return given != STDIN and is_table(Path(given)) and os.path.lexists(given)
+
+
+def _expanded(given: str, column: str, lines: Iterable[str]) -> Iterator[str]:
+    path = Path(given)
+    if given == STDIN:
+        yield from _from_lines(lines)
+    elif path.is_dir():
+        yield from _in_folder(path)
+    elif _is_table(given):
+        yield from _in_table(path, column)
+    elif os.path.lexists(given):
+        yield str(path)
+    else:
+        yield from _matching(given)
+
+
+def _in_folder(folder: Path) -> Iterator[str]:
+    paths = find_pictures(folder).paths
+    if not paths:
+        raise UserError(f"There are no pictures in {folder}.", f"Pictures are files that end in {suffix_list()}.")
+    return (str(folder / relative) for relative in paths)
+
+
+def _matching(pattern: str) -> list[str]:
+    """Pictures that match, and those in folders that do, each once."""
+    found: dict[str, None] = {}
+    for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207  (Path.glob takes no absolute ones)
+        path = Path(match)
+        if path.is_dir():
+            found.update(dict.fromkeys(str(path / relative) for relative in find_pictures(path).paths))
+        elif is_picture(path.name):
+            found[str(path)] = None
+    if not found:
+        raise UserError(f"No picture matches {pattern!r}.", f"Pictures are files that end in {suffix_list()}.")
+    return list(found)
+
+
+def _from_lines(lines: Iterable[str]) -> list[str]:
+    paths = [line.rstrip("\r\n") for line in lines]
+    named = [path for path in paths if path]
+    if not named:
+        raise UserError("Standard input (-) is empty.", "Expected one path a line: find photos -name '*.jpg' | ...")
+    return named
+
+
+def _in_table(path: Path, column: str) -> list[str]:
+    def choose(header: list[str]) -> list[str]:
+        if column in header:
+            return [column]
+        hint = nearest(column, header) or f"It has {', '.join(map(printable, header))}."
+        raise UserError(f"{path} has no column '{column}'.", f"{hint} Name another with --column.")
+
+    table = read_table(path, choose)
+    cells = table.columns[column]
+    if empty := [row for row, cell in enumerate(cells) if not cell]:
+        raise table.error(empty, f"rows without a path in the column '{column}'", cells)
+    return [str(path.parent / cell) for cell in cells]

@@ -1,0 +1,1 @@
+"""Which samples are trained on, validated with and tested with."""

@@ -1,0 +1,156 @@
+"""The splits of a folder: which of its folders play which role, and which classes they hold."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_ft.config.schema import DataConfig
+from ddp_ft.contracts import LABEL, Schema
+from ddp_ft.data.listing import Listing, fingerprint, list_classes
+from ddp_ft.data.sources.folder import FolderSource, check_folder, shortened
+from ddp_ft.data.sources.index import Index, load_index, store_index
+from ddp_ft.data.sources.scan import is_picture, loose_files, subfolders, suffix_list
+from ddp_ft.data.splits.record import ROLES, TEST, TRAIN, VAL, Splits, divide_pool
+from ddp_ft.data.splits.stratify import Pool
+from ddp_ft.errors import UserError
+
+EXAMPLE = "Expected train/CLASS/*.jpg and val/CLASS/*.jpg, or one folder a class: CLASS/*.jpg"
+# What says something about the columns of a table.
+_TABLE_KEYS = ("image", "target", "group", "weight", "split", "separator")
+
+
+def open_folder_splits(config: DataConfig, root: Path, seed: int, stored: Mapping[str, Any] | None) -> Splits:
+    """`open_splits` for a folder. Raises UserError as it says, and for a key that only a table could follow."""
+    check_folder(root)
+    _check_keys(config, root)
+    folders, notes = _layout(root)
+    index = _open_index(root, folders)
+    parts, classes = index.parts, tuple(index.parts[TRAIN].classes)
+    sources = {role: _source(root, part, classes) for role, part in parts.items()}
+    train = sources[TRAIN]
+    pool = Pool(train.paths, LABEL, train.targets)
+    division = divide_pool(config, seed, pool, root, VAL in sources, stored, index.fingerprint)
+    record = division.record
+    if not record["given"]:
+        sources |= {TRAIN: _subset(train, division.train), VAL: _subset(train, division.val)}
+    record["counts"] = {role: len(source) for role, source in sources.items()}
+    notes += [note for part in parts.values() for note in _part_notes(part.folder, part.others)]
+    notes += division.notes(pool, classes)
+    schema = Schema(LABEL, classes)
+    return Splits(sources[TRAIN], sources[VAL], sources.get(TEST), schema, index.fingerprint, record, tuple(notes))
+
+
+def _open_index(root: Path, folders: Mapping[str, Path]) -> Index:
+    """What is in the folders, as it was stored or else as it is found now."""
+    stored = load_index(root, folders)
+    if stored is not None:
+        return stored
+    begun = time.time()
+    parts = {role: list_classes(folder, _prefix(root, folder)) for role, folder in folders.items()}
+    for part in parts.values():
+        _check_part(part)
+    _check_classes(root, parts)
+    index = Index(parts, fingerprint(parts, parts[TRAIN].classes))
+    store_index(root, folders, index, begun)
+    return index
+
+
+def _prefix(root: Path, folder: Path) -> str:
+    return "" if folder == root else f"{folder.name}/"
+
+
+def _check_keys(config: DataConfig, root: Path) -> None:
+    plain = DataConfig()
+    set_ones = [f"data.{name}" for name in _TABLE_KEYS if getattr(config, name) != getattr(plain, name)]
+    if set_ones:
+        hint = "Leave it out, or give a .csv or .parquet file to --data."
+        raise UserError(f"{', '.join(set_ones)}: this is for tables, and {root} is a folder.", hint)
+
+
+def _subset(source: FolderSource, chosen: NDArray[np.bool_]) -> FolderSource:
+    return FolderSource(Path(source.root), source.paths.where(chosen), source.targets[chosen])
+
+
+def _layout(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """Folder of each split ("train", "val", "test"), and notes; without train/ the root is the training folder."""
+    names = subfolders(root)
+    roles = _roles(root, names)
+    if TRAIN not in roles:
+        _check_lone_roles(root, roles)
+        return {TRAIN: root}, []
+    ignored = [name for name in names if name not in roles.values()]
+    notes = [f"Beside train/ these folders are ignored: {shortened(ignored)}."] if ignored else []
+    folders = {role: root / name for role, name in roles.items()}
+    if TEST in folders and not subfolders(folders[TEST]):
+        notes.append(f"{folders.pop(TEST)} has no class folders and is ignored.")
+    return folders, notes
+
+
+def _roles(root: Path, names: Sequence[str]) -> dict[str, str]:
+    """Which folder plays which role. Case is not looked at: Train/ and Val/ as classes would be nonsense."""
+    roles: dict[str, str] = {}
+    for name in names:
+        role = ROLES.get(name.lower())
+        if role in roles:
+            raise UserError(f"{root} has both {roles[role]}/ and {name}/.", "Keep one of them.")
+        if role:
+            roles[role] = name
+    # A class may be called "train" (cars, trains, planes): then it holds pictures and not class folders.
+    if TRAIN in roles and len(names) > len(roles) and not subfolders(root / roles[TRAIN]):
+        return {}
+    return roles
+
+
+def _check_lone_roles(root: Path, roles: Mapping[str, str]) -> None:
+    lone = [name for name in roles.values() if subfolders(root / name)]
+    if lone:
+        raise UserError(f"{root} has {lone[0]}/ but no train/.", f"Move the training class folders into {root}/train.")
+
+
+def _check_part(part: Listing) -> None:
+    if not part.paths:
+        raise UserError(f"There are no pictures in class folders in {part.folder}.", _empty_hint(part.folder))
+    empty = [name for name, count in zip(part.classes, part.counts, strict=True) if not count]
+    if empty:
+        hint = f"Remove them, or put pictures in ({suffix_list()})."
+        raise UserError(f"Class folders without pictures in {part.folder}: {shortened(empty)}.", hint)
+
+
+def _empty_hint(folder: Path) -> str:
+    loose = sum(count for suffix, count in loose_files(folder).items() if is_picture(f"a{suffix}"))
+    if loose:
+        return f"{loose} pictures lie in it directly; put each into a folder with its class's name.\n{EXAMPLE}"
+    return f"{EXAMPLE}\nPictures are files that end in {suffix_list()}."
+
+
+def _part_notes(folder: Path, others: Counter[str]) -> Iterator[str]:
+    loose = sum(count for suffix, count in loose_files(folder).items() if is_picture(f"a{suffix}"))
+    if loose:
+        yield f"{loose} pictures beside the class folders of {folder} are ignored."
+    if others:
+        kinds = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(5))
+        yield f"{sum(others.values())} files in {folder} are no pictures and are ignored ({kinds})."
+
+
+def _check_classes(root: Path, parts: Mapping[str, Listing]) -> None:
+    classes = parts[TRAIN].classes
+    if len(classes) < 2:
+        inner = parts[TRAIN].folder / classes[0]
+        hint = f"Did you mean --data {inner}?" if len(subfolders(inner)) > 1 else EXAMPLE
+        raise UserError(f"{parts[TRAIN].folder} has one class only, {classes[0]}; expected two or more.", hint)
+    for part in parts.values():
+        unknown = sorted(set(part.classes) - set(classes))
+        if unknown:
+            hint = f"Classes of {parts[TRAIN].folder}: {shortened(classes)}."
+            raise UserError(f"{part.folder} has classes that training lacks: {shortened(unknown)}.", hint)
+
+
+def _source(root: Path, part: Listing, classes: Sequence[str]) -> FolderSource:
+    numbers = {name: number for number, name in enumerate(classes)}
+    translated = np.array([numbers[name] for name in part.classes], np.int64)[part.labels]
+    return FolderSource(root, part.paths, translated)

@@ -1,0 +1,151 @@
+"""The splits of a run, and the record of which samples were drawn for validation."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_ft.config.schema import DataConfig
+from ddp_ft.contracts import LABEL, NUMBERS, LabelledSource, Schema
+from ddp_ft.data.sources.folder import shortened
+from ddp_ft.data.splits.stratify import Pool, deal, draw, parse_fold
+from ddp_ft.errors import UserError
+
+if TYPE_CHECKING:
+    from ddp_ft.data.bad_samples.quarantine import Quarantine
+
+TRAIN, VAL, TEST = "train", "val", "test"
+VAL_NAMES = ("val", "valid", "validation")
+ROLES = {TRAIN: TRAIN, TEST: TEST} | dict.fromkeys(VAL_NAMES, VAL)
+# From here on, a drawn part whose size is that far from --val-split is told of, in shares of all samples.
+_FAR_FROM_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of a run.
+
+    `fingerprint` hashes paths, sizes and targets of all pictures, whichever split they are in. `record` is what
+    split.json stores, and what `open_splits` takes back; it stays behind where the splits travel to other ranks, as it
+    names every picture and rank 0 alone writes. `notes` are lines to print. `quarantine` takes the record of
+    damaged pictures that the run goes on without; None: it ends at the first.
+    """
+
+    train: LabelledSource
+    val: LabelledSource
+    test: LabelledSource | None
+    schema: Schema
+    fingerprint: str
+    record: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    quarantine: "Quarantine | None" = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "record": {}}
+
+
+@dataclass(frozen=True)
+class Division:
+    """How a pool is divided: as split.json says it, and as two masks over the pool, which are empty where the data says
+    itself what validates."""
+
+    record: dict[str, Any]
+    train: NDArray[np.bool_]
+    val: NDArray[np.bool_]
+
+    def notes(self, pool: Pool, classes: Sequence[str]) -> list[str]:
+        """What the user should know: new pictures, classes on one side alone, a share that is far off."""
+        if self.record["given"]:
+            return []
+        train, val = np.count_nonzero(self.train), np.count_nonzero(self.val)
+        new = len(pool) - train - val
+        notes = [f"{new} pictures are new since the run began and are left out."] if new else []
+        if pool.kind != NUMBERS and (lost := _absent(pool, self.train, classes)):
+            notes.append(f"Classes without a picture for training: {shortened(lost)}.")
+        asked, share = self.record.get("val_split"), val / max(train + val, 1)
+        if pool.groups is not None and asked is not None and abs(share - asked) > _FAR_FROM_SHARE:
+            notes.append(f"Whole groups make {share:.0%} of the pictures validate, where {asked:.0%} were asked for.")
+        return notes
+
+
+def divide_pool(
+    config: DataConfig, seed: int, pool: Pool, where: Path | None, given: bool, stored: Mapping[str, Any] | None,
+    fingerprint: str,
+) -> Division:  # fmt: skip
+    """The pool as the stored record (split.json) divides it, else as it is drawn now; `given`: the data says it itself.
+
+    Raises UserError where nothing can be held back, for a `data.fold` beside a given validation part, and unless the
+    data still divides as stored and has all its pictures.
+    """
+    if stored is not None:
+        _check_given(where, stored, given)
+    record = dict(_make_record(config, seed, pool, where, given) if stored is None else stored)
+    if given:
+        nobody = np.zeros(len(pool), np.bool_)
+        return Division(record, nobody, nobody)
+    val = _are_in(pool.names, record[VAL])
+    # The same data as then has no new pictures and has lost none: a million names need not be compared once more.
+    if stored is None or record.get("fingerprint") == fingerprint:
+        return Division(record, ~val, val)
+    _check_all_there(where, pool.names, record)
+    return Division(record, _are_in(pool.names, record[TRAIN]), val)
+
+
+def _are_in(names: Sequence[str], chosen: Sequence[str]) -> NDArray[np.bool_]:
+    known = set(chosen)
+    return np.fromiter(map(known.__contains__, names), np.bool_, len(names))
+
+
+def _make_record(config: DataConfig, seed: int, pool: Pool, where: Path | None, given: bool) -> dict[str, Any]:
+    """split.json for new data: {"given": true} where it says itself what validates, else the names on each side."""
+    if given:
+        if config.fold is not None:
+            hint = "Leave data.fold out, or take the validation part away."
+            raise UserError(f"data.fold = '{config.fold}', but {where} says itself what validates.", hint)
+        return {"given": True}
+    if config.fold is not None:
+        fold, folds = parse_fold(config.fold)
+        held_back = deal(pool, folds, seed) == fold - 1
+        how: dict[str, Any] = {"fold": config.fold}
+    else:
+        held_back = draw(pool, config.val_split, seed)
+        how = {"val_split": config.val_split}
+    if not held_back.any():
+        raise _cannot_divide(pool, where)
+    names: list[list[str]] = [[], []]
+    for name, side in zip(pool.names, held_back.tolist(), strict=True):
+        names[side].append(name)
+    train, val = (list(dict.fromkeys(side)) for side in names)
+    return {"given": False, "seed": seed, **how, TRAIN: train, VAL: val}
+
+
+def _cannot_divide(pool: Pool, where: Path | None) -> UserError:
+    if pool.groups is None:
+        hint = "Add pictures, or a val/ folder beside train/ (in a table: a column for data.split)."
+        return UserError(f"{where} has too few pictures to hold some back for validation.", hint)
+    hint = "Add groups, or say in a column for data.split what validates."
+    groups = shortened(sorted(set(pool.groups)), 5)
+    return UserError(f"No group of {where} can be held back for validation without losing a class: {groups}.", hint)
+
+
+def _check_given(where: Path | None, stored: Mapping[str, Any], given: bool) -> None:
+    if stored["given"] != given:
+        was, now = ("with", "without") if stored["given"] else ("without", "with")
+        raise UserError(f"The run began {was} a validation folder or rows in {where}, which is now {now}.")
+
+
+def _check_all_there(where: Path | None, names: Sequence[str], record: Mapping[str, Any]) -> None:
+    here = set(names)
+    gone = [name for name in (*record[TRAIN], *record[VAL]) if name not in here]
+    if gone:
+        hint = "Put them back, or start a new run in another --run-dir."
+        raise UserError(f"{len(gone)} pictures of this run are gone from {where}: {shortened(gone)}.", hint)
+
+
+def _absent(pool: Pool, rows: NDArray[np.bool_], classes: Sequence[str]) -> list[str]:
+    targets: Any = pool.targets[rows]
+    counts = np.bincount(targets, minlength=len(classes)) if pool.kind == LABEL else targets.sum(0)
+    return [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]

@@ -1,0 +1,130 @@
+"""The splits of a table: by its column of splits, or drawn, by whole groups where there are any."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddp_ft.config.schema import DataConfig
+from ddp_ft.contracts import LABEL, LABELS, NUMBERS
+from ddp_ft.data.sources.folder import shortened
+from ddp_ft.data.sources.table import Rows, TableSource, read_rows
+from ddp_ft.data.splits.record import TEST, TRAIN, VAL, Splits, divide_pool
+from ddp_ft.data.splits.stratify import Pool
+from ddp_ft.errors import UserError
+
+
+def open_table_splits(config: DataConfig, path: Path, seed: int, stored: Mapping[str, Any] | None, task: str) -> Splits:
+    """`open_splits` for a table.
+
+    Raises UserError as `read_rows` does, and for a picture or group on two sides of the given splits, classes
+    that training lacks, targets that are all the same, and weights that leave nothing to train on.
+    """
+    rows = read_rows(config, path, task)
+    parts = _given_parts(rows, path)
+    groups = _groups_of_pictures(rows, path)
+    pool = _pool(rows, groups, parts[TRAIN])
+    given = VAL in parts
+    _check_classes(rows, parts, path)
+    seen = fingerprint(rows)
+    division = divide_pool(config, seed, pool, path, given, stored, seen)
+    record = division.record
+    notes = [*rows.notes, *_duplicate_notes(rows), *division.notes(pool, rows.schema.names)]
+    if not given:
+        drawn = parts[TRAIN]
+        parts |= {TRAIN: drawn[division.train], VAL: drawn[division.val]}
+    sources = {role: rows.source(those) for role, those in parts.items()}
+    _check_training(sources[TRAIN], rows, path)
+    record["counts"] = {role: len(source) for role, source in sources.items()}
+    test = sources.get(TEST)
+    return Splits(sources[TRAIN], sources[VAL], test, rows.schema, seen, record, tuple(notes))
+
+
+def _given_parts(rows: Rows, path: Path) -> dict[str, Any]:
+    """The rows of each role that the table names; all are for training where it names none."""
+    if rows.roles is None:
+        return {TRAIN: np.arange(len(rows.paths))}
+    roles = np.array(rows.roles)
+    parts = {role: np.flatnonzero(roles == role) for role in (TRAIN, VAL, TEST) if role in rows.roles}
+    if TRAIN not in parts:
+        raise UserError(f"{path} has no rows for training, only for {' and '.join(parts)}.", "Name some of them train.")
+    _check_apart(rows.paths, rows.roles, path, "pictures")
+    if rows.groups is not None:
+        _check_apart(rows.groups, rows.roles, path, "groups (data.group)")
+    return parts
+
+
+def _check_apart(names: Sequence[str], roles: Sequence[str], path: Path, what: str) -> None:
+    first: dict[str, str] = {}
+    torn: dict[str, None] = {}
+    for name, role in zip(names, roles, strict=True):
+        if first.setdefault(name, role) != role:
+            torn[name] = None
+    if torn:
+        raise UserError(
+            f"{path} has {len(torn)} {what} in more than one of its splits: {shortened(list(torn), 5)}.",
+            "What is trained on must not validate or test. Put each in one split.",
+        )
+
+
+def _groups_of_pictures(rows: Rows, path: Path) -> Sequence[str] | None:
+    """What must stay together: the groups, or the rows of one picture where it has several."""
+    if rows.groups is None:
+        return rows.paths if len(set(rows.paths)) < len(rows.paths) else None
+    first: dict[str, str] = {}
+    pairs = zip(rows.paths, rows.groups, strict=True)
+    if torn := [picture for picture, group in pairs if first.setdefault(picture, group) != group]:
+        raise UserError(f"{path} has {len(torn)} pictures in more than one group: {shortened(torn, 5)}.")
+    return rows.groups
+
+
+def _pool(rows: Rows, groups: Sequence[str] | None, those: Any) -> Pool:
+    chosen = None if groups is None else [groups[row] for row in those]
+    return Pool([rows.paths[row] for row in those], rows.schema.kind, rows.targets[those], chosen)
+
+
+def _check_classes(rows: Rows, parts: Mapping[str, Any], path: Path) -> None:
+    kind, names = rows.schema.kind, rows.schema.names
+    if kind == LABEL:
+        known = np.bincount(rows.targets[parts[TRAIN]], minlength=len(names)) > 0
+        if len(names) < 2:
+            raise UserError(f"{path} has one class only, {names[0]}; expected two or more.")
+        if not known.all():
+            unknown = [name for name, is_known in zip(names, known.tolist(), strict=True) if not is_known]
+            raise UserError(f"{path} has classes that only its val or test rows have: {shortened(unknown)}.")
+    if kind == LABELS:
+        present = rows.targets[parts[TRAIN]].any(0).tolist()
+        if unknown := [name for name, is_there in zip(names, present, strict=True) if not is_there]:
+            rows.notes.append(f"Labels that no picture for training has: {shortened(unknown)}.")
+
+
+def _check_training(source: TableSource, rows: Rows, path: Path) -> None:
+    if source.weights is not None and not source.weights.any():
+        raise UserError(f"{path}: the weights of all {len(source)} pictures for training are 0.")
+    if rows.schema.kind == NUMBERS:
+        same = (source.targets == source.targets[0]).all(0).tolist()
+        if constant := [name for name, is_same in zip(rows.schema.names, same, strict=True) if is_same]:
+            hint = "There is nothing to learn from it; leave it out of data.target."
+            raise UserError(f"{path}: the same number for all training pictures: {shortened(constant)}.", hint)
+
+
+def _duplicate_notes(rows: Rows) -> Iterator[str]:
+    if doubles := len(rows.paths) - len(set(rows.paths)):
+        yield f"{doubles} rows name a picture that an earlier one has named; each row is a sample, all on one side."
+
+
+def fingerprint(rows: Rows) -> str:
+    """A hash of all that the columns say and of the pictures' sizes, whatever the order of the table's rows."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update("\0".join([rows.schema.kind, *rows.schema.names]).encode())
+    targets = np.ascontiguousarray(rows.targets)
+    count = len(rows.paths)
+    weights = [""] * count if rows.weights is None else [repr(weight) for weight in rows.weights.tolist()]
+    texts = zip(rows.paths, rows.sizes, weights, rows.groups or [""] * count, rows.roles or [""] * count, strict=True)
+    for target, row in zip(targets, texts, strict=True):
+        digest.update(os.fsencode("\0".join(map(str, row))) + b"\n")
+        digest.update(target.tobytes())
+    return digest.hexdigest()

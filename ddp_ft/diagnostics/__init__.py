@@ -1,0 +1,1 @@
+"""The doctor's checks: what is wrong, before or after a run."""

@@ -1,0 +1,205 @@
+"""What an expert would remark on a run before its first step: pure functions of what is known by then.
+
+Each gives a finding, or None where there is nothing that it could be about.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ddp_ft.config.schema import RunConfig
+from ddp_ft.data.class_counts import ClassCounts, half_width
+from ddp_ft.data.sources.folder import shortened
+from ddp_ft.diagnostics.finding import OK, WARNING, Finding
+from ddp_ft.errors import printable
+
+FEWEST_PICTURES, RARE_SHARE = 10, 0.01
+MOST_IMBALANCE = 20.0
+WIDEST_INTERVAL = 5.0  # points of accuracy, to each side
+# Down to some 10,000 pictures random weights can do as well as pretrained ones, if trained long (arXiv 1811.08883).
+ENOUGH_FROM_SCRATCH = 10_000
+FEWEST_STEPS = 100
+# Pictures a second that no usual training reaches: of one CPU thread, 25 times what EfficientNet-Lite0 does at 128 px
+# (docs/performance.md); of one GPU, a generous guess that was not measured.
+UNREACHABLE = {"cpu": 500.0, "cuda": 10_000.0}
+# Usual peak rates of fine-tuning: the lowest and the highest. Adam's kin: 2e-5 to 5e-5 for transformers as a whole
+# (arXiv 1810.04805, A.3) up to some 1e-3 with layer decay (arXiv 2111.06377, table 9) or batch norm
+# (docs/accuracy.md). SGD: 3e-3 (BiT, arXiv 1912.11370) to 0.1 for a batch of 256 (arXiv 1706.02677). Lion: a third to
+# a tenth of AdamW's (arXiv 2302.06675). LAMB: arXiv 1904.00962, and 5e-3 in arXiv 2110.00476. A factor of
+# two to five is left at either end.
+_ADAM, _SGD, _LION, _LAMB = (1e-5, 5e-3), (1e-3, 1.0), (1e-6, 1e-3), (1e-4, 2e-2)
+USUAL_RATES = {
+    **dict.fromkeys(("adam", "adamw", "nadam", "nadamw", "radam", "adamp", "adabelief"), _ADAM),
+    **dict.fromkeys(("sgd", "momentum", "nesterov", "sgdp", "sgdw", "nesterovw"), _SGD),
+    "lion": _LION,
+    "lamb": _LAMB,
+}
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is known at the start.
+
+    `sizes` are (height, width) of some of the pictures, `input_size` that of the model's input. `lr` is the peak rate,
+    `steps` how many there are in all, and `computers` the GPUs or CPU threads that share them. `seconds_left` is the
+    time that the batch job still has; None: nobody knows.
+    """
+
+    config: RunConfig
+    train: int
+    val: int
+    counts: ClassCounts | None
+    val_counts: ClassCounts | None
+    sizes: Sequence[tuple[int, int]]
+    input_size: tuple[int, int]
+    lr: float
+    steps: int
+    computers: int = 1
+    device: str = "cpu"
+    seconds_left: float | None = None
+
+
+def advise(known: Situation) -> list[Finding]:
+    """All findings, good ones too, in the order of data, model, recipe."""
+    return [finding for finding in (*about_data(known), *_about_recipe(known)) if finding is not None]
+
+
+def about_data(known: Situation) -> Iterator[Finding | None]:
+    """What concerns the pictures."""
+    config, is_measured_by_accuracy = known.config, known.counts is not None
+    if known.counts is not None:
+        evens_out = config.data.sampling != "natural" or bool(config.loss.class_weights or config.loss.positive_weights)
+        yield rare_classes(known.counts)
+        yield imbalance(known.counts, evens_out)
+        if known.val_counts is not None:
+            yield missing_classes(known.val_counts)
+    if is_measured_by_accuracy:
+        yield small_val(known.val)
+    yield small_pictures(known.sizes, known.input_size)
+
+
+def _about_recipe(known: Situation) -> Iterator[Finding | None]:
+    config = known.config
+    yield from_scratch(config.model.weights, known.train)
+    yield unusual_rate(config.optim.name, known.lr)
+    yield large_batch(config.train.batch_size, known.train)
+    yield few_steps(known.steps)
+    if known.seconds_left is not None:
+        pictures = known.steps * min(config.train.batch_size, known.train)
+        yield rushed(pictures, known.seconds_left, known.computers, known.device)
+
+
+def rare_classes(counts: ClassCounts) -> Finding:
+    """Classes of fewer than FEWEST_PICTURES, or of less than RARE_SHARE of all, unless there are so many classes."""
+    share = min(RARE_SHARE, 0.2 / len(counts.names))
+    least = max(FEWEST_PICTURES, share * sum(counts.counts))
+    rare = [f"{printable(name)} ({n})" for name, n in zip(counts.names, counts.counts, strict=True) if n < least]
+    value, (smallest, fewest) = float(len(rare)), counts.smallest
+    if not rare:
+        text = f"{len(counts.names)}, the smallest is {printable(smallest)} with {fewest} pictures"
+        return Finding("classes", OK, text, value=float(fewest), unit="pictures")
+    few = "1 class has" if len(rare) == 1 else f"{len(rare)} of {len(counts.names)} classes have"
+    text = f"{few} hardly any pictures to learn from: {shortened(rare, 5)}"
+    return Finding("classes", WARNING, text, "Add pictures of them, or leave them out.", value, "classes")
+
+
+def imbalance(counts: ClassCounts, evens_out: bool) -> Finding | None:
+    """One class far larger than another, with nothing done about it; None where a class has no picture at all."""
+    ratio, (small, _), (large, _) = counts.imbalance, counts.smallest, counts.largest
+    if not counts.smallest[1]:
+        return None
+    text = f"{printable(large)} has {ratio:.3g} times as many pictures as {printable(small)}"
+    if ratio == 1:
+        text = "none: all classes are of the same size"
+    if ratio <= MOST_IMBALANCE or evens_out:
+        return Finding("imbalance", OK, text, value=ratio, unit="times")
+    remedy = "Add --class-weights balanced or --sampling balanced, and judge by --metric macro_f1."
+    return Finding("imbalance", WARNING, text, remedy, ratio, "times")
+
+
+def missing_classes(val_counts: ClassCounts) -> Finding:
+    """Classes that validation says nothing about."""
+    gone = [printable(name) for name, count in zip(val_counts.names, val_counts.counts, strict=True) if not count]
+    value = float(len(gone))
+    if not gone:
+        return Finding("classes in val", OK, "each has pictures to validate on", value=value, unit="classes")
+    text = f"no picture to validate on: {shortened(gone, 5)}"
+    remedy = "Put some of their pictures into val/, or leave the split to --val-split or --set data.fold=1/5."
+    return Finding("classes in val", WARNING, text, remedy, value, "classes")
+
+
+def small_val(pictures: int) -> Finding:
+    """A validation set whose accuracy says little."""
+    width = half_width(pictures)
+    text = f"{pictures} pictures tell an accuracy to ±{width:.1f} points (95 %, at worst)"
+    if width <= WIDEST_INTERVAL:
+        return Finding("validation set", OK, text, value=width, unit="points")
+    remedy = "Smaller differences mean nothing. Hold back more (--val-split), or average folds (--set data.fold=1/5)."
+    return Finding("validation set", WARNING, text, remedy, width, "points")
+
+
+def small_pictures(sizes: Sequence[tuple[int, int]], input_size: tuple[int, int]) -> Finding | None:
+    """More than half of the pictures that were looked at are smaller than what the model sees; None without any."""
+    if not sizes:
+        return None
+    wanted = min(input_size)
+    sides = sorted(min(size) for size in sizes)
+    middle, share = sides[len(sides) // 2], sum(side < wanted for side in sides) / len(sides)
+    text = f"{share:.0%} of {len(sides)} have a short side below the model's {wanted} px; the median is {middle} px"
+    if share <= 0.5:
+        return Finding("picture sizes", OK, text, value=share, unit="share smaller than the input")
+    side = middle // 32 * 32  # what most models can take
+    remedy = "Enlarging them takes time and adds nothing."
+    if 32 <= side < wanted:
+        remedy += f" Try --image-size {side}."
+    return Finding("picture sizes", WARNING, text, remedy, share, "share smaller than the input")
+
+
+def from_scratch(weights: str, train: int) -> Finding | None:
+    """Random weights and too few pictures for them; None with pretrained ones."""
+    if weights != "none":
+        return None
+    text = f"all is learned from {train} pictures (--weights none)"
+    if train >= ENOUGH_FROM_SCRATCH:
+        return Finding("weights", OK, text, value=float(train), unit="pictures")
+    return Finding("weights", WARNING, text, "Pretrained weights are far better here.", float(train), "pictures")
+
+
+def unusual_rate(optimizer: str, lr: float) -> Finding | None:
+    """A peak rate out of the range that is usual for its optimizer; None for one that is not in the table."""
+    usual = USUAL_RATES.get(optimizer.lower().removeprefix("lookahead_"))
+    if usual is None:
+        return None
+    low, high = usual
+    text = f"{lr:g} with {optimizer}; usual for fine-tuning are {low:g} to {high:g}"
+    if low <= lr <= high:
+        return Finding("learning rate", OK, text, value=lr)
+    return Finding("learning rate", WARNING, text, "See --lr; --optimizer sgd and adamw want other rates.", lr)
+
+
+def large_batch(batch_size: int, train: int) -> Finding:
+    """A batch that is larger than the training set."""
+    text = f"{batch_size} of {train} pictures in a step"
+    if batch_size <= train:
+        return Finding("batch size", OK, text, value=float(batch_size), unit="pictures")
+    remedy = f"Each step sees every picture. Try --batch-size {max(1, train // 10)}."
+    return Finding("batch size", WARNING, text, remedy, float(batch_size), "pictures")
+
+
+def few_steps(steps: int) -> Finding:
+    """A run too short for a schedule to do anything."""
+    if steps >= FEWEST_STEPS:
+        return Finding("steps", OK, f"{steps}", value=float(steps), unit="steps")
+    remedy = "Weights move little in so few. Give more --epochs or a smaller --batch-size."
+    return Finding("steps", WARNING, f"only {steps} in the whole run", remedy, float(steps), "steps")
+
+
+def rushed(pictures: int, seconds_left: float, computers: int, device: str) -> Finding:
+    """A run that cannot be done in what is left of its batch job, whatever its speed; `pictures` are of all steps."""
+    needed = pictures / max(seconds_left, 1.0) / computers
+    each = "GPU" if device == "cuda" else "thread"
+    text = f"{seconds_left / 60:.0f} minutes are left for {pictures} pictures: {needed:.3g} a second and {each}"
+    if needed <= UNREACHABLE[device]:
+        return Finding("job's time", OK, text, value=needed, unit="pictures/s")
+    # The job saves and goes on after a requeue, so it is not lost.
+    remedy = "The run will need several jobs (docs/slurm.md). Ask for more time or processes, or fewer --epochs."
+    return Finding("job's time", WARNING, text, remedy, needed, "pictures/s")

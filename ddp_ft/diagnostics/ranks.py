@@ -1,0 +1,209 @@
+"""What the processes of a job make of each other: whether they see the same, and how fast they exchange."""
+
+import hashlib
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from pathlib import Path
+
+import torch
+
+import ddp_ft
+from ddp_ft.diagnostics.disk import nearest_folder
+from ddp_ft.diagnostics.finding import OK, PROBLEM, WARNING, Finding
+from ddp_ft.diagnostics.versions import all_versions, differing
+from ddp_ft.distributed.world import World
+from ddp_ft.tuning.timing import slowest
+
+MIB = 2**20
+SIZES = (1, 16, 64)  # MiB that are reduced: about a small model's gradients, and DDP's buckets of 25 MiB around it
+REPEATS, SMALL_REPEATS = 3, 20
+# Gradients of a ResNet-50 (98 MiB) take a second at this, as on gigabit Ethernet.
+SLOW_MIB = 100.0
+CLOCK_SECONDS = 2.0  # rendezvous and time limits bear more; logs of several nodes do not
+SHARED_SECONDS = 5.0  # network file systems show a new file that late
+_ENTRIES = 10_000
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one rank sees. `code` is a hash of ddp_ft's own files, `data` one of the data folder's names, `has_run` says
+    whether it saw what rank 0 put into the run folder, `clock` are seconds that its clock is ahead of rank 0's.
+    `troubles` are findings of its own."""
+
+    host: str
+    versions: dict[str, str] = field(default_factory=dict)
+    code: str = ""
+    data: str = ""
+    has_run: bool = True
+    clock: float = 0.0
+    troubles: tuple[Finding, ...] = ()
+
+
+def exchange(world: World, data: Path | None, run_dir: Path, troubles: Sequence[Finding] = ()) -> list[Seen] | None:
+    """On rank 0 what each of them sees; None on others. `troubles` are this rank's findings. Collective."""
+    token = world.from_main(lambda: _put_token(run_dir))
+    mine = Seen(
+        host=socket.gethostname(),
+        versions=all_versions(),
+        code=hash_code(),
+        data="" if data is None else hash_names(data),
+        troubles=tuple(troubles),
+        has_run=token is None or _wait_for(nearest_folder(run_dir) / token),
+    )
+    clocks = _clocks(world)
+    seen = world.gather(mine)
+    if seen is None:
+        return None
+    if token is not None:
+        (nearest_folder(run_dir) / token).unlink(missing_ok=True)
+    return [replace(each, clock=clocks[rank]) for rank, each in enumerate(seen)]
+
+
+def _put_token(run_dir: Path) -> str | None:
+    """The name of a file that tells whether the folder is shared; None where none can be written."""
+    name = f".doctor_{secrets.token_hex(8)}"
+    try:
+        (nearest_folder(run_dir) / name).touch()
+    except OSError:  # the disk's own check tells
+        return None
+    return name
+
+
+def _wait_for(file: Path) -> bool:
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not file.exists():
+        if time.monotonic() > deadline:
+            return False
+        os.scandir(file.parent).close()  # refreshes the cache of a network file system
+        time.sleep(0.1)
+    return True
+
+
+def _clocks(world: World) -> list[float]:
+    """How far each clock is ahead of rank 0's: the least difference of three, as a barrier is not left at once."""
+    readings = torch.zeros(3, world.size, dtype=torch.float64)
+    for reading in readings:
+        world.barrier()
+        reading[world.rank] = time.time()
+    world.sum(readings)
+    ahead = (readings - readings[:, :1]).T
+    return [float(each[each.abs().argmin()]) for each in ahead]
+
+
+def hash_code() -> str:
+    """Of all files of this package: another one on another node would train otherwise."""
+    root = Path(ddp_ft.__file__).parent
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def hash_names(data: Path) -> str:
+    """Of a table's bytes, or of the names of the folders at the top of a data set and of what lies in them."""
+    digest = hashlib.blake2b(digest_size=8)
+    try:
+        if data.is_file():
+            return hashlib.blake2b(data.read_bytes(), digest_size=8).hexdigest()
+        names = sorted(entry.name for entry in os.scandir(data))
+        below = (f"{name}/{each}" for name in names for each in _names_in(data / name))
+        for name in islice(chain(names, below), _ENTRIES):
+            digest.update(os.fsencode(name) + b"\0")
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+    return digest.hexdigest()
+
+
+def _names_in(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
+
+
+def compare(seen: Sequence[Seen]) -> Iterator[Finding]:
+    """Whether all ranks see the same."""
+    different = differing([each.versions for each in seen])
+    if different:
+        remedy = "Give all nodes the same environment, as results and messages would differ."
+        yield Finding("same versions", PROBLEM, "; ".join(different), remedy, float(len(different)), "packages")
+    else:
+        yield Finding("same versions", OK, f"on all {len(seen)} ranks", value=0.0, unit="packages")
+    yield _alike("same ddp_ft", "code", seen, "Install the same version everywhere, or share its folder.")
+    yield _alike("same data", "data", seen, "Give --data a folder that all nodes mount, with the same files.")
+    blind = [rank for rank, each in enumerate(seen) if not each.has_run]
+    if blind:
+        text = f"rank(s) {_listed(blind)} do not see what rank 0 writes to the run folder"
+        remedy = "Give --run-dir a folder that all nodes mount."
+        yield Finding("same run folder", PROBLEM, text, remedy, float(len(blind)), "ranks")
+    else:
+        yield Finding("same run folder", OK, "shared by all ranks", value=0.0, unit="ranks")
+    yield clocks(seen)
+    for rank, each in enumerate(seen[1:], start=1):
+        for trouble in each.troubles:
+            yield replace(trouble, text=f"on {each.host} (rank {rank}): {trouble.text}")
+
+
+def _alike(name: str, what: str, seen: Sequence[Seen], remedy: str) -> Finding:
+    other = [rank for rank, each in enumerate(seen) if getattr(each, what) != getattr(seen[0], what)]
+    if other:
+        hosts = ", ".join(sorted({seen[rank].host for rank in other}))
+        text = f"rank(s) {_listed(other)} on {hosts} have another one than rank 0"
+        return Finding(name, PROBLEM, text, remedy, float(len(other)), "ranks")
+    return Finding(name, OK, "on all ranks", value=0.0, unit="ranks")
+
+
+def clocks(seen: Sequence[Seen]) -> Finding:
+    """Clocks that are apart."""
+    rank = max(range(len(seen)), key=lambda rank: abs(seen[rank].clock))
+    apart = abs(seen[rank].clock)
+    if apart <= CLOCK_SECONDS:
+        return Finding("clocks", OK, f"at most {apart:.1f} s apart", value=apart, unit="s")
+    text = f"that of rank {rank} ({seen[rank].host}) is {apart:.1f} s off"
+    return Finding("clocks", WARNING, text, "Synchronise them (NTP): stop files and logs go by time.", apart, "s")
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, ranks[:8])) + (" ..." if len(ranks) > 8 else "")
+
+
+def measure_reduction(world: World) -> tuple[float, dict[int, float]]:
+    """Seconds of the smallest all-reduce, and MiB/s of gradients for each of SIZES. Collective."""
+    latency = _time_of(world, torch.zeros(1, device=world.device), SMALL_REPEATS)
+    speeds = {}
+    for size in SIZES:
+        vector = torch.zeros(size * MIB // 4, device=world.device)
+        speeds[size] = size / _time_of(world, vector, REPEATS)
+    return latency, speeds
+
+
+def _time_of(world: World, vector: torch.Tensor, repeats: int) -> float:
+    """Seconds of one reduction, of the slowest rank."""
+    world.sum(vector)  # connections are made at first use
+    world.barrier()
+    began = time.perf_counter()
+    for _ in range(repeats):
+        world.sum(vector)
+    if world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)
+    return slowest(world, (time.perf_counter() - began) / repeats)
+
+
+def group(world: World, seconds: float) -> Finding:
+    """The process group that was formed, in so many seconds."""
+    backend = "NCCL, gloo for small things" if world.device.type == "cuda" else "gloo"
+    text = f"{world.size} ranks, {backend}, formed in {seconds:.1f} s"
+    return Finding("process group", OK, text, value=float(world.size), unit="ranks")
+
+
+def reduction(latency: float, speeds: dict[int, float], hosts: int) -> Finding:
+    """How fast gradients are summed over ranks."""
+    shown = ", ".join(f"{speed:,.0f} MiB/s at {size} MiB" for size, speed in speeds.items())
+    text, fastest = f"{1e3 * latency:.2f} ms, {shown}", max(speeds.values())
+    if fastest >= SLOW_MIB:
+        return Finding("all-reduce", OK, text, value=fastest, unit="MiB/s")
+    remedy = "Larger models will wait for it. --set compute.compress_gradients=bf16 halves what is sent"
+    remedy += "; NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME names a faster network." if hosts > 1 else "."
+    return Finding("all-reduce", WARNING, text, remedy, fastest, "MiB/s")

@@ -1,0 +1,65 @@
+"""What was found, as text for people and as JSON for machines."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ddp_ft import __version__
+from ddp_ft.diagnostics.finding import OK, PROBLEM, VERDICTS, Finding, worst
+
+SHOWN_PATHS, LONGEST_PATH = 5, 300
+# The JSON's own version: it grows when a field goes or changes its meaning, and not when one comes.
+SCHEMA = 1
+
+Families = Mapping[str, Sequence[Finding]]
+
+
+def as_text(families: Families) -> str:
+    """One line a finding, its remedy and its first paths below it, and a summary at the end."""
+    width = max((len(finding.name) for found in families.values() for finding in found), default=0)
+    lines: list[str] = []
+    for family, found in families.items():
+        lines += [family, *(line for finding in found for line in _lines(finding, width))]
+    return "\n".join([*lines, summary(families)])
+
+
+def _lines(finding: Finding, width: int) -> Iterator[str]:
+    indent = " " * (2 + 9 + width + 2)
+    first, *rest = finding.text.split("\n")
+    yield f"  {finding.verdict:<9}{finding.name:<{width}}  {first}".rstrip()
+    hints = finding.remedy.split("\n") if finding.remedy and finding.verdict != OK else []
+    yield from (f"{indent}{line.strip()}" for line in (*rest, *hints))
+    yield from (f"{indent}- {_shortened(path)}" for path in finding.paths[:SHOWN_PATHS])
+    if len(finding.paths) > SHOWN_PATHS:
+        yield f"{indent}- and {len(finding.paths) - SHOWN_PATHS} more; --json has all"
+
+
+def _shortened(path: str) -> str:
+    """One line of a terminal or three: a group of the same picture may have thousands of paths."""
+    return path if len(path) <= LONGEST_PATH else f"{path[:LONGEST_PATH]} ..."
+
+
+def summary(families: Families) -> str:
+    """How many findings there are of each verdict, the worst first."""
+    counts = Counter(finding.verdict for found in families.values() for finding in found)
+    told = [f"{counts[verdict]} {verdict}{'s' * (counts[verdict] != 1)}" for verdict in reversed(VERDICTS[1:])]
+    return f"{', '.join(told)}, {counts[OK]} ok"
+
+
+def as_json(families: Families) -> str:
+    """{"schema", "ddp_ft", "verdict", "findings": [{"family", and the fields of Finding}...]}."""
+    found = [{"family": family, **asdict(finding)} for family, each in families.items() for finding in each]
+    verdict = worst(_all(families))
+    content: dict[str, Any] = {"schema": SCHEMA, "ddp_ft": __version__, "verdict": verdict, "findings": found}
+    return json.dumps(content, indent=2, ensure_ascii=False)
+
+
+def _all(families: Families) -> Iterable[Finding]:
+    return (finding for found in families.values() for finding in found)
+
+
+def has_problem(families: Families) -> bool:
+    """Whether something is wrong."""
+    return worst(_all(families)) == PROBLEM

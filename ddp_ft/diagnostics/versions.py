@@ -1,0 +1,179 @@
+"""Which versions there are, whether they go together, and whether torch and the GPUs' driver do."""
+
+import importlib
+import platform
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from types import ModuleType
+
+from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
+
+# The least versions that setup.cfg names; a folder that is not installed has no metadata to ask.
+LEAST = {
+    "torch": "2.6", "torchvision": "0.21", "timm": "1.0.15", "torchmetrics": "1.4", "tensorboard": "2.15",
+    "numpy": "1.26", "pillow": "10.0", "safetensors": "0.5", "simplejpeg": "1.8",
+}  # fmt: skip
+# What they are imported as, where that differs.
+_IMPORTED_AS = {"pillow": "PIL"}
+# Without these a run goes on.
+OPTIONAL = {"simplejpeg": "JPEGs are decoded by Pillow instead, to the same bits, in half again the time."}
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """What there is of CUDA. `build` and `driver` are versions as (major, minor): of the CUDA that torch was built with
+    (None: for CPUs alone), and of the newest that the driver knows. `listed` are the GPUs that nvidia-smi names."""
+
+    listed: tuple[str, ...]
+    build: tuple[int, int] | None = None
+    driver: tuple[int, int] | None = None
+    usable: int = 0
+    nccl: str = ""
+    cudnn: str = ""
+
+
+def installed(name: str) -> str | None:
+    """The version of a package; None if it is not there."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def all_versions() -> dict[str, str]:
+    """Of Python, and of each package that there is."""
+    there = {name: version for name in LEAST if (version := installed(name))}
+    return {"python": platform.python_version(), **there}
+
+
+def packages(
+    load: Callable[[str], ModuleType] = importlib.import_module, find: Callable[[str], str | None] = installed
+) -> Iterator[Finding]:
+    """Python, and each package: there, new enough, and importable."""
+    yield Finding("python", OK, f"{platform.python_version()} on {platform.platform()}")
+    for name, least in LEAST.items():
+        yield _package(name, least, find(name), load)
+
+
+def _package(name: str, least: str, version: str | None, load: Callable[[str], ModuleType]) -> Finding:
+    if version is None and name in OPTIONAL:
+        return Finding(name, NOTE, "not installed", f"{OPTIONAL[name]} pip install {name}")
+    if version is None:
+        return Finding(name, PROBLEM, f"not installed; {least} or newer is needed", f"pip install '{name}>={least}'")
+    try:
+        load(_IMPORTED_AS.get(name, name))
+    except Exception as error:
+        told = " ".join(str(error).split())
+        return Finding(
+            name, PROBLEM, f"{version} cannot be imported: {type(error).__name__}: {told}", _mend(name, told)
+        )
+    if _numbers(version) < _numbers(least):
+        return Finding(
+            name, WARNING, f"{version}; {least} or newer is needed", f"pip install --upgrade '{name}>={least}'"
+        )
+    return Finding(name, OK, version)
+
+
+def _mend(name: str, told: str) -> str:
+    if name == "torchvision" and "nms" in told:
+        return (
+            "torchvision was built for another torch. Install both together, from one place: pip install --upgrade "
+            "--force-reinstall torch torchvision"
+        )
+    return f"Install it anew: pip install --force-reinstall {name}"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers: 2.6.0+cu124 -> (2, 6, 0)."""
+    parts = version.split("+")[0].split(".")
+    return tuple(int(part) for part in parts if part.isdecimal())
+
+
+def list_gpus() -> tuple[str, ...]:
+    """The GPUs of the machine, whatever torch makes of them; none where there is no nvidia-smi."""
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return tuple(line.split("(UUID")[0].strip() for line in done.stdout.splitlines() if line.startswith("GPU "))
+
+
+def look_at_gpus() -> Gpus:
+    """Torch's side of it too."""
+    import torch
+
+    listed, build = list_gpus(), torch.version.cuda
+    if build is None or not torch.cuda.is_available():
+        return Gpus(listed, _version(build), _driver())
+    nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+    cudnn = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
+    return Gpus(listed, _version(build), _driver(), torch.cuda.device_count(), nccl, cudnn)
+
+
+def _version(text: str | None) -> tuple[int, int] | None:
+    numbers = _numbers(text or "")
+    return (numbers[0], numbers[1]) if len(numbers) > 1 else None
+
+
+def _driver() -> tuple[int, int] | None:
+    import torch
+
+    number = torch._C._cuda_getDriverVersion() if hasattr(torch._C, "_cuda_getDriverVersion") else 0
+    return (number // 1000, number % 1000 // 10) if number else None
+
+
+def cuda(gpus: Gpus, visible: str | None) -> Iterator[Finding]:
+    """Whether torch can use the GPUs there are; `visible` is CUDA_VISIBLE_DEVICES, None if it is not set."""
+    if not gpus.listed and not gpus.usable:
+        yield Finding("cuda", OK, f"no GPU on this machine; torch is built {_built(gpus)}", value=0.0, unit="GPUs")
+        return
+    count = max(len(gpus.listed), gpus.usable)
+    if gpus.build is None:
+        remedy = "Install a build of torch for CUDA, and torchvision with it; or say --device cpu."
+        yield Finding("cuda", PROBLEM, f"{count} GPU(s), but torch is built for CPUs alone", remedy, 0.0, "GPUs")
+        return
+    if gpus.usable:
+        names = ", ".join(sorted({name.partition(": ")[2] or name for name in gpus.listed})) or "GPUs"
+        text = f"{gpus.usable} x {names}, {_built(gpus)}, NCCL {gpus.nccl}, cuDNN {gpus.cudnn}"
+        yield Finding("cuda", OK, text, value=float(gpus.usable), unit="GPUs")
+        if gpus.usable < len(gpus.listed):
+            remedy = "Unset CUDA_VISIBLE_DEVICES, unless that is meant."
+            yield Finding("gpus", NOTE, f"{gpus.usable} of {len(gpus.listed)} are visible", remedy)
+        return
+    yield _unusable(gpus, visible, count)
+
+
+def _unusable(gpus: Gpus, visible: str | None, count: int) -> Finding:
+    text = f"{count} GPU(s), but torch can use none"
+    if visible is not None and (visible == "" or visible.startswith("-")):
+        return Finding(
+            "cuda", NOTE, f"{text}: CUDA_VISIBLE_DEVICES is '{visible}'", "Unset it to use them.", 0.0, "GPUs"
+        )
+    if gpus.driver is not None and gpus.build is not None and gpus.driver[0] < gpus.build[0]:
+        text += f": the driver knows CUDA {_shown(gpus.driver)}, torch is built {_built(gpus)}"
+        remedy = "Take a newer driver, or a build of torch for an older CUDA."
+        return Finding("cuda", PROBLEM, text, remedy, 0.0, "GPUs")
+    remedy = "Look at nvidia-smi; in a container the GPUs must be passed on (docker run --gpus all, apptainer --nv)."
+    return Finding("cuda", PROBLEM, text, remedy, 0.0, "GPUs")
+
+
+def _built(gpus: Gpus) -> str:
+    return "for CPUs alone" if gpus.build is None else f"for CUDA {_shown(gpus.build)}"
+
+
+def _shown(version: Sequence[int]) -> str:
+    return ".".join(map(str, version))
+
+
+def differing(versions: Sequence[Mapping[str, str]]) -> list[str]:
+    """What is not the same in each of them, as 'name: rank 0 has 1, rank 2 has 2'."""
+    told = []
+    for name, mine in versions[0].items():
+        others = {rank: each.get(name, "none") for rank, each in enumerate(versions) if each.get(name) != mine}
+        if others:
+            rank, other = next(iter(others.items()))
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            told.append(f"{name}: rank 0 has {mine}, rank {rank}{more} has {other}")
+    return told

@@ -1,0 +1,113 @@
+"""The module as training calls it, on one process or many: DistributedDataParallel, and how it sums gradients."""
+
+import inspect
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import GradBucket  # type: ignore[attr-defined]
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from ddp_ft.distributed.world import World
+
+# torch 2.15 renamed the option and warns about the old name.
+_NEW_NAME, _OLD_NAME = "forward_sync_buffers", "broadcast_buffers"
+_HAS_NEW_NAME = _NEW_NAME in inspect.signature(DistributedDataParallel).parameters
+KEEP_BUFFERS: dict[str, Any] = {_NEW_NAME if _HAS_NEW_NAME else _OLD_NAME: False}
+
+# What gradients are sent as from rank to rank.
+WIRE_DTYPES = {"none": None, "bf16": torch.bfloat16}
+
+
+def replicate(module: nn.Module, world: World, distributed: bool, compression: str = "none") -> nn.Module:
+    """The module as training calls it: a `Replica` under torchrun, else in DataParallel if one process sees several
+    GPUs, else as it is. `compression` is one of WIRE_DTYPES."""
+    if distributed:
+        return Replica(module, world, WIRE_DTYPES[compression])
+    if world.device.type == "cuda" and torch.cuda.device_count() > 1:
+        return DataParallel(module)
+    return module
+
+
+class Replica(DistributedDataParallel):
+    """DDP whose gradients are the sum over ranks, and in whose sums a rank can take part without a gradient."""
+
+    def __init__(self, module: nn.Module, world: World, wire: torch.dtype | None = None) -> None:
+        # Buffers are not broadcast: batch norm's statistics are averaged when they are needed, which loses no
+        # rank's samples, and a rank without a batch would hang in that broadcast. Nor are they at the beginning:
+        # all ranks have the same weights by now, and after a restart each has its own statistics.
+        device_ids = [world.device.index] if world.device.type == "cuda" else None
+        super().__init__(
+            _Trainee(module), device_ids=device_ids, gradient_as_bucket_view=True, init_sync=False, **KEEP_BUFFERS
+        )
+        self.sums = BucketSums(wire)
+        self.register_comm_hook(None, self.sums.reduce)
+        self._settle_buckets()
+
+    def _settle_buckets(self) -> None:
+        """Bring DDP's buckets into their final layout before the first step that counts.
+
+        DDP lays its buckets out anew once, at the second forward pass, in the order in which the first backward pass
+        made the gradients ready, and the layout decides in which order ranks are summed: from three ranks on a restart
+        gave other bits. After these backward passes, which cost a reduction each and no forward pass, the layout
+        follows from the parameters alone, and a step has no other collectives than one for each of the buckets.
+        """
+        for _ in range(2):
+            self().backward()
+            self.zero_grad(set_to_none=True)
+
+
+class _Trainee(nn.Module):
+    """The module inside DDP. Called without inputs it gives the sum of all that learns."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: Tensor | None = None) -> Tensor:
+        """The module's outputs."""
+        if inputs is None:
+            return torch.stack([p.sum().float() for p in self.parameters() if p.requires_grad]).sum()
+        outputs: Tensor = self.module(inputs)
+        return outputs
+
+
+class BucketSums:
+    """The sums of DDP's buckets over ranks, in the order of the buckets: DDP's communication hook.
+
+    `wire` is the number format in which the gradients travel; None: their own.
+    """
+
+    def __init__(self, wire: torch.dtype | None) -> None:
+        self.wire = wire
+        self._buffers: dict[int, Tensor] = {}
+        self._begun = 0
+
+    def begin(self) -> None:
+        """To be called at the beginning of each step."""
+        self._begun = 0
+
+    def reduce(self, _state: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+        """Begin the sum of one bucket."""
+        buffer = bucket.buffer()
+        self._buffers[bucket.index()] = buffer
+        self._begun += 1
+        sent = buffer if self.wire is None else buffer.to(self.wire)
+        future = dist.all_reduce(sent, async_op=True).get_future()
+        return future.then(lambda arrived: _received(arrived.value()[0], buffer))
+
+    def join(self) -> None:
+        """Take part in those sums of the step that this rank has not begun, so that no other waits for it in vain.
+
+        What comes of it is of no use on any rank. It takes no memory: the buckets themselves are sent.
+        """
+        for index in range(self._begun, len(self._buffers)):
+            buffer = self._buffers[index]
+            sent = buffer if self.wire is None else buffer.view(self.wire)[: buffer.numel()]
+            dist.all_reduce(sent.zero_())
+        self._begun = len(self._buffers)
+
+
+def _received(arrived: Tensor, buffer: Tensor) -> Tensor:
+    return buffer if arrived is buffer or arrived.data_ptr() == buffer.data_ptr() else buffer.copy_(arrived)

@@ -1,0 +1,252 @@
+"""A thread on each rank that notices when another rank dies or falls silent, and then ends this one.
+
+A rank that waits in a collective for a dead one may wait for half an hour. So every rank keeps a connection to rank 0:
+when a process dies its operating system closes it at once, and a stopped process or a dead machine sends no more signs
+of life. Who notices writes down where this rank's threads stand, and leaves.
+"""
+
+import faulthandler
+import os
+import secrets
+import selectors
+import socket
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ddp_ft.distributed.world import World, has_failure
+
+# Signs of life are sent so often, in seconds.
+BEAT_SECONDS = 1.0
+# How long after a peer's death the main thread may still end by itself, with the better message.
+GRACE_SECONDS = 3.0
+FAILED = 1
+CONNECT_SECONDS = 10.0
+
+ALIVE, LEAVING, GOODBYE, ALARM = b".", b"q", b"bye", b"!"
+# The sockets of this process; forked loader workers close them, as an orphan would hold them open.
+_sockets: "weakref.WeakSet[socket.socket]" = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    for connection in list(_sockets):
+        with suppress(OSError):
+            os.close(connection.detach())
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+@contextmanager
+def watching(world: World, stacks: Path, silence_seconds: float, one_machine: bool) -> Iterator[None]:
+    """Watch over the ranks for the time of the block; one that leaves it by an exception counts as dead.
+
+    A death is noticed at once, silence after `silence_seconds`; then this process ends with code 1, at most 5 s later.
+    `stacks` is the folder for rank_N.txt, the stack of each thread of this rank. Nothing to do for a single process.
+    """
+    if world.size == 1 or world.store is None:
+        yield
+        return
+    end = _End(world.rank, stacks)
+    watch = _Centre(world, end, silence_seconds, one_machine) if world.is_main else _Post(world, end, silence_seconds)
+    thread = threading.Thread(target=watch.run, name="watchdog", daemon=True)
+    thread.start()
+    try:
+        yield
+    except BaseException:
+        watch.leave(in_peace=False)
+        raise
+    else:
+        watch.leave(in_peace=True)
+    finally:
+        thread.join(2 * BEAT_SECONDS)
+
+
+@dataclass
+class _End:
+    """How this process is ended."""
+
+    rank: int
+    stacks: Path
+    is_leaving: threading.Event = field(default_factory=threading.Event)
+
+    def because(self, reason: str) -> None:
+        """Wait whether the main thread leaves by itself; else write the stacks and leave."""
+        if self.is_leaving.wait(GRACE_SECONDS):
+            return
+        self._write_stacks(reason)
+        if self._may_speak(reason):
+            print(f"Error: {reason}. The stack of each rank is in {self.stacks}.", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(FAILED)
+
+    def _may_speak(self, reason: str) -> bool:
+        """Whether nobody else tells why: the lowest rank that is left does, unless a failing rank has spoken."""
+        with suppress(Exception):  # the store may be gone with rank 0
+            if has_failure():
+                return False
+        return self.rank == (1 if reason.startswith("rank 0 ") else 0)
+
+    def _write_stacks(self, reason: str) -> None:
+        with suppress(OSError):
+            self.stacks.mkdir(parents=True, exist_ok=True)
+            with (self.stacks / f"rank_{self.rank}.txt").open("w", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} rank {self.rank}: {reason}\n\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+
+
+class _Centre:
+    """The part of rank 0: hears all others, and tells them."""
+
+    def __init__(self, world: World, end: _End, silence_seconds: float, one_machine: bool) -> None:
+        assert world.store is not None
+        self.end, self.silence = end, silence_seconds
+        host = "127.0.0.1" if one_machine else ""
+        self.server = socket.create_server((host, 0), backlog=world.size)
+        self.token = secrets.token_hex(8)
+        _sockets.add(self.server)
+        world.store.set("watchdog", f"{host or socket.gethostname()} {self.server.getsockname()[1]} {self.token}")
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.server, selectors.EVENT_READ)
+        self.heard: dict[socket.socket, float] = {}
+        self.ranks: dict[socket.socket, str] = {}
+
+    def leave(self, in_peace: bool) -> None:
+        if in_peace:
+            self._tell(GOODBYE)
+        self.end.is_leaving.set()
+
+    def run(self) -> None:
+        try:
+            reason = self._watch()
+        finally:
+            self.selector.close()
+            for connection in [*self.heard, self.server]:
+                connection.close()
+        if reason:
+            self.end.because(reason)
+
+    def _watch(self) -> str:
+        """What is wrong, which the others have been told; empty if this rank leaves in peace."""
+        beat = time.monotonic()
+        while not self.end.is_leaving.is_set():
+            troubles = [self._serve(key.fileobj) for key, _ in self.selector.select(BEAT_SECONDS / 10)]  # type: ignore[arg-type]
+            now = time.monotonic()
+            if now - beat >= BEAT_SECONDS:
+                if now - beat > self.silence:  # it was this process that stood still
+                    self.heard = dict.fromkeys(self.heard, now)
+                beat = now
+                self._tell(ALIVE)
+            silent = [self.ranks[peer] for peer, heard in self.heard.items() if now - heard > self.silence]
+            if silent:
+                troubles.append(f"rank {', '.join(silent)} gave no sign of life for {self.silence:g} s")
+            if reason := next(filter(None, troubles), ""):
+                self._tell(ALARM + reason.encode())
+                return reason
+        return ""
+
+    def _serve(self, ready: socket.socket) -> str:
+        return self._accept() if ready is self.server else self._hear(ready)
+
+    def _accept(self) -> str:
+        peer, _ = self.server.accept()
+        peer.settimeout(BEAT_SECONDS)
+        _sockets.add(peer)
+        try:
+            token, _, rank = peer.recv(64).decode().partition("\n")[0].partition(" ")
+        except (OSError, UnicodeDecodeError):
+            token = rank = ""
+        if token != self.token:
+            peer.close()  # a stranger
+            return ""
+        self.ranks[peer], self.heard[peer] = rank, time.monotonic()
+        self.selector.register(peer, selectors.EVENT_READ)
+        return ""
+
+    def _hear(self, peer: socket.socket) -> str:
+        try:
+            said = peer.recv(4096)
+        except OSError:
+            said = b""
+        self.heard[peer] = time.monotonic()
+        if said and LEAVING not in said:
+            return ""
+        self.selector.unregister(peer)
+        self.heard.pop(peer)
+        peer.close()
+        return "" if said else f"rank {self.ranks[peer]} died"
+
+    def _tell(self, what: bytes) -> None:
+        for peer in list(self.heard):
+            with suppress(OSError):
+                peer.sendall(what + b"\n")
+
+
+class _Post:
+    """The part of every other rank."""
+
+    def __init__(self, world: World, end: _End, silence_seconds: float) -> None:
+        assert world.store is not None
+        self.end, self.silence = end, silence_seconds
+        host, port, token = world.store.get("watchdog").decode().split()
+        self.connection = _connect([host, os.environ.get("MASTER_ADDR", host)], int(port))
+        _sockets.add(self.connection)
+        self.connection.sendall(f"{token} {world.rank}\n".encode())
+        self.connection.settimeout(BEAT_SECONDS)
+
+    def leave(self, in_peace: bool) -> None:
+        self.end.is_leaving.set()
+        with suppress(OSError):
+            if in_peace:
+                self.connection.sendall(LEAVING)
+            self.connection.shutdown(socket.SHUT_RDWR)  # wakes the thread
+
+    def run(self) -> None:
+        heard = time.monotonic()
+        while not self.end.is_leaving.is_set():
+            with suppress(OSError):
+                self.connection.sendall(ALIVE)
+            before = time.monotonic()
+            said = self._hear()
+            now = time.monotonic()
+            if said is not None:
+                heard = now
+            if GOODBYE in (said or b""):
+                break
+            if now - before > self.silence:  # it was this process that stood still
+                heard = now
+            if reason := self._trouble(said, now - heard):
+                self.end.because(reason)
+                return
+        self.connection.close()
+
+    def _hear(self) -> bytes | None:
+        """What rank 0 said: nothing at all if it died, None if it was silent for a while."""
+        try:
+            said = self.connection.recv(4096)
+            time.sleep(BEAT_SECONDS / 4 if said == ALIVE + b"\n" else 0)
+            return said
+        except TimeoutError:
+            return None
+        except OSError:
+            return b""
+
+    def _trouble(self, said: bytes | None, silent_for: float) -> str:
+        if said == b"":
+            return "rank 0 died"
+        if said is not None and ALARM in said:
+            return said.partition(ALARM)[2].partition(b"\n")[0].decode()
+        return f"rank 0 gave no sign of life for {self.silence:g} s" if silent_for > self.silence else ""
+
+
+def _connect(hosts: list[str], port: int) -> socket.socket:
+    """A connection to rank 0, by the first name that leads there: its own, or that of the machine with the store."""
+    for host in hosts[:-1]:
+        with suppress(OSError):
+            return socket.create_connection((host, port), timeout=CONNECT_SECONDS)
+    return socket.create_connection((hosts[-1], port), timeout=CONNECT_SECONDS)

@@ -1,0 +1,275 @@
+"""From the launcher's environment to a process group, and the few collectives that the rest needs."""
+
+import itertools
+import json
+import os
+import pickle
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
+
+from ddp_ft.distributed.environment import Launch
+from ddp_ft.errors import UserError
+
+T = TypeVar("T")
+
+# How long a rank that waits for rank 0's work sleeps between two looks, in seconds.
+LONGEST_PAUSE = 0.1
+
+
+# From how many bytes on an array of `World.from_main` goes from rank to rank instead of through the store.
+LARGE_ARRAY = 1 << 20
+
+
+class PeerFailedError(RuntimeError):
+    """This rank can only end, because another one has failed; that one tells why."""
+
+
+# Outlives the process group: the last thing a failing rank does is to look here whether it may speak.
+failure_store: Store | None = None  # None while there is no process group
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank facts, made once. With a single process every collective is a no-op."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+    store: Store | None = None  # None without a process group
+    calls: Iterator[int] = field(default_factory=itertools.count)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which alone writes files."""
+        return self.rank == 0
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """What `work` gives on rank 0, on every rank; the others wait outside collectives, so it may take long.
+
+        A UserError of rank 0 is raised on all ranks alike. The result travels pickled, through the store; large arrays
+        in it as they are, from rank to rank.
+        """
+        if self.size == 1 or self.store is None:
+            return work()
+        # All ranks make the same calls in the same order, so a count of one's own names the call.
+        name = f"from_main/{next(self.calls)}"
+        if not self.is_main:
+            _wait_for(self.store, name)
+            value, error = _received(self.store.get(name))
+        else:
+            value, error = _attempt(work)
+            message, arrays = _packed((value, error))
+            self.store.set(name, message)  # type: ignore[arg-type]  # takes bytes too
+            for array in arrays:
+                dist.broadcast(array, src=0)
+        if error is not None:
+            raise error
+        return cast(T, value)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The elementwise sum over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def largest(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The largest of each over ranks, which all have the same names; on the CPU, whatever the device."""
+        if self.size == 1:
+            return dict(values)
+        numbers = torch.tensor(list(values.values()), dtype=torch.float64)
+        dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+        return dict(zip(values, numbers.tolist(), strict=True))
+
+    def gather(self, value: T) -> list[T] | None:
+        """On rank 0 everybody's `value` in the order of ranks; None elsewhere."""
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] | None = [None] * self.size if self.is_main else None
+        dist.gather_object(value, gathered)
+        return gathered
+
+    def broadcast_module(self, module: nn.Module) -> None:
+        """Give every rank the parameters and buffers of rank 0."""
+        if self.size > 1:
+            for tensor in [*module.parameters(), *module.buffers()]:
+                dist.broadcast(tensor.detach(), src=0)
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, UserError | None]:
+    try:
+        return work(), None
+    except UserError as error:
+        return None, error
+
+
+def _packed(result: Any) -> tuple[bytes, list[Tensor]]:
+    """What travels through the store, and the large arrays in it (uint8), which do not: the store is one process, from
+    which all ranks would fetch 50 MB for a million pictures."""
+    arrays: list[Tensor] = []
+
+    def stays_inside(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes >= LARGE_ARRAY:
+            arrays.append(torch.frombuffer(bytearray(raw), dtype=torch.uint8))  # a copy, as torch wants to write
+        return raw.nbytes < LARGE_ARRAY
+
+    pickled = pickle.dumps(result, protocol=5, buffer_callback=stays_inside)
+    return pickle.dumps((pickled, [len(array) for array in arrays])), arrays
+
+
+def _received(message: bytes) -> Any:
+    pickled, sizes = pickle.loads(message)
+    arrays = [torch.empty(size, dtype=torch.uint8) for size in sizes]
+    for array in arrays:
+        dist.broadcast(array, src=0)
+    return pickle.loads(pickled, buffers=[array.numpy() for array in arrays])
+
+
+def _wait_for(store: Store, name: str) -> None:
+    # Looked for again and again, and not by store.wait: in there no signal would be handled, and a rank 0 that
+    # failed on the way would be waited for until torchrun's patience ends.
+    pause = 0.001
+    while not store.check([name]):
+        if has_failure():
+            raise PeerFailedError("another rank failed")
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def has_failure() -> bool:
+    """Whether some rank of the job has failed."""
+    return failure_store is not None and bool(failure_store.check(["rank"]))
+
+
+def pick_device(requested: str, launch: Launch) -> torch.device:
+    """The device of this rank. Raises UserError for CUDA where there is none, or too few GPUs for the processes."""
+    has_cuda = torch.cuda.is_available()
+    if requested == "cpu" or (requested == "auto" and not has_cuda):
+        return torch.device("cpu")
+    if not has_cuda:
+        raise UserError(
+            "--device cuda: this machine has no usable CUDA device.",
+            "Leave --device out, or say --device cpu.",
+        )
+    gpus = torch.cuda.device_count()
+    if launch.local_world_size > gpus:
+        raise UserError(
+            f"{launch.local_world_size} processes on this node, but {gpus} GPU(s).",
+            f"Start torchrun with --nproc_per_node={gpus}, or add --device cpu.",
+        )
+    return torch.device("cuda", launch.local_rank)
+
+
+@contextmanager
+def connect(launch: Launch, device: torch.device, timeout_minutes: float) -> Iterator[World]:
+    """The world of this process; its process group is destroyed on every way out.
+
+    NCCL for CUDA tensors, gloo for CPU tensors (also the small objects of a GPU run, which so never touch
+    the device's queue). `timeout_minutes` bounds every collective.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not launch.distributed:
+        yield World(0, 1, 0, device)
+        return
+    timeout = timedelta(minutes=timeout_minutes)
+    agents_store, rank, size = next(rendezvous("env://", launch.rank, launch.world_size, timeout=timeout))
+    store = _store_of_this_round(agents_store, rank, size, timeout)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, store=PrefixStore("group", store), rank=rank, world_size=size, timeout=timeout,
+        device_id=device if device.type == "cuda" else None,
+    )  # fmt: skip
+    global failure_store
+    failure_store = PrefixStore("failure", store)
+    try:
+        yield World(rank, size, launch.local_rank, device, PrefixStore("ddp_ft", store))
+    except BaseException:
+        # Before the group goes: its closing makes the other ranks fail too, with messages that say nothing.
+        claim_failure(rank)
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Within the block torch uses operations that repeat to the bit alone, and raises RuntimeError for others.
+
+    To be entered before CUDA is first used: cuBLAS reads its setting then (torch, "Reproducibility").
+    """
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _store_of_this_round(store: Store, rank: int, size: int, timeout: timedelta) -> Store:
+    """A part of the store in which nothing is left of earlier ranks.
+
+    When agents come or go torchrun starts all ranks anew on the same store and without another attempt's number, so
+    they would read the answers and addresses of their dead predecessors. Each rank puts down a word of its own, rank 0
+    names the round by all words that it sees, again and again until every rank has confirmed this very round.
+    """
+    round_ = PrefixStore("round", store)
+    word = secrets.token_hex(8)
+    round_.set(f"word/{rank}", word)
+    deadline = time.monotonic() + timeout.total_seconds()
+    while time.monotonic() < deadline:
+        name = _name_round(round_, word, size) if rank == 0 else _join_round(round_, word, rank)
+        if name:
+            return PrefixStore(name, store)
+        time.sleep(0.01)
+    raise RuntimeError(f"Not all of {size} ranks have come within {timeout}.")
+
+
+def _name_round(store: Store, name: str, size: int) -> str:
+    """Rank 0: the round's name, its own word, once all have confirmed it."""
+    words = [f"word/{rank}" for rank in range(size)]
+    if store.check(words):
+        store.set("named", json.dumps([store.get(word).decode() for word in words]))
+    return name if all(_holds(store, f"confirmed/{rank}", name) for rank in range(1, size)) else ""
+
+
+def _join_round(store: Store, word: str, rank: int) -> str:
+    """Any other rank: the name of a round that knows its word."""
+    words = json.loads(store.get("named")) if store.check(["named"]) else []
+    if words[rank : rank + 1] != [word]:
+        return ""
+    store.set(f"confirmed/{rank}", words[0])
+    return str(words[0])
+
+
+def _holds(store: Store, key: str, value: str) -> bool:
+    held: bool = store.check([key]) and store.get(key).decode() == value
+    return held
+
+
+def claim_failure(rank: int) -> bool:
+    """Whether this rank is the first of the job that failed; it is the one to tell the user why."""
+    assert failure_store is not None
+    first: bytes = failure_store.compare_set("rank", "", str(rank))
+    return int(first) == rank

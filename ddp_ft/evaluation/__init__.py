@@ -1,0 +1,1 @@
+"""Exact results on every sample once, and how certain they are."""

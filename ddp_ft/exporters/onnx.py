@@ -1,0 +1,186 @@
+"""A model as an ONNX file, with its preprocessing inside if that is asked for."""
+
+import json
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddp_ft.contracts import Preprocess
+from ddp_ft.errors import UserError
+from ddp_ft.inference.exported import IMAGES, OUTPUTS, PICTURES
+
+# Attributes of Resize that do what torchvision's resizing does, where bicubic has -0.5 and ONNX's default is -0.75. The
+# names are those of `transforms.INTERPOLATIONS`.
+_CUBIC = 'mode="cubic", cubic_coeff_a=-0.5, exclude_outside=1, antialias=1'
+_RESIZE = {
+    "nearest": 'mode="nearest", nearest_mode="round_prefer_ceil"',
+    "bilinear": 'mode="linear", antialias=1',
+    "bicubic": _CUBIC,
+    "lanczos": _CUBIC,
+    "random": _CUBIC,
+}
+_FLOAT, _INT64 = 1, 7  # ONNX's numbers of types
+# A file of protocol buffers cannot be larger.
+_LARGEST = 2**31 - 1
+
+
+def trace(module: nn.Module, preprocess: Preprocess, device: torch.device) -> Any:
+    """torch.export's program of the module in evaluation mode, for any number of pictures at a time."""
+    example = torch.zeros(2, len(preprocess.mean), *preprocess.size, device=device)
+    shapes = ({0: torch.export.Dim("batch")},)
+    with torch.no_grad(), quiet():
+        return torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what torch's exporters have to say of themselves."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def check_installed() -> None:
+    """UserError unless all that writing and running ONNX needs is there."""
+    import importlib.util
+
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"--format onnx needs {', '.join(missing)}: not installed.", "Install it: pip install 'ddp_ft[export]'."
+        )
+
+
+def check_preprocessing(preprocess: Preprocess) -> None:
+    """UserError for a preprocessing that an ONNX file cannot have inside."""
+    if preprocess.crop_mode not in ("center", "squash") or preprocess.crop_pct > 1:
+        raise UserError(
+            f"--with-preprocessing: the model's crop mode is '{preprocess.crop_mode}' at {preprocess.crop_pct}, which "
+            "is not among those that can be put into the file.",
+            "Leave the option out, and prepare pictures as the metadata 'preprocessing' says.",
+        )
+
+
+def write_onnx(program: Any, file: Path, description: Mapping[str, Any], preprocess: Preprocess | None) -> None:
+    """The program (of `trace`) as an ONNX file with the description in its metadata; `preprocess` is put before it."""
+    import onnx
+
+    with quiet():
+        converted = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[IMAGES], output_names=[OUTPUTS])
+        model = converted.model_proto  # type: ignore[union-attr]
+    _name_batch(model)
+    if preprocess is not None:
+        model = _merged(model, preprocess)
+    # Nothing that tells of this machine: the exporter notes where in which file each operation stands.
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in description.items()})
+    onnx.checker.check_model(model)
+    if model.ByteSize() > _LARGEST:
+        raise UserError("An ONNX file cannot be larger than 2 GB.", "Use --format safetensors or torch_export.")
+    file.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _name_batch(model: Any) -> None:
+    """Call the free dimension what it is; the exporter numbers it."""
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+
+
+def _merged(model: Any, preprocess: Preprocess) -> Any:
+    import onnx
+
+    opset = next(each.version for each in model.opset_import if not each.domain)
+    before = onnx.parser.parse_model(preprocessing_text(preprocess, opset, model.ir_version))
+    # The exporter calls its values as the model's author did, and `mean` is a common name.
+    before = onnx.compose.add_prefix(before, "preprocess/", rename_inputs=False)
+    return onnx.compose.merge_models(before, model, io_map=[("preprocess/prepared", IMAGES)])
+
+
+def preprocessing_text(preprocess: Preprocess, opset: int, ir_version: int) -> str:
+    """What `eval_transform` and `DeviceTransform` do, in ONNX's own text form: uint8 N x H x W x 3, of any height and
+    width, to float32 N x 3 x size.
+
+    As in torchvision, widths are resized first, and whole grey levels are kept between the two directions. Pictures
+    come as they are, where JPEGs much larger than needed are otherwise shrunk while they are decoded.
+    """
+    height, width = preprocess.size
+    resize = _RESIZE[preprocess.interpolation]
+    return f"""
+    <ir_version: {ir_version}, opset_import: ["" : {opset}]>
+    preprocess (uint8[batch, H, W, 3] {PICTURES}) => (float[batch, 3, {height}, {width}] prepared)
+    {{
+        planes = Transpose<perm = [0, 3, 1, 2]>({PICTURES})
+        values = Cast<to = {_FLOAT}>(planes)
+        given = Shape<start = 2, end = 4>(values)
+        one = Constant<value = int64[1] {{1}}>()
+        two = Constant<value = int64[1] {{2}}>()
+        {_resized_size(preprocess)}
+        outer = Shape<start = 0, end = 3>(values)
+        width = Slice(size, one, two)
+        sizes_across = Concat<axis = 0>(outer, width)
+        black = Constant<value = float {{0.0}}>()
+        white = Constant<value = float {{255.0}}>()
+        across = Resize<{resize}, coordinate_transformation_mode = "half_pixel">(values, , , sizes_across)
+        across_rounded = Round(across)
+        across_clipped = Clip(across_rounded, black, white)
+        count = Shape<start = 0, end = 2>(values)
+        sizes = Concat<axis = 0>(count, size)
+        resized = Resize<{resize}, coordinate_transformation_mode = "half_pixel">(across_clipped, , , sizes)
+        rounded = Round(resized)
+        clipped = Clip(rounded, black, white)
+        crop = Constant<value = int64[2] {{{height}, {width}}}>()
+        spare = Sub(size, crop)
+        spare_float = Cast<to = {_FLOAT}>(spare)
+        half = Constant<value = float {{0.5}}>()
+        offset = Mul(spare_float, half)
+        offset_rounded = Round(offset)
+        first = Cast<to = {_INT64}>(offset_rounded)
+        behind = Add(first, crop)
+        axes = Constant<value = int64[2] {{2, 3}}>()
+        cut = Slice(clipped, first, behind, axes)
+        mean = Constant<value = float[1, 3, 1, 1] {{{_scaled(preprocess.mean)}}}>()
+        std = Constant<value = float[1, 3, 1, 1] {{{_scaled(preprocess.std)}}}>()
+        centred = Sub(cut, mean)
+        prepared = Div(centred, std)
+    }}"""
+
+
+def _scaled(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{255 * value:.9g}" if 255 * value % 1 else f"{255 * value:.1f}" for value in values)
+
+
+def _resized_size(preprocess: Preprocess) -> str:
+    """As `_EvalTransform._resized`."""
+    height, width = (math.floor(pixels / preprocess.crop_pct) for pixels in preprocess.size)
+    if preprocess.crop_mode == "squash":
+        return f"size = Constant<value = int64[2] {{{height}, {width}}}>()"
+    if height == width:
+        return f"""short = ReduceMin<keepdims = 1>(given)
+        target = Constant<value = int64[1] {{{height}}}>()
+        product = Mul(target, given)
+        size = Div(product, short)"""
+    return f"""given_float = Cast<to = {_FLOAT}>(given)
+        target = Constant<value = float[2] {{{height}.0, {width}.0}}>()
+        ratios = Div(given_float, target)
+        ratio = ReduceMin<keepdims = 1>(ratios)
+        exact = Div(given_float, ratio)
+        whole = Round(exact)
+        size = Cast<to = {_INT64}>(whole)"""

@@ -1,0 +1,127 @@
+"""A model as a folder of weights and a configuration that timm, or a hub for models, takes as it is."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ddp_ft.contracts import Preprocess
+from ddp_ft.errors import UserError, printable
+from ddp_ft.models import LINEAR
+from ddp_ft.run_folder.checkpoints import save_model_folder
+
+CONFIG, README = "config.json", "README.md"
+
+
+def check_buildable(description: Mapping[str, Any]) -> None:
+    """UserError for a model that its library alone does not build."""
+    head = description.get("head", {}).get("name", LINEAR)
+    if head != LINEAR:
+        raise UserError(
+            f"--format safetensors: the model ends with a head of its own ({head}), which its library does not build.",
+            "Use --format onnx or torch_export.",
+        )
+
+
+def write_folder(
+    folder: Path, module: nn.Module, description: Mapping[str, Any], preprocess: Preprocess, classes: tuple[str, ...]
+) -> None:
+    """model.safetensors, model.json (for ddp_ft), config.json (for timm models) and README.md, into a new folder."""
+    save_model_folder(folder, module.state_dict(), description)
+    if description["library"] == "timm":
+        config = json.dumps(timm_config(module, description, preprocess, classes), indent=2)
+        (folder / CONFIG).write_text(config + "\n", encoding="utf-8", errors="backslashreplace")
+    lines = _READMES[description["library"]](description, preprocess, classes)
+    (folder / README).write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def timm_config(
+    module: nn.Module, description: Mapping[str, Any], preprocess: Preprocess, classes: tuple[str, ...]
+) -> dict[str, Any]:
+    """config.json as timm.models.push_to_hf_hub writes it and `create_model("local-dir:...")` reads it."""
+    own: Any = module.pretrained_cfg
+    arguments = {name: value for name, value in description["arguments"].items() if name != "num_classes"}
+    kept = ("first_conv", "classifier", "fixed_input_size")
+    return {
+        "architecture": description["name"].partition(".")[0],
+        "num_classes": len(classes),
+        "num_features": getattr(module, "num_features", None),
+        "label_names": list(classes),
+        **({"model_args": arguments} if arguments else {}),
+        "pretrained_cfg": {
+            "num_classes": len(classes),
+            "input_size": [len(preprocess.mean), *preprocess.size],
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+            "interpolation": preprocess.interpolation,
+            "crop_pct": preprocess.crop_pct,
+            "crop_mode": preprocess.crop_mode,
+            "custom_load": False,
+            **{name: own[name] for name in kept if own.get(name) is not None},
+        },
+    }
+
+
+def _timm_readme(description: Mapping[str, Any], preprocess: Preprocess, classes: tuple[str, ...]) -> list[str]:
+    return [
+        f"# {description['name']}, fine-tuned",
+        "",
+        *_facts(description, preprocess, classes),
+        "```python",
+        "import timm",
+        "",
+        'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # on a hub: "hf-hub:OWNER/NAME"',
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)",
+        'classes = model.pretrained_cfg["label_names"]',
+        "```",
+    ]
+
+
+def _torchvision_readme(description: Mapping[str, Any], preprocess: Preprocess, classes: tuple[str, ...]) -> list[str]:
+    arguments = ", ".join(f"{name}={value!r}" for name, value in description["arguments"].items())
+    return [
+        f"# {description['name']}, fine-tuned",
+        "",
+        *_facts(description, preprocess, classes),
+        "```python",
+        "import safetensors.torch, torchvision",
+        "",
+        f'model = torchvision.models.get_model("{description["name"]}", {arguments}).eval()',
+        'model.load_state_dict(safetensors.torch.load_file("FOLDER/model.safetensors"))',
+        "```",
+    ]
+
+
+def _own_readme(description: Mapping[str, Any], preprocess: Preprocess, classes: tuple[str, ...]) -> list[str]:
+    arguments = ", ".join(f"{name}={value!r}" for name, value in description["arguments"].items())
+    factory = description["name"].rpartition(":")[2]
+    return [
+        "# A model of your own, fine-tuned",
+        "",
+        *_facts(description, preprocess, classes),
+        f"`{factory}` is the function that the model was trained with.",
+        "",
+        "```python",
+        "import safetensors.torch",
+        "",
+        f"model = {factory}({arguments}).eval()",
+        'model.load_state_dict(safetensors.torch.load_file("FOLDER/model.safetensors"))',
+        "```",
+    ]
+
+
+_READMES = {"timm": _timm_readme, "torchvision": _torchvision_readme, "file": _own_readme}
+
+
+def _facts(description: Mapping[str, Any], preprocess: Preprocess, classes: tuple[str, ...]) -> list[str]:
+    height, width = preprocess.size
+    shown = ", ".join(map(printable, classes[:20])) + (f" and {len(classes) - 20} more" if len(classes) > 20 else "")
+    return [
+        f"Task: {description['task']}. Outputs, in their order: {shown}.",
+        "",
+        f"Input: RGB, {height} x {width} (resized by {preprocess.interpolation}, the middle {preprocess.crop_pct:g} of "
+        f"it cut out), values 0 to 1 less {list(preprocess.mean)}, divided by {list(preprocess.std)}.",
+        "",
+    ]

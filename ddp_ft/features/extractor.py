@@ -1,0 +1,272 @@
+"""Features computed once, and batches of them: what the head is trained on while the backbone does not change."""
+
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddp_ft.contracts import Batch, Evaluation, LabelledSource, Task
+from ddp_ft.data.image.transforms import Transform
+from ddp_ft.data.loader import EvalLoader
+from ddp_ft.data.rng import drawing_from
+from ddp_ft.data.sampler import GlobalOrderSampler
+from ddp_ft.distributed.world import World
+from ddp_ft.features.cache import ChunkStore
+from ddp_ft.models.backbone import features as features_of
+from ddp_ft.training.step import autocast
+
+# Pictures per forward pass on a CPU, in one thread: as fast as any larger number (docs/performance.md), in less memory.
+FORWARD_ON_CPU = 16
+# Multiplications of a head's forward pass up to which its step is quicker in one thread than it can be shared out.
+ONE_THREAD = 2**26
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of a whole source: `views` float32 (N, ...) each, on the device or mapped from the disk; `targets` and
+    `weights` one row each, on the device."""
+
+    views: tuple[Tensor, ...]
+    targets: Tensor
+    weights: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def batch(self, indices: Tensor, epoch: int = 0) -> Batch:
+        """These samples (int64, on the CPU), as the task's loss wants them.
+
+        In epoch e sample i is seen in view (e + i) mod views: each sample in all its views in turn, and each batch
+        in a mixture of views.
+        """
+        device = self.targets.device
+        rows = indices.to(device)
+        return {
+            "features": self._rows(indices, epoch).to(device),
+            "target": self.targets[rows],
+            "weight": self.weights[rows],
+            "index": rows,
+        }
+
+    def _rows(self, indices: Tensor, epoch: int) -> Tensor:
+        where = indices.to(self.views[0].device)
+        if len(self.views) == 1:
+            return self.views[0][where]
+        numbers = (where + epoch) % len(self.views)
+        rows = self.views[0].new_empty(len(where), *self.views[0].shape[1:])
+        for number, view in enumerate(self.views):
+            seen = (numbers == number).nonzero().flatten()
+            rows[seen] = view[where[seen]]
+        return rows
+
+
+def feature_inputs(batch: Batch) -> Tensor:
+    """What the head is called with."""
+    return batch["features"]
+
+
+class AugmentedView:
+    """A training transform that draws from (seed, view, sample), whatever the loader's own seed is."""
+
+    def __init__(self, transform: Transform, seed: int, view: int) -> None:
+        self.transform = transform
+        self.seed = seed
+        self.view = view
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """The picture, augmented."""
+        sample = int(torch.randint(2**62, ()))  # the loader's generator stands at the sample's place
+        with drawing_from(self.seed, self.view, sample):
+            return self.transform(image)
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What became of a source and one transform: its features, which sample is in each place, and how it went.
+
+    `damaged` counts the stored chunks, of all ranks, that were not whole; `error` is why this rank could not store
+    its own.
+    """
+
+    features: Tensor
+    chosen: Tensor
+    damaged: int
+    error: str
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A frozen backbone and all that computing features needs.
+
+    On a CPU each chunk is computed in one thread, in several worker processes at a time where `threads` and `workers`
+    allow it: so its bits depend on neither, and no thread waits for another. `in_rounds` passes this rank's chunks on,
+    and is where ranks agree on a stop; it is given how many rounds there are on any rank.
+    """
+
+    module: nn.Module
+    head_path: str
+    task: Task
+    prepare: Callable[[Batch], Batch]
+    world: World
+    precision: str
+    chunk: int
+    threads: int
+    workers: int
+    in_rounds: Callable[[Iterable[Batch], int], Iterator[Batch]]
+
+    def extract(
+        self, source: LabelledSource, transform: Transform, store: ChunkStore | None, common: bool
+    ) -> Extracted:
+        """The features of all samples, on every rank.
+
+        The chunks are dealt whole to ranks in turn; each computes those of its own that the store does not hold. If
+        the store is `common` to all ranks and took everything, they map it. Else each fills its rows of a table of
+        zeros, and the sum over ranks is the whole: exact, as every row has one rank. Raises what `in_rounds` raises.
+        """
+        mine = range(self.world.rank, math.ceil(len(source) / self.chunk), self.world.size)
+        missing = [chunk for chunk in mine if store is None or not store.holds(chunk)]
+        kept: dict[int, Tensor] = {}
+        moved: dict[int, int] = {}
+        for batch in self._agreed(source, transform, missing):
+            rows, first = batch["features"], int(batch["position"][0])
+            others = (batch["index"] != batch["position"]).nonzero().flatten().tolist()
+            moved |= {first + place: int(batch["index"][place]) for place in others}
+            # A damaged picture is to be met, and told of, at every start.
+            if store is None or not store.write(first // self.chunk, rows, lasting=not others):
+                kept[first // self.chunk] = rows
+        if store is not None:
+            store.finish()
+        damaged, error = (store.damaged, store.error) if store else (0, "")
+        shortfall = bool(kept or error) or store is None or not common
+        counts = self.world.sum(torch.tensor([shortfall, len(moved), damaged], dtype=torch.int64))
+        if counts[0] or store is None:
+            features = self._gathered(len(source), mine, kept, store)
+        else:
+            features = store.mapped(self._row_shape(kept, store))
+        chosen = self._chosen(len(source), moved, bool(counts[1]))
+        return Extracted(features, chosen, int(counts[2]), error)
+
+    def _agreed(self, source: LabelledSource, transform: Transform, chunks: list[int]) -> Iterator[Batch]:
+        longest = torch.zeros(self.world.size, dtype=torch.int64)
+        longest[self.world.rank] = len(chunks)
+        rounds = int(self.world.sum(longest).max())
+        with closing(self._computed(source, transform, chunks)) as computed:
+            yield from self.in_rounds(computed, rounds)
+
+    def _computed(
+        self, source: LabelledSource, transform: Transform, chunks: list[int]
+    ) -> Generator[Batch, None, None]:
+        """The batches of these chunks, with their "features" on the CPU instead of their pictures."""
+        if not chunks:
+            return
+        self.module.eval()
+        in_workers = self.world.device.type == "cpu" and self.threads > 1 and self.workers > 0
+        workers = min(len(chunks), self.threads if in_workers else self.workers)
+        loader = EvalLoader(
+            source,
+            transform,
+            self.chunk,
+            workers=workers,
+            pin_memory=self.world.device.type == "cuda",
+            only=chunks,
+            finish=self._with_features if in_workers else None,
+        )
+        with one_thread(self.world.device.type == "cpu"), closing(iter(loader)) as batches:  # type: ignore[type-var]
+            for batch in batches:
+                yield batch if in_workers else self._with_features(batch)
+
+    @torch.no_grad()
+    def _with_features(self, batch: Batch) -> Batch:
+        portion = FORWARD_ON_CPU if self.world.device.type == "cpu" else self.chunk
+        features = torch.cat([self._features({"image": images}) for images in torch.split(batch["image"], portion)])
+        return {"features": features.cpu(), "index": batch["index"], "position": batch["position"]}
+
+    def _features(self, batch: Batch) -> Tensor:
+        with autocast(self.world.device, self.precision):
+            return features_of(self.module, self.head_path, self.task.inputs(self.prepare(batch))).float()
+
+    def _row_shape(self, kept: dict[int, Tensor], store: ChunkStore | None) -> tuple[int, ...]:
+        """Rank 0 always has the first chunk."""
+        return self.world.from_main(
+            lambda: tuple(next(iter(kept.values())).shape[1:]) if kept else (store.shape if store else None) or ()
+        )
+
+    def _gathered(self, samples: int, mine: range, kept: dict[int, Tensor], store: ChunkStore | None) -> Tensor:
+        table = torch.zeros(samples, *self._row_shape(kept, store), device=self.world.device)
+        for chunk in mine:
+            rows = kept.get(chunk)
+            if rows is None:
+                assert store is not None
+                rows = store.read(chunk)
+            assert rows is not None, "the chunk was there a moment ago"
+            table[chunk * self.chunk : chunk * self.chunk + len(rows)] = rows.to(table.device)
+        return self.world.sum(table)
+
+    def _chosen(self, samples: int, moved: dict[int, int], any_moved: bool) -> Tensor:
+        """Which sample is in each place: the place's own, or what stands in for it."""
+        chosen = torch.arange(samples)
+        if any_moved:
+            shifts = torch.zeros(samples, dtype=torch.int64)
+            for place, index in moved.items():
+                shifts[place] = index - place
+            chosen += self.world.sum(shifts)
+        return chosen
+
+
+def labelled(views: Sequence[Extracted], source: LabelledSource, device: torch.device, on_device: int) -> FeatureSet:
+    """The features with the targets and weights of the samples that they are of; on the device up to that many bytes.
+
+    A sample that cannot be read has the same stand-in in all views.
+    """
+    chosen = views[0].chosen
+    targets = torch.from_numpy(np.asarray(source.targets))[chosen].to(device)
+    weights = torch.ones(len(chosen)) if source.weights is None else torch.from_numpy(source.weights)[chosen].float()
+    size = sum(view.features.numel() * 4 for view in views)
+    tables = tuple(view.features.to(device) if size <= on_device else view.features.cpu() for view in views)
+    return FeatureSet(tables, targets, weights.to(device))
+
+
+@contextmanager
+def one_thread(wanted: bool = True) -> Iterator[None]:
+    """Within the block torch computes in one thread, where that is wanted."""
+    before = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def is_small(head: nn.Module, batch_size: int) -> bool:
+    """Whether a step of this head is best done in one thread: on busy cores two took 15 times as long to agree."""
+    return batch_size * sum(parameter.numel() for parameter in head.parameters()) <= ONE_THREAD
+
+
+def train_batches(
+    features: FeatureSet, sampler: GlobalOrderSampler, start: int, stop: int, in_one_thread: bool
+) -> Generator[list[Batch], None, None]:
+    """The whole global batch of each step from `start` to `stop`: every rank trains the same head on all of it.
+
+    A head is so small that sharing the work would cost more than doing it, and so the bits depend on no rank. From the
+    first batch until it is closed torch computes in one thread, if asked.
+    """
+    with one_thread(in_one_thread):
+        for step in range(start, stop):
+            yield [features.batch(sampler.global_indices(step), step // sampler.steps_per_epoch)]
+
+
+@torch.no_grad()
+def evaluate_head(head: nn.Module, features: FeatureSet, task: Task, chunk: int, precision: str) -> Evaluation:
+    """Head and backbone over a whole set. In chunks, as evaluation on pictures is, so with its bits."""
+    head.eval()
+    device = features.targets.device
+    with autocast(device, precision), one_thread(is_small(head, chunk)):
+        parts = torch.split(features.views[0], chunk)
+        outputs = torch.cat([head(part.to(device)).float().cpu() for part in parts])
+    records = {"target": features.targets.cpu(), "weight": features.weights.cpu()}
+    return Evaluation(task.metrics(outputs, records), outputs, records)

@@ -1,0 +1,1 @@
+"""Trained models: loaded, combined, asked for predictions, measured again."""

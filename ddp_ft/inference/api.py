@@ -1,0 +1,138 @@
+"""A trained model in Python: `ddp_ft.load("runs/x")("a.jpg")`."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from torch import Tensor, nn
+
+from ddp_ft.contracts import BadSample
+from ddp_ft.data.image.decode import from_pillow, open_picture
+from ddp_ft.data.image.picture import Image
+from ddp_ft.data.image.transforms import eval_transform
+from ddp_ft.distributed.environment import Launch
+from ddp_ft.distributed.world import World, pick_device
+from ddp_ft.errors import UserError
+from ddp_ft.inference.trained_model import EVAL_CHUNK, NO_VIEWS, Trained, load_trained, make_scorer, with_views
+
+# A file, a picture of Pillow's, or pixels: uint8 H x W x 3.
+Picture = str | os.PathLike[str] | Pillow.Image | NDArray[np.uint8] | Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of a picture.
+
+    `label` is the likeliest class and `probability` its own; with several labels for each picture `labels` are all
+    that are there (from 0.5 on), and `label` is None. `probabilities` has all classes, by name. Of a model that gives
+    numbers, `values` has them by name, in the units of its training data, and the rest is empty.
+    """
+
+    label: str | None = None
+    probability: float | None = None
+    labels: tuple[str, ...] = ()
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    values: Mapping[str, float] = field(default_factory=dict)
+
+
+class Model:
+    """A trained model in evaluation mode, on its device.
+
+    `module` is the network: float32 B x 3 x height x width, as `preprocess` makes them, to float32 B x outputs, before
+    softmax, sigmoid or the target's units. `classes` are the names of its outputs, `task` says what they mean.
+    """
+
+    def __init__(self, trained: Trained, device: torch.device) -> None:
+        self._trained = trained
+        self._scorer = make_scorer(trained, World(0, 1, 0, device))
+        self._transform = eval_transform(trained.preprocess)
+
+    @property
+    def module(self) -> nn.Module:
+        """The network; for an exported file, what stands in its place."""
+        return self._trained.module
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the outputs, in their order."""
+        return self._trained.names
+
+    @property
+    def task(self) -> str:
+        """ "single-label", "multi-label" or "regression"."""
+        return self._trained.task.name
+
+    def preprocess(self, image: Picture) -> Tensor:
+        """The picture as `module` takes it: float32 3 x height x width, on the model's device.
+
+        UserError for what is no picture.
+        """
+        prepared: Tensor = self._scorer.prepare({"image": self._resized(image)[None]})["image"]
+        return prepared[0]
+
+    @overload
+    def __call__(self, images: Picture) -> Prediction: ...
+    @overload
+    def __call__(self, images: list[Any] | tuple[Any, ...]) -> list[Prediction]: ...
+    def __call__(self, images: Picture | list[Any] | tuple[Any, ...]) -> Prediction | list[Prediction]:
+        """A prediction for a picture, or a list of them for a list. UserError for what is no picture."""
+        if isinstance(images, (list, tuple)):
+            return list(self._predictions(images))
+        [prediction] = self._predictions([images])
+        return prediction
+
+    def _predictions(self, images: Sequence[Picture]) -> Iterator[Prediction]:
+        task = self._trained.task
+        for start in range(0, len(images), EVAL_CHUNK):
+            resized = torch.stack([self._resized(image) for image in images[start : start + EVAL_CHUNK]])
+            outputs = self._scorer.outputs({"image": resized, "index": torch.arange(len(resized))})
+            yield from (_prediction(task.record(row)) for row in task.predictions(outputs).tolist())
+
+    def _resized(self, image: Picture) -> Tensor:
+        """uint8, 3 x height x width."""
+        try:
+            return self._transform(_opened(image))
+        except BadSample as error:
+            raise UserError(str(error)) from None
+
+
+def load(path: str | os.PathLike[str], device: str = "auto", tta: str = NO_VIEWS) -> Model:
+    """The model of a run folder, its best/, or a file that `ddp-ft export` wrote (.onnx, .pt2, a folder).
+
+    `device` is "auto", "cpu" or "cuda"; `tta` "none", "flip" or "crops", as for `ddp-ft predict`, which gives the same
+    numbers. Raises UserError if it cannot be loaded.
+    """
+    found = pick_device(device, Launch())
+    return Model(with_views(load_trained(Path(path), found), tta), found)
+
+
+def _opened(image: Picture) -> Image:
+    if isinstance(image, (str, os.PathLike)):
+        return open_picture(Path(image))
+    if isinstance(image, Pillow.Image):
+        return from_pillow(image)
+    # A copy, because torch warns of arrays that are read-only, as Pillow's are.
+    pixels = torch.from_numpy(np.array(image)) if isinstance(image, np.ndarray) else image
+    if not isinstance(pixels, Tensor):
+        raise UserError(
+            f"A {type(image).__name__} is no picture.", "Expected a path, a Pillow image, or uint8 H x W x 3."
+        )
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.numel():
+        kind, shape = str(pixels.dtype).removeprefix("torch."), " x ".join(map(str, pixels.shape))
+        raise UserError(f"Pixels of {kind}, {shape}, were given.", "Expected uint8, H x W x 3 (RGB).")
+    return pixels.cpu().permute(2, 0, 1)
+
+
+def _prediction(record: dict[str, Any]) -> Prediction:
+    if "values" in record:
+        return Prediction(values=record["values"])
+    if "classes" in record:
+        return Prediction(labels=tuple(record["classes"]), probabilities=record["probabilities"])
+    label = record["class"]
+    return Prediction(label, record["probability"], (label,), record["probabilities"])

@@ -1,0 +1,42 @@
+"""Evaluation with a trained model, on any number of processes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ddp_ft.config.loading import make_config
+from ddp_ft.contracts import Batch
+from ddp_ft.data.bad_samples.replace import left_out
+from ddp_ft.distributed.environment import Launch
+from ddp_ft.distributed.world import connect, pick_device
+from ddp_ft.inference.evaluation_data import open_source
+from ddp_ft.inference.trained_model import Trained, combine_members, load_ensemble, make_loader, make_scorer
+
+TIMEOUT_MINUTES = make_config().compute.timeout_minutes
+
+
+def score_models(
+    models: Sequence[Path], data: Path, split: str | None, views: str, device_name: str, launch: Launch
+) -> dict[str, Any]:
+    """Metrics of a trained model, or of several as one, on a data set; with the split and the number of samples.
+
+    On every rank. The split is that of the first model's run; `views` is one of inference.VIEWS. Where that run goes
+    on without damaged pictures (data.on_error), so does this, and tells how many there were.
+    """
+    device = pick_device(device_name, launch)
+    with connect(launch, device, TIMEOUT_MINUTES) as world:
+        members = load_ensemble(models, device, views)
+        name, source = world.from_main(lambda: open_source(models[0], data, split, members[0]))
+        collected = [
+            make_scorer(member, world).collect(make_loader(source, member, world, launch), len(source))
+            for member in members
+        ]
+        lost = {"damaged": len(left_out(source))} if left_out(source) else {}
+        return {"split": name, "samples": len(source), **lost, **world.from_main(lambda: _metrics(members, collected))}
+
+
+def _metrics(members: Sequence[Trained], collected: Sequence[tuple[Tensor, Batch] | None]) -> dict[str, float]:
+    outputs, records = zip(*(each for each in collected if each is not None), strict=True)
+    return members[0].task.metrics(combine_members(members, outputs), records[0])

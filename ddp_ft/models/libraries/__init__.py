@@ -1,0 +1,1 @@
+"""Where models come from: timm, torchvision, the user's own file."""

@@ -1,0 +1,85 @@
+"""What a model library must offer, and which ones there are."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
+
+from torch import Tensor, nn
+
+from ddp_ft.contracts import Preprocess
+from ddp_ft.errors import UserError, nearest
+
+State = dict[str, Tensor]
+
+# Imported when asked for: timm alone costs 1.5 s. A further library is one file and one line here.
+LIBRARIES = {
+    "timm": "ddp_ft.models.libraries.timm",
+    "torchvision": "ddp_ft.models.libraries.torchvision",
+}
+USER_FILES = "file"
+
+
+class Library(Protocol):
+    """The functions of a module of `LIBRARIES`. `name` is the model's name without the library's own.
+
+    DROPOUT and DROP_PATH are what the create functions may call the rate of the dropout before the classifier and
+    that of stochastic depth; not all models take them.
+    """
+
+    DROPOUT: tuple[str, ...]
+    DROP_PATH: tuple[str, ...]
+
+    def names(self) -> list[str]:
+        """All models, with and without the tags of their weights."""
+
+    def knows(self, name: str) -> bool:
+        """Whether there is such a model, with such a tag if `name` has one."""
+
+    def spec_name(self, name: str) -> str:
+        """The name that the library's own create function takes."""
+
+    def arguments(self, name: str, outputs: int, image_size: int | None) -> dict[str, Any]:
+        """The arguments of the create function, as JSON values; `num_classes` is always among them."""
+
+    def create(self, spec_name: str, arguments: Mapping[str, Any]) -> nn.Module:
+        """The module, with random weights."""
+
+    def preprocess(self, name: str, module: nn.Module, image_size: int | None, weights: str) -> Preprocess:
+        """What the model wants its input to be when it starts from `weights` (as of `load_weights`)."""
+
+    def pretrained(self, name: str) -> State:
+        """The library's weights for `name`, from its cache or the network; UserError if there are none."""
+
+    def input_sizes(self, name: str) -> dict[str, list[int]]:
+        """[height, width] of the pictures for each tag of a model without a tag that has weights; "" is the default."""
+
+    def parameters(self, name: str, may_build: bool) -> int | None:
+        """How many parameters the model has, with the head of its weights; None if it would have to be built for it."""
+
+    def cache_folder(self) -> str:
+        """Where `pretrained` keeps what it downloads."""
+
+    def adapt(self, module: nn.Module, state: State) -> State:
+        """`state` in the names and table sizes of `module`, as far as the library knows how."""
+
+
+def get_library(key: str) -> Library:
+    """The library of that key, as `spec["library"]` stores it; UserError names the known ones."""
+    if key == USER_FILES:
+        return cast(Library, importlib.import_module("ddp_ft.models.libraries.user_file"))
+    if key not in LIBRARIES:
+        known = [*LIBRARIES, USER_FILES]
+        hint = nearest(key, known) or f"Known are {', '.join(known)}."
+        raise UserError(f"Unknown model library '{key}'.", hint)
+    return cast(Library, importlib.import_module(LIBRARIES[key]))
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """What a library's exception says, short enough to stand in a message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.rstrip(".") if len(text) <= limit else f"{text[:limit]}..."
+
+
+def full_name(key: str, name: str) -> str:
+    """How messages call a model, and what `--model` takes."""
+    return name if key == USER_FILES else f"{key}/{name}"

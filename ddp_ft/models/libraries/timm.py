@@ -1,0 +1,150 @@
+"""Models of timm."""
+
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddp_ft.contracts import Preprocess
+from ddp_ft.errors import UserError
+from ddp_ft.models import torch_hub
+from ddp_ft.models.libraries.bare_timm import timm
+from ddp_ft.models.libraries.base import State, one_line
+from ddp_ft.models.libraries.downloads import hub_offline, hub_reachable, not_fetched
+
+_data: Any = timm.data  # untyped, and mypy does not see what it re-exports
+
+# timm calls it thus in nearly all modules; the other two are those of a few older ones.
+_FILTER_NAMES = ("checkpoint_filter_fn", "_checkpoint_filter_fn", "_filter_fn")
+
+DROPOUT = ("drop_rate",)
+DROP_PATH = ("drop_path_rate",)
+
+
+def names() -> list[str]:
+    """All models that are not deprecated, without and with their tags."""
+    return sorted({*timm.list_models(), *timm.list_models(include_tags=True)})
+
+
+def knows(name: str) -> bool:
+    """Whether timm has the model, and the tag if there is one."""
+    current = _current(name)
+    base, tag = timm.models.split_model_name_tag(current)
+    if not timm.is_model(base):
+        return False
+    return not tag or current in timm.models.get_arch_pretrained_cfgs(base)
+
+
+def _current(name: str) -> str:
+    # Resolved here and not by timm, which warns about each deprecated name.
+    return timm.models.get_deprecated_models().get(name) or name
+
+
+def input_sizes(name: str) -> dict[str, list[int]]:
+    """From the configurations that timm has of the model."""
+    configs = timm.models.get_arch_pretrained_cfgs(name)
+    default = timm.get_pretrained_cfg(name)
+    sized = {tag.partition(".")[2]: config for tag, config in configs.items() if config.has_weights}
+    return {tag: list(config.input_size[1:]) for tag, config in {"": default, **sized}.items() if config}
+
+
+def parameters(name: str, may_build: bool) -> int | None:
+    """timm has no table of them."""
+    if not may_build:
+        return None
+    with torch.device("meta"):
+        return sum(each.numel() for each in timm.create_model(name).parameters())
+
+
+def spec_name(name: str) -> str:
+    """The name with its tag: the tag decides the input size of many a model, and the default may change."""
+    config = timm.get_pretrained_cfg(_current(name))
+    return f"{config.architecture}.{config.tag}" if config and config.tag else _current(name)
+
+
+def arguments(name: str, outputs: int, image_size: int | None) -> dict[str, Any]:
+    """`img_size` is passed to the models whose shapes depend on it, which are those that timm calls fixed."""
+    config = timm.get_pretrained_cfg(_current(name))
+    sized = image_size is not None and config is not None and config.fixed_input_size
+    return {"num_classes": outputs, **({"img_size": image_size} if sized else {})}
+
+
+def create(spec_name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """timm.create_model."""
+    module: nn.Module = timm.create_model(spec_name, **arguments)
+    return module
+
+
+def preprocess(name: str, module: nn.Module, image_size: int | None, weights: str) -> Preprocess:
+    """The model's own configuration, which does not depend on the file that is loaded."""
+    return from_config(module.pretrained_cfg, image_size)
+
+
+def from_config(pretrained_config: Any, image_size: int | None) -> Preprocess:
+    """What timm reads out of a `pretrained_cfg`, at another size if one is given."""
+    config = _data.resolve_data_config(pretrained_cfg=pretrained_config)
+    height, width = config["input_size"][1:] if image_size is None else (image_size, image_size)
+    return Preprocess(
+        (int(height), int(width)), tuple(config["mean"]), tuple(config["std"]),
+        config["interpolation"], float(config["crop_pct"]), config["crop_mode"],
+    )  # fmt: skip
+
+
+def pretrained(name: str) -> State:
+    """The state of timm's own model with its own classifier and image size."""
+    config = timm.get_pretrained_cfg(_current(name))
+    if config is None or not config.has_weights:
+        raise _no_weights(name)
+    model = f"timm/{spec_name(name)}"
+    online = not config.hf_hub_id or hub_reachable()
+    if not config.hf_hub_id:
+        torch_hub.require_url(str(config.url), model)
+    try:
+        with hub_offline(not online):
+            module = timm.create_model(_current(name), pretrained=True)
+    except Exception as error:
+        reason = one_line(error) if online else "no connection to the Hugging Face hub, and not in its cache"
+        raise not_fetched(model, reason) from error
+    return dict(module.state_dict())
+
+
+def _no_weights(name: str) -> UserError:
+    base, _ = timm.models.split_model_name_tag(_current(name))
+    having = timm.list_pretrained(f"{base}.*")
+    others = f" Of the same architecture with weights: {', '.join(having)}." if having else ""
+    return UserError(f"timm has no pretrained weights for {name}.", f"Use --weights none or --weights FILE.{others}")
+
+
+def cache_folder() -> str:
+    """The cache of the Hugging Face hub, from which nearly all weights of timm come."""
+    from huggingface_hub import constants
+
+    return str(constants.HF_HUB_CACHE)
+
+
+def adapt(module: nn.Module, state: State) -> State:
+    """The filter of the model's own module: renames foreign formats, resamples positional tables.
+
+    It is written for timm's own checkpoints, so a file that it stumbles over is left as it is.
+    """
+    for filter_state in _filters(module):
+        takes_model = len(inspect.signature(filter_state).parameters) > 1
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return dict(filter_state(dict(state), module) if takes_model else filter_state(dict(state)))
+        except Exception:  # whatever it is, this filter is not for this file
+            continue
+    return state
+
+
+def _filters(module: nn.Module) -> list[Callable[..., State]]:
+    architecture = getattr(module, "pretrained_cfg", {}).get("architecture", "")
+    homes = [timm.models.model_entrypoint(architecture).__module__] if timm.is_model(architecture) else []
+    homes.append(type(module).__module__)
+    found = [getattr(sys.modules[home], name, None) for home in homes for name in _FILTER_NAMES]
+    return [candidate for candidate in found if candidate is not None]

@@ -1,0 +1,142 @@
+"""Classification models of torchvision."""
+
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torchvision import models as _torchvision_models
+from torchvision.models import VisionTransformer
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from ddp_ft.contracts import Preprocess
+from ddp_ft.models import torch_hub
+from ddp_ft.models.libraries.base import State, one_line
+from ddp_ft.models.libraries.downloads import not_fetched
+
+models: Any = _torchvision_models  # mypy does not see what it re-exports
+
+DROPOUT = ("dropout",)
+DROP_PATH = ("stochastic_depth_prob",)
+
+# Their auxiliary classifiers would make the forward pass give several tensors. transform_input is what
+# torchvision sets with its own weights, whose preprocessing would otherwise not be theirs.
+_INCEPTIONS = {"googlenet", "inception_v3"}
+_INCEPTION_ARGUMENTS = {"aux_logits": False, "transform_input": True, "init_weights": True}
+
+# Names in torchvision's own files that its models rename while loading (densenet.py, vision_transformer.py).
+_RENAMES = (
+    (re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$"), r"\1\2"),
+    (re.compile(r"^(.*\.mlp)\.linear_1\.(\w+)$"), r"\1.0.\2"),
+    (re.compile(r"^(.*\.mlp)\.linear_2\.(\w+)$"), r"\1.3.\2"),
+)
+
+
+def names() -> list[str]:
+    """All classification models, without and with the tags of their weights."""
+    plain: list[str] = models.list_models(module=models)
+    return sorted([*plain, *(f"{name}.{tag}" for name in plain for tag in _weights(name).__members__)])
+
+
+def knows(name: str) -> bool:
+    """Whether torchvision has the model, and the weights if a tag names them."""
+    base, dot, tag = name.partition(".")
+    if base not in models.list_models(module=models):
+        return False
+    return not dot or tag in _weights(base).__members__
+
+
+def _weights(base: str) -> Any:
+    return models.get_model_weights(base)
+
+
+def _member(name: str) -> Any:
+    base, _, tag = name.partition(".")
+    return _weights(base)[tag or "DEFAULT"]
+
+
+def input_sizes(name: str) -> dict[str, list[int]]:
+    """From the transforms of the weights."""
+    members = {"": _member(name), **{member.name: member for member in _weights(name)}}  # DEFAULT is one of the others
+    return {tag: [member.transforms().crop_size[0]] * 2 for tag, member in members.items()}
+
+
+def parameters(name: str, may_build: bool) -> int | None:
+    """As torchvision says."""
+    return int(_member(name).meta["num_params"])
+
+
+def spec_name(name: str) -> str:
+    """The name without the tag of the weights."""
+    return name.partition(".")[0]
+
+
+def arguments(name: str, outputs: int, image_size: int | None) -> dict[str, Any]:
+    """The two kinds of transformer with a fixed size are given that of the weights, if not another one."""
+    base = spec_name(name)
+    given: dict[str, Any] = {"num_classes": outputs}
+    if base in _INCEPTIONS:
+        given |= _INCEPTION_ARGUMENTS
+    if base.startswith("vit_"):
+        given["image_size"] = image_size or _member(name).meta["min_size"][0]
+    if base.startswith("maxvit") and image_size is not None:
+        given["input_size"] = [image_size, image_size]
+    return given
+
+
+def create(spec_name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """torchvision.models.get_model."""
+    module: nn.Module = models.get_model(spec_name, **arguments)
+    return module
+
+
+def preprocess(name: str, module: nn.Module, image_size: int | None, weights: str) -> Preprocess:
+    """The transforms of the weights: of those that the file's name tells, or the tag, or the default ones."""
+    transforms = (_member_of_file(name, weights) or _member(name)).transforms()
+    crop, resize = transforms.crop_size[0], transforms.resize_size[0]
+    size = image_size or crop
+    interpolation = transforms.interpolation.value
+    return Preprocess((size, size), tuple(transforms.mean), tuple(transforms.std), interpolation, crop / resize)
+
+
+def _member_of_file(name: str, weights: str) -> Any:
+    members = _weights(spec_name(name)).__members__.values()
+    return next((each for each in members if torch_hub.file_name(each.url) == Path(weights).name), None)
+
+
+def pretrained(name: str) -> State:
+    """The state of torchvision's own model with its own classifier and image size."""
+    member = _member(name)
+    model = f"torchvision/{spec_name(name)}.{member.name}"
+    torch_hub.require_url(member.url, model)
+    try:
+        # Built by torchvision and not read from the file alone: some models rename or drop tensors.
+        module = models.get_model(spec_name(name), weights=member, progress=False)
+    except Exception as error:
+        where = Path(cache_folder()) / torch_hub.file_name(member.url)
+        raise not_fetched(model, f"{one_line(error)} ({where})") from error
+    return dict(module.state_dict())
+
+
+def cache_folder() -> str:
+    """The cache of torch.hub."""
+    return torch_hub.cache_folder()
+
+
+def adapt(module: nn.Module, state: State) -> State:
+    """Old names renamed, and the positional embedding of a vision transformer resampled."""
+    adapted = OrderedDict((_renamed(name), tensor) for name, tensor in state.items())
+    if isinstance(module, VisionTransformer) and "encoder.pos_embedding" in adapted:
+        try:
+            return dict(interpolate_embeddings(module.image_size, module.patch_size, adapted))
+        except ValueError:  # no square grid: not a file of this architecture, as the matching will say
+            return dict(adapted)
+    return dict(adapted)
+
+
+def _renamed(name: str) -> str:
+    for pattern, replacement in _RENAMES:
+        name = pattern.sub(replacement, name)
+    return name

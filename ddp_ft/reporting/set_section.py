@@ -1,0 +1,196 @@
+"""What a report shows of one set: which classes go wrong, which pictures, and how far confidence can be trusted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_ft.contracts import LABEL, NUMBERS, LabelledSource, Preprocess
+from ddp_ft.data.image.pillow import Pixels
+from ddp_ft.data.image.sample import open_sample
+from ddp_ft.data.image.transforms import eval_transform
+from ddp_ft.errors import printable
+from ddp_ft.evaluation.analysis import (
+    Judgement,
+    best_thresholds,
+    class_table,
+    confusion,
+    expected_calibration_error,
+    most_confused,
+)
+from ddp_ft.evaluation.intervals import Interval, intervals
+from ddp_ft.reporting.facts import UNREADABLE, RunFacts, read_error
+from ddp_ft.reporting.formats import brief, count, plural
+from ddp_ft.reporting.svg_charts import data_uri, reliability_svg, scatter_svg
+
+TITLES = {"val": "validation", "test": "test"}
+# Classes whose whole matrix is shown; of more, those that are confused most.
+WHOLE_MATRIX, PART_OF_MATRIX = 25, 15
+LONGEST_COLUMN = 24
+MOST_PAIRS = 12
+# Rows of a table that are not folded away, and the most that the page has at all.
+OPEN_ROWS, MOST_ROWS = 12, 2000
+MISTAKES, HITS = 12, 8
+MOST_SCATTERS = 4
+# Pictures with fewer pixels a side are enlarged by whole pixels.
+SMALL = 100
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A set whose pictures can be shown, or why they cannot."""
+
+    source: LabelledSource | None
+    reason: str = ""
+
+
+def judged_set(facts: RunFacts, split: str, opened: Opened) -> dict[str, Any]:
+    """What the template is given of a set of which the folder has the outputs."""
+    judgement = facts.judgements[split]
+    found: dict[str, Any] = {
+        "split": split,
+        "title": TITLES[split],
+        "kind": judgement.kind,
+        "samples": count(len(judgement)),
+        **_pictures(facts, judgement, opened),
+    }
+    if judgement.kind == NUMBERS:
+        shown = range(min(len(judgement.names), MOST_SCATTERS))
+        return found | {"scatters": [(brief(judgement.names[c]), scatter_svg(judgement, c)) for c in shown]}
+    found |= {
+        "classes": _class_rows(judgement),
+        "open_rows": OPEN_ROWS,
+        "reliability": reliability_svg(judgement),
+        "ece": f"{expected_calibration_error(judgement):.3f}",
+        "leaning": _leaning(judgement),
+    }
+    return found | (_matrix(judgement) if judgement.kind == LABEL else {"thresholds": _thresholds(judgement)})
+
+
+def set_intervals(facts: RunFacts) -> dict[str, dict[str, Interval]]:
+    """The intervals of each set's metrics."""
+    return {split: intervals(judgement) for split, judgement in facts.judgements.items()}
+
+
+def _class_rows(judgement: Judgement) -> list[dict[str, Any]]:
+    """The classes by rising F1; those that no sample has, last."""
+    rows = sorted(class_table(judgement), key=lambda row: (not row["samples"], -1 if row["f1"] is None else row["f1"]))
+    return [
+        {
+            "name": brief(row["name"]),
+            "samples": count(row["samples"]),
+            **{name: "–" if row[name] is None else f"{row[name] * 100:.1f}" for name in ("precision", "recall", "f1")},
+        }
+        for row in rows[:MOST_ROWS]
+    ]
+
+
+def _matrix(judgement: Judgement) -> dict[str, Any]:
+    matrix = confusion(judgement)
+    classes = len(judgement.names)
+    shown = list(range(classes)) if classes <= WHOLE_MATRIX else most_confused(matrix, PART_OF_MATRIX)
+    names = [brief(judgement.names[c]) for c in shown]
+    # Long names would make columns as high as a page: numbers stand for them.
+    is_long = max(map(len, names)) > LONGEST_COLUMN
+    sums = np.maximum(matrix.sum(1), 1)
+    rows = [
+        {
+            "name": f"{number}  {name}" if is_long else name,
+            "cells": [{"count": int(matrix[c, d]), "share": float(matrix[c, d] / sums[c])} for d in shown],
+            "rest": int(matrix[c].sum() - matrix[c, shown].sum()),
+            "samples": count(int(matrix[c].sum())),
+        }
+        for number, (c, name) in enumerate(zip(shown, names, strict=True), 1)
+    ]
+    return {
+        "matrix": rows,
+        "matrix_names": [str(number) for number in range(1, len(shown) + 1)] if is_long else names,
+        "matrix_of": "" if len(shown) == classes else f"The {len(shown)} of {classes} classes that are confused most.",
+        "pairs": _pairs(judgement, matrix) if classes > 2 else [],
+    }
+
+
+def _pairs(judgement: Judgement, matrix: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """The mistakes that are made most often."""
+    wrong = matrix.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_PAIRS]
+    places = [divmod(int(each), len(judgement.names)) for each in order]
+    return [
+        {
+            "true": brief(judgement.names[true]),
+            "said": brief(judgement.names[said]),
+            "count": int(wrong[true, said]),
+            "share": f"{wrong[true, said] / matrix[true].sum() * 100:.0f} %",
+        }
+        for true, said in places
+        if wrong[true, said]
+    ]
+
+
+def _leaning(judgement: Judgement) -> str:
+    """One sentence of what confidence is worth."""
+    if judgement.kind != LABEL:
+        return ""
+    sure, right = float(judgement.confidence.mean()), float(judgement.correct.mean())
+    if abs(sure - right) < 0.01:
+        return f"On average the model is as sure ({sure:.0%}) as it is right ({right:.0%})."
+    kind = "surer than it is right" if sure > right else "less sure than it is right"
+    return f"On average the model is {kind}: {sure:.0%} sure, {right:.0%} right."
+
+
+def _thresholds(judgement: Judgement) -> list[dict[str, str]]:
+    return [
+        {
+            "name": brief(name),
+            "threshold": f"{hint.threshold:.2f}",
+            "f1": f"{hint.f1 * 100:.1f}",
+            "before": f"{hint.f1_at_half * 100:.1f}",
+        }
+        for name, hint in zip(judgement.names, best_thresholds(judgement), strict=True)
+        if hint is not None
+    ][:MOST_ROWS]
+
+
+def _pictures(facts: RunFacts, judgement: Judgement, opened: Opened) -> dict[str, Any]:
+    chosen = {"mistakes": judgement.worst(MISTAKES), "hits": judgement.least_certain(HITS)}
+    reason, shown = opened.reason, {}
+    for name, indices in chosen.items():
+        try:
+            shown[name] = _thumbnails(facts, judgement, indices, opened.source)
+        except UNREADABLE as error:
+            reason = read_error(error)
+            shown[name] = _thumbnails(facts, judgement, indices, None)
+    wrong = int((~judgement.correct).sum())
+    of = "" if judgement.kind == NUMBERS else f"{plural(wrong, 'mistake')} in {plural(len(judgement), 'picture')}"
+    return {**shown, "no_pictures": reason, "wrong": of, "is_of_numbers": judgement.kind == NUMBERS}
+
+
+def _thumbnails(
+    facts: RunFacts, judgement: Judgement, indices: Sequence[int], source: LabelledSource | None
+) -> list[dict[str, Any]]:
+    if source is None or facts.preprocess is None:
+        return []
+    shown = []
+    for index in indices:
+        said, true = judgement.caption(index)
+        picture = picture_of(source, index, facts.preprocess)
+        about = {"said": brief(said), "true": brief(true), "is_small": max(picture.shape) < SMALL}
+        shown.append({"uri": data_uri(picture), **about, **_file_of(source, index)})
+    return shown
+
+
+def picture_of(source: LabelledSource, index: int, preprocess: Preprocess) -> Pixels:
+    """A sample's picture as the model sees it in evaluation. Raises BadSample."""
+    image = eval_transform(preprocess)(open_sample(source, index).image)
+    pixels: Pixels = image.permute(1, 2, 0).contiguous().numpy()
+    return pixels
+
+
+def _file_of(source: LabelledSource, index: int) -> dict[str, str]:
+    """The whole path, and its last part to show."""
+    path = printable(source.name(index))
+    return {"path": path, "file": Path(path).name}

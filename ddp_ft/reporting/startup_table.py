@@ -1,0 +1,193 @@
+"""What a run says of itself: at its start, in summary.json, and at its end."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+from ddp_ft.contracts import PROBE, LoadReport
+from ddp_ft.data.class_counts import ClassCounts, count_classes
+from ddp_ft.data.image.headers import glance
+from ddp_ft.diagnostics.advice import Situation, advise
+from ddp_ft.diagnostics.finding import NOTE, VERDICTS, tried
+from ddp_ft.errors import printable
+from ddp_ft.models.flops import flops_per_picture
+from ddp_ft.models.freezing import frozen_table
+from ddp_ft.tasks import describe_choice
+from ddp_ft.trackers.console import Console, Outlook
+from ddp_ft.trackers.fan_out import FanOut, harmless
+from ddp_ft.training.build import Job, Phase
+from ddp_ft.training.plan import describe_grade
+from ddp_ft.training.validation import is_stale
+
+T = TypeVar("T")
+
+
+def introduce(
+    job: Job, report: LoadReport, stored_plan: dict[str, Any] | None, console: Console, end: float | None = None
+) -> None:
+    """The table at the start: what was asked for, and what became of it; and what an expert would remark on it.
+
+    `end` is when the batch job ends, in seconds since 1970; None: nobody knows.
+    """
+    if not job.world.is_main:
+        return
+    plan, module = job.plan, job.built.module
+    rows = {
+        "data": f"{job.config.data.path}: {plan.train_samples} train, {plan.val_samples} val{_classes(job)}",
+        "recipe": f"{plan.recipe}: {job.why_recipe}",
+        "task": describe_choice(job.config, job.splits.schema),
+        "model": f"{job.config.model.name}: {', '.join(_sizes_of_model(job))}",
+        "weights": str(report),
+        **frozen_table(module, job.stages[0].frozen),
+        "steps": f"{plan.total_steps} = {job.config.train.epochs} epochs x {plan.steps_per_epoch}, "
+        f"global batch {job.config.train.batch_size}",
+        "machine": f"{plan.world_size} x {plan.device}, {plan.threads} threads and {plan.workers} loader workers each, "
+        f"{plan.precision}{', channels_last' if plan.channels_last else ''}"
+        f"{', compiled' if job.config.compute.compile == 'true' else ''}"
+        f"{', blocks compiled' if job.config.compute.compile == 'regional' else ''}",
+        "grade": describe_grade(plan, stored_plan),
+        "run folder": str(job.folder.path),
+    }
+    console.table("ddp_ft", rows)
+    for note in (*job.splits.notes, *_notes(job)):
+        console.say(f"Note: {note}")
+    for line in _never_fatal(lambda: _warnings(job, end)) or ():
+        console.say(f"Warning: {line}")
+
+
+def situation_of(job: Job, end: float | None) -> Situation:
+    """What is known of a job before its first step; opens 64 pictures' headers, for half a second at most.
+
+    `end` as in `introduce`.
+    """
+    plan, splits, is_cuda = job.plan, job.splits, job.world.device.type == "cuda"
+    return Situation(
+        config=job.config,
+        train=plan.train_samples,
+        val=plan.val_samples,
+        counts=count_classes(splits.train, splits.schema),
+        val_counts=count_classes(splits.val, splits.schema),
+        sizes=glance(splits.train),
+        input_size=job.built.preprocess.size,
+        lr=plan.lr,
+        steps=plan.total_steps,
+        computers=plan.world_size * (1 if is_cuda else plan.threads),
+        device=plan.device,
+        seconds_left=None if end is None else end - time.time(),
+    )
+
+
+def _warnings(job: Job, end: float | None) -> list[str]:
+    found = advise(situation_of(job, end))
+    worse = [finding for finding in found if VERDICTS.index(finding.verdict) > VERDICTS.index(NOTE)]
+    return [f"{finding.name}: {finding.text}. {finding.remedy}" for finding in worse]
+
+
+def _never_fatal(look: Callable[[], T]) -> T | None:
+    """What `look` gives, None where it fails: no remark is worth a run."""
+    return tried("remark", look)[0]
+
+
+def _classes(job: Job) -> str:
+    counts = count_classes(job.splits.train, job.splits.schema)
+    return "" if counts is None else f"; {describe_counts(counts)}"
+
+
+def describe_counts(counts: ClassCounts) -> str:
+    """The number of classes, and the smallest and the largest of them."""
+    (small, fewest), (large, most) = counts.smallest, counts.largest
+    if fewest == most:
+        return f"{len(counts.names)} classes of {fewest}"
+    ratio = f", a ratio of {counts.imbalance:.3g}" if fewest else ""
+    return f"{len(counts.names)} classes of {fewest} ({printable(small)}) to {most} ({printable(large)}){ratio}"
+
+
+def _sizes_of_model(job: Job) -> Iterator[str]:
+    module, size = job.built.module, job.built.preprocess.size
+    parameters = list(module.parameters())
+    total, learning = (sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad))
+    yield f"{total / 1e6:.2f} M parameters" + ("" if learning == total else f" ({learning / 1e6:.2f} M learn)")
+    if flops := _never_fatal(lambda: flops_per_picture(module, size)):
+        yield f"{flops / 1e9:.3g} GFLOP a picture"
+    yield f"input {' x '.join(str(pixels) for pixels in size)}"
+
+
+def _notes(job: Job) -> list[str]:
+    """What may not be as it was meant."""
+    late = [stage.epoch for stage in job.stages if stage.epoch >= job.config.train.epochs]
+    notes = [f"the stage of freeze.schedule that begins at epoch {late[0]} is never reached."] if late else []
+    if job.plan.lowered:
+        before, now = job.plan.lowered
+        notes.append(f"micro-batches are of {now} pictures, since an earlier start ran out of memory with {before}.")
+    gpus = torch.cuda.device_count()
+    if job.world.device.type == "cuda" and not job.distributed and gpus > 1:
+        notes.append(
+            f"one process drives {gpus} GPUs through DataParallel, which is slow. "
+            f"Faster: torchrun --nproc_per_node={gpus} -m ddp_ft.train ..."
+        )
+    return notes
+
+
+def look_ahead(job: Job, phase: Phase) -> Outlook:
+    """What the live display says besides the newest row."""
+    best, checkpoint, step = job.progress.best, job.config.checkpoint, job.progress.step
+    when = "the probe" if best.phase == PROBE else f"epoch {best.epoch:g}"
+    shown = f"{job.metric} {best.metrics[job.metric]:.4f} ({when})" if best.metrics else ""
+    ends = [every for every in (phase.sampler.steps_per_epoch, checkpoint.every_steps) if every > 0]
+    next_step = min([job.steps_of_phase, *((step // every + 1) * every for every in ends)])
+    minutes = checkpoint.every_minutes or math.inf
+    return Outlook(shown, next_step, job.saved_at + 60 * minutes)
+
+
+def tell_of_trace(job: Job, trackers: FanOut, console: Console, at_the_end: bool = False) -> None:
+    """Behind the last step of --profile, or of the run: where its trace is, and which operations took longest."""
+    with harmless(f"no trace of steps {job.config.log.profile}"):
+        table = job.trace.finish() if at_the_end else job.trace.after(job.progress.step)
+        if table:
+            said = f"Steps {job.config.log.profile} are traced: {job.trace.file}"
+            console.say(f"{said}\nOpen it in https://ui.perfetto.dev.")
+            trackers.text("profile", job.progress.step, f"```\n{table}\n```")
+
+
+def summarise(job: Job, status: str, test: dict[str, float]) -> dict[str, Any]:
+    """The content of summary.json; `test` has the metrics on the test set, where there is one."""
+    progress = job.progress
+    return {
+        "status": status,
+        "phase": progress.phase,
+        "step": progress.step,
+        "epoch": round(job.epoch, 4),
+        "val": progress.best.metrics,
+        **({"test": test} if test else {}),
+        "best_step": progress.best.step,
+        "best_epoch": round(progress.best.epoch, 4),
+        "best_phase": progress.best.phase,
+        "best_weights": progress.best.weights,
+        "stopped_early": is_stale(job),
+        "images_per_second": progress.images_per_second,
+        "data_wait_share": progress.data_wait_share,
+        "train_seconds": progress.timed_seconds,
+        "wall_seconds": progress.wall_seconds,
+        "compile_seconds": progress.compile_seconds,
+        "restarts": progress.restarts,
+        "bad_steps": progress.bad_steps,
+        "checkpoints": progress.saves,
+        "save_copy_seconds": progress.copy_seconds,
+        "save_stall_seconds": progress.stall_seconds,
+        "world_size": job.world.size,
+    }
+
+
+def say_farewell(job: Job, console: Console, status: str) -> None:
+    """The last lines: where it stopped, or its best model."""
+    if status == "stopped":
+        console.say(f"Stopped at step {job.progress.step}, saved. The same command goes on from there.")
+        return
+    best = job.progress.best
+    metrics = {name: f"{value:.4f}" for name, value in best.metrics.items()}
+    when = "the probe" if best.phase == PROBE else f"epoch {best.epoch:g}"
+    average = " (moving average)" if best.weights == "ema" else ""
+    console.table(f"Best model, after {when}{average}: {job.folder.best}", metrics)

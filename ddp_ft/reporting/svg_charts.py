@@ -1,0 +1,267 @@
+"""Charts as SVG that stands in a page and takes its colours."""
+
+import base64
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
+
+from ddp_ft.contracts import PROBE
+from ddp_ft.data.image.pillow import Pixels
+from ddp_ft.evaluation.analysis import Judgement, reliability
+from ddp_ft.reporting.facts import Row, RunFacts
+from ddp_ft.reporting.formats import is_share, metric_name
+from ddp_ft.trackers.charts import new_figure, reliability_chart, scatter_chart
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Colours that the drawing is made with, and what the page has in their place.
+_INK, _FAINT = "#010203", "#010204"
+SERIES = ("#1f77b4", "#d9822b", "#2f9e6e", "#9a5fc4", "#c94f6d", "#7d8a2e", "#2aa3b8", "#8c6d57")
+_OF_PAGE = {
+    _INK: "currentColor",
+    _FAINT: "var(--line)",
+    **{colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)},
+}
+_STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text: small, selectable, in the page's own letters
+    "svg.hashsalt": "ddp_ft",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "text.color": _INK,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "xtick.color": _FAINT,
+    "ytick.color": _FAINT,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "axes.grid": True,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "patch.linewidth": 0,
+}
+WIDTH, HEIGHT = 4.6, 2.6
+# Points that a line is drawn with at most, and dots that stay dots; more become pixels.
+_MOST_POINTS, _MOST_DOTS = 800, 1500
+# The probe's place on the axis of epochs, as a share of the training's.
+_PROBE_SHARE = 0.25
+_MOST_RATES = 5
+# Left, bottom, width and height of what is inside the axes, as shares of a chart.
+_FRAME = (0.13, 0.17, 0.85, 0.74)
+
+
+@contextmanager
+def _page_style() -> Iterator[None]:
+    from matplotlib import rc_context
+
+    with rc_context(_STYLE):
+        yield
+
+
+def as_svg(draw: Callable[[], "Figure"], label: str) -> Markup:
+    """A drawing as an SVG element for a page; `label` is for those who cannot see it."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    with _page_style(), warnings.catch_warnings():
+        # Letters that matplotlib's own font lacks are the reader's browser's to draw.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure, text = draw(), io.StringIO()
+        FigureCanvasSVG(figure)
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r' id="[A-Za-z][\w.]*_\d+"', "", svg)  # names of parts, which are the same in every chart
+    for colour, of_page in _OF_PAGE.items():
+        svg = svg.replace(colour, of_page)
+    attributes = Markup('<svg class="chart" role="img" aria-label="{}"').format(label)
+    return Markup(str(attributes) + svg.removeprefix("<svg"))  # matplotlib escapes what it writes
+
+
+def data_uri(picture: Pixels) -> str:
+    """A picture (H x W x 3) for the page itself."""
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+class _Places:
+    """Where rows stand on the axis of epochs: the probe's before 0, in a fixed share of the width."""
+
+    def __init__(self, rows: Sequence[Row], starts: Sequence[Mapping[str, Any]]) -> None:
+        probe = [row["epoch"] for row in rows if row.get("phase") == PROBE]
+        trained = [row["epoch"] for row in rows if row.get("phase") != PROBE]
+        self.probe_epochs = max(probe, default=0.0)
+        self.only_probe = not trained
+        self.width = _PROBE_SHARE * max(trained, default=1.0) if probe and trained else 0.0
+        self.restarts = [self._of_time(rows, start["time"]) for start in starts[1:] if "time" in start]
+
+    def of(self, row: Row) -> float:
+        """The row's place."""
+        epoch = float(row["epoch"])
+        if row.get("phase") != PROBE or self.only_probe:
+            return epoch
+        return -self.width * (1 - epoch / self.probe_epochs) if self.probe_epochs else 0.0
+
+    def _of_time(self, rows: Sequence[Row], moment: float) -> float:
+        """That of the last row before a moment."""
+        return max((self.of(row) for row in rows if row["time"] <= moment), default=-self.width)
+
+    def mark(self, axes: Any) -> None:
+        """Shade the probe, and draw a line for each restart."""
+        if self.width:
+            axes.axvspan(-self.width, 0, color=_FAINT, alpha=0.5, linewidth=0)
+            where = axes.get_xaxis_transform()
+            axes.text(-self.width / 2, 1.01, "probe", transform=where, ha="center", va="bottom", fontsize=8)
+            axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= self.width / _PROBE_SHARE])
+        for place in self.restarts:
+            axes.axvline(place, color=_INK, linestyle=":", linewidth=0.9)
+        axes.set_xlabel("epoch of the probe" if self.only_probe else "epoch")
+
+
+Lines = dict[str, tuple[list[Row], str, str]]  # label -> rows, the value's name in them, style
+
+
+def curves(facts: RunFacts) -> list[tuple[str, Markup]]:
+    """The curves of a run: title and chart."""
+    train = [row for row in facts.rows if row["split"] == "train"]
+    timed = [row for row in train if row.get("images_per_second")]  # it is 0 in the first steps of a start
+    places = _Places(facts.rows, facts.starts)
+    rates, all_rates = _rates(train)
+    charts: dict[str, tuple[Lines, str]] = {
+        "Loss": ({"training": (train, "loss", "-"), "validation": (facts.evaluations, "loss", "o-")}, ""),
+        "Quality on the validation set": (_quality(facts), ""),
+        f"Learning rate{all_rates}": (rates, ""),
+        "Gradient norm before clipping": ({"": (train, "grad_norm", "-")}, "log"),
+        "Pictures per second": ({"": (timed, "images_per_second", "-")}, "from 0"),
+        "Share of the time that steps wait for data": ({"": (timed, "data_wait_share", "-")}, "from 0"),
+    }
+    drawn = []
+    for title, (lines, scale) in charts.items():
+        found = {label: points for label, line in lines.items() if len((points := _points(places, line))[0])}
+        if found:
+            drawn.append((title, as_svg(partial(_line_chart, found, places, scale, len(found) > 1), title)))
+    return drawn
+
+
+def _quality(facts: RunFacts) -> Lines:
+    metric = facts.metric
+    names = [metric, *(name for name in ("balanced_accuracy", "macro_f1") if is_share(metric) and name != metric)]
+    names += [f"ema_{metric}"]
+    labels = {name: metric_name(name.removeprefix("ema_")) + (" (average)" if name.startswith("ema_") else "")
+              for name in names}  # fmt: skip
+    return {label: (facts.evaluations, name, "o-") for name, label in labels.items()}
+
+
+def _rates(train: Sequence[Row]) -> tuple[Lines, str]:
+    """Those of all groups of parameters; of many, as with layer decay, the least, the middle and the largest one."""
+    names = sorted({name for row in train for name in row if name.startswith("lr/")})
+    told = ""
+    if len(names) > _MOST_RATES:
+        told = f" ({len(names)} groups: least, middle, largest)"
+        last = {name: max((row.get(name) or 0.0 for row in train), default=0.0) for name in names}
+        names = sorted(names, key=last.__getitem__)
+        names = [names[0], names[len(names) // 2], names[-1]]
+    return {name.removeprefix("lr/"): (list(train), name, "-") for name in names}, told
+
+
+Floats = NDArray[np.float64]
+Points = tuple[Floats, Floats, str]
+
+
+def _points(places: _Places, line: tuple[list[Row], str, str]) -> Points:
+    """What is to be drawn of a value; the line breaks off between the probe and the training."""
+    rows, name, style = line
+    known = [row for row in rows if isinstance(row.get(name), (int, float))]
+    x, y = np.empty(0), np.empty(0)
+    for is_of_probe in (True, False):
+        part = [row for row in known if (row.get("phase") == PROBE) == is_of_probe]
+        own = _thinned(np.array([places.of(row) for row in part]), np.array([float(row[name]) for row in part]))
+        gap = [np.nan] if len(x) and part else []
+        x, y = (np.concatenate([before, gap, new]) for before, new in zip((x, y), own, strict=True))
+    return x, y, style
+
+
+def _thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Of many points the least and the largest of each stretch, so that no peak is lost."""
+    if len(x) <= _MOST_POINTS:
+        return x, y
+    kept = set()
+    for stretch in np.array_split(np.arange(len(x)), _MOST_POINTS // 2):
+        kept |= {int(stretch[np.argmin(y[stretch])]), int(stretch[np.argmax(y[stretch])])}
+    order = sorted(kept)
+    return x[order], y[order]
+
+
+def _line_chart(lines: Mapping[str, Points], places: _Places | None, scale: str, has_legend: bool) -> "Figure":
+    """`scale` is "log", "from 0", or nothing in particular."""
+    figure = new_figure(WIDTH, HEIGHT)
+    figure.set_layout_engine("none")  # which would draw all twice
+    axes = figure.add_axes(_FRAME)
+    for number, (label, (x, y, style)) in enumerate(lines.items()):
+        colour = SERIES[number % len(SERIES)]
+        marker = "o" if style.startswith("o") or len(x) == 1 else None
+        axes.plot(x, y, color=colour, linewidth=1.4, marker=marker, markersize=3.5, label=label or None)
+    if scale == "log" and any((y > 0).any() for _, y, _ in lines.values()):
+        axes.set_yscale("log")
+    if scale == "from 0":
+        axes.set_ylim(bottom=0)
+    if has_legend:
+        axes.legend(loc="best")
+    axes.margins(x=0.02)
+    axes.set_xlabel("epoch")
+    if places:
+        places.mark(axes)
+    return figure
+
+
+def overlay(runs: Sequence[RunFacts], split: str, metric: str) -> Markup | None:
+    """A value of several runs over their epochs, in the colours of their order."""
+    lines: dict[str, Points] = {}
+    for number, run in enumerate(runs):
+        rows = [row for row in run.rows if row["split"] == split and row.get("phase") != PROBE]
+        rows = [row for row in rows if row.get(metric) or metric != "images_per_second"]  # 0 in a start's first steps
+        x, y, _ = _points(_Places(rows, []), (rows, metric, "-"))
+        lines[str(number)] = (x, y, "o-" if split == "val" else "-")
+    if not any(len(x) for x, _, _ in lines.values()):
+        return None
+    return as_svg(partial(_line_chart, lines, None, "", False), f"{metric_name(metric)} on {split}")
+
+
+def reliability_svg(judgement: Judgement) -> Markup:
+    """The reliability diagram."""
+    bins = reliability(judgement)
+    return as_svg(
+        lambda: _sized(reliability_chart(bins.confidence, bins.accuracy, bins.samples)), "Reliability diagram"
+    )
+
+
+def scatter_svg(judgement: Judgement, column: int) -> Markup:
+    """Predicted over true values of one number."""
+
+    def draw() -> "Figure":
+        figure = _sized(scatter_chart(judgement.truth[:, column], judgement.scores[:, column], judgement.names[column]))
+        for dots in figure.axes[0].collections:
+            dots.set_rasterized(len(judgement) > _MOST_DOTS)
+        return figure
+
+    return as_svg(draw, "Predicted over true values")
+
+
+def _sized(figure: "Figure") -> "Figure":
+    figure.set_size_inches(WIDTH, WIDTH * 0.8)
+    return figure

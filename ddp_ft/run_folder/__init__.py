@@ -1,0 +1,1 @@
+"""Whatever reads or writes a run's folder."""

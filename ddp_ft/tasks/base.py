@@ -1,0 +1,130 @@
+"""What the tasks have in common: summed losses of single samples, and the names of metrics."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddp_ft.contracts import Batch
+from ddp_ft.errors import UserError, nearest
+from ddp_ft.plugins import is_reference
+from ddp_ft.tasks.losses import LossChoice, weighted_sum
+from ddp_ft.tasks.user_code import UserLoss
+from ddp_ft.tasks.user_metric import UserMetric
+
+LOSS_DECIMALS = 5
+# Samples on which code of the user's own is tried at the start.
+TRIAL_SAMPLES = 64
+
+
+class SupervisedTask(ABC):
+    """A task whose batches carry "image", "target" and "weight"; evaluation counts all samples alike.
+
+    `names` are those of the outputs. `extra` is a metric of the user's own, as FILE.py:CLASS.
+    """
+
+    name: str
+    kind: str
+    primary_metric: str
+
+    def __init__(self, names: tuple[str, ...], loss: LossChoice, extra: str | None) -> None:
+        self.names = names
+        self.outputs = len(names)
+        self.choice = loss
+        self.user_loss = UserLoss(loss.name) if is_reference(loss.name) else None
+        self.user_metric = UserMetric(extra, self.outputs) if extra else None
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """The pictures, float, B x 3 x H x W."""
+        return batch["image"]
+
+    def loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Summed loss and summed weight of a micro-batch: float32 scalars, the first with a gradient."""
+        target = self.targets(batch)
+        weight = batch["weight"] * self.class_weight(target)
+        return weighted_sum(self.train_losses, outputs.float(), target, weight, batch)
+
+    def metrics(self, outputs: Tensor, records: Batch) -> dict[str, float]:
+        """All metrics over a whole set; its loss is without smoothing and weights."""
+        target = self.targets(records)
+        if self.user_loss:
+            losses = self.user_loss(outputs.float(), target)
+        else:
+            losses = self.plain_losses(outputs.double(), target)
+        # The last digits follow the number of threads and processes; they are cut, so that the same model
+        # has the same loss anywhere.
+        found = {"loss": round(float(losses.double().mean()), LOSS_DECIMALS), **self.scores(outputs, target)}
+        if self.user_metric:
+            found[self.user_metric.name] = self.user_metric.compute(*self.judged(outputs, target))
+        assert found.keys() == {*self.directions(), *([self.user_metric.name] if self.user_metric else [])}
+        return found
+
+    def higher_is_better(self, metric: str) -> bool:
+        """Whether a larger value of that metric is better; UserError if there is no such metric."""
+        if self.user_metric and metric == self.user_metric.name:
+            return self.user_metric.higher_is_better()
+        known = self.directions()
+        if metric not in known:
+            names = [*known, *([self.user_metric.name] if self.user_metric else [])]
+            hint = nearest(metric, names) or f"Known: {', '.join(names)}."
+            raise UserError(f"eval.metric = '{metric}' is no metric of the task {self.name}.", hint)
+        return known[metric]
+
+    def check(self) -> None:
+        """Try the user's own loss and metric on a few samples; UserError if they do not do what they are to."""
+        generator = torch.Generator().manual_seed(0)
+        samples = min(TRIAL_SAMPLES, 2 * self.outputs + 2)
+        outputs = torch.randn(samples, self.outputs, generator=generator)
+        target = self.trial_targets(samples, generator)
+        if self.user_metric:
+            self.user_metric.check(list(self.directions()), *self.judged(outputs, target))
+        if self.user_loss:
+            self.user_loss.check(outputs, target)
+
+    def settings(self) -> dict[str, Any]:
+        """The names, the loss and the user's metric; a task adds what else it needs."""
+        extra = self.user_metric.reference if self.user_metric else None
+        return {"classes": list(self.names), "loss": self.choice.to_mapping(), "extra": extra}
+
+    def judged(self, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """What the user's metric is given: predictions and targets."""
+        return self.predictions(outputs), target
+
+    def class_weight(self, target: Tensor) -> Tensor | float:
+        """What each sample counts by its class (B)."""
+        return 1.0
+
+    @abstractmethod
+    def targets(self, batch: Batch) -> Tensor:
+        """Targets as the losses take them."""
+
+    @abstractmethod
+    def train_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """What training minimises, for each sample (B)."""
+
+    @abstractmethod
+    def plain_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """The same without smoothing and weights."""
+
+    @abstractmethod
+    def scores(self, outputs: Tensor, target: Tensor) -> dict[str, float]:
+        """The metrics besides the loss."""
+
+    @abstractmethod
+    def directions(self) -> dict[str, bool]:
+        """The names of all metrics, the user's apart, and whether more is better."""
+
+    @abstractmethod
+    def trial_targets(self, samples: int, generator: torch.Generator) -> Tensor:
+        """Targets as `targets` gives them, with every class among them where there is room."""
+
+    @abstractmethod
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """As in the contract of a task."""
+
+
+def stored_loss(settings: Mapping[str, Any], default: str) -> LossChoice:
+    """The loss that `settings` holds; the default in those of models from before there was a choice."""
+    return LossChoice.from_mapping(settings["loss"]) if "loss" in settings else LossChoice(default)

@@ -1,0 +1,157 @@
+"""A service beside the loop: the loop hands rows to a queue and never waits for more."""
+
+import json
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import IO, Any
+
+from ddp_ft.contracts import TRAIN
+from ddp_ft.trackers.services import SERVICES, Start
+
+# How many rows and pictures wait at most. A run logs a row in a second or so: many minutes without a network.
+MOST_WAITING, MOST_PICTURES = 10_000, 32
+# How long closing may take at the end of a run, and where it was stopped, as whoever stops it may not wait long.
+CLOSE_SECONDS, STOP_SECONDS = 30.0, 4.0
+# Looks up nothing in the working folder that this process would not have found there.
+COMMAND = "import sys; sys.path[:] = {path!r}; from ddp_ft.trackers.services.host import main; main()"
+
+
+class Background:
+    """Feeds the process of a service (`services.host`) from a queue of bounded length.
+
+    Where the service cannot follow, pictures are dropped first. Where it fails, a warning is printed once and it is
+    left out. What it lacks of the rows, the next start of the run sends.
+    """
+
+    def __init__(self, name: str, start: Start, say: Callable[[str], None]) -> None:
+        self.name = name
+        self._say = say
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[str, tuple[Any, ...]]] = deque([("start", (name, SERVICES[name], start))])
+        self._dropped = self._failed = self._finished = False
+        self._closed = 0.0  # at which time.monotonic()
+        start.folder.mkdir(exist_ok=True)
+        with (start.folder / f"{name}.log").open("w", encoding="utf-8") as log:
+            command = [sys.executable, "-c", COMMAND.format(path=sys.path)]
+            # In a session of its own, for Ctrl-C is meant for the run, which ends it in order.
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+            )
+        works = {"feed": self._feed, "listen": self._listen}
+        self._threads = [threading.Thread(target=w, name=f"{name}-{what}", daemon=True) for what, w in works.items()]
+        for thread in self._threads:
+            thread.start()
+
+    def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
+        """Hand on one row."""
+        row = {"step": step, "epoch": epoch, "split": split, "phase": phase, **values, "time": time.time()}
+        self._put("log", row)
+
+    def picture(self, tag: str, step: int, png: bytes) -> None:
+        """Hand on a picture, as the bytes of a PNG."""
+        self._put("picture", tag, step, png)
+
+    def warn(self, step: int, text: str) -> None:
+        """Hand on a warning."""
+        self._put("warn", step, text)
+
+    def sync(self) -> None:
+        """Nothing: metrics.jsonl has the rows, and a restart sends what the service lacks."""
+
+    def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Hand on how the run ended."""
+        self._finished = True
+        self._put("finish", dict(settings), dict(metrics))
+
+    def hang_up(self) -> None:
+        """Say that no more will come. From here on the service has its time to take what waits."""
+        if not self._closed:
+            self._closed = time.monotonic()
+            self._put("close")
+
+    def close(self) -> None:
+        """Wait until the service has all, for a bounded time since `hang_up`, and end its process."""
+        self.hang_up()
+        seconds = CLOSE_SECONDS if self._finished else STOP_SECONDS
+        try:
+            self._process.wait(max(0.0, self._closed + seconds - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._fail(
+                f"did not take all that was logged within {seconds:g} s; the next start of the run sends the rest"
+            )
+        finally:
+            self._process.kill()
+            self._process.wait()
+            with self._changed:
+                self._failed = True  # ends the thread that feeds
+                self._changed.notify()
+        for thread in self._threads:
+            thread.join()
+
+    def _put(self, method: str, *arguments: Any) -> None:
+        with self._changed:
+            if self._failed or not self._make_room(method):
+                return
+            self._waiting.append((method, arguments))
+            self._changed.notify()
+
+    def _make_room(self, method: str) -> bool:
+        """Whether there is room for one more, if need be in the place of the oldest picture."""
+        pictures = sum(name == "picture" for name, _ in self._waiting) if method == "picture" else 0
+        if len(self._waiting) < MOST_WAITING and pictures < MOST_PICTURES:
+            return True
+        if not self._dropped:
+            self._dropped = True
+            self._warn("cannot follow: pictures are left out, and rows where that does not suffice")
+        oldest = next((place for place, (name, _) in enumerate(self._waiting) if name == "picture"), None)
+        if oldest is not None:
+            del self._waiting[oldest]
+        return oldest is not None or method in ("finish", "close")
+
+    def _feed(self) -> None:
+        stream = self._process.stdin
+        assert stream is not None
+        with suppress(OSError):  # its process is gone; the other thread tells
+            while item := self._next():
+                pickle.dump(item, stream)
+                stream.flush()
+        with suppress(OSError):
+            stream.close()
+
+    def _next(self) -> tuple[str, tuple[Any, ...]] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._failed)
+            return None if self._failed else self._waiting.popleft()
+
+    def _listen(self) -> None:
+        stream: IO[bytes] | None = self._process.stdout
+        assert stream is not None
+        error = ""
+        with stream:
+            for line in stream:
+                message = json.loads(line)
+                error = message.get("error", error)
+                if "say" in message:
+                    self._say(message["say"])
+        code = self._process.wait()
+        if code or not self._closed:
+            why = error or f"its process ended with exit code {code}"
+            self._fail(f"failed and is left out from now on: {why}")
+
+    def _fail(self, why: str) -> None:
+        with self._changed:
+            if self._failed:
+                return
+            self._failed = True
+            self._waiting.clear()
+            self._changed.notify()
+        self._warn(why)
+
+    def _warn(self, text: str) -> None:
+        print(f"Warning: {self.name} {text}", file=sys.stderr, flush=True)  # noqa: T201

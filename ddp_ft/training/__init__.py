@@ -1,0 +1,1 @@
+"""A run's parts, its loop and its state."""

@@ -1,0 +1,381 @@
+"""torch.compile for what training runs: the forward and backward pass of the whole model, or of its repeated blocks.
+
+All compiling is done on blank batches before the first step that counts, always in the same order of sizes: so the code
+follows neither from where a restart begins nor from what came first, and no step waits for it.
+"""
+
+import logging
+import os
+import platform
+import shutil
+import signal
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ddp_ft.config.schema import RunConfig
+from ddp_ft.contracts import TRAIN, BuiltModel
+from ddp_ft.data.sampler import GlobalOrderSampler
+from ddp_ft.distributed.environment import Launch, read_launch, usable_cores
+from ddp_ft.distributed.stop_request import CutShort
+from ddp_ft.distributed.world import World
+from ddp_ft.errors import UserError
+from ddp_ft.models.blocks import repeated_blocks
+from ddp_ft.training.build import Job, Phase
+from ddp_ft.training.step import Learner, autocast
+
+OFF, REGIONAL = "false", "regional"
+CACHE_VARIABLE, THREADS_VARIABLE = "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS"
+# All blocks of a network share one limit, and torch's own of 8 is below the number of different blocks of most.
+RECOMPILE_LIMIT = 64
+TIMED_PASSES = 3
+_chosen_caches: set[str] = set()
+
+
+class Times(NamedTuple):
+    """Seconds: for compiling, and of a forward and backward pass of the largest micro-batch without it and with it."""
+
+    compiling: float
+    eager: float
+    compiled: float
+
+
+def check_compiling(config: RunConfig, world: World, launch: Launch) -> None:
+    """UserError if compute.compile is set and cannot work in this job or on this machine."""
+    if config.compute.compile == OFF:
+        return
+    if world.device.type == "cuda" and not launch.distributed and torch.cuda.device_count() > 1:
+        raise UserError(
+            f"compute.compile does not work in one process with {torch.cuda.device_count()} GPUs.",
+            "Start one process for each GPU with torchrun, or set CUDA_VISIBLE_DEVICES to one.",
+        )
+    missing = _missing_for_cuda() if world.device.type == "cuda" else _missing_for_cpu()
+    if missing:
+        raise UserError(
+            f"compute.compile = {config.compute.compile} needs {missing}.", "Install it, or leave compute.compile out."
+        )
+
+
+def _missing_for_cuda() -> str:
+    from torch.utils._triton import has_triton
+
+    if not has_triton():
+        return "Triton, and a GPU that it supports"
+    has_compiler = any(shutil.which(name) for name in (os.environ.get("CC") or "gcc", "clang"))
+    return "" if has_compiler else "a C compiler (gcc, clang, or what CC names), and there is none"
+
+
+def _missing_for_cpu() -> str:
+    _quieten()
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception:  # torch's class of it has had several places
+        return "a C++ compiler (g++, or what CXX names), and there is none that runs"
+    return ""
+
+
+def make_ready(job: Job, phase: Phase, say: Callable[[str], None]) -> None:
+    """On all ranks: have what the coming steps run compiled, if that is wanted and has not been done for what they are:
+    the stage, and the size of micro-batches, which may have been lowered.
+
+    Leaves no trace but the code. Raises StopAgreed, and UserError if torch fails.
+    """
+    mode, wanted = job.config.compute.compile, (job.progress.stage, job.plan.cut)
+    if mode == OFF or phase.name != TRAIN or job.compiled_for == wanted:
+        return
+    is_first, job.compiled_for = job.compiled_for is None, wanted
+    if job.config.freeze.cache_features:
+        say("Note: compute.compile does nothing here, as the head alone is trained, on cached features.")
+        return
+    _configure(job.folder.path, say)
+    sizes = micro_batch_sizes(phase.sampler, job.plan.cut)
+    compile_in_place(job.built, mode, dynamic=len([size for size in sizes if size > 1]) > 1)
+    times, children = None, _children()
+    # Asked to stop, a rank leaves the compiler at once, as that may take longer than torchrun or Slurm wait.
+    with suppress(CutShort), job.agreement.stop.cutting_short(), _without_noise():
+        times = _warm_up(job, phase.learner, sizes)
+    _end_workers()
+    if times is None:
+        _terminate(_children() - children)  # a thread that waits for its compiler would keep this process alive
+    job.agreement.check()
+    if times is not None:  # as nobody was asked to stop
+        job.progress.compile_seconds += times.compiling
+        passes = -(-max(map(phase.sampler.share_length, range(phase.sampler.steps_per_epoch))) // sizes[0])
+        say(_verdict(times, passes, job.steps_of_phase - job.progress.step, job.plan.steps_per_epoch, not is_first))
+
+
+def micro_batch_sizes(sampler: GlobalOrderSampler, micro_batch: int | None) -> list[int]:
+    """How many samples the micro-batches of this rank's steps have: each size once, the largest first."""
+    most = micro_batch and micro_batch - micro_batch % 2 if sampler.pairs else micro_batch
+    sizes = set()
+    for length in {sampler.share_length(step) for step in range(sampler.steps_per_epoch)}:
+        whole, rest = divmod(length, most or length)
+        sizes |= {most or length} if whole else set()
+        sizes |= {rest} if rest else set()
+    return sorted(sizes, reverse=True)
+
+
+def compile_in_place(built: BuiltModel, mode: str, dynamic: bool) -> None:
+    """Have the module, or with "regional" its repeated blocks, compiled when they are next called.
+
+    Names in state_dict stay. `dynamic`: for any number of samples, and not for each anew. Equal blocks share their
+    code. UserError if there are no blocks.
+    """
+    names = repeated_blocks(built.module, built.head) if mode == REGIONAL else [""]
+    if not names:
+        raise UserError(
+            "compute.compile = regional: this architecture has no repeated blocks.",
+            "Use compute.compile=true, or leave it out.",
+        )
+    torch._dynamo.reset()  # of an earlier stage nothing is needed, nor may it change what is compiled now
+    for name in names:
+        part = built.module.get_submodule(name)
+        part.compile(options=_options())
+        compiled = part._compiled_call_impl
+        if dynamic and compiled is not None:
+            part._compiled_call_impl = partial(_any_number, compiled)
+
+
+def _any_number(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The call, with the first dimension of its input, and of all that have as many samples, marked as free."""
+    samples = args[0].shape[0]
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.ndim and value.shape[0] == samples:
+            torch._dynamo.maybe_mark_dynamic(value, 0)
+    return compiled(*args, **kwargs)
+
+
+def _options() -> dict[str, Any]:
+    import torch._inductor.config as inductor
+
+    # Random masks are drawn as without compiling, so they follow (seed, step, rank) in the same way.
+    options = {"fallback_random": True}
+    if hasattr(inductor, "deterministic"):  # no kernels that are chosen by their time, as the choice changes bits
+        options["deterministic"] = True
+    return options
+
+
+@contextmanager
+def eager(module: nn.Module) -> Iterator[None]:
+    """Within the block nothing of the module runs compiled: an evaluation then gives what it gives anywhere else."""
+    parts = {part: part._compiled_call_impl for part in module.modules() if part._compiled_call_impl is not None}
+    for part in parts:
+        part._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for part, compiled in parts.items():
+            part._compiled_call_impl = compiled
+
+
+def _warm_up(job: Job, learner: Learner, sizes: list[int]) -> Times:
+    """Compile for batches of these sizes, and time a pass of the first with and without it."""
+    module = job.built.module
+    batches = [_blank(job, learner, size) for size in sizes]
+    learner.set_training()
+    with _without_trace(learner.replica, job.world.device):
+        with eager(module):
+            _pass(learner, batches[0])  # a mistake in the model is told as ever
+        began = time.perf_counter()
+        _compile(job, learner, batches)
+        compiling = time.perf_counter() - began
+        pairs = [_time_both(module, learner, batches[0]) for _ in range(TIMED_PASSES)]
+    plain, compiled = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
+    return Times(compiling, plain, compiled)
+
+
+def _blank(job: Job, learner: Learner, size: int) -> Tensor:
+    """What the replica is called with, of `size` pictures of noise."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (size, 3, *job.built.preprocess.size)
+    return learner.inputs(learner.prepare({"image": torch.randint(256, shape, generator=generator, dtype=torch.uint8)}))
+
+
+def _compile(job: Job, learner: Learner, batches: list[Tensor]) -> None:
+    try:
+        for batch in batches:
+            _pass(learner, batch)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if job.agreement.stop.asked:  # the compiler, a process of its own, died of the same signal
+            raise CutShort from None
+        logging.getLogger("ddp_ft").debug("torch.compile failed", exc_info=True)
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise UserError(
+            f"torch.compile failed on {job.config.model.name}: {type(error).__name__}: {reason[:300]}",
+            "Leave compute.compile out, or try compute.compile=regional. TORCH_LOGS=+inductor shows more.",
+        ) from error
+
+
+def _pass(learner: Learner, inputs: Tensor) -> None:
+    """Forward and backward as in a step, but for the reduction over ranks."""
+    replica, world = learner.replica, learner.world
+    with replica.no_sync() if isinstance(replica, DistributedDataParallel) else nullcontext():
+        with autocast(world.device, learner.precision):
+            outputs = replica(inputs)
+        outputs.float().square().sum().backward()
+    if world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)
+
+
+def _time_both(module: nn.Module, learner: Learner, inputs: Tensor) -> tuple[float, float]:
+    began = time.perf_counter()
+    with eager(module):
+        _pass(learner, inputs)
+    between = time.perf_counter()
+    _pass(learner, inputs)
+    return between - began, time.perf_counter() - between
+
+
+@contextmanager
+def _without_trace(replica: nn.Module, device: torch.device) -> Iterator[None]:
+    """After the block, buffers and generators are as they were and there are no gradients."""
+    buffers = list(replica.buffers())
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        replica.zero_grad(set_to_none=True)
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+
+
+def _verdict(times: Times, passes: int, steps_left: int, steps_per_epoch: int, again: bool) -> str:
+    """One line on what compiling cost, and whether that comes back. `passes`: micro-batches of a step."""
+    done = "Compiled again, as other parts learn or micro-batches are smaller now," if again else "Compiled"
+    share = times.compiled / times.eager
+    text = (
+        f"{done} in {times.compiling:.0f} s: forward and backward take {share:.2f} of their time without it "
+        f"({1000 * times.compiled:.3g} and {1000 * times.eager:.3g} ms)."
+    )
+    if share >= 1:
+        return f"{text} That does not pay here."
+    steps = int(times.compiling / (times.eager - times.compiled) / passes) + 1
+    text += f" That pays after {steps} steps ({steps / steps_per_epoch:.1f} epochs)"
+    return f"{text}." if steps <= steps_left else f"{text}, and {steps_left} are left: not in this run."
+
+
+def _configure(folder: Path, say: Callable[[str], None]) -> None:
+    """Where torch keeps what it compiles, on how many cores it compiles, and what it does not say."""
+    launch = read_launch()
+    _choose_cache(folder, launch)
+    _quieten()
+    import torch._dynamo.config as dynamo
+    import torch._functorch.config as functorch
+    import torch._inductor.config as inductor
+
+    dynamo.recompile_limit = RECOMPILE_LIMIT
+    # Backward is compiled with forward: on CUDA it would be in another thread, where no signal is handled.
+    functorch.force_non_lazy_backward_lowering = True
+    if THREADS_VARIABLE not in os.environ:
+        inductor.compile_threads = max(1, usable_cores() // launch.local_world_size)
+    _tell_of_limit_once(say)
+
+
+def _choose_cache(folder: Path, launch: Launch) -> None:
+    """In the run folder, unless the user has named a place or this process may not write there.
+
+    Each kind of processor has a folder of its own, as code is compiled for the instructions that it has; where several
+    machines share the run folder each has one, as locks of files do not hold between machines everywhere.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    given = os.environ.get(CACHE_VARIABLE)
+    if given is not None and given not in (default_cache_dir(), *_chosen_caches):
+        return
+    kind = blake2b(_processor().encode(), digest_size=4).hexdigest()
+    place = kind if launch.local_world_size == launch.world_size else f"{kind}-{platform.node()}"
+    cache = folder.absolute() / "compile_cache" / place
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(cache, os.W_OK):
+        _chosen_caches.add(str(cache))
+        os.environ[CACHE_VARIABLE] = str(cache)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+@contextmanager
+def _without_noise() -> Iterator[None]:
+    """Within the block torch does not warn of what it does itself: it looks at the gradients of a block's input."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor", UserWarning)
+        yield
+
+
+def _quieten() -> None:
+    """No warning from each rank that a CUDA toolkit is here and no GPU."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+
+def _end_workers() -> None:
+    """End the processes and threads that compile; all is compiled."""
+    from torch._inductor.async_compile import AsyncCompile, shutdown_compile_workers
+
+    threads = AsyncCompile.pool
+    if threads.cache_info().currsize:
+        threads().shutdown(wait=False, cancel_futures=True)
+        threads.cache_clear()
+    shutdown_compile_workers()
+
+
+def _children() -> set[int]:
+    """The processes that this one has started; empty where there is no /proc."""
+    files = Path("/proc/self/task").glob("*/children")
+    found: set[int] = set()
+    for file in files:
+        with suppress(OSError):  # a thread that has just ended
+            found.update(map(int, file.read_text().split()))
+    return found
+
+
+def _terminate(processes: set[int]) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
+
+
+class _LimitFilter(logging.Filter):
+    """Turns torch's many lines on reaching its limit of recompilations into one."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__()
+        self.say = say
+        self.told = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if "recompile_limit" not in record.getMessage():
+            return True
+        if not self.told:
+            self.say("Warning: torch no longer compiles a part of the model, as it would have to for each input anew.")
+        self.told = True
+        return False
+
+
+def _tell_of_limit_once(say: Callable[[str], None]) -> None:
+    logger = logging.getLogger("torch._dynamo.convert_frame")
+    for old in [each for each in logger.filters if isinstance(each, _LimitFilter)]:
+        logger.removeFilter(old)
+    logger.addFilter(_LimitFilter(say))

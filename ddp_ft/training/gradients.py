@@ -1,0 +1,78 @@
+"""What is done to the reduced gradient, once per optimizer step: penalties are added, then it is clipped."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ddp_ft.config.schema import TrainConfig
+from ddp_ft.models.libraries import bare_timm as timm
+
+
+def clip(parameters: Sequence[nn.Parameter], config: TrainConfig, head: Collection[nn.Parameter] = ()) -> Tensor:
+    """Bound the gradients in place: by AGC, then by value, then by norm, as far as each is above 0.
+
+    AGC (arXiv 2102.06171, timm's) leaves out the parameters of `head`, as the paper does with the last layer.
+    Gives the norm of all gradients before clipping: a scalar on the device, which no host has waited for.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm_before = nn.utils.get_total_norm(gradients)
+    norm = norm_before
+    if config.clip_agc > 0:
+        in_head = {id(p) for p in head}
+        body = [p for p in parameters if id(p) not in in_head]
+        timm.utils.adaptive_clip_grad(body, config.clip_agc)  # type: ignore[no-untyped-call]
+    if config.clip_value > 0:
+        nn.utils.clip_grad_value_(parameters, config.clip_value)
+    if config.clip_norm > 0:
+        if config.clip_agc > 0 or config.clip_value > 0:
+            norm = nn.utils.get_total_norm(gradients)
+        nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norm)
+    return norm_before
+
+
+class Penalties:
+    """Gradients of L1, l1 |w|, and of L2-SP, l2_sp/2 |w - w0|^2 (arXiv 1802.01483), to be added once per step.
+
+    w0 are the `anchors`, the weights that training began with; those of the head are pulled towards 0, as in the
+    paper. Vectors (biases, norms) and the names of `exempt` are left alone, as by weight decay.
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        head: Collection[str],
+        l1: float,
+        l2_sp: float,
+        anchors: Mapping[str, Tensor] | None = None,
+        exempt: Collection[str] = (),
+    ) -> None:
+        self.l1 = l1
+        self.l2_sp = l2_sp
+        self.parameters = {name: p for name, p in named_parameters if p.ndim > 1 and name not in exempt}
+        self.anchors = {name: (anchors or {})[name] for name in self.parameters if name not in head} if l2_sp else {}
+
+    @torch.no_grad()
+    def add_to_gradients(self) -> None:
+        """Add them to the gradients of the parameters that have one. Nothing if both are 0."""
+        if not (self.l1 or self.l2_sp):
+            return
+        learning = {name: (p, p.grad) for name, p in self.parameters.items() if p.grad is not None}
+        gradients = [gradient for _, gradient in learning.values()]
+        if self.l1 and gradients:
+            signs = [weight.sign() for weight, _ in learning.values()]
+            torch._foreach_add_(gradients, signs, alpha=self.l1)
+        if self.l2_sp and gradients:
+            # The difference first: it is exactly 0 where nothing has moved yet.
+            moved = [w - self.anchors[name] if name in self.anchors else w for name, (w, _) in learning.items()]
+            torch._foreach_add_(gradients, moved, alpha=self.l2_sp)
+
+
+def anchors_of(module: nn.Module, head: Collection[str]) -> dict[str, Tensor]:
+    """Copies of the weights outside the head that a penalty may pull at, by name; also of those that are still frozen,
+    as a later stage may let them learn."""
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in module.named_parameters()
+        if name not in head and parameter.ndim > 1
+    }

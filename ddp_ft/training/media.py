@@ -1,0 +1,144 @@
+"""What a run shows besides its curves: the first batch, and pictures of what the best model gets right and wrong.
+
+Here is decided what is drawn; `charts` draws it, in another process.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddp_ft.contracts import LABEL, NUMBERS, PROBE, TRAIN, Batch, Evaluation, LabelledSource, Preprocess
+from ddp_ft.data.image.pillow import Pixels
+from ddp_ft.evaluation.analysis import Judgement, confusion, judge, most_confused, rarest, reliability
+from ddp_ft.trackers import charts
+from ddp_ft.trackers.charts import MOST_CLASSES, short
+from ddp_ft.trackers.fan_out import FanOut, harmless
+from ddp_ft.training.build import Job, Phase
+from ddp_ft.training.checkpointing import copied
+
+# TensorBoard sorts groups by their names: pictures stand behind the curves.
+PICTURES = "8_pictures"
+GRID_PICTURES = 16
+# Of each: most confident mistakes, least certain hits. More fill the page, and the curves are to be found on it.
+SHOWN_SAMPLES = 8
+# Precision-recall curves of so many classes, the rarest ones: those that accuracy says least about.
+MOST_CURVES = 20
+# Scatter plots, of the first ones of several numbers.
+MOST_SCATTERS = 4
+
+
+def show_first_batch(job: Job, phase: Phase, micro_batches: Sequence[Batch], trackers: FanOut) -> None:
+    """Before a run's first step: its first pictures as the model sees them, with what it is to learn of them."""
+    if job.progress.step or phase.name != TRAIN or not job.world.is_main or "image" not in micro_batches[0]:
+        return
+    if job.config.log.graph:
+        _show_graph(job, trackers)
+    if not job.config.log.pictures:
+        return
+    with harmless("the first batch is not shown"):
+        batch = {name: tensor[:GRID_PICTURES] for name, tensor in micro_batches[0].items()}
+        seen = as_pixels(job.prepare(dict(batch))["image"], job.built.preprocess)
+        names, kind = job.splits.schema.names, job.task.kind
+        captions = [_targets(batch, place, names, kind) for place in range(len(seen))]
+        trackers.draw(f"{PICTURES}/1_first_batch", job.progress.step, charts.pixels_png, seen, captions)
+
+
+def _show_graph(job: Job, trackers: FanOut) -> None:
+    """Of a copy, since tracing runs the model."""
+    module = copy.deepcopy(job.built.module).eval()
+    trackers.graph(module, torch.zeros(1, 3, *job.built.preprocess.size, device=job.world.device))
+
+
+def as_pixels(images: Tensor, preprocess: Preprocess) -> list[Pixels]:
+    """Normalised pictures (float, B x 3 x H x W) as they looked before."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
+    shown = (images.float().cpu() * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
+    return [each.permute(1, 2, 0).contiguous().numpy() for each in shown]
+
+
+def _targets(batch: Batch, place: int, names: tuple[str, ...], kind: str) -> list[str]:
+    """A sample's target in words; of a mixed one its own and its partner's, with their shares."""
+    own = describe_target(batch["target"][place], names, kind)
+    share = float(batch["mix_share"][place]) if "mix_share" in batch else 1.0
+    if share == 1:
+        return [own]
+    partner = describe_target(batch["target"][int(batch["mix_partner"][place])], names, kind)
+    return [f"{share:.0%} {own}", f"{1 - share:.0%} {partner}"]
+
+
+def describe_target(target: Tensor, names: tuple[str, ...], kind: str) -> str:
+    """A target in words: the class, the labels that are there, or the numbers."""
+    if target.ndim == 0 and kind != NUMBERS:
+        return short(names[int(target)])
+    values = target.reshape(-1).tolist()
+    if kind == NUMBERS:
+        return ", ".join(f"{value:.4g}" for value in values)
+    return ", ".join(short(name) for name, value in zip(names, values, strict=True) if value > 0.5) or "none"
+
+
+def show_evaluation(job: Job, evaluation: Evaluation, split: str, trackers: FanOut) -> None:
+    """What the best model so far makes of a set ("val" or "test"): charts, and the samples that it is worst at."""
+    if job.config.log.pictures and job.world.is_main:
+        with harmless("the evaluation is not shown"):
+            _show_evaluation(job, evaluation, split, trackers)
+
+
+def _show_evaluation(job: Job, evaluation: Evaluation, split: str, trackers: FanOut) -> None:
+    judgement, step = judge(evaluation, job.task), job.progress.step
+    source = job.splits.test if split == "test" and job.splits.test else job.splits.val
+    prefix = "test/" if split == "test" else "probe/" if job.progress.phase == PROBE else ""
+    group = f"{prefix}{PICTURES}"
+    _draw_charts(judgement, group, step, trackers)
+    for tag, indices in (
+        ("4_worst_mistakes", judgement.worst(SHOWN_SAMPLES)),
+        ("5_least_certain_hits", judgement.least_certain(SHOWN_SAMPLES)),
+    ):
+        if indices:
+            files, captions = _samples(judgement, source, indices)
+            trackers.draw(f"{group}/{tag}", step, charts.files_png, files, captions)
+    if judgement.kind != NUMBERS:
+        for c in rarest(judgement, MOST_CURVES):
+            trackers.pr_curve(prefix + judgement.names[c], step, judgement.truth[:, c] > 0.5, judgement.scores[:, c])
+
+
+def _samples(judgement: Judgement, source: LabelledSource, indices: Sequence[int]) -> tuple[list[str], list[list[str]]]:
+    """Files, and what is written below each: what the model says, what is true, and the file."""
+    files, captions = [source.name(index) for index in indices], []
+    for index, file in zip(indices, files, strict=True):
+        said, true = judgement.caption(index)
+        captions.append([f"says {said}", f"is {true}", file])
+    return files, captions
+
+
+def _draw_charts(judgement: Judgement, group: str, step: int, trackers: FanOut) -> None:
+    """Confusion matrix and reliability diagram; of numbers predicted over true values."""
+    if judgement.kind == NUMBERS:
+        for c, name in enumerate(judgement.names[:MOST_SCATTERS]):
+            points = judgement.truth[:, c], judgement.scores[:, c]
+            trackers.draw(f"{group}/2_predicted_over_true_{c}", step, charts.scatter_png, *points, name)
+        return
+    if judgement.kind == LABEL:
+        matrix = confusion(judgement)
+        shown = most_confused(matrix, MOST_CLASSES)
+        names = [judgement.names[c] for c in shown]
+        trackers.draw(f"{group}/2_confusion", step, charts.confusion_png, matrix[np.ix_(shown, shown)], names)
+    bins = reliability(judgement)
+    trackers.draw(f"{group}/3_reliability", step, charts.reliability_png, bins.confidence, bins.accuracy, bins.samples)
+
+
+def show_spread(job: Job, trackers: FanOut) -> None:
+    """On request: how the values of each weight, and of the newest gradient, are spread."""
+    if not (job.config.log.histograms and job.world.is_main):
+        return
+    module = job.built.module
+    _send_spread({f"weights/{name}": each for name, each in module.named_parameters()}, job.progress.step, trackers)
+    gradients = {f"gradients/{n}": each.grad for n, each in module.named_parameters() if each.grad is not None}
+    _send_spread(gradients, job.progress.step, trackers)
+
+
+def _send_spread(tensors: Mapping[str, Tensor], step: int, trackers: FanOut) -> None:
+    for name, tensor in tensors.items():
+        trackers.histogram(name, step, copied(tensor).float().numpy())

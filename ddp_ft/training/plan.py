@@ -1,0 +1,232 @@
+"""All that is resolved for a run and its machine, in one frozen value; the fixed rules that resolve it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ddp_ft.config.schema import RunConfig, ScheduleConfig
+from ddp_ft.contracts import BuiltModel
+from ddp_ft.distributed.world import World
+from ddp_ft.errors import UserError
+from ddp_ft.training.schedule import Schedule
+
+# A restart that changes one of these leaves grade a: the same curve or the same samples, but other bits.
+BIT_FIELDS = ("device", "world_size", "micro_batch", "threads")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `auto` became and what follows from the sizes. Written to plan.json.
+
+    `lowered`: from how many pictures of a micro-batch to how many, because a process was out of memory.
+    `tuned` are the keys that were decided by measuring, with their values, and `measured` the rows that led to them;
+    both hold for all further starts.
+    """
+
+    recipe: str
+    task: str
+    device: str
+    world_size: int
+    threads: int
+    micro_batch: int | None
+    workers: int
+    precision: str
+    channels_last: bool
+    train_samples: int
+    val_samples: int
+    steps_per_epoch: int
+    total_steps: int
+    lr: float
+    grade_elsewhere: str
+    lowered: tuple[int, int] | None = None
+    tuned: dict[str, Any] = field(default_factory=dict)
+    measured: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def cut(self) -> int | None:
+        """The most pictures of a forward pass; None: a process's whole share of the batch."""
+        return self.lowered[1] if self.lowered else self.micro_batch
+
+    def after(self, stored: Mapping[str, Any] | None) -> "Plan":
+        """With the micro-batch that an earlier start had to lower, if this one is on the same kind of machine."""
+        if not stored or not stored.get("lowered"):
+            return self
+        same = all(stored[name] == getattr(self, name) for name in ("device", "world_size", "micro_batch"))
+        return replace(self, lowered=tuple(stored["lowered"])) if same else self
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    def changes_from(self, stored: Mapping[str, Any]) -> list[str]:
+        """What differs from an earlier start among the things that change bits, as 'name: old -> new'."""
+        mine = asdict(self)
+        return [f"{name}: {stored[name]} -> {mine[name]}" for name in BIT_FIELDS if stored[name] != mine[name]]
+
+
+def make_plan(
+    config: RunConfig, recipe: str, world: World, module: nn.Module, task: str, samples: tuple[int, int], workers: int
+) -> Plan:
+    """Resolve a run of `samples` = (train, val) pictures; the module is in the mode that it is trained in.
+
+    Raises UserError for what cannot be done here.
+    """
+    train_samples, val_samples = samples
+    _check_batch(config, world, train_samples)
+    steps_per_epoch = math.ceil(train_samples / config.train.batch_size)
+    total_steps = config.train.epochs * steps_per_epoch
+    make_schedule(config.schedule, total_steps, steps_per_epoch)  # a mistake in it is told now
+    return Plan(
+        recipe=recipe,
+        task=task,
+        device=world.device.type,
+        world_size=world.size,
+        threads=torch.get_num_threads(),
+        micro_batch=config.train.micro_batch,
+        workers=workers,
+        precision=resolve_precision(config.compute.precision, world.device),
+        channels_last=resolve_format(config.compute.memory_format, module),
+        train_samples=train_samples,
+        val_samples=val_samples,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=min(total_steps, config.train.max_steps or total_steps),
+        lr=config.optim.lr or usual_rate(module),
+        grade_elsewhere="c" if has_rank_noise(module) or config.head.dropout else "b",
+    )
+
+
+def _check_batch(config: RunConfig, world: World, train_samples: int) -> None:
+    if config.train.batch_size < world.size:
+        raise UserError(
+            f"--batch-size {config.train.batch_size} is smaller than the {world.size} processes that share it.",
+            "It is the global batch, images per optimizer step. Make it larger, or start fewer processes.",
+        )
+    assert train_samples > 0  # inspection refuses an empty training set
+
+
+def rate_at(config: RunConfig, plan: Plan, step: int, total_steps: int) -> float:
+    """The base learning rate of a step, counted from 0, of a run of `total_steps`."""
+    return plan.lr * make_schedule(config.schedule, total_steps, plan.steps_per_epoch).factor(step)
+
+
+def make_schedule(config: ScheduleConfig, total_steps: int, steps_per_epoch: int) -> Schedule:
+    """The schedule of a run of that many steps. UserError for milestones that cannot be."""
+    return Schedule(
+        config.name,
+        total_steps,
+        round(config.warmup * total_steps),
+        config.final_factor,
+        steps_per_epoch,
+        config.every_epochs,
+        config.milestones,
+        config.gamma,
+        config.power,
+    )
+
+
+# AdamW's usual rates for fine-tuning. With batch norm, 1e-3 was as good as 3e-4 on small sets (docs/accuracy.md);
+# transformers and other models with layer norm are tuned with about 1e-4 for batches of this size (arXiv 2111.06377
+# and 2106.10270).
+RATE_WITH_BATCH_NORM, RATE_WITHOUT = 1e-3, 1e-4
+
+
+def usual_rate(module: nn.Module) -> float:
+    """The learning rate that `auto` stands for."""
+    return RATE_WITH_BATCH_NORM if any(isinstance(m, _BatchNorm) for m in module.modules()) else RATE_WITHOUT
+
+
+# Above these the features of a data set are no longer held in memory as a matter of course.
+MOST_PROBED_SAMPLES, MOST_FEATURE_BYTES = 100_000, 2**30
+
+
+def choose_recipe(config: RunConfig, built: BuiltModel, train_samples: int) -> tuple[str, str]:
+    """What the recipe `auto` becomes, and why.
+
+    Probing first was better than training all layers at once on all small sets that were measured (docs/accuracy.md;
+    on a larger one, of 1,500 pictures, once worse), and the better of both models is kept, so it is chosen wherever it
+    can be done.
+    """
+    if config.model.weights == "none":
+        return "full", "nothing is pretrained (--weights none)"
+    if config.freeze.parts != "none" or config.freeze.schedule is not None:
+        return "full", "what learns is said by --freeze or freeze.schedule"
+    if built.head_path is None:
+        return "full", "this architecture does not end with its head, so its features cannot be cut off"
+    size = 4 * train_samples * feature_width(built)
+    if train_samples > MOST_PROBED_SAMPLES or size > MOST_FEATURE_BYTES:
+        return "full", f"features of {train_samples} pictures would take {size / 2**30:.1f} GiB in each process"
+    return "lp_ft", f"a pretrained model and {train_samples} pictures"
+
+
+def feature_width(built: BuiltModel) -> int:
+    """How many values the head is given for each sample."""
+    if "in_features" in built.spec.get("head", {}):
+        return int(built.spec["head"]["in_features"])
+    head = built.module.get_submodule(built.head_path or "")
+    weights = [p for p in head.parameters() if p.ndim > 1]
+    return weights[0].shape[1] if weights else 0
+
+
+def resolve_precision(requested: str, device: torch.device) -> str:
+    """'fp32', 'bf16' or 'fp16'. Raises UserError for a format that the device does not compute in."""
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # The instructions that oneDNN needs to compute in bf16 at all (avx512 and later).
+        has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if requested == "auto":
+        return "bf16" if device.type == "cuda" and has_bf16 else "fp32"
+    if requested == "bf16" and not has_bf16:
+        raise UserError(
+            f"--precision bf16: this {device.type} device does not compute in bf16.", "Use --precision fp32."
+        )
+    if requested == "fp16" and device.type != "cuda":
+        raise UserError(
+            "--precision fp16 needs a CUDA device.", "On a CPU use --precision fp32, or bf16 where it has it."
+        )
+    return requested
+
+
+def resolve_format(requested: str, module: nn.Module) -> bool:
+    """Whether the model and its pictures are in channels_last memory."""
+    return is_convolutional(module) if requested == "auto" else requested == "channels_last"
+
+
+def is_convolutional(module: nn.Module) -> bool:
+    """Whether channels_last pays: more than a patch embedding's worth of real convolutions.
+
+    Measured on CPU: EfficientNet-Lite0 trains 1.7-1.9x, MobileNetV2 1.5x as fast in channels_last.
+    """
+    convolutions = [m for m in module.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
+    return len(convolutions) > 3
+
+
+def place(module: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    """Move the module to its device, in its memory format; gives the module back."""
+    return module.to(device).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def has_rank_noise(module: nn.Module) -> bool:
+    """Whether the curve depends on the number of processes: batch norm in train mode, or random masks."""
+    return any(m.training and (isinstance(m, _BatchNorm) or _masks_at_random(m)) for m in module.modules())
+
+
+def _masks_at_random(module: nn.Module) -> bool:
+    if isinstance(module, nn.MultiheadAttention):
+        return bool(module.dropout > 0)
+    name = type(module).__name__
+    rates = {"DropPath": "drop_prob", "StochasticDepth": "p", "PatchDropout": "prob"}
+    attribute = "p" if name.startswith("Dropout") else rates.get(name, "")
+    return bool(getattr(module, attribute, 0)) if attribute else False
+
+
+def describe_grade(plan: Plan, stored: Mapping[str, Any] | None) -> str:
+    """The grade of equality that holds for this start, in one line."""
+    if stored is not None and set(stored) == {f.name for f in fields(Plan)} and (changed := plan.changes_from(stored)):
+        return f"{plan.grade_elsewhere} from here on ({', '.join(changed)})"
+    return f"a on this machine, {plan.grade_elsewhere} on another number of processes"

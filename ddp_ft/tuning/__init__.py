@@ -1,0 +1,1 @@
+"""Settings of the machine that are measured instead of guessed."""

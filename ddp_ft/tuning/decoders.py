@@ -1,0 +1,67 @@
+"""What a way of decoding JPEGs gains, and what it changes in what the model sees."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ddp_ft.config.schema import AugmentConfig
+from ddp_ft.contracts import Address, BadSample, Preprocess, Source
+from ddp_ft.data.image.decode import decode_by_pillow
+from ddp_ft.data.image.picture import Image
+from ddp_ft.data.image.sample import open_sample
+from ddp_ft.data.image.transforms import eval_transform, train_transform
+from ddp_ft.data.rng import drawing_from
+from ddp_ft.features.extractor import one_thread
+
+# The decoders of `Preprocess`, and what they are compared with: Pillow, in full, as other tools decode.
+SHRINK, FULL, PILLOW = "shrink", "full", "pillow"
+
+
+def find_jpegs(source: Source, addresses: Iterable[Address]) -> list[Address]:
+    """Those of the samples that are JPEGs which can be decoded; other formats know only one way."""
+    return [address for address in addresses if _is_sound_jpeg(source, address)]
+
+
+def _is_sound_jpeg(source: Source, address: Address) -> bool:
+    try:
+        image = open_sample(source, address.index).image
+        return not isinstance(image, Tensor) and image.pixels(8) is not None
+    except BadSample:  # training will meet it, and say so
+        return False
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """The way of these JPEGs from the file to what the model is given, by any decoder, in one thread."""
+
+    source: Source
+    addresses: Sequence[Address]
+    preprocess: Preprocess
+    augment: AugmentConfig
+    seed: int
+
+    def train(self, decoder: str) -> None:
+        """Read, decode and augment all of them, with the draws of training."""
+        transform = train_transform(self._by(decoder), self.augment)
+        with one_thread():
+            for address in self.addresses:
+                with drawing_from(self.seed, address.epoch, address.position):
+                    transform(self._open(address, decoder))
+
+    def difference(self, decoder: str) -> int:
+        """The largest difference, in grey levels of 0 to 255, of the pictures of evaluation from those by Pillow."""
+        ours, pillows = eval_transform(self._by(decoder)), eval_transform(self._by(FULL))
+        worst = 0
+        for address in self.addresses:
+            image, reference = ours(self._open(address, decoder)), pillows(self._open(address, PILLOW))
+            worst = max(worst, int((image.short() - reference.short()).abs().max()))
+        return worst
+
+    def _by(self, decoder: str) -> Preprocess:
+        return replace(self.preprocess, decoder=FULL if decoder == PILLOW else decoder)
+
+    def _open(self, address: Address, decoder: str) -> Image:
+        if decoder == PILLOW:
+            return decode_by_pillow(self.source.name(address.index))
+        return open_sample(self.source, address.index).image

@@ -1,0 +1,80 @@
+"""Which of several ways is the fastest: measured in turns by all ranks, and judged by ratios within rounds."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from ddp_ft.distributed.stop_request import Agreement
+from ddp_ft.distributed.world import World
+
+# Turns of each candidate; what other processes of the machine do falls on all candidates of a round alike.
+ROUNDS = 5
+# A candidate must be faster than the fixed rule by this share: medians of such rounds, taken again on a busy machine,
+# differ by 1 to 2 %.
+MARGIN = 0.03
+
+# What a turn gives: images of all ranks, and the seconds that this rank took for them.
+Turn = tuple[int, float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A candidate's median speed (images/s of all ranks), and its ratio to the first candidate in each round."""
+
+    name: str
+    speed: float
+    ratios: tuple[float, ...]
+
+    @property
+    def ratio(self) -> float:
+        """The median."""
+        return median(self.ratios)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it is faster by more than MARGIN, and faster at all in more than three quarters of several rounds."""
+        low = sorted(self.ratios)[len(self.ratios) // 4]
+        return len(self.ratios) > 1 and low > 1 and self.ratio > 1 + MARGIN
+
+
+def race(
+    names: Sequence[str], turn: Callable[[str], Turn], world: World, agreement: Agreement, seconds: float
+) -> list[Result]:
+    """Let all ranks take turns with these candidates, the fixed rule first, until all rounds or `seconds` are over.
+
+    What there was no time for is left out; the rule never is. The slowest rank counts, so all ranks have the same
+    results. Raises StopAgreed.
+    """
+    began = time.perf_counter()
+    speeds: dict[str, list[float]] = {name: [] for name in names}
+    for name in [*names] * ROUNDS:
+        if speeds[names[0]] and slowest(world, time.perf_counter() - began) > seconds:
+            break
+        agreement.check()
+        images, took = turn(name)
+        speeds[name].append(images / slowest(world, took))
+    return _results(speeds)
+
+
+def slowest(world: World, value: float) -> float:
+    """The largest of all ranks' values, the same number on each."""
+    values = torch.zeros(world.size, dtype=torch.float64)
+    values[world.rank] = value
+    return float(world.sum(values).max())
+
+
+def _results(speeds: Mapping[str, Sequence[float]]) -> list[Result]:
+    rule = next(iter(speeds.values()))
+    return [
+        Result(name, median(taken), tuple(speed / of_rule for speed, of_rule in zip(taken, rule, strict=False)))
+        for name, taken in speeds.items()
+        if taken
+    ]
+
+
+def winner(results: Sequence[Result]) -> str:
+    """The fastest of the candidates that clearly beat the first one, the fixed rule; that one if none does."""
+    return max((result for result in results if result.is_clear), key=lambda r: r.ratio, default=results[0]).name
