@@ -22,10 +22,10 @@ from ddp_ft.distributed.watchdog import watching
 from ddp_ft.distributed.world import World, connect, deterministic, pick_device
 from ddp_ft.reporting import report_at_the_end
 from ddp_ft.reporting.startup_table import introduce, look_ahead, say_farewell, summarise, tell_of_trace
-from ddp_ft.run_folder.checkpoints import restore_weights
 from ddp_ft.run_folder.evaluations import save_evaluation
 from ddp_ft.run_folder.folder import STOP_FILE, RunFolder, check_same_recipe
 from ddp_ft.run_folder.lease import Lease
+from ddp_ft.run_folder.model_folder import restore_weights
 from ddp_ft.trackers.console import Console, make_console
 from ddp_ft.trackers.fan_out import PATIENCE, PATIENCE_OF_A_STOP, FanOut, make_trackers
 from ddp_ft.trackers.rank_log import logging_to

@@ -20,8 +20,9 @@ from ddp_ft.errors import UserError, printable
 from ddp_ft.inference.trained_model import refuse_code_inside
 from ddp_ft.models.blocks import block_depths
 from ddp_ft.run_folder.bad_batches import BadBatches
-from ddp_ft.run_folder.checkpoints import load_checkpoint, restore_weights
+from ddp_ft.run_folder.checkpoints import load_checkpoint
 from ddp_ft.run_folder.folder import RunFolder
+from ddp_ft.run_folder.model_folder import restore_weights
 from ddp_ft.training.build import Job, Phase, Request, compose
 from ddp_ft.training.phases import enter_stage, open_phase, stage_at
 from ddp_ft.training.plan import resolve_precision

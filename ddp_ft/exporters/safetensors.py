@@ -10,7 +10,7 @@ from torch import nn
 from ddp_ft.contracts import Preprocess
 from ddp_ft.errors import UserError, printable
 from ddp_ft.models import LINEAR
-from ddp_ft.run_folder.checkpoints import save_model_folder
+from ddp_ft.run_folder.model_folder import save_model_folder
 
 CONFIG, README = "config.json", "README.md"
 

@@ -21,7 +21,7 @@ from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError, printable
 from ddp_ft.inference.exported import Framed, is_exported, open_exported
 from ddp_ft.models import create_from_spec
-from ddp_ft.run_folder.checkpoints import restore_weights
+from ddp_ft.run_folder.model_folder import restore_weights
 from ddp_ft.tasks import restore_task
 from ddp_ft.training.plan import is_convolutional, place, resolve_precision
 from ddp_ft.training.step import Scorer

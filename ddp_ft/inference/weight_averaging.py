@@ -20,8 +20,9 @@ from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World, pick_device
 from ddp_ft.errors import UserError
 from ddp_ft.inference.trained_model import EVAL_CHUNK, Trained, load_trained, model_folder
-from ddp_ft.run_folder.checkpoints import Checkpoints, checkpoint_weights, restore_weights, save_model_folder
+from ddp_ft.run_folder.checkpoints import Checkpoints, checkpoint_weights
 from ddp_ft.run_folder.folder import RunFolder, check_same_data
+from ddp_ft.run_folder.model_folder import restore_weights, save_model_folder
 from ddp_ft.training.step import Scorer, autocast, batch_statistics
 
 Weights = dict[str, Tensor]

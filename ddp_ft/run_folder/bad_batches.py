@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ddp_ft.contracts import Address, LabelledSource
 from ddp_ft.errors import UserError
-from ddp_ft.run_folder.checkpoints import save_weights, to_json
+from ddp_ft.run_folder.files import to_json
+from ddp_ft.run_folder.model_folder import save_weights
 
 FOLDER = "bad_batches"
 _DESCRIPTION, _WEIGHTS = "batch.json", "model.safetensors"

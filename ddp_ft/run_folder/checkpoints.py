@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import Tensor
 
 from ddp_ft.contracts import PROBE, TRAIN
 from ddp_ft.errors import UserError
+from ddp_ft.run_folder.files import sync_file, sync_folder, to_json
+from ddp_ft.run_folder.model_folder import save_weights
 
 # The phases of a run, oldest first, and what the names of their checkpoints begin with: steps are counted anew in each.
 PHASES = {PROBE: "probe_", TRAIN: "step_"}
@@ -75,7 +76,7 @@ class Checkpoints:
         if target.exists():
             target.rename(old)
         aside.rename(target)
-        _sync_file(self.root)
+        sync_file(self.root)
         shutil.rmtree(old, ignore_errors=True)
 
     def _recover(self) -> None:
@@ -167,7 +168,7 @@ def _write_files(
         (folder / SCORE).write_text(to_json({"score": score if score > -math.inf else None}), encoding="utf-8")
     manifest = {file.name: _fingerprint(file) for file in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:
@@ -246,88 +247,9 @@ def _reading(folder: Path) -> Iterator[None]:
         ) from error
 
 
-@torch.no_grad()
-def restore_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy all weights and buffers into the module, by name. UserError if the names are not the module's."""
-    # Not load_state_dict: torchvision's mnasnet wants a version there that safetensors cannot store.
-    own = module.state_dict()
-    if strangers := sorted(own.keys() ^ weights.keys()):
-        raise UserError(f"The stored weights are of another model: {', '.join(strangers[:3])} is in one of them only.")
-    for name, tensor in own.items():
-        tensor.copy_(weights[name])
-
-
-def save_weights(file: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write tensors so that the same values give the same bytes."""
-    # safetensors refuses channels_last and shared memory; one metadata key keeps the header's order stable.
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    save_file(plain, file, metadata={"format": "pt"})
-
-
-def save_model_folder(folder: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Replace `folder` (best/) by one with these weights and model.json; durable on return."""
-    aside, old = _beside(folder)
-    recover_model_folder(folder)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        save_weights(aside / "model.safetensors", weights)
-        (aside / "model.json").write_text(to_json(description), encoding="utf-8")
-        _sync_folder(aside)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    aside.rename(folder)
-    _sync_file(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _beside(folder: Path) -> tuple[Path, Path]:
-    return folder.with_name(f".writing_{folder.name}"), folder.with_name(f".old_{folder.name}")
-
-
-def recover_model_folder(folder: Path) -> None:
-    """Bring back the older model if a process was killed between taking it away and putting the new one there."""
-    old = _beside(folder)[1]
-    if old.is_dir() and not folder.exists():
-        old.rename(folder)
-
-
-def write_text(file: Path, text: str) -> None:
-    """Replace a small file as a whole: readers see the old text or the new one."""
-    aside = file.with_name(f".{file.name}.writing")
-    aside.write_text(text, encoding="utf-8")
-    _sync_file(aside)
-    aside.replace(file)
-    _sync_file(file.parent)
-
-
-def to_json(value: Any) -> str:
-    """JSON for people: indented, one newline at the end. Bytes of names that are no UTF-8 become escapes."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def _point(link: Path, target: str) -> None:
     aside = link.with_name(f".{link.name}.writing")
     aside.unlink(missing_ok=True)
     aside.symlink_to(target)
     aside.replace(link)
-    _sync_file(link.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    for file in folder.iterdir():
-        _sync_file(file)
-    _sync_file(folder)
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_file(link.parent)

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from ddp_ft.contracts import Evaluation
 from ddp_ft.errors import UserError
-from ddp_ft.run_folder.checkpoints import save_weights
+from ddp_ft.run_folder.model_folder import save_weights
 
 FOLDER = "evaluation"
 # Larger tables of outputs are not kept: 256 MiB hold those of 50,000 pictures and 1,300 classes.

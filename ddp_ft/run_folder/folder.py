@@ -9,7 +9,7 @@ from ddp_ft.config.keys import LENGTH, RECIPE
 from ddp_ft.config.loading import make_config, read_config_file, to_flat, to_yaml
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.errors import UserError
-from ddp_ft.run_folder.checkpoints import to_json, write_text
+from ddp_ft.run_folder.files import to_json, write_text
 
 # `touch RUN/stop` asks for a stop; a later launch removes it.
 STOP_FILE = "stop"

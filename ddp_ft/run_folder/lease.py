@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_ft.errors import UserError
-from ddp_ft.run_folder.checkpoints import to_json
+from ddp_ft.run_folder.files import to_json
 
 # Between two heartbeats, in seconds; and after how long without one a holder on a file system without locks is dead.
 BEAT_SECONDS, DEAD_SECONDS = 5.0, 60.0

@@ -11,7 +11,8 @@ from torch import Tensor
 from ddp_ft.config.keys import LENGTH
 from ddp_ft.config.loading import to_flat
 from ddp_ft.run_folder.background_writer import CHECKPOINT
-from ddp_ft.run_folder.checkpoints import load_checkpoint, load_ema, recover_model_folder, restore_weights
+from ddp_ft.run_folder.checkpoints import load_checkpoint, load_ema
+from ddp_ft.run_folder.model_folder import recover_model_folder, restore_weights
 from ddp_ft.training.build import Job
 from ddp_ft.training.ema import Ema
 from ddp_ft.training.progress import Progress

@@ -9,8 +9,8 @@ from ddp_ft.contracts import PROBE, TRAIN, Evaluation
 from ddp_ft.distributed.stop_request import StopAgreed
 from ddp_ft.inference.trained_model import describe_model
 from ddp_ft.run_folder.background_writer import BEST
-from ddp_ft.run_folder.checkpoints import save_model_folder
 from ddp_ft.run_folder.evaluations import save_evaluation
+from ddp_ft.run_folder.model_folder import save_model_folder
 from ddp_ft.trackers.fan_out import FanOut
 from ddp_ft.training.build import Job
 from ddp_ft.training.checkpointing import copied, in_order

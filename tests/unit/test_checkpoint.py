@@ -6,16 +6,9 @@ import pytest
 import torch
 
 from ddp_ft.errors import UserError
-from ddp_ft.run_folder.checkpoints import (
-    Checkpoints,
-    checkpoint_weights,
-    load_checkpoint,
-    load_ema,
-    read_score,
-    save_model_folder,
-    save_weights,
-    write_text,
-)
+from ddp_ft.run_folder.checkpoints import Checkpoints, checkpoint_weights, load_checkpoint, load_ema, read_score
+from ddp_ft.run_folder.files import write_text
+from ddp_ft.run_folder.model_folder import save_model_folder, save_weights
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
 

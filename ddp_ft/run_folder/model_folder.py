@@ -1,0 +1,63 @@
+"""A folder with a model: model.json and model.safetensors, whole or absent."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ddp_ft.errors import UserError
+from ddp_ft.run_folder.files import sync_file, sync_folder, to_json
+
+
+@torch.no_grad()
+def restore_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy all weights and buffers into the module, by name. UserError if the names are not the module's."""
+    # Not load_state_dict: torchvision's mnasnet wants a version there that safetensors cannot store.
+    own = module.state_dict()
+    if strangers := sorted(own.keys() ^ weights.keys()):
+        raise UserError(f"The stored weights are of another model: {', '.join(strangers[:3])} is in one of them only.")
+    for name, tensor in own.items():
+        tensor.copy_(weights[name])
+
+
+def save_weights(file: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write tensors so that the same values give the same bytes."""
+    # safetensors refuses channels_last and shared memory; one metadata key keeps the header's order stable.
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+    save_file(plain, file, metadata={"format": "pt"})
+
+
+def save_model_folder(folder: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Replace `folder` (best/) by one with these weights and model.json; durable on return."""
+    aside, old = _beside(folder)
+    recover_model_folder(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        save_weights(aside / "model.safetensors", weights)
+        (aside / "model.json").write_text(to_json(description), encoding="utf-8")
+        sync_folder(aside)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    sync_file(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    return folder.with_name(f".writing_{folder.name}"), folder.with_name(f".old_{folder.name}")
+
+
+def recover_model_folder(folder: Path) -> None:
+    """Bring back the older model if a process was killed between taking it away and putting the new one there."""
+    old = _beside(folder)[1]
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
