@@ -18,7 +18,7 @@ from benchmarks.datasets import DATA_SETS, DataSet
 from benchmarks.methods import METHODS, MODELS, Model, Run, Sizes, make_runs
 from benchmarks.report import Facts, read_findings, render
 from benchmarks.runner import Result, Stopped, collect, load_result, run_all, write_draws
-from ddp_ft.cli.options import FAILED, STOPPED, run_command
+from ddp_ft.cli.process import FAILED, STOPPED, run_command
 from ddp_ft.distributed.environment import usable_cores
 from ddp_ft.errors import UserError, nearest
 from launch.demo_assets import written_aside

@@ -20,7 +20,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from benchmarks.workload import Clock, Outcome, Workload, adamw, autocast, build
 from ddp_ft.contracts import BuiltModel, Preprocess
-from ddp_ft.training.plan import is_convolutional
+from ddp_ft.models.precision import is_convolutional
 
 RATIO = (3 / 4, 4 / 3)
 

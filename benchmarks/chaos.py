@@ -18,7 +18,7 @@ from typing import Protocol
 
 import click
 
-from ddp_ft.cli.options import FAILED, run_command
+from ddp_ft.cli.process import FAILED, run_command
 from ddp_ft.errors import UserError
 from tests.faults.comparing import curve
 from tests.faults.forks import ForkedJob

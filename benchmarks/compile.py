@@ -58,8 +58,8 @@ def measure(options: argparse.Namespace, mode: str) -> tuple[float, float, float
     import torch._inductor.config
 
     from ddp_ft.models import build_model
+    from ddp_ft.models.precision import is_convolutional, place
     from ddp_ft.training.compile import compile_in_place, eager
-    from ddp_ft.training.plan import is_convolutional, place
 
     torch.set_num_threads(options.threads)
     torch._inductor.config.compile_threads = 1  # a fork of this pool may have no children, and seconds are comparable

@@ -14,10 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.jpegs import CLASSES
 from benchmarks.workload import WARM_UP_STEPS, Clock, Outcome, Workload, adamw, autocast, build
+from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import read_launch
-from ddp_ft.distributed.world import World, connect, pick_device
+from ddp_ft.distributed.world import World, connect
+from ddp_ft.models.precision import is_convolutional, place
 from ddp_ft.training.malloc import keep_freed_memory
-from ddp_ft.training.plan import is_convolutional, place
 
 BATCHES = 4  # different ones in turn: one alone would be warmer in the caches than any real batch
 MOST_STEPS = 60

@@ -20,9 +20,10 @@ from benchmarks.jpegs import PictureSet, write_jpegs
 from benchmarks.stages import FLAGS, compose_job, first_micro_batches
 from benchmarks.throughput import CACHE, Options, machine, make_workload
 from benchmarks.workload import Workload
-from ddp_ft.cli.options import run_command
+from ddp_ft.cli.process import run_command
+from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import read_launch
-from ddp_ft.distributed.world import connect, pick_device
+from ddp_ft.distributed.world import connect
 from ddp_ft.training.phases import open_phase
 
 STEPS, WARM_UP = 5, 3

@@ -75,7 +75,7 @@ def train_once(root: Path, run: Run) -> Result:
 
     A training that was cut short begins anew, so that its seconds are those of a whole one.
     """
-    from ddp_ft.cli.options import STOPPED
+    from ddp_ft.cli.process import STOPPED
     from ddp_ft.train import train
 
     folder = root / run.folder

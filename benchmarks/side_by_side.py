@@ -17,7 +17,7 @@ from benchmarks.jpegs import PictureSet, write_jpegs
 from benchmarks.speed_table import describe
 from benchmarks.throughput import CACHE, Options, choose, machine, make_workload
 from benchmarks.workload import Outcome, Workload
-from ddp_ft.cli.options import run_command
+from ddp_ft.cli.process import run_command
 from ddp_ft.errors import UserError
 
 PATIENCE = 900.0

@@ -22,19 +22,20 @@ from benchmarks.workload import Workload
 from ddp_ft.contracts import Batch
 from ddp_ft.data.image.transforms import train_transform
 from ddp_ft.data.loader import TrainLoader
+from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import read_launch
-from ddp_ft.distributed.world import World, connect, pick_device
+from ddp_ft.distributed.world import World, connect
+from ddp_ft.models.precision import autocast
 from ddp_ft.trackers.console import make_console
 from ddp_ft.trackers.fan_out import make_trackers
 from ddp_ft.training.build import Job, Phase, Request, compose
 from ddp_ft.training.checkpointing import copied
 from ddp_ft.training.phases import open_phase
-from ddp_ft.training.step import autocast
 
 # Repetitions of a stage: as many as fit into some seconds, and at least so many.
 REPEATS, MIN_REPEATS, SECONDS = 25, 3, 3.0
 SAMPLES = 64  # pictures to decode and transform
-FLAGS = [0.0, 0.0, 0.0, 0.0]  # of ddp_ft.distributed.stop_request.Agreement.flags: nothing is asked for
+FLAGS = [0.0, 0.0, 0.0, 0.0]  # of ddp_ft.distributed.agreement.Agreement.flags: nothing is asked for
 
 Stage = dict[str, float | str]
 Stages = dict[str, Stage]

@@ -20,7 +20,7 @@ import click
 from benchmarks.contenders import ROOT
 from benchmarks.jpegs import PictureSet, write_jpegs
 from benchmarks.throughput import CACHE, machine
-from ddp_ft.cli.options import run_command
+from ddp_ft.cli.process import run_command
 from ddp_ft.distributed.environment import usable_cores
 from ddp_ft.errors import UserError
 

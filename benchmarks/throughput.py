@@ -20,7 +20,7 @@ from benchmarks.jpegs import describe as describe_pictures
 from benchmarks.race import Limits, Record, race
 from benchmarks.speed_table import describe, speed_table, stage_table
 from benchmarks.workload import WARM_UP_STEPS, Workload
-from ddp_ft.cli.options import FAILED, run_command
+from ddp_ft.cli.process import FAILED, run_command
 from ddp_ft.distributed.environment import usable_cores
 from ddp_ft.errors import UserError, nearest
 
@@ -129,7 +129,7 @@ def make_workload(options: Options, folder: Path, processes: int) -> Workload:
     import torch
 
     from ddp_ft.data.loader import default_workers
-    from ddp_ft.training.plan import resolve_precision
+    from ddp_ft.models.precision import resolve_precision
 
     device = options.device
     if device == "auto":

@@ -8,17 +8,8 @@ from typing import Any
 
 import click
 
-from ddp_ft.cli.options import (
-    DONE,
-    USER_ERROR,
-    config_options,
-    default_run_dir,
-    given_layers,
-    importing,
-    run_command,
-    run_options,
-    write_error_file,
-)
+from ddp_ft.cli.options import config_options, default_run_dir, given_layers, importing, run_options
+from ddp_ft.cli.process import DONE, USER_ERROR, run_command, write_error_file
 from ddp_ft.config.loading import make_config
 
 

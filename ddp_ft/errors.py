@@ -36,3 +36,9 @@ def printable(text: str) -> str:
     writing fails: such characters become escapes.
     """
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """What a library's exception says, short enough to stand in a message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.rstrip(".") if len(text) <= limit else f"{text[:limit]}..."

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.cli.options import also_option, device_option, importing, run_command, views_option
+from ddp_ft.cli.options import also_option, device_option, importing, views_option
+from ddp_ft.cli.process import run_command
 from ddp_ft.distributed.environment import read_launch
 
 

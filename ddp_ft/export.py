@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.cli.options import FAILED, importing, run_command
+from ddp_ft.cli.options import importing
+from ddp_ft.cli.process import FAILED, run_command
 from ddp_ft.distributed.environment import read_launch
 
 

@@ -16,10 +16,12 @@ from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import PROBE, TRAIN
 from ddp_ft.data.micro_batches import Recut
 from ddp_ft.data.rng import derive_seed, seed_masks
+from ddp_ft.distributed.agreement import StopAgreed
+from ddp_ft.distributed.device import deterministic, pick_device
 from ddp_ft.distributed.environment import Launch
-from ddp_ft.distributed.stop_request import STOP_FILE_VARIABLE, StopAgreed, StopRequest
+from ddp_ft.distributed.stop_request import STOP_FILE_VARIABLE, StopRequest
 from ddp_ft.distributed.watchdog import watching
-from ddp_ft.distributed.world import World, connect, deterministic, pick_device
+from ddp_ft.distributed.world import World, connect
 from ddp_ft.reporting import report_at_the_end
 from ddp_ft.reporting.startup_table import introduce, look_ahead, say_farewell, summarise, tell_of_trace
 from ddp_ft.run_folder.evaluations import save_evaluation
@@ -37,8 +39,9 @@ from ddp_ft.training.faults import check_writes, take_notes, write_to_the_end
 from ddp_ft.training.media import show_evaluation, show_first_batch
 from ddp_ft.training.optim import set_rates
 from ddp_ft.training.phases import close_probe, enter_stage, measure, open_phase, stage_at
-from ddp_ft.training.progress import Stopwatch, machine_use
+from ddp_ft.training.progress import Stopwatch
 from ddp_ft.training.schedule import is_due
+from ddp_ft.training.system_metrics import machine_use
 from ddp_ft.training.validation import evaluate, is_stale, plateau
 from ddp_ft.tuning.tune import generators_kept, keys_to_measure, show, tune
 

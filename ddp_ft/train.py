@@ -6,16 +6,8 @@ from typing import Any
 import click
 
 from ddp_ft import __version__
-from ddp_ft.cli.options import (
-    DONE,
-    STOPPED,
-    config_options,
-    default_run_dir,
-    given_layers,
-    importing,
-    run_command,
-    run_options,
-)
+from ddp_ft.cli.options import config_options, default_run_dir, given_layers, importing, run_options
+from ddp_ft.cli.process import DONE, STOPPED, run_command
 from ddp_ft.config.loading import make_config
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.distributed.environment import read_launch

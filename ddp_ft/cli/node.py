@@ -15,7 +15,7 @@ from types import FrameType
 
 import click
 
-from ddp_ft.cli.options import run_command
+from ddp_ft.cli.process import run_command
 from ddp_ft.distributed.environment import usable_cores
 from ddp_ft.errors import UserError
 

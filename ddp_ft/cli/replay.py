@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.cli.options import DONE, FAILED, device_option
+from ddp_ft.cli.options import device_option
+from ddp_ft.cli.process import DONE, FAILED
 from ddp_ft.distributed.environment import read_launch
 
 

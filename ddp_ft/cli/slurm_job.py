@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from ddp_ft.cli.options import run_command
+from ddp_ft.cli.process import run_command
 from ddp_ft.errors import UserError
 from ddp_ft.slurm.requeue import History, Outcome, decide
 from ddp_ft.slurm.walltime import earliest_stop, read_end_time

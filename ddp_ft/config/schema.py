@@ -13,7 +13,9 @@ from typing import Any
 
 from ddp_ft.config.keys import LENGTH, MACHINE, Key, key
 from ddp_ft.config.runtime import CheckpointConfig, ComputeConfig, EmaConfig, EvalConfig, LogConfig
-from ddp_ft.training.schedule import SCHEDULES
+
+SCHEDULES = ("constant", "step", "multistep", "cosine", "linear", "polynomial", "onecycle", "plateau")
+
 
 RECIPES = ("linear_probe", "full", "lp_ft", "gradual", "heavy")
 TASKS = ("single-label", "multi-label", "regression")

@@ -83,7 +83,8 @@ def _examine_with_torch(known: _Examination) -> None:
     import torch
 
     from ddp_ft.data.loader import default_workers
-    from ddp_ft.distributed.world import World, pick_device
+    from ddp_ft.distributed.device import pick_device
+    from ddp_ft.distributed.world import World
 
     launch, config = known.launch, known.config
     device, failure = tried("device", lambda: pick_device(config.compute.device, launch))
@@ -223,7 +224,7 @@ def _survey(known: _Examination, splits: "Splits", composed: "Job | None") -> It
 
 def _compose(known: _Examination, world: "World", splits: "Splits") -> "Job":
     """The run, with a training set that reads on where pictures are damaged. Collective."""
-    from ddp_ft.data.bad_samples.replace import lenient
+    from ddp_ft.data.splits.open import lenient
     from ddp_ft.training.build import Request, compose
 
     request = Request(known.asked.run_dir, known.asked.layers)
@@ -264,7 +265,7 @@ def _disk(known: _Examination, composed: "Job | None") -> Iterator[Finding]:
 
 
 def _need(composed: "Job") -> disk.Need:
-    from ddp_ft.training.plan import feature_width
+    from ddp_ft.models.backbone import feature_width
 
     config, built = composed.config, composed.built
     tensors = [*built.module.parameters(), *built.module.buffers()]

@@ -14,19 +14,20 @@ from torch import Tensor, nn
 from ddp_ft.config.loading import make_config, read_config_file
 from ddp_ft.contracts import LABEL, TRAIN, Batch, Task
 from ddp_ft.data.rng import derive_seed, seed_masks
+from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
-from ddp_ft.distributed.world import World, connect, pick_device
+from ddp_ft.distributed.world import World, connect
 from ddp_ft.errors import UserError, printable
 from ddp_ft.inference.trained_model import refuse_code_inside
 from ddp_ft.models.blocks import block_depths
+from ddp_ft.models.precision import autocast, resolve_precision
 from ddp_ft.run_folder.bad_batches import BadBatches
 from ddp_ft.run_folder.checkpoints import load_checkpoint
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.run_folder.model_folder import restore_weights
 from ddp_ft.training.build import Job, Phase, Request, compose
 from ddp_ft.training.phases import enter_stage, open_phase, stage_at
-from ddp_ft.training.plan import resolve_precision
-from ddp_ft.training.step import Learner, autocast
+from ddp_ft.training.step import Learner
 
 Say = Callable[[str], None]
 

@@ -19,8 +19,9 @@ from ddp_ft.data.image.sample import open_sample
 from ddp_ft.data.image.transforms import eval_transform
 from ddp_ft.data.sources.folder import FileSource
 from ddp_ft.data.sources.predict_inputs import list_pictures
+from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
-from ddp_ft.distributed.world import World, pick_device
+from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.exporters.onnx import check_installed, check_preprocessing, quiet, trace, write_onnx
 from ddp_ft.exporters.safetensors import CONFIG, check_buildable, write_folder

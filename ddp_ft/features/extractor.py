@@ -17,7 +17,7 @@ from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.distributed.world import World
 from ddp_ft.features.cache import ChunkStore
 from ddp_ft.models.backbone import features as features_of
-from ddp_ft.training.step import autocast
+from ddp_ft.models.precision import autocast
 
 # Pictures per forward pass on a CPU, in one thread: as fast as any larger number (docs/performance.md), in less memory.
 FORWARD_ON_CPU = 16

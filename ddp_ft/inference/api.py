@@ -16,10 +16,12 @@ from ddp_ft.contracts import BadSample
 from ddp_ft.data.image.decode import from_pillow, open_picture
 from ddp_ft.data.image.picture import Image
 from ddp_ft.data.image.transforms import eval_transform
+from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
-from ddp_ft.distributed.world import World, pick_device
+from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
-from ddp_ft.inference.trained_model import EVAL_CHUNK, NO_VIEWS, Trained, load_trained, make_scorer, with_views
+from ddp_ft.evaluation.evaluator import EVAL_CHUNK
+from ddp_ft.inference.trained_model import NO_VIEWS, Trained, load_trained, make_scorer, with_views
 
 # A file, a picture of Pillow's, or pixels: uint8 H x W x 3.
 Picture = str | os.PathLike[str] | Pillow.Image | NDArray[np.uint8] | Tensor

@@ -9,8 +9,9 @@ from torch import Tensor
 from ddp_ft.config.loading import make_config
 from ddp_ft.contracts import Batch
 from ddp_ft.data.bad_samples.replace import left_out
+from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
-from ddp_ft.distributed.world import connect, pick_device
+from ddp_ft.distributed.world import connect
 from ddp_ft.inference.evaluation_data import open_source
 from ddp_ft.inference.trained_model import Trained, combine_members, load_ensemble, make_loader, make_scorer
 

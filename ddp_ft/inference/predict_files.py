@@ -13,14 +13,15 @@ from ddp_ft.data.loader import Portion
 from ddp_ft.data.sources.folder import FileSource
 from ddp_ft.data.sources.paths import Paths
 from ddp_ft.data.sources.predict_inputs import list_pictures
+from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
-from ddp_ft.distributed.world import World, connect, pick_device
+from ddp_ft.distributed.world import World, connect
 from ddp_ft.errors import UserError
+from ddp_ft.evaluation.evaluator import EVAL_CHUNK, Scorer
 from ddp_ft.inference.exported import is_exported
 from ddp_ft.inference.partial_output import Part, Parts, open_parts
 from ddp_ft.inference.table_writers import Outcome, PredictionTable, check_format, open_format
 from ddp_ft.inference.trained_model import (
-    EVAL_CHUNK,
     Trained,
     combine_members,
     load_ensemble,
@@ -28,7 +29,6 @@ from ddp_ft.inference.trained_model import (
     make_scorer,
     model_folder,
 )
-from ddp_ft.training.step import Scorer
 
 _FORM = 1  # to be raised when the same predictions make other rows
 TIMEOUT_MINUTES = make_config().compute.timeout_minutes

@@ -19,16 +19,12 @@ from ddp_ft.data.loader import EvalLoader, default_workers
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError, printable
+from ddp_ft.evaluation.evaluator import EVAL_CHUNK, Scorer
 from ddp_ft.inference.exported import Framed, is_exported, open_exported
 from ddp_ft.models import create_from_spec
+from ddp_ft.models.precision import is_convolutional, place, resolve_precision
 from ddp_ft.run_folder.model_folder import restore_weights
 from ddp_ft.tasks import restore_task
-from ddp_ft.training.plan import is_convolutional, place, resolve_precision
-from ddp_ft.training.step import Scorer
-
-# Pictures per forward pass of an evaluation, and the unit in which the set is dealt to ranks. Fixed, so that
-# the numbers do not depend on the machine.
-EVAL_CHUNK = 64
 
 # Test-time augmentation: the picture as it is; with its mirror image; five crops of it, each with its mirror image.
 NO_VIEWS, FLIP, CROPS = VIEWS = ("none", "flip", "crops")

@@ -7,6 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ddp_ft.contracts import BuiltModel
+
+# Above this size the features of a data set are no longer held in memory as a matter of course.
+MOST_FEATURE_BYTES = 2**30
+
 
 class _Reached(BaseException):
     """Carries the head's input out of the forward pass; no `except Exception` of a network stops it."""
@@ -42,3 +47,12 @@ def features(module: nn.Module, head_path: str, inputs: Tensor) -> Tensor:
 def head_module(module: nn.Module, head_path: str) -> nn.Module:
     """The head as a module of its own, from features to B x outputs. It shares its parameters with the network."""
     return nn.Sequential(module.get_submodule(head_path), nn.Flatten(1))  # a convolution gives B x outputs x 1 x 1
+
+
+def feature_width(built: BuiltModel) -> int:
+    """How many values the head is given for each sample."""
+    if "in_features" in built.spec.get("head", {}):
+        return int(built.spec["head"]["in_features"])
+    head = built.module.get_submodule(built.head_path or "")
+    weights = [p for p in head.parameters() if p.ndim > 1]
+    return weights[0].shape[1] if weights else 0

@@ -7,11 +7,11 @@ from torch import nn
 
 from ddp_ft.config.schema import HeadConfig
 from ddp_ft.contracts import BuiltModel
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, one_line
 from ddp_ft.models.blueprint import Blueprint, with_drop_path, with_head_dropout
 from ddp_ft.models.head import LINEAR, HeadSpec, attach_head, check_head, is_mlp
 from ddp_ft.models.introspection import HeadSite, find_head, head_names, why_not_size
-from ddp_ft.models.libraries.base import LIBRARIES, full_name, get_library, one_line
+from ddp_ft.models.libraries.base import LIBRARIES, full_name, get_library
 from ddp_ft.models.names import resolve
 
 # What the libraries' `arguments`, dropout and stochastic depth can give.

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddp_ft.errors import UserError, nearest
-from ddp_ft.models.libraries.base import State, one_line
+from ddp_ft.errors import UserError, nearest, one_line
+from ddp_ft.models.libraries.base import State
 
 _PICKLED = (".pth", ".pt", ".bin", ".tar")
 # What training scripts call the model inside a checkpoint; averaged weights are the better ones, as in timm.

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddp_ft.errors import UserError, nearest
-from ddp_ft.models.libraries.base import one_line
+from ddp_ft.errors import UserError, nearest, one_line
 from ddp_ft.plugins import is_reference, load_object
 
 # Small, so that the first predictions are nearly uniform and the first gradients do not tear at the pretrained

@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from ddp_ft.models.libraries.base import one_line
+from ddp_ft.errors import one_line
 
 
 @contextmanager

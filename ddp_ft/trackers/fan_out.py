@@ -13,25 +13,11 @@ from torch import Tensor, nn
 from ddp_ft.config.keys import LENGTH, RECIPE
 from ddp_ft.config.loading import make_config, read_config_file, to_flat
 from ddp_ft.contracts import TRAIN, Tracker
-from ddp_ft.trackers.console import Console, Outlook, clock, make_console
+from ddp_ft.trackers.console import Console
 from ddp_ft.trackers.figure_process import Studio
-from ddp_ft.trackers.jsonl import JsonLines, read_rows
+from ddp_ft.trackers.jsonl import JsonLines
 from ddp_ft.trackers.services import Row, Start
 from ddp_ft.trackers.services.background import Background
-
-__all__ = [
-    "PATIENCE",
-    "PATIENCE_OF_A_STOP",
-    "Console",
-    "FanOut",
-    "Outlook",
-    "clock",
-    "harmless",
-    "make_console",
-    "make_trackers",
-    "read_rows",
-]
-
 
 # How long the end of a run waits for pictures that are still being drawn, in seconds; a run that was told to stop has
 # 10 s in all.

@@ -19,11 +19,11 @@ from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.data.image.mixup import Mixing
 from ddp_ft.data.image.nvjpeg import NVJPEG, check_nvjpeg
 from ddp_ft.data.loader import default_workers
-from ddp_ft.data.sampler import GlobalOrderSampler
-from ddp_ft.data.sampling import sampling_weights
+from ddp_ft.data.sampler import GlobalOrderSampler, sampling_weights
 from ddp_ft.data.splits.open import Splits, open_splits
+from ddp_ft.distributed.agreement import Agreement, Decision
 from ddp_ft.distributed.environment import Launch, launch_started
-from ddp_ft.distributed.stop_request import Agreement, Decision, StopRequest
+from ddp_ft.distributed.stop_request import StopRequest
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.models import build_model, load_weights
@@ -31,6 +31,7 @@ from ddp_ft.models.activation_checkpointing import recompute_blocks
 from ddp_ft.models.blocks import block_depths
 from ddp_ft.models.freezing import Stage, TrainingMode, freeze_parameters, prepare_batch_norm, unfreeze_plan
 from ddp_ft.models.head import check_head, initialise_head
+from ddp_ft.models.precision import place
 from ddp_ft.run_folder.background_writer import BackgroundWriter
 from ddp_ft.run_folder.checkpoints import Checkpoints
 from ddp_ft.run_folder.folder import RunFolder, check_same_data
@@ -41,7 +42,7 @@ from ddp_ft.training.ema import Ema
 from ddp_ft.training.gradients import anchors_of
 from ddp_ft.training.malloc import keep_freed_memory
 from ddp_ft.training.optim import ParamGroups, check_optimizer, make_optimizer, param_groups
-from ddp_ft.training.plan import Plan, choose_recipe, make_plan, place
+from ddp_ft.training.plan import Plan, choose_recipe, make_plan
 from ddp_ft.training.profiler import FOLDER as PROFILE
 from ddp_ft.training.profiler import StepTrace, parse_steps
 from ddp_ft.training.progress import LossWindow, Progress

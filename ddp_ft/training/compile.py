@@ -31,8 +31,9 @@ from ddp_ft.distributed.stop_request import CutShort
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.models.blocks import repeated_blocks
+from ddp_ft.models.precision import autocast
 from ddp_ft.training.build import Job, Phase
-from ddp_ft.training.step import Learner, autocast
+from ddp_ft.training.step import Learner
 
 OFF, REGIONAL = "false", "regional"
 CACHE_VARIABLE, THREADS_VARIABLE = "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS"

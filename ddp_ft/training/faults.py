@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ddp_ft.contracts import TRAIN
 from ddp_ft.data.rng import derive_seed
-from ddp_ft.distributed.stop_request import Decision, joined
+from ddp_ft.distributed.agreement import Decision, joined
 from ddp_ft.errors import UserError
 from ddp_ft.run_folder.bad_batches import BadBatch, BadBatches, describe_samples
 from ddp_ft.trackers.console import Console

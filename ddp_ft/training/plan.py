@@ -13,6 +13,8 @@ from ddp_ft.config.schema import RunConfig, ScheduleConfig
 from ddp_ft.contracts import BuiltModel
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
+from ddp_ft.models.backbone import MOST_FEATURE_BYTES, feature_width
+from ddp_ft.models.precision import resolve_format, resolve_precision
 from ddp_ft.training.schedule import Schedule
 
 # A restart that changes one of these leaves grade a: the same curve or the same samples, but other bits.
@@ -140,8 +142,8 @@ def usual_rate(module: nn.Module) -> float:
     return RATE_WITH_BATCH_NORM if any(isinstance(m, _BatchNorm) for m in module.modules()) else RATE_WITHOUT
 
 
-# Above these the features of a data set are no longer held in memory as a matter of course.
-MOST_PROBED_SAMPLES, MOST_FEATURE_BYTES = 100_000, 2**30
+# Above this many samples features are no longer computed as a matter of course.
+MOST_PROBED_SAMPLES = 100_000
 
 
 def choose_recipe(config: RunConfig, built: BuiltModel, train_samples: int) -> tuple[str, str]:
@@ -161,54 +163,6 @@ def choose_recipe(config: RunConfig, built: BuiltModel, train_samples: int) -> t
     if train_samples > MOST_PROBED_SAMPLES or size > MOST_FEATURE_BYTES:
         return "full", f"features of {train_samples} pictures would take {size / 2**30:.1f} GiB in each process"
     return "lp_ft", f"a pretrained model and {train_samples} pictures"
-
-
-def feature_width(built: BuiltModel) -> int:
-    """How many values the head is given for each sample."""
-    if "in_features" in built.spec.get("head", {}):
-        return int(built.spec["head"]["in_features"])
-    head = built.module.get_submodule(built.head_path or "")
-    weights = [p for p in head.parameters() if p.ndim > 1]
-    return weights[0].shape[1] if weights else 0
-
-
-def resolve_precision(requested: str, device: torch.device) -> str:
-    """'fp32', 'bf16' or 'fp16'. Raises UserError for a format that the device does not compute in."""
-    if device.type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # The instructions that oneDNN needs to compute in bf16 at all (avx512 and later).
-        has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if requested == "auto":
-        return "bf16" if device.type == "cuda" and has_bf16 else "fp32"
-    if requested == "bf16" and not has_bf16:
-        raise UserError(
-            f"--precision bf16: this {device.type} device does not compute in bf16.", "Use --precision fp32."
-        )
-    if requested == "fp16" and device.type != "cuda":
-        raise UserError(
-            "--precision fp16 needs a CUDA device.", "On a CPU use --precision fp32, or bf16 where it has it."
-        )
-    return requested
-
-
-def resolve_format(requested: str, module: nn.Module) -> bool:
-    """Whether the model and its pictures are in channels_last memory."""
-    return is_convolutional(module) if requested == "auto" else requested == "channels_last"
-
-
-def is_convolutional(module: nn.Module) -> bool:
-    """Whether channels_last pays: more than a patch embedding's worth of real convolutions.
-
-    Measured on CPU: EfficientNet-Lite0 trains 1.7-1.9x, MobileNetV2 1.5x as fast in channels_last.
-    """
-    convolutions = [m for m in module.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
-    return len(convolutions) > 3
-
-
-def place(module: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
-    """Move the module to its device, in its memory format; gives the module back."""
-    return module.to(device).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def has_rank_noise(module: nn.Module) -> bool:

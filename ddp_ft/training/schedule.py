@@ -4,9 +4,8 @@ import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from ddp_ft.config.schema import SCHEDULES
 from ddp_ft.errors import UserError
-
-SCHEDULES = ("constant", "step", "multistep", "cosine", "linear", "polynomial", "onecycle", "plateau")
 
 # Where onecycle begins, as a multiple of the peak (div_factor of torch's OneCycleLR).
 ONECYCLE_START = 1 / 25

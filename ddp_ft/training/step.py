@@ -1,20 +1,17 @@
 """One optimizer step and one evaluation pass. No logging, no files."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
-from ddp_ft.contracts import Batch, Evaluation, Task
-from ddp_ft.data.micro_batches import cut
+from ddp_ft.contracts import Batch, Task
 from ddp_ft.distributed.ddp import Replica
 from ddp_ft.distributed.world import World
-from ddp_ft.errors import UserError
-
-AMP_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+from ddp_ft.models.batch_norm import copy_all, forward_statistics
+from ddp_ft.models.precision import autocast
 
 
 @dataclass(frozen=True)
@@ -36,12 +33,6 @@ class StepSums:
         """All of it in one float32 vector."""
         own = [self.loss, self.weight, self.grad_norm, self.is_bad.float(), self.lacking]
         return torch.cat([torch.stack(own), self.flags])
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """torch.amp's autocast for that precision; nothing for fp32."""
-    dtype = AMP_DTYPES[precision]
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 @dataclass
@@ -87,7 +78,7 @@ class Learner:
         """
         self.set_training()
         self._forget_gradients()
-        _copy_all(self._statistics, self._backup)
+        copy_all(self._statistics, self._backup)
         sums = _sent([0.0, 0.0, 0.0, *flags], self.world.device)
         if isinstance(self.replica, Replica):
             self.replica.sums.begin()
@@ -123,7 +114,7 @@ class Learner:
             self.replica.sums.join()
         sums[2] = 1.0
         self.world.sum(sums)
-        _copy_all(self._backup, self._statistics)
+        copy_all(self._backup, self._statistics)
         is_bad = torch.ones((), dtype=torch.bool, device=sums.device)
         return StepSums(sums[0], sums[1], torch.zeros_like(sums[0]), is_bad, sums[2], sums[3:])
 
@@ -152,7 +143,7 @@ class Learner:
             self.optimizer.step()
             _restore_where(is_bad, self._statistics, self._backup)
         elif bool(is_bad):  # the one place that waits for the device
-            _copy_all(self._backup, self._statistics)
+            copy_all(self._backup, self._statistics)
         else:
             self.optimizer.step()
 
@@ -167,7 +158,7 @@ class Learner:
         loss, weight = self.task.loss(outputs, batch)
         once = [tensor.clone() for tensor in self._statistics] if self.recomputes else []
         torch.autograd.backward(self.scaler.scale(loss))
-        _copy_all(once, self._statistics)
+        copy_all(once, self._statistics)
         return torch.stack([loss.detach(), weight])
 
     def _forget_gradients(self) -> None:
@@ -194,123 +185,3 @@ def _sent(values: list[float], device: torch.device) -> Tensor:
 def _restore_where(wanted: Tensor, tensors: list[Tensor], before: list[Tensor]) -> None:
     for tensor, old in zip(tensors, before, strict=True):
         tensor.copy_(torch.where(wanted, old, tensor))
-
-
-def _copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:
-    if sources:  # torch refuses empty lists
-        torch._foreach_copy_(targets, sources)
-
-
-def forward_statistics(module: nn.Module) -> list[Tensor]:
-    """The buffers of normalisation layers that a forward pass in training mode changes."""
-    layers = [layer for layer in module.modules() if isinstance(layer, _NormBase) and layer.training]
-    return [buffer for layer in layers for buffer in layer.buffers()]
-
-
-def batch_statistics(module: nn.Module) -> dict[str, Tensor]:
-    """Running mean and variance of every normalisation layer that keeps them, by their names in state_dict."""
-    return {
-        f"{name}.{kind}" if name else kind: getattr(layer, kind)
-        for name, layer in module.named_modules()
-        if isinstance(layer, _NormBase) and layer.running_mean is not None
-        for kind in ("running_mean", "running_var")
-    }
-
-
-@contextmanager
-def averaged_statistics(module: nn.Module, world: World) -> Iterator[None]:
-    """Within the block the running statistics are the mean over ranks; after it each rank has its own again.
-
-    Restoring them keeps training independent of how often it is evaluated or saved, to the bit.
-    """
-    statistics = list(batch_statistics(module).values())
-    own = [tensor.clone() for tensor in statistics]
-    if statistics and world.size > 1:
-        # In one sum: one for each of a hundred small tensors took a fifth of a step.
-        _copy_all(in_parts(world.sum(in_one(statistics)).div_(world.size), statistics), statistics)
-    try:
-        yield
-    finally:
-        _copy_all(own, statistics)
-
-
-def in_one(tensors: Iterable[Tensor]) -> Tensor:
-    """All elements in one vector; empty for no tensors."""
-    flat = [tensor.detach().flatten() for tensor in tensors]
-    return torch.cat(flat) if flat else torch.empty(0)
-
-
-def in_parts(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """The inverse of `in_one`: views of the vector, in the shapes of the tensors it was made of."""
-    parts = torch.split(vector, [tensor.numel() for tensor in like])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
-
-
-@dataclass
-class Scorer:
-    """A model and all that an evaluation pass needs.
-
-    `module` is the bare one: DDP's forward pass would wait for ranks that have no batch. `most` is how many samples go
-    through it at once, where that had to be bounded for want of memory: each rank finds it for itself.
-    """
-
-    module: nn.Module
-    task: Task
-    prepare: Callable[[Batch], Batch]
-    world: World
-    precision: str
-    most: int | None = None
-
-    @torch.no_grad()
-    def outputs(self, batch: Batch) -> Tensor:
-        """Outputs for one batch, in evaluation mode: float32 on the CPU, B x outputs. UserError if the memory is too
-        small for one sample."""
-        self.module.eval()
-        while (outputs := self._outputs_if_they_fit(batch)) is None:
-            size = min(self.most or len(batch["index"]), len(batch["index"]))
-            if size == 1:
-                raise UserError("Out of memory with a single picture.", "Lower --image-size, or use another device.")
-            self.most = size // 2
-            if self.world.device.type == "cuda":
-                torch.cuda.empty_cache()
-        return outputs
-
-    def _outputs_if_they_fit(self, batch: Batch) -> Tensor | None:
-        try:
-            return torch.cat([self._forward(part) for part in cut([batch], self.most or len(batch["index"]))])
-        except torch.OutOfMemoryError:
-            return None  # what the pass held goes with the exception
-
-    def _forward(self, batch: Batch) -> Tensor:
-        with autocast(self.world.device, self.precision):
-            outputs: Tensor = self.module(self.task.inputs(self.prepare(batch)))
-        return outputs.float().cpu()
-
-    def collect(self, batches: Iterable[Batch], total: int) -> tuple[Tensor, Batch] | None:
-        """On rank 0: outputs and records of all `total` samples in the set's order, each exactly once. Else None.
-
-        Records are the batch's tensors without the pictures.
-        """
-        parts = [
-            {"outputs": self.outputs(batch), **{name: t for name, t in batch.items() if name != "image"}}
-            for batch in batches
-        ]
-        gathered = self.world.gather(parts)
-        if gathered is None:
-            return None
-        merged = _in_order([part for rank_parts in gathered for part in rank_parts], total)
-        return merged.pop("outputs"), merged
-
-    def evaluate(self, batches: Iterable[Batch], total: int) -> Evaluation:
-        """Metrics over the whole set, computed once on rank 0 from all outputs."""
-        collected = self.collect(batches, total)
-        metrics = self.world.from_main(lambda: self.task.metrics(*collected))  # type: ignore[misc]
-        return Evaluation(metrics, *(collected or ()))
-
-
-def _in_order(parts: list[Batch], total: int) -> Batch:
-    merged = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    order = torch.argsort(merged["index"])
-    merged = {name: tensor[order] for name, tensor in merged.items()}
-    assert torch.equal(merged["index"], torch.arange(total)), "evaluation must see every sample exactly once"
-    return merged

@@ -6,8 +6,9 @@ from dataclasses import asdict
 from functools import partial
 
 from ddp_ft.contracts import PROBE, TRAIN, Evaluation
-from ddp_ft.distributed.stop_request import StopAgreed
+from ddp_ft.distributed.agreement import StopAgreed
 from ddp_ft.inference.trained_model import describe_model
+from ddp_ft.models.batch_norm import averaged_statistics
 from ddp_ft.run_folder.background_writer import BEST
 from ddp_ft.run_folder.evaluations import save_evaluation
 from ddp_ft.run_folder.model_folder import save_model_folder
@@ -17,7 +18,6 @@ from ddp_ft.training.checkpointing import copied, in_order
 from ddp_ft.training.media import show_evaluation, show_spread
 from ddp_ft.training.progress import Best
 from ddp_ft.training.schedule import Plateau
-from ddp_ft.training.step import averaged_statistics
 
 
 def evaluate(job: Job, trackers: FanOut) -> bool:

@@ -7,7 +7,8 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_ft.contracts import Batch
-from ddp_ft.training.step import Learner, autocast
+from ddp_ft.models.precision import autocast
+from ddp_ft.training.step import Learner
 
 # What is left free: other shapes of batches, fragments, and what libraries take later.
 MEMORY_MARGIN = 0.1

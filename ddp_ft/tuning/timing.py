@@ -7,7 +7,7 @@ from statistics import median
 
 import torch
 
-from ddp_ft.distributed.stop_request import Agreement
+from ddp_ft.distributed.agreement import Agreement
 from ddp_ft.distributed.world import World
 
 # Turns of each candidate; what other processes of the machine do falls on all candidates of a round alike.

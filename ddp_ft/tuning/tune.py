@@ -25,11 +25,11 @@ from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.distributed.environment import usable_cores
 from ddp_ft.errors import UserError
 from ddp_ft.models.freezing import TrainingMode, freeze_parameters
+from ddp_ft.models.precision import place, resolve_precision
 from ddp_ft.trackers.console import Console
 from ddp_ft.training.build import Job, Phase, Request, groups_of
 from ddp_ft.training.optim import make_optimizer, set_rates
 from ddp_ft.training.phases import open_phase
-from ddp_ft.training.plan import place, resolve_precision
 from ddp_ft.training.progress import Progress
 from ddp_ft.tuning.decoders import FULL, PILLOW, SHRINK, Decoding, find_jpegs
 from ddp_ft.tuning.memory_limit import fits_on_gpu, largest_that_fits

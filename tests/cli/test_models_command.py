@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ddp_ft.cli.models import facts, models
-from ddp_ft.cli.options import run_command
+from ddp_ft.cli.process import run_command
 from ddp_ft.config.user_cache import FOLDER_VARIABLE
 from ddp_ft.models import known_names
 from ddp_ft.models.freezing import frozen_names

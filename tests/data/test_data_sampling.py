@@ -3,8 +3,7 @@ import pytest
 import torch
 
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS
-from ddp_ft.data.sampler import GlobalOrderSampler
-from ddp_ft.data.sampling import sampling_weights
+from ddp_ft.data.sampler import GlobalOrderSampler, sampling_weights
 from ddp_ft.errors import UserError
 
 CLASSES = np.array([2, 0, 0, 0, 2, 0, 5, 0], dtype=np.int64)

@@ -9,10 +9,9 @@ from picture_files import save_classes, save_picture
 
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LABEL, NUMBERS, Schema
-from ddp_ft.data.parts import open_part
 from ddp_ft.data.sources.folder import FolderSource, open_folder
 from ddp_ft.data.sources.predict_inputs import list_pictures
-from ddp_ft.data.splits.open import open_splits
+from ddp_ft.data.splits.open import open_part, open_splits
 from ddp_ft.errors import UserError
 
 

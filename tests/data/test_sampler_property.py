@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddp_ft.contracts import Address
-from ddp_ft.data.sampler import GlobalOrderSampler
-from ddp_ft.data.sampling import sampling_weights
+from ddp_ft.data.sampler import GlobalOrderSampler, sampling_weights
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60, database=None)
 settings.load_profile("repeatable")

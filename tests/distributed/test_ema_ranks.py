@@ -5,8 +5,8 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_ft.distributed.ddp import KEEP_BUFFERS
+from ddp_ft.models.batch_norm import averaged_statistics, batch_statistics
 from ddp_ft.training.ema import Ema
-from ddp_ft.training.step import averaged_statistics, batch_statistics
 from tests.support import nets
 from tests.support.ranks import run_ranks
 

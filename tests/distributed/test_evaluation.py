@@ -6,8 +6,8 @@ import torch
 from ddp_ft.contracts import Preprocess
 from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.data.loader import EvalLoader
+from ddp_ft.evaluation.evaluator import Scorer
 from ddp_ft.tasks.single_label import SingleLabel
-from ddp_ft.training.step import Scorer
 from tests.support import nets
 from tests.support.ranks import run_ranks
 

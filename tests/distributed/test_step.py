@@ -9,10 +9,11 @@ from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.distributed.ddp import replicate
 from ddp_ft.distributed.world import World
+from ddp_ft.models.batch_norm import averaged_statistics, batch_statistics
 from ddp_ft.tasks.single_label import SingleLabel
 from ddp_ft.training.gradients import clip
 from ddp_ft.training.optim import make_optimizer, param_groups
-from ddp_ft.training.step import Learner, averaged_statistics, batch_statistics
+from ddp_ft.training.step import Learner
 from tests.support import nets
 from tests.support.ranks import run_ranks
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ddp_ft.data.sampler import GlobalOrderSampler
-from ddp_ft.distributed.stop_request import Agreement, StopRequest
+from ddp_ft.distributed.agreement import Agreement
+from ddp_ft.distributed.stop_request import StopRequest
 from ddp_ft.distributed.world import World
 from ddp_ft.training.ema import Ema
 from ddp_ft.training.progress import LossWindow

@@ -115,7 +115,7 @@ def _run(
     become(environment, folder)
     import torch
 
-    from ddp_ft.cli.options import run_command
+    from ddp_ft.cli.process import run_command
     from ddp_ft.train import train
     from tests.faults.fault import arm_from_environment
 

@@ -13,8 +13,7 @@ from ddp_ft.data.bad_samples.quarantine import Quarantine
 from ddp_ft.data.bad_samples.replace import Lenient, leave_out_damaged, left_out
 from ddp_ft.data.image.decode import StorageFault
 from ddp_ft.data.loader import EvalLoader, SampleError, TrainLoader
-from ddp_ft.data.sampler import GlobalOrderSampler
-from ddp_ft.data.sampling import sampling_weights
+from ddp_ft.data.sampler import GlobalOrderSampler, sampling_weights
 from ddp_ft.data.splits.open import open_splits
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError

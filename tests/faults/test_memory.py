@@ -7,12 +7,12 @@ import torch
 
 from ddp_ft.data.rng import seed_masks
 from ddp_ft.data.sampler import GlobalOrderSampler
+from ddp_ft.distributed.agreement import Agreement
 from ddp_ft.distributed.ddp import replicate
-from ddp_ft.distributed.stop_request import Agreement
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
+from ddp_ft.evaluation.evaluator import Scorer
 from ddp_ft.training import build as job
-from ddp_ft.training.step import Scorer
 from tests.distributed.test_step import make_learner, micro_batches
 from tests.faults import exhausted
 from tests.faults.comparing import curve

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddp_ft.cli.options import run_command
+from ddp_ft.cli.process import run_command
 from ddp_ft.contracts import BadSample
 from ddp_ft.data.image.decode import decode
 from ddp_ft.evaluate import evaluate

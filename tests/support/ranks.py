@@ -78,8 +78,9 @@ def _run_rank(
     warnings.filters.extend(filters)  # type: ignore[attr-defined]  # a warning is an error here as in pytest
     import torch
 
+    from ddp_ft.distributed.device import pick_device
     from ddp_ft.distributed.environment import read_launch
-    from ddp_ft.distributed.world import connect, pick_device
+    from ddp_ft.distributed.world import connect
 
     torch.set_num_threads(1)
     if not connected:

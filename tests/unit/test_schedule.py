@@ -7,8 +7,9 @@ from dataclasses import asdict
 
 import pytest
 
+from ddp_ft.config.schema import SCHEDULES
 from ddp_ft.errors import UserError
-from ddp_ft.training.schedule import SCHEDULES, Plateau, Schedule, is_due, lr_factor
+from ddp_ft.training.schedule import Plateau, Schedule, is_due, lr_factor
 
 EPOCHS_100 = {"steps_per_epoch": 100, "milestones": (5.0,)}
 

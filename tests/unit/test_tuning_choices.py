@@ -6,7 +6,8 @@ import torch
 from ddp_ft.config.loading import asks_for_measuring, is_open, make_config
 from ddp_ft.contracts import Address
 from ddp_ft.data.image.mixup import Mixing, draw_mixes, mix_images
-from ddp_ft.distributed.stop_request import Agreement, StopAgreed, StopRequest
+from ddp_ft.distributed.agreement import Agreement, StopAgreed
+from ddp_ft.distributed.stop_request import StopRequest
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.training.build import Request

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ddp_ft.data.splits.record import TRAIN
+from ddp_ft.data.roles import TRAIN
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError, printable
 

@@ -1,7 +1,6 @@
 """data.on_error = skip: another sample in the place of a damaged one, and evaluation without it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,16 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import Batch, LabelledSource, Source
 from ddp_ft.data.bad_samples.find import read_all
 from ddp_ft.data.bad_samples.quarantine import Quarantine
 from ddp_ft.data.image.sample import Sample, open_sample, read_whole
 from ddp_ft.data.rng import derive_seed
-from ddp_ft.data.sampling import sampling_weights
-from ddp_ft.data.sources.folder import shortened
-from ddp_ft.data.splits.record import TEST, TRAIN, VAL, Splits
-from ddp_ft.errors import printable
+from ddp_ft.data.roles import TRAIN
 
 # Tells the seed of a replacement from those of orders and samples, which hold an epoch in its place.
 _REPLACES = -1
@@ -126,37 +121,3 @@ def leave_out_damaged(source: LabelledSource, split: str, quarantine: Quarantine
 def left_out(source: Source) -> dict[str, str]:
     """What `leave_out_damaged` left out of the set, {path: reason}."""
     return source.left_out if isinstance(source, Remaining) else {}
-
-
-def tolerate(splits: Splits, config: DataConfig, seed: int) -> Splits:
-    """The splits with samples to replace those of the training set, and without damaged ones in the other sets.
-
-    Raises UserError if more are damaged of those than data.max_damaged allows.
-    """
-    given = {TRAIN: splits.train, VAL: splits.val, **({TEST: splits.test} if splits.test else {})}
-    quarantine = Quarantine({name: len(source) for name, source in given.items()}, config.max_damaged)
-    rest = {name: leave_out_damaged(given[name], name, quarantine) for name in given if name != TRAIN}
-    quarantine.check()
-    train = splits.train
-    weights = sampling_weights(config.sampling, train.targets, train.weights, splits.schema.kind)
-    return replace(
-        splits,
-        train=Lenient(train, seed, weights, quarantine),
-        val=rest[VAL],
-        test=rest.get(TEST),
-        notes=(*splits.notes, *_notes(given, rest)),
-        quarantine=quarantine,
-    )
-
-
-def _notes(given: Mapping[str, LabelledSource], rest: Mapping[str, LabelledSource]) -> Iterator[str]:
-    for name, source in rest.items():
-        if lost := left_out(source):
-            told = shortened([f"{printable(path)} ({printable(reason)})" for path, reason in lost.items()], 5)
-            yield f"{len(lost)} of {len(given[name])} {name} pictures cannot be read and count in no metric: {told}."
-
-
-def lenient(splits: Splits, seed: int) -> Splits:
-    """The splits with samples to replace those of the training set, however many; the other sets as they are."""
-    quarantine = Quarantine({TRAIN: len(splits.train)}, 1.0)
-    return replace(splits, train=Lenient(splits.train, seed, None, quarantine))

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from ddp_ft.contracts import Batch
 from ddp_ft.data.image.decode import open_picture
 from ddp_ft.data.image.sample import Sample, read_whole
-from ddp_ft.data.listing import list_classes
 from ddp_ft.data.sources.paths import Paths
-from ddp_ft.data.sources.scan import subfolders
+from ddp_ft.data.sources.scan import list_classes, subfolders
 from ddp_ft.data.sources.table_file import SUFFIXES
 from ddp_ft.errors import UserError
 

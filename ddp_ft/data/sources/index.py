@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 
 from ddp_ft.config.user_cache import cache_folder
-from ddp_ft.data.listing import THREADS, Listing
 from ddp_ft.data.sources.paths import Paths
-from ddp_ft.data.sources.scan import Stamp, size_of, stamp_of
+from ddp_ft.data.sources.scan import THREADS, Listing, Stamp, size_of, stamp_of
 from ddp_ft.errors import UserError
 
 _FORMAT = 1

@@ -11,11 +11,19 @@ from numpy.typing import NDArray
 
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LABEL, Schema
-from ddp_ft.data.listing import Listing, fingerprint, list_classes
+from ddp_ft.data.roles import ROLES, TEST, TRAIN, VAL
 from ddp_ft.data.sources.folder import FolderSource, check_folder, shortened
 from ddp_ft.data.sources.index import Index, load_index, store_index
-from ddp_ft.data.sources.scan import is_picture, loose_files, subfolders, suffix_list
-from ddp_ft.data.splits.record import ROLES, TEST, TRAIN, VAL, Splits, divide_pool
+from ddp_ft.data.sources.scan import (
+    Listing,
+    fingerprint,
+    is_picture,
+    list_classes,
+    loose_files,
+    subfolders,
+    suffix_list,
+)
+from ddp_ft.data.splits.record import Splits, divide_pool
 from ddp_ft.data.splits.stratify import Pool
 from ddp_ft.errors import UserError
 

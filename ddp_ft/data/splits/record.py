@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LABEL, NUMBERS, LabelledSource, Schema
+from ddp_ft.data.roles import TRAIN, VAL
 from ddp_ft.data.sources.folder import shortened
 from ddp_ft.data.splits.stratify import Pool, deal, draw, parse_fold
 from ddp_ft.errors import UserError
@@ -17,9 +18,6 @@ from ddp_ft.errors import UserError
 if TYPE_CHECKING:
     from ddp_ft.data.bad_samples.quarantine import Quarantine
 
-TRAIN, VAL, TEST = "train", "val", "test"
-VAL_NAMES = ("val", "valid", "validation")
-ROLES = {TRAIN: TRAIN, TEST: TEST} | dict.fromkeys(VAL_NAMES, VAL)
 # From here on, a drawn part whose size is that far from --val-split is told of, in shares of all samples.
 _FAR_FROM_SHARE = 0.05
 

@@ -74,12 +74,6 @@ def get_library(key: str) -> Library:
     return cast(Library, importlib.import_module(LIBRARIES[key]))
 
 
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """What a library's exception says, short enough to stand in a message."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.rstrip(".") if len(text) <= limit else f"{text[:limit]}..."
-
-
 def full_name(key: str, name: str) -> str:
     """How messages call a model, and what `--model` takes."""
     return name if key == USER_FILES else f"{key}/{name}"

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from ddp_ft.contracts import Preprocess
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, one_line
 from ddp_ft.models import torch_hub
 from ddp_ft.models.libraries.bare_timm import timm
-from ddp_ft.models.libraries.base import State, one_line
+from ddp_ft.models.libraries.base import State
 from ddp_ft.models.libraries.downloads import hub_offline, hub_reachable, not_fetched
 
 _data: Any = timm.data  # untyped, and mypy does not see what it re-exports

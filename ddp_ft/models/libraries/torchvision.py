@@ -12,8 +12,9 @@ from torchvision.models import VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from ddp_ft.contracts import Preprocess
+from ddp_ft.errors import one_line
 from ddp_ft.models import torch_hub
-from ddp_ft.models.libraries.base import State, one_line
+from ddp_ft.models.libraries.base import State
 from ddp_ft.models.libraries.downloads import not_fetched
 
 models: Any = _torchvision_models  # mypy does not see what it re-exports

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from ddp_ft.contracts import Preprocess
-from ddp_ft.errors import UserError
-from ddp_ft.models.libraries.base import State, one_line
+from ddp_ft.errors import UserError, one_line
+from ddp_ft.models.libraries.base import State
 from ddp_ft.plugins import is_reference, load_object
 
 _SIZE_ARGUMENTS = ("image_size", "img_size")

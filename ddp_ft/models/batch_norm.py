@@ -1,0 +1,61 @@
+"""Batch norm's running statistics: which tensors they are, their mean over ranks, and many tensors as one vector."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from ddp_ft.distributed.world import World
+
+
+def copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:
+    """Copy each source into its target, many at once where a library can."""
+    if sources:  # torch refuses empty lists
+        torch._foreach_copy_(targets, sources)
+
+
+def forward_statistics(module: nn.Module) -> list[Tensor]:
+    """The buffers of normalisation layers that a forward pass in training mode changes."""
+    layers = [layer for layer in module.modules() if isinstance(layer, _NormBase) and layer.training]
+    return [buffer for layer in layers for buffer in layer.buffers()]
+
+
+def batch_statistics(module: nn.Module) -> dict[str, Tensor]:
+    """Running mean and variance of every normalisation layer that keeps them, by their names in state_dict."""
+    return {
+        f"{name}.{kind}" if name else kind: getattr(layer, kind)
+        for name, layer in module.named_modules()
+        if isinstance(layer, _NormBase) and layer.running_mean is not None
+        for kind in ("running_mean", "running_var")
+    }
+
+
+@contextmanager
+def averaged_statistics(module: nn.Module, world: World) -> Iterator[None]:
+    """Within the block the running statistics are the mean over ranks; after it each rank has its own again.
+
+    Restoring them keeps training independent of how often it is evaluated or saved, to the bit.
+    """
+    statistics = list(batch_statistics(module).values())
+    own = [tensor.clone() for tensor in statistics]
+    if statistics and world.size > 1:
+        # In one sum: one for each of a hundred small tensors took a fifth of a step.
+        copy_all(in_parts(world.sum(in_one(statistics)).div_(world.size), statistics), statistics)
+    try:
+        yield
+    finally:
+        copy_all(own, statistics)
+
+
+def in_one(tensors: Iterable[Tensor]) -> Tensor:
+    """All elements in one vector; empty for no tensors."""
+    flat = [tensor.detach().flatten() for tensor in tensors]
+    return torch.cat(flat) if flat else torch.empty(0)
+
+
+def in_parts(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The inverse of `in_one`: views of the vector, in the shapes of the tensors it was made of."""
+    parts = torch.split(vector, [tensor.numel() for tensor in like])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
