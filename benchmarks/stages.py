@@ -28,9 +28,10 @@ from ddp_ft.distributed.world import World, connect
 from ddp_ft.models.precision import autocast
 from ddp_ft.trackers.console import make_console
 from ddp_ft.trackers.fan_out import make_trackers
-from ddp_ft.training.build import Job, Phase, Request, compose
+from ddp_ft.training.build import compose
 from ddp_ft.training.checkpointing import copied
 from ddp_ft.training.phases import open_phase
+from ddp_ft.training.state import Job, Phase, Request
 
 # Repetitions of a stage: as many as fit into some seconds, and at least so many.
 REPEATS, MIN_REPEATS, SECONDS = 25, 3, 3.0

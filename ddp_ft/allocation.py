@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ddp_ft.distributed.stop_request import StopRequest
 from ddp_ft.slurm.walltime import Pace, describe, earliest_stop, forecast, read_end_time, read_lead
 from ddp_ft.trackers.console import Console
-from ddp_ft.training.build import Job
+from ddp_ft.training.state import Job
 
 # So many steps are timed before a forecast is made of them.
 STEPS_TO_MEASURE = 20

@@ -23,7 +23,8 @@ from ddp_ft.distributed.stop_request import STOP_FILE_VARIABLE, StopRequest
 from ddp_ft.distributed.watchdog import watching
 from ddp_ft.distributed.world import World, connect
 from ddp_ft.reporting import report_at_the_end
-from ddp_ft.reporting.startup_table import introduce, look_ahead, say_farewell, summarise, tell_of_trace
+from ddp_ft.reporting.startup_table import introduce, look_ahead, tell_of_trace
+from ddp_ft.reporting.summary import say_farewell, summarise
 from ddp_ft.run_folder.evaluations import save_evaluation
 from ddp_ft.run_folder.folder import STOP_FILE, RunFolder, check_same_recipe
 from ddp_ft.run_folder.lease import Lease
@@ -31,16 +32,18 @@ from ddp_ft.run_folder.model_folder import restore_weights
 from ddp_ft.trackers.console import Console, make_console
 from ddp_ft.trackers.fan_out import PATIENCE, PATIENCE_OF_A_STOP, FanOut, make_trackers
 from ddp_ft.trackers.rank_log import logging_to
-from ddp_ft.trackers.services import service_names
-from ddp_ft.training.build import Job, Phase, Request, compose, describe_run, has_damage, open_folder, settle_damage
+from ddp_ft.trackers.services.registry import service_names
+from ddp_ft.training.build import compose
 from ddp_ft.training.checkpointing import restore, save
 from ddp_ft.training.compile import check_compiling, make_ready
 from ddp_ft.training.faults import check_writes, take_notes, write_to_the_end
 from ddp_ft.training.media import show_evaluation, show_first_batch
+from ddp_ft.training.open_run import describe_run, open_folder
 from ddp_ft.training.optim import set_rates
 from ddp_ft.training.phases import close_probe, enter_stage, measure, open_phase, stage_at
 from ddp_ft.training.progress import Stopwatch
 from ddp_ft.training.schedule import is_due
+from ddp_ft.training.state import Job, Phase, Request, has_damage, settle_damage
 from ddp_ft.training.system_metrics import machine_use
 from ddp_ft.training.validation import evaluate, is_stale, plateau
 from ddp_ft.tuning.tune import generators_kept, keys_to_measure, show, tune

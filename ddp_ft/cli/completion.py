@@ -1,9 +1,25 @@
 """`ddp-ft completion SHELL`: the lines that make a shell complete what is typed behind ddp-ft."""
 
 import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class
+
+from ddp_ft.config.keys import Key
+from ddp_ft.config.schema import KEYS
+from ddp_ft.config.user_cache import cache_folder
+from ddp_ft.trackers.services.registry import SERVICES
+
+Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+# Keys whose values are paths, and may be something else too.
+PATHS = ("data.path", "model.weights", "freeze.cache_dir")
+REFRESH = "import sys; sys.path[:] = {path!r}; from ddp_ft.cli.models import all_names; all_names()"
 
 PROGRAM, VARIABLE = "ddp-ft", "_DDP_FT_COMPLETE"
 SHELLS = {
@@ -61,3 +77,95 @@ class Bash(BashComplete):
 
 
 add_completion_class(Bash)
+
+
+def completer(key: Key) -> Complete:
+    """What click asks for the values of the flag of that key."""
+
+    def complete(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+        return [*values(key, begun), *([CompletionItem(begun, type="file")] if key.path in PATHS else [])]
+
+    return complete
+
+
+def complete_assignment(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """KEY= of --set, and the values behind it."""
+    path, equals, value = begun.partition("=")
+    if not equals:
+        return [CompletionItem(f"{path}=", help=key.help) for path, key in KEYS.items() if path.startswith(begun)]
+    found = values(KEYS[path], value) if path in KEYS else []
+    return [CompletionItem(f"{path}={item.value}") for item in found]
+
+
+def complete_key(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Configuration keys and their sections."""
+    sections = dict.fromkeys(path.rpartition(".")[0] for path in KEYS)
+    return _beginning([*filter(None, sections), *KEYS], begun)
+
+
+def complete_model(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Names of models, with or without their library; first without the tags of weights."""
+    return _beginning(_models(begun), begun)
+
+
+def values(key: Key, begun: str) -> list[CompletionItem]:
+    """The values of a key that begin thus, as far as they can be told."""
+    if key.path == "model.name":
+        return [*_beginning(_models(begun), begun), *_python_files(begun)]
+    if key.path == "log.trackers":
+        return _beginning(SERVICES, begun)
+    known = key.choices or (("true", "false") if key.type is bool else ())
+    return _beginning([*known, *((key.null,) if key.optional and known else ())], begun)
+
+
+def _python_files(begun: str) -> list[CompletionItem]:
+    return [CompletionItem(begun, type="file")] if begun.startswith((".", "/", "~")) else []
+
+
+def _beginning(known: Iterable[str], begun: str) -> list[CompletionItem]:
+    return [CompletionItem(each) for each in known if each.startswith(begun)]
+
+
+def _models(begun: str) -> list[str]:
+    names = cached_names()
+    if names is None:  # known at the next try: importing the libraries takes longer than a person waits
+        subprocess.Popen(
+            [sys.executable, "-c", REFRESH.format(path=sys.path)], start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        return []
+    if begun and "/" not in begun:
+        names = [*names, *(name.partition("/")[2] for name in names)]
+    return names if "." in begun else [name for name in names if "." not in name]
+
+
+def cached_names() -> list[str] | None:
+    """The full names of all models, as an earlier call with the same libraries stored them; None if there was none."""
+    file = _file()
+    if file is None or not file.is_file():
+        return None
+    return file.read_text(encoding="utf-8").splitlines()
+
+
+def store_names(names: Iterable[str]) -> None:
+    """Keep the names of all models for `cached_names`; nothing if that cannot be."""
+    file = _file()
+    if file is None:
+        return
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for old in file.parent.glob("models-*.txt"):
+            old.unlink()
+        aside = file.with_suffix(".writing")
+        aside.write_text("\n".join(names), encoding="utf-8")
+        aside.replace(file)
+
+
+def _file() -> Path | None:
+    folder = cache_folder()
+    if folder is None:
+        return None
+    try:
+        return folder / f"models-timm-{version('timm')}-torchvision-{version('torchvision')}.txt"
+    except PackageNotFoundError:
+        return None

@@ -13,11 +13,11 @@ from typing import Any
 import click
 import yaml
 
+from ddp_ft.cli.completion import complete_key, completer
 from ddp_ft.config.keys import Key
 from ddp_ft.config.loading import RECIPE_FOLDER, find_key, read_recipe
 from ddp_ft.config.schema import KEYS, RunConfig
 from ddp_ft.errors import UserError, nearest
-from ddp_ft.values_to_complete import complete_key, completer
 
 AUTO = "auto"
 TYPES = {

@@ -2,7 +2,7 @@
 
 import click
 
-from ddp_ft.values_to_complete import complete_model
+from ddp_ft.cli.completion import complete_model
 
 
 @click.command()

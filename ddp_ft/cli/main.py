@@ -28,7 +28,6 @@ COMMANDS = {
     "completion": ("ddp_ft.cli.completion", "Make your shell complete commands, options and values."),
 }
 
-
 # By which click tells that a shell asks for completions.
 VARIABLE = "_DDP_FT_COMPLETE"
 

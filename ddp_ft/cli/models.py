@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddp_ft.cli.completion import complete_model, store_names
 from ddp_ft.errors import UserError, nearest
-from ddp_ft.values_to_complete import complete_model, store_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,7 +56,7 @@ def facts(names: Collection[str]) -> list[dict[str, Any]]:
     {"name", "parameters" (None: only building it would tell, and there are too many), "input" ([height, width] or
     None), "weights": {tag: [height, width]}}; of the tags those that are among the names.
     """
-    from ddp_ft.models.libraries.base import get_library
+    from ddp_ft.models.libraries.registry import get_library
 
     groups: dict[str, set[str]] = {}
     for name in names:

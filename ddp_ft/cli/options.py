@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import click
 
+from ddp_ft.cli.completion import complete_assignment, completer
 from ddp_ft.config.keys import Key
 from ddp_ft.config.loading import parse_assignment, read_config_file
 from ddp_ft.config.schema import KEYS, RunConfig
-from ddp_ft.values_to_complete import complete_assignment, completer
 
 F = TypeVar("F", bound=Callable[..., Any])
 

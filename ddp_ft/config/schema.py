@@ -16,7 +16,6 @@ from ddp_ft.config.runtime import CheckpointConfig, ComputeConfig, EmaConfig, Ev
 
 SCHEDULES = ("constant", "step", "multistep", "cosine", "linear", "polynomial", "onecycle", "plateau")
 
-
 RECIPES = ("linear_probe", "full", "lp_ft", "gradual", "heavy")
 TASKS = ("single-label", "multi-label", "regression")
 

@@ -3,14 +3,17 @@
 Each gives a finding, or None where there is nothing that it could be about.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.data.class_counts import ClassCounts, half_width
+from ddp_ft.data.class_counts import ClassCounts, count_classes, half_width
+from ddp_ft.data.image.headers import glance
 from ddp_ft.data.sources.folder import shortened
 from ddp_ft.diagnostics.finding import OK, WARNING, Finding
 from ddp_ft.errors import printable
+from ddp_ft.training.state import Job
 
 FEWEST_PICTURES, RARE_SHARE = 10, 0.01
 MOST_IMBALANCE = 20.0
@@ -203,3 +206,25 @@ def rushed(pictures: int, seconds_left: float, computers: int, device: str) -> F
     # The job saves and goes on after a requeue, so it is not lost.
     remedy = "The run will need several jobs (docs/slurm.md). Ask for more time or processes, or fewer --epochs."
     return Finding("job's time", WARNING, text, remedy, needed, "pictures/s")
+
+
+def situation_of(job: Job, end: float | None) -> Situation:
+    """What is known of a job before its first step; opens 64 pictures' headers, for half a second at most.
+
+    `end` as in `introduce`.
+    """
+    plan, splits, is_cuda = job.plan, job.splits, job.world.device.type == "cuda"
+    return Situation(
+        config=job.config,
+        train=plan.train_samples,
+        val=plan.val_samples,
+        counts=count_classes(splits.train, splits.schema),
+        val_counts=count_classes(splits.val, splits.schema),
+        sizes=glance(splits.train),
+        input_size=job.built.preprocess.size,
+        lr=plan.lr,
+        steps=plan.total_steps,
+        computers=plan.world_size * (1 if is_cuda else plan.threads),
+        device=plan.device,
+        seconds_left=None if end is None else end - time.time(),
+    )

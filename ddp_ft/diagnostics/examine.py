@@ -21,9 +21,9 @@ from ddp_ft.slurm.walltime import read_end_time, read_lead
 if TYPE_CHECKING:
     import torch
 
-    from ddp_ft.data.splits.open import Splits
+    from ddp_ft.data.splits.record import Splits
     from ddp_ft.distributed.world import World
-    from ddp_ft.training.build import Job
+    from ddp_ft.training.state import Job
 
 Tell = Callable[[int, int], None] | None
 # A rank that waits longer for the others than this will wait for ever; long work of rank 0 is waited for elsewhere.
@@ -225,7 +225,8 @@ def _survey(known: _Examination, splits: "Splits", composed: "Job | None") -> It
 def _compose(known: _Examination, world: "World", splits: "Splits") -> "Job":
     """The run, with a training set that reads on where pictures are damaged. Collective."""
     from ddp_ft.data.splits.open import lenient
-    from ddp_ft.training.build import Request, compose
+    from ddp_ft.training.build import compose
+    from ddp_ft.training.state import Request
 
     request = Request(known.asked.run_dir, known.asked.layers)
     composed, _ = compose(known.config, request, world, known.launch, splits=lenient(splits, known.config.seed))
@@ -234,8 +235,7 @@ def _compose(known: _Examination, world: "World", splits: "Splits") -> "Job":
 
 def _advice(composed: "Job", has_sizes: bool) -> Iterator[Finding]:
     """`has_sizes`: those of all pictures were looked at."""
-    from ddp_ft.diagnostics.advice import advise
-    from ddp_ft.reporting.startup_table import situation_of
+    from ddp_ft.diagnostics.advice import advise, situation_of
 
     known = situation_of(composed, read_end_time())
     yield from advise(replace(known, sizes=()) if has_sizes else known)

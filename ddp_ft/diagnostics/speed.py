@@ -12,10 +12,10 @@ import torch
 
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
 from ddp_ft.diagnostics.machine import MIB
-from ddp_ft.features.extractor import one_thread
+from ddp_ft.features.dataset import one_thread
 from ddp_ft.slurm.walltime import Pace, describe, forecast
 from ddp_ft.trackers.console import clock
-from ddp_ft.training.build import Job
+from ddp_ft.training.state import Job
 from ddp_ft.tuning.timing import slowest
 from ddp_ft.tuning.tune import ENDLESS, MICRO_BATCH, WORKERS, cut, open_steps, rule_of
 

@@ -25,8 +25,9 @@ from ddp_ft.run_folder.bad_batches import BadBatches
 from ddp_ft.run_folder.checkpoints import load_checkpoint
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.run_folder.model_folder import restore_weights
-from ddp_ft.training.build import Job, Phase, Request, compose
+from ddp_ft.training.build import compose
 from ddp_ft.training.phases import enter_stage, open_phase, stage_at
+from ddp_ft.training.state import Job, Phase, Request
 from ddp_ft.training.step import Learner
 
 Say = Callable[[str], None]

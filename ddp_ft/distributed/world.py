@@ -25,7 +25,6 @@ T = TypeVar("T")
 # How long a rank that waits for rank 0's work sleeps between two looks, in seconds.
 LONGEST_PAUSE = 0.1
 
-
 # From how many bytes on an array of `World.from_main` goes from rank to rank instead of through the store.
 LARGE_ARRAY = 1 << 20
 

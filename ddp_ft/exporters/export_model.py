@@ -27,7 +27,8 @@ from ddp_ft.exporters.onnx import check_installed, check_preprocessing, quiet, t
 from ddp_ft.exporters.safetensors import CONFIG, check_buildable, write_folder
 from ddp_ft.inference.evaluation_data import own_validation
 from ddp_ft.inference.exported import DESCRIPTION, ONNX, PT2, Framed, describe_exported, is_exported
-from ddp_ft.inference.trained_model import Trained, load_trained, make_scorer, model_folder, read_description
+from ddp_ft.inference.trained_model import Trained, load_trained, make_scorer
+from ddp_ft.run_folder.model_folder import model_folder, read_description
 
 SAFETENSORS, ONNX_FORMAT, TORCH_EXPORT = FORMATS = ("safetensors", "onnx", "torch_export")
 WEIGHTS = ".safetensors"

@@ -2,71 +2,25 @@
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddp_ft.contracts import Batch, Evaluation, LabelledSource, Task
+from ddp_ft.contracts import Batch, LabelledSource, Task
 from ddp_ft.data.image.transforms import Transform
 from ddp_ft.data.loader import EvalLoader
 from ddp_ft.data.rng import drawing_from
-from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.distributed.world import World
 from ddp_ft.features.cache import ChunkStore
+from ddp_ft.features.dataset import FeatureSet, one_thread
 from ddp_ft.models.backbone import features as features_of
 from ddp_ft.models.precision import autocast
 
 # Pictures per forward pass on a CPU, in one thread: as fast as any larger number (docs/performance.md), in less memory.
 FORWARD_ON_CPU = 16
-# Multiplications of a head's forward pass up to which its step is quicker in one thread than it can be shared out.
-ONE_THREAD = 2**26
-
-
-@dataclass(frozen=True)
-class FeatureSet:
-    """Features of a whole source: `views` float32 (N, ...) each, on the device or mapped from the disk; `targets` and
-    `weights` one row each, on the device."""
-
-    views: tuple[Tensor, ...]
-    targets: Tensor
-    weights: Tensor
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def batch(self, indices: Tensor, epoch: int = 0) -> Batch:
-        """These samples (int64, on the CPU), as the task's loss wants them.
-
-        In epoch e sample i is seen in view (e + i) mod views: each sample in all its views in turn, and each batch
-        in a mixture of views.
-        """
-        device = self.targets.device
-        rows = indices.to(device)
-        return {
-            "features": self._rows(indices, epoch).to(device),
-            "target": self.targets[rows],
-            "weight": self.weights[rows],
-            "index": rows,
-        }
-
-    def _rows(self, indices: Tensor, epoch: int) -> Tensor:
-        where = indices.to(self.views[0].device)
-        if len(self.views) == 1:
-            return self.views[0][where]
-        numbers = (where + epoch) % len(self.views)
-        rows = self.views[0].new_empty(len(where), *self.views[0].shape[1:])
-        for number, view in enumerate(self.views):
-            seen = (numbers == number).nonzero().flatten()
-            rows[seen] = view[where[seen]]
-        return rows
-
-
-def feature_inputs(batch: Batch) -> Tensor:
-    """What the head is called with."""
-    return batch["features"]
 
 
 class AugmentedView:
@@ -228,45 +182,3 @@ def labelled(views: Sequence[Extracted], source: LabelledSource, device: torch.d
     size = sum(view.features.numel() * 4 for view in views)
     tables = tuple(view.features.to(device) if size <= on_device else view.features.cpu() for view in views)
     return FeatureSet(tables, targets, weights.to(device))
-
-
-@contextmanager
-def one_thread(wanted: bool = True) -> Iterator[None]:
-    """Within the block torch computes in one thread, where that is wanted."""
-    before = torch.get_num_threads()
-    if wanted:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def is_small(head: nn.Module, batch_size: int) -> bool:
-    """Whether a step of this head is best done in one thread: on busy cores two took 15 times as long to agree."""
-    return batch_size * sum(parameter.numel() for parameter in head.parameters()) <= ONE_THREAD
-
-
-def train_batches(
-    features: FeatureSet, sampler: GlobalOrderSampler, start: int, stop: int, in_one_thread: bool
-) -> Generator[list[Batch], None, None]:
-    """The whole global batch of each step from `start` to `stop`: every rank trains the same head on all of it.
-
-    A head is so small that sharing the work would cost more than doing it, and so the bits depend on no rank. From the
-    first batch until it is closed torch computes in one thread, if asked.
-    """
-    with one_thread(in_one_thread):
-        for step in range(start, stop):
-            yield [features.batch(sampler.global_indices(step), step // sampler.steps_per_epoch)]
-
-
-@torch.no_grad()
-def evaluate_head(head: nn.Module, features: FeatureSet, task: Task, chunk: int, precision: str) -> Evaluation:
-    """Head and backbone over a whole set. In chunks, as evaluation on pictures is, so with its bits."""
-    head.eval()
-    device = features.targets.device
-    with autocast(device, precision), one_thread(is_small(head, chunk)):
-        parts = torch.split(features.views[0], chunk)
-        outputs = torch.cat([head(part.to(device)).float().cpu() for part in parts])
-    records = {"target": features.targets.cpu(), "weight": features.weights.cpu()}
-    return Evaluation(task.metrics(outputs, records), outputs, records)

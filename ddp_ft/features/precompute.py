@@ -17,10 +17,12 @@ from ddp_ft.data.image.transforms import Transform, eval_transform, train_transf
 from ddp_ft.errors import UserError
 from ddp_ft.evaluation.evaluator import EVAL_CHUNK
 from ddp_ft.features.cache import ChunkStore
-from ddp_ft.features.extractor import AugmentedView, Extracted, Extractor, FeatureSet, labelled
+from ddp_ft.features.dataset import FeatureSet
+from ddp_ft.features.extractor import AugmentedView, Extracted, Extractor, labelled
 from ddp_ft.features.key import describe_backbone, digest_names, key_of
 from ddp_ft.models.backbone import MOST_FEATURE_BYTES, feature_width
-from ddp_ft.training.build import SHARED_FOLDER_PATIENCE, Job
+from ddp_ft.run_folder.shared import SHARED_FOLDER_PATIENCE
+from ddp_ft.training.state import Job
 
 # In the run folder; named by the key, so that a later start with other weights or another torch finds nothing.
 FOLDER = Path("cache/features")

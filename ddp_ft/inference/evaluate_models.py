@@ -12,8 +12,9 @@ from ddp_ft.data.bad_samples.replace import left_out
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import connect
+from ddp_ft.inference.ensemble import combine_members, load_ensemble
 from ddp_ft.inference.evaluation_data import open_source
-from ddp_ft.inference.trained_model import Trained, combine_members, load_ensemble, make_loader, make_scorer
+from ddp_ft.inference.trained_model import Trained, make_loader, make_scorer
 
 TIMEOUT_MINUTES = make_config().compute.timeout_minutes
 

@@ -9,7 +9,7 @@ from ddp_ft.data.splits.open import open_part
 from ddp_ft.errors import UserError
 from ddp_ft.inference.trained_model import Trained
 from ddp_ft.run_folder.folder import RunFolder
-from ddp_ft.tasks import FITTING_TASKS
+from ddp_ft.tasks.registry import FITTING_TASKS
 
 
 def open_source(model: Path, data: Path, split: str | None, trained: Trained) -> tuple[str, Source]:

@@ -18,17 +18,12 @@ from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World, connect
 from ddp_ft.errors import UserError
 from ddp_ft.evaluation.evaluator import EVAL_CHUNK, Scorer
+from ddp_ft.inference.ensemble import combine_members, load_ensemble
 from ddp_ft.inference.exported import is_exported
 from ddp_ft.inference.partial_output import Part, Parts, open_parts
 from ddp_ft.inference.table_writers import Outcome, PredictionTable, check_format, open_format
-from ddp_ft.inference.trained_model import (
-    Trained,
-    combine_members,
-    load_ensemble,
-    make_loader,
-    make_scorer,
-    model_folder,
-)
+from ddp_ft.inference.trained_model import Trained, make_loader, make_scorer
+from ddp_ft.run_folder.model_folder import model_folder
 
 _FORM = 1  # to be raised when the same predictions make other rows
 TIMEOUT_MINUTES = make_config().compute.timeout_minutes

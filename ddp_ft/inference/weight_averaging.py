@@ -15,18 +15,19 @@ from ddp_ft.contracts import Source
 from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.data.image.transforms import eval_transform
 from ddp_ft.data.loader import EvalLoader, default_workers
-from ddp_ft.data.splits.open import Splits, open_splits
+from ddp_ft.data.splits.open import open_splits
+from ddp_ft.data.splits.record import Splits
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.evaluation.evaluator import EVAL_CHUNK, Scorer
-from ddp_ft.inference.trained_model import Trained, load_trained, model_folder
+from ddp_ft.inference.trained_model import Trained, load_trained
 from ddp_ft.models.batch_norm import batch_statistics
 from ddp_ft.models.precision import autocast
 from ddp_ft.run_folder.checkpoints import Checkpoints, checkpoint_weights
 from ddp_ft.run_folder.folder import RunFolder, check_same_data
-from ddp_ft.run_folder.model_folder import restore_weights, save_model_folder
+from ddp_ft.run_folder.model_folder import model_folder, restore_weights, save_model_folder
 
 Weights = dict[str, Tensor]
 Say = Callable[[str], None]

@@ -19,7 +19,7 @@ from ddp_ft.run_folder.bad_batches import FOLDER as BAD_BATCHES
 from ddp_ft.run_folder.evaluations import load_evaluation
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.run_folder.provenance import read_starts
-from ddp_ft.tasks import TASKS, restore_task
+from ddp_ft.tasks.registry import TASKS, restore_task
 from ddp_ft.trackers.jsonl import read_rows
 from ddp_ft.training.plan import Plan
 

@@ -9,11 +9,23 @@ from ddp_ft.contracts import LABEL, NUMBERS, PROBE, LabelledSource
 from ddp_ft.errors import printable
 from ddp_ft.evaluation.intervals import Interval
 from ddp_ft.reporting.facts import SPLITS, UNREADABLE, RunFacts, open_judged, read_error
-from ddp_ft.reporting.formats import brief, count, interval_text, metric_name, metric_text, moment, plural
+from ddp_ft.reporting.formats import (
+    brief,
+    count,
+    duration,
+    interval_text,
+    metric_name,
+    metric_text,
+    moment,
+    number_text,
+    plural,
+)
 from ddp_ft.reporting.set_section import TITLES, Opened, judged_set
-from ddp_ft.reporting.spending import spent_time
 from ddp_ft.reporting.svg_charts import curves
 from ddp_ft.reporting.template import render
+
+# Parts that are too short to be seen have no line of their own.
+_LEAST_SHARE = 0.001
 
 MOST_DAMAGED, MOST_STARTS, SHOWN_NAMES = 100, 50, 12
 # A step that waits longer than that share of its time for its pictures is slowed down by them.
@@ -242,3 +254,27 @@ def _starts(facts: RunFacts) -> list[dict[str, str]]:
 
 def _settings(facts: RunFacts) -> str:
     return (facts.path / "config.yaml").read_text(encoding="utf-8")
+
+
+def spent_time(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The parts of the wall time with their shares, and the speed; None where the run has not written them."""
+    wall = float(summary.get("wall_seconds") or 0)
+    if not wall or "train_seconds" not in summary:
+        return None
+    trained = float(summary["train_seconds"])
+    waited = min(trained, float(summary.get("data_wait_share") or 0) * trained)
+    saved = sum(float(summary.get(name) or 0) for name in ("save_copy_seconds", "save_stall_seconds"))
+    parts = {
+        "training steps": trained - waited,
+        "waiting for data": waited,
+        "checkpoints": saved,
+        "compiling": float(summary.get("compile_seconds") or 0),
+    }
+    parts["evaluation, probe, first steps and the rest"] = max(0.0, wall - sum(parts.values()))
+    rows = [
+        {"name": name, "time": duration(seconds), "share": seconds / wall, "percent": f"{seconds / wall * 100:.1f}"}
+        for name, seconds in parts.items()
+        if seconds / wall >= _LEAST_SHARE
+    ]
+    speed = float(summary.get("images_per_second") or 0)
+    return {"wall": duration(wall), "parts": rows, "speed": number_text(speed)}

@@ -1,7 +1,6 @@
 """What a run says of itself: at its start, in summary.json, and at its end."""
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -9,18 +8,16 @@ import torch
 
 from ddp_ft.contracts import PROBE, LoadReport
 from ddp_ft.data.class_counts import ClassCounts, count_classes
-from ddp_ft.data.image.headers import glance
-from ddp_ft.diagnostics.advice import Situation, advise
+from ddp_ft.diagnostics.advice import advise, situation_of
 from ddp_ft.diagnostics.finding import NOTE, VERDICTS, tried
 from ddp_ft.errors import printable
 from ddp_ft.models.flops import flops_per_picture
 from ddp_ft.models.freezing import frozen_table
-from ddp_ft.tasks import describe_choice
+from ddp_ft.tasks.registry import describe_choice
 from ddp_ft.trackers.console import Console, Outlook
 from ddp_ft.trackers.fan_out import FanOut, harmless
-from ddp_ft.training.build import Job, Phase
 from ddp_ft.training.plan import describe_grade
-from ddp_ft.training.validation import is_stale
+from ddp_ft.training.state import Job, Phase
 
 T = TypeVar("T")
 
@@ -56,28 +53,6 @@ def introduce(
         console.say(f"Note: {note}")
     for line in _never_fatal(lambda: _warnings(job, end)) or ():
         console.say(f"Warning: {line}")
-
-
-def situation_of(job: Job, end: float | None) -> Situation:
-    """What is known of a job before its first step; opens 64 pictures' headers, for half a second at most.
-
-    `end` as in `introduce`.
-    """
-    plan, splits, is_cuda = job.plan, job.splits, job.world.device.type == "cuda"
-    return Situation(
-        config=job.config,
-        train=plan.train_samples,
-        val=plan.val_samples,
-        counts=count_classes(splits.train, splits.schema),
-        val_counts=count_classes(splits.val, splits.schema),
-        sizes=glance(splits.train),
-        input_size=job.built.preprocess.size,
-        lr=plan.lr,
-        steps=plan.total_steps,
-        computers=plan.world_size * (1 if is_cuda else plan.threads),
-        device=plan.device,
-        seconds_left=None if end is None else end - time.time(),
-    )
 
 
 def _warnings(job: Job, end: float | None) -> list[str]:
@@ -150,44 +125,3 @@ def tell_of_trace(job: Job, trackers: FanOut, console: Console, at_the_end: bool
             said = f"Steps {job.config.log.profile} are traced: {job.trace.file}"
             console.say(f"{said}\nOpen it in https://ui.perfetto.dev.")
             trackers.text("profile", job.progress.step, f"```\n{table}\n```")
-
-
-def summarise(job: Job, status: str, test: dict[str, float]) -> dict[str, Any]:
-    """The content of summary.json; `test` has the metrics on the test set, where there is one."""
-    progress = job.progress
-    return {
-        "status": status,
-        "phase": progress.phase,
-        "step": progress.step,
-        "epoch": round(job.epoch, 4),
-        "val": progress.best.metrics,
-        **({"test": test} if test else {}),
-        "best_step": progress.best.step,
-        "best_epoch": round(progress.best.epoch, 4),
-        "best_phase": progress.best.phase,
-        "best_weights": progress.best.weights,
-        "stopped_early": is_stale(job),
-        "images_per_second": progress.images_per_second,
-        "data_wait_share": progress.data_wait_share,
-        "train_seconds": progress.timed_seconds,
-        "wall_seconds": progress.wall_seconds,
-        "compile_seconds": progress.compile_seconds,
-        "restarts": progress.restarts,
-        "bad_steps": progress.bad_steps,
-        "checkpoints": progress.saves,
-        "save_copy_seconds": progress.copy_seconds,
-        "save_stall_seconds": progress.stall_seconds,
-        "world_size": job.world.size,
-    }
-
-
-def say_farewell(job: Job, console: Console, status: str) -> None:
-    """The last lines: where it stopped, or its best model."""
-    if status == "stopped":
-        console.say(f"Stopped at step {job.progress.step}, saved. The same command goes on from there.")
-        return
-    best = job.progress.best
-    metrics = {name: f"{value:.4f}" for name, value in best.metrics.items()}
-    when = "the probe" if best.phase == PROBE else f"epoch {best.epoch:g}"
-    average = " (moving average)" if best.weights == "ema" else ""
-    console.table(f"Best model, after {when}{average}: {job.folder.best}", metrics)

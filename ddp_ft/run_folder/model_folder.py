@@ -1,7 +1,8 @@
 """A folder with a model: model.json and model.safetensors, whole or absent."""
 
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ddp_ft.contracts import Preprocess, Task
 from ddp_ft.errors import UserError
 from ddp_ft.run_folder.files import sync_file, sync_folder, to_json
 
@@ -61,3 +63,38 @@ def recover_model_folder(folder: Path) -> None:
     old = _beside(folder)[1]
     if old.is_dir() and not folder.exists():
         old.rename(folder)
+
+
+def describe_model(
+    spec: Mapping[str, Any], preprocess: Preprocess, task: Task, names: Sequence[str], precision: str,
+    channels_last: bool | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """model.json: all that is needed to build the model again and to feed it; `names` are the outputs' own.
+
+    Where `channels_last` is None, the rule of `resolve_format` holds.
+    """
+    return {
+        **spec,
+        "task": task.name,
+        "classes": list(names),
+        "task_settings": task.settings(),
+        "preprocessing": preprocess.to_mapping(),
+        "precision": precision,
+        **({} if channels_last is None else {"channels_last": channels_last}),
+    }
+
+
+def model_folder(path: Path) -> Path:
+    """The folder with model.json that a run folder, or its best/, stands for; UserError if there is none."""
+    for folder in (path, path / "best"):
+        if (folder / "model.json").is_file():
+            return folder
+    what = "has no best/model.json yet" if path.is_dir() else "is no model" if path.exists() else "is not there"
+    hint = "Expected the run folder of a training run that was evaluated at least once, or an exported model."
+    raise UserError(f"{path} {what}.", hint)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """model.json of a model folder."""
+    description: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    return description

@@ -11,8 +11,7 @@ from ddp_ft.contracts import Batch
 from ddp_ft.errors import UserError, nearest
 from ddp_ft.plugins import is_reference
 from ddp_ft.tasks.losses import LossChoice, weighted_sum
-from ddp_ft.tasks.user_code import UserLoss
-from ddp_ft.tasks.user_metric import UserMetric
+from ddp_ft.tasks.user_code import UserLoss, UserMetric
 
 LOSS_DECIMALS = 5
 # Samples on which code of the user's own is tried at the start.

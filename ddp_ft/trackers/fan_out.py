@@ -16,8 +16,8 @@ from ddp_ft.contracts import TRAIN, Tracker
 from ddp_ft.trackers.console import Console
 from ddp_ft.trackers.figure_process import Studio
 from ddp_ft.trackers.jsonl import JsonLines
-from ddp_ft.trackers.services import Row, Start
 from ddp_ft.trackers.services.background import Background
+from ddp_ft.trackers.services.base import Row, Start
 
 # How long the end of a run waits for pictures that are still being drawn, in seconds; a run that was told to stop has
 # 10 s in all.

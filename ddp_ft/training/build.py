@@ -1,27 +1,19 @@
 """The parts of a run, composed from a configuration."""
 
-import os
-import secrets
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from ddp_ft.config.loading import make_config
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import PROBE, TRAIN, Batch, BuiltModel, Evaluation, LoadReport, Preprocess, Task
+from ddp_ft.contracts import PROBE, TRAIN, BuiltModel, LoadReport, Preprocess, Task
 from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.data.image.mixup import Mixing
 from ddp_ft.data.image.nvjpeg import NVJPEG, check_nvjpeg
 from ddp_ft.data.loader import default_workers
-from ddp_ft.data.sampler import GlobalOrderSampler, sampling_weights
-from ddp_ft.data.splits.open import Splits, open_splits
-from ddp_ft.distributed.agreement import Agreement, Decision
+from ddp_ft.data.sampler import sampling_weights
+from ddp_ft.data.splits.open import open_splits
+from ddp_ft.data.splits.record import Splits
+from ddp_ft.distributed.agreement import Agreement
 from ddp_ft.distributed.environment import Launch, launch_started
 from ddp_ft.distributed.stop_request import StopRequest
 from ddp_ft.distributed.world import World
@@ -29,126 +21,21 @@ from ddp_ft.errors import UserError
 from ddp_ft.models import build_model, load_weights
 from ddp_ft.models.activation_checkpointing import recompute_blocks
 from ddp_ft.models.blocks import block_depths
-from ddp_ft.models.freezing import Stage, TrainingMode, freeze_parameters, prepare_batch_norm, unfreeze_plan
+from ddp_ft.models.freezing import TrainingMode, freeze_parameters, prepare_batch_norm, unfreeze_plan
 from ddp_ft.models.head import check_head, initialise_head
 from ddp_ft.models.precision import place
-from ddp_ft.run_folder.background_writer import BackgroundWriter
 from ddp_ft.run_folder.checkpoints import Checkpoints
 from ddp_ft.run_folder.folder import RunFolder, check_same_data
-from ddp_ft.run_folder.lease import Lease
-from ddp_ft.run_folder.provenance import record_start
-from ddp_ft.tasks import make_task
+from ddp_ft.tasks.registry import make_task
 from ddp_ft.training.ema import Ema
 from ddp_ft.training.gradients import anchors_of
 from ddp_ft.training.malloc import keep_freed_memory
 from ddp_ft.training.optim import ParamGroups, check_optimizer, make_optimizer, param_groups
-from ddp_ft.training.plan import Plan, choose_recipe, make_plan
+from ddp_ft.training.plan import choose_recipe, make_plan
 from ddp_ft.training.profiler import FOLDER as PROFILE
 from ddp_ft.training.profiler import StepTrace, parse_steps
 from ddp_ft.training.progress import LossWindow, Progress
-from ddp_ft.training.step import Learner, StepSums
-
-# How long files written by rank 0 may take to show up on other nodes (attribute caches of network file systems).
-SHARED_FOLDER_PATIENCE = 5.0
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is wanted besides the recipe. `layers` are the settings as given, later ones winning.
-
-    `tune`: measure what the layers leave open. `tuned` and `measured` are what an earlier start found, as in Plan.
-    """
-
-    run_dir: Path
-    layers: tuple[Mapping[str, Any], ...] = ()
-    extend: bool = False
-    dry_run: bool = False
-    tune: bool = False
-    tuned: Mapping[str, Any] = field(default_factory=dict)
-    measured: Sequence[Mapping[str, Any]] = ()
-
-    def config(self, recipe: str | None = None) -> RunConfig:
-        """The whole configuration; `recipe` is what auto became."""
-        return make_config(*self.layers, recipe=recipe, tuned=self.tuned)
-
-
-@dataclass
-class Phase:
-    """A stretch of training: how its steps are made, and how their result is measured.
-
-    `rate` gives the base learning rate from (step, total steps). `noise` is the stream of random masks: the rank, or
-    0 where all ranks do the same. `batches` gives this rank's micro-batches of each step from one on. `agree` makes one
-    decision for all ranks of a step's sums and this rank's flags, and of that which is known gives those not given yet;
-    of all, if it is the end of a stretch.
-    """
-
-    name: str
-    learner: Learner
-    sampler: GlobalOrderSampler
-    total_steps: int
-    rate: Callable[[int, int], float]
-    noise: int
-    batches: Callable[[int], Generator[list[Batch], None, None]]
-    measure: Callable[[], Evaluation]
-    agree: Callable[[StepSums, list[float], bool], list[Decision]]
-
-
-@dataclass
-class Job:
-    """The parts of a run, composed. What stands behind `training_mode` changes as the run goes on.
-
-    `score` is that of an evaluation of the present step, larger being better. `pending` is the state of a checkpoint
-    that the phase has still to take up. `launched` is when this launch began (seconds since 1970). `anchors` are the
-    weights that L2-SP pulls towards, `sampling` those that the order is drawn by. `compiled_for` are the stage of
-    unfreezing and the micro-batch that what is compiled is for. `saved_at`: when the newest checkpoint was made, or the
-    phase began (time.monotonic).
-    """
-
-    config: RunConfig
-    world: World
-    distributed: bool
-    launched: float
-    folder: RunFolder
-    splits: Splits
-    task: Task
-    built: BuiltModel
-    plan: Plan
-    why_recipe: str
-    stages: list[Stage]
-    training_mode: TrainingMode
-    optimizer: torch.optim.Optimizer
-    anchors: dict[str, Tensor]
-    sampling: Tensor | None
-    ema: Ema | None
-    prepare: DeviceTransform
-    progress: Progress
-    window: LossWindow
-    checkpoints: Checkpoints
-    agreement: Agreement
-    trace: StepTrace
-    writer: BackgroundWriter = field(default_factory=BackgroundWriter)
-    phase: Phase | None = None
-    score: float | None = None
-    pending: dict[str, Any] = field(default_factory=dict)
-    compiled_for: tuple[int, int | None] | None = None
-    saved_at: float = 0.0
-
-    @property
-    def metric(self) -> str:
-        """The metric that decides which model is best."""
-        return self.config.eval.metric or self.task.primary_metric
-
-    @property
-    def epoch(self) -> float:
-        """Epochs of the present phase that have passed."""
-        return self.progress.step / self.phase.sampler.steps_per_epoch if self.phase else 0.0
-
-    @property
-    def steps_of_phase(self) -> int:
-        """How many steps the present phase has in all."""
-        assert self.phase is not None
-        is_bounded = self.phase.name == TRAIN and self.progress.budget is not None
-        return (self.progress.budget or 0) if is_bounded else self.phase.total_steps
+from ddp_ft.training.state import Job, Request
 
 
 def compose(
@@ -287,88 +174,3 @@ def groups_of(built: BuiltModel, config: RunConfig, lr: float) -> ParamGroups:
     """The optimizer's groups of all parameters that learn now."""
     depths = block_depths(built.module, built.head) if config.optim.layer_decay < 1 else None
     return param_groups(built.module, built.head, replace(config.optim, lr=lr), depths)
-
-
-def open_folder(job: Job, lease: Lease) -> None:
-    """Make the run folder and take the right to write it; check that every node sees it. UserError if that cannot be.
-
-    A request to stop that is older than this launch is removed, and so is the summary of an earlier start.
-    """
-    folder, world = job.folder, job.world
-    token = world.from_main(lambda: _create_folder(job, lease))
-    sees = _wait_for(folder.path / ".shared", token)
-    seen = world.gather(sees)
-    blind = world.from_main(lambda: [rank for rank, good in enumerate(seen or []) if not good])
-    if blind:
-        raise UserError(
-            f"Run folder {folder.path} is not shared: rank 0 wrote to it, "
-            f"but rank(s) {', '.join(map(str, blind))} do not see that.",
-            "Give --run-dir a folder on a file system that all nodes mount.",
-        )
-
-
-def has_damage(job: Job) -> bool:
-    """Whether this rank has met a damaged picture that is not written down yet."""
-    return job.splits.quarantine is not None and job.splits.quarantine.has_news
-
-
-def settle_damage(job: Job, say: Callable[[str], None]) -> None:
-    """On all ranks: write down the damaged pictures that they have met; UserError if there are too many."""
-    if job.splits.quarantine is not None:
-        job.splits.quarantine.settle(job.world, say)
-
-
-def _create_folder(job: Job, lease: Lease) -> str:
-    folder = job.folder
-    folder.create()
-    lease.take()
-    token = secrets.token_hex(8)
-    with _writable(folder):
-        folder.clear_old_stop(job.launched)
-        (folder.path / "summary.json").unlink(missing_ok=True)
-        (folder.path / ".shared").write_text(token)
-    return token
-
-
-@contextmanager
-def _writable(folder: RunFolder) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"Run folder {folder.path} cannot be written to: {error.strerror}.", "Make room, or choose another."
-        ) from None
-
-
-def describe_run(job: Job) -> None:
-    """Write what a run is described by into its folder. UserError if it cannot be written to."""
-    job.world.from_main(lambda: _write_description(job))
-    job.splits = replace(job.splits, record={})  # it names every picture, and is needed no more
-
-
-def _write_description(job: Job) -> None:
-    folder = job.folder
-    with _writable(folder):
-        _write_small_files(job, folder)
-
-
-def _write_small_files(job: Job, folder: RunFolder) -> None:
-    folder.write_config(job.config)
-    folder.write_json("classes.json", list(job.splits.schema.names))
-    if not (folder.path / "split.json").exists():
-        folder.write_json("split.json", {"fingerprint": job.splits.fingerprint, **job.splits.record})
-    folder.write_json("plan.json", job.plan.to_mapping())
-    record_start(folder.path, job.world)
-    if job.splits.quarantine is not None:
-        job.splits.quarantine.open(folder.path)
-
-
-def _wait_for(file: Path, content: str) -> bool:
-    deadline = time.monotonic() + SHARED_FOLDER_PATIENCE
-    while not (file.is_file() and file.read_text() == content):
-        if time.monotonic() > deadline:
-            return False
-        if file.parent.is_dir():
-            os.scandir(file.parent).close()  # refreshes the cache of a network file system
-        time.sleep(0.1)
-    return True

@@ -14,9 +14,9 @@ from ddp_ft.models.batch_norm import averaged_statistics, batch_statistics, in_o
 from ddp_ft.run_folder.background_writer import CHECKPOINT
 from ddp_ft.run_folder.checkpoints import load_checkpoint, load_ema
 from ddp_ft.run_folder.model_folder import recover_model_folder, restore_weights
-from ddp_ft.training.build import Job
 from ddp_ft.training.ema import Ema
 from ddp_ft.training.progress import Progress
+from ddp_ft.training.state import Job
 
 
 def save(job: Job, before: Callable[[], None]) -> None:

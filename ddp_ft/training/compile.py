@@ -32,7 +32,7 @@ from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.models.blocks import repeated_blocks
 from ddp_ft.models.precision import autocast
-from ddp_ft.training.build import Job, Phase
+from ddp_ft.training.state import Job, Phase
 from ddp_ft.training.step import Learner
 
 OFF, REGIONAL = "false", "regional"

@@ -11,8 +11,8 @@ from ddp_ft.errors import UserError
 from ddp_ft.run_folder.bad_batches import BadBatch, BadBatches, describe_samples
 from ddp_ft.trackers.console import Console
 from ddp_ft.trackers.fan_out import FanOut
-from ddp_ft.training.build import Job, Phase, settle_damage
 from ddp_ft.training.phases import renew_replica
+from ddp_ft.training.state import Job, Phase, settle_damage
 
 
 def take_notes(job: Job, phase: Phase, decisions: Sequence[Decision], console: Console) -> Decision:

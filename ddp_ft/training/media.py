@@ -16,8 +16,8 @@ from ddp_ft.evaluation.analysis import Judgement, confusion, judge, most_confuse
 from ddp_ft.trackers import charts
 from ddp_ft.trackers.charts import MOST_CLASSES, short
 from ddp_ft.trackers.fan_out import FanOut, harmless
-from ddp_ft.training.build import Job, Phase
 from ddp_ft.training.checkpointing import copied
+from ddp_ft.training.state import Job, Phase
 
 # TensorBoard sorts groups by their names: pictures stand behind the curves.
 PICTURES = "8_pictures"

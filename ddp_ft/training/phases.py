@@ -21,16 +21,17 @@ from ddp_ft.distributed.agreement import Decision
 from ddp_ft.distributed.ddp import replicate
 from ddp_ft.distributed.world import World
 from ddp_ft.evaluation.evaluator import EVAL_CHUNK, Scorer
-from ddp_ft.features.extractor import evaluate_head, feature_inputs, is_small, train_batches
+from ddp_ft.features.dataset import evaluate_head, feature_inputs, is_small, train_batches
 from ddp_ft.features.precompute import open_features
 from ddp_ft.models.backbone import head_module
 from ddp_ft.models.freezing import TrainingMode, freeze_parameters
-from ddp_ft.training.build import Job, Phase, groups_of
+from ddp_ft.training.build import groups_of
 from ddp_ft.training.compile import eager
 from ddp_ft.training.gradients import Penalties, clip
 from ddp_ft.training.optim import extend_groups, make_optimizer, undecayed
 from ddp_ft.training.plan import rate_at
 from ddp_ft.training.schedule import lr_factor
+from ddp_ft.training.state import Job, Phase
 from ddp_ft.training.step import Learner, StepSums
 
 # A step on features takes about a millisecond, and an agreement a good part of one.

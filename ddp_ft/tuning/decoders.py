@@ -12,7 +12,7 @@ from ddp_ft.data.image.picture import Image
 from ddp_ft.data.image.sample import open_sample
 from ddp_ft.data.image.transforms import eval_transform, train_transform
 from ddp_ft.data.rng import drawing_from
-from ddp_ft.features.extractor import one_thread
+from ddp_ft.features.dataset import one_thread
 
 # The decoders of `Preprocess`, and what they are compared with: Pillow, in full, as other tools decode.
 SHRINK, FULL, PILLOW = "shrink", "full", "pillow"

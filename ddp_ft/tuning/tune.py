@@ -27,10 +27,11 @@ from ddp_ft.errors import UserError
 from ddp_ft.models.freezing import TrainingMode, freeze_parameters
 from ddp_ft.models.precision import place, resolve_precision
 from ddp_ft.trackers.console import Console
-from ddp_ft.training.build import Job, Phase, Request, groups_of
+from ddp_ft.training.build import groups_of
 from ddp_ft.training.optim import make_optimizer, set_rates
 from ddp_ft.training.phases import open_phase
 from ddp_ft.training.progress import Progress
+from ddp_ft.training.state import Job, Phase, Request
 from ddp_ft.tuning.decoders import FULL, PILLOW, SHRINK, Decoding, find_jpegs
 from ddp_ft.tuning.memory_limit import fits_on_gpu, largest_that_fits
 from ddp_ft.tuning.timing import Result, Turn, race, slowest, winner

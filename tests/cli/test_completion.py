@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from ddp_ft import values_to_complete
+from ddp_ft.cli.completion import cached_names, store_names
 from ddp_ft.cli.main import COMMANDS, ddp_ft
 from ddp_ft.config.user_cache import FOLDER_VARIABLE
-from ddp_ft.values_to_complete import cached_names, store_names
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["timm/resnet18", "timm/resnet18.a1_in1k", "timm/vit_tiny", "torchvision/resnet18"]

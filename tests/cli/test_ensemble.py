@@ -14,8 +14,9 @@ from ddp_ft.data.image.transforms import eval_transform
 from ddp_ft.data.sources.folder import FileSource
 from ddp_ft.data.sources.predict_inputs import list_pictures
 from ddp_ft.errors import UserError
-from ddp_ft.inference.trained_model import VIEWS, Views, combine_members, load_ensemble, load_trained, with_views
-from ddp_ft.tasks import restore_task
+from ddp_ft.inference.ensemble import VIEWS, Views, combine_members, load_ensemble, with_views
+from ddp_ft.inference.trained_model import load_trained
+from ddp_ft.tasks.registry import restore_task
 from tests.support.runs import call_on
 from tests.support.trained import PREPROCESS, write_model
 

@@ -19,10 +19,10 @@ from ddp_ft.data.sources.folder import FileSource
 from ddp_ft.data.sources.predict_inputs import list_pictures
 from ddp_ft.errors import UserError
 from ddp_ft.exporters.onnx import preprocessing_text
-from ddp_ft.inference.trained_model import describe_model, load_trained
+from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.models import build_model
-from ddp_ft.run_folder.model_folder import save_model_folder
-from ddp_ft.tasks import restore_task
+from ddp_ft.run_folder.model_folder import describe_model, save_model_folder
+from ddp_ft.tasks.registry import restore_task
 from tests.support.pictures import SHAPES, draw_shape
 from tests.support.trained import write_model, write_run
 

@@ -11,8 +11,7 @@ import time
 import pytest
 from rich.console import Console
 
-from ddp_ft.trackers.console import Outlook
-from ddp_ft.trackers.live import Live
+from ddp_ft.trackers.console import Live, Outlook
 from tests.support.commands import Command
 from tests.support.runs import arguments, train_here, train_on
 

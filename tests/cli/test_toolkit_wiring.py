@@ -8,8 +8,9 @@ import torch
 from ddp_ft.config.loading import make_config
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World
-from ddp_ft.training.build import Request, compose
+from ddp_ft.training.build import compose
 from ddp_ft.training.phases import open_phase
+from ddp_ft.training.state import Request
 from tests.support import nets
 from tests.support.runs import column, read, train_here
 from tests.support.tables import write_shape_table

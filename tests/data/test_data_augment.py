@@ -8,7 +8,7 @@ import torch
 from picture_files import NumberSource
 from torchvision.transforms import v2
 
-from ddp_ft.config.presets import AUGMENT_PRESETS
+from ddp_ft.config.loading import AUGMENT_PRESETS
 from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.contracts import Preprocess
 from ddp_ft.data.image.augment import Distortions, distortions

@@ -10,7 +10,7 @@ from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Preprocess, Schema
 from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.distributed.ddp import replicate
 from ddp_ft.distributed.world import World
-from ddp_ft.tasks import make_task
+from ddp_ft.tasks.registry import make_task
 from ddp_ft.training.step import Learner
 from tests.support import nets
 from tests.support.ranks import run_ranks

@@ -16,7 +16,7 @@ MAX_FUNCTION_LINES, MAX_FILE_LINES = 60, 400
 EMPTY_NAMES = {"utils", "util", "helper", "helpers", "manager", "managers", "misc", "common"}
 WITHOUT_TORCH = [
     "errors", "config", "plugins", "training.schedule", "distributed.environment", "trackers.services",
-    "values_to_complete",
+    "cli.completion",
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 from ddp_ft.contracts import Preprocess
 from ddp_ft.errors import UserError
 from ddp_ft.models import build_model, create_from_spec, known_names
-from ddp_ft.models.names import resolve
+from ddp_ft.models.libraries.registry import resolve
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from ddp_ft.contracts import BuiltModel
 from ddp_ft.errors import UserError
 from ddp_ft.models import build_model, create_from_spec
 from ddp_ft.models.backbone import features, head_module
-from ddp_ft.models.blueprint import depth_rates
+from ddp_ft.models.build import depth_rates
 from tests.models.test_models_build import TIMM, TORCHVISION, build_on_meta
 from tests.support import nets
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ddp_ft.cli.node import asks_for_cpu, choose_processes, torchrun_command
 from ddp_ft.errors import UserError
+from ddp_ft.slurm.node import asks_for_cpu, choose_processes, torchrun_command
 
 CORES = len(os.sched_getaffinity(0))
 SHIELD = "import sys; from ddp_ft.cli.node import run_shielded; sys.exit(run_shielded(sys.argv[2:], {}, sys.argv[1]))"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ddp_ft.cli.slurm_job import first_host, free_port, read_mark, read_outcome, words_of_run
 from ddp_ft.errors import UserError
+from ddp_ft.slurm.job import first_host, free_port, read_mark, read_outcome, words_of_run
 from ddp_ft.slurm.requeue import History, Outcome, decide
 
 NEW = History()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_ft.cli.submit import KINDS, LAST_LINES
+from ddp_ft.slurm.sbatch import KINDS, LAST_LINES
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))

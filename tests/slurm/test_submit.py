@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ddp_ft.cli.submit import LaunchPlan, render, submit
+from ddp_ft.cli.submit import submit
 from ddp_ft.errors import UserError
+from ddp_ft.slurm.sbatch import LaunchPlan, render
 
 TRAIN = ["--data", "my pets", "--model", "timm/resnet18.a1_in1k"]
 

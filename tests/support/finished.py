@@ -14,7 +14,7 @@ from ddp_ft.distributed.world import World
 from ddp_ft.run_folder.evaluations import save_evaluation
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.run_folder.provenance import record_start
-from ddp_ft.tasks import restore_task
+from ddp_ft.tasks.registry import restore_task
 from ddp_ft.training.plan import Plan
 from tests.support.trained import PREPROCESS, write_model
 

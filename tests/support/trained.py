@@ -9,11 +9,10 @@ from torch import Tensor
 from ddp_ft.config.loading import make_config
 from ddp_ft.contracts import Preprocess
 from ddp_ft.data.splits.open import open_splits
-from ddp_ft.inference.trained_model import describe_model
 from ddp_ft.run_folder.checkpoints import Checkpoints
 from ddp_ft.run_folder.folder import RunFolder
-from ddp_ft.run_folder.model_folder import save_model_folder
-from ddp_ft.tasks import restore_task
+from ddp_ft.run_folder.model_folder import describe_model, save_model_folder
+from ddp_ft.tasks.registry import restore_task
 from tests.support import nets
 from tests.support.pictures import SHAPES
 

@@ -9,7 +9,7 @@ import torch
 from ddp_ft.config.loading import make_config
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema
 from ddp_ft.errors import UserError
-from ddp_ft.tasks import make_task
+from ddp_ft.tasks.registry import make_task
 
 CLASSES = ("ant", "bee", "cat")
 SAMPLES = 11

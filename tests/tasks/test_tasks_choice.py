@@ -8,7 +8,7 @@ from task_cases import CLASSES, DATA, make, refuses
 from ddp_ft.config.loading import make_config
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema
 from ddp_ft.errors import UserError
-from ddp_ft.tasks import describe_choice, restore_task
+from ddp_ft.tasks.registry import describe_choice, restore_task
 
 
 @pytest.mark.parametrize(

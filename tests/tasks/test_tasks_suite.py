@@ -10,7 +10,7 @@ from task_cases import DATA, MANY_CLASSES, ONE_NUMBER, SAMPLES, batch_of, make, 
 
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS
 from ddp_ft.errors import UserError
-from ddp_ft.tasks import restore_task
+from ddp_ft.tasks.registry import restore_task
 
 CASES = {
     "cross_entropy": (LABEL, None, {}),

@@ -9,7 +9,7 @@ from task_cases import ONE_NUMBER, batch_of, code, make, outputs_for, refuses
 
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS
 from ddp_ft.errors import UserError
-from ddp_ft.tasks import restore_task
+from ddp_ft.tasks.registry import restore_task
 
 LOSSES = """
 class Module(nn.Module):

@@ -12,8 +12,10 @@ import pytest
 
 from ddp_ft.errors import UserError
 from ddp_ft.trackers import services
-from ddp_ft.trackers.services import Start, background, service_names
+from ddp_ft.trackers.services import background
 from ddp_ft.trackers.services.background import Background
+from ddp_ft.trackers.services.base import Start
+from ddp_ft.trackers.services.registry import service_names
 from tests.support import recording
 from tests.support.recording import Failing, Recorder, Waiting
 from tests.support.runs import column, train_here

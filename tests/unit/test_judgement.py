@@ -8,7 +8,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Evaluation
 from ddp_ft.evaluation.analysis import Judgement, class_table, confusion, judge, most_confused, rarest, reliability
-from ddp_ft.tasks import restore_task
+from ddp_ft.tasks.registry import restore_task
 
 NAMES = ("a", "b", "c", "d")
 

@@ -10,7 +10,7 @@ from scipy import stats
 from ddp_ft.contracts import LABEL, NUMBERS, Evaluation
 from ddp_ft.evaluation.analysis import Judgement, judge
 from ddp_ft.evaluation.intervals import Interval, difference, holm, intervals, mcnemar, statistics
-from ddp_ft.tasks import restore_task
+from ddp_ft.tasks.registry import restore_task
 
 NAMES = tuple("abcdefg")
 

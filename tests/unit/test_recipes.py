@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 
 from ddp_ft.config.keys import RECIPE
-from ddp_ft.config.loading import make_config, read_recipe, to_flat, to_yaml
-from ddp_ft.config.presets import AUGMENT_PRESETS
+from ddp_ft.config.loading import AUGMENT_PRESETS, make_config, read_recipe, to_flat, to_yaml
 from ddp_ft.config.schema import KEYS, RECIPES
 from ddp_ft.errors import UserError
 

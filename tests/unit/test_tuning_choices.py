@@ -10,7 +10,7 @@ from ddp_ft.distributed.agreement import Agreement, StopAgreed
 from ddp_ft.distributed.stop_request import StopRequest
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
-from ddp_ft.training.build import Request
+from ddp_ft.training.state import Request
 from ddp_ft.tuning import timing as race
 from ddp_ft.tuning import tune as tuning
 from ddp_ft.tuning.memory_limit import largest_that_fits

@@ -21,7 +21,6 @@ from ddp_ft.errors import UserError
 THREADS = 16
 _BLOCK = 1 << 16  # rows of the fingerprint that are text at a time
 
-
 SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"])
 
 Identity = tuple[int, int]  # device and inode

@@ -1,22 +1,13 @@
 """What a model library must offer, and which ones there are."""
 
-import importlib
 from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from ddp_ft.contracts import Preprocess
-from ddp_ft.errors import UserError, nearest
 
 State = dict[str, Tensor]
-
-# Imported when asked for: timm alone costs 1.5 s. A further library is one file and one line here.
-LIBRARIES = {
-    "timm": "ddp_ft.models.libraries.timm",
-    "torchvision": "ddp_ft.models.libraries.torchvision",
-}
-USER_FILES = "file"
 
 
 class Library(Protocol):
@@ -61,19 +52,3 @@ class Library(Protocol):
 
     def adapt(self, module: nn.Module, state: State) -> State:
         """`state` in the names and table sizes of `module`, as far as the library knows how."""
-
-
-def get_library(key: str) -> Library:
-    """The library of that key, as `spec["library"]` stores it; UserError names the known ones."""
-    if key == USER_FILES:
-        return cast(Library, importlib.import_module("ddp_ft.models.libraries.user_file"))
-    if key not in LIBRARIES:
-        known = [*LIBRARIES, USER_FILES]
-        hint = nearest(key, known) or f"Known are {', '.join(known)}."
-        raise UserError(f"Unknown model library '{key}'.", hint)
-    return cast(Library, importlib.import_module(LIBRARIES[key]))
-
-
-def full_name(key: str, name: str) -> str:
-    """How messages call a model, and what `--model` takes."""
-    return name if key == USER_FILES else f"{key}/{name}"

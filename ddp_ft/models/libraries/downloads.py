@@ -11,7 +11,10 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
+
+import torch
 
 from ddp_ft.errors import UserError
 
@@ -73,3 +76,19 @@ def not_fetched(model: str, reason: str) -> UserError:
         f"On a machine with a network, with the same home folder: ddp-ft fetch {model}\n"
         "Or give a file that you have: --weights FILE. To start from random weights: --weights none",
     )
+
+
+def hub_folder() -> str:
+    """Where torch.hub keeps weights; TORCH_HOME moves it."""
+    return str(Path(torch.hub.get_dir()) / "checkpoints")
+
+
+def hub_file_name(url: str) -> str:
+    """The name that torch.hub gives to the file of `url`."""
+    return urlsplit(url).path.rpartition("/")[2]
+
+
+def require_url(url: str, model: str) -> None:
+    """UserError unless the file of `url` is in the cache or its host can be reached."""
+    if not (Path(hub_folder()) / hub_file_name(url)).exists() and not reachable(url):
+        raise not_fetched(model, f"no connection to {urlsplit(url).hostname}")

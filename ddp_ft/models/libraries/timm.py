@@ -11,10 +11,14 @@ from torch import nn
 
 from ddp_ft.contracts import Preprocess
 from ddp_ft.errors import UserError, one_line
-from ddp_ft.models import torch_hub
 from ddp_ft.models.libraries.bare_timm import timm
 from ddp_ft.models.libraries.base import State
-from ddp_ft.models.libraries.downloads import hub_offline, hub_reachable, not_fetched
+from ddp_ft.models.libraries.downloads import (
+    hub_offline,
+    hub_reachable,
+    not_fetched,
+    require_url,
+)
 
 _data: Any = timm.data  # untyped, and mypy does not see what it re-exports
 
@@ -102,7 +106,7 @@ def pretrained(name: str) -> State:
     model = f"timm/{spec_name(name)}"
     online = not config.hf_hub_id or hub_reachable()
     if not config.hf_hub_id:
-        torch_hub.require_url(str(config.url), model)
+        require_url(str(config.url), model)
     try:
         with hub_offline(not online):
             module = timm.create_model(_current(name), pretrained=True)

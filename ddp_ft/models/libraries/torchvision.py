@@ -13,9 +13,8 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from ddp_ft.contracts import Preprocess
 from ddp_ft.errors import one_line
-from ddp_ft.models import torch_hub
 from ddp_ft.models.libraries.base import State
-from ddp_ft.models.libraries.downloads import not_fetched
+from ddp_ft.models.libraries.downloads import hub_file_name, hub_folder, not_fetched, require_url
 
 models: Any = _torchvision_models  # mypy does not see what it re-exports
 
@@ -104,26 +103,26 @@ def preprocess(name: str, module: nn.Module, image_size: int | None, weights: st
 
 def _member_of_file(name: str, weights: str) -> Any:
     members = _weights(spec_name(name)).__members__.values()
-    return next((each for each in members if torch_hub.file_name(each.url) == Path(weights).name), None)
+    return next((each for each in members if hub_file_name(each.url) == Path(weights).name), None)
 
 
 def pretrained(name: str) -> State:
     """The state of torchvision's own model with its own classifier and image size."""
     member = _member(name)
     model = f"torchvision/{spec_name(name)}.{member.name}"
-    torch_hub.require_url(member.url, model)
+    require_url(member.url, model)
     try:
         # Built by torchvision and not read from the file alone: some models rename or drop tensors.
         module = models.get_model(spec_name(name), weights=member, progress=False)
     except Exception as error:
-        where = Path(cache_folder()) / torch_hub.file_name(member.url)
+        where = Path(cache_folder()) / hub_file_name(member.url)
         raise not_fetched(model, f"{one_line(error)} ({where})") from error
     return dict(module.state_dict())
 
 
 def cache_folder() -> str:
     """The cache of torch.hub."""
-    return torch_hub.cache_folder()
+    return hub_folder()
 
 
 def adapt(module: nn.Module, state: State) -> State:

@@ -12,7 +12,8 @@ from contextlib import suppress
 from typing import IO, Any
 
 from ddp_ft.contracts import TRAIN
-from ddp_ft.trackers.services import SERVICES, Start
+from ddp_ft.trackers.services.base import Start
+from ddp_ft.trackers.services.registry import SERVICES
 
 # How many rows and pictures wait at most. A run logs a row in a second or so: many minutes without a network.
 MOST_WAITING, MOST_PICTURES = 10_000, 32

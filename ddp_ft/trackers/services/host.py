@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ddp_ft.plugins import load_object
-from ddp_ft.trackers.services import Row, Start
+from ddp_ft.trackers.services.base import Row, Start
 
 # How long a process whose run was killed may take to hand on what it has; and how long its successor waits for it.
 LAST_SECONDS = 30

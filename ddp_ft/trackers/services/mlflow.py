@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from ddp_ft import __version__
-from ddp_ft.trackers.services import Row, Start
+from ddp_ft.trackers.services.base import Row, Start
 from ddp_ft.trackers.services.curves import points
 from ddp_ft.trackers.services.host import Say, read_facts, write_facts
 

@@ -13,7 +13,7 @@ from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
 from ddp_ft import __version__
-from ddp_ft.trackers.services import Row, Start
+from ddp_ft.trackers.services.base import Row, Start
 from ddp_ft.trackers.services.curves import FOLDERS, points
 from ddp_ft.trackers.services.host import Say, read_facts, write_facts
 

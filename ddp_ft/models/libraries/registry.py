@@ -1,13 +1,38 @@
-"""From what `--model` was given to a library and the model's name in it."""
+"""Which model libraries there are, and what a model's name means."""
 
+import importlib
 from difflib import get_close_matches
+from typing import cast
 
 from ddp_ft.errors import UserError, nearest
-from ddp_ft.models.libraries.base import LIBRARIES, USER_FILES, full_name, get_library
+from ddp_ft.models.libraries.base import Library
 from ddp_ft.plugins import is_reference
 
 _FORMS = "Expected timm/NAME, torchvision/NAME, NAME, or FILE.py:FACTORY."
 _SHOWN = 4
+
+# Imported when asked for: timm alone costs 1.5 s. A further library is one file and one line here.
+LIBRARIES = {
+    "timm": "ddp_ft.models.libraries.timm",
+    "torchvision": "ddp_ft.models.libraries.torchvision",
+}
+USER_FILES = "file"
+
+
+def get_library(key: str) -> Library:
+    """The library of that key, as `spec["library"]` stores it; UserError names the known ones."""
+    if key == USER_FILES:
+        return cast(Library, importlib.import_module("ddp_ft.models.libraries.user_file"))
+    if key not in LIBRARIES:
+        known = [*LIBRARIES, USER_FILES]
+        hint = nearest(key, known) or f"Known are {', '.join(known)}."
+        raise UserError(f"Unknown model library '{key}'.", hint)
+    return cast(Library, importlib.import_module(LIBRARIES[key]))
+
+
+def full_name(key: str, name: str) -> str:
+    """How messages call a model, and what `--model` takes."""
+    return name if key == USER_FILES else f"{key}/{name}"
 
 
 def resolve(name: str) -> tuple[str, str]:

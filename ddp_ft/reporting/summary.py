@@ -1,0 +1,49 @@
+"""What a run has come to: summary.json, and the last lines that are printed."""
+
+from typing import Any
+
+from ddp_ft.contracts import PROBE
+from ddp_ft.trackers.console import Console
+from ddp_ft.training.state import Job
+from ddp_ft.training.validation import is_stale
+
+
+def summarise(job: Job, status: str, test: dict[str, float]) -> dict[str, Any]:
+    """The content of summary.json; `test` has the metrics on the test set, where there is one."""
+    progress = job.progress
+    return {
+        "status": status,
+        "phase": progress.phase,
+        "step": progress.step,
+        "epoch": round(job.epoch, 4),
+        "val": progress.best.metrics,
+        **({"test": test} if test else {}),
+        "best_step": progress.best.step,
+        "best_epoch": round(progress.best.epoch, 4),
+        "best_phase": progress.best.phase,
+        "best_weights": progress.best.weights,
+        "stopped_early": is_stale(job),
+        "images_per_second": progress.images_per_second,
+        "data_wait_share": progress.data_wait_share,
+        "train_seconds": progress.timed_seconds,
+        "wall_seconds": progress.wall_seconds,
+        "compile_seconds": progress.compile_seconds,
+        "restarts": progress.restarts,
+        "bad_steps": progress.bad_steps,
+        "checkpoints": progress.saves,
+        "save_copy_seconds": progress.copy_seconds,
+        "save_stall_seconds": progress.stall_seconds,
+        "world_size": job.world.size,
+    }
+
+
+def say_farewell(job: Job, console: Console, status: str) -> None:
+    """The last lines: where it stopped, or its best model."""
+    if status == "stopped":
+        console.say(f"Stopped at step {job.progress.step}, saved. The same command goes on from there.")
+        return
+    best = job.progress.best
+    metrics = {name: f"{value:.4f}" for name, value in best.metrics.items()}
+    when = "the probe" if best.phase == PROBE else f"epoch {best.epoch:g}"
+    average = " (moving average)" if best.weights == "ema" else ""
+    console.table(f"Best model, after {when}{average}: {job.folder.best}", metrics)

@@ -1,0 +1,73 @@
+"""The tasks by name. A new task is one new file and one line in TASKS."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ddp_ft.config.schema import RunConfig
+from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema, Task
+from ddp_ft.errors import UserError, printable
+from ddp_ft.tasks.multi_label import MultiLabel
+from ddp_ft.tasks.regression import Regression
+from ddp_ft.tasks.single_label import SingleLabel
+
+TASKS: dict[str, type[SingleLabel] | type[MultiLabel] | type[Regression]] = {
+    SingleLabel.name: SingleLabel,
+    MultiLabel.name: MultiLabel,
+    Regression.name: Regression,
+}
+# What each kind of targets can be learned as; the first is what `auto` stands for.
+FITTING_TASKS = {
+    LABEL: (SingleLabel.name, MultiLabel.name),
+    LABELS: (MultiLabel.name,),
+    NUMBERS: (Regression.name,),
+}
+SHOWN_NAMES = 5
+
+
+def make_task(config: RunConfig, schema: Schema, targets: NDArray[Any]) -> Task:
+    """The task that the configuration names, or that follows from the data; `targets` are the training set's.
+
+    Raises UserError for a task that the data has no targets for, for losses, weights and metrics that do not fit the
+    task, and for code of the user's own that does not do what it is to.
+    """
+    task = TASKS[_choose(config, schema)].from_data(config, schema.names, targets)
+    task.check()
+    return task
+
+
+def restore_task(name: str, settings: Mapping[str, Any]) -> Task:
+    """The task of a trained model, from what its `settings` gave, for evaluation and prediction.
+
+    It has no smoothing and no weights: it is not for training. UserError for a task that is not known.
+    """
+    if name not in TASKS:
+        raise UserError(f"The model is for a task '{name}', which is not known.", f"Known: {', '.join(TASKS)}.")
+    return TASKS[name].from_settings(settings)
+
+
+def describe_choice(config: RunConfig, schema: Schema) -> str:
+    """One line to print: the task, and what the data has. UserError as `make_task`."""
+    return f"{_choose(config, schema)} ({_describe(schema)})"
+
+
+def _choose(config: RunConfig, schema: Schema) -> str:
+    fitting = FITTING_TASKS[schema.kind]
+    if config.task == "auto":
+        return fitting[0]
+    if config.task not in fitting:
+        raise UserError(
+            f"--task {config.task} does not fit the data, which has {_describe(schema)}.",
+            f"That fits: {', '.join(fitting)}. A table (--data FILE.csv) has the targets of its column data.target.",
+        )
+    return config.task
+
+
+def _describe(schema: Schema) -> str:
+    shown = ", ".join(map(printable, schema.names[:SHOWN_NAMES])) + (", ..." if len(schema.names) > SHOWN_NAMES else "")
+    if schema.kind == LABEL:
+        return f"one of {len(schema.names)} classes for each picture: {shown}"
+    if schema.kind == LABELS:
+        return f"any number of {len(schema.names)} labels for each picture: {shown}"
+    return f"numbers: {shown}"
