@@ -1,0 +1,195 @@
+"""An export beside the original: the largest difference of an output, the answers, the time."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddp_ft.contracts import BadSample, Source, Task
+from ddp_ft.data.image.picture import Image, whole
+from ddp_ft.data.image.sample import open_sample
+from ddp_ft.data.image.transforms import eval_transform
+from ddp_ft.data.sources.folder import FileSource
+from ddp_ft.data.sources.predict_inputs import list_pictures
+from ddp_ft.distributed.world import World
+from ddp_ft.errors import UserError
+from ddp_ft.inference.evaluation_data import own_validation
+from ddp_ft.inference.exported import Framed
+from ddp_ft.inference.trained_model import Trained, load_trained, make_scorer
+
+# The largest difference of an output that an export may have, as a share of the largest output (or of 1). Other
+# kernels sum in another order: 1e-6 is usual. With the preprocessing inside pixels differ by a grey level here and
+# there, and pictures that are otherwise shrunk while they are decoded by more.
+BOUND, BOUND_WITH_PREPROCESSING = 1e-3, 0.05
+# Where the original's own probabilities are as near as that, either answer is as good.
+UNDECIDED = 0.02
+BATCH = 8  # pictures of a pass that is timed
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Report:
+    """How the export compares with the original: largest difference of an output and what was allowed, pictures with
+    the same answer, milliseconds for a picture, of the original and of the export."""
+
+    size: int
+    pictures: int
+    origin: str
+    difference: float
+    allowed: float
+    same: int
+    decided: int
+    times: tuple[float, float]
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the export may stay."""
+        return self.difference <= self.allowed and self.same >= self.decided
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What to print."""
+        undecided = self.pictures - self.decided
+        answers = f"{self.same} of {self.pictures} the same"
+        answers += f" ({undecided} where the model itself is undecided)" if undecided else ""
+        ours, theirs = self.times
+        return [
+            ("size", f"{self.size / 1e6:.2f} MB"),
+            ("compared on", f"{self.pictures} {self.origin}"),
+            ("difference", f"{self.difference:.2g} at most in an output (allowed: {self.allowed:.2g})"),
+            ("answers", answers),
+            ("time", f"{ours:.2f} ms a picture by the original, {theirs:.2f} ms by the export"),
+        ]
+
+
+def compare(original: Trained, aside: Path, device: torch.device, pictures: Sequence[Image], origin: str) -> Report:
+    """The export that was written to `aside` beside the model it was made from, on pictures of that origin."""
+    world = World(0, 1, 0, device)
+    export = load_trained(aside, device)
+    runs = [_outputs_of(original, world, original), _outputs_of(export, world, original)]
+    wanted, found = (run(pictures) for run in runs)
+    same, decided = _answers(original.task, wanted, found)
+    share = BOUND_WITH_PREPROCESSING if isinstance(export.module, Framed) else BOUND
+    difference = (wanted - found).abs().max()
+    return Report(
+        _size_of(aside),
+        len(pictures),
+        origin,
+        float(difference) if bool(torch.isfinite(found).all()) else float("inf"),
+        share * max(1.0, float(wanted.abs().max())),
+        same,
+        decided,
+        _milliseconds(_calls(original, export, world, pictures[:BATCH]), min(len(pictures), BATCH)),
+    )
+
+
+def _calls(
+    original: Trained, export: Trained, world: World, pictures: Sequence[Image]
+) -> tuple[Callable[[], object], ...]:
+    """What is timed: one batch of prepared pictures; or, if the export prepares them, pixels, one after the other."""
+    pixels = [whole(each) for each in pictures]
+    models = (original, export)
+    if isinstance(export.module, Framed):
+        runs = [_outputs_of(model, world, original) for model in models]
+        return tuple(partial(_one_by_one, run, pixels) for run in runs)
+    transform = eval_transform(original.preprocess)
+    batch = {"image": torch.stack([transform(each) for each in pixels]), "index": torch.arange(len(pixels))}
+    return tuple(partial(make_scorer(model, world).outputs, batch) for model in models)
+
+
+def _one_by_one(run: Callable[[Sequence[Image]], Tensor], pictures: Sequence[Image]) -> None:
+    for each in pictures:
+        run([each])
+
+
+def _outputs_of(model: Trained, world: World, original: Trained) -> Callable[[Sequence[Image]], Tensor]:
+    """What gives the outputs for decoded pictures: in batches of BATCH, or one after the other if it takes them raw."""
+    if isinstance(model.module, Framed):
+        inner = model.module.inner
+        return lambda pictures: torch.cat([inner(whole(each)[None].float()) for each in pictures])
+    scorer, transform = make_scorer(model, world), eval_transform(original.preprocess)
+
+    def outputs(pictures: Sequence[Image]) -> Tensor:
+        parts = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
+        prepared = (torch.stack([transform(each) for each in part]) for part in parts)
+        return torch.cat([scorer.outputs({"image": each, "index": torch.arange(len(each))}) for each in prepared])
+
+    return outputs
+
+
+def _answers(task: Task, wanted: Tensor, found: Tensor) -> tuple[int, int]:
+    """On how many pictures both say the same, and on how many the first is sure of what it says."""
+    records = [[task.record(row) for row in task.predictions(each).tolist()] for each in (wanted, found)]
+    told = [[record.get("class", record.get("classes")) for record in each] for each in records]
+    same = [one == other for one, other in zip(*told, strict=True)]
+    sure = [agrees or not _is_undecided(record) for agrees, record in zip(same, records[0], strict=True)]
+    return sum(same), sum(sure)
+
+
+def _is_undecided(record: dict[str, Any]) -> bool:
+    probabilities = sorted(record.get("probabilities", {}).values(), reverse=True)
+    if "class" in record:
+        return bool(probabilities[0] - probabilities[1] < UNDECIDED)
+    return any(abs(p - 0.5) < UNDECIDED / 2 for p in probabilities)
+
+
+def _milliseconds(calls: Sequence[Callable[[], object]], pictures: int) -> tuple[float, float]:
+    """For a picture, of two calls in turn: medians of ROUNDS."""
+    taken: list[list[float]] = [[] for _ in calls]
+    for _ in range(ROUNDS):
+        for call, times in zip(calls, taken, strict=True):
+            began = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - began)
+    ours, theirs = (1000 * median(times) / pictures for times in taken)
+    return ours, theirs
+
+
+def pictures_to_compare(model: Path, original: Trained, given: Path | None, count: int) -> tuple[list[Image], str]:
+    """Readable pictures, spread over the set they are from, and what they are.
+
+    Of `given`, else of what that model's run is evaluated on, else noise. UserError if none of `given` is readable.
+    """
+    if given is not None:
+        source: Source | None = FileSource(list_pictures([str(given)]))
+        origin = f"pictures of {given}"
+    else:
+        source, origin = own_validation(model, original), "pictures that the run is evaluated on"
+    found = _spread(source, count) if source is not None else []
+    if given is not None and not found:
+        raise UserError(f"--check-images {given}: none of its pictures can be read.")
+    if found:
+        return found, origin
+    return _noise(original, count), "pictures of noise, since the run's data is not here (--check-images DIR)"
+
+
+def _spread(source: Source, count: int) -> list[Image]:
+    found: list[Image] = []
+    for place in range(min(count, len(source))):
+        index = place * len(source) // min(count, len(source))
+        try:
+            picture = open_sample(source, index).image
+            whole(picture)
+        except BadSample:
+            continue
+        found.append(picture)
+    return found
+
+
+def _noise(original: Trained, count: int) -> list[Image]:
+    """Always the same: coarse noise, so that something is left of it when it is resized."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = (2 * side for side in original.preprocess.size)
+    coarse = torch.rand(count, 3, 8, 8, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+    return list((255 * smooth).to(torch.uint8))
+
+
+def _size_of(path: Path) -> int:
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
