@@ -1,4 +1,4 @@
-"""The features of a job's pictures: taken from its cache on the disk, and computed once where they are not there."""
+"""The features of images: taken from their cache on the disk, and computed once where they are not there."""
 
 import json
 import math
@@ -8,12 +8,15 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddp_ft.contracts import LabelledSource
+from ddp_ft.config.schema import RunConfig
+from ddp_ft.contracts import BuiltModel, LabelledSource, Preprocess
 from ddp_ft.data.bad_samples.replace import path_of
 from ddp_ft.data.image.transforms import Transform, eval_transform, train_transform
+from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.evaluation.evaluator import EVAL_CHUNK
 from ddp_ft.features.cache import ChunkStore
@@ -22,40 +25,79 @@ from ddp_ft.features.extractor import AugmentedView, Extracted, Extractor, label
 from ddp_ft.features.key import describe_backbone, digest_names, key_of
 from ddp_ft.models.backbone import MOST_FEATURE_BYTES, feature_width
 from ddp_ft.run_folder.shared import SHARED_FOLDER_PATIENCE
-from ddp_ft.training.state import Job
 
 # In the run folder; named by the key, so that a later start with other weights or another torch finds nothing.
 FOLDER = Path("cache/features")
 _TOKEN = ".seen_"
 
+# A source, how its images are transformed, and what besides the backbone that depends on, as JSON values.
 Table = tuple[LabelledSource, Transform, Mapping[str, Any]]
 
 
-def open_features(job: Job, train: LabelledSource, say: Callable[[str], None]) -> tuple[FeatureSet, FeatureSet]:
+@dataclass(frozen=True)
+class FeatureFiles:
+    """Where features are kept, and what they depend on. `root` None: in memory alone.
+
+    `is_own`: the folder is the run's, so that what other weights or another version left in it is removed. `plan` is
+    that of `Plan.to_mapping`, `fingerprint` the data's.
+    """
+
+    root: Path | None
+    is_own: bool
+    built: BuiltModel
+    plan: Mapping[str, Any]
+    fingerprint: str
+
+    def describe(self) -> dict[str, Any]:
+        """What all tables of features depend on, as JSON values."""
+        backbone = describe_backbone(self.built, self.plan)
+        return {**backbone, "data": self.fingerprint, "chunk": EVAL_CHUNK}
+
+
+def open_features(
+    extractor: Extractor, files: FeatureFiles, train: Sequence[Table], val: Table, say: Callable[[str], None]
+) -> tuple[FeatureSet, FeatureSet]:
     """The features of the training set, in all its views, and of the validation set; the same on every rank.
 
-    Raises UserError if they would take more than freeze.cache_gb, StopAgreed if all ranks were asked to stop: chunks
-    that are complete are there at the next start.
+    Raises StopAgreed if all ranks were asked to stop: chunks that are complete are there at the next start.
     """
-    val = job.splits.val
-    size = 4 * feature_width(job.built) * (job.config.freeze.views * len(train) + len(val))
-    _check_size(job, size)
-    tables = [*_views(job, train), (val, eval_transform(job.built.preprocess), {})]
-    stores, common, trouble = _open_stores(job, tables)
+    tables = [*train, val]
+    stores, common, trouble = _open_stores(extractor.world, files, tables)
     if trouble:
         say(f"Warning: {trouble}; features are kept in memory, and computed again at the next start.")
-    say(_announce(job, tables, stores))
-    extractor = _extractor(job)
+    say(_announce(files, tables, stores))
     found = [extractor.extract(*table[:2], store, common) for table, store in zip(tables, stores, strict=True)]
-    _tell_of_troubles(job, found, say)
-    on_device = MOST_FEATURE_BYTES
-    return labelled(found[:-1], train, job.world.device, on_device), labelled(
-        found[-1:], val, job.world.device, on_device
-    )
+    _report_troubles(extractor.world, found, say)
+    device, most = extractor.world.device, MOST_FEATURE_BYTES
+    return labelled(found[:-1], train[0][0], device, most), labelled(found[-1:], val[0], device, most)
 
 
-def _check_size(job: Job, size: int) -> None:
-    most = job.config.freeze.cache_gb
+def check_features(config: RunConfig, built: BuiltModel) -> None:
+    """UserError for settings of features that do not go together, or not with the model."""
+    cached, probed = config.freeze.cache_features, config.probe.epochs > 0
+    mixes = bool(config.augment.mixup or config.augment.cutmix)
+    if (cached or probed) and built.head_path is None:
+        what = "freeze.cache_features" if cached else "probe.epochs"
+        raise UserError(
+            f"{what}: {config.model.name} does not end with its head, so its features cannot be cut off.",
+            "Use --recipe full, or --freeze backbone to train the head alone on pictures.",
+        )
+    if cached and (config.freeze.parts != "backbone" or config.freeze.schedule or mixes):
+        raise UserError(
+            "freeze.cache_features trains on features that never change: it needs --freeze backbone, "
+            "no freeze.schedule, and neither mixup nor cutmix.",
+            "Leave freeze.cache_features out, or use --recipe linear_probe.",
+        )
+    if config.freeze.views > 1 and not (cached or probed):
+        raise UserError(
+            f"freeze.views = {config.freeze.views} is of features, and this run computes none.",
+            "Add --recipe linear_probe or --set probe.epochs=20, or leave freeze.views at 1.",
+        )
+
+
+def check_size(built: BuiltModel, samples: int, most: float) -> None:
+    """UserError if the features of so many samples, each view counted, take more than `most` GiB; 0: any size."""
+    size = 4 * feature_width(built) * samples
     if most and size > most * 2**30:
         raise UserError(
             f"The features of this data would take {size / 2**30:.1f} GiB; freeze.cache_gb allows {most:g}.",
@@ -64,9 +106,8 @@ def _check_size(job: Job, size: int) -> None:
         )
 
 
-def _views(job: Job, train: LabelledSource) -> list[Table]:
+def training_views(train: LabelledSource, preprocess: Preprocess, config: RunConfig) -> list[Table]:
     """View 0 is as in evaluation; what the others are drawn from is part of their key."""
-    config, preprocess = job.config, job.built.preprocess
     views: list[Table] = [(train, eval_transform(preprocess), {})]
     for view in range(1, config.freeze.views):
         transform = AugmentedView(train_transform(preprocess, config.augment), config.seed, view)
@@ -74,49 +115,30 @@ def _views(job: Job, train: LabelledSource) -> list[Table]:
     return views
 
 
-def _extractor(job: Job) -> Extractor:
-    built, plan = job.built, job.plan
-    return Extractor(
-        module=built.module,
-        head_path=built.head_path or "",
-        task=job.task,
-        prepare=job.prepare,
-        world=job.world,
-        precision=plan.precision,
-        chunk=EVAL_CHUNK,
-        threads=plan.threads,
-        workers=plan.workers,
-        in_rounds=job.agreement.in_rounds,
-    )
-
-
-def _open_stores(job: Job, tables: Sequence[Table]) -> tuple[Sequence[ChunkStore | None], bool, str]:
+def _open_stores(
+    world: World, files: FeatureFiles, tables: Sequence[Table]
+) -> tuple[Sequence[ChunkStore | None], bool, str]:
     """A store for each table, whether all ranks see the same ones, and why there are none, if there are none."""
     nothing: list[ChunkStore | None] = [None] * len(tables)
-    if not job.config.freeze.cache_gb:
+    root = files.root
+    if root is None:
         return nothing, False, ""
-    root = _root(job)
-    names, token, trouble = job.world.from_main(lambda: _prepare(job, root, tables))
+    names, token, trouble = world.from_main(lambda: _prepare(files, root, tables))
     if trouble:
         return nothing, False, trouble
-    is_common = job.world.gather(_sees(root / names[0] / f"{_TOKEN}{token}"))
-    common = job.world.from_main(lambda: all(is_common or []))
-    job.world.from_main(lambda: (root / names[0] / f"{_TOKEN}{token}").unlink(missing_ok=True))
+    is_common = world.gather(_sees(root / names[0] / f"{_TOKEN}{token}"))
+    common = world.from_main(lambda: all(is_common or []))
+    world.from_main(lambda: (root / names[0] / f"{_TOKEN}{token}").unlink(missing_ok=True))
     for name in names:  # on a node with a disk of its own they are not there yet
         with suppress(OSError):  # writing will say so
             (root / name).mkdir(parents=True, exist_ok=True)
     return [ChunkStore(root / n, len(t[0]), EVAL_CHUNK) for n, t in zip(names, tables, strict=True)], common, ""
 
 
-def _root(job: Job) -> Path:
-    return job.config.freeze.cache_dir or job.folder.path / FOLDER
-
-
-def _prepare(job: Job, root: Path, tables: Sequence[Table]) -> tuple[list[str], str, str]:
+def _prepare(files: FeatureFiles, root: Path, tables: Sequence[Table]) -> tuple[list[str], str, str]:
     """Rank 0: make the folders, and put something there that the others can look for."""
-    backbone = describe_backbone(job.built, job.plan.to_mapping())
-    backbone["data"], backbone["chunk"] = job.splits.fingerprint, EVAL_CHUNK
-    descriptions = [{**backbone, **about, "pictures": _digest_of(source)} for source, _, about in tables]
+    common = files.describe()
+    descriptions = [{**common, **about, "pictures": _digest_of(source)} for source, _, about in tables]
     names, token = [key_of(description) for description in descriptions], secrets.token_hex(8)
     try:
         for name, description in zip(names, descriptions, strict=True):
@@ -124,7 +146,7 @@ def _prepare(job: Job, root: Path, tables: Sequence[Table]) -> tuple[list[str], 
         (root / names[0] / f"{_TOKEN}{token}").touch()
     except OSError as error:
         return names, token, f"{root} cannot be written to ({error.strerror})"
-    if job.config.freeze.cache_dir is None:  # of an older version or other weights, and nobody else's
+    if files.is_own:
         for other in root.iterdir():
             if other.name not in names:
                 shutil.rmtree(other, ignore_errors=True)
@@ -152,19 +174,19 @@ def _sees(file: Path) -> bool:
     return True
 
 
-def _announce(job: Job, tables: Sequence[Table], stores: Sequence[ChunkStore | None]) -> str:
+def _announce(files: FeatureFiles, tables: Sequence[Table], stores: Sequence[ChunkStore | None]) -> str:
     pictures = sum(len(source) for source, _, _ in tables)
     chunks = sum(math.ceil(len(source) / EVAL_CHUNK) for source, _, _ in tables)
     known = sum(store.known for store in stores if store)
     if known == chunks:
-        return f"The features of {pictures} pictures are in {_root(job)}."
-    rest = f"; {known} of {chunks} parts are in {_root(job)}" if known else ""
+        return f"The features of {pictures} pictures are in {files.root}."
+    rest = f"; {known} of {chunks} parts are in {files.root}" if known else ""
     return f"Computing the features of {pictures} pictures{rest}."
 
 
-def _tell_of_troubles(job: Job, found: Sequence[Extracted], say: Callable[[str], None]) -> None:
+def _report_troubles(world: World, found: Sequence[Extracted], say: Callable[[str], None]) -> None:
     if damaged := sum(each.damaged for each in found):
         say(f"Warning: {damaged} stored parts of the features were damaged, and were computed again.")
     errors = {each.error for each in found if each.error}
-    if lost := sorted({error for rank in job.world.gather(errors) or [] for error in rank}):
+    if lost := sorted({error for rank in world.gather(errors) or [] for error in rank}):
         say(f"Warning: features could not be stored ({'; '.join(lost)}); they are kept in memory.")

@@ -18,6 +18,7 @@ from ddp_ft.distributed.environment import Launch, launch_started
 from ddp_ft.distributed.stop_request import StopRequest
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
+from ddp_ft.features.precompute import check_features
 from ddp_ft.models import build_model, load_weights
 from ddp_ft.models.activation_checkpointing import recompute_blocks
 from ddp_ft.models.blocks import block_depths
@@ -145,29 +146,7 @@ def _check_combinations(config: RunConfig, built: BuiltModel, task: Task, device
             "Leave optim.l2_sp at 0; optim.weight_decay pulls towards 0.",
         )
     check_nvjpeg(config, built.preprocess, device)
-    _check_features(config, built, mixes)
-
-
-def _check_features(config: RunConfig, built: BuiltModel, mixes: bool) -> None:
-    """The same for what is trained on features."""
-    cached, probed = config.freeze.cache_features, config.probe.epochs > 0
-    if (cached or probed) and built.head_path is None:
-        what = "freeze.cache_features" if cached else "probe.epochs"
-        raise UserError(
-            f"{what}: {config.model.name} does not end with its head, so its features cannot be cut off.",
-            "Use --recipe full, or --freeze backbone to train the head alone on pictures.",
-        )
-    if cached and (config.freeze.parts != "backbone" or config.freeze.schedule or mixes):
-        raise UserError(
-            "freeze.cache_features trains on features that never change: it needs --freeze backbone, "
-            "no freeze.schedule, and neither mixup nor cutmix.",
-            "Leave freeze.cache_features out, or use --recipe linear_probe.",
-        )
-    if config.freeze.views > 1 and not (cached or probed):
-        raise UserError(
-            f"freeze.views = {config.freeze.views} is of features, and this run computes none.",
-            "Add --recipe linear_probe or --set probe.epochs=20, or leave freeze.views at 1.",
-        )
+    check_features(config, built)
 
 
 def groups_of(built: BuiltModel, config: RunConfig, lr: float) -> ParamGroups:

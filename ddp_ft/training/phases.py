@@ -21,8 +21,9 @@ from ddp_ft.distributed.agreement import Decision
 from ddp_ft.distributed.ddp import replicate
 from ddp_ft.distributed.world import World
 from ddp_ft.evaluation.evaluator import EVAL_CHUNK, Scorer
-from ddp_ft.features.dataset import evaluate_head, feature_inputs, is_small, train_batches
-from ddp_ft.features.precompute import open_features
+from ddp_ft.features.dataset import FeatureSet, evaluate_head, feature_inputs, is_small, train_batches
+from ddp_ft.features.extractor import Extractor
+from ddp_ft.features.precompute import FOLDER, FeatureFiles, check_size, open_features, training_views
 from ddp_ft.models.backbone import head_module
 from ddp_ft.models.freezing import TrainingMode, freeze_parameters
 from ddp_ft.training.build import groups_of
@@ -215,7 +216,7 @@ def _on_features(
 ) -> Phase:
     """A phase in which every rank trains the same head on the same features, and so none waits for another."""
     solo = World(0, 1, 0, job.world.device)
-    train, val = open_features(job, _training_source(job), say)
+    train, val = _features(job, say)
     seed = derive_seed(job.config.seed, *name.encode())
     sampler = _sampler(job, solo, batch_size, seed, pairs=False)
     total_steps = epochs * sampler.steps_per_epoch
@@ -248,6 +249,29 @@ def _on_features(
         measured,
         lambda sums, flags, ends: _agree_at_times(job, sums, flags),
     )
+
+
+def _features(job: Job, say: Callable[[str], None]) -> tuple[FeatureSet, FeatureSet]:
+    """Of the training set, in all its views, and of the validation set; UserError if they are more than is allowed."""
+    config, built, plan, train, val = job.config, job.built, job.plan, _training_source(job), job.splits.val
+    cache = config.freeze
+    check_size(built, cache.views * len(train) + len(val), cache.cache_gb)
+    root = (cache.cache_dir or job.folder.path / FOLDER) if cache.cache_gb else None
+    files = FeatureFiles(root, cache.cache_dir is None, built, plan.to_mapping(), job.splits.fingerprint)
+    extractor = Extractor(
+        module=built.module,
+        head_path=built.head_path or "",
+        task=job.task,
+        prepare=job.prepare,
+        world=job.world,
+        precision=plan.precision,
+        chunk=EVAL_CHUNK,
+        threads=plan.threads,
+        workers=plan.workers,
+        in_rounds=job.agreement.in_rounds,
+    )
+    views = training_views(train, built.preprocess, config)
+    return open_features(extractor, files, views, (val, eval_transform(built.preprocess), {}), say)
 
 
 def _agree_at_times(job: Job, sums: StepSums, flags: list[float]) -> list[Decision]:
