@@ -56,7 +56,7 @@ PARTS = (
     ("notes and checks behind a step", "ddp_ft.run", "take_notes"),
     ("notes and checks behind a step", "ddp_ft.run", "check_writes"),
     ("notes and checks behind a step", "ddp_ft.run", "_fix_budget"),
-    ("notes and checks behind a step", "ddp_ft.allocation", "Allocation.forecast_once"),
+    ("notes and checks behind a step", "ddp_ft.slurm.walltime", "Allocation.forecast_once"),
     ("what is due", "ddp_ft.run", "is_due"), ("what is due", "ddp_ft.run", "_save_is_due"),
     ("what is due", "ddp_ft.run", "_evaluation_is_due"), ("what is due", "ddp_ft.run", "is_stale"),
     ("what is due", "ddp_ft.run", "stage_at"), ("what is due", "ddp_ft.run", "_ends_a_stretch"),

@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ddp_ft.version import __version__
+
 if TYPE_CHECKING:
     from ddp_ft.inference.api import Model, Prediction, load
 
-__version__ = "0.1.0"
 __all__ = ["Model", "Prediction", "__version__", "load"]
 
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import click
 
-from ddp_ft import __version__
 from ddp_ft.cli.options import config_options, default_run_dir, given_layers, importing, run_options
 from ddp_ft.cli.process import DONE, STOPPED, run_command
 from ddp_ft.config.loading import make_config
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.distributed.environment import read_launch
 from ddp_ft.errors import UserError
+from ddp_ft.version import __version__
 
 EXAMPLE = """Example:
   torchrun --nproc_per_node=4 -m ddp_ft.train --data ~/pets --model timm/convnext_tiny.in12k_ft_in1k

@@ -6,9 +6,9 @@ import os
 import click
 from click.shell_completion import CompletionItem
 
-from ddp_ft import __version__
 from ddp_ft.cli.process import run_command
 from ddp_ft.errors import nearest
+from ddp_ft.version import __version__
 
 # Name of the command, which is also that of the attribute -> its module, and one line for the list.
 COMMANDS = {

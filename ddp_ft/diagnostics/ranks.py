@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-import ddp_ft
 from ddp_ft.diagnostics.disk import nearest_folder
 from ddp_ft.diagnostics.finding import OK, PROBLEM, WARNING, Finding
 from ddp_ft.diagnostics.versions import all_versions, differing
@@ -97,7 +96,7 @@ def _clocks(world: World) -> list[float]:
 
 def hash_code() -> str:
     """Of all files of this package: another one on another node would train otherwise."""
-    root = Path(ddp_ft.__file__).parent
+    root = Path(__file__).parents[1]
     digest = hashlib.blake2b(digest_size=8)
     for file in sorted(root.rglob("*.py")):
         digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())

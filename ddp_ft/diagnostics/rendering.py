@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ddp_ft import __version__
 from ddp_ft.diagnostics.finding import OK, PROBLEM, VERDICTS, Finding, worst
+from ddp_ft.version import __version__
 
 SHOWN_PATHS, LONGEST_PATH = 5, 300
 # The JSON's own version: it grows when a field goes or changes its meaning, and not when one comes.

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddp_ft import __version__
 from ddp_ft.contracts import LABEL, NUMBERS, PROBE
 from ddp_ft.data.sources.table_file import is_table
 from ddp_ft.errors import printable
@@ -15,6 +14,7 @@ from ddp_ft.evaluation.intervals import Interval
 from ddp_ft.reporting.facts import SPLITS, RunFacts
 from ddp_ft.reporting.formats import count, interval_text, metric_name, metric_text, plural
 from ddp_ft.reporting.set_section import TITLES
+from ddp_ft.version import __version__
 
 FILE = "model_card.md"
 # What hubs call our metrics; the others keep their names.

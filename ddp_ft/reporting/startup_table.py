@@ -1,12 +1,11 @@
 """What a run says of itself: at its start, in summary.json, and at its end."""
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
 
-from ddp_ft.contracts import PROBE, LoadReport
+from ddp_ft.contracts import LoadReport
 from ddp_ft.data.class_counts import ClassCounts, count_classes
 from ddp_ft.diagnostics.advice import advise, situation_of
 from ddp_ft.diagnostics.finding import NOTE, VERDICTS, tried
@@ -14,10 +13,9 @@ from ddp_ft.errors import printable
 from ddp_ft.models.flops import flops_per_picture
 from ddp_ft.models.freezing import frozen_table
 from ddp_ft.tasks.registry import describe_choice
-from ddp_ft.trackers.console import Console, Outlook
-from ddp_ft.trackers.fan_out import FanOut, harmless
+from ddp_ft.trackers.console import Console
 from ddp_ft.training.plan import describe_grade
-from ddp_ft.training.state import Job, Phase
+from ddp_ft.training.state import Job
 
 T = TypeVar("T")
 
@@ -104,24 +102,3 @@ def _notes(job: Job) -> list[str]:
             f"Faster: torchrun --nproc_per_node={gpus} -m ddp_ft.train ..."
         )
     return notes
-
-
-def look_ahead(job: Job, phase: Phase) -> Outlook:
-    """What the live display says besides the newest row."""
-    best, checkpoint, step = job.progress.best, job.config.checkpoint, job.progress.step
-    when = "the probe" if best.phase == PROBE else f"epoch {best.epoch:g}"
-    shown = f"{job.metric} {best.metrics[job.metric]:.4f} ({when})" if best.metrics else ""
-    ends = [every for every in (phase.sampler.steps_per_epoch, checkpoint.every_steps) if every > 0]
-    next_step = min([job.steps_of_phase, *((step // every + 1) * every for every in ends)])
-    minutes = checkpoint.every_minutes or math.inf
-    return Outlook(shown, next_step, job.saved_at + 60 * minutes)
-
-
-def tell_of_trace(job: Job, trackers: FanOut, console: Console, at_the_end: bool = False) -> None:
-    """Behind the last step of --profile, or of the run: where its trace is, and which operations took longest."""
-    with harmless(f"no trace of steps {job.config.log.profile}"):
-        table = job.trace.finish() if at_the_end else job.trace.after(job.progress.step)
-        if table:
-            said = f"Steps {job.config.log.profile} are traced: {job.trace.file}"
-            console.say(f"{said}\nOpen it in https://ui.perfetto.dev.")
-            trackers.text("profile", job.progress.step, f"```\n{table}\n```")

@@ -6,7 +6,7 @@ Names of classes and files are hostile: all that is filled in is escaped.
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ddp_ft import __version__
+from ddp_ft.version import __version__
 
 if TYPE_CHECKING:
     from jinja2 import Environment

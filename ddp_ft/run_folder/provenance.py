@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from ddp_ft import __version__
 from ddp_ft.distributed.environment import read_launch, usable_cores
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import printable
 from ddp_ft.run_folder.files import to_json, write_text
+from ddp_ft.version import __version__
 
 FILE = "provenance.json"
 LIBRARIES = ("torch", "torchvision", "timm", "torchmetrics", "numpy", "pillow", "safetensors")

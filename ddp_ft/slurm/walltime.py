@@ -4,6 +4,7 @@ import math
 import os
 import re
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -128,3 +129,30 @@ def _count(requeues: int | None) -> str:
 
 def _clock(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+
+
+@dataclass
+class Allocation:
+    """The batch job that a run is in. `end` is when it ends, in seconds since 1970; None: nobody knows, and nothing is
+    printed. `lead`: how long before that a run saves, in seconds."""
+
+    end: float | None
+    lead: float
+    has_forecast: bool = False
+
+    @property
+    def stop_at(self) -> float | None:
+        """When a run stops by itself, should no signal come (seconds since 1970)."""
+        return None if self.end is None else max(self.end - self.lead, earliest_stop(time.time(), self.end))
+
+    def forecast_once(self, pace: Pace | None, steps_left: int) -> str:
+        """How far this job will come, once; empty before steps were timed (`pace` None) and from then on."""
+        if self.has_forecast or self.end is None or pace is None:
+            return ""
+        self.has_forecast = True
+        return describe(forecast(pace, steps_left, time.time(), self.end, self.lead), self.end, self.lead)
+
+
+def read_allocation(looks: bool) -> Allocation:
+    """The job's end, from Slurm, if this rank `looks` for it."""
+    return Allocation(read_end_time() if looks else None, read_lead())

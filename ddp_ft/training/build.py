@@ -19,12 +19,11 @@ from ddp_ft.distributed.stop_request import StopRequest
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.features.precompute import check_features
-from ddp_ft.models import build_model, load_weights
-from ddp_ft.models.activation_checkpointing import recompute_blocks
+from ddp_ft.models import build_model
 from ddp_ft.models.blocks import block_depths
-from ddp_ft.models.freezing import TrainingMode, freeze_parameters, prepare_batch_norm, unfreeze_plan
-from ddp_ft.models.head import check_head, initialise_head
-from ddp_ft.models.precision import place
+from ddp_ft.models.freezing import TrainingMode
+from ddp_ft.models.head import check_head
+from ddp_ft.models.prepare import load_and_place, prepare
 from ddp_ft.run_folder.checkpoints import Checkpoints
 from ddp_ft.run_folder.folder import RunFolder, check_same_data
 from ddp_ft.tasks.registry import make_task
@@ -53,14 +52,9 @@ def compose(
     trace = StepTrace(parse_steps(config.log.profile), folder.path / PROFILE, world.rank, world.device)
     task = make_task(config, splits.schema, splits.train.targets)
     task.higher_is_better(config.eval.metric or task.primary_metric)
-    initialise_head(built.module, built.head, task.initial_bias() if config.head.bias == "prior" else None)
-    module = prepare_batch_norm(built.module, config.model.batch_norm, world.device.type, world.size)
-    built = replace(built, module=module, preprocess=_decoded_as(config.data.decoder, built.preprocess))
-    if config.compute.recompute:
-        recompute_blocks(module, config.model.name or "")
-    stages = unfreeze_plan(config.freeze.schedule, config.freeze.parts, module, built.head)
-    freeze_parameters(module, stages[-1].frozen)
-    TrainingMode(module, config.model.batch_norm)()
+    built, stages = prepare(built, config, task.initial_bias() if config.head.bias == "prior" else None, world)
+    module = built.module
+    built = replace(built, preprocess=_decoded_as(config.data.decoder, built.preprocess))
     workers = config.data.workers
     if workers is None:
         workers = default_workers(world.device.type, launch.local_world_size)
@@ -68,10 +62,7 @@ def compose(
     plan = replace(plan, tuned=dict(request.tuned), measured=[dict(row) for row in request.measured])
     _check_combinations(config, built, task, world.device)
     sampling = sampling_weights(config.data.sampling, splits.train.targets, splits.train.weights, splits.schema.kind)
-    freeze_parameters(module, stages[0].frozen)
-    report = world.from_main(lambda: load_weights(built, config.model.name or "", config.model.weights))
-    place(module, world.device, plan.channels_last)
-    world.broadcast_module(module)
+    report = load_and_place(built, stages[0], config, world, plan.channels_last)
     anchors = anchors_of(module, built.head) if config.optim.l2_sp else {}
     optimizer = make_optimizer(groups_of(built, config, plan.lr), config.optim)
     job = Job(

@@ -93,7 +93,7 @@ def test_one_version_and_a_citation():
     assert citation["message"] and citation["title"] and citation["authors"] == [{"name": "The ddp_ft developers"}]
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
-    assert setup["metadata"]["version"] == "attr: ddp_ft.__version__"
+    assert setup["metadata"]["version"] == "attr: ddp_ft.version.__version__"
     assert setup["metadata"]["license"] == citation["license"]
 
 

@@ -15,8 +15,8 @@ MAX_FUNCTION_LINES, MAX_FILE_LINES = 60, 400
 # Names that say nothing about what is inside, and so collect everything.
 EMPTY_NAMES = {"utils", "util", "helper", "helpers", "manager", "managers", "misc", "common"}
 WITHOUT_TORCH = [
-    "errors", "config", "plugins", "training.schedule", "distributed.environment", "trackers.services",
-    "cli.completion",
+    "errors", "version", "config", "plugins", "training.schedule", "distributed.environment", "slurm",
+    "trackers.services.host", "trackers.services.registry", "cli.completion",
 ]  # fmt: skip
 
 

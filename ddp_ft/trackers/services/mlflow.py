@@ -15,10 +15,10 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from ddp_ft import __version__
 from ddp_ft.trackers.services.base import Row, Start
 from ddp_ft.trackers.services.curves import points
 from ddp_ft.trackers.services.host import Say, read_facts, write_facts
+from ddp_ft.version import __version__
 
 # What a request may hold at most, by MLflow's own checks.
 LONGEST_VALUE, PARAMS_AT_ONCE, METRICS_AT_ONCE = 6000, 100, 1000

@@ -1,0 +1,40 @@
+"""A built model as a run trains it: its head drawn, normalisation chosen, parts frozen, weights on the device."""
+
+from dataclasses import replace
+
+import torch
+
+from ddp_ft.config.schema import RunConfig
+from ddp_ft.contracts import BuiltModel, LoadReport
+from ddp_ft.distributed.world import World
+from ddp_ft.models.activation_checkpointing import recompute_blocks
+from ddp_ft.models.freezing import Stage, TrainingMode, freeze_parameters, prepare_batch_norm, unfreeze_plan
+from ddp_ft.models.head import initialise_head
+from ddp_ft.models.precision import place
+from ddp_ft.models.weights import load_weights
+
+
+def prepare(
+    built: BuiltModel, config: RunConfig, bias: torch.Tensor | None, world: World
+) -> tuple[BuiltModel, list[Stage]]:
+    """The model with a head that starts from `bias` (one an output; None: zeros), and the stages of its unfreezing.
+
+    It is left as in the last stage, in which most of it learns.
+    """
+    initialise_head(built.module, built.head, bias)
+    module = prepare_batch_norm(built.module, config.model.batch_norm, world.device.type, world.size)
+    if config.compute.recompute:
+        recompute_blocks(module, config.model.name or "")
+    stages = unfreeze_plan(config.freeze.schedule, config.freeze.parts, module, built.head)
+    freeze_parameters(module, stages[-1].frozen)
+    TrainingMode(module, config.model.batch_norm)()
+    return replace(built, module=module), stages
+
+
+def load_and_place(built: BuiltModel, first: Stage, config: RunConfig, world: World, channels_last: bool) -> LoadReport:
+    """Freeze as in the first stage, and give all ranks rank 0's weights, on their devices."""
+    freeze_parameters(built.module, first.frozen)
+    report = world.from_main(lambda: load_weights(built, config.model.name or "", config.model.weights))
+    place(built.module, world.device, channels_last)
+    world.broadcast_module(built.module)
+    return report

@@ -1,0 +1,3 @@
+"""The version, free of imports."""
+
+__version__ = "0.1.0"
