@@ -17,9 +17,8 @@ from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.stop_request import STOP_FILE_VARIABLE, StopRequest
 from ddp_ft.distributed.watchdog import watching
 from ddp_ft.distributed.world import World, connect
-from ddp_ft.reporting import report_at_the_end
 from ddp_ft.reporting.startup_table import introduce
-from ddp_ft.reporting.summary import say_farewell, summarise
+from ddp_ft.reporting.summary import report_at_the_end, say_farewell, summarise
 from ddp_ft.run_folder.evaluations import save_evaluation
 from ddp_ft.run_folder.folder import STOP_FILE, RunFolder, check_same_recipe
 from ddp_ft.run_folder.lease import Lease

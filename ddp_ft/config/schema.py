@@ -1,6 +1,6 @@
 """The one place that knows the configuration: names, types, defaults, ranges, kinds and help of all keys.
 
-Each field of the dataclasses below, and of those in `running`, is one key, reached as `section.name` by `--set` and in
+Each field of the dataclasses below, and of those in `runtime`, is one key, reached as `section.name` by `--set` and in
 YAML files, and by its own flag where it has one.
 """
 

@@ -21,6 +21,8 @@ WITHOUT_EFFECT = (
 # Libraries that read, change or look at pictures, where they are installed.
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "PyTurboJPEG", "torchcodec")
 PACKAGE = Path(__file__).parent.parent
+# What besides data/image has a part in features: the draws of augmented views, how images come in batches, the pass.
+_OTHERS = ("data/rng.py", "data/loader.py", "features/extractor.py", "models/backbone.py")
 
 
 def describe_backbone(built: BuiltModel, plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,8 +82,8 @@ def _kind(module: nn.Module) -> str:
 
 def _code(model_name: str) -> Iterable[bytes]:
     """The files that make a picture a feature: ours, and the user's file with the model, if it is one."""
-    yield from (file.read_bytes() for file in sorted((PACKAGE / "data").rglob("*.py")))
-    yield from ((PACKAGE / name).read_bytes() for name in ("features/extractor.py", "models/backbone.py"))
+    images = sorted((PACKAGE / "data/image").rglob("*.py"))
+    yield from (file.read_bytes() for file in [*images, *(PACKAGE / name for name in _OTHERS)])
     theirs = Path(model_name.rpartition(":")[0])
     if theirs.suffix == ".py" and theirs.is_file():
         yield theirs.read_bytes()

@@ -1,8 +1,10 @@
 """What a run has come to: summary.json, and the last lines that are printed."""
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from ddp_ft.contracts import PROBE
+from ddp_ft.contracts import PROBE, LabelledSource
 from ddp_ft.trackers.console import Console
 from ddp_ft.training.state import Job
 from ddp_ft.training.validation import is_stale
@@ -47,3 +49,15 @@ def say_farewell(job: Job, console: Console, status: str) -> None:
     when = "the probe" if best.phase == PROBE else f"epoch {best.epoch:g}"
     average = " (moving average)" if best.weights == "ema" else ""
     console.table(f"Best model, after {when}{average}: {job.folder.best}", metrics)
+
+
+def report_at_the_end(run: Path, sources: Mapping[str, LabelledSource], say: Callable[[str], None]) -> None:
+    """The report of a run that has just ended. Whatever goes wrong is one warning: the run is done without it."""
+    try:
+        from ddp_ft.reporting.writing import write_report
+
+        told = write_report(run, sources=sources)
+    except Exception as error:  # of drawing libraries, of any kind
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        told = [f"Warning: the report could not be written. {reason}", f"Try it again: ddp-ft report {run}"]
+    say("\n".join(told))

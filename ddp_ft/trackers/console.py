@@ -1,4 +1,4 @@
-"""What a person sees: a live display on a terminal (`live`), plain lines in a log file."""
+"""What a person sees: a live display on a terminal, plain lines in a log file."""
 
 import logging
 import time

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from ddp_ft.errors import UserError
-from ddp_ft.trackers import services
-from ddp_ft.trackers.services import background
+from ddp_ft.trackers.services import background, registry
 from ddp_ft.trackers.services.background import Background
 from ddp_ft.trackers.services.base import Start
 from ddp_ft.trackers.services.registry import service_names
@@ -27,7 +26,7 @@ NAME = "json"
 @pytest.fixture
 def serve(tmp_path, monkeypatch):
     def begin(kind, say=lambda text: None):
-        monkeypatch.setitem(services.SERVICES, NAME, f"{recording.__file__}:{kind.__name__}")
+        monkeypatch.setitem(registry.SERVICES, NAME, f"{recording.__file__}:{kind.__name__}")
         return Background(NAME, Start(tmp_path, {}, {}, ()), say)
 
     return begin
@@ -111,16 +110,16 @@ def test_closing_waits_for_a_bounded_time(serve, monkeypatch, capfd, is_done, co
 
 def test_it_hands_on_what_it_has_when_the_run_is_killed(tmp_path):
     script = (
-        "import os, signal, sys; from pathlib import Path; from ddp_ft.trackers import services\n"
+        "import os, signal, sys; from pathlib import Path; from ddp_ft.trackers.services import base, registry\n"
         "from ddp_ft.trackers.services.background import Background\n"
-        f"services.SERVICES['json'] = '{recording.__file__}:Recorder'\n"
-        f"tracker = Background('json', services.Start(Path({str(tmp_path)!r}), {{}}, {{}}, ()), print)\n"
+        f"registry.SERVICES['json'] = '{recording.__file__}:Recorder'\n"
+        f"tracker = Background('json', base.Start(Path({str(tmp_path)!r}), {{}}, {{}}, ()), print)\n"
         "tracker.log('train', 1, 0.5, {'loss': 2.0})\n"
         "while tracker._waiting: pass\n"
         "import time; time.sleep(0.5)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(services.__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(registry.__file__).parents[3])}
     done = subprocess.run([sys.executable, "-c", script], env=environment, timeout=60, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     wait_until(lambda: ["close"] in told(tmp_path))
@@ -131,7 +130,7 @@ def test_a_run_feeds_its_services(shapes, tmp_path, monkeypatch, capfd):
     """And one that fails changes nothing of the result."""
     train_here(shapes, tmp_path / "alone")
     for kind in (Failing, Recorder):
-        monkeypatch.setitem(services.SERVICES, NAME, f"{recording.__file__}:{kind.__name__}")
+        monkeypatch.setitem(registry.SERVICES, NAME, f"{recording.__file__}:{kind.__name__}")
         run = tmp_path / kind.__name__
         assert train_here(shapes, run, "--track", NAME) == 0
         assert column(run, "loss") == column(tmp_path / "alone", "loss")
@@ -145,17 +144,17 @@ def test_a_run_feeds_its_services(shapes, tmp_path, monkeypatch, capfd):
 
 def test_names_of_services(monkeypatch):
     assert service_names(None) == service_names("") == []
-    monkeypatch.setitem(services.SERVICES, NAME, "somewhere")
+    monkeypatch.setitem(registry.SERVICES, NAME, "somewhere")
     assert service_names(f" {NAME}, {NAME},") == [NAME]
     with pytest.raises(UserError, match=r"no tracker 'mlfow'\.\nDid you mean mlflow"):
         service_names("mlfow")
-    monkeypatch.setitem(services.SERVICES, "no_such_library", "somewhere")
+    monkeypatch.setitem(registry.SERVICES, "no_such_library", "somewhere")
     with pytest.raises(UserError, match=r"pip install 'ddp_ft\[no_such_library\]'"):
         service_names("no_such_library")
 
 
 def test_a_missing_library_is_told_at_the_start(shapes, tmp_path, monkeypatch):
-    monkeypatch.setitem(services.SERVICES, "no_such_library", "somewhere")
+    monkeypatch.setitem(registry.SERVICES, "no_such_library", "somewhere")
     with pytest.raises(UserError, match="is not installed"):
         train_here(shapes, tmp_path / "r", "--track", "no_such_library")
     assert not (tmp_path / "r").exists()

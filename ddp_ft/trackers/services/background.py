@@ -24,7 +24,7 @@ COMMAND = "import sys; sys.path[:] = {path!r}; from ddp_ft.trackers.services.hos
 
 
 class Background:
-    """Feeds the process of a service (`services.host`) from a queue of bounded length.
+    """Feeds the process of a service (`host`) from a queue of bounded length.
 
     Where the service cannot follow, pictures are dropped first. Where it fails, a warning is printed once and it is
     left out. What it lacks of the rows, the next start of the run sends.
