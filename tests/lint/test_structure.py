@@ -12,6 +12,33 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "ddp_ft"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 MAX_FUNCTION_LINES, MAX_FILE_LINES = 60, 400
+MAX_TOP_MODULES, MAX_OWN_IMPORTS, MAX_PARAMETERS, MAX_FACE = 12, 12, 5, 10
+# What is above a limit, with how far: it may only fall.
+MANY_IMPORTS = {
+    "data.loader": 13, "data.splits.open": 15, "diagnostics.examine": 24, "diagnostics.step_replay": 18,
+    "features.precompute": 13, "inference.predict_files": 16, "inference.trained_model": 13,
+    "inference.weight_averaging": 18, "reporting.facts": 13, "run": 32, "training.build": 31, "training.loop":
+    17, "training.phases": 25, "training.state": 17, "tuning.tune": 18,
+}  # fmt: skip
+MANY_PARAMETERS = {
+    "config.keys:key": 8, "data.loader:TrainLoader.__init__": 9, "data.loader:EvalLoader.__init__": 9,
+    "data.sampler:GlobalOrderSampler.__init__": 8, "data.splits.record:divide_pool": 7,
+    "diagnostics.disk:need_of": 6, "diagnostics.images:_twins": 6, "diagnostics.speed:allocation": 6,
+    "diagnostics.step_replay:replay_step": 6, "diagnostics.step_replay:_compose": 6,
+    "evaluation.intervals:difference": 6, "inference.evaluate_models:score_models": 6,
+    "inference.predict_files:_predicted": 6, "inference.predict_files:_finish": 7,
+    "inference.weight_averaging:average_checkpoints": 7, "models.build:build_model": 6,
+    "reporting.comparison:_verdict": 7, "run_folder.checkpoints:Checkpoints.save": 6,
+    "run_folder.model_folder:describe_model": 6, "slurm.walltime:forecast": 6,
+    "tasks.multi_label:MultiLabel.__init__": 7, "tasks.single_label:SingleLabel.__init__": 6,
+    "trackers.fan_out:make_trackers": 8, "trackers.tensorboard:TensorBoard.__init__": 6,
+    "training.build:compose": 6, "training.gradients:Penalties.__init__": 6, "training.loop:train": 6,
+    "training.loop:_loop": 7, "training.phases:_on_features": 6, "training.plan:make_plan": 7,
+}  # fmt: skip
+CALLABLE_FIELDS = [
+    "Learner.clip", "Learner.inputs", "Learner.penalise", "Learner.prepare", "Learner.set_training",
+    "Phase.agree", "Phase.batches", "Phase.measure", "Phase.rate",
+]  # fmt: skip
 # Names that say nothing about what is inside, and so collect everything.
 EMPTY_NAMES = {"utils", "util", "helper", "helpers", "manager", "managers", "misc", "common"}
 WITHOUT_TORCH = [
@@ -31,6 +58,81 @@ def test_sizes(file: Path) -> None:
     functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
     too_long = {f.name: n for f in functions if (n := f.end_lineno - f.lineno + 1) > MAX_FUNCTION_LINES}
     assert not too_long
+
+
+def test_the_top_has_few_modules() -> None:
+    assert len([file for file in PACKAGE.glob("*.py") if file.stem != "__init__"]) <= MAX_TOP_MODULES
+
+
+def _over(counts: dict[str, int], limit: int) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if count > limit}
+
+
+def _module(file: Path) -> str:
+    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def _own_imports(file: Path) -> int:
+    """How many of the package's modules a file imports, wherever in it."""
+    tree, found = ast.parse(file.read_text(encoding="utf-8")), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ddp_ft":
+            folder = ROOT.joinpath(*str(node.module).split("."))
+            found |= {
+                f"{node.module}.{a.name}" if (folder / f"{a.name}.py").exists() else node.module for a in node.names
+            }
+    return len(found)
+
+
+def test_own_imports() -> None:
+    """A module that needs many others does many things. What is above the limit may only fall."""
+    found = _over({_module(file): _own_imports(file) for file in MODULES}, MAX_OWN_IMPORTS)
+    assert found == MANY_IMPORTS
+
+
+def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    arguments = function.args
+    names = [each.arg for each in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    return len([name for name in names if name not in ("self", "cls")])
+
+
+def _is_command(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """click calls it with one argument for each option that stands above it."""
+    return any("command" in ast.unparse(decorator) for decorator in function.decorator_list)
+
+
+def test_parameters() -> None:
+    """What is above the limit may only fall."""
+    counts = {}
+    for file in MODULES:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for owner in ast.walk(tree):
+            for node in ast.iter_child_nodes(owner):
+                if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not _is_command(node):
+                    name = f"{owner.name}.{node.name}" if isinstance(owner, ast.ClassDef) else node.name
+                    counts[f"{_module(file)}:{name}"] = _parameters(node)
+    assert _over(counts, MAX_PARAMETERS) == MANY_PARAMETERS
+
+
+def test_no_callables_as_fields_of_training() -> None:
+    """A batch is followed from the loader to the loss by reading names. What is left may only fall."""
+    found = []
+    for file in (PACKAGE / "training").glob("*.py"):
+        for owner in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(owner, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in owner.decorator_list):
+                fields = [node for node in owner.body if isinstance(node, ast.AnnAssign)]
+                found += [
+                    f"{owner.name}.{ast.unparse(f.target)}" for f in fields if "Callable" in ast.unparse(f.annotation)
+                ]
+    assert sorted(found) == CALLABLE_FIELDS
+
+
+def test_packages_have_no_code_of_their_own() -> None:
+    """`__init__.py` is a docstring, or a face of few names; the root's gives `load` when it is asked for."""
+    for file in PACKAGE.rglob("*/__init__.py"):
+        nodes = ast.parse(file.read_text(encoding="utf-8")).body[1:]
+        assert all(isinstance(node, (ast.ImportFrom, ast.Assign)) for node in nodes), file
+        assert sum(len(node.names) for node in nodes if isinstance(node, ast.ImportFrom)) <= MAX_FACE, file
 
 
 def test_names_say_what_is_inside() -> None:
