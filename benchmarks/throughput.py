@@ -128,7 +128,7 @@ def make_workload(options: Options, folder: Path, processes: int) -> Workload:
     """The workload of that many processes on this machine, its device, precision, threads and workers resolved."""
     import torch
 
-    from ddp_ft.data.loader import default_workers
+    from ddp_ft.data.workers import default_workers
     from ddp_ft.models.precision import resolve_precision
 
     device = options.device

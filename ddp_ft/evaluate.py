@@ -38,9 +38,9 @@ def evaluate(
     """
     launch = read_launch()
     with importing():
-        from ddp_ft.inference.evaluate_models import score_models
+        from ddp_ft.inference.evaluate_models import Request, score_models
 
-    metrics = score_models([model, *also], data, split, tta, device, launch)
+    metrics = score_models(Request((model, *also), data, split, tta, device), launch)
     if launch.rank == 0:
         text = json.dumps(metrics, indent=2, ensure_ascii=False)
         click.echo(text)

@@ -23,10 +23,7 @@ from ddp_ft.data.image.sample import open_sample
 from ddp_ft.data.image.transforms import SampleTransform, Transform
 from ddp_ft.data.rng import drawing_from
 from ddp_ft.data.sampler import GlobalOrderSampler
-from ddp_ft.distributed.environment import usable_cores
 from ddp_ft.errors import printable
-
-_MOST_WORKERS = 16  # some 600 pictures/s each are more than fine-tuning on one GPU takes; each costs memory
 
 
 class Portion(NamedTuple):
@@ -295,15 +292,3 @@ def _whole(source: Source, portion: Portion) -> Batch:
     if portion.damaged or portion.batch is None:
         raise damaged_error(source, portion.damaged)
     return portion.batch
-
-
-def default_workers(device_type: str, local_world_size: int) -> int:
-    """How many loader processes a rank should have, from the cores this process may use.
-
-    CUDA: all of the rank's cores but one, which drives the GPU; at least one, to decode while the GPU computes.
-    CPU: one where the rank has two cores or more, because the model's own threads use the others.
-    """
-    cores = usable_cores() // local_world_size
-    if device_type == "cpu":
-        return min(1, cores // 2)
-    return min(max(1, cores - 1), _MOST_WORKERS)

@@ -36,10 +36,11 @@ class Need:
         return self.checkpoint * self.checkpoints + self.best + self.features
 
 
-def need_of(weights: int, optimizer: str, has_average: bool, keep: int, keep_best: int, features: int) -> Need:
-    """From the bytes of all weights and buffers; one checkpoint more than are kept is there while it is written."""
+def need_of(weights: int, optimizer: str, has_average: bool, kept: int, features: int) -> Need:
+    """From the bytes of all weights and buffers, and how many checkpoints are `kept`: one more is there while it is
+    written."""
     states = STATES.get(optimizer.lower().removeprefix("lookahead_"), 2)
-    return Need(weights * (1 + states + has_average), keep + keep_best + 1, weights, features)
+    return Need(weights * (1 + states + has_average), kept + 1, weights, features)
 
 
 def nearest_folder(run_dir: Path) -> Path:

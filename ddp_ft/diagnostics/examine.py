@@ -16,7 +16,7 @@ from ddp_ft.diagnostics import disk, machine, versions
 from ddp_ft.diagnostics import launcher as job
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding, guarded, tried
 from ddp_ft.distributed.environment import Launch, read_launch, usable_cores
-from ddp_ft.slurm.walltime import read_end_time, read_lead
+from ddp_ft.slurm.walltime import read_allocation, read_end_time
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +82,7 @@ def _import_torch() -> bool:
 def _examine_with_torch(known: _Examination) -> None:
     import torch
 
-    from ddp_ft.data.loader import default_workers
+    from ddp_ft.data.workers import default_workers
     from ddp_ft.distributed.device import pick_device
     from ddp_ft.distributed.world import World
 
@@ -275,7 +275,7 @@ def _need(composed: "Job") -> disk.Need:
         features = min(4 * rows * feature_width(built), int(config.freeze.cache_gb * disk.GIB))
     keep = config.checkpoint
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return disk.need_of(size, config.optim.name, bool(config.ema.decay), keep.keep, keep.keep_best, features)
+    return disk.need_of(size, config.optim.name, bool(config.ema.decay), keep.keep + keep.keep_best, features)
 
 
 def _speed(known: _Examination, composed: "Job") -> None:
@@ -309,6 +309,6 @@ def _about_speed(known: _Examination, composed: "Job", found: Any, memory_bytes:
     rate = speed.training_rate(found, plan.workers, world.size, is_cuda)
     pace = speed.pace_of(composed, rate, 0.0)
     yield speed.duration(composed, pace, rate)
-    end = read_end_time()
-    if end is not None:
-        yield speed.allocation(composed, pace, rate, end, read_lead(), time.time())
+    allocation = read_allocation(looks=True)
+    if allocation.end is not None:
+        yield speed.allocation(composed, pace, rate, allocation, time.time())

@@ -1,6 +1,7 @@
 """What is wrong with the pictures: findings of a survey of all of them."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -56,19 +57,22 @@ def doubled(found: Survey) -> Iterator[Finding]:
         repeats += [twins] * (not is_leak and not is_contradiction)
     splits = " and ".join(found.splits)
     remedy = "Remove them from one: a model that has seen what it is judged by looks better than it is."
-    yield _twins(found, "leakage", PROBLEM, leaks, f"the same pictures in {splits}", remedy)
+    yield _twins(found, leaks, Finding("leakage", PROBLEM, f"the same pictures in {splits}", remedy))
     remedy = "Decide which label is right: the model cannot learn both."
-    yield _twins(found, "label noise", WARNING, contradictions, "the same picture with different labels", remedy)
+    yield _twins(
+        found, contradictions, Finding("label noise", WARNING, "the same picture with different labels", remedy)
+    )
     remedy = "Harmless, unless there are many: they count several times."
-    yield _twins(found, "duplicates", NOTE, repeats, "the same picture several times in a class", remedy)
+    yield _twins(found, repeats, Finding("duplicates", NOTE, "the same picture several times in a class", remedy))
 
 
-def _twins(found: Survey, name: str, verdict: str, groups: list[list[int]], text: str, remedy: str) -> Finding:
+def _twins(found: Survey, groups: list[list[int]], what: Finding) -> Finding:
+    """`what` with these groups; its text says what they are of."""
     if not groups:
-        return Finding(name, OK, "none", value=0.0, unit="groups")
+        return Finding(what.name, OK, "none", value=0.0, unit="groups")
     paths = tuple(" = ".join(_path(found, number) for number in group) for group in groups[:_KEPT])
-    told = f"{_counted(len(groups), 'group')} of {text}"
-    return Finding(name, verdict, told, remedy, float(len(groups)), "groups", paths)
+    text = f"{_counted(len(groups), 'group')} of {what.text}"
+    return replace(what, text=text, value=float(len(groups)), unit="groups", paths=paths)
 
 
 def odd(found: Survey) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ import torch
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
 from ddp_ft.diagnostics.machine import MIB
 from ddp_ft.features.dataset import one_thread
-from ddp_ft.slurm.walltime import Pace, describe, forecast
+from ddp_ft.slurm.walltime import Allocation, Pace, describe, forecast
 from ddp_ft.trackers.console import clock
 from ddp_ft.training.state import Job
 from ddp_ft.tuning.timing import slowest
@@ -207,9 +207,10 @@ def _probing(job: Job, rate: float) -> float:
     return FORWARD_SHARE * (job.plan.train_samples * job.config.freeze.views + job.plan.val_samples) / rate
 
 
-def allocation(job: Job, pace: Pace, rate: float, end: float, lead: float, now: float) -> Finding:
-    """Whether the run is done before its batch job ends (`end`, in seconds since 1970), `lead` seconds before which it
-    is told to save."""
+def allocation(job: Job, pace: Pace, rate: float, allocation: Allocation, now: float) -> Finding:
+    """Whether the run is done before its batch job ends. `now` is in seconds since 1970."""
+    end, lead = allocation.end, allocation.lead
+    assert end is not None
     found = forecast(pace, job.plan.total_steps, now + _probing(job, rate), end, lead)
     text = describe(found, end, lead)
     left = max(0.0, end - now)

@@ -60,7 +60,7 @@ def intervals(judgement: Judgement, count: int = RESAMPLES, seed: int = 0) -> di
 
 
 def difference(
-    first: Judgement, second: Judgement, metric: str, higher_is_better: bool, count: int = RESAMPLES, seed: int = 0
+    first: Judgement, second: Judgement, metric: str, higher_is_better: bool, count: int = RESAMPLES
 ) -> Difference:
     """By how much `second` is better than `first` in a metric, of the same samples in the same order.
 
@@ -69,7 +69,7 @@ def difference(
     assert len(first) == len(second) and np.array_equal(first.truth, second.truth)
     pair = {"first": statistics(first)[metric], "second": statistics(second)[metric]}
     sign = 1 if higher_is_better else -1
-    drawn = _draw(pair, len(first), count, seed)
+    drawn = _draw(pair, len(first), count, seed=0)
     apart = sign * (drawn["second"] - drawn["first"])
     once = np.ones((1, len(first)))
     value = sign * float(pair["second"](once)[0] - pair["first"](once)[0])

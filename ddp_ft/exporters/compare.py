@@ -21,7 +21,8 @@ from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.inference.evaluation_data import own_validation
 from ddp_ft.inference.exported import Framed
-from ddp_ft.inference.trained_model import Trained, load_trained, make_scorer
+from ddp_ft.inference.scoring import make_scorer
+from ddp_ft.inference.trained_model import Trained, load_trained
 
 # The largest difference of an output that an export may have, as a share of the largest output (or of 1). Other
 # kernels sum in another order: 1e-6 is usual. With the preprocessing inside pixels differ by a grey level here and

@@ -17,13 +17,12 @@ from ddp_ft.contracts import BuiltModel, LabelledSource, Preprocess
 from ddp_ft.data.bad_samples.replace import path_of
 from ddp_ft.data.image.transforms import Transform, eval_transform, train_transform
 from ddp_ft.distributed.world import World
-from ddp_ft.errors import UserError
 from ddp_ft.evaluation.evaluator import EVAL_CHUNK
 from ddp_ft.features.cache import ChunkStore
 from ddp_ft.features.dataset import FeatureSet
 from ddp_ft.features.extractor import AugmentedView, Extracted, Extractor, labelled
 from ddp_ft.features.key import describe_backbone, digest_names, key_of
-from ddp_ft.models.backbone import MOST_FEATURE_BYTES, feature_width
+from ddp_ft.models.backbone import MOST_FEATURE_BYTES
 from ddp_ft.run_folder.shared import SHARED_FOLDER_PATIENCE
 
 # In the run folder; named by the key, so that a later start with other weights or another torch finds nothing.
@@ -70,40 +69,6 @@ def open_features(
     _report_troubles(extractor.world, found, say)
     device, most = extractor.world.device, MOST_FEATURE_BYTES
     return labelled(found[:-1], train[0][0], device, most), labelled(found[-1:], val[0], device, most)
-
-
-def check_features(config: RunConfig, built: BuiltModel) -> None:
-    """UserError for settings of features that do not go together, or not with the model."""
-    cached, probed = config.freeze.cache_features, config.probe.epochs > 0
-    mixes = bool(config.augment.mixup or config.augment.cutmix)
-    if (cached or probed) and built.head_path is None:
-        what = "freeze.cache_features" if cached else "probe.epochs"
-        raise UserError(
-            f"{what}: {config.model.name} does not end with its head, so its features cannot be cut off.",
-            "Use --recipe full, or --freeze backbone to train the head alone on pictures.",
-        )
-    if cached and (config.freeze.parts != "backbone" or config.freeze.schedule or mixes):
-        raise UserError(
-            "freeze.cache_features trains on features that never change: it needs --freeze backbone, "
-            "no freeze.schedule, and neither mixup nor cutmix.",
-            "Leave freeze.cache_features out, or use --recipe linear_probe.",
-        )
-    if config.freeze.views > 1 and not (cached or probed):
-        raise UserError(
-            f"freeze.views = {config.freeze.views} is of features, and this run computes none.",
-            "Add --recipe linear_probe or --set probe.epochs=20, or leave freeze.views at 1.",
-        )
-
-
-def check_size(built: BuiltModel, samples: int, most: float) -> None:
-    """UserError if the features of so many samples, each view counted, take more than `most` GiB; 0: any size."""
-    size = 4 * feature_width(built) * samples
-    if most and size > most * 2**30:
-        raise UserError(
-            f"The features of this data would take {size / 2**30:.1f} GiB; freeze.cache_gb allows {most:g}.",
-            "Raise --set freeze.cache_gb=..., lower freeze.views, or train on pictures: --freeze backbone without "
-            "freeze.cache_features.",
-        )
 
 
 def training_views(train: LabelledSource, preprocess: Preprocess, config: RunConfig) -> list[Table]:

@@ -22,7 +22,8 @@ from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.evaluation.evaluator import EVAL_CHUNK
 from ddp_ft.inference.ensemble import NO_VIEWS, with_views
-from ddp_ft.inference.trained_model import Trained, load_trained, make_scorer
+from ddp_ft.inference.scoring import make_scorer
+from ddp_ft.inference.trained_model import Trained, load_trained
 
 # A file, a picture of Pillow's, or pixels: uint8 H x W x 3.
 Picture = str | os.PathLike[str] | Pillow.Image | NDArray[np.uint8] | Tensor

@@ -1,6 +1,7 @@
 """Evaluation with a trained model, on any number of processes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,34 @@ from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import connect
 from ddp_ft.inference.ensemble import combine_members, load_ensemble
 from ddp_ft.inference.evaluation_data import open_source
-from ddp_ft.inference.trained_model import Trained, make_loader, make_scorer
+from ddp_ft.inference.scoring import make_loader, make_scorer
+from ddp_ft.inference.trained_model import Trained
 
 TIMEOUT_MINUTES = make_config().compute.timeout_minutes
 
 
-def score_models(
-    models: Sequence[Path], data: Path, split: str | None, views: str, device_name: str, launch: Launch
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: several models count as one; `split` None: val if there is one, else all; `views` is one of
+    `ensemble.VIEWS`."""
+
+    models: tuple[Path, ...]
+    data: Path
+    split: str | None = None
+    views: str = "none"
+    device: str = "auto"
+
+
+def score_models(request: Request, launch: Launch) -> dict[str, Any]:
     """Metrics of a trained model, or of several as one, on a data set; with the split and the number of samples.
 
-    On every rank. The split is that of the first model's run; `views` is one of inference.VIEWS. Where that run goes
+    On every rank. The split is that of the first model's run. Where that run goes
     on without damaged pictures (data.on_error), so does this, and tells how many there were.
     """
-    device = pick_device(device_name, launch)
+    device = pick_device(request.device, launch)
     with connect(launch, device, TIMEOUT_MINUTES) as world:
-        members = load_ensemble(models, device, views)
-        name, source = world.from_main(lambda: open_source(models[0], data, split, members[0]))
+        members = load_ensemble(request.models, device, request.views)
+        name, source = world.from_main(lambda: open_source(request.models[0], request.data, request.split, members[0]))
         collected = [
             make_scorer(member, world).collect(make_loader(source, member, world, launch), len(source))
             for member in members

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LABEL, Schema, Source, Task
-from ddp_ft.data.splits.open import open_part
+from ddp_ft.data.splits.part import open_part
 from ddp_ft.errors import UserError
 from ddp_ft.inference.trained_model import Trained
 from ddp_ft.run_folder.folder import RunFolder

@@ -21,8 +21,9 @@ from ddp_ft.evaluation.evaluator import EVAL_CHUNK, Scorer
 from ddp_ft.inference.ensemble import combine_members, load_ensemble
 from ddp_ft.inference.exported import is_exported
 from ddp_ft.inference.partial_output import Part, Parts, open_parts
+from ddp_ft.inference.scoring import make_loader, make_scorer
 from ddp_ft.inference.table_writers import Outcome, PredictionTable, check_format, open_format
-from ddp_ft.inference.trained_model import Trained, make_loader, make_scorer
+from ddp_ft.inference.trained_model import Trained
 from ddp_ft.run_folder.model_folder import model_folder
 
 _FORM = 1  # to be raised when the same predictions make other rows
@@ -31,7 +32,7 @@ TIMEOUT_MINUTES = make_config().compute.timeout_minutes
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for: several models predict as one; `views` is one of inference.VIEWS, `column` a table's."""
+    """What is asked for: several models predict as one; `views` is one of `ensemble.VIEWS`, `column` a table's."""
 
     models: tuple[Path, ...]
     inputs: tuple[str, ...]
@@ -51,6 +52,21 @@ class Answer:
     taken_over: int
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What is predicted, by which models, and where the rows go."""
+
+    output: Path
+    paths: Paths
+    members: Sequence[Trained]
+    table: PredictionTable
+    parts: Parts
+
+    @property
+    def chunks(self) -> int:
+        return -(-len(self.paths) // EVAL_CHUNK)
+
+
 def predict_files(request: Request, launch: Launch) -> Answer:
     """Write the table: one row for each input, in their order. On every rank, with rank 0's answer.
 
@@ -63,12 +79,12 @@ def predict_files(request: Request, launch: Launch) -> Answer:
         members = load_ensemble(request.models, device, request.views)
         table = open_format(request.output, members[0].task, request.top_k)
         parts = open_parts(request.output, world.from_main(lambda: _key(request, paths, members, world)), world)
-        chunks = -(-len(paths) // EVAL_CHUNK)
-        missing = world.from_main(lambda: parts.missing(chunks))
-        for number, part in _predicted(paths, missing, members, table, world, launch):
+        work = _Work(request.output, paths, members, table, parts)
+        missing = world.from_main(lambda: parts.missing(work.chunks))
+        for number, part in _predicted(work, missing, world, launch):
             parts.put(number, part)
         held = world.gather(parts.held) or []
-        return world.from_main(lambda: _finish(request.output, parts, held, chunks, table, len(paths), missing))
+        return world.from_main(lambda: _finish(work, held, missing))
 
 
 def _checked(request: Request) -> Paths:
@@ -102,12 +118,9 @@ def _files_of(model: Path) -> list[Path]:
     return [folder / "model.json", folder / "model.safetensors"]
 
 
-def _predicted(
-    paths: Paths, missing: Sequence[int], members: Sequence[Trained], table: PredictionTable, world: World,
-    launch: Launch,
-) -> Iterator[tuple[int, Part]]:  # fmt: skip
+def _predicted(work: _Work, missing: Sequence[int], world: World, launch: Launch) -> Iterator[tuple[int, Part]]:
     """This rank's share of the missing chunks, one after the other."""
-    mine = missing[world.rank :: world.size]
+    paths, members, mine = work.paths, work.members, missing[world.rank :: world.size]
     source = FileSource(paths)
     scorers = [make_scorer(member, world) for member in members]
     # Side by side, chunk by chunk: each member wants pictures of its own size.
@@ -118,7 +131,7 @@ def _predicted(
         by_index = _outcomes(portions, scorers, members)
         outcomes = [by_index[index] for index in range(start, start + len(named))]
         errors = sum(isinstance(outcome, str) for outcome in outcomes)
-        yield number, Part(len(named), errors, table.encode(named, outcomes))
+        yield number, Part(len(named), errors, work.table.encode(named, outcomes))
 
 
 def _outcomes(portions: Sequence[Portion], scorers: Sequence[Scorer], members: Sequence[Trained]) -> dict[int, Outcome]:
@@ -131,11 +144,9 @@ def _outcomes(portions: Sequence[Portion], scorers: Sequence[Scorer], members: S
     return found
 
 
-def _finish(
-    output: Path, parts: Parts, held: Sequence[dict[int, Part]], chunks: int, table: PredictionTable, rows: int,
-    missing: Sequence[int],
-) -> Answer:  # fmt: skip
+def _finish(work: _Work, held: Sequence[dict[int, Part]], missing: Sequence[int]) -> Answer:
     """Rank 0: the file, out of all parts, which are then removed."""
+    output, parts, rows = work.output, work.parts, len(work.paths)
     for of_a_rank in held:
         for number, part in of_a_rank.items():
             parts.put(number, part)
@@ -143,7 +154,7 @@ def _finish(
     aside = output.with_name(f".{output.name}.writing")
     try:
         with aside.open("wb") as stream:
-            table.write(stream, _contents(parts.all(chunks), errors))
+            work.table.write(stream, _contents(parts.all(work.chunks), errors))
             stream.flush()
             os.fsync(stream.fileno())
         aside.replace(output)

@@ -9,17 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ddp_ft.contracts import Preprocess, Source, Task
-from ddp_ft.data.image.device_transform import DeviceTransform
-from ddp_ft.data.image.transforms import eval_transform
-from ddp_ft.data.loader import EvalLoader, default_workers
-from ddp_ft.distributed.environment import Launch
-from ddp_ft.distributed.world import World
+from ddp_ft.contracts import Preprocess, Task
 from ddp_ft.errors import UserError, printable
-from ddp_ft.evaluation.evaluator import EVAL_CHUNK, Scorer
 from ddp_ft.inference.exported import Framed, is_exported, open_exported
 from ddp_ft.models import create_from_spec
-from ddp_ft.models.precision import is_convolutional, place, resolve_precision
+from ddp_ft.models.precision import is_convolutional, place, same_precision
 from ddp_ft.run_folder.model_folder import model_folder, read_description, restore_weights
 from ddp_ft.tasks.registry import restore_task
 
@@ -65,7 +59,7 @@ def load_trained(path: Path, device: torch.device) -> Trained:
         preprocess,
         restore_task(task_name, settings),
         names,
-        _same_precision(precision, device),
+        same_precision(precision, device),
         channels_last,
     )
 
@@ -86,22 +80,6 @@ def _load_exported(path: Path, device: torch.device) -> Trained:
     # It normalises by itself: values stay in 0..255.
     plain = replace(preprocess, mean=(0.0,) * len(preprocess.mean), std=(1 / 255,) * len(preprocess.std))
     return Trained(Framed(module, preprocess).eval(), plain, task, names, "fp32", False)
-
-
-def make_scorer(trained: Trained, world: World) -> Scorer:
-    """What gives the model's outputs for batches of `make_loader`."""
-    prepare = DeviceTransform(trained.preprocess, world.device, trained.channels_last)
-    return Scorer(trained.module, trained.task, prepare, world, trained.precision)
-
-
-def make_loader(
-    source: Source, trained: Trained, world: World, launch: Launch, only: Sequence[int] | None = None
-) -> EvalLoader:
-    """This rank's chunks of the source, or those of these numbers, prepared for the model."""
-    workers = default_workers(world.device.type, launch.local_world_size)
-    transform = eval_transform(trained.preprocess)
-    pin_memory = world.device.type == "cuda"
-    return EvalLoader(source, transform, EVAL_CHUNK, world.size, world.rank, workers, pin_memory, only)
 
 
 def _code_of(description: Mapping[str, Any]) -> list[Any]:
@@ -126,11 +104,3 @@ def refuse_code_inside(folder: Path, references: Sequence[Any]) -> None:
                 f"{folder} names code that lies inside it, {printable(str(file))}, which is not run.",
                 "If you trust it, move that file out of the folder and name it there.",
             )
-
-
-def _same_precision(trained_in: str, device: torch.device) -> str:
-    # Evaluated as it was trained where the device can, so that the numbers are those of the run.
-    try:
-        return resolve_precision(trained_in, device)
-    except UserError:
-        return "fp32"

@@ -53,3 +53,11 @@ def is_convolutional(module: nn.Module) -> bool:
 def place(module: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
     """Move the module to its device, in its memory format; gives the module back."""
     return module.to(device).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def same_precision(trained_in: str, device: torch.device) -> str:
+    """That of training where the device computes in it, so that the numbers are those of the run; else fp32."""
+    try:
+        return resolve_precision(trained_in, device)
+    except UserError:
+        return "fp32"

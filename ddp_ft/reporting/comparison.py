@@ -10,7 +10,7 @@ import numpy as np
 from ddp_ft.config.keys import LENGTH, RECIPE
 from ddp_ft.config.loading import to_flat
 from ddp_ft.errors import UserError, printable
-from ddp_ft.evaluation.intervals import Interval, difference, has_statistic, holm
+from ddp_ft.evaluation.intervals import Difference, difference, has_statistic, holm
 from ddp_ft.reporting.facts import SPLITS, RunFacts, read_run
 from ddp_ft.reporting.formats import (
     duration,
@@ -150,14 +150,14 @@ def _against_best(
     ]
     corrected = holm([each.p_value for each in held])
     return [
-        _verdict(names[best], names[number], metric, each.value, each.interval, p_value, len(others))
+        _verdict((names[best], names[number]), metric, each, p_value, len(others))
         for number, each, p_value in zip(others, held, corrected, strict=True)
     ]
 
 
-def _verdict(
-    best: str, other: str, metric: str, value: float, interval: Interval, p_value: float, tests: int
-) -> Verdict:
+def _verdict(names: tuple[str, str], metric: str, found: Difference, p_value: float, tests: int) -> Verdict:
+    """Of the best run and another; `p_value` is corrected for so many tests."""
+    (best, other), value, interval = names, found.value, found.interval
     unit = " points" if is_share(metric) else ""
     ends = f"{signed(metric, interval.low)} to {signed(metric, interval.high)}"
     corrected = f", corrected for {tests} comparisons" if tests > 1 else ""

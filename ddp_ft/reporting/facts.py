@@ -12,7 +12,7 @@ import numpy as np
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import LABEL, NUMBERS, TRAIN, BadSample, LabelledSource, Preprocess, Schema, Task
 from ddp_ft.data.bad_samples.quarantine import FILE as QUARANTINE
-from ddp_ft.data.splits.open import open_part
+from ddp_ft.data.splits.part import open_part
 from ddp_ft.errors import UserError, printable
 from ddp_ft.evaluation.analysis import Judgement, judge
 from ddp_ft.run_folder.bad_batches import FOLDER as BAD_BATCHES

@@ -88,14 +88,14 @@ class Forecast:
     lead_is_short: bool  # whether a step and a save, or an evaluation and a save, may take longer than the lead
 
 
-def forecast(pace: Pace, steps_left: int, now: float, end: float, lead: float, length: float | None = None) -> Forecast:
+def forecast(pace: Pace, steps_left: int, now: float, end: float, lead: float) -> Forecast:
     """What fits in from `now` to `lead` seconds before `end` (seconds since 1970), and how many jobs must follow.
 
-    Those are taken to be `length` seconds long, as long as what is left of this one if that is not given.
+    Those are taken to be as long as what is left of this one.
     """
     work = steps_left / pace.steps_per_epoch * pace.epoch
     usable = max(0.0, end - lead - now)
-    per_job = max(0.0, (end - now if length is None else length) - lead)
+    per_job = max(0.0, end - now - lead)
     is_done = work <= usable
     epochs = min(work, usable) / pace.epoch if pace.epoch > 0 else 0.0
     return Forecast(

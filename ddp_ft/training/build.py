@@ -9,16 +9,16 @@ from ddp_ft.contracts import PROBE, TRAIN, BuiltModel, LoadReport, Preprocess, T
 from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.data.image.mixup import Mixing
 from ddp_ft.data.image.nvjpeg import NVJPEG, check_nvjpeg
-from ddp_ft.data.loader import default_workers
 from ddp_ft.data.sampler import sampling_weights
 from ddp_ft.data.splits.open import open_splits
 from ddp_ft.data.splits.record import Splits
+from ddp_ft.data.workers import default_workers
 from ddp_ft.distributed.agreement import Agreement
 from ddp_ft.distributed.environment import Launch, launch_started
 from ddp_ft.distributed.stop_request import StopRequest
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
-from ddp_ft.features.precompute import check_features
+from ddp_ft.features.check import check_features
 from ddp_ft.models import build_model
 from ddp_ft.models.blocks import block_depths
 from ddp_ft.models.freezing import TrainingMode

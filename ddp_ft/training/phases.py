@@ -21,9 +21,10 @@ from ddp_ft.distributed.agreement import Decision
 from ddp_ft.distributed.ddp import replicate
 from ddp_ft.distributed.world import World
 from ddp_ft.evaluation.evaluator import EVAL_CHUNK, Scorer
+from ddp_ft.features.check import check_size
 from ddp_ft.features.dataset import FeatureSet, evaluate_head, feature_inputs, is_small, train_batches
 from ddp_ft.features.extractor import Extractor
-from ddp_ft.features.precompute import FOLDER, FeatureFiles, check_size, open_features, training_views
+from ddp_ft.features.precompute import FOLDER, FeatureFiles, open_features, training_views
 from ddp_ft.models.backbone import head_module
 from ddp_ft.models.freezing import TrainingMode, freeze_parameters
 from ddp_ft.training.build import groups_of

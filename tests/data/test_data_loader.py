@@ -10,14 +10,14 @@ from picture_files import NumberSource, save_classes, save_picture
 
 from ddp_ft.config.schema import AugmentConfig, DataConfig
 from ddp_ft.contracts import Batch, Preprocess, Source
-from ddp_ft.data import loader as loader_module
 from ddp_ft.data.bad_samples.find import scan
 from ddp_ft.data.image.transforms import eval_transform, train_transform
-from ddp_ft.data.loader import EvalLoader, TrainLoader, default_workers
+from ddp_ft.data.loader import EvalLoader, TrainLoader
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.data.sources.folder import FileSource
 from ddp_ft.data.sources.predict_inputs import list_pictures
 from ddp_ft.data.splits.open import open_splits
+from ddp_ft.data.workers import default_workers
 from ddp_ft.distributed import environment
 from ddp_ft.errors import UserError
 
@@ -269,6 +269,6 @@ def test_workers_end_with_the_iterator() -> None:
     ],
 )
 def test_default_workers(monkeypatch, cores: int, device: str, ranks: int, expected: int) -> None:
-    monkeypatch.setattr(loader_module, "usable_cores", lambda: cores)
+    monkeypatch.setattr("ddp_ft.data.workers.usable_cores", lambda: cores)
     assert default_workers(device, ranks) == expected
     assert environment.usable_cores() >= 1

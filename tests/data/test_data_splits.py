@@ -11,7 +11,8 @@ from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LABEL, NUMBERS, Schema
 from ddp_ft.data.sources.folder import FolderSource, open_folder
 from ddp_ft.data.sources.predict_inputs import list_pictures
-from ddp_ft.data.splits.open import open_part, open_splits
+from ddp_ft.data.splits.open import open_splits
+from ddp_ft.data.splits.part import open_part
 from ddp_ft.errors import UserError
 
 

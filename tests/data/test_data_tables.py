@@ -13,7 +13,8 @@ import torch
 
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, LabelledSource, Schema
-from ddp_ft.data.splits.open import Splits, open_part, open_splits
+from ddp_ft.data.splits.open import Splits, open_splits
+from ddp_ft.data.splits.part import open_part
 from ddp_ft.errors import UserError
 from tests.support.tables import write_csv, write_parquet, write_shape_table
 

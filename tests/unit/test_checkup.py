@@ -201,9 +201,9 @@ def test_a_run_folder_that_cannot_be_made(tmp_path):
 
 
 def test_what_a_run_writes():
-    need = disk.need_of(100, "adamw", has_average=True, keep=2, keep_best=1, features=7)
+    need = disk.need_of(100, "adamw", has_average=True, kept=3, features=7)
     assert (need.checkpoint, need.checkpoints, need.total) == (400, 4, 4 * 400 + 100 + 7)
-    assert disk.need_of(100, "lookahead_sgd", False, 1, 1, 0).checkpoint == 200
+    assert disk.need_of(100, "lookahead_sgd", False, 2, 0).checkpoint == 200
     assert disk.space(2 * need.total, need).verdict == OK
     assert disk.space(need.total, need).verdict == WARNING
     assert disk.space(need.total - 1, need).verdict == PROBLEM
@@ -211,7 +211,7 @@ def test_what_a_run_writes():
 
 
 def test_a_checkpoint_that_takes_longer_than_the_grace(tmp_path):
-    need = disk.need_of(100 * MIB, "adamw", False, 2, 1, 0)  # 300 MiB
+    need = disk.need_of(100 * MIB, "adamw", False, 3, 0)  # 300 MiB
     assert disk.saving(100 * MIB, need, 30, "torchrun").verdict == OK
     assert disk.saving(20 * MIB, need, 30, "torchrun").verdict == WARNING
     assert disk.saving(9 * MIB, need, 30, "torchrun").verdict == PROBLEM

@@ -8,6 +8,7 @@ from ddp_ft.config.loading import make_config
 from ddp_ft.diagnostics import speed
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING
 from ddp_ft.diagnostics.speed import Room, Speed
+from ddp_ft.slurm.walltime import Allocation
 from ddp_ft.trackers.console import clock
 
 FAST_DISK = Speed(loading=1000.0, learning=100.0, pictures=32)
@@ -72,5 +73,5 @@ def test_how_long_the_run_takes():
 def test_the_end_of_the_job(left, verdict):
     job, now = run(), 1e9
     pace = speed.pace_of(job, 32.0, 0.0)
-    found = speed.allocation(job, pace, 32.0, end=now + left, lead=180.0, now=now)
+    found = speed.allocation(job, pace, 32.0, Allocation(end=now + left, lead=180.0), now=now)
     assert (found.verdict, bool(found.remedy)) == (verdict, verdict != OK)

@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,7 @@ from ddp_ft.data.sources.scan import (
     subfolders,
     suffix_list,
 )
-from ddp_ft.data.splits.record import Splits, divide_pool
+from ddp_ft.data.splits.record import SplitRequest, Splits, divide_pool
 from ddp_ft.data.splits.stratify import Pool
 from ddp_ft.errors import UserError
 
@@ -32,17 +31,17 @@ EXAMPLE = "Expected train/CLASS/*.jpg and val/CLASS/*.jpg, or one folder a class
 _TABLE_KEYS = ("image", "target", "group", "weight", "split", "separator")
 
 
-def open_folder_splits(config: DataConfig, root: Path, seed: int, stored: Mapping[str, Any] | None) -> Splits:
+def open_folder_splits(request: SplitRequest, root: Path) -> Splits:
     """`open_splits` for a folder. Raises UserError as it says, and for a key that only a table could follow."""
     check_folder(root)
-    _check_keys(config, root)
+    _check_keys(request.config, root)
     folders, notes = _layout(root)
     index = _open_index(root, folders)
     parts, classes = index.parts, tuple(index.parts[TRAIN].classes)
     sources = {role: _source(root, part, classes) for role, part in parts.items()}
     train = sources[TRAIN]
     pool = Pool(train.paths, LABEL, train.targets)
-    division = divide_pool(config, seed, pool, root, VAL in sources, stored, index.fingerprint)
+    division = divide_pool(request, pool, root, VAL in sources, index.fingerprint)
     record = division.record
     if not record["given"]:
         sources |= {TRAIN: _subset(train, division.train), VAL: _subset(train, division.val)}

@@ -69,18 +69,25 @@ class Division:
         return notes
 
 
-def divide_pool(
-    config: DataConfig, seed: int, pool: Pool, where: Path | None, given: bool, stored: Mapping[str, Any] | None,
-    fingerprint: str,
-) -> Division:  # fmt: skip
-    """The pool as the stored record (split.json) divides it, else as it is drawn now; `given`: the data says it itself.
+@dataclass(frozen=True)
+class SplitRequest:
+    """By what data is divided: keys and a seed, or `stored` (split.json of a run), None if nothing is stored yet."""
+
+    config: DataConfig
+    seed: int
+    stored: Mapping[str, Any] | None = None
+
+
+def divide_pool(request: SplitRequest, pool: Pool, where: Path | None, given: bool, fingerprint: str) -> Division:
+    """The pool as the stored record divides it, else as it is drawn now; `given`: the data says it itself.
 
     Raises UserError where nothing can be held back, for a `data.fold` beside a given validation part, and unless the
     data still divides as stored and has all its pictures.
     """
+    stored = request.stored
     if stored is not None:
         _check_given(where, stored, given)
-    record = dict(_make_record(config, seed, pool, where, given) if stored is None else stored)
+    record = dict(_make_record(request.config, request.seed, pool, where, given) if stored is None else stored)
     if given:
         nobody = np.zeros(len(pool), np.bool_)
         return Division(record, nobody, nobody)

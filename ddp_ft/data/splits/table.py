@@ -8,30 +8,29 @@ from typing import Any
 
 import numpy as np
 
-from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS
 from ddp_ft.data.roles import TEST, TRAIN, VAL
 from ddp_ft.data.sources.folder import shortened
 from ddp_ft.data.sources.table import Rows, TableSource, read_rows
-from ddp_ft.data.splits.record import Splits, divide_pool
+from ddp_ft.data.splits.record import SplitRequest, Splits, divide_pool
 from ddp_ft.data.splits.stratify import Pool
 from ddp_ft.errors import UserError
 
 
-def open_table_splits(config: DataConfig, path: Path, seed: int, stored: Mapping[str, Any] | None, task: str) -> Splits:
+def open_table_splits(request: SplitRequest, path: Path, task: str) -> Splits:
     """`open_splits` for a table.
 
     Raises UserError as `read_rows` does, and for a picture or group on two sides of the given splits, classes
     that training lacks, targets that are all the same, and weights that leave nothing to train on.
     """
-    rows = read_rows(config, path, task)
+    rows = read_rows(request.config, path, task)
     parts = _given_parts(rows, path)
     groups = _groups_of_pictures(rows, path)
     pool = _pool(rows, groups, parts[TRAIN])
     given = VAL in parts
     _check_classes(rows, parts, path)
     seen = fingerprint(rows)
-    division = divide_pool(config, seed, pool, path, given, stored, seen)
+    division = divide_pool(request, pool, path, given, seen)
     record = division.record
     notes = [*rows.notes, *_duplicate_notes(rows), *division.notes(pool, rows.schema.names)]
     if not given:

@@ -1,0 +1,154 @@
+"""Averages of checkpoints' weights, with batch norm's statistics that fit them, and how good they are."""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ddp_ft.config.schema import RunConfig
+from ddp_ft.contracts import Source
+from ddp_ft.data.image.device_transform import DeviceTransform
+from ddp_ft.data.image.transforms import eval_transform
+from ddp_ft.data.loader import EvalLoader
+from ddp_ft.data.splits.record import Splits
+from ddp_ft.data.workers import default_workers
+from ddp_ft.distributed.world import World
+from ddp_ft.errors import UserError
+from ddp_ft.evaluation.evaluator import EVAL_CHUNK, Scorer
+from ddp_ft.inference.trained_model import Trained
+from ddp_ft.models.batch_norm import batch_statistics
+from ddp_ft.models.precision import autocast
+from ddp_ft.run_folder.checkpoints import Checkpoints, checkpoint_weights
+from ddp_ft.run_folder.folder import RunFolder
+from ddp_ft.run_folder.model_folder import restore_weights
+
+Weights = dict[str, Tensor]
+Say = Callable[[str], None]
+
+
+def mean_weights(checkpoints: Sequence[Path], watched: Collection[str] = ()) -> tuple[Weights, set[str]]:
+    """The mean of the checkpoints' weights, and which of the `watched` ones differ between the checkpoints.
+
+    Floating point tensors are summed in float64 and keep their dtype; others are those of the last checkpoint.
+    """
+    sums: Weights = {}
+    first: Weights = {}
+    changing: set[str] = set()
+    for folder in checkpoints:
+        weights = checkpoint_weights(folder)
+        first = first or weights
+        if strangers := sorted(weights.keys() ^ first.keys()):
+            raise UserError(f"{folder} is of another model than {checkpoints[0]}: {', '.join(strangers[:3])}.")
+        changing |= {name for name in watched if not torch.equal(weights[name], first[name])}
+        for name, tensor in weights.items():
+            is_summed = tensor.is_floating_point() and name in sums
+            value = tensor.double() if tensor.is_floating_point() else tensor
+            sums[name] = sums[name] + value if is_summed else value
+    count = len(checkpoints)
+    return {
+        name: (t / count).to(first[name].dtype) if t.is_floating_point() else t for name, t in sums.items()
+    }, changing
+
+
+class Averager:
+    """Makes averages and measures them: a model of the run, and the run's data if it is there."""
+
+    def __init__(self, trained: Trained, splits: Splits | None, device: torch.device, config: RunConfig) -> None:
+        self.trained = trained
+        self.splits = splits
+        self.device = device
+        self.metric = config.eval.metric or trained.task.primary_metric
+        self.is_higher_better = trained.task.higher_is_better(self.metric)
+        self.prepare = DeviceTransform(trained.preprocess, device, trained.channels_last)
+        self.workers = default_workers(device.type, local_world_size=1)
+
+    def average(self, checkpoints: Sequence[Path], say: Say | None = None) -> Weights:
+        """The mean of these checkpoints, oldest first, with statistics that fit it where the data is there."""
+        module = self.trained.module
+        weights, changing = mean_weights(checkpoints, batch_statistics(module))
+        if not changing:
+            return weights
+        if self.splits is None:
+            if say:
+                say("Warning: batch norm's statistics are averaged, not recomputed, because there is no data (--data).")
+            return weights
+        restore_weights(module, weights)
+        self._recompute_statistics({name.rpartition(".")[0] for name in changing})
+        return {**weights, **{name: tensor.detach().cpu().clone() for name, tensor in batch_statistics(module).items()}}
+
+    @torch.no_grad()
+    def _recompute_statistics(self, names: Collection[str]) -> None:
+        """Running mean and variance of the layers of these names over the training set, without augmentation.
+
+        As torch.optim.swa_utils.update_bn, but pictures count alike, and all other layers stay in evaluation mode.
+        """
+        assert self.splits is not None
+        trained, seen = self.trained, 0
+        layers = [_normalisation(trained.module, name) for name in names]
+        momenta = [layer.momentum for layer in layers]
+        for layer in layers:
+            layer.train().reset_running_stats()
+        for batch in self._loader(self.splits.train):
+            size = len(batch["image"])
+            if size == 1 and seen:
+                continue  # a single value has no variance
+            seen += size
+            for layer in layers:
+                layer.momentum = size / seen
+            with autocast(self.device, trained.precision):
+                trained.module(trained.task.inputs(self.prepare(batch)))
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.eval().momentum = momentum
+
+    def measure(self, weights: Weights) -> dict[str, float]:
+        """Validation metrics of these weights."""
+        assert self.splits is not None
+        trained = self.trained
+        restore_weights(trained.module, weights)
+        scorer = Scorer(trained.module, trained.task, self.prepare, World(0, 1, 0, self.device), trained.precision)
+        return scorer.evaluate(self._loader(self.splits.val), len(self.splits.val)).metrics
+
+    def _loader(self, source: Source) -> EvalLoader:
+        return EvalLoader(source, eval_transform(self.trained.preprocess), EVAL_CHUNK, workers=self.workers)
+
+    def greedy(self, folder: RunFolder, say: Say) -> list[Path]:
+        """A greedy soup (arXiv 2203.05482): from the best checkpoint on, each is added if validation does not fall."""
+        found = Checkpoints(folder.checkpoints, keep=1).complete()
+        if not found:
+            raise UserError(f"{folder.path} has no checkpoints.")
+        scores = {}
+        for checkpoint in found:
+            metrics = self.measure(checkpoint_weights(checkpoint))
+            scores[checkpoint] = self._score(metrics)
+            say(f"{checkpoint.name}: {in_words(metrics)}")
+        first, *others = sorted(found, key=lambda checkpoint: -scores[checkpoint])
+        say(f"before, {first.name} alone: {self._shown(scores[first])}")
+        chosen, score = [first], scores[first]
+        for checkpoint in others:
+            candidate = sorted([*chosen, checkpoint])
+            new = self._score(self.measure(self.average(candidate)))
+            say(f"with {checkpoint.name}: {self._shown(new)}, {'added' if new >= score else 'left out'}")
+            if new >= score:
+                chosen, score = candidate, new
+        return chosen
+
+    def _score(self, metrics: dict[str, float]) -> float:
+        """Larger is better; NaN is worst."""
+        value = metrics[self.metric]
+        return -math.inf if math.isnan(value) else value if self.is_higher_better else -value
+
+    def _shown(self, score: float) -> str:
+        return f"{self.metric} {score if self.is_higher_better else -score:.4f}"
+
+
+def _normalisation(module: nn.Module, name: str) -> nn.modules.batchnorm._NormBase:
+    layer = module.get_submodule(name)
+    assert isinstance(layer, nn.modules.batchnorm._NormBase)
+    return layer
+
+
+def in_words(metrics: dict[str, float]) -> str:
+    """Metrics as a line prints them."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())

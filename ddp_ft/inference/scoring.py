@@ -1,0 +1,29 @@
+"""A trained model on a source: what reads it, and what computes outputs."""
+
+from collections.abc import Sequence
+
+from ddp_ft.contracts import Source
+from ddp_ft.data.image.device_transform import DeviceTransform
+from ddp_ft.data.image.transforms import eval_transform
+from ddp_ft.data.loader import EvalLoader
+from ddp_ft.data.workers import default_workers
+from ddp_ft.distributed.environment import Launch
+from ddp_ft.distributed.world import World
+from ddp_ft.evaluation.evaluator import EVAL_CHUNK, Scorer
+from ddp_ft.inference.trained_model import Trained
+
+
+def make_scorer(trained: Trained, world: World) -> Scorer:
+    """What gives the model's outputs for batches of `make_loader`."""
+    prepare = DeviceTransform(trained.preprocess, world.device, trained.channels_last)
+    return Scorer(trained.module, trained.task, prepare, world, trained.precision)
+
+
+def make_loader(
+    source: Source, trained: Trained, world: World, launch: Launch, only: Sequence[int] | None = None
+) -> EvalLoader:
+    """This rank's chunks of the source, or those of these numbers, prepared for the model."""
+    workers = default_workers(world.device.type, launch.local_world_size)
+    transform = eval_transform(trained.preprocess)
+    pin_memory = world.device.type == "cuda"
+    return EvalLoader(source, transform, EVAL_CHUNK, world.size, world.rank, workers, pin_memory, only)
