@@ -34,7 +34,8 @@ def doctor(
     config = make_config(*layers)
     is_whole = config.data.path is not None and config.model.name is not None
     with importing():
-        from ddp_ft.diagnostics.examine import Asked, examine
+        from ddp_ft.diagnostics.examination import Asked
+        from ddp_ft.diagnostics.examine import examine
         from ddp_ft.diagnostics.rendering import as_json, as_text, has_problem, summary
 
     asked = Asked(tuple(layers), run_dir or (default_run_dir(config) if is_whole else Path("runs")), quick)

@@ -42,6 +42,11 @@ def cut(share: list[Batch], most: int) -> list[Batch]:
     return [_part(batch, start, start + most) for batch in share for start in range(0, _length(batch), most)]
 
 
+def first_samples(batch: Batch, count: int) -> Batch:
+    """So many samples of a batch (even, where samples are mixed in pairs), as views."""
+    return _part(batch, 0, count)
+
+
 def _length(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 

@@ -10,14 +10,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ddp_ft.data.micro_batches import cut
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
 from ddp_ft.diagnostics.machine import MIB
 from ddp_ft.features.dataset import one_thread
 from ddp_ft.slurm.walltime import Allocation, Pace, describe, forecast
 from ddp_ft.trackers.console import clock
 from ddp_ft.training.state import Job
+from ddp_ft.tuning.questions import ENDLESS, MICRO_BATCH, WORKERS, open_steps, rule_of
 from ddp_ft.tuning.timing import slowest
-from ddp_ft.tuning.tune import ENDLESS, MICRO_BATCH, WORKERS, cut, open_steps, rule_of
 
 LOADING_SECONDS, STEP_SECONDS = 3.0, 6.0
 # Pictures of a rank in the steps that tell how long others would take; even, for the sake of mixing.
@@ -93,7 +94,7 @@ def _measure_steps(job: Job, pictures: int) -> tuple[float, bool]:
     size = job.plan.cut
     if size and phase.sampler.pairs:
         size -= size % 2  # as the loader does, which parts no pair of mixed pictures
-    micro_batches = cut(batch, size)
+    micro_batches = cut([batch], size) if size else [batch]
     if float(phase.learner.step(micro_batches).lacking):
         return 1.0, True
     seconds, spent = math.inf, 0.0

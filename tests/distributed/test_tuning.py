@@ -21,10 +21,9 @@ RULES = {
 
 def hasten(margin):
     """Two rounds of single steps; and what a candidate must gain. To be called in the process that measures."""
-    from ddp_ft.tuning import timing as race
-    from ddp_ft.tuning import tune as tuning
+    from ddp_ft.tuning import questions, timing
 
-    race.ROUNDS, race.MARGIN, tuning.TURN_SECONDS = 2, margin, 0.0
+    timing.ROUNDS, timing.MARGIN, questions.TURN_SECONDS = 2, margin, 0.0
 
 
 def _run(margin, args):
@@ -40,13 +39,12 @@ def tune_on(world_size, *args, margin=1e9, **options):
 @pytest.fixture
 def hasty(monkeypatch):
     """The same in this process."""
-    from ddp_ft.tuning import timing as race
-    from ddp_ft.tuning import tune as tuning
+    from ddp_ft.tuning import questions, timing, tune
 
-    monkeypatch.setattr(race, "ROUNDS", 1)
-    monkeypatch.setattr(race, "MARGIN", 1e9)
-    monkeypatch.setattr(tuning, "TURN_SECONDS", 0.0)
-    monkeypatch.setattr(tuning, "usable_cores", lambda: 1)
+    monkeypatch.setattr(timing, "ROUNDS", 1)
+    monkeypatch.setattr(timing, "MARGIN", 1e9)
+    monkeypatch.setattr(questions, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(tune, "usable_cores", lambda: 1)
 
 
 @pytest.mark.parametrize(

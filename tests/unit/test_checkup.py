@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_ft.diagnostics import disk, machine, versions
-from ddp_ft.diagnostics import launcher as job
+from ddp_ft.diagnostics import disk, launcher, machine, versions
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
 from ddp_ft.diagnostics.machine import MIB, Machine
 from ddp_ft.diagnostics.rendering import as_json, as_text, has_problem
@@ -162,7 +161,7 @@ SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_ON_NODE": 
 
 
 def test_a_sound_job():
-    found = list(job.all_of({**SLURM, "SLURM_CPUS_PER_TASK": "16"}, TORCHRUN, cores=16, gpus=2))
+    found = list(launcher.all_of({**SLURM, "SLURM_CPUS_PER_TASK": "16"}, TORCHRUN, cores=16, gpus=2))
     assert verdicts(found) == dict.fromkeys(("start", "cores of task", "nodes", "gpus of node"), OK)
 
 
@@ -180,13 +179,13 @@ def test_a_sound_job():
     ],
 )
 def test_each_trouble_of_the_job(name, verdict, environ, launch, cores, gpus):
-    found = {finding.name: finding for finding in job.all_of(environ, launch, cores, gpus)}
+    found = {finding.name: finding for finding in launcher.all_of(environ, launch, cores, gpus)}
     assert (found[name].verdict, bool(found[name].remedy)) == (verdict, True)
 
 
 def test_interfaces_that_are_there_or_excluded():
     environ = {"GLOO_SOCKET_IFNAME": "eth", "NCCL_SOCKET_IFNAME": "^docker0"}
-    assert verdicts(job.interfaces(environ, ["lo", "eth0"])) == {"GLOO_SOCKET_IFNAME": OK}
+    assert verdicts(launcher.interfaces(environ, ["lo", "eth0"])) == {"GLOO_SOCKET_IFNAME": OK}
 
 
 def test_a_run_folder_that_cannot_be_made(tmp_path):

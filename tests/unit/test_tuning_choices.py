@@ -4,18 +4,16 @@ import pytest
 import torch
 
 from ddp_ft.config.loading import asks_for_measuring, is_open, make_config
-from ddp_ft.contracts import Address
-from ddp_ft.data.image.mixup import Mixing, draw_mixes, mix_images
 from ddp_ft.distributed.agreement import Agreement, StopAgreed
 from ddp_ft.distributed.stop_request import StopRequest
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.training.state import Request
-from ddp_ft.tuning import timing as race
-from ddp_ft.tuning import tune as tuning
+from ddp_ft.tuning import timing
 from ddp_ft.tuning.memory_limit import largest_that_fits
+from ddp_ft.tuning.questions import TUNED
 from ddp_ft.tuning.timing import Result, winner
-from ddp_ft.tuning.tune import TUNED, cut, generators_kept, keys_to_measure
+from ddp_ft.tuning.tune import generators_kept, keys_to_measure
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 
@@ -40,7 +38,7 @@ def test_only_a_clear_winner_replaces_the_rule(ratios, best):
 def test_ratios_are_taken_within_rounds():
     """The machine is three times as slow in the second round; a is a tenth faster than the rule in each."""
     seconds = iter([1.0, 1 / 1.1, 3.0, 3 / 1.1, *[1.0, 1 / 1.1] * 3])
-    results = race.race(["rule", "a"], lambda name: (8, next(seconds)), ALONE, Agreement(ALONE, StopRequest()), 60)
+    results = timing.race(["rule", "a"], lambda name: (8, next(seconds)), ALONE, Agreement(ALONE, StopRequest()), 60)
     assert [(each.name, each.speed) for each in results] == [("rule", 8.0), ("a", pytest.approx(8.8))]
     assert results[1].ratio == pytest.approx(1.1)
 
@@ -52,7 +50,7 @@ def test_the_rule_is_measured_even_without_time():
         turns.append(name)
         return 1, 1.0
 
-    results = race.race(["rule", "a", "b"], turn, ALONE, Agreement(ALONE, StopRequest()), seconds=0)
+    results = timing.race(["rule", "a", "b"], turn, ALONE, Agreement(ALONE, StopRequest()), seconds=0)
     assert turns == ["rule"] and winner(results) == "rule"
 
 
@@ -64,7 +62,7 @@ def test_a_request_to_stop_is_seen_before_each_turn():
         return 1, 1.0
 
     with pytest.raises(StopAgreed):
-        race.race(["rule", "a"], turn, ALONE, Agreement(ALONE, stop), 60)
+        timing.race(["rule", "a"], turn, ALONE, Agreement(ALONE, stop), 60)
 
 
 @pytest.mark.parametrize(("limit", "most"), [(1000, 64), (64, 64), (63, 64), (13, 256), (3, 100), (1, 7), (0, 7)])
@@ -78,35 +76,6 @@ def test_the_largest_that_fits(limit, most):
     size = largest_that_fits(fits, most)
     assert size == most if limit >= most else max(1, limit - size) <= max(1, size // 8) and size <= max(1, limit)
     assert len(asked) <= 10 and asked[0] == most
-
-
-@pytest.mark.parametrize(
-    ("share", "least", "sizes"),
-    [(32, 4, [16, 8, 4]), (30, 4, [15, 8, 4]), (8, 16, []), (1, 4, []), (2, 1, [1]), (33, 16, [17])],
-)
-def test_halves(share, least, sizes):
-    assert tuning._halves(share, least) == sizes
-
-
-def test_precisions_of_this_cpu():
-    """Only those that it computes in are candidates."""
-    cpu = torch.device("cpu")
-    assert tuning._is_had("fp32", cpu) and not tuning._is_had("fp16", cpu)
-    assert tuning._is_had("bf16", cpu) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def test_a_cut_batch_keeps_its_pairs():
-    """What a mixed batch becomes does not depend on how it is cut between pairs."""
-    images = torch.rand(7, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-    addresses = [Address(index=number, epoch=0, position=number) for number in range(7)]
-    batch = {"image": images, "weight": torch.ones(7), **draw_mixes(Mixing(0.3, 1.0), 0, addresses, 5, 5)}
-    parts = cut(batch, 4)
-    assert [len(part["weight"]) for part in parts] == [4, 3]
-    mixed = [
-        mix_images(part["image"].clone(), part["mix_share"], part["mix_partner"], part["mix_box"])
-        for part in (batch, *parts)
-    ]
-    assert torch.equal(mixed[0], torch.cat(mixed[1:])) and not torch.equal(mixed[0], images)
 
 
 def request(tmp_path, *layers, tune=True, **options):
