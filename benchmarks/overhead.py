@@ -62,7 +62,7 @@ PARTS = (
     ("what is due", "ddp_ft.training.loop", "_evaluation_is_due"), ("what is due", "ddp_ft.training.loop", "is_stale"),
     ("what is due", "ddp_ft.training.loop", "stage_at"), ("what is due", "ddp_ft.training.loop", "_ends_a_stretch"),
     ("logged rows", "ddp_ft.training.loop", "_training_row"), ("logged rows", "ddp_ft.trackers.fan_out", "FanOut.log"),
-    ("evaluation", "ddp_ft.training.loop", "evaluate"), ("saving", "ddp_ft.training.loop", "save"),
+    ("evaluation", "ddp_ft.training.loop", "validate"), ("saving", "ddp_ft.training.loop", "save"),
 )  # fmt: skip
 BESIDE_STEPS = ("evaluation", "saving")
 

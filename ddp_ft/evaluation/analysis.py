@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Judgement:
+class ScoredSet:
     """Predictions beside the truth, N x names each, in the set's order.
 
     `kind` is LABEL, LABELS or NUMBERS. `scores` are probabilities, or numbers in the target's units; `truth` is 0 or 1
@@ -104,22 +104,22 @@ class Judgement:
         return ", ".join(f"{name} {value:.3g}" for name, value in zip(self.names, values, strict=True))
 
 
-def judge(evaluation: Evaluation, task: Task) -> Judgement:
-    """The judgement of an evaluation of which this rank has the outputs; what of them is no number counts as 0."""
+def score_set(evaluation: Evaluation, task: Task) -> ScoredSet:
+    """The scored set of an evaluation of which this rank has the outputs; what of them is no number counts as 0."""
     assert evaluation.outputs is not None and evaluation.records is not None
     scores = np.nan_to_num(task.predictions(evaluation.outputs).double().numpy(), copy=False)
     target = evaluation.records["target"].numpy()
     if target.ndim == 1 and task.kind != NUMBERS:
         truth = np.zeros_like(scores)
         np.put_along_axis(truth, target[:, None], 1.0, 1)
-        return Judgement(task.kind, task.names, scores, truth)
-    return Judgement(task.kind, task.names, scores, np.asarray(target, dtype=np.float64))
+        return ScoredSet(task.kind, task.names, scores, truth)
+    return ScoredSet(task.kind, task.names, scores, np.asarray(target, dtype=np.float64))
 
 
-def confusion(judgement: Judgement) -> NDArray[np.int64]:
+def confusion(scored_set: ScoredSet) -> NDArray[np.int64]:
     """How many samples of each class (rows) are taken for each class (columns); LABEL."""
-    classes = len(judgement.names)
-    pairs = judgement.target * classes + judgement.predicted
+    classes = len(scored_set.names)
+    pairs = scored_set.target * classes + scored_set.predicted
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
@@ -138,12 +138,12 @@ class Reliability:
     samples: NDArray[np.int64]
 
 
-def reliability(judgement: Judgement, bins: int = BINS) -> Reliability:
+def reliability(scored_set: ScoredSet, bins: int = BINS) -> Reliability:
     """How often the model is right where it says so (arXiv 1706.04599); of several labels, over all of them."""
-    if judgement.kind == LABEL:
-        sure, right = judgement.confidence, judgement.correct.astype(float)
+    if scored_set.kind == LABEL:
+        sure, right = scored_set.confidence, scored_set.correct.astype(float)
     else:
-        sure, right = judgement.scores.ravel(), judgement.truth.ravel()
+        sure, right = scored_set.scores.ravel(), scored_set.truth.ravel()
     places = np.clip((sure * bins).astype(int), 0, bins - 1)
     samples = np.bincount(places, minlength=bins)
     held = samples > 0
@@ -151,9 +151,9 @@ def reliability(judgement: Judgement, bins: int = BINS) -> Reliability:
     return Reliability(means[0], means[1], samples[held])
 
 
-def expected_calibration_error(judgement: Judgement) -> float:
+def expected_calibration_error(scored_set: ScoredSet) -> float:
     """Mean distance of confidence and share that is right, over the bins of `reliability`, weighted by samples."""
-    bins = reliability(judgement)
+    bins = reliability(scored_set)
     return float((np.abs(bins.confidence - bins.accuracy) * bins.samples).sum() / bins.samples.sum())
 
 
@@ -166,10 +166,11 @@ class ThresholdHint:
     f1_at_half: float
 
 
-def best_thresholds(judgement: Judgement) -> list[ThresholdHint | None]:
+def best_thresholds(scored_set: ScoredSet) -> list[ThresholdHint | None]:
     """For each label (LABELS) the threshold that suits this very set best; None for labels that no sample has."""
     return [
-        _best_threshold(judgement.scores[:, c], judgement.truth[:, c] > THRESHOLD) for c in range(len(judgement.names))
+        _best_threshold(scored_set.scores[:, c], scored_set.truth[:, c] > THRESHOLD)
+        for c in range(len(scored_set.names))
     ]
 
 
@@ -188,21 +189,21 @@ def _best_threshold(scores: Floats, there: NDArray[np.bool_]) -> ThresholdHint |
     return ThresholdHint(float(threshold), float(f1[best]), float(at_half))
 
 
-def class_table(judgement: Judgement) -> list[dict[str, Any]]:
+def class_table(scored_set: ScoredSet) -> list[dict[str, Any]]:
     """For each class or label: its name, samples that have it, precision, recall and F1; None where not defined."""
-    there = judgement.truth.sum(0)
-    if judgement.kind == LABEL:  # counted, as a table of 50,000 x 1,000 takes seconds
-        claimed = np.bincount(judgement.predicted, minlength=len(judgement.names))
-        hits = np.bincount(judgement.target[judgement.correct], minlength=len(judgement.names))
+    there = scored_set.truth.sum(0)
+    if scored_set.kind == LABEL:  # counted, as a table of 50,000 x 1,000 takes seconds
+        claimed = np.bincount(scored_set.predicted, minlength=len(scored_set.names))
+        hits = np.bincount(scored_set.target[scored_set.correct], minlength=len(scored_set.names))
     else:
-        said = judgement.scores >= THRESHOLD
-        hits, claimed = (said & (judgement.truth > THRESHOLD)).sum(0), said.sum(0)
+        said = scored_set.scores >= THRESHOLD
+        hits, claimed = (said & (scored_set.truth > THRESHOLD)).sum(0), said.sum(0)
     return [
         {
             "name": name, "samples": int(there[c]), "precision": _share(hits[c], claimed[c]),
             "recall": _share(hits[c], there[c]), "f1": _share(2 * hits[c], claimed[c] + there[c]),
         }
-        for c, name in enumerate(judgement.names)
+        for c, name in enumerate(scored_set.names)
     ]  # fmt: skip
 
 
@@ -210,8 +211,8 @@ def _share(part: float, whole: float) -> float | None:
     return float(part / whole) if whole else None
 
 
-def rarest(judgement: Judgement, count: int) -> Sequence[int]:
+def rarest(scored_set: ScoredSet, count: int) -> Sequence[int]:
     """The classes that fewest samples have, of those that any has."""
-    counts = judgement.truth.sum(0)
+    counts = scored_set.truth.sum(0)
     order = [int(each) for each in np.argsort(counts, kind="stable") if counts[each]]
     return order[:count]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS
-from ddp_ft.evaluation.analysis import THRESHOLD, Floats, Judgement
+from ddp_ft.evaluation.analysis import THRESHOLD, Floats, ScoredSet
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -45,22 +45,22 @@ class Difference:
     p_value: float
 
 
-def intervals(judgement: Judgement, count: int = RESAMPLES, seed: int = 0) -> dict[str, Interval]:
+def intervals(scored_set: ScoredSet, count: int = RESAMPLES, seed: int = 0) -> dict[str, Interval]:
     """The 95 % interval of each metric that can be drawn again cheaply. Where all samples are right or all are wrong,
     no resample differs; the exact interval for a share is given there (Clopper and Pearson 1934)."""
-    if not len(judgement):
+    if not len(scored_set):
         return {}
-    metrics = statistics(judgement)
-    drawn = _draw(metrics, len(judgement), count, seed)
+    metrics = statistics(scored_set)
+    drawn = _draw(metrics, len(scored_set), count, seed)
     found = {name: _middle(values) for name, values in drawn.items() if np.isfinite(values).all()}
     for name in {"accuracy", "top5_accuracy", "exact_match"} & found.keys():
         if found[name].low == found[name].high:
-            found[name] = _of_unanimous(found[name].low, len(judgement))
+            found[name] = _of_unanimous(found[name].low, len(scored_set))
     return found
 
 
 def difference(
-    first: Judgement, second: Judgement, metric: str, higher_is_better: bool, count: int = RESAMPLES
+    first: ScoredSet, second: ScoredSet, metric: str, higher_is_better: bool, count: int = RESAMPLES
 ) -> Difference:
     """By how much `second` is better than `first` in a metric, of the same samples in the same order.
 
@@ -82,9 +82,9 @@ def difference(
     return Difference(value, _middle(apart), p_value)
 
 
-def has_statistic(judgement: Judgement, metric: str) -> bool:
+def has_statistic(scored_set: ScoredSet, metric: str) -> bool:
     """Whether `intervals` and `difference` know that metric."""
-    return metric in statistics(judgement)
+    return metric in statistics(scored_set)
 
 
 def _bootstrap_p_value(apart: Floats) -> float:
@@ -142,22 +142,22 @@ def _of_unanimous(share: float, samples: int) -> Interval:
     return Interval(end, 1.0) if share == 1 else Interval(0.0, 1 - end)
 
 
-def statistics(judgement: Judgement) -> dict[str, Statistic]:
+def statistics(scored_set: ScoredSet) -> dict[str, Statistic]:
     """The metrics that can be drawn again, as the tasks define them."""
-    make = {LABEL: _of_classes, LABELS: _of_labels, NUMBERS: _of_numbers}[judgement.kind]
-    return make(judgement)
+    make = {LABEL: _of_classes, LABELS: _of_labels, NUMBERS: _of_numbers}[scored_set.kind]
+    return make(scored_set)
 
 
 def _mean_of(values: NDArray[np.float64]) -> Statistic:
     return lambda weights: np.asarray(weights @ values / weights.sum(1))
 
 
-def _of_classes(judgement: Judgement) -> dict[str, Statistic]:
-    classes, scores, target = len(judgement.names), judgement.scores, judgement.target
+def _of_classes(scored_set: ScoredSet) -> dict[str, Statistic]:
+    classes, scores, target = len(scored_set.names), scored_set.scores, scored_set.target
     found: dict[str, Statistic] = {
-        "accuracy": _mean_of(judgement.correct.astype(float)),
-        "balanced_accuracy": partial(_mean_recall, judgement, classes),
-        "macro_f1": partial(_mean_f1_of_classes, judgement, classes),
+        "accuracy": _mean_of(scored_set.correct.astype(float)),
+        "balanced_accuracy": partial(_mean_recall, scored_set, classes),
+        "macro_f1": partial(_mean_f1_of_classes, scored_set, classes),
     }
     if classes > _TOP:
         own = np.take_along_axis(scores, target[:, None], 1)
@@ -170,16 +170,16 @@ def _per_class(weights: Floats, classes: NDArray[np.int64], count: int) -> Float
     return np.stack([np.bincount(classes, weights=row, minlength=count) for row in weights])
 
 
-def _mean_recall(judgement: Judgement, classes: int, weights: Floats) -> Floats:
-    there = _per_class(weights, judgement.target, classes)
-    hits = _per_class(weights * judgement.correct, judgement.target, classes)
+def _mean_recall(scored_set: ScoredSet, classes: int, weights: Floats) -> Floats:
+    there = _per_class(weights, scored_set.target, classes)
+    hits = _per_class(weights * scored_set.correct, scored_set.target, classes)
     return _mean_where(hits, there, there > 0)
 
 
-def _mean_f1_of_classes(judgement: Judgement, classes: int, weights: Floats) -> Floats:
-    there = _per_class(weights, judgement.target, classes)
-    said = _per_class(weights, judgement.predicted, classes)
-    hits = _per_class(weights * judgement.correct, judgement.target, classes)
+def _mean_f1_of_classes(scored_set: ScoredSet, classes: int, weights: Floats) -> Floats:
+    there = _per_class(weights, scored_set.target, classes)
+    said = _per_class(weights, scored_set.predicted, classes)
+    hits = _per_class(weights * scored_set.correct, scored_set.target, classes)
     return _mean_where(2 * hits, there + said, there + said > 0)
 
 
@@ -188,22 +188,22 @@ def _mean_where(parts: Floats, wholes: Floats, usable: NDArray[np.bool_]) -> Flo
     return np.asarray(shares.sum(1) / np.maximum(usable.sum(1), 1))
 
 
-def _of_labels(judgement: Judgement) -> dict[str, Statistic]:
-    said, there = judgement.scores >= THRESHOLD, judgement.truth > THRESHOLD
+def _of_labels(scored_set: ScoredSet) -> dict[str, Statistic]:
+    said, there = scored_set.scores >= THRESHOLD, scored_set.truth > THRESHOLD
     hits, both = (said & there).sum(1).astype(float), (said.sum(1) + there.sum(1)).astype(float)
     found: dict[str, Statistic] = {
         "exact_match": _mean_of((said == there).all(1).astype(float)),
         "micro_f1": lambda weights: np.asarray(2 * (weights @ hits) / np.maximum(weights @ both, 1e-12)),
     }
-    if judgement.scores.size <= MOST_OUTPUTS:
+    if scored_set.scores.size <= MOST_OUTPUTS:
         found["macro_f1"] = partial(_mean_f1_of_labels, (said & there).astype(float), said.astype(float) + there)
-        found["mAP"] = partial(_mean_average_precision, [_Ranking.of(*each) for each in _columns(judgement)])
+        found["mAP"] = partial(_mean_average_precision, [_Ranking.of(*each) for each in _columns(scored_set)])
     return found
 
 
-def _columns(judgement: Judgement) -> Iterator[tuple[Floats, NDArray[np.bool_]]]:
-    for column in range(len(judgement.names)):
-        yield judgement.scores[:, column], judgement.truth[:, column] > THRESHOLD
+def _columns(scored_set: ScoredSet) -> Iterator[tuple[Floats, NDArray[np.bool_]]]:
+    for column in range(len(scored_set.names)):
+        yield scored_set.scores[:, column], scored_set.truth[:, column] > THRESHOLD
 
 
 def _mean_f1_of_labels(hits: Floats, both: Floats, weights: Floats) -> Floats:
@@ -247,17 +247,17 @@ def _mean_average_precision(rankings: Sequence[_Ranking], weights: Floats) -> Fl
     return _mean_where(precisions, np.ones_like(precisions), there > 0)
 
 
-def _of_numbers(judgement: Judgement) -> dict[str, Statistic]:
-    off = judgement.scores - judgement.truth
+def _of_numbers(scored_set: ScoredSet) -> dict[str, Statistic]:
+    off = scored_set.scores - scored_set.truth
     # Around the mean, as a large one would leave few digits to its square.
-    apart = judgement.truth - judgement.truth.mean(0)
+    apart = scored_set.truth - scored_set.truth.mean(0)
     found: dict[str, Statistic] = {
         "mae": _mean_of(np.abs(off).mean(1)),
         "rmse": lambda weights: np.sqrt(weights @ off**2 / weights.sum(1)[:, None]).mean(1),
         "r2": partial(_mean_r2, off, apart),
     }
-    if len(judgement.names) > 1:
-        found |= {f"mae/{name}": _mean_of(np.abs(off[:, c])) for c, name in enumerate(judgement.names)}
+    if len(scored_set.names) > 1:
+        found |= {f"mae/{name}": _mean_of(np.abs(off[:, c])) for c, name in enumerate(scored_set.names)}
     return found
 
 

@@ -146,7 +146,7 @@ def _introduction(facts: RunFacts) -> str:
 
 
 def _data(facts: RunFacts) -> str:
-    plan, test = facts.plan, facts.judgements.get("test")
+    plan, test = facts.plan, facts.scored_sets.get("test")
     rows = {"training": plan["train_samples"], "validation": plan["val_samples"]} | (
         {"test": len(test)} if test else {}
     )

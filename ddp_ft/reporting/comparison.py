@@ -95,7 +95,7 @@ def labels(runs: Sequence[RunFacts]) -> list[str]:
 
 def compare(runs: Sequence[RunFacts], names: Sequence[str], split: str, metric: str) -> dict[str, Any] | None:
     """The tests of all runs against the best one on that set; None if no two runs have it."""
-    held = [number for number, run in enumerate(runs) if split in run.judgements]
+    held = [number for number, run in enumerate(runs) if split in run.scored_sets]
     if len(held) < 2:
         return None
     found: dict[str, Any] = {"title": TITLES[split], "verdicts": []}
@@ -126,7 +126,7 @@ def pairing_problem(runs: Sequence[RunFacts], names: Sequence[str], split: str, 
     """Why the runs' outputs are not of the same samples in the same order; empty if they are."""
     first = runs[0]
     for run, name in zip(runs, names, strict=True):
-        mine, other = first.judgements[split], run.judgements[split]
+        mine, other = first.scored_sets[split], run.scored_sets[split]
         if other.kind != mine.kind or other.names != mine.names:
             return f"{name} has other classes than {names[0]}."
         if run.split.get("fingerprint") != first.split.get("fingerprint"):
@@ -146,7 +146,7 @@ def _against_best(
     best, others = order[0], order[1:]
     upwards = runs[best].higher_is_better
     held = [
-        difference(runs[number].judgements[split], runs[best].judgements[split], metric, upwards) for number in others
+        difference(runs[number].scored_sets[split], runs[best].scored_sets[split], metric, upwards) for number in others
     ]
     corrected = holm([each.p_value for each in held])
     return [

@@ -14,7 +14,7 @@ from ddp_ft.contracts import LABEL, NUMBERS, TRAIN, BadSample, LabelledSource, P
 from ddp_ft.data.bad_samples.quarantine import FILE as QUARANTINE
 from ddp_ft.data.splits.part import open_part
 from ddp_ft.errors import UserError, printable
-from ddp_ft.evaluation.analysis import Judgement, judge
+from ddp_ft.evaluation.analysis import ScoredSet, score_set
 from ddp_ft.run_folder.bad_batches import FOLDER as BAD_BATCHES
 from ddp_ft.run_folder.evaluations import load_evaluation
 from ddp_ft.run_folder.folder import RunFolder
@@ -46,7 +46,7 @@ class RunFacts:
     starts: list[dict[str, Any]]
     description: dict[str, Any]
     split: dict[str, Any]
-    judgements: dict[str, Judgement]
+    scored_sets: dict[str, ScoredSet]
     damaged: list[list[str]]
     bad_steps: list[str]
 
@@ -138,7 +138,7 @@ def _read(folder: RunFolder) -> RunFacts:
     if plan["task"] not in TASKS:
         raise UserError(f"{path} is of a task '{plan['task']}', which is not known.", f"Known: {', '.join(TASKS)}.")
     task = _task_without_code(plan["task"], names, description)
-    found = {split: each for split in SPLITS if (each := _judgement(path, split, task))}
+    found = {split: each for split in SPLITS if (each := _scored_set(path, split, task))}
     return RunFacts(
         path=path,
         config=config,
@@ -150,7 +150,7 @@ def _read(folder: RunFolder) -> RunFacts:
         starts=read_starts(path),
         description=description,
         split=_mapping(folder, "split.json"),
-        judgements=found,
+        scored_sets=found,
         damaged=_quarantined(path / QUARANTINE),
         bad_steps=sorted(each.name for each in (path / BAD_BATCHES).glob("step_*")),
     )
@@ -191,13 +191,13 @@ def _task_without_code(name: str, names: tuple[str, ...], description: Mapping[s
     return restore_task(name, {**nothing, **{key: stored[key] for key in ("classes", "mean", "std") if key in stored}})
 
 
-def _judgement(path: Path, split: str, task: Task) -> Judgement | None:
+def _scored_set(path: Path, split: str, task: Task) -> ScoredSet | None:
     evaluation = load_evaluation(path, split)
     if evaluation is None or evaluation.outputs is None or evaluation.records is None:
         return None
     if evaluation.outputs.shape[1] != len(task.names) or not len(evaluation.outputs):
         raise UserError(f"{path}: what is kept of {split} is not of {len(task.names)} outputs.", "Is the folder whole?")
-    return judge(evaluation, task)
+    return score_set(evaluation, task)
 
 
 def _quarantined(file: Path) -> list[list[str]]:
@@ -206,17 +206,17 @@ def _quarantined(file: Path) -> list[list[str]]:
     return [parts for line in lines if len(parts := line.split("\t", 2)) == 3]
 
 
-def open_judged(facts: RunFacts, split: str, data: Path | None = None) -> LabelledSource:
-    """The set that a judgement is of, from the run's own folder or from `data`. UserError if it is no more the same."""
+def open_evaluated(facts: RunFacts, split: str, data: Path | None = None) -> LabelledSource:
+    """The samples of a scored set, from the run's own folder or from `data`. UserError if they are no more the same."""
     config = replace(facts.config.data, path=data or facts.config.data.path)
     # Reading all pictures to find damaged ones is only needed where some were left out.
-    judgement = facts.judgements[split]
+    scored_set = facts.scored_sets[split]
     schema = Schema(_kind_in_data(facts, config.path), facts.names)
     for on_error in dict.fromkeys(("fail", config.on_error)):
         source = open_part(replace(config, on_error=on_error), schema, split, facts.split)[1]
-        if len(source) == len(judgement):
+        if len(source) == len(scored_set):
             break
-    if len(source) != len(judgement) or not _same_targets(source, judgement):
+    if len(source) != len(scored_set) or not _same_targets(source, scored_set):
         raise UserError(f"{config.path} has other {split} pictures than the run had.")
     return source
 
@@ -227,11 +227,11 @@ def _kind_in_data(facts: RunFacts, data: Path | None) -> str:
     return LABEL if is_folder and facts.task.kind != NUMBERS else facts.task.kind
 
 
-def _same_targets(source: LabelledSource, judgement: Judgement) -> bool:
+def _same_targets(source: LabelledSource, scored_set: ScoredSet) -> bool:
     targets = source.targets
-    if targets.ndim == 1 and judgement.kind != NUMBERS:
-        return bool(np.array_equal(targets, judgement.target))
-    return bool(np.allclose(targets.reshape(judgement.truth.shape), judgement.truth))
+    if targets.ndim == 1 and scored_set.kind != NUMBERS:
+        return bool(np.array_equal(targets, scored_set.target))
+    return bool(np.allclose(targets.reshape(scored_set.truth.shape), scored_set.truth))
 
 
 def read_error(error: Exception) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from ddp_ft.contracts import LABEL, NUMBERS, PROBE, LabelledSource
 from ddp_ft.errors import printable
 from ddp_ft.evaluation.intervals import Interval
-from ddp_ft.reporting.facts import SPLITS, UNREADABLE, RunFacts, open_judged, read_error
+from ddp_ft.reporting.facts import SPLITS, UNREADABLE, RunFacts, open_evaluated, read_error
 from ddp_ft.reporting.formats import (
     brief,
     count,
@@ -41,9 +41,9 @@ def report_page(facts: RunFacts, found: Intervals, sources: Sources | None = Non
     Thumbnails are made from `sources`, the sets as the run has them open; where that is None they are opened again,
     from `data` or from where they were.
     """
-    opened = {split: _open(facts, split, sources, data) for split in facts.judgements}
+    opened = {split: _open(facts, split, sources, data) for split in facts.scored_sets}
     # The test set had no part in choosing the model, so it is what counts where there is one.
-    order = sorted(facts.judgements, key=lambda split: split != "test")
+    order = sorted(facts.scored_sets, key=lambda split: split != "test")
     return render(
         "report.html",
         title=f"{facts.config.model.name} on {_data_name(facts)}",
@@ -70,7 +70,7 @@ def _open(facts: RunFacts, split: str, sources: Sources | None, data: Path | Non
     if sources is not None:
         return Opened(sources.get(split))
     try:
-        return Opened(open_judged(facts, split, data))
+        return Opened(open_evaluated(facts, split, data))
     except UNREADABLE as error:
         return Opened(None, read_error(error))
 
@@ -100,14 +100,14 @@ def _results(facts: RunFacts, found: Intervals) -> list[dict[str, str]]:
         metrics = facts.metrics(split)
         if facts.metric not in metrics:
             continue
-        judgement = facts.judgements.get(split)
+        scored_set = facts.scored_sets.get(split)
         results.append(
             {
                 "set": TITLES[split],
                 "metric": metric_name(facts.metric),
                 "value": metric_text(facts.metric, metrics[facts.metric]),
                 "interval": interval_text(facts.metric, found.get(split, {}).get(facts.metric)),
-                "samples": plural(len(judgement), "picture") if judgement else "",
+                "samples": plural(len(scored_set), "picture") if scored_set else "",
             }
         )
     return results
@@ -133,10 +133,10 @@ def _metric_rows(facts: RunFacts, found: Intervals) -> dict[str, Any]:
 
 def _caveats(facts: RunFacts) -> list[str]:
     """What the intervals do not say."""
-    if not facts.judgements:
+    if not facts.scored_sets:
         return []
     told = ["Intervals are of 95 %, by drawing the pictures of the set again; other seeds would move the result too."]
-    if "test" not in facts.judgements:
+    if "test" not in facts.scored_sets:
         told.append(
             "There is no test set: the validation set also chose the best of the evaluations, so its result is a "
             "little too good."
@@ -156,7 +156,7 @@ def _what_was_trained(facts: RunFacts) -> list[tuple[str, str]]:
     kind = {LABEL: "classes", NUMBERS: "numbers"}.get(facts.task.kind, "labels")
     size = facts.description.get("preprocessing", {}).get("size")
     best = facts.best
-    test = facts.judgements.get("test")
+    test = facts.scored_sets.get("test")
     rows = {
         "Data": f"{config.data.path}: {count(plan['train_samples'])} pictures to train on, "
         f"{count(plan['val_samples'])} for validation" + (f", {count(len(test))} for the test" if test else ""),

@@ -14,7 +14,7 @@ from ddp_ft.data.image.sample import open_sample
 from ddp_ft.data.image.transforms import eval_transform
 from ddp_ft.errors import printable
 from ddp_ft.evaluation.analysis import (
-    Judgement,
+    ScoredSet,
     best_thresholds,
     class_table,
     confusion,
@@ -49,35 +49,35 @@ class Opened:
 
 def judged_set(facts: RunFacts, split: str, opened: Opened) -> dict[str, Any]:
     """What the template is given of a set of which the folder has the outputs."""
-    judgement = facts.judgements[split]
+    scored_set = facts.scored_sets[split]
     found: dict[str, Any] = {
         "split": split,
         "title": TITLES[split],
-        "kind": judgement.kind,
-        "samples": count(len(judgement)),
-        **_pictures(facts, judgement, opened),
+        "kind": scored_set.kind,
+        "samples": count(len(scored_set)),
+        **_pictures(facts, scored_set, opened),
     }
-    if judgement.kind == NUMBERS:
-        shown = range(min(len(judgement.names), MOST_SCATTERS))
-        return found | {"scatters": [(brief(judgement.names[c]), scatter_svg(judgement, c)) for c in shown]}
+    if scored_set.kind == NUMBERS:
+        shown = range(min(len(scored_set.names), MOST_SCATTERS))
+        return found | {"scatters": [(brief(scored_set.names[c]), scatter_svg(scored_set, c)) for c in shown]}
     found |= {
-        "classes": _class_rows(judgement),
+        "classes": _class_rows(scored_set),
         "open_rows": OPEN_ROWS,
-        "reliability": reliability_svg(judgement),
-        "ece": f"{expected_calibration_error(judgement):.3f}",
-        "leaning": _leaning(judgement),
+        "reliability": reliability_svg(scored_set),
+        "ece": f"{expected_calibration_error(scored_set):.3f}",
+        "leaning": _leaning(scored_set),
     }
-    return found | (_matrix(judgement) if judgement.kind == LABEL else {"thresholds": _thresholds(judgement)})
+    return found | (_matrix(scored_set) if scored_set.kind == LABEL else {"thresholds": _thresholds(scored_set)})
 
 
 def set_intervals(facts: RunFacts) -> dict[str, dict[str, Interval]]:
     """The intervals of each set's metrics."""
-    return {split: intervals(judgement) for split, judgement in facts.judgements.items()}
+    return {split: intervals(scored_set) for split, scored_set in facts.scored_sets.items()}
 
 
-def _class_rows(judgement: Judgement) -> list[dict[str, Any]]:
+def _class_rows(scored_set: ScoredSet) -> list[dict[str, Any]]:
     """The classes by rising F1; those that no sample has, last."""
-    rows = sorted(class_table(judgement), key=lambda row: (not row["samples"], -1 if row["f1"] is None else row["f1"]))
+    rows = sorted(class_table(scored_set), key=lambda row: (not row["samples"], -1 if row["f1"] is None else row["f1"]))
     return [
         {
             "name": brief(row["name"]),
@@ -88,11 +88,11 @@ def _class_rows(judgement: Judgement) -> list[dict[str, Any]]:
     ]
 
 
-def _matrix(judgement: Judgement) -> dict[str, Any]:
-    matrix = confusion(judgement)
-    classes = len(judgement.names)
+def _matrix(scored_set: ScoredSet) -> dict[str, Any]:
+    matrix = confusion(scored_set)
+    classes = len(scored_set.names)
     shown = list(range(classes)) if classes <= WHOLE_MATRIX else most_confused(matrix, PART_OF_MATRIX)
-    names = [brief(judgement.names[c]) for c in shown]
+    names = [brief(scored_set.names[c]) for c in shown]
     # Long names would make columns as high as a page: numbers stand for them.
     is_long = max(map(len, names)) > LONGEST_COLUMN
     sums = np.maximum(matrix.sum(1), 1)
@@ -109,20 +109,20 @@ def _matrix(judgement: Judgement) -> dict[str, Any]:
         "matrix": rows,
         "matrix_names": [str(number) for number in range(1, len(shown) + 1)] if is_long else names,
         "matrix_of": "" if len(shown) == classes else f"The {len(shown)} of {classes} classes that are confused most.",
-        "pairs": _pairs(judgement, matrix) if classes > 2 else [],
+        "pairs": _pairs(scored_set, matrix) if classes > 2 else [],
     }
 
 
-def _pairs(judgement: Judgement, matrix: NDArray[np.int64]) -> list[dict[str, Any]]:
+def _pairs(scored_set: ScoredSet, matrix: NDArray[np.int64]) -> list[dict[str, Any]]:
     """The mistakes that are made most often."""
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_PAIRS]
-    places = [divmod(int(each), len(judgement.names)) for each in order]
+    places = [divmod(int(each), len(scored_set.names)) for each in order]
     return [
         {
-            "true": brief(judgement.names[true]),
-            "said": brief(judgement.names[said]),
+            "true": brief(scored_set.names[true]),
+            "said": brief(scored_set.names[said]),
             "count": int(wrong[true, said]),
             "share": f"{wrong[true, said] / matrix[true].sum() * 100:.0f} %",
         }
@@ -131,18 +131,18 @@ def _pairs(judgement: Judgement, matrix: NDArray[np.int64]) -> list[dict[str, An
     ]
 
 
-def _leaning(judgement: Judgement) -> str:
+def _leaning(scored_set: ScoredSet) -> str:
     """One sentence of what confidence is worth."""
-    if judgement.kind != LABEL:
+    if scored_set.kind != LABEL:
         return ""
-    sure, right = float(judgement.confidence.mean()), float(judgement.correct.mean())
+    sure, right = float(scored_set.confidence.mean()), float(scored_set.correct.mean())
     if abs(sure - right) < 0.01:
         return f"On average the model is as sure ({sure:.0%}) as it is right ({right:.0%})."
     kind = "surer than it is right" if sure > right else "less sure than it is right"
     return f"On average the model is {kind}: {sure:.0%} sure, {right:.0%} right."
 
 
-def _thresholds(judgement: Judgement) -> list[dict[str, str]]:
+def _thresholds(scored_set: ScoredSet) -> list[dict[str, str]]:
     return [
         {
             "name": brief(name),
@@ -150,33 +150,33 @@ def _thresholds(judgement: Judgement) -> list[dict[str, str]]:
             "f1": f"{hint.f1 * 100:.1f}",
             "before": f"{hint.f1_at_half * 100:.1f}",
         }
-        for name, hint in zip(judgement.names, best_thresholds(judgement), strict=True)
+        for name, hint in zip(scored_set.names, best_thresholds(scored_set), strict=True)
         if hint is not None
     ][:MOST_ROWS]
 
 
-def _pictures(facts: RunFacts, judgement: Judgement, opened: Opened) -> dict[str, Any]:
-    chosen = {"mistakes": judgement.worst(MISTAKES), "hits": judgement.least_certain(HITS)}
+def _pictures(facts: RunFacts, scored_set: ScoredSet, opened: Opened) -> dict[str, Any]:
+    chosen = {"mistakes": scored_set.worst(MISTAKES), "hits": scored_set.least_certain(HITS)}
     reason, shown = opened.reason, {}
     for name, indices in chosen.items():
         try:
-            shown[name] = _thumbnails(facts, judgement, indices, opened.source)
+            shown[name] = _thumbnails(facts, scored_set, indices, opened.source)
         except UNREADABLE as error:
             reason = read_error(error)
-            shown[name] = _thumbnails(facts, judgement, indices, None)
-    wrong = int((~judgement.correct).sum())
-    of = "" if judgement.kind == NUMBERS else f"{plural(wrong, 'mistake')} in {plural(len(judgement), 'picture')}"
-    return {**shown, "no_pictures": reason, "wrong": of, "is_of_numbers": judgement.kind == NUMBERS}
+            shown[name] = _thumbnails(facts, scored_set, indices, None)
+    wrong = int((~scored_set.correct).sum())
+    of = "" if scored_set.kind == NUMBERS else f"{plural(wrong, 'mistake')} in {plural(len(scored_set), 'picture')}"
+    return {**shown, "no_pictures": reason, "wrong": of, "is_of_numbers": scored_set.kind == NUMBERS}
 
 
 def _thumbnails(
-    facts: RunFacts, judgement: Judgement, indices: Sequence[int], source: LabelledSource | None
+    facts: RunFacts, scored_set: ScoredSet, indices: Sequence[int], source: LabelledSource | None
 ) -> list[dict[str, Any]]:
     if source is None or facts.preprocess is None:
         return []
     shown = []
     for index in indices:
-        said, true = judgement.caption(index)
+        said, true = scored_set.caption(index)
         picture = picture_of(source, index, facts.preprocess)
         about = {"said": brief(said), "true": brief(true), "is_small": max(picture.shape) < SMALL}
         shown.append({"uri": data_uri(picture), **about, **_file_of(source, index)})

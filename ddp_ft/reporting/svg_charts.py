@@ -16,7 +16,7 @@ from PIL import Image
 
 from ddp_ft.contracts import PROBE
 from ddp_ft.data.image.pillow import Pixels
-from ddp_ft.evaluation.analysis import Judgement, reliability
+from ddp_ft.evaluation.analysis import ScoredSet, reliability
 from ddp_ft.reporting.facts import Row, RunFacts
 from ddp_ft.reporting.formats import is_share, metric_name
 from ddp_ft.trackers.charts import new_figure, reliability_chart, scatter_chart
@@ -242,21 +242,23 @@ def overlay(runs: Sequence[RunFacts], split: str, metric: str) -> Markup | None:
     return as_svg(partial(_line_chart, lines, None, "", False), f"{metric_name(metric)} on {split}")
 
 
-def reliability_svg(judgement: Judgement) -> Markup:
+def reliability_svg(scored_set: ScoredSet) -> Markup:
     """The reliability diagram."""
-    bins = reliability(judgement)
+    bins = reliability(scored_set)
     return as_svg(
         lambda: _sized(reliability_chart(bins.confidence, bins.accuracy, bins.samples)), "Reliability diagram"
     )
 
 
-def scatter_svg(judgement: Judgement, column: int) -> Markup:
+def scatter_svg(scored_set: ScoredSet, column: int) -> Markup:
     """Predicted over true values of one number."""
 
     def draw() -> "Figure":
-        figure = _sized(scatter_chart(judgement.truth[:, column], judgement.scores[:, column], judgement.names[column]))
+        figure = _sized(
+            scatter_chart(scored_set.truth[:, column], scored_set.scores[:, column], scored_set.names[column])
+        )
         for dots in figure.axes[0].collections:
-            dots.set_rasterized(len(judgement) > _MOST_DOTS)
+            dots.set_rasterized(len(scored_set) > _MOST_DOTS)
         return figure
 
     return as_svg(draw, "Predicted over true values")

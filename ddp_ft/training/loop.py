@@ -22,7 +22,7 @@ from ddp_ft.training.progress import Stopwatch
 from ddp_ft.training.schedule import is_due
 from ddp_ft.training.state import Job, Phase, has_damage
 from ddp_ft.training.system_metrics import machine_use
-from ddp_ft.training.validation import evaluate, is_stale, plateau
+from ddp_ft.training.validation import is_stale, plateau, validate
 
 # So many steps are timed before a forecast is made of them.
 STEPS_TO_MEASURE = 20
@@ -48,7 +48,7 @@ def _loop(
     while True:
         if progress.evaluation_due:  # also where an earlier start was stopped before it, or in the middle of it
             console.doing(f"evaluating on {len(job.splits.val)} pictures")
-            was_stopped = not evaluate(job, trackers)
+            was_stopped = not validate(job, trackers)
             save(job, trackers.sync)
             if was_stopped:
                 return "stopped"

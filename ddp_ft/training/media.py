@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddp_ft.contracts import LABEL, NUMBERS, PROBE, TRAIN, Batch, Evaluation, LabelledSource, Preprocess
 from ddp_ft.data.image.pillow import Pixels
-from ddp_ft.evaluation.analysis import Judgement, confusion, judge, most_confused, rarest, reliability
+from ddp_ft.evaluation.analysis import ScoredSet, confusion, most_confused, rarest, reliability, score_set
 from ddp_ft.trackers import charts
 from ddp_ft.trackers.charts import MOST_CLASSES, short
 from ddp_ft.trackers.fan_out import FanOut, harmless
@@ -87,45 +87,47 @@ def show_evaluation(job: Job, evaluation: Evaluation, split: str, trackers: FanO
 
 
 def _show_evaluation(job: Job, evaluation: Evaluation, split: str, trackers: FanOut) -> None:
-    judgement, step = judge(evaluation, job.task), job.progress.step
+    scored_set, step = score_set(evaluation, job.task), job.progress.step
     source = job.splits.test if split == "test" and job.splits.test else job.splits.val
     prefix = "test/" if split == "test" else "probe/" if job.progress.phase == PROBE else ""
     group = f"{prefix}{PICTURES}"
-    _draw_charts(judgement, group, step, trackers)
+    _draw_charts(scored_set, group, step, trackers)
     for tag, indices in (
-        ("4_worst_mistakes", judgement.worst(SHOWN_SAMPLES)),
-        ("5_least_certain_hits", judgement.least_certain(SHOWN_SAMPLES)),
+        ("4_worst_mistakes", scored_set.worst(SHOWN_SAMPLES)),
+        ("5_least_certain_hits", scored_set.least_certain(SHOWN_SAMPLES)),
     ):
         if indices:
-            files, captions = _samples(judgement, source, indices)
+            files, captions = _samples(scored_set, source, indices)
             trackers.draw(f"{group}/{tag}", step, charts.files_png, files, captions)
-    if judgement.kind != NUMBERS:
-        for c in rarest(judgement, MOST_CURVES):
-            trackers.pr_curve(prefix + judgement.names[c], step, judgement.truth[:, c] > 0.5, judgement.scores[:, c])
+    if scored_set.kind != NUMBERS:
+        for c in rarest(scored_set, MOST_CURVES):
+            trackers.pr_curve(prefix + scored_set.names[c], step, scored_set.truth[:, c] > 0.5, scored_set.scores[:, c])
 
 
-def _samples(judgement: Judgement, source: LabelledSource, indices: Sequence[int]) -> tuple[list[str], list[list[str]]]:
+def _samples(
+    scored_set: ScoredSet, source: LabelledSource, indices: Sequence[int]
+) -> tuple[list[str], list[list[str]]]:
     """Files, and what is written below each: what the model says, what is true, and the file."""
     files, captions = [source.name(index) for index in indices], []
     for index, file in zip(indices, files, strict=True):
-        said, true = judgement.caption(index)
+        said, true = scored_set.caption(index)
         captions.append([f"says {said}", f"is {true}", file])
     return files, captions
 
 
-def _draw_charts(judgement: Judgement, group: str, step: int, trackers: FanOut) -> None:
+def _draw_charts(scored_set: ScoredSet, group: str, step: int, trackers: FanOut) -> None:
     """Confusion matrix and reliability diagram; of numbers predicted over true values."""
-    if judgement.kind == NUMBERS:
-        for c, name in enumerate(judgement.names[:MOST_SCATTERS]):
-            points = judgement.truth[:, c], judgement.scores[:, c]
+    if scored_set.kind == NUMBERS:
+        for c, name in enumerate(scored_set.names[:MOST_SCATTERS]):
+            points = scored_set.truth[:, c], scored_set.scores[:, c]
             trackers.draw(f"{group}/2_predicted_over_true_{c}", step, charts.scatter_png, *points, name)
         return
-    if judgement.kind == LABEL:
-        matrix = confusion(judgement)
+    if scored_set.kind == LABEL:
+        matrix = confusion(scored_set)
         shown = most_confused(matrix, MOST_CLASSES)
-        names = [judgement.names[c] for c in shown]
+        names = [scored_set.names[c] for c in shown]
         trackers.draw(f"{group}/2_confusion", step, charts.confusion_png, matrix[np.ix_(shown, shown)], names)
-    bins = reliability(judgement)
+    bins = reliability(scored_set)
     trackers.draw(f"{group}/3_reliability", step, charts.reliability_png, bins.confidence, bins.accuracy, bins.samples)
 
 

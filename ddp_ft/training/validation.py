@@ -19,7 +19,7 @@ from ddp_ft.training.schedule import Plateau
 from ddp_ft.training.state import Job
 
 
-def evaluate(job: Job, trackers: FanOut) -> bool:
+def validate(job: Job, trackers: FanOut) -> bool:
     """Evaluate the weights, and their average where there is one; keep in best/ what is best so far.
 
     False if all ranks were asked to stop on the way: nothing has changed then, and the evaluation is still due.

@@ -16,7 +16,7 @@ from PIL import Image
 from ddp_ft.cli.report import report
 from ddp_ft.errors import UserError
 from ddp_ft.reporting.card import renewed_card
-from ddp_ft.reporting.facts import open_judged, read_run
+from ddp_ft.reporting.facts import open_evaluated, read_run
 from tests.support.finished import write_finished
 from tests.support.marks import slowly
 from tests.support.runs import read, train_here
@@ -129,10 +129,10 @@ def test_an_unfinished_run_has_a_page_too(tmp_path, capsys):
 def test_pictures_are_those_of_the_evaluation(trained, hostile_data, tmp_path):
     moved = shutil.copytree(hostile_data, tmp_path / "moved")
     facts = read_run(trained)
-    assert len(open_judged(facts, "val")) == len(open_judged(facts, "val", moved)) == 12
+    assert len(open_evaluated(facts, "val")) == len(open_evaluated(facts, "val", moved)) == 12
     next((moved / "val" / HOSTILE[2]).iterdir()).unlink()
     with pytest.raises(UserError, match="other val pictures"):
-        open_judged(facts, "val", moved)
+        open_evaluated(facts, "val", moved)
 
 
 def test_each_start_is_recorded(trained):

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from ddp_ft.contracts import LABEL, NUMBERS, Evaluation
-from ddp_ft.evaluation.analysis import Judgement, judge
+from ddp_ft.evaluation.analysis import ScoredSet, score_set
 from ddp_ft.evaluation.intervals import Interval, difference, holm, intervals, mcnemar, statistics
 from ddp_ft.tasks.registry import restore_task
 
@@ -16,7 +16,7 @@ NAMES = tuple("abcdefg")
 
 
 def evaluated(task_name, seed=0, samples=60):
-    """A task, and a judgement with classes that the set lacks, ties, and hits and misses."""
+    """A task, and a scored_set with classes that the set lacks, ties, and hits and misses."""
     generator = torch.Generator().manual_seed(seed)
     settings = {"classes": NAMES}
     outputs = torch.randn(samples, len(NAMES), generator=generator).mul(8).round().div(8)
@@ -33,46 +33,46 @@ def evaluated(task_name, seed=0, samples=60):
         outputs, settings = target - 1000 + outputs, {**settings, "mean": [1000.0] * 7, "std": [1.0] * 7}
     task = restore_task(task_name, settings)
     evaluation = Evaluation({}, outputs, {"target": target, "weight": torch.ones(samples)})
-    return judge(evaluation, task), task.metrics(outputs, evaluation.records)
+    return score_set(evaluation, task), task.metrics(outputs, evaluation.records)
 
 
 @pytest.mark.parametrize("task", ["single-label", "multi-label", "regression"])
 def test_values_are_those_of_the_task(task):
-    judgement, metrics = evaluated(task)
-    found = {name: float(metric(np.ones((1, 60)))[0]) for name, metric in statistics(judgement).items()}
+    scored_set, metrics = evaluated(task)
+    found = {name: float(metric(np.ones((1, 60)))[0]) for name, metric in statistics(scored_set).items()}
     assert len(found) >= 4
     assert found == {name: pytest.approx(metrics[name], abs=2e-5) for name in found}
 
 
 @pytest.mark.parametrize("task", ["single-label", "multi-label", "regression"])
 def test_a_weight_of_two_is_a_sample_given_twice(task):
-    judgement, _ = evaluated(task)
+    scored_set, _ = evaluated(task)
     weights = np.random.default_rng(0).integers(0, 3, 60)
     rows = np.repeat(np.arange(60), weights)
-    repeated = Judgement(judgement.kind, judgement.names, judgement.scores[rows], judgement.truth[rows])
+    repeated = ScoredSet(scored_set.kind, scored_set.names, scored_set.scores[rows], scored_set.truth[rows])
     expected = {name: metric(np.ones((1, len(rows))))[0] for name, metric in statistics(repeated).items()}
-    found = {name: metric(weights[None].astype(float))[0] for name, metric in statistics(judgement).items()}
+    found = {name: metric(weights[None].astype(float))[0] for name, metric in statistics(scored_set).items()}
     assert found == {name: pytest.approx(value) for name, value in expected.items()}
 
 
 def test_scipy_gives_the_same_interval():
-    judgement, _ = evaluated("regression", samples=40)
-    found = intervals(judgement, count=4000)["rmse"]
-    off = (judgement.scores - judgement.truth) ** 2
+    scored_set, _ = evaluated("regression", samples=40)
+    found = intervals(scored_set, count=4000)["rmse"]
+    off = (scored_set.scores - scored_set.truth) ** 2
 
     def rmse(rows):
         return np.sqrt(off[rows].mean(0)).mean()
 
     other = stats.bootstrap((np.arange(40),), rmse, n_resamples=4000, method="percentile", vectorized=False, rng=1)
     assert (found.low, found.high) == pytest.approx(tuple(other.confidence_interval), abs=0.03 * (found.high))
-    assert found == intervals(judgement, count=4000)["rmse"] != intervals(judgement, count=4000, seed=1)["rmse"]
+    assert found == intervals(scored_set, count=4000)["rmse"] != intervals(scored_set, count=4000, seed=1)["rmse"]
 
 
 def labelled(right, names=("a", "b")):
-    """A judgement of two classes that is right where `right` is True."""
+    """A scored_set of two classes that is right where `right` is True."""
     target = np.arange(len(right)) % 2
     said = np.where(right, target, 1 - target)
-    return Judgement(LABEL, names, np.eye(2)[said] * 0.8 + 0.1, np.eye(2)[target])
+    return ScoredSet(LABEL, names, np.eye(2)[said] * 0.8 + 0.1, np.eye(2)[target])
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
@@ -116,7 +116,7 @@ def test_better_is_told_from_the_same():
 def test_less_error_is_better():
     truth = np.random.default_rng(0).normal(size=(200, 1))
     noise = np.random.default_rng(1).normal(size=(200, 1))
-    near, far = (Judgement(NUMBERS, ("x",), truth + size * noise, truth) for size in (0.1, 0.5))
+    near, far = (ScoredSet(NUMBERS, ("x",), truth + size * noise, truth) for size in (0.1, 0.5))
     found = difference(far, near, "rmse", False)
     assert found.value > 0.3 and found.interval.low > 0 and found.p_value == pytest.approx(2 / 1001)
 
@@ -133,5 +133,5 @@ def test_paired_intervals_are_seldom_wrong_about_equals():
 
 def test_what_would_take_too_long_has_no_interval():
     scores = np.zeros((400, 1000))
-    found = statistics(Judgement("labels", tuple(map(str, range(1000))), scores, scores))
+    found = statistics(ScoredSet("labels", tuple(map(str, range(1000))), scores, scores))
     assert "mAP" not in found and "exact_match" in found and math.isfinite(found["micro_f1"](np.ones((1, 400)))[0])

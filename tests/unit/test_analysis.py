@@ -1,0 +1,90 @@
+"""What follows from predictions beside the truth, against scikit-learn and torchmetrics."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Evaluation
+from ddp_ft.evaluation.analysis import ScoredSet, class_table, confusion, most_confused, rarest, reliability, score_set
+from ddp_ft.tasks.registry import restore_task
+
+NAMES = ("a", "b", "c", "d")
+
+
+def drawn(samples: int = 200, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randint(3, (samples,), generator=generator)  # no sample is a "d"
+    outputs = torch.randn(samples, 4, generator=generator) + 1.5 * torch.eye(4)[target]
+    return outputs, target
+
+
+def single() -> ScoredSet:
+    outputs, target = drawn()
+    return score_set(Evaluation({}, outputs, {"target": target}), restore_task("single-label", {"classes": NAMES}))
+
+
+def test_single_label_against_scikit_learn():
+    scored_set = single()
+    said, true = scored_set.predicted, scored_set.target
+    assert scored_set.kind == LABEL
+    assert np.array_equal(confusion(scored_set), metrics.confusion_matrix(true, said, labels=range(4)))
+    wanted = metrics.precision_recall_fscore_support(true, said, labels=range(4), zero_division=np.nan)
+    table = class_table(scored_set)
+    for c, row in enumerate(table[:3]):
+        assert [row["precision"], row["recall"], row["f1"], row["samples"]] == pytest.approx([w[c] for w in wanted])
+    assert table[3]["recall"] is None and table[3]["samples"] == 0
+    assert rarest(scored_set, 9) == sorted(range(3), key=lambda c: (true == c).sum())
+
+
+def test_reliability_gives_the_calibration_error():
+    scored_set = single()
+    bins = reliability(scored_set)
+    gap = float((np.abs(bins.confidence - bins.accuracy) * bins.samples).sum() / len(scored_set))
+    probabilities = torch.from_numpy(scored_set.scores)
+    wanted = multiclass_calibration_error(probabilities, torch.from_numpy(scored_set.target), 4, n_bins=15)
+    assert gap == pytest.approx(float(wanted), rel=1e-6) and bins.samples.sum() == len(scored_set)
+
+
+def test_the_worst_come_first():
+    scored_set = ScoredSet(
+        LABEL, ("cat", "dog"), np.array([[0.9, 0.1], [0.3, 0.7], [0.45, 0.55], [0.51, 0.49]]), np.eye(2)[[1, 1, 0, 0]]
+    )
+    assert (
+        scored_set.worst(9) == [0, 2] and scored_set.least_certain(9) == [3, 1] and scored_set.least_certain(1) == [3]
+    )
+    assert scored_set.caption(0) == ("cat 90%", "dog")
+
+
+def test_several_labels():
+    scores = np.array([[0.9, 0.2], [0.6, 0.8], [0.1, 0.45]])
+    scored_set = ScoredSet(LABELS, ("sun", "rain"), scores, np.array([[1.0, 0], [1, 0], [0, 0]]))
+    assert scored_set.correct.tolist() == [True, False, True] and scored_set.worst(9) == [1]
+    assert scored_set.caption(1) == ("rain 80%", "no rain")
+    assert scored_set.least_certain(9) == [2, 0]
+    assert class_table(scored_set)[1] == {"name": "rain", "samples": 0, "precision": 0.0, "recall": None, "f1": 0.0}
+    assert reliability(scored_set).samples.sum() == 6
+
+
+def test_outputs_that_are_no_numbers():
+    outputs = torch.tensor([[float("nan"), 1.0], [2.0, 1.0]])
+    task = restore_task("single-label", {"classes": ["a", "b"]})
+    scored_set = score_set(Evaluation({}, outputs, {"target": torch.tensor([1, 0])}), task)
+    assert (
+        scored_set.worst(5) == [0] and reliability(scored_set).samples.sum() == 2 and confusion(scored_set).sum() == 2
+    )
+
+
+def test_numbers():
+    task = restore_task("regression", {"classes": ["age"], "mean": [40.0], "std": [10.0]})
+    outputs = torch.tensor([[0.0], [1.0], [-1.0]])
+    scored_set = score_set(Evaluation({}, outputs, {"target": torch.tensor([[40.0], [20.0], [31.0]])}), task)
+    assert scored_set.kind == NUMBERS and scored_set.scores[:, 0].tolist() == [40, 50, 30]
+    assert scored_set.worst(2) == [1, 2] and scored_set.least_certain(5) == []
+    assert scored_set.caption(1) == ("50", "20")
+
+
+def test_classes_that_are_confused_most():
+    matrix = np.array([[5, 0, 3], [0, 9, 0], [1, 0, 5]])
+    assert most_confused(matrix, 2) == [0, 2] and most_confused(matrix, 9) == [0, 1, 2]
