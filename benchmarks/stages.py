@@ -26,10 +26,10 @@ from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import read_launch
 from ddp_ft.distributed.world import World, connect
 from ddp_ft.models.precision import autocast
+from ddp_ft.run_folder.background_writer import copied
 from ddp_ft.trackers.console import make_console
 from ddp_ft.trackers.fan_out import make_trackers
 from ddp_ft.training.build import compose
-from ddp_ft.training.checkpointing import copied
 from ddp_ft.training.phases import open_phase
 from ddp_ft.training.state import Job, Phase, Request
 

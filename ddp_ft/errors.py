@@ -1,4 +1,6 @@
-"""The one exception that stands for a mistake of the user."""
+"""The one exception that stands for a mistake of the user, and how messages put names and errors of others."""
+
+from collections.abc import Sequence
 
 
 class UserError(Exception):
@@ -42,3 +44,9 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     """What a library's exception says, short enough to stand in a message."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text.rstrip(".") if len(text) <= limit else f"{text[:limit]}..."
+
+
+def shortened(names: Sequence[str], limit: int = 10) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,4 +1,4 @@
-"""From a composed job to a finished run, and the one loop."""
+"""One run, from what is asked for to its summary: composed, gone on with, trained, reported."""
 
 import os
 from contextlib import nullcontext
@@ -31,13 +31,13 @@ from ddp_ft.trackers.services.registry import service_names
 from ddp_ft.training.build import compose
 from ddp_ft.training.checkpointing import restore, save
 from ddp_ft.training.compile import check_compiling
-from ddp_ft.training.faults import write_to_the_end
+from ddp_ft.training.faults import settle_damage, write_to_the_end
 from ddp_ft.training.loop import report_trace, train
 from ddp_ft.training.media import show_evaluation
 from ddp_ft.training.open_run import describe_run, open_folder
 from ddp_ft.training.phases import close_probe, measure, open_phase
 from ddp_ft.training.progress import Stopwatch
-from ddp_ft.training.state import Job, Request, settle_damage
+from ddp_ft.training.state import Job, Request
 from ddp_ft.tuning.tune import generators_kept, keys_to_measure, show, tune
 
 

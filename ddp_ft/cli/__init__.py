@@ -1,1 +1,1 @@
-"""The commands: what is typed and printed. click is used here and in the five files that `python -m` runs."""
+"""The commands: what is typed and printed. click is used here and in the five files at the top alone."""

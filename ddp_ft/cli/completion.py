@@ -1,4 +1,4 @@
-"""`ddp-ft completion SHELL`: the lines that make a shell complete what is typed behind ddp-ft."""
+"""What shells complete behind ddp-ft: `ddp-ft completion SHELL`, the values of options, names of models."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""What all commands share: options made from the configuration's keys, and errors turned into exit codes."""
+"""What commands share: options made from the configuration's keys, and what they import."""
 
 import gc
 import sys

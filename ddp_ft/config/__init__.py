@@ -1,1 +1,1 @@
-"""The configuration of a run: `schema` says what there is, `loading` reads and writes it. Free of torch."""
+"""The configuration of a run: `keys` and `schema` say what there is, `loading` reads and writes it. Free of torch."""

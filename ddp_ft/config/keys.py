@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 RECIPE, MACHINE, LENGTH = "recipe", "machine", "length"
-_METAVARS = {bool: "BOOL", Path: "PATH", str: "TEXT", tuple: "NUMBERS", dict: "MAPPING"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def key(
     above: float | None = None,
     high: float | None = None,
 ) -> Any:
-    """A dataclass field with what the rest of this module needs to know; `low` and `high` are allowed values."""
+    """A dataclass field with what `schema` and `loading` need to know of it; `low` and `high` are allowed values."""
     return field(
         default=default,
         metadata={

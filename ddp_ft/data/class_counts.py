@@ -39,11 +39,3 @@ def count_classes(source: LabelledSource, schema: Schema) -> ClassCounts | None:
     targets = source.targets
     counts = np.bincount(targets, minlength=len(schema.names)) if schema.kind == LABEL else (targets > 0.5).sum(0)
     return ClassCounts(schema.names, tuple(int(count) for count in counts), len(source))
-
-
-def half_width(pictures: int, accuracy: float = 0.5) -> float:
-    """Half of the 95 % interval of an accuracy that was taken on so many pictures, in points (0..100).
-
-    By the normal approximation; an accuracy of one half gives the widest interval.
-    """
-    return 100 * 1.96 * math.sqrt(accuracy * (1 - accuracy) / pictures) if pictures else 100.0

@@ -14,7 +14,7 @@ Tell = Callable[[int, int], None] | None
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line asks for; `layers` are settings as in `Request`."""
+    """What the command line asks for; `layers` are settings as in `training.state.Request`."""
 
     layers: tuple[Mapping[str, Any], ...]
     run_dir: Path

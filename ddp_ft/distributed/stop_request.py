@@ -1,4 +1,4 @@
-"""Requests to stop, and how the ranks agree on them: a flag until all of them act on it at once."""
+"""Requests to stop: signals, files and the end of a batch job become one flag."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Features computed once, and batches of them: what the head is trained on while the backbone does not change."""
+"""Features of a data set, computed once: what the head is trained on while the backbone does not change."""
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Files that `ddp-ft export` wrote, opened again: ONNX by onnxruntime, .pt2 by torch.export."""
+"""Files of `ddp-ft export`, opened again by onnxruntime or torch.export; and what they say of themselves."""
 
 import io
 import json

@@ -5,9 +5,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from ddp_ft.distributed.world import World
+from ddp_ft.errors import UserError
 
 
 def copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:
@@ -59,3 +60,22 @@ def in_parts(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """The inverse of `in_one`: views of the vector, in the shapes of the tensors it was made of."""
     parts = torch.split(vector, [tensor.numel() for tensor in like])
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
+
+
+def prepare_batch_norm(module: nn.Module, batch_norm: str, device_type: str, world_size: int) -> nn.Module:
+    """The module with its batch norm synchronised over processes, if `batch_norm` is "sync" and there are several.
+
+    Parameters, buffers and their names stay. Raises UserError for several processes without CUDA.
+    """
+    if batch_norm != "sync" or world_size == 1 or not any(isinstance(each, _BatchNorm) for each in module.modules()):
+        return module
+    if device_type != "cuda":
+        raise UserError(
+            f"model.batch_norm = sync: SyncBatchNorm does not run on the CPU, and these are {world_size} processes.",
+            "Use model.batch_norm = frozen or train, or a single process.",
+        )
+    from timm.layers import convert_sync_batchnorm
+
+    # timm's does what torch's does, and keeps the activation inside of its own BatchNormAct2d, which torch's loses.
+    converted: nn.Module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    return converted

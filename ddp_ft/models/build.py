@@ -1,4 +1,4 @@
-"""A model by name, with a head of the wanted kind and size, and again from what model.json stores."""
+"""A model by name, with a head and dropout of the wanted kind, and again from what model.json stores."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

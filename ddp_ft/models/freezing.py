@@ -32,7 +32,7 @@ class Stage:
 def frozen_names(module: nn.Module, head: Collection[str], parts: str) -> frozenset[str]:
     """The parameters that `parts` means, by name.
 
-    none: none. backbone: all but the head. stages:K: the stem and the first K of `layers.stages`; stages:-K: the
+    none: none. backbone: all but the head. stages:K: the stem and the first K of `blocks.stages`; stages:-K: the
     stem and all stages but the last K. norm: those of all normalisation layers. type:CLASS: those of all modules of
     that class or of one made from it. regex:PATTERN: those in whose name re.search finds it; the rest of the text is
     the pattern. Several joined by + add up.
@@ -242,25 +242,6 @@ def _frozen_parts(module: nn.Module) -> Iterator[nn.Module]:
             yield child
         else:
             yield from _frozen_parts(child)
-
-
-def prepare_batch_norm(module: nn.Module, batch_norm: str, device_type: str, world_size: int) -> nn.Module:
-    """The module with its batch norm synchronised over processes, if `batch_norm` is "sync" and there are several.
-
-    Parameters, buffers and their names stay. Raises UserError for several processes without CUDA.
-    """
-    if batch_norm != "sync" or world_size == 1 or not any(isinstance(each, _BatchNorm) for each in module.modules()):
-        return module
-    if device_type != "cuda":
-        raise UserError(
-            f"model.batch_norm = sync: SyncBatchNorm does not run on the CPU, and these are {world_size} processes.",
-            "Use model.batch_norm = frozen or train, or a single process.",
-        )
-    from timm.layers import convert_sync_batchnorm
-
-    # timm's does what torch's does, and keeps the activation inside of its own BatchNormAct2d, which torch's loses.
-    converted: nn.Module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-    return converted
 
 
 def frozen_table(module: nn.Module, frozen: Collection[str]) -> dict[str, str]:

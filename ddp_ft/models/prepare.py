@@ -8,7 +8,8 @@ from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import BuiltModel, LoadReport
 from ddp_ft.distributed.world import World
 from ddp_ft.models.activation_checkpointing import recompute_blocks
-from ddp_ft.models.freezing import Stage, TrainingMode, freeze_parameters, prepare_batch_norm, unfreeze_plan
+from ddp_ft.models.batch_norm import prepare_batch_norm
+from ddp_ft.models.freezing import Stage, TrainingMode, freeze_parameters, unfreeze_plan
 from ddp_ft.models.head import initialise_head
 from ddp_ft.models.precision import place
 from ddp_ft.models.weights import load_weights

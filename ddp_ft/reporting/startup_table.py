@@ -1,4 +1,4 @@
-"""What a run says of itself: at its start, in summary.json, and at its end."""
+"""What a run says of itself at its start."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar

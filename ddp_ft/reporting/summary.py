@@ -1,4 +1,4 @@
-"""What a run has come to: summary.json, and the last lines that are printed."""
+"""What a run has come to: summary.json, the last lines that are printed, and its report."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Writing reports: at the end of a run, or when they are asked for."""
+"""Writing reports: report.html and the model card of a run, or the comparison of several."""
 
 from collections.abc import Mapping
 from pathlib import Path

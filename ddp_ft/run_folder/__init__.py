@@ -1,1 +1,1 @@
-"""Whatever reads or writes a run's folder."""
+"""The run folder: its files, its checkpoints, and who may write to it. What is logged or traced there, others write."""

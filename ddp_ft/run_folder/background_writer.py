@@ -1,7 +1,10 @@
 """Writing in the background, one thing after the other, while training goes on."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
 
 # In the order in which they are written: the best model is durable before the checkpoint that names its score.
 BEST, CHECKPOINT = "best", "checkpoint"
@@ -56,3 +59,20 @@ class BackgroundWriter:
                 return
             del self._due[name]
         self.failures = 0
+
+
+def in_order(*works: Callable[[], Any]) -> None:
+    """Do one after the other."""
+    for work in works:
+        work()
+
+
+def copied(value: Any) -> Any:
+    """A copy on the CPU of a tensor, or of all that are in mappings and lists."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {name: copied(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(copied(inner) for inner in value)
+    return value

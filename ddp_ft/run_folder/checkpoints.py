@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent, and the few files that must never be half-written."""
+"""Checkpoints that are complete or absent."""
 
 import hashlib
 import json

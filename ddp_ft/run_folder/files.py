@@ -22,7 +22,7 @@ def to_json(value: Any) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """The same for a folder and all files in it."""
+    """`sync_file` for a folder and all files in it."""
     for file in folder.iterdir():
         sync_file(file)
     sync_file(folder)

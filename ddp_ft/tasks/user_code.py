@@ -1,4 +1,4 @@
-"""A loss of the user's own: FILE.py:CLASS."""
+"""A loss or a metric of the user's own: FILE.py:CLASS."""
 
 import inspect
 import re

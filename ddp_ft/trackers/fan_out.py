@@ -1,4 +1,4 @@
-"""Where metrics go. A new tracker is one new file and one line in `make_trackers`, or in `ddp_ft.trackers.services`."""
+"""Where metrics go. A new tracker is one new file, and one line in `make_trackers` or in `services.registry`."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -123,7 +123,7 @@ def make_trackers(
 ) -> FanOut:
     """Trackers of a run that goes on at that step of that phase; what was logged behind it before is cut.
 
-    `services` are names of `ddp_ft.trackers.services`; what they are told of the recipe stands in the folder's
+    `services` are names in `services.registry`; what they are told of the recipe stands in the folder's
     config.yaml.
     """
     if not is_main:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ddp_ft.config.keys import LENGTH
 from ddp_ft.config.loading import to_flat
 from ddp_ft.models.batch_norm import averaged_statistics, batch_statistics, in_one, in_parts
-from ddp_ft.run_folder.background_writer import CHECKPOINT
+from ddp_ft.run_folder.background_writer import CHECKPOINT, copied, in_order
 from ddp_ft.run_folder.checkpoints import load_checkpoint, load_ema
 from ddp_ft.run_folder.model_folder import recover_model_folder, restore_weights
 from ddp_ft.training.ema import Ema
@@ -45,12 +45,6 @@ def _gather(job: Job, statistics: Mapping[str, Tensor]) -> list[dict[str, Tensor
     return [dict(zip(names, in_parts(vector, tensors), strict=True)) for vector in vectors]
 
 
-def in_order(*works: Callable[[], Any]) -> None:
-    """Do one after the other."""
-    for work in works:
-        work()
-
-
 def _write_later(
     job: Job, statistics: list[dict[str, Tensor]], ema_statistics: list[dict[str, Tensor]]
 ) -> Callable[[], Any]:
@@ -72,17 +66,6 @@ def _write_later(
     return partial(
         job.checkpoints.save, progress.step, weights, copied(state), job.score, ema=ema, phase=progress.phase
     )
-
-
-def copied(value: Any) -> Any:
-    """A copy on the CPU of a tensor, or of all that are in mappings and lists."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, Mapping):
-        return {name: copied(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(copied(inner) for inner in value)
-    return value
 
 
 def restore(job: Job) -> list[str]:

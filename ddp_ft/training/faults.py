@@ -1,7 +1,7 @@
-"""What a run does about steps that are not finite, pictures that are damaged, and writes that fail."""
+"""What a run does about steps that are not finite or short of memory, damaged pictures, and writes that fail."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ddp_ft.contracts import TRAIN
@@ -12,7 +12,7 @@ from ddp_ft.run_folder.bad_batches import BadBatch, BadBatches, describe_samples
 from ddp_ft.trackers.console import Console
 from ddp_ft.trackers.fan_out import FanOut
 from ddp_ft.training.phases import renew_replica
-from ddp_ft.training.state import Job, Phase, settle_damage
+from ddp_ft.training.state import Job, Phase
 
 
 def take_notes(job: Job, phase: Phase, decisions: Sequence[Decision], console: Console) -> Decision:
@@ -118,3 +118,14 @@ def write_to_the_end(job: Job) -> None:
             f"The last state of the run could not be written: {error}.",
             "Make room in the run folder. The same command then goes on from the newest checkpoint that is there.",
         )
+
+
+def has_damage(job: Job) -> bool:
+    """Whether this rank has met a damaged picture that is not written down yet."""
+    return job.splits.quarantine is not None and job.splits.quarantine.has_news
+
+
+def settle_damage(job: Job, say: Callable[[str], None]) -> None:
+    """On all ranks: write down the damaged pictures that they have met; UserError if there are too many."""
+    if job.splits.quarantine is not None:
+        job.splits.quarantine.settle(job.world, say)

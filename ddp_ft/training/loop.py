@@ -14,13 +14,13 @@ from ddp_ft.trackers.console import Console, Outlook
 from ddp_ft.trackers.fan_out import FanOut, harmless
 from ddp_ft.training.checkpointing import save
 from ddp_ft.training.compile import make_ready
-from ddp_ft.training.faults import check_writes, take_notes
+from ddp_ft.training.faults import check_writes, has_damage, take_notes
 from ddp_ft.training.media import show_first_batch
 from ddp_ft.training.optim import set_rates
 from ddp_ft.training.phases import enter_stage, stage_at
 from ddp_ft.training.progress import Stopwatch
 from ddp_ft.training.schedule import is_due
-from ddp_ft.training.state import Job, Phase, has_damage
+from ddp_ft.training.state import Job, Phase
 from ddp_ft.training.system_metrics import machine_use
 from ddp_ft.training.validation import is_stale, plateau, validate
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from ddp_ft.contracts import LABEL, NUMBERS, PROBE, TRAIN, Batch, Evaluation, LabelledSource, Preprocess
 from ddp_ft.data.image.pillow import Pixels
 from ddp_ft.evaluation.analysis import ScoredSet, confusion, most_confused, rarest, reliability, score_set
+from ddp_ft.run_folder.background_writer import copied
 from ddp_ft.trackers import charts
 from ddp_ft.trackers.charts import MOST_CLASSES, short
 from ddp_ft.trackers.fan_out import FanOut, harmless
-from ddp_ft.training.checkpointing import copied
 from ddp_ft.training.state import Job, Phase
 
 # TensorBoard sorts groups by their names: pictures stand behind the curves.

@@ -1,4 +1,4 @@
-"""The phases of a run, opened one after the other: the head alone on features, then the whole recipe."""
+"""The phases of a run, opened one after the other: the head alone on features, then the whole recipe, by stages."""
 
 import copy
 import gc

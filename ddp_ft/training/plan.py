@@ -108,7 +108,7 @@ def _check_batch(config: RunConfig, world: World, train_samples: int) -> None:
             f"--batch-size {config.train.batch_size} is smaller than the {world.size} processes that share it.",
             "It is the global batch, images per optimizer step. Make it larger, or start fewer processes.",
         )
-    assert train_samples > 0  # inspection refuses an empty training set
+    assert train_samples > 0  # `open_splits` refuses an empty training set
 
 
 def rate_at(config: RunConfig, plan: Plan, step: int, total_steps: int) -> float:

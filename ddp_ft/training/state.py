@@ -124,14 +124,3 @@ class Job:
         assert self.phase is not None
         is_bounded = self.phase.name == TRAIN and self.progress.budget is not None
         return (self.progress.budget or 0) if is_bounded else self.phase.total_steps
-
-
-def has_damage(job: Job) -> bool:
-    """Whether this rank has met a damaged picture that is not written down yet."""
-    return job.splits.quarantine is not None and job.splits.quarantine.has_news
-
-
-def settle_damage(job: Job, say: Callable[[str], None]) -> None:
-    """On all ranks: write down the damaged pictures that they have met; UserError if there are too many."""
-    if job.splits.quarantine is not None:
-        job.splits.quarantine.settle(job.world, say)

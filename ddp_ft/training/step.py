@@ -1,4 +1,4 @@
-"""One optimizer step and one evaluation pass. No logging, no files."""
+"""One optimizer step on any split of its batch. No logging, no files."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext

@@ -8,11 +8,10 @@ from functools import partial
 from ddp_ft.contracts import PROBE, TRAIN, Evaluation
 from ddp_ft.distributed.agreement import StopAgreed
 from ddp_ft.models.batch_norm import averaged_statistics
-from ddp_ft.run_folder.background_writer import BEST
+from ddp_ft.run_folder.background_writer import BEST, copied, in_order
 from ddp_ft.run_folder.evaluations import save_evaluation
 from ddp_ft.run_folder.model_folder import describe_model, save_model_folder
 from ddp_ft.trackers.fan_out import FanOut
-from ddp_ft.training.checkpointing import copied, in_order
 from ddp_ft.training.media import show_evaluation, show_spread
 from ddp_ft.training.progress import Best
 from ddp_ft.training.schedule import Plateau

@@ -13,15 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ddp_ft.distributed.ddp import replicate
 from ddp_ft.errors import UserError
 from ddp_ft.models import build_model
-from ddp_ft.models.freezing import (
-    Stage,
-    TrainingMode,
-    freeze_parameters,
-    frozen_names,
-    frozen_table,
-    prepare_batch_norm,
-    unfreeze_plan,
-)
+from ddp_ft.models.batch_norm import prepare_batch_norm
+from ddp_ft.models.freezing import Stage, TrainingMode, freeze_parameters, frozen_names, frozen_table, unfreeze_plan
 from ddp_ft.models.introspection import build_shapes
 from tests.support import nets
 from tests.support.ranks import run_ranks

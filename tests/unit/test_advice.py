@@ -8,9 +8,9 @@ import pytest
 
 from ddp_ft.config.loading import make_config
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema
-from ddp_ft.data.class_counts import ClassCounts, count_classes, half_width
+from ddp_ft.data.class_counts import ClassCounts, count_classes
 from ddp_ft.data.image.headers import glance
-from ddp_ft.diagnostics.advice import Situation, advise
+from ddp_ft.diagnostics.advice import Situation, advise, half_width
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding, guarded, worst
 from ddp_ft.errors import UserError
 from tests.data.picture_files import NumberSource, save_picture

@@ -1,1 +1,1 @@
-"""Whatever knows pixels: decoding, transforms, augmentation."""
+"""What makes a tensor of an image file: decoding, transforms, augmentation, mixing."""

@@ -13,7 +13,7 @@ from ddp_ft.data.image.sample import Sample, read_whole
 from ddp_ft.data.sources.paths import Paths
 from ddp_ft.data.sources.scan import list_classes, subfolders
 from ddp_ft.data.sources.table_file import SUFFIXES
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, shortened
 
 
 class FolderSource:
@@ -102,9 +102,3 @@ def check_folder(folder: Path) -> None:
 
 def _nearest_parent(folder: Path) -> Path | None:
     return next((parent for parent in folder.absolute().parents if parent.is_dir()), None)
-
-
-def shortened(names: Sequence[str], limit: int = 10) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -17,11 +17,10 @@ from ddp_ft.contracts import Batch, Schema
 from ddp_ft.data.image.decode import open_picture
 from ddp_ft.data.image.sample import Sample, read_whole
 from ddp_ft.data.roles import ROLES
-from ddp_ft.data.sources.folder import shortened
 from ddp_ft.data.sources.paths import Paths
 from ddp_ft.data.sources.table_file import Table, read_table
 from ddp_ft.data.sources.table_targets import find_targets, known_targets, read_numbers
-from ddp_ft.errors import UserError, nearest
+from ddp_ft.errors import UserError, nearest, shortened
 
 _LISTED_FILES = 20
 SPLIT_COLUMN = "split"

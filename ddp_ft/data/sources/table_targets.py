@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema
-from ddp_ft.data.sources.folder import shortened
 from ddp_ft.data.sources.table_file import Table
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, shortened
 
 KIND_OF_TASK = {"single-label": LABEL, "multi-label": LABELS, "regression": NUMBERS}
 # Whole numbers are taken as classes if there are no more than these, each in two rows or more on average.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LABEL, Schema
 from ddp_ft.data.roles import ROLES, TEST, TRAIN, VAL
-from ddp_ft.data.sources.folder import FolderSource, check_folder, shortened
+from ddp_ft.data.sources.folder import FolderSource, check_folder
 from ddp_ft.data.sources.index import Index, load_index, store_index
 from ddp_ft.data.sources.scan import (
     Listing,
@@ -24,7 +24,7 @@ from ddp_ft.data.sources.scan import (
 )
 from ddp_ft.data.splits.record import SplitRequest, Splits, divide_pool
 from ddp_ft.data.splits.stratify import Pool
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, shortened
 
 EXAMPLE = "Expected train/CLASS/*.jpg and val/CLASS/*.jpg, or one folder a class: CLASS/*.jpg"
 # What says something about the columns of a table.

@@ -10,12 +10,11 @@ from ddp_ft.data.bad_samples.quarantine import Quarantine
 from ddp_ft.data.bad_samples.replace import Lenient, leave_out_damaged, left_out
 from ddp_ft.data.roles import TEST, TRAIN, VAL
 from ddp_ft.data.sampler import sampling_weights
-from ddp_ft.data.sources.folder import shortened
 from ddp_ft.data.sources.table_file import is_table
 from ddp_ft.data.splits.folder import EXAMPLE, open_folder_splits
 from ddp_ft.data.splits.record import SplitRequest, Splits
 from ddp_ft.data.splits.table import open_table_splits
-from ddp_ft.errors import UserError, printable
+from ddp_ft.errors import UserError, printable, shortened
 
 
 def open_splits(config: DataConfig, seed: int, stored: Mapping[str, Any] | None = None, task: str = "auto") -> Splits:

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LABEL, NUMBERS, LabelledSource, Schema
 from ddp_ft.data.roles import TRAIN, VAL
-from ddp_ft.data.sources.folder import shortened
 from ddp_ft.data.splits.stratify import Pool, deal, draw, parse_fold
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, shortened
 
 if TYPE_CHECKING:
     from ddp_ft.data.bad_samples.quarantine import Quarantine

@@ -10,11 +10,10 @@ import numpy as np
 
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS
 from ddp_ft.data.roles import TEST, TRAIN, VAL
-from ddp_ft.data.sources.folder import shortened
 from ddp_ft.data.sources.table import Rows, TableSource, read_rows
 from ddp_ft.data.splits.record import SplitRequest, Splits, divide_pool
 from ddp_ft.data.splits.stratify import Pool
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, shortened
 
 
 def open_table_splits(request: SplitRequest, path: Path, task: str) -> Splits:

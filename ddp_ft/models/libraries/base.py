@@ -1,4 +1,4 @@
-"""What a model library must offer, and which ones there are."""
+"""What a model library must offer."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol

@@ -1,4 +1,4 @@
-"""Whether a download can succeed, known within seconds.
+"""Whether a download can succeed, known within seconds; and where torch.hub keeps what it downloads.
 
 huggingface_hub 2.4 retries a name that does not resolve for 47 s (measured, without a network), and urllib
 waits for minutes on a host whose packets are dropped, as on many compute nodes. So a connection is tried
