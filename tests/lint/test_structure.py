@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -151,3 +152,13 @@ def _contract(name: str) -> configparser.SectionProxy:
 
 def test_the_contract_keeps_torch_out_of_the_same_modules() -> None:
     assert set(_contract("no-torch-below")["source_modules"].split()) == {f"ddp_ft.{name}" for name in WITHOUT_TORCH}
+
+
+@pytest.mark.parametrize("page", ["docs/design.md", "CONTRIBUTING.md"])
+def test_files_that_pages_name_are_there(page: str) -> None:
+    """Names with a folder, from the package or from the top; NAME stands for anything."""
+    named = set(re.findall(r"`((?:\w+/)+\w+\.(?:py|sh|tsv))[:`]", (ROOT / page).read_text(encoding="utf-8")))
+    assert len(named) > 10
+    assert [
+        n for n in sorted(named) if "NAME" not in n and not (PACKAGE / n).exists() and not (ROOT / n).exists()
+    ] == []

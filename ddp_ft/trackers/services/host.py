@@ -15,36 +15,14 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ddp_ft.plugins import load_object
-from ddp_ft.trackers.services.base import Row, Start
+from ddp_ft.trackers.services.base import Service, Start
 
 # How long a process whose run was killed may take to hand on what it has; and how long its successor waits for it.
 LAST_SECONDS = 30
 PATIENCE_SECONDS = 60.0
-Say = Callable[[str], None]
-
-
-class Service(Protocol):
-    """What the class of a service has; it is made with a Start and a function that prints a line to the user."""
-
-    def __init__(self, start: Start, say: Say) -> None: ...
-
-    def log(self, row: Row) -> None:
-        """One row of metrics.jsonl, unless the service has it from an earlier start."""
-
-    def warn(self, step: int, text: str) -> None:
-        """Something that a person should know of."""
-
-    def picture(self, tag: str, step: int, png: bytes) -> None:
-        """A picture, as the bytes of a PNG."""
-
-    def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """The run has ended: its recipe, and the metrics of its best model."""
-
-    def close(self) -> None:
-        """Hand on what waits. Without `finish` before it, the run was stopped or has failed."""
 
 
 def main() -> None:

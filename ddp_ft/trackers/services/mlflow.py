@@ -15,9 +15,9 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from ddp_ft.trackers.services.base import Row, Start
+from ddp_ft.trackers.services.base import Row, Say, Start
 from ddp_ft.trackers.services.curves import points
-from ddp_ft.trackers.services.host import Say, read_facts, write_facts
+from ddp_ft.trackers.services.host import read_facts, write_facts
 from ddp_ft.version import __version__
 
 # What a request may hold at most, by MLflow's own checks.

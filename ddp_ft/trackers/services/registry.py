@@ -1,7 +1,7 @@
 """Services that show curves of many runs: MLflow, Weights & Biases.
 
 Each runs in a process of its own, without torch (`host`), which `background` feeds. A new service is one new
-module with a class that has the methods of `host.Service`, and one line in `SERVICES`.
+module with a class that has the methods of `base.Service`, and one line in `SERVICES`.
 """
 
 import importlib.util

@@ -12,9 +12,9 @@ import wandb
 from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
-from ddp_ft.trackers.services.base import Row, Start
+from ddp_ft.trackers.services.base import Row, Say, Start
 from ddp_ft.trackers.services.curves import FOLDERS, points
-from ddp_ft.trackers.services.host import Say, read_facts, write_facts
+from ddp_ft.trackers.services.host import read_facts, write_facts
 from ddp_ft.version import __version__
 
 PROJECT = "ddp_ft"
