@@ -160,7 +160,7 @@ def test_a_run_folder_that_is_not_shared(shapes, tmp_path, torchrun):
         "import os\n"
         f"home = {str(tmp_path)!r} + '/home' + os.environ['RANK']\n"
         "os.makedirs(home, exist_ok=True)\nos.chdir(home)\n"
-        "from ddp_ft.train import train\nfrom ddp_ft.cli.options import run_command\nrun_command(train)\n"
+        "from ddp_ft.train import train\nfrom ddp_ft.cli.process import run_command\nrun_command(train)\n"
     )
     done = torchrun(2, arguments(shapes, "r"), module="apart", env={"PYTHONPATH": f"{tmp_path}:{Path.cwd()}"})
     assert "is not shared" in done.stderr and "rank(s) 1" in done.stderr
