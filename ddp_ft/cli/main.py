@@ -78,3 +78,7 @@ def main() -> None:
     if VARIABLE in os.environ:
         importlib.import_module("ddp_ft.cli.completion")  # for its class for bash
     run_command(ddp_ft)
+
+
+if __name__ == "__main__":
+    main()

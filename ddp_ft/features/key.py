@@ -21,8 +21,12 @@ WITHOUT_EFFECT = (
 # Libraries that read, change or look at pictures, where they are installed.
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "PyTurboJPEG", "torchcodec")
 PACKAGE = Path(__file__).parent.parent
-# What besides data/image has a part in features: the draws of augmented views, how images come in batches, the pass.
-_OTHERS = ("data/rng.py", "data/loader.py", "features/extractor.py", "models/backbone.py")
+# What besides data/image has a part in features: the draws of augmented views, how images come in batches, what takes a
+# damaged one's place, the pass.
+_OTHERS = (
+    "data/rng.py", "data/loader.py", "data/bad_samples/replace.py", "features/extractor.py", "models/backbone.py",
+    "models/precision.py",
+)  # fmt: skip
 
 
 def describe_backbone(built: BuiltModel, plan: Mapping[str, Any]) -> dict[str, Any]:
