@@ -57,7 +57,7 @@ PARTS = (
     ("notes and checks behind a step", "ddp_ft.training.loop", "take_notes"),
     ("notes and checks behind a step", "ddp_ft.training.loop", "check_writes"),
     ("notes and checks behind a step", "ddp_ft.training.loop", "_fix_budget"),
-    ("notes and checks behind a step", "ddp_ft.slurm.walltime", "Allocation.forecast_once"),
+    ("notes and checks behind a step", "ddp_ft.training.loop", "_forecast_once"),
     ("what is due", "ddp_ft.training.loop", "is_due"), ("what is due", "ddp_ft.training.loop", "_save_is_due"),
     ("what is due", "ddp_ft.training.loop", "_evaluation_is_due"), ("what is due", "ddp_ft.training.loop", "is_stale"),
     ("what is due", "ddp_ft.training.loop", "stage_at"), ("what is due", "ddp_ft.training.loop", "_ends_a_stretch"),

@@ -16,6 +16,7 @@ from ddp_ft.diagnostics.disk import nearest_folder
 from ddp_ft.diagnostics.finding import OK, PROBLEM, WARNING, Finding
 from ddp_ft.diagnostics.versions import all_versions, differing
 from ddp_ft.distributed.world import World
+from ddp_ft.run_folder.shared import wait_for
 from ddp_ft.tuning.timing import slowest
 
 MIB = 2**20
@@ -52,7 +53,7 @@ def exchange(world: World, data: Path | None, run_dir: Path, troubles: Sequence[
         code=hash_code(),
         data="" if data is None else hash_names(data),
         troubles=tuple(troubles),
-        has_run=token is None or _wait_for(nearest_folder(run_dir) / token),
+        has_run=token is None or wait_for(nearest_folder(run_dir) / token, seconds=SHARED_SECONDS),
     )
     clocks = _clocks(world)
     seen = world.gather(mine)
@@ -71,16 +72,6 @@ def _put_token(run_dir: Path) -> str | None:
     except OSError:  # the disk's own check tells
         return None
     return name
-
-
-def _wait_for(file: Path) -> bool:
-    deadline = time.monotonic() + SHARED_SECONDS
-    while not file.exists():
-        if time.monotonic() > deadline:
-            return False
-        os.scandir(file.parent).close()  # refreshes the cache of a network file system
-        time.sleep(0.1)
-    return True
 
 
 def _clocks(world: World) -> list[float]:

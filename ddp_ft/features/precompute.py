@@ -2,10 +2,8 @@
 
 import json
 import math
-import os
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from ddp_ft.features.dataset import FeatureSet
 from ddp_ft.features.extractor import AugmentedView, Extracted, Extractor, labelled
 from ddp_ft.features.key import describe_backbone, digest_names, key_of
 from ddp_ft.models.backbone import MOST_FEATURE_BYTES
-from ddp_ft.run_folder.shared import SHARED_FOLDER_PATIENCE
+from ddp_ft.run_folder.shared import wait_for
 
 # In the run folder; named by the key, so that a later start with other weights or another torch finds nothing.
 FOLDER = Path("cache/features")
@@ -91,7 +89,7 @@ def _open_stores(
     names, token, trouble = world.from_main(lambda: _prepare(files, root, tables))
     if trouble:
         return nothing, False, trouble
-    is_common = world.gather(_sees(root / names[0] / f"{_TOKEN}{token}"))
+    is_common = world.gather(wait_for(root / names[0] / f"{_TOKEN}{token}"))
     common = world.from_main(lambda: all(is_common or []))
     world.from_main(lambda: (root / names[0] / f"{_TOKEN}{token}").unlink(missing_ok=True))
     for name in names:  # on a node with a disk of its own they are not there yet
@@ -125,18 +123,6 @@ def _describe(folder: Path, description: Mapping[str, Any]) -> None:
 
 def _digest_of(source: LabelledSource) -> str:
     return digest_names(path_of(source, index) for index in range(len(source)))
-
-
-def _sees(file: Path) -> bool:
-    """Whether another rank's file shows up here. A network file system may be late."""
-    deadline = time.monotonic() + SHARED_FOLDER_PATIENCE
-    while not file.exists():
-        if time.monotonic() > deadline:
-            return False
-        if file.parent.is_dir():
-            os.scandir(file.parent).close()  # refreshes the cache of a network file system
-        time.sleep(0.05)
-    return True
 
 
 def _announce(files: FeatureFiles, tables: Sequence[Table], stores: Sequence[ChunkStore | None]) -> str:

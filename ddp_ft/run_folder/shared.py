@@ -8,9 +8,9 @@ from pathlib import Path
 SHARED_FOLDER_PATIENCE = 5.0
 
 
-def wait_for(file: Path, content: str) -> bool:
-    """Whether the file holds the token, or does soon."""
-    deadline = time.monotonic() + SHARED_FOLDER_PATIENCE
+def wait_for(file: Path, content: str = "", seconds: float = SHARED_FOLDER_PATIENCE) -> bool:
+    """Whether the file that another rank wrote is here with that content, or is within so many seconds."""
+    deadline = time.monotonic() + seconds
     while not (file.is_file() and file.read_text() == content):
         if time.monotonic() > deadline:
             return False

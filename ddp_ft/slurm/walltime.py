@@ -145,10 +145,14 @@ class Allocation:
         """When a run stops by itself, should no signal come (seconds since 1970)."""
         return None if self.end is None else max(self.end - self.lead, earliest_stop(time.time(), self.end))
 
-    def forecast_once(self, pace: Pace | None, steps_left: int) -> str:
-        """How far this job will come, once; empty before steps were timed (`pace` None) and from then on."""
-        if self.has_forecast or self.end is None or pace is None:
-            return ""
+    @property
+    def wants_forecast(self) -> bool:
+        """Whether the end is known and nothing was said of it yet."""
+        return self.end is not None and not self.has_forecast
+
+    def forecast_once(self, pace: Pace, steps_left: int) -> str:
+        """How far this job will come; not to be asked for again."""
+        assert self.end is not None
         self.has_forecast = True
         return describe(forecast(pace, steps_left, time.time(), self.end, self.lead), self.end, self.lead)
 

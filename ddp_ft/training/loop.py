@@ -134,8 +134,8 @@ def _save_is_due(job: Job, phase: Phase) -> bool:
 
 
 def _forecast_once(job: Job, allocation: Allocation, console: Console) -> None:
-    if text := allocation.forecast_once(_pace(job), job.steps_of_phase - job.progress.step):
-        console.say(text)
+    if allocation.wants_forecast and (pace := _pace(job)) is not None:
+        console.say(allocation.forecast_once(pace, job.steps_of_phase - job.progress.step))
 
 
 def _pace(job: Job) -> Pace | None:

@@ -11,7 +11,7 @@ from tests.support.fork_server import become, context, fork
 
 # After the first rank that fails the others are asked to end, and after this many seconds made to.
 SHUTDOWN_SECONDS = 5.0
-SHOWN = 3000  # characters of the end of what was printed
+SHOWN = 3000  # characters of the end of what was printed, where a job did not end
 
 
 class ForkedJob:
@@ -50,7 +50,7 @@ class ForkedJob:
             assert time.monotonic() < deadline, f"{path} did not come:\n{self.end()[1]}"
 
     def end(self, seconds: float = 60) -> tuple[list[int], str]:
-        """Exit codes by rank and the end of what was printed, once all ranks have ended; fails when time is up."""
+        """Exit codes by rank and all that was printed, once all ranks have ended; fails when time is up."""
         deadline, asked = time.monotonic() + seconds, None
         try:
             while any(process.is_alive() for process in self.processes):
@@ -72,7 +72,7 @@ class ForkedJob:
         while self._listen(0):
             pass
         self._receiver.close()
-        return [process.exitcode or 0 for process in self.processes], self._said.decode()[-SHOWN:]
+        return [process.exitcode or 0 for process in self.processes], self._said.decode()
 
     def _listen(self, seconds: float) -> bool:
         sentinels = [process.sentinel for process in self.processes if process.is_alive()]

@@ -1,11 +1,13 @@
 """The end of a job's time, and what fits in before it."""
 
+import time
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from ddp_ft.slurm.walltime import Pace, describe, earliest_stop, forecast, read_end_time, read_lead
+from tests.support.runs import train_here
 
 PACE = Pace(step=1.0, evaluation=8.0, save=2.0, steps_per_epoch=90)  # 100 s an epoch
 END = "2026-11-21T10:00:00"
@@ -92,3 +94,9 @@ def test_what_the_log_says() -> None:
 def test_a_warning_that_comes_early_in_a_short_job_waits() -> None:
     assert earliest_stop(1000, 1060) == 1040
     assert earliest_stop(1000, None) == 0 and earliest_stop(1000, 900) == 0
+
+
+def test_a_run_in_a_job_prints_once_how_far_it_will_come(shapes, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 36_000))
+    train_here(shapes, tmp_path / "r", epochs=9)  # 36 steps
+    assert capsys.readouterr().out.count("Job ends at") == 1
