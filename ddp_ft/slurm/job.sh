@@ -28,6 +28,7 @@ ddp_ft_job() {
   # Not CONT, which Slurm sends along: bash would run only one of two traps that are due together.
   trap 'ddp_ft_ask USR2 "$earliest"' USR2
   trap 'ddp_ft_ask TERM 0' TERM
+  [[ -z ${ddp_ft_warned:-} ]] || ddp_ft_ask USR2 "$earliest" # before there was a run folder to note it in
   ddp_ft_say "start ${SLURM_RESTART_COUNT:-0} of job $JOB in $RUN_DIR"
   ddp_ft_train </dev/null &
   ddp_ft_wait $! || code=$?

@@ -24,8 +24,10 @@ if [[ $1 == show ]]; then echo "JobId=71 JobState=COMPLETING Reason=${REASON:-No
 printf '%s\\n' "$*" >>"$NOTES/scontrol"
 exit "${SCONTROL_CODE:-0}"
 """
-# python as the scripts see it: ddp_ft.cli.node does what PLAY says, everything else is real.
+# python as the scripts see it: ddp_ft.cli.node does what PLAY says, everything else is real. EARLY: the command during
+# which the batch script is warned of the end of its time.
 PYTHON = f"""#!/usr/bin/env bash
+if [[ -n $EARLY && $* == *"$EARLY"* ]]; then kill -USR2 "$BATCH"; fi
 if [[ $2 != ddp_ft.cli.node ]]; then exec "{sys.executable}" "$@"; fi
 printf '%s\\0' "$@" >"$NOTES/node"
 env >"$NOTES/environment"
@@ -55,10 +57,8 @@ class Stage:
             "PATH": f"{self.bin}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "NOTES": str(self.folder), "PLAY": play,
             "LC_ALL": "C.UTF-8", **job, **env,
         }  # fmt: skip
-        return subprocess.run(
-            ["bash", ROOT / "slurm" / f"{script}.sbatch", *words], env=environment, cwd=self.folder, text=True,
-            capture_output=True, timeout=60,
-        )  # fmt: skip
+        call = ["bash", "-c", 'export BATCH=$$; exec bash "$@"', "bash", ROOT / "slurm" / f"{script}.sbatch", *words]
+        return subprocess.run(call, env=environment, cwd=self.folder, text=True, capture_output=True, timeout=60)
 
     def lines(self, name: str) -> list[str]:
         file = self.folder / name
@@ -185,6 +185,13 @@ def test_a_signal_to_the_script_becomes_the_stop_file_and_is_not_requeued(stage:
 def test_the_warning_becomes_the_stop_file_and_a_requeue(stage: Stage) -> None:
     play = f"kill -USR2 $PPID; until [[ -s $DDP_FT_STOP_FILE ]]; do sleep 0.05; done; {SAVED}"
     done = stage("single_node", play=play)
+    assert done.returncode == 0 and stage.lines("scontrol") == ["requeue 71"], done.stderr
+
+
+@pytest.mark.parametrize("command", ["slurm_job script", "--print-run-dir", "slurm_job begin"])
+def test_a_warning_before_anything_runs_is_heeded_and_kills_nothing(stage: Stage, command: str) -> None:
+    play = f"until [[ -s $DDP_FT_STOP_FILE ]]; do sleep 0.05; done; {SAVED}"
+    done = stage("single_node", play=play, EARLY=command)
     assert done.returncode == 0 and stage.lines("scontrol") == ["requeue 71"], done.stderr
 
 
