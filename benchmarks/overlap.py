@@ -17,14 +17,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contenders import measure_in, write_on_main
 from benchmarks.jpegs import PictureSet, write_jpegs
-from benchmarks.stages import FLAGS, compose_job, first_micro_batches
+from benchmarks.stages import FLAGS, first_micro_batches, open_workload
 from benchmarks.throughput import CACHE, Options, machine, make_workload
 from benchmarks.workload import Workload
 from ddp_ft.cli.process import run_command
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import read_launch
+from ddp_ft.distributed.machine import Machine
 from ddp_ft.distributed.world import connect
-from ddp_ft.training.phases import open_phase
 
 STEPS, WARM_UP = 5, 3
 PATIENCE = 600.0
@@ -59,9 +59,8 @@ def traced(workload: Workload) -> dict[str, float]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         world = stack.enter_context(connect(launch, pick_device(workload.device, launch), 10))
-        job, _ = compose_job(workload, folder, world, launch)
-        phase = open_phase(job)
-        batches = first_micro_batches(job, phase)
+        phase, _ = open_workload(workload, folder, Machine(world, launch))
+        batches = first_micro_batches(phase)
         for _ in range(WARM_UP):
             phase.learner.step(batches, FLAGS)
         kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if workload.device == "cuda" else [])]

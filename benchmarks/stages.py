@@ -24,14 +24,17 @@ from ddp_ft.data.image.transforms import train_transform
 from ddp_ft.data.loader import TrainLoader
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import read_launch
+from ddp_ft.distributed.machine import Machine
 from ddp_ft.distributed.world import World, connect
 from ddp_ft.models.precision import autocast
 from ddp_ft.run_folder.background_writer import copied
 from ddp_ft.trackers.console import make_console
-from ddp_ft.trackers.fan_out import make_trackers
+from ddp_ft.trackers.fan_out import FanOut, make_trackers
+from ddp_ft.trackers.jsonl import Resumed
 from ddp_ft.training.build import compose
-from ddp_ft.training.phases import open_phase
-from ddp_ft.training.state import Job, Phase, Request
+from ddp_ft.training.data_phase import DataPhase
+from ddp_ft.training.request import Request
+from ddp_ft.training.state import TrainState
 
 # Repetitions of a stage: as many as fit into some seconds, and at least so many.
 REPEATS, MIN_REPEATS, SECONDS = 25, 3, 3.0
@@ -50,19 +53,19 @@ def measure(workload: Workload, repeats: int = REPEATS) -> Stages:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         world = stack.enter_context(connect(launch, device, 10))
         # The folder is each process's own here: nothing is written into it but rank 0's log.
-        job, _ = compose_job(workload, folder, world, launch)
-        phase = open_phase(job)
+        phase, state = open_workload(workload, folder, Machine(world, launch))
         watch = _Watch(workload, world, repeats)
-        return {**_loading(job, phase, workload, watch), **_step(job, phase, watch), **_around(job, phase, watch)}
+        return {**_loading(phase, workload, watch), **_step(phase, watch), **_around(phase, state, watch)}
 
 
-def compose_job(workload: Workload, folder: Path, world: World, launch: Any) -> Any:
+def open_workload(workload: Workload, folder: Path, machine: Machine) -> tuple[DataPhase, TrainState]:
     """As `ddp_ft.train` does for this workload."""
     from ddp_ft.config.loading import make_config
 
     settings = our_settings(workload)
     settings["data.path"] = Path(workload.data)
-    return compose(make_config(settings), Request(folder, (settings,)), world, launch)
+    run, state, _ = compose(make_config(settings), Request(folder, (settings,)), machine)
+    return DataPhase(run, state), state
 
 
 class _Watch:
@@ -103,13 +106,14 @@ class _Watch:
         return {"ms": ms, "unit": "step", "per_step": ms, "about": about}
 
 
-def _loading(job: Job, phase: Phase, workload: Workload, watch: _Watch) -> Stages:
-    source, transform = job.splits.train, train_transform(job.built.preprocess, job.config.augment)
+def _loading(phase: DataPhase, workload: Workload, watch: _Watch) -> Stages:
+    run = phase.run
+    source, transform = run.splits.train, train_transform(run.model.preprocess, run.config.augment)
     count = min(SAMPLES, len(source))
     pictures = [source.read(index)["image"] for index in range(count)]
     decode = watch.take(lambda: [source.read(index) for index in range(count)])
     turn = watch.take(lambda: [transform(picture) for picture in pictures])
-    alone = _loader(job, phase, 0)
+    alone = _loader(phase, 0)
     fetch = watch.take(lambda: next(alone))
     rest = max(0.0, fetch / workload.batch - (decode + turn) / count)
     stages = {
@@ -119,7 +123,7 @@ def _loading(job: Job, phase: Phase, workload: Workload, watch: _Watch) -> Stage
     }
     alone.close()
     if workload.workers:
-        spaced = _loader(job, phase, workload.workers)
+        spaced = _loader(phase, workload.workers)
         together = _pace(spaced, workload)
         stages["loader"] = watch.per_image(
             together, workload.batch, f"all of it in {workload.workers} worker(s), nothing else running"
@@ -127,10 +131,11 @@ def _loading(job: Job, phase: Phase, workload: Workload, watch: _Watch) -> Stage
     return stages
 
 
-def _loader(job: Job, phase: Phase, workers: int) -> Any:
-    transform = train_transform(job.built.preprocess, job.config.augment)
+def _loader(phase: DataPhase, workers: int) -> Any:
+    run = phase.run
+    transform = train_transform(run.model.preprocess, run.config.augment)
     steps = 10_000  # as long as anybody asks
-    return iter(TrainLoader(job.splits.train, transform, phase.sampler, None, workers, 0, steps))
+    return iter(TrainLoader(run.splits.train, transform, phase.sampler, None, workers, 0, steps))
 
 
 def _pace(batches: Any, workload: Workload) -> float:
@@ -147,16 +152,16 @@ def _pace(batches: Any, workload: Workload) -> float:
     return spent
 
 
-def _step(job: Job, phase: Phase, watch: _Watch) -> Stages:
-    learner, device = phase.learner, job.world.device
-    batches = _loader(job, phase, 0)
+def _step(phase: DataPhase, watch: _Watch) -> Stages:
+    learner, device = phase.learner, phase.run.world.device
+    batches = _loader(phase, 0)
     [loaded] = next(batches)
     batches.close()
     if device.type == "cuda":
         loaded = {name: tensor.pin_memory() for name, tensor in loaded.items()}
-    ready = job.prepare(loaded)
-    passes = _Passes(job, phase, ready)
-    prepare = watch.take(lambda: job.prepare(loaded))
+    ready = learner.prepare(loaded)
+    passes = _Passes(phase, ready)
+    prepare = watch.take(lambda: learner.prepare(loaded))
     forward = watch.take(passes.forward)
     both = watch.take(passes.forward_and_backward, prepare=passes.clear)
     stages = {
@@ -180,17 +185,17 @@ def _step(job: Job, phase: Phase, watch: _Watch) -> Stages:
 class _Passes:
     """A forward and backward pass as the Learner does them, with and without the reduction."""
 
-    def __init__(self, job: Job, phase: Phase, batch: Batch) -> None:
-        self.job, self.learner, self.batch = job, phase.learner, batch
+    def __init__(self, phase: DataPhase, batch: Batch) -> None:
+        self.learner, self.batch = phase.learner, batch
         self.learner.set_training()
 
     def clear(self) -> None:
         self.learner.optimizer.zero_grad(set_to_none=True)
 
     def forward(self) -> torch.Tensor:
-        with autocast(self.job.world.device, self.job.plan.precision):
+        with autocast(self.learner.world.device, self.learner.precision):
             outputs = self.learner.replica(self.learner.inputs(self.batch))
-        loss, _ = self.job.task.loss(outputs, self.batch)
+        loss, _ = self.learner.task.loss(outputs, self.batch)
         return loss
 
     def reduced(self) -> None:
@@ -205,17 +210,17 @@ class _Passes:
             self.reduced()
 
 
-def _around(job: Job, phase: Phase, watch: _Watch) -> Stages:
-    every = job.config.log.every_steps
-    batch = first_micro_batches(job, phase)
+def _around(phase: DataPhase, state: TrainState, watch: _Watch) -> Stages:
+    run, every = phase.run, phase.run.config.log.every_steps
+    batch = first_micro_batches(phase)
     sums = phase.learner.step(batch, FLAGS)
-    agree = watch.take(lambda: phase.agree(sums, FLAGS, True))
-    job.folder.path.mkdir(parents=True, exist_ok=True)
-    trackers = make_trackers(job.folder.path, job.world.is_main, make_console(False), 0, {})
+    agree = watch.take(lambda: phase.decide(state, sums, FLAGS, True))
+    run.folder.path.mkdir(parents=True, exist_ok=True)
+    trackers = make_trackers(run.folder.path, make_console(False), Resumed()) if run.world.is_main else FanOut()
     row = {"loss": 1.0, "grad_norm": 1.0, "lr/body": 1e-3, "images_per_second": 1.0, "data_wait_share": 0.1}
     logging = watch.take(lambda: trackers.log("train", 1, 0.1, row))
     trackers.close()
-    module, optimizer = job.built.module, phase.learner.optimizer
+    module, optimizer = run.model.module, phase.learner.optimizer
     copy = watch.take(lambda: (copied(module.state_dict()), copied(optimizer.state_dict())))
     return {
         "agreement": watch.per_step(agree, "reading what ranks want, and the loss"),
@@ -224,9 +229,9 @@ def _around(job: Job, phase: Phase, watch: _Watch) -> Stages:
     }
 
 
-def first_micro_batches(job: Job, phase: Phase) -> list[Batch]:
+def first_micro_batches(phase: DataPhase) -> list[Batch]:
     """This rank's share of the first step."""
-    with closing(_loader(job, phase, 0)) as batches:
+    with closing(_loader(phase, 0)) as batches:
         found: list[Batch] = next(batches)
         return found
 

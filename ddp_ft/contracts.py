@@ -105,6 +105,9 @@ class BadSample(Exception):
 # The phases of a run: the head alone on features, if that is asked for, then the whole recipe.
 PROBE, TRAIN = "probe", "train"
 
+# What a start of a run has come to.
+DONE, STOPPED = "done", "stopped"
+
 # One class for each sample, any number of classes, or numbers.
 LABEL, LABELS, NUMBERS = "label", "labels", "numbers"
 

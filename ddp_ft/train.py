@@ -53,7 +53,7 @@ def train(
         return DONE
     with importing():  # takes seconds, which the mistakes above need not wait for
         from ddp_ft.run import fine_tune
-        from ddp_ft.training.state import Request
+        from ddp_ft.training.request import Request
 
     request = Request(run_dir or default_run_dir(config), tuple(layers), extend, dry_run, tune)
     status = fine_tune(request, launch)

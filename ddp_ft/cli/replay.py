@@ -24,5 +24,7 @@ def replay(run: Path, step: int, data: Path | None, device: str) -> int:
     """
     launch = read_launch()
     from ddp_ft.diagnostics.step_replay import replay_step
+    from ddp_ft.diagnostics.stored_run import one_process
 
-    return DONE if replay_step(run, step, data, device, launch, click.echo) else FAILED
+    with one_process(device, launch) as here:
+        return DONE if replay_step(run, step, data, here, click.echo) else FAILED

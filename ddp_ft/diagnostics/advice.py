@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.data.class_counts import ClassCounts, count_classes
 from ddp_ft.data.image.headers import glance
+from ddp_ft.data.splits.record import Splits
 from ddp_ft.diagnostics.finding import OK, WARNING, Finding
 from ddp_ft.errors import printable, shortened
-from ddp_ft.training.state import Job
+from ddp_ft.training.run import Run
 
 FEWEST_PICTURES, RARE_SHARE = 10, 0.01
 MOST_IMBALANCE = 20.0
@@ -208,26 +209,32 @@ def rushed(pictures: int, seconds_left: float, computers: int, device: str) -> F
     return Finding("job's time", WARNING, text, remedy, needed, "pictures/s")
 
 
-def situation_of(job: Job, end: float | None) -> Situation:
-    """What is known of a job before its first step; opens 64 pictures' headers, for half a second at most.
+def situation_of(run: Run, end: float | None) -> Situation:
+    """What is known of a run before its first step; opens 64 pictures' headers, for half a second at most.
 
     `end` as in `introduce`.
     """
-    plan, splits, is_cuda = job.plan, job.splits, job.world.device.type == "cuda"
+    plan, splits, is_cuda = run.plan, run.splits, run.world.device.type == "cuda"
     return Situation(
-        config=job.config,
+        config=run.config,
         train=plan.train_samples,
         val=plan.val_samples,
         counts=count_classes(splits.train, splits.schema),
         val_counts=count_classes(splits.val, splits.schema),
         sizes=glance(splits.train),
-        input_size=job.built.preprocess.size,
+        input_size=run.model.preprocess.size,
         lr=plan.lr,
         steps=plan.total_steps,
         computers=plan.world_size * (1 if is_cuda else plan.threads),
         device=plan.device,
         seconds_left=None if end is None else end - time.time(),
     )
+
+
+def situation_of_data(config: RunConfig, splits: Splits) -> Situation:
+    """What is known where there is data, and no model."""
+    counts, val_counts = (count_classes(source, splits.schema) for source in (splits.train, splits.val))
+    return Situation(config, len(splits.train), len(splits.val), counts, val_counts, (), (0, 0), 0.0, 0)
 
 
 def half_width(pictures: int, accuracy: float = 0.5) -> float:

@@ -1,7 +1,6 @@
 """What is checked of a run: its data, its folder, its speed. What needs torch is imported where it is needed."""
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.diagnostics import disk, machine
+from ddp_ft.diagnostics import machine
 from ddp_ft.diagnostics.examination import Examination
-from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding, tried
+from ddp_ft.diagnostics.examine_disk import examine_disk
+from ddp_ft.diagnostics.finding import NOTE, OK, Finding, tried
 from ddp_ft.distributed.environment import usable_cores
 from ddp_ft.slurm.walltime import read_allocation, read_end_time
 
 if TYPE_CHECKING:
     from ddp_ft.data.splits.record import Splits
     from ddp_ft.distributed.world import World
-    from ddp_ft.training.state import Job
+    from ddp_ft.training.run import Run
 
 
 def examine_run(known: Examination, world: "World") -> None:
@@ -35,26 +35,18 @@ def examine_run(known: Examination, world: "World") -> None:
         known.check("run", "advice", lambda: _advice(composed, has_sizes=not known.asked.quick))
     elif splits is not None:
         known.check("run", "advice", lambda: _advice_on_data(known.config, splits))
-    known.check("disk", "disk", lambda: _disk(known, composed))
+    known.check("disk", "disk", lambda: examine_disk(known, composed))
     if composed is not None and not known.asked.quick:
         _speed(known, composed)
 
 
 def _open(known: Examination, world: "World") -> "Splits | None":
     """The splits; None, and a problem, where there are none. Collective."""
-    from ddp_ft.data.splits.open import open_splits
-    from ddp_ft.run_folder.folder import RunFolder, check_same_data
+    from ddp_ft.data.splits.of_run import open_splits_of
 
-    config, folder = known.config, RunFolder(known.asked.run_dir)
-
-    def opened() -> "Splits":
-        stored = folder.read_json("split.json")
-        # Damaged pictures are told of by the survey, so nothing is read here.
-        splits = open_splits(replace(config.data, on_error="fail"), config.seed, stored, config.task)
-        check_same_data(folder, stored, splits.fingerprint)
-        return splits
-
-    splits, failure = tried("data", lambda: world.from_main(opened))
+    # Damaged pictures are told of by the survey, so nothing is read here.
+    config = replace(known.config, data=replace(known.config.data, on_error="fail"))
+    splits, failure = tried("data", lambda: world.from_main(lambda: open_splits_of(known.asked.run_dir, config)))
     known.add("data", failure)
     if splits is not None:
         known.check("data", "splits", lambda: _told(splits))
@@ -69,28 +61,29 @@ def _told(splits: "Splits") -> Iterator[Finding]:
         yield Finding("splits", NOTE, note)
 
 
-def _survey(known: Examination, splits: "Splits", composed: "Job | None") -> Iterator[Finding]:
+def _survey(known: Examination, splits: "Splits", composed: "Run | None") -> Iterator[Finding]:
     from ddp_ft.data.survey import survey
     from ddp_ft.diagnostics.images import about_survey
 
     sources = {"train": splits.train, "val": splits.val, **({"test": splits.test} if splits.test else {})}
     found = survey(sources, known.tell or (lambda done, total: None))
-    size = None if composed is None else composed.built.preprocess.size
+    size = None if composed is None else composed.model.preprocess.size
     yield from about_survey(found, known.config.data.on_error == "skip", size)
 
 
-def _compose(known: Examination, world: "World", splits: "Splits") -> "Job":
+def _compose(known: Examination, world: "World", splits: "Splits") -> "Run":
     """The run, with a training set that reads on where pictures are damaged. Collective."""
     from ddp_ft.data.splits.open import lenient
+    from ddp_ft.distributed.machine import Machine
     from ddp_ft.training.build import compose
-    from ddp_ft.training.state import Request
+    from ddp_ft.training.request import Request
 
     request = Request(known.asked.run_dir, known.asked.layers)
-    composed, _ = compose(known.config, request, world, known.launch, splits=lenient(splits, known.config.seed))
+    composed, _, _ = compose(known.config, request, Machine(world, known.launch), lenient(splits, known.config.seed))
     return composed
 
 
-def _advice(composed: "Job", has_sizes: bool) -> Iterator[Finding]:
+def _advice(composed: "Run", has_sizes: bool) -> Iterator[Finding]:
     """`has_sizes`: those of all pictures were looked at."""
     from ddp_ft.diagnostics.advice import advise, situation_of
 
@@ -99,43 +92,12 @@ def _advice(composed: "Job", has_sizes: bool) -> Iterator[Finding]:
 
 
 def _advice_on_data(config: RunConfig, splits: "Splits") -> Iterator[Finding]:
-    from ddp_ft.data.class_counts import count_classes
-    from ddp_ft.diagnostics.advice import Situation, about_data
+    from ddp_ft.diagnostics.advice import about_data, situation_of_data
 
-    counts, val_counts = (count_classes(source, splits.schema) for source in (splits.train, splits.val))
-    known = Situation(config, len(splits.train), len(splits.val), counts, val_counts, (), (0, 0), 0.0, 0)
-    yield from (finding for finding in about_data(known) if finding is not None)
+    yield from (finding for finding in about_data(situation_of_data(config, splits)) if finding is not None)
 
 
-def _disk(known: Examination, composed: "Job | None") -> Iterator[Finding]:
-    from ddp_ft.run_folder.folder import RunFolder, check_same_recipe
-
-    need = None if composed is None else _need(composed)
-    yield from disk.all_of(known.asked.run_dir, need, os.environ, known.asked.quick)
-    place = disk.nearest_folder(known.asked.run_dir)
-    if disk.writable(known.asked.run_dir).verdict == PROBLEM:
-        return
-    yield machine.locks(place)
-    if known.asked.run_dir.is_dir():
-        _, other = tried("run folder", lambda: check_same_recipe(RunFolder(place), known.config, extend=True))
-        yield from (replace(each, verdict=WARNING) for each in other)
-
-
-def _need(composed: "Job") -> disk.Need:
-    from ddp_ft.models.backbone import feature_width
-
-    config, built = composed.config, composed.built
-    tensors = [*built.module.parameters(), *built.module.buffers()]
-    features = 0
-    if config.probe.epochs or config.freeze.cache_features:
-        rows = composed.plan.train_samples * config.freeze.views + composed.plan.val_samples
-        features = min(4 * rows * feature_width(built), int(config.freeze.cache_gb * disk.GIB))
-    keep = config.checkpoint
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return disk.need_of(size, config.optim.name, bool(config.ema.decay), keep.keep + keep.keep_best, features)
-
-
-def _speed(known: Examination, composed: "Job") -> None:
+def _speed(known: Examination, composed: "Run") -> None:
     """Collective."""
     from ddp_ft.diagnostics import speed
 
@@ -151,7 +113,7 @@ def _speed(known: Examination, composed: "Job") -> None:
     known.check("speed", "speed", lambda: _about_speed(known, composed, found, began_with))
 
 
-def _about_speed(known: Examination, composed: "Job", found: Any, memory_bytes: int) -> Iterator[Finding]:
+def _about_speed(known: Examination, composed: "Run", found: Any, memory_bytes: int) -> Iterator[Finding]:
     from ddp_ft.diagnostics import speed
 
     world, plan, is_cuda = composed.world, composed.plan, composed.world.device.type == "cuda"

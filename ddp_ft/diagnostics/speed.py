@@ -16,8 +16,8 @@ from ddp_ft.diagnostics.machine import MIB
 from ddp_ft.features.dataset import one_thread
 from ddp_ft.slurm.walltime import Allocation, Pace, describe, forecast
 from ddp_ft.trackers.console import clock
-from ddp_ft.training.state import Job
-from ddp_ft.tuning.questions import ENDLESS, MICRO_BATCH, WORKERS, open_steps, rule_of
+from ddp_ft.training.run import Run
+from ddp_ft.tuning.steps import ENDLESS, MICRO_BATCH, WORKERS, first_batches, open_steps, rule_of
 from ddp_ft.tuning.timing import slowest
 
 LOADING_SECONDS, STEP_SECONDS = 3.0, 6.0
@@ -48,50 +48,50 @@ class Room:
     total: int
 
 
-def measure(job: Job) -> Speed:
+def measure(run: Run) -> Speed:
     """Read pictures for some seconds, then take some steps. Collective; the job is spoilt and must be thrown away."""
-    loading = _measure_loading(job)
-    share = math.ceil(min(job.config.train.batch_size, job.plan.train_samples) / job.world.size)
+    loading = _measure_loading(run)
+    share = math.ceil(min(run.config.train.batch_size, run.plan.train_samples) / run.world.size)
     few = min(share, FEW)
-    seconds, ran_out = _measure_steps(job, few)
+    seconds, ran_out = _measure_steps(run, few)
     # A GPU's memory and speed are those of the whole share; on a CPU there may not be the time for it.
-    fits_in_time = job.world.device.type == "cuda" or seconds * share / few <= STEP_SECONDS
+    fits_in_time = run.world.device.type == "cuda" or seconds * share / few <= STEP_SECONDS
     if share > few and fits_in_time and not ran_out:
         few = share
-        seconds, ran_out = _measure_steps(job, few)
+        seconds, ran_out = _measure_steps(run, few)
     return Speed(loading, few / seconds, few, ran_out)
 
 
-def _measure_loading(job: Job) -> float:
+def _measure_loading(run: Run) -> float:
     """Pictures a second of one core: from the file through the run's own loader, without the workers."""
-    phase = open_steps(_with_share(job, FEW), rule_of(job) | {WORKERS: 0, MICRO_BATCH: None}, ENDLESS)
+    phase = open_steps(_with_share(run, FEW), rule_of(run) | {WORKERS: 0, MICRO_BATCH: None}, ENDLESS)
     count, deadline = 0, time.perf_counter() + LOADING_SECONDS
-    with one_thread(), closing(phase.batches(0)) as batches:
+    with one_thread(), closing(first_batches(phase)) as batches:
         next(batches)  # imports, and the first look at the disk
         began = time.perf_counter()
         while count == 0 or time.perf_counter() < deadline:
             count += sum(len(batch["weight"]) for batch in next(batches))
         took = time.perf_counter() - began
-    return 1 / slowest(job.world, took / count)
+    return 1 / slowest(run.world, took / count)
 
 
-def _with_share(job: Job, pictures: int) -> Job:
+def _with_share(run: Run, pictures: int) -> Run:
     """The job with a global batch of so many pictures for each rank."""
-    batch_size = min(pictures * job.world.size, job.config.train.batch_size)
-    return replace(job, config=replace(job.config, train=replace(job.config.train, batch_size=batch_size)))
+    batch_size = min(pictures * run.world.size, run.config.train.batch_size)
+    return replace(run, config=replace(run.config, train=replace(run.config.train, batch_size=batch_size)))
 
 
-def _measure_steps(job: Job, pictures: int) -> tuple[float, bool]:
+def _measure_steps(run: Run, pictures: int) -> tuple[float, bool]:
     """Seconds of a step with so many pictures of each rank, in memory; and whether one ran out of memory."""
-    scratch = _with_share(job, pictures)
+    scratch = _with_share(run, pictures)
     values = rule_of(scratch) | {WORKERS: 0}
     phase = open_steps(scratch, values | {MICRO_BATCH: None}, 1)
-    with closing(phase.batches(0)) as batches:
+    with closing(first_batches(phase)) as batches:
         [batch] = next(batches)
     phase = open_steps(scratch, values, ENDLESS)
-    if job.world.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(job.world.device)
-    size = job.plan.cut
+    if run.world.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(run.world.device)
+    size = run.plan.cut
     if size and phase.sampler.pairs:
         size -= size % 2  # as the loader does, which parts no pair of mixed pictures
     micro_batches = cut([batch], size) if size else [batch]
@@ -101,7 +101,7 @@ def _measure_steps(job: Job, pictures: int) -> tuple[float, bool]:
     for number in range(MOST_STEPS):
         began = time.perf_counter()
         float(phase.learner.step(micro_batches).loss)
-        taken = slowest(job.world, time.perf_counter() - began)
+        taken = slowest(run.world, time.perf_counter() - began)
         # The best of them, as what others do on the machine only ever costs time.
         seconds, spent = min(seconds, taken), spent + taken
         if number > 0 and spent > STEP_SECONDS / 2:
@@ -109,10 +109,10 @@ def _measure_steps(job: Job, pictures: int) -> tuple[float, bool]:
     return seconds, False
 
 
-def measure_room(job: Job, memory_bytes: int, processes: int) -> Room:
+def measure_room(run: Run, memory_bytes: int, processes: int) -> Room:
     """What the steps before took: of the GPU, or of what `processes` of this node may use together (memory_bytes is
     what they may still take)."""
-    device = job.world.device
+    device = run.world.device
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         others = total - free - torch.cuda.memory_reserved(device)
@@ -187,32 +187,32 @@ def training_rate(speed: Speed, workers: int, world_size: int, is_cuda: bool) ->
     return world_size / (1 / speed.learning + 1 / speed.loading)
 
 
-def pace_of(job: Job, rate: float, save_seconds: float) -> Pace:
+def pace_of(run: Run, rate: float, save_seconds: float) -> Pace:
     """How fast the job goes at that rate (pictures/s)."""
-    step = job.plan.train_samples / job.plan.steps_per_epoch / rate
-    evaluation = FORWARD_SHARE * job.plan.val_samples / rate / job.config.eval.every_epochs
-    return Pace(step, evaluation, save_seconds, job.plan.steps_per_epoch)
+    step = run.plan.train_samples / run.plan.steps_per_epoch / rate
+    evaluation = FORWARD_SHARE * run.plan.val_samples / rate / run.config.eval.every_epochs
+    return Pace(step, evaluation, save_seconds, run.plan.steps_per_epoch)
 
 
-def duration(job: Job, pace: Pace, rate: float) -> Finding:
+def duration(run: Run, pace: Pace, rate: float) -> Finding:
     """The whole run: probe, epochs, evaluations, saves."""
-    seconds = job.plan.total_steps / job.plan.steps_per_epoch * pace.epoch + _probing(job, rate)
-    text = f"about {clock(seconds)} for {job.plan.total_steps} steps at {rate:,.1f} pictures/s"
+    seconds = run.plan.total_steps / run.plan.steps_per_epoch * pace.epoch + _probing(run, rate)
+    text = f"about {clock(seconds)} for {run.plan.total_steps} steps at {rate:,.1f} pictures/s"
     return Finding("whole run", OK, text, value=seconds, unit="s")
 
 
-def _probing(job: Job, rate: float) -> float:
+def _probing(run: Run, rate: float) -> float:
     """Seconds until the features are there; the head's own steps are quick beside that."""
-    if not job.config.probe.epochs:
+    if not run.config.probe.epochs:
         return 0.0
-    return FORWARD_SHARE * (job.plan.train_samples * job.config.freeze.views + job.plan.val_samples) / rate
+    return FORWARD_SHARE * (run.plan.train_samples * run.config.freeze.views + run.plan.val_samples) / rate
 
 
-def allocation(job: Job, pace: Pace, rate: float, allocation: Allocation, now: float) -> Finding:
+def allocation(run: Run, pace: Pace, rate: float, allocation: Allocation, now: float) -> Finding:
     """Whether the run is done before its batch job ends. `now` is in seconds since 1970."""
     end, lead = allocation.end, allocation.lead
     assert end is not None
-    found = forecast(pace, job.plan.total_steps, now + _probing(job, rate), end, lead)
+    found = forecast(pace, run.plan.total_steps, now + _probing(run, rate), end, lead)
     text = describe(found, end, lead)
     left = max(0.0, end - now)
     if found.requeues is None:

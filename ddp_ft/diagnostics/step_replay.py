@@ -5,41 +5,36 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ddp_ft.config.loading import make_config, read_config_file
-from ddp_ft.contracts import LABEL, TRAIN, Batch, Task
+from ddp_ft.contracts import LABEL, Batch, Task
 from ddp_ft.data.rng import derive_seed, seed_masks
-from ddp_ft.distributed.device import pick_device
-from ddp_ft.distributed.environment import Launch
-from ddp_ft.distributed.world import World, connect
+from ddp_ft.diagnostics.stored_run import compose_stored, start_of, stored_layers
+from ddp_ft.distributed.machine import Machine
+from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError, printable
-from ddp_ft.inference.trained_model import refuse_code_inside
 from ddp_ft.models.blocks import block_depths
-from ddp_ft.models.precision import autocast, resolve_precision
+from ddp_ft.models.precision import autocast
 from ddp_ft.run_folder.bad_batches import BadBatches
-from ddp_ft.run_folder.checkpoints import load_checkpoint
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.run_folder.model_folder import restore_weights
-from ddp_ft.training.build import compose
-from ddp_ft.training.phases import enter_stage, open_phase, stage_at
-from ddp_ft.training.state import Job, Phase, Request
+from ddp_ft.training.batches import training_batches, training_order
+from ddp_ft.training.data_phase import DataPhase
+from ddp_ft.training.phase import Say
+from ddp_ft.training.plan import Plan
+from ddp_ft.training.run import Run
+from ddp_ft.training.state import TrainState
 from ddp_ft.training.step import Learner
 
-Say = Callable[[str], None]
 
+class _Cut(NamedTuple):
+    """Into how many shares a step's batch was cut, and into micro-batches of how many images at most (None: whole)."""
 
-@dataclass(frozen=True)
-class _Start:
-    """What the step begins with: weights, the scale of the loss (fp16), and a line that says whose they are."""
-
-    weights: dict[str, Tensor] | None
-    loss_scale: float
-    source: str
+    world_size: int
+    micro_batch: int | None
 
 
 @dataclass
@@ -58,115 +53,62 @@ class _Findings:
         return not self.activation and not self.gradient and _finite(self.loss)
 
 
-def replay_step(run: Path, step: int, data: Path | None, device_name: str, launch: Launch, say: Say) -> bool:
-    """Tell of a step of a run, counted from 1 as in metrics.jsonl; gives whether all of it is finite.
+def replay_step(run_dir: Path, step: int, data: Path | None, here: Machine, say: Say) -> bool:
+    """Report a step of a run, counted from 1 as in metrics.jsonl; returns whether all of it is finite.
 
     The step is cut as it was when it ran: into the shares of all ranks, one after the other, and their micro-batches.
     Raises UserError where RUN is no run, STEP none of its steps, or the data is not there or another.
     """
-    if launch.world_size > 1:
-        raise UserError(f"replay runs as one process, not as {launch.world_size}.", "Start it without torchrun.")
-    folder = RunFolder(run)
-    plan = folder.read_json("plan.json")
-    if plan is None or not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is no run folder: it has no config.yaml or no plan.json.", "Expected runs/NAME.")
-    record = BadBatches(run).read(step)
-    device = pick_device(device_name, launch)
-    with connect(launch, device, timeout_minutes=1) as world:
-        job = _compose(folder, plan, data, world, launch, say)
-        _check_step(job, step)
-        start = _start(job, run, step, record)
-        if start.weights is not None:
-            restore_weights(job.built.module, start.weights)
-        _say_what(job, step, start, record or plan, say)
-        findings, learner = _run_again(job, step - 1, record or plan, start.loss_scale)
-        _tell(job, findings, learner, record, say)
+    folder = RunFolder(run_dir)
+    stored = folder.read_json("plan.json")
+    if stored is None or not (run_dir / "config.yaml").is_file():
+        raise UserError(f"{run_dir} is no run folder: it has no config.yaml or no plan.json.", "Expected runs/NAME.")
+    plan, record = Plan.from_mapping(stored), BadBatches(run_dir).read(step)
+    run, state = compose_stored(folder, plan, stored_layers(folder, plan, data, here.world, say), here)
+    _check_step(run, step)
+    start = start_of(run, step, record)
+    if start.weights is not None:
+        restore_weights(state.module, start.weights)
+    cut = _Cut(record["world_size"], record["micro_batch"]) if record else _Cut(plan.world_size, plan.cut)
+    micro = f", micro-batches of {cut.micro_batch}" if cut.micro_batch else ""
+    say(f"Step {step} of {run_dir}, in epoch {(step - 1) // plan.steps_per_epoch + 1}: {cut.world_size} shares{micro}")
+    say(f"Weights: {start.source}")
+    findings = _run_again(run, state, step - 1, cut, start.loss_scale)
+    _report(run, findings, record, say)
     return findings.is_finite
 
 
-def _compose(folder: RunFolder, plan: dict[str, Any], data: Path | None, world: World, launch: Launch, say: Say) -> Job:
-    """The run's parts as it stored them, but for where it computes."""
-    here: dict[str, Any] = {"compute.device": world.device.type, "data.workers": 0}
-    if data is not None:
-        here["data.path"] = str(data)
-    try:
-        here["compute.precision"] = resolve_precision(plan["precision"], world.device)
-    except UserError as error:
-        here["compute.precision"] = "fp32"
-        say(f"Note: the run computed in {plan['precision']}; here it is fp32. {error.message}")
-    if plan["device"] != world.device.type:
-        say(f"Note: the run was on {plan['device']}, this is {world.device.type}: the last digits differ.")
-    layers = (read_config_file(folder.path / "config.yaml"), here)
-    config = make_config(*layers, recipe=plan["recipe"])
-    refuse_code_inside(folder.path, [config.model.name, config.head.name, config.loss.name, config.eval.extra])
-    if config.freeze.cache_features:
-        raise UserError(
-            f"{folder.path} trained its head on features (freeze.cache_features); replay is for steps on pictures."
-        )
-    job, _ = compose(config, Request(folder.path, layers), world, launch)
-    job.progress.phase = TRAIN
-    return job
-
-
-def _check_step(job: Job, step: int) -> None:
-    total = job.plan.total_steps
+def _check_step(run: Run, step: int) -> None:
+    total = run.plan.total_steps
     if not 1 <= step <= total:
-        raise UserError(f"{job.folder.path} has no step {step}.", f"Its steps are 1 to {total}, as in metrics.jsonl.")
+        raise UserError(f"{run.folder.path} has no step {step}.", f"Its steps are 1 to {total}, as in metrics.jsonl.")
 
 
-def _start(job: Job, run: Path, step: int, record: dict[str, Any] | None) -> _Start:
-    """The weights of the bad step, else of the newest checkpoint before it, else those that the run began with."""
-    file = BadBatches(run).weights_file(step)
-    scale = record["loss_scale"] if record else None
-    if file is not None:
-        return _Start(_load(file), scale or 1.0, f"those that step {step} began with")
-    before = [folder for folder in job.checkpoints.complete() if _steps(folder) < step]
-    if before:
-        weights, state = load_checkpoint(before[-1])
-        kept = float(state.get("scaler", {}).get("scale", 1.0))
-        passed = step - 1 - _steps(before[-1])
-        late = "" if not passed else f", {passed} steps before step {step} began"
-        return _Start(weights, scale or kept, f"of the checkpoint {before[-1].name}{late}")
-    late = "" if step == 1 and not job.config.probe.epochs else ", as no checkpoint from before the step is left"
-    return _Start(None, scale or 1.0, f"those that the run began with{late}")
-
-
-def _load(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except Exception as error:
-        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
-
-
-def _steps(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("_")[2])
-
-
-def _run_again(job: Job, step: int, cut: dict[str, Any], loss_scale: float) -> tuple[_Findings, Learner]:
+def _run_again(run: Run, state: TrainState, step: int, cut: _Cut, loss_scale: float) -> _Findings:
     """The forward and backward passes of all ranks' shares of a step, counted from 0; gradients are left in place."""
-    job.plan = replace(job.plan, micro_batch=cut["micro_batch"], lowered=cut.get("lowered"))
-    phase = open_phase(job)
-    for stage in range(1, stage_at(job, step) + 1):
-        enter_stage(job, stage)
+    phase = DataPhase(run, state)
+    for stage in range(1, phase.stage_at(step) + 1):
+        phase.enter_stage(state, stage)
     learner, findings = phase.learner, _Findings()
     learner.set_training()
-    job.built.module.zero_grad(set_to_none=True)
-    with _watching(job.built.module, findings):
-        for rank in range(cut["world_size"]):
-            share = open_phase(replace(job, world=World(rank, cut["world_size"], 0, job.world.device)))
-            seed_masks(derive_seed(job.config.seed, step, share.noise), job.world.device)
-            for batch in _micro_batches(share, step):
+    state.module.zero_grad(set_to_none=True)
+    with _watching(state.module, findings):
+        for rank in range(cut.world_size):
+            share = replace(run, world=World(rank, cut.world_size, 0, run.world.device))
+            seed_masks(derive_seed(run.config.seed, step, rank), run.world.device)
+            for batch in _micro_batches(share, step, cut.micro_batch):
                 _look(learner, batch, findings, loss_scale)
     divisor = loss_scale * max(findings.weight, 1e-12)
-    for parameter in job.built.module.parameters():
+    for parameter in state.module.parameters():
         if parameter.grad is not None:
             parameter.grad.div_(divisor)
-    learner.penalise()
-    return findings, learner
+    if learner.penalties is not None:
+        learner.penalties.add_to_gradients()
+    return findings
 
 
-def _micro_batches(phase: Phase, step: int) -> list[Batch]:
-    with closing(phase.batches(step)) as batches:
+def _micro_batches(share: Run, step: int, micro_batch: int | None) -> list[Batch]:
+    with closing(training_batches(share, training_order(share), micro_batch, start=step)) as batches:
         return next(batches)
 
 
@@ -227,16 +169,8 @@ def _watching(module: nn.Module, findings: _Findings) -> Iterator[None]:
             handle.remove()
 
 
-def _say_what(job: Job, step: int, start: _Start, cut: dict[str, Any], say: Say) -> None:
-    epoch = (step - 1) // job.plan.steps_per_epoch
-    size = cut["lowered"][1] if cut.get("lowered") else cut["micro_batch"]
-    micro = f", micro-batches of {size}" if size else ""
-    say(f"Step {step} of {job.folder.path}, in epoch {epoch + 1}: {cut['world_size']} shares{micro}")
-    say(f"Weights: {start.source}")
-
-
-def _tell(job: Job, findings: _Findings, learner: Learner, record: dict[str, Any] | None, say: Say) -> None:
-    source, schema = job.splits.train, job.splits.schema
+def _report(run: Run, findings: _Findings, record: dict[str, Any] | None, say: Say) -> None:
+    source, schema = run.splits.train, run.splits.schema
     rows = [["position", "label", "loss", "finite", "pixels", "picture"]]
     for position, index, loss, least, most in sorted(findings.rows):
         target = source.targets[index].tolist()
@@ -245,23 +179,23 @@ def _tell(job: Job, findings: _Findings, learner: Learner, record: dict[str, Any
         path = printable(source.name(index))
         rows.append([str(position), printable(label), f"{loss:.5g}", finite, f"{least}..{most}", path])
     say("\n".join(["", *_columns(rows), ""]))
-    norms = list(_gradient_norms(job))
+    norms = list(_gradient_norms(run))
     say("\n".join([*_columns([["depth", "gradient norm", "finite", "layers"], *norms]), ""]))
     if findings.activation:
         say(f"First layer whose output is not finite: {findings.activation}")
     if findings.gradient:
         say(f"First parameter, from the loss backwards, whose gradient is not finite: {findings.gradient}")
-    total = _norm([p.grad for group in learner.optimizer.param_groups for p in group["params"] if p.grad is not None])
+    total = _norm([p.grad for p in run.model.module.parameters() if p.grad is not None])
     say(f"Loss {findings.loss / max(findings.weight, 1e-12):.6g}, gradient norm {total:.6g} before clipping")
     if record is not None:
         say(f"The run had: loss {record['loss']:.6g}, gradient norm {record['grad_norm']:.6g}")
     say("All is finite." if findings.is_finite else "Not all is finite.")
 
 
-def _gradient_norms(job: Job) -> Iterator[list[str]]:
+def _gradient_norms(run: Run) -> Iterator[list[str]]:
     """A row for each depth of the network, the stem first and the head last."""
-    depths = block_depths(job.built.module, job.built.head)
-    learning = [(depths[name], name, p.grad) for name, p in job.built.module.named_parameters() if p.grad is not None]
+    depths = block_depths(run.model.module, run.model.head)
+    learning = [(depths[name], name, p.grad) for name, p in run.model.module.named_parameters() if p.grad is not None]
     learning.sort(key=lambda each: each[0])
     for depth, group in groupby(learning, key=lambda each: each[0]):
         members = list(group)

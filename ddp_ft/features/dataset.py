@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ddp_ft.contracts import Batch, Evaluation, Task
 from ddp_ft.data.sampler import GlobalOrderSampler
+from ddp_ft.evaluation.evaluator import EVAL_CHUNK
 from ddp_ft.models.precision import autocast
 
 # Multiplications of a head's forward pass up to which its step is quicker in one thread than it can be shared out.
@@ -54,11 +55,6 @@ class FeatureSet:
         return rows
 
 
-def feature_inputs(batch: Batch) -> Tensor:
-    """What the head is called with."""
-    return batch["features"]
-
-
 @contextmanager
 def one_thread(wanted: bool = True) -> Iterator[None]:
     """Within the block torch computes in one thread, where that is wanted."""
@@ -90,12 +86,12 @@ def train_batches(
 
 
 @torch.no_grad()
-def evaluate_head(head: nn.Module, features: FeatureSet, task: Task, chunk: int, precision: str) -> Evaluation:
+def evaluate_head(head: nn.Module, features: FeatureSet, task: Task, precision: str) -> Evaluation:
     """Head and backbone over a whole set. In chunks, as evaluation on pictures is, so with its bits."""
     head.eval()
     device = features.targets.device
-    with autocast(device, precision), one_thread(is_small(head, chunk)):
-        parts = torch.split(features.views[0], chunk)
+    with autocast(device, precision), one_thread(is_small(head, EVAL_CHUNK)):
+        parts = torch.split(features.views[0], EVAL_CHUNK)
         outputs = torch.cat([head(part.to(device)).float().cpu() for part in parts])
     records = {"target": features.targets.cpu(), "weight": features.weights.cpu()}
     return Evaluation(task.metrics(outputs, records), outputs, records)

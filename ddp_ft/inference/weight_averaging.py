@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.data.splits.open import open_splits
+from ddp_ft.data.splits.of_run import open_splits_of
 from ddp_ft.data.splits.record import Splits
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
@@ -15,7 +15,7 @@ from ddp_ft.errors import UserError
 from ddp_ft.inference.averager import Averager, Say, in_words
 from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.run_folder.checkpoints import Checkpoints
-from ddp_ft.run_folder.folder import RunFolder, check_same_data
+from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.run_folder.model_folder import model_folder, save_model_folder
 
 
@@ -95,16 +95,13 @@ def _open_data(folder: RunFolder, config: RunConfig, data: Path | None, say: Say
     path = data or config.data.path
     if path is None:
         return None
-    stored = folder.read_json("split.json")
     try:
-        splits = open_splits(replace(config.data, path=path), config.seed, stored, config.task)
-        check_same_data(folder, stored, splits.fingerprint)
+        return open_splits_of(folder.path, replace(config, data=replace(config.data, path=path)))
     except UserError as error:
         if data is not None:
             raise
         say(f"Note: the run's data is not used. {error.message}")
         return None
-    return splits
 
 
 def _choose(folder: RunFolder, choice: Choice) -> list[Path]:

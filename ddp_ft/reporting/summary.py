@@ -1,30 +1,32 @@
 """What a run has come to: summary.json, the last lines that are printed, and its report."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ddp_ft.contracts import PROBE, LabelledSource
+from ddp_ft.contracts import PROBE, STOPPED, LabelledSource
 from ddp_ft.trackers.console import Console
-from ddp_ft.training.state import Job
+from ddp_ft.training.run import Run
+from ddp_ft.training.state import TrainState
 from ddp_ft.training.validation import is_stale
 
 
-def summarise(job: Job, status: str, test: dict[str, float]) -> dict[str, Any]:
+def summarise(run: Run, state: TrainState, status: str, test: dict[str, float]) -> dict[str, Any]:
     """The content of summary.json; `test` has the metrics on the test set, where there is one."""
-    progress = job.progress
+    progress = state.progress
     return {
         "status": status,
         "phase": progress.phase,
         "step": progress.step,
-        "epoch": round(job.epoch, 4),
+        "epoch": round(progress.step / _steps_per_epoch(run, progress.phase), 4),
         "val": progress.best.metrics,
         **({"test": test} if test else {}),
         "best_step": progress.best.step,
         "best_epoch": round(progress.best.epoch, 4),
         "best_phase": progress.best.phase,
         "best_weights": progress.best.weights,
-        "stopped_early": is_stale(job),
+        "stopped_early": is_stale(run, progress),
         "images_per_second": progress.images_per_second,
         "data_wait_share": progress.data_wait_share,
         "train_seconds": progress.timed_seconds,
@@ -35,20 +37,26 @@ def summarise(job: Job, status: str, test: dict[str, float]) -> dict[str, Any]:
         "checkpoints": progress.saves,
         "save_copy_seconds": progress.copy_seconds,
         "save_stall_seconds": progress.stall_seconds,
-        "world_size": job.world.size,
+        "world_size": run.world.size,
     }
 
 
-def say_farewell(job: Job, console: Console, status: str) -> None:
+def _steps_per_epoch(run: Run, phase: str) -> int:
+    if phase == PROBE:
+        return math.ceil(run.plan.train_samples / run.config.probe.batch_size)
+    return run.plan.steps_per_epoch
+
+
+def say_farewell(run: Run, state: TrainState, console: Console, status: str) -> None:
     """The last lines: where it stopped, or its best model."""
-    if status == "stopped":
-        console.say(f"Stopped at step {job.progress.step}, saved. The same command goes on from there.")
+    if status == STOPPED:
+        console.say(f"Stopped at step {state.progress.step}, saved. The same command goes on from there.")
         return
-    best = job.progress.best
+    best = state.progress.best
     metrics = {name: f"{value:.4f}" for name, value in best.metrics.items()}
     when = "the probe" if best.phase == PROBE else f"epoch {best.epoch:g}"
     average = " (moving average)" if best.weights == "ema" else ""
-    console.table(f"Best model, after {when}{average}: {job.folder.best}", metrics)
+    console.table(f"Best model, after {when}{average}: {run.folder.best}", metrics)
 
 
 def report_at_the_end(run: Path, sources: Mapping[str, LabelledSource], say: Callable[[str], None]) -> None:

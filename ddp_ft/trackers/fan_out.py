@@ -15,9 +15,10 @@ from ddp_ft.config.loading import make_config, read_config_file, to_flat
 from ddp_ft.contracts import TRAIN, Tracker
 from ddp_ft.trackers.console import Console
 from ddp_ft.trackers.figure_process import Studio
-from ddp_ft.trackers.jsonl import JsonLines
+from ddp_ft.trackers.jsonl import JsonLines, Resumed
 from ddp_ft.trackers.services.background import Background
 from ddp_ft.trackers.services.base import Row, Start
+from ddp_ft.trackers.services.registry import service_names
 
 # How long the end of a run waits for pictures that are still being drawn, in seconds; a run that was told to stop has
 # 10 s in all.
@@ -111,28 +112,18 @@ def harmless(loss: str) -> Iterator[None]:
         print(f"Warning: {loss}: {reason}", file=sys.stderr)  # noqa: T201
 
 
-def make_trackers(
-    run_dir: Path,
-    is_main: bool,
-    console: Console,
-    resume_step: int,
-    texts: Mapping[str, str],
-    phase: str = TRAIN,
-    evaluation_due: bool = False,
-    services: Sequence[str] = (),
-) -> FanOut:
-    """Trackers of a run that goes on at that step of that phase; what was logged behind it before is cut.
+def make_trackers(run_dir: Path, console: Console, resumed: Resumed, services: str | None = None) -> FanOut:
+    """The trackers of rank 0 of a run that goes on there; what was logged after that before is cut.
 
-    `services` are names in `services.registry`; what they are told of the recipe stands in the folder's
-    config.yaml.
+    `services` are names of `services.registry`, with commas between; None: none. They and TensorBoard are told the
+    recipe, which stands in the folder's config.yaml.
     """
-    if not is_main:
-        return FanOut()
     from ddp_ft.trackers.tensorboard import TensorBoard
 
-    rows = JsonLines(run_dir / "metrics.jsonl", resume_step, phase, evaluation_due)
-    beside = [Background(name, _start(run_dir, rows.kept), console.say) for name in services]
-    events = TensorBoard(run_dir / "tensorboard", rows.kept, texts, resume_step, phase, evaluation_due)
+    rows, recipe = JsonLines(run_dir / "metrics.jsonl", resumed), run_dir / "config.yaml"
+    texts = {"recipe": recipe.read_text(encoding="utf-8")} if recipe.exists() else {}
+    beside = [Background(name, _start(run_dir, rows.kept), console.say) for name in service_names(services)]
+    events = TensorBoard(run_dir / "tensorboard", rows.kept, texts, resumed)
     return FanOut([rows, events, console, *beside])
 
 

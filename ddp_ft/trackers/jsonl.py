@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ddp_ft.contracts import PROBE, TRAIN
 
@@ -26,16 +26,24 @@ def read_rows(file: Path) -> list[Row]:
     return rows
 
 
+class Resumed(NamedTuple):
+    """Where a start goes on: after `step` steps of a phase, with the evaluation there if that is still due."""
+
+    step: int = 0
+    phase: str = TRAIN
+    evaluation_due: bool = False
+
+
 class JsonLines:
     """Appends rows {"step", "epoch", "split", metric: value..., "time": seconds since 1970}.
 
-    Rows of the probe phase have "phase": "probe" and count steps of their own. On a restart, rows behind
-    `resume_step` of that phase are removed first: those steps will run again. `kept` holds the rest.
+    Rows of the probe phase have "phase": "probe" and count steps of their own. On a restart, rows after
+    the step where it goes on are removed first: those steps will run again. `kept` holds the rest.
     """
 
-    def __init__(self, file: Path, resume_step: int, phase: str = TRAIN, evaluation_due: bool = False) -> None:
+    def __init__(self, file: Path, resumed: Resumed) -> None:
         rows = read_rows(file)
-        self.kept = [row for row in rows if _is_passed(row, resume_step, phase, evaluation_due)]
+        self.kept = [row for row in rows if _is_passed(row, *resumed)]
         aside = file.with_name(f".{file.name}.writing")
         aside.write_text("".join(_line(row) for row in self.kept), encoding="utf-8")
         aside.replace(file)

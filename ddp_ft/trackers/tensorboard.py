@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from ddp_ft.contracts import PROBE, TRAIN
+from ddp_ft.trackers.jsonl import Resumed
 from ddp_ft.trackers.services.curves import points
 
 # The groups of `curve_name`. TensorBoard sorts them by their names, hence the numbers.
@@ -56,12 +57,12 @@ class TensorBoard:
     """
 
     def __init__(
-        self, folder: Path, kept: Sequence[Mapping[str, Any]], texts: Mapping[str, str], step: int = 0,
-        phase: str = TRAIN, evaluation_due: bool = False,
+        self, folder: Path, kept: Sequence[Mapping[str, Any]], texts: Mapping[str, str], resumed: Resumed
     ) -> None:  # fmt: skip
         # An evaluation that is still due brings its pictures again.
-        last = step - 1 if evaluation_due else step
-        shown = [event for event in _shown(folder) if _is_passed(event, last, phase) and _tag_of(event) not in texts]
+        last = resumed.step - 1 if resumed.evaluation_due else resumed.step
+        passed = [event for event in _shown(folder) if _is_passed(event, last, resumed.phase)]
+        shown = [event for event in passed if _tag_of(event) not in texts]
         shutil.rmtree(folder, ignore_errors=True)
         self._writer = SummaryWriter(str(folder))
         self._writer.add_custom_scalars(LAYOUT)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import TRAIN, BuiltModel
+from ddp_ft.contracts import BuiltModel
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.distributed.environment import Launch, read_launch, usable_cores
 from ddp_ft.distributed.stop_request import CutShort
@@ -32,7 +32,8 @@ from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.models.blocks import repeated_blocks
 from ddp_ft.models.precision import autocast
-from ddp_ft.training.state import Job, Phase
+from ddp_ft.training.phase import Phase, Say
+from ddp_ft.training.state import TrainState
 from ddp_ft.training.step import Learner
 
 OFF, REGIONAL = "false", "regional"
@@ -87,34 +88,34 @@ def _missing_for_cpu() -> str:
     return ""
 
 
-def make_ready(job: Job, phase: Phase, say: Callable[[str], None]) -> None:
-    """On all ranks: have what the coming steps run compiled, if that is wanted and has not been done for what they are:
-    the stage, and the size of micro-batches, which may have been lowered.
+def wanted_code(phase: Phase, state: TrainState) -> tuple[int, int | None] | None:
+    """What the coming steps want compiled: a stage of unfreezing and a size of micro-batches; None: nothing."""
+    return None if phase.run.config.compute.compile == OFF else (state.progress.stage, state.micro_batch)
 
-    Leaves no trace but the code. Raises StopAgreed, and UserError if torch fails.
+
+def compile_phase(phase: Phase, state: TrainState, say: Say, again: bool) -> None:
+    """Compile the model for the present stage of unfreezing and size of micro-batches; `again`: instead of others.
+
+    Collective. Weights, buffers, random numbers and gradients stay as they are. Raises StopAgreed, and UserError if
+    torch fails.
     """
-    mode, wanted = job.config.compute.compile, (job.progress.stage, job.plan.cut)
-    if mode == OFF or phase.name != TRAIN or job.compiled_for == wanted:
-        return
-    is_first, job.compiled_for = job.compiled_for is None, wanted
-    if job.config.freeze.cache_features:
-        say("Note: compute.compile does nothing here, as the head alone is trained, on cached features.")
-        return
-    _configure(job.folder.path, say)
-    sizes = micro_batch_sizes(phase.sampler, job.plan.cut)
-    compile_in_place(job.built, mode, dynamic=len([size for size in sizes if size > 1]) > 1)
+    run, order = phase.run, phase.sampler
+    _configure(run.folder.path, say)
+    sizes = micro_batch_sizes(order, state.micro_batch)
+    compile_in_place(run.model, run.config.compute.compile, dynamic=len([size for size in sizes if size > 1]) > 1)
     times, children = None, _children()
     # Asked to stop, a rank leaves the compiler at once, as that may take longer than torchrun or Slurm wait.
-    with suppress(CutShort), job.agreement.stop.cutting_short(), _without_noise():
-        times = _warm_up(job, phase.learner, sizes)
+    with suppress(CutShort), run.agreement.stop.cutting_short(), _without_noise():
+        times = _warm_up(phase, sizes)
     _end_workers()
     if times is None:
         _terminate(_children() - children)  # a thread that waits for its compiler would keep this process alive
-    job.agreement.check()
+    run.agreement.check()
     if times is not None:  # as nobody was asked to stop
-        job.progress.compile_seconds += times.compiling
-        passes = -(-max(map(phase.sampler.share_length, range(phase.sampler.steps_per_epoch))) // sizes[0])
-        say(_verdict(times, passes, job.steps_of_phase - job.progress.step, job.plan.steps_per_epoch, not is_first))
+        state.progress.compile_seconds += times.compiling
+        passes = -(-max(map(order.share_length, range(order.steps_per_epoch))) // sizes[0])
+        steps_left = phase.last_step(state.progress) - state.progress.step
+        say(_verdict(times, passes, steps_left, run.plan.steps_per_epoch, again))
 
 
 def micro_batch_sizes(sampler: GlobalOrderSampler, micro_batch: int | None) -> list[int]:
@@ -181,42 +182,43 @@ def eager(module: nn.Module) -> Iterator[None]:
             part._compiled_call_impl = compiled
 
 
-def _warm_up(job: Job, learner: Learner, sizes: list[int]) -> Times:
+def _warm_up(phase: Phase, sizes: list[int]) -> Times:
     """Compile for batches of these sizes, and time a pass of the first with and without it."""
-    module = job.built.module
-    batches = [_blank(job, learner, size) for size in sizes]
+    learner, module = phase.learner, phase.run.model.module
+    batches = [_blank(phase, size) for size in sizes]
     learner.set_training()
-    with _without_trace(learner.replica, job.world.device):
+    with _without_trace(learner.replica, learner.world.device):
         with eager(module):
             _pass(learner, batches[0])  # a mistake in the model is told as ever
         began = time.perf_counter()
-        _compile(job, learner, batches)
+        _compile(phase, batches)
         compiling = time.perf_counter() - began
         pairs = [_time_both(module, learner, batches[0]) for _ in range(TIMED_PASSES)]
     plain, compiled = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
     return Times(compiling, plain, compiled)
 
 
-def _blank(job: Job, learner: Learner, size: int) -> Tensor:
+def _blank(phase: Phase, size: int) -> Tensor:
     """What the replica is called with, of `size` pictures of noise."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (size, 3, *job.built.preprocess.size)
+    generator, learner = torch.Generator().manual_seed(0), phase.learner
+    shape = (size, 3, *phase.run.model.preprocess.size)
     return learner.inputs(learner.prepare({"image": torch.randint(256, shape, generator=generator, dtype=torch.uint8)}))
 
 
-def _compile(job: Job, learner: Learner, batches: list[Tensor]) -> None:
+def _compile(phase: Phase, batches: list[Tensor]) -> None:
+    run = phase.run
     try:
         for batch in batches:
-            _pass(learner, batch)
+            _pass(phase.learner, batch)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        if job.agreement.stop.asked:  # the compiler, a process of its own, died of the same signal
+        if run.agreement.stop.asked:  # the compiler, a process of its own, died of the same signal
             raise CutShort from None
         logging.getLogger("ddp_ft").debug("torch.compile failed", exc_info=True)
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         raise UserError(
-            f"torch.compile failed on {job.config.model.name}: {type(error).__name__}: {reason[:300]}",
+            f"torch.compile failed on {run.config.model.name}: {type(error).__name__}: {reason[:300]}",
             "Leave compute.compile out, or try compute.compile=regional. TORCH_LOGS=+inductor shows more.",
         ) from error
 
@@ -270,7 +272,7 @@ def _verdict(times: Times, passes: int, steps_left: int, steps_per_epoch: int, a
     return f"{text}." if steps <= steps_left else f"{text}, and {steps_left} are left: not in this run."
 
 
-def _configure(folder: Path, say: Callable[[str], None]) -> None:
+def _configure(folder: Path, say: Say) -> None:
     """Where torch keeps what it compiles, on how many cores it compiles, and what it does not say."""
     launch = read_launch()
     _choose_cache(folder, launch)
@@ -361,7 +363,7 @@ def _terminate(processes: set[int]) -> None:
 class _LimitFilter(logging.Filter):
     """Turns torch's many lines on reaching its limit of recompilations into one."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Say) -> None:
         super().__init__()
         self.say = say
         self.told = False
@@ -375,7 +377,7 @@ class _LimitFilter(logging.Filter):
         return False
 
 
-def _tell_of_limit_once(say: Callable[[str], None]) -> None:
+def _tell_of_limit_once(say: Say) -> None:
     logger = logging.getLogger("torch._dynamo.convert_frame")
     for old in [each for each in logger.filters if isinstance(each, _LimitFilter)]:
         logger.removeFilter(old)

@@ -1,12 +1,14 @@
 """What is done to the reduced gradient, once per optimizer step: penalties are added, then it is clipped."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ddp_ft.config.schema import TrainConfig
+from ddp_ft.config.schema import OptimConfig, RunConfig, TrainConfig
+from ddp_ft.errors import UserError
 from ddp_ft.models.libraries import bare_timm as timm
+from ddp_ft.training.optim import undecayed
 
 
 def clip(parameters: Sequence[nn.Parameter], config: TrainConfig, head: Collection[nn.Parameter] = ()) -> Tensor:
@@ -35,22 +37,17 @@ class Penalties:
     """Gradients of L1, l1 |w|, and of L2-SP, l2_sp/2 |w - w0|^2 (arXiv 1802.01483), to be added once per step.
 
     w0 are the `anchors`, the weights that training began with; those of the head are pulled towards 0, as in the
-    paper. Vectors (biases, norms) and the names of `exempt` are left alone, as by weight decay.
+    paper. Vectors (biases, norms) and what the model itself exempts are left alone, as by weight decay.
     """
 
     def __init__(
-        self,
-        named_parameters: Iterable[tuple[str, nn.Parameter]],
-        head: Collection[str],
-        l1: float,
-        l2_sp: float,
-        anchors: Mapping[str, Tensor] | None = None,
-        exempt: Collection[str] = (),
+        self, module: nn.Module, head: Collection[str], config: OptimConfig, anchors: Mapping[str, Tensor] | None = None
     ) -> None:
-        self.l1 = l1
-        self.l2_sp = l2_sp
-        self.parameters = {name: p for name, p in named_parameters if p.ndim > 1 and name not in exempt}
-        self.anchors = {name: (anchors or {})[name] for name in self.parameters if name not in head} if l2_sp else {}
+        self.l1, self.l2_sp = config.l1, config.l2_sp
+        exempt = undecayed(module)
+        self.parameters = {name: p for name, p in module.named_parameters() if p.ndim > 1 and name not in exempt}
+        among = self.parameters if self.l2_sp else ()
+        self.anchors = {name: (anchors or {})[name] for name in among if name not in head}
 
     @torch.no_grad()
     def add_to_gradients(self) -> None:
@@ -66,6 +63,15 @@ class Penalties:
             # The difference first: it is exactly 0 where nothing has moved yet.
             moved = [w - self.anchors[name] if name in self.anchors else w for name, (w, _) in learning.items()]
             torch._foreach_add_(gradients, moved, alpha=self.l2_sp)
+
+
+def check_penalties(config: RunConfig) -> None:
+    """UserError for a penalty that has nothing to pull towards."""
+    if config.optim.l2_sp and config.model.weights == "none":
+        raise UserError(
+            "optim.l2_sp pulls towards the pretrained weights, but --weights is none.",
+            "Leave optim.l2_sp at 0; optim.weight_decay pulls towards 0.",
+        )
 
 
 def anchors_of(module: nn.Module, head: Collection[str]) -> dict[str, Tensor]:

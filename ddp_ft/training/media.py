@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddp_ft.contracts import LABEL, NUMBERS, PROBE, TRAIN, Batch, Evaluation, LabelledSource, Preprocess
+from ddp_ft.contracts import LABEL, NUMBERS, PROBE, Batch, Evaluation, LabelledSource, Preprocess
 from ddp_ft.data.image.pillow import Pixels
 from ddp_ft.evaluation.analysis import ScoredSet, confusion, most_confused, rarest, reliability, score_set
 from ddp_ft.run_folder.background_writer import copied
 from ddp_ft.trackers import charts
 from ddp_ft.trackers.charts import MOST_CLASSES, short
 from ddp_ft.trackers.fan_out import FanOut, harmless
-from ddp_ft.training.state import Job, Phase
+from ddp_ft.training.progress import Progress
+from ddp_ft.training.run import Run
 
 # TensorBoard sorts groups by their names: pictures stand behind the curves.
 PICTURES = "8_pictures"
@@ -30,26 +31,24 @@ MOST_CURVES = 20
 MOST_SCATTERS = 4
 
 
-def show_first_batch(job: Job, phase: Phase, micro_batches: Sequence[Batch], trackers: FanOut) -> None:
+def show_first_batch(run: Run, micro_batch: Batch, trackers: FanOut) -> None:
     """Before a run's first step: its first pictures as the model sees them, with what it is to learn of them."""
-    if job.progress.step or phase.name != TRAIN or not job.world.is_main or "image" not in micro_batches[0]:
-        return
-    if job.config.log.graph:
-        _show_graph(job, trackers)
-    if not job.config.log.pictures:
+    if run.config.log.graph:
+        _show_graph(run, trackers)
+    if not run.config.log.pictures:
         return
     with harmless("the first batch is not shown"):
-        batch = {name: tensor[:GRID_PICTURES] for name, tensor in micro_batches[0].items()}
-        seen = as_pixels(job.prepare(dict(batch))["image"], job.built.preprocess)
-        names, kind = job.splits.schema.names, job.task.kind
+        batch = {name: tensor[:GRID_PICTURES] for name, tensor in micro_batch.items()}
+        seen = as_pixels(run.prepare(dict(batch))["image"], run.model.preprocess)
+        names, kind = run.splits.schema.names, run.task.kind
         captions = [_targets(batch, place, names, kind) for place in range(len(seen))]
-        trackers.draw(f"{PICTURES}/1_first_batch", job.progress.step, charts.pixels_png, seen, captions)
+        trackers.draw(f"{PICTURES}/1_first_batch", 0, charts.pixels_png, seen, captions)
 
 
-def _show_graph(job: Job, trackers: FanOut) -> None:
+def _show_graph(run: Run, trackers: FanOut) -> None:
     """Of a copy, since tracing runs the model."""
-    module = copy.deepcopy(job.built.module).eval()
-    trackers.graph(module, torch.zeros(1, 3, *job.built.preprocess.size, device=job.world.device))
+    module = copy.deepcopy(run.model.module).eval()
+    trackers.graph(module, torch.zeros(1, 3, *run.model.preprocess.size, device=run.world.device))
 
 
 def as_pixels(images: Tensor, preprocess: Preprocess) -> list[Pixels]:
@@ -79,17 +78,17 @@ def describe_target(target: Tensor, names: tuple[str, ...], kind: str) -> str:
     return ", ".join(short(name) for name, value in zip(names, values, strict=True) if value > 0.5) or "none"
 
 
-def show_evaluation(job: Job, evaluation: Evaluation, split: str, trackers: FanOut) -> None:
+def show_evaluation(run: Run, progress: Progress, evaluation: Evaluation, split: str, trackers: FanOut) -> None:
     """What the best model so far makes of a set ("val" or "test"): charts, and the samples that it is worst at."""
-    if job.config.log.pictures and job.world.is_main:
+    if run.config.log.pictures and run.world.is_main:
         with harmless("the evaluation is not shown"):
-            _show_evaluation(job, evaluation, split, trackers)
+            _show_evaluation(run, progress, evaluation, split, trackers)
 
 
-def _show_evaluation(job: Job, evaluation: Evaluation, split: str, trackers: FanOut) -> None:
-    scored_set, step = score_set(evaluation, job.task), job.progress.step
-    source = job.splits.test if split == "test" and job.splits.test else job.splits.val
-    prefix = "test/" if split == "test" else "probe/" if job.progress.phase == PROBE else ""
+def _show_evaluation(run: Run, progress: Progress, evaluation: Evaluation, split: str, trackers: FanOut) -> None:
+    scored_set, step = score_set(evaluation, run.task), progress.step
+    source = run.splits.test if split == "test" and run.splits.test else run.splits.val
+    prefix = "test/" if split == "test" else "probe/" if progress.phase == PROBE else ""
     group = f"{prefix}{PICTURES}"
     _draw_charts(scored_set, group, step, trackers)
     for tag, indices in (
@@ -131,14 +130,14 @@ def _draw_charts(scored_set: ScoredSet, group: str, step: int, trackers: FanOut)
     trackers.draw(f"{group}/3_reliability", step, charts.reliability_png, bins.confidence, bins.accuracy, bins.samples)
 
 
-def show_spread(job: Job, trackers: FanOut) -> None:
+def show_spread(run: Run, step: int, trackers: FanOut) -> None:
     """On request: how the values of each weight, and of the newest gradient, are spread."""
-    if not (job.config.log.histograms and job.world.is_main):
+    if not (run.config.log.histograms and run.world.is_main):
         return
-    module = job.built.module
-    _send_spread({f"weights/{name}": each for name, each in module.named_parameters()}, job.progress.step, trackers)
+    module = run.model.module
+    _send_spread({f"weights/{name}": each for name, each in module.named_parameters()}, step, trackers)
     gradients = {f"gradients/{n}": each.grad for n, each in module.named_parameters() if each.grad is not None}
-    _send_spread(gradients, job.progress.step, trackers)
+    _send_spread(gradients, step, trackers)
 
 
 def _send_spread(tensors: Mapping[str, Tensor], step: int, trackers: FanOut) -> None:

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from ddp_ft.config.schema import OptimConfig
+from ddp_ft.contracts import BuiltModel
 from ddp_ft.errors import UserError, nearest
+from ddp_ft.models.blocks import block_depths
 from ddp_ft.models.libraries import bare_timm as timm
 
 ParamGroups = list[dict[str, Any]]
@@ -69,6 +71,12 @@ def param_groups(
         _group(params, key, overrides, config, largest)
         for key, params in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+def groups_of(model: BuiltModel, config: OptimConfig, lr: float) -> ParamGroups:
+    """The groups of all parameters of a model that learn now, at that base rate."""
+    depths = block_depths(model.module, model.head) if config.layer_decay < 1 else None
+    return param_groups(model.module, model.head, replace(config, lr=lr), depths)
 
 
 def undecayed(module: nn.Module) -> frozenset[str]:

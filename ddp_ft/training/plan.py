@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ddp_ft.config.schema import RunConfig, ScheduleConfig
-from ddp_ft.contracts import BuiltModel
+from ddp_ft.data.workers import default_workers
+from ddp_ft.distributed.machine import Machine
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
-from ddp_ft.models.backbone import MOST_FEATURE_BYTES, feature_width
 from ddp_ft.models.precision import resolve_format, resolve_precision
 from ddp_ft.training.schedule import Schedule
 
@@ -54,43 +54,52 @@ class Plan:
         """The most pictures of a forward pass; None: a process's whole share of the batch."""
         return self.lowered[1] if self.lowered else self.micro_batch
 
-    def after(self, stored: Mapping[str, Any] | None) -> "Plan":
+    def after(self, earlier: "Plan | None") -> "Plan":
         """With the micro-batch that an earlier start had to lower, if this one is on the same kind of machine."""
-        if not stored or not stored.get("lowered"):
+        machine = ("device", "world_size", "micro_batch")
+        if earlier is None or any(getattr(earlier, name) != getattr(self, name) for name in machine):
             return self
-        same = all(stored[name] == getattr(self, name) for name in ("device", "world_size", "micro_batch"))
-        return replace(self, lowered=tuple(stored["lowered"])) if same else self
+        return replace(self, lowered=earlier.lowered)
 
     def to_mapping(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)
 
-    def changes_from(self, stored: Mapping[str, Any]) -> list[str]:
+    @staticmethod
+    def from_mapping(values: Mapping[str, Any]) -> "Plan":
+        """The inverse of `to_mapping`. UserError if a field is missing; those of later versions are left out."""
+        known = {each.name: values[each.name] for each in fields(Plan) if each.name in values}
+        lowered = known.pop("lowered", None)
+        try:
+            return Plan(**known, lowered=tuple(lowered) if lowered else None)
+        except TypeError as error:
+            reason = str(error).rpartition("missing ")[2]
+            raise UserError(f"plan.json was written by another version of ddp_ft: it lacks {reason}.") from None
+
+    def changes_from(self, earlier: "Plan") -> list[str]:
         """What differs from an earlier start among the things that change bits, as 'name: old -> new'."""
-        mine = asdict(self)
-        return [f"{name}: {stored[name]} -> {mine[name]}" for name in BIT_FIELDS if stored[name] != mine[name]]
+        pairs = [(name, getattr(earlier, name), getattr(self, name)) for name in BIT_FIELDS]
+        return [f"{name}: {before} -> {now}" for name, before, now in pairs if before != now]
 
 
-def make_plan(
-    config: RunConfig, recipe: str, world: World, module: nn.Module, task: str, samples: tuple[int, int], workers: int
-) -> Plan:
+def make_plan(config: RunConfig, machine: Machine, module: nn.Module, samples: tuple[int, int], **known: Any) -> Plan:
     """Resolve a run of `samples` = (train, val) pictures; the module is in the mode that it is trained in.
 
-    Raises UserError for what cannot be done here.
+    `known` are the fields that are decided before: recipe, task, tuned and measured. UserError for what cannot be done
+    here.
     """
-    train_samples, val_samples = samples
+    world, (train_samples, val_samples) = machine.world, samples
     _check_batch(config, world, train_samples)
     steps_per_epoch = math.ceil(train_samples / config.train.batch_size)
     total_steps = config.train.epochs * steps_per_epoch
     make_schedule(config.schedule, total_steps, steps_per_epoch)  # a mistake in it is told now
     return Plan(
-        recipe=recipe,
-        task=task,
+        **known,
         device=world.device.type,
         world_size=world.size,
         threads=torch.get_num_threads(),
         micro_batch=config.train.micro_batch,
-        workers=workers,
+        workers=_workers(config, machine),
         precision=resolve_precision(config.compute.precision, world.device),
         channels_last=resolve_format(config.compute.memory_format, module),
         train_samples=train_samples,
@@ -100,6 +109,12 @@ def make_plan(
         lr=config.optim.lr or usual_rate(module),
         grade_elsewhere="c" if has_rank_noise(module) or config.head.dropout else "b",
     )
+
+
+def _workers(config: RunConfig, machine: Machine) -> int:
+    if config.data.workers is not None:
+        return config.data.workers
+    return default_workers(machine.world.device.type, machine.launch.local_world_size)
 
 
 def _check_batch(config: RunConfig, world: World, train_samples: int) -> None:
@@ -142,29 +157,6 @@ def usual_rate(module: nn.Module) -> float:
     return RATE_WITH_BATCH_NORM if any(isinstance(m, _BatchNorm) for m in module.modules()) else RATE_WITHOUT
 
 
-# Above this many samples features are no longer computed as a matter of course.
-MOST_PROBED_SAMPLES = 100_000
-
-
-def choose_recipe(config: RunConfig, built: BuiltModel, train_samples: int) -> tuple[str, str]:
-    """What the recipe `auto` becomes, and why.
-
-    Probing first was better than training all layers at once on all small sets that were measured (docs/accuracy.md;
-    on a larger one, of 1,500 pictures, once worse), and the better of both models is kept, so it is chosen wherever it
-    can be done.
-    """
-    if config.model.weights == "none":
-        return "full", "nothing is pretrained (--weights none)"
-    if config.freeze.parts != "none" or config.freeze.schedule is not None:
-        return "full", "what learns is said by --freeze or freeze.schedule"
-    if built.head_path is None:
-        return "full", "this architecture does not end with its head, so its features cannot be cut off"
-    size = 4 * train_samples * feature_width(built)
-    if train_samples > MOST_PROBED_SAMPLES or size > MOST_FEATURE_BYTES:
-        return "full", f"features of {train_samples} pictures would take {size / 2**30:.1f} GiB in each process"
-    return "lp_ft", f"a pretrained model and {train_samples} pictures"
-
-
 def has_rank_noise(module: nn.Module) -> bool:
     """Whether the curve depends on the number of processes: batch norm in train mode, or random masks."""
     return any(m.training and (isinstance(m, _BatchNorm) or _masks_at_random(m)) for m in module.modules())
@@ -179,8 +171,8 @@ def _masks_at_random(module: nn.Module) -> bool:
     return bool(getattr(module, attribute, 0)) if attribute else False
 
 
-def describe_grade(plan: Plan, stored: Mapping[str, Any] | None) -> str:
+def describe_grade(plan: Plan, earlier: Plan | None) -> str:
     """The grade of equality that holds for this start, in one line."""
-    if stored is not None and set(stored) == {f.name for f in fields(Plan)} and (changed := plan.changes_from(stored)):
+    if earlier is not None and (changed := plan.changes_from(earlier)):
         return f"{plan.grade_elsewhere} from here on ({', '.join(changed)})"
     return f"a on this machine, {plan.grade_elsewhere} on another number of processes"

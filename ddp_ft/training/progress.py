@@ -13,6 +13,8 @@ from ddp_ft.contracts import TRAIN
 
 # The first steps of a start build kernels and fill queues; they say nothing about the speed.
 WARM_UP_STEPS = 3
+# So many steps are timed before anything is foretold from them.
+STEPS_TO_MEASURE = 20
 
 
 @dataclass

@@ -124,6 +124,43 @@ class Plateau:
         return value > self.best if higher_is_better else value < self.best
 
 
+@dataclass(frozen=True)
+class Cadence:
+    """After which steps of a phase rows, evaluations and checkpoints are due.
+
+    Each every so many steps (0: never), rows and evaluations at the `last` one in any case. Checkpoints are made at the
+    end of each `epoch` (in steps; 0: of none) too.
+    """
+
+    last: int
+    row_every: int
+    evaluation_every: int
+    checkpoint_every: int
+    epoch: int = 0
+
+    def row(self, step: int) -> bool:
+        """Whether a row of metrics is due once `step` steps are done."""
+        return is_due(step, self.row_every, self.last)
+
+    def evaluation(self, step: int) -> bool:
+        """Whether an evaluation is."""
+        return is_due(step, self.evaluation_every, self.last)
+
+    def checkpoint(self, step: int) -> bool:
+        """Whether a checkpoint is."""
+        ends_epoch = self.epoch > 0 and is_due(step, self.epoch, self.last)
+        return ends_epoch or (self.checkpoint_every > 0 and step % self.checkpoint_every == 0)
+
+    def reads_weights(self, step: int) -> bool:
+        """Whether what comes after the step takes it for done: a row, a checkpoint, an evaluation, a stage, the end."""
+        return self.row(step) or self.checkpoint(step) or self.evaluation(step)
+
+    def next_checkpoint(self, step: int) -> int:
+        """The first step after this one at which a checkpoint is due."""
+        periods = [every for every in (self.epoch, self.checkpoint_every) if every > 0]
+        return min([self.last, *((step // every + 1) * every for every in periods)])
+
+
 def is_due(step: int, every: int, last: int) -> bool:
     """Whether something done every `every` steps is due once `step` steps are done; always at the `last` one.
 

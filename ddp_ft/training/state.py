@@ -1,126 +1,136 @@
-"""What a run consists of, and what of it changes as it goes on."""
+"""What of a run changes as it trains: exactly what a checkpoint holds."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ddp_ft.config.loading import make_config
-from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import TRAIN, Batch, BuiltModel, Evaluation, Task
-from ddp_ft.data.image.device_transform import DeviceTransform
-from ddp_ft.data.sampler import GlobalOrderSampler
-from ddp_ft.data.splits.record import Splits
-from ddp_ft.distributed.agreement import Agreement, Decision
+from ddp_ft.contracts import TRAIN
 from ddp_ft.distributed.world import World
-from ddp_ft.models.freezing import Stage, TrainingMode
-from ddp_ft.run_folder.background_writer import BackgroundWriter
-from ddp_ft.run_folder.checkpoints import Checkpoints
-from ddp_ft.run_folder.folder import RunFolder
+from ddp_ft.models.batch_norm import averaged_statistics, batch_statistics, in_one, in_parts
+from ddp_ft.run_folder.background_writer import copied
+from ddp_ft.run_folder.model_folder import restore_weights
 from ddp_ft.training.ema import Ema
 from ddp_ft.training.plan import Plan
-from ddp_ft.training.profiler import StepTrace
 from ddp_ft.training.progress import LossWindow, Progress
-from ddp_ft.training.step import Learner, StepSums
+from ddp_ft.training.step import StepSums
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is wanted besides the recipe. `layers` are the settings as given, later ones winning.
+class Snapshot(NamedTuple):
+    """Copies of a state, on the CPU: `weights` and their moving average `ema` by name, and `rest`, all else."""
 
-    `tune`: measure what the layers leave open. `tuned` and `measured` are what an earlier start found, as in Plan.
+    weights: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    rest: dict[str, Any]
+
+
+class TrainState:
+    """A run's weights, and all that their further course depends on.
+
+    `optimizer` and `scaler` are those of the present phase. `score` is that of an evaluation at the present step,
+    larger being better; None: there was none. `micro_batch` is the most images of a forward pass (None: a process's
+    whole share), which running out of memory lowers: `lowered` tells from how many to how many, and is not in the
+    checkpoint but in plan.json, since it is about the machine.
     """
 
-    run_dir: Path
-    layers: tuple[Mapping[str, Any], ...] = ()
-    extend: bool = False
-    dry_run: bool = False
-    tune: bool = False
-    tuned: Mapping[str, Any] = field(default_factory=dict)
-    measured: Sequence[Mapping[str, Any]] = ()
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, progress: Progress,
+        ema_decay: float = 0.0,
+    ) -> None:  # fmt: skip
+        device = next(module.parameters()).device
+        self.module = module
+        self.optimizer = optimizer
+        self.scaler = make_scaler(device, plan.precision)
+        self.ema = Ema(module, ema_decay) if ema_decay else None
+        self.window = LossWindow(torch.zeros(2, device=device))
+        self.progress = progress
+        self.score: float | None = None
+        self.micro_batch = plan.cut
+        self.lowered = plan.lowered
+        self._waiting: dict[str, Any] = {}
 
-    def config(self, recipe: str | None = None) -> RunConfig:
-        """The whole configuration; `recipe` is what auto became."""
-        return make_config(*self.layers, recipe=recipe, tuned=self.tuned)
+    def advance(self, sums: StepSums) -> None:
+        """Count a step of the loop, which moved the weights unless it was bad."""
+        self.score = None
+        if self.ema is not None and self.progress.phase == TRAIN:
+            self.ema.update(self.module, sums.is_bad)
+        self.window.add(sums.loss, sums.weight, sums.is_bad)
+        self.progress.step += 1
+
+    def rewind(self, step: int) -> None:
+        """Go back to before that step, counted from 1: it and those after it changed nothing, and are done again."""
+        self.progress.step = step - 1
+
+    def lower(self, most: int, size: int) -> None:
+        """Pass no more than `size` images at once from here on, where `most` did not fit."""
+        self.lowered = (self.lowered[0] if self.lowered else most, size)
+        self.micro_batch = size
+
+    def begin_training(self, optimizer: torch.optim.Optimizer, plan: Plan) -> None:
+        """Go from the probe to the first step of the recipe, whose moving average begins with the probe's head."""
+        self.optimizer, self.scaler = optimizer, make_scaler(self.window.sums.device, plan.precision)
+        self.progress.phase, self.progress.step = TRAIN, 0
+        if self.ema is not None:
+            self.ema.reset(self.module)
+
+    def state_dict(self, world: World) -> Snapshot | None:
+        """Copies of it all, on rank 0; None on the others. Collective: running statistics are each rank's own."""
+        statistics = _gathered(batch_statistics(self.module), world)
+        averages = _gathered(self._averaged_statistics(), world) if self.ema else []
+        with averaged_statistics(self.module, world):
+            return self._copied(statistics, averages) if world.is_main else None
+
+    def _copied(self, statistics: list[dict[str, Tensor]], averages: list[dict[str, Tensor]]) -> Snapshot:
+        ema = None
+        if self.ema is not None:
+            means = {name: torch.stack([own[name] for own in averages]).mean(0) for name in averages[0]}
+            ema = copied({**self.ema.tensors, **means})
+        rest = {
+            "statistics": statistics,
+            "ema": {"count": self.ema.count, "statistics": averages} if self.ema else {},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "window": self.window.sums,
+            "progress": self.progress.to_mapping(),
+        }
+        return Snapshot(copied(self.module.state_dict()), ema, copied(rest))
+
+    def load_state_dict(self, snapshot: Snapshot, world: World) -> None:
+        """Go on from a snapshot; what the phase adds to it waits for `load_optimizer`."""
+        restore_weights(self.module, snapshot.weights)
+        _restore(batch_statistics(self.module), snapshot.rest["statistics"], world)
+        if self.ema is not None:
+            self.ema.load({"count": snapshot.rest["ema"]["count"], "tensors": snapshot.ema})
+            _restore(self._averaged_statistics(), snapshot.rest["ema"]["statistics"], world)
+        self.window.sums.copy_(snapshot.rest["window"])
+        self.progress = Progress.from_mapping(snapshot.rest["progress"])
+        self._waiting = {name: snapshot.rest[name] for name in ("optimizer", "scaler")}
+
+    def load_optimizer(self) -> None:
+        """Take up what a snapshot has of the optimizer, once that has the parameter groups of the stage it is in."""
+        if self._waiting:
+            self.optimizer.load_state_dict(self._waiting["optimizer"])
+            self.scaler.load_state_dict(self._waiting["scaler"])
+            self._waiting = {}
+
+    def _averaged_statistics(self) -> dict[str, Tensor]:
+        return {name: self.ema.tensors[name] for name in batch_statistics(self.module)} if self.ema else {}
 
 
-@dataclass
-class Phase:
-    """A stretch of training: how its steps are made, and how their result is measured.
-
-    `rate` gives the base learning rate from (step, total steps). `noise` is the stream of random masks: the rank, or
-    0 where all ranks do the same. `batches` gives this rank's micro-batches of each step from one on. `agree` makes one
-    decision for all ranks of a step's sums and this rank's flags, and of that which is known gives those not given yet;
-    of all, if it is the end of a stretch.
-    """
-
-    name: str
-    learner: Learner
-    sampler: GlobalOrderSampler
-    total_steps: int
-    rate: Callable[[int, int], float]
-    noise: int
-    batches: Callable[[int], Generator[list[Batch], None, None]]
-    measure: Callable[[], Evaluation]
-    agree: Callable[[StepSums, list[float], bool], list[Decision]]
+def make_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    """The scaler of losses that fp16 needs; one that does nothing in any other precision."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
-@dataclass
-class Job:
-    """The parts of a run, composed. What stands behind `training_mode` changes as the run goes on.
+def _gathered(statistics: Mapping[str, Tensor], world: World) -> list[dict[str, Tensor]]:
+    """On rank 0 each rank's statistics, copied to the CPU; in one vector, since each of many would be pickled."""
+    names, tensors = list(statistics), list(statistics.values())
+    vectors = world.gather(copied(in_one(tensors))) or []
+    return [dict(zip(names, in_parts(vector, tensors), strict=True)) for vector in vectors]
 
-    `score` is that of an evaluation of the present step, larger being better. `pending` is the state of a checkpoint
-    that the phase has still to take up. `launched` is when this launch began (seconds since 1970). `anchors` are the
-    weights that L2-SP pulls towards, `sampling` those that the order is drawn by. `compiled_for` are the stage of
-    unfreezing and the micro-batch that what is compiled is for. `saved_at`: when the newest checkpoint was made, or the
-    phase began (time.monotonic).
-    """
 
-    config: RunConfig
-    world: World
-    distributed: bool
-    launched: float
-    folder: RunFolder
-    splits: Splits
-    task: Task
-    built: BuiltModel
-    plan: Plan
-    why_recipe: str
-    stages: list[Stage]
-    training_mode: TrainingMode
-    optimizer: torch.optim.Optimizer
-    anchors: dict[str, Tensor]
-    sampling: Tensor | None
-    ema: Ema | None
-    prepare: DeviceTransform
-    progress: Progress
-    window: LossWindow
-    checkpoints: Checkpoints
-    agreement: Agreement
-    trace: StepTrace
-    writer: BackgroundWriter = field(default_factory=BackgroundWriter)
-    phase: Phase | None = None
-    score: float | None = None
-    pending: dict[str, Any] = field(default_factory=dict)
-    compiled_for: tuple[int, int | None] | None = None
-    saved_at: float = 0.0
-
-    @property
-    def metric(self) -> str:
-        """The metric that decides which model is best."""
-        return self.config.eval.metric or self.task.primary_metric
-
-    @property
-    def epoch(self) -> float:
-        """Epochs of the present phase that have passed."""
-        return self.progress.step / self.phase.sampler.steps_per_epoch if self.phase else 0.0
-
-    @property
-    def steps_of_phase(self) -> int:
-        """How many steps the present phase has in all."""
-        assert self.phase is not None
-        is_bounded = self.phase.name == TRAIN and self.progress.budget is not None
-        return (self.progress.budget or 0) if is_bounded else self.phase.total_steps
+def _restore(tensors: Mapping[str, Tensor], stored: list[dict[str, Tensor]], world: World) -> None:
+    if len(stored) == world.size:  # with another number of ranks all take the mean, which the weights hold
+        for name, tensor in tensors.items():
+            tensor.copy_(stored[world.rank][name])

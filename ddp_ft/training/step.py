@@ -1,17 +1,19 @@
 """One optimizer step on any split of its batch. No logging, no files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from ddp_ft.config.schema import TrainConfig
 from ddp_ft.contracts import Batch, Task
 from ddp_ft.distributed.ddp import Replica
 from ddp_ft.distributed.world import World
 from ddp_ft.models.batch_norm import copy_all, forward_statistics
 from ddp_ft.models.precision import autocast
+from ddp_ft.training.gradients import Penalties, clip
 
 
 @dataclass(frozen=True)
@@ -37,30 +39,39 @@ class StepSums:
 
 @dataclass
 class Learner:
-    """The parts of an optimizer step, and the step itself.
+    """The parts of an optimizer step, and the step itself. What is learned from is up to its subclasses.
 
-    `inputs` is what the replica is called with, from a prepared batch. `set_training` puts the modules into the mode
-    they are trained in. `penalise` adds penalties to the gradient, and `clip` bounds it and gives its norm before.
-    Where it `recovers`, a rank that is out of memory makes the step one that changes nothing on any rank.
-    Where it `recomputes`, backward passes run layers forward again, which must not count for batch norm's statistics.
+    `bounds` tells how the gradient is clipped, for which `head` are the parameters of the last layer. Where it
+    `recovers`, a rank that is out of memory makes the step one that changes nothing on any rank. Where it `recomputes`,
+    backward passes run layers forward again, which must not count for batch norm's statistics.
     """
 
     replica: nn.Module
     task: Task
-    inputs: Callable[[Batch], Tensor]
     optimizer: torch.optim.Optimizer
-    prepare: Callable[[Batch], Batch]
+    scaler: torch.amp.GradScaler
     world: World
     precision: str
-    clip: Callable[[list[nn.Parameter]], Tensor]
-    penalise: Callable[[], None]
-    set_training: Callable[[], None]
-    recovers: bool = True
-    recomputes: bool = False
+    bounds: TrainConfig
+    penalties: Penalties | None = None
+    head: Sequence[nn.Parameter] = ()
+    recovers: bool = field(default=True, kw_only=True)
+    recomputes: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.precision == "fp16")
         self.begin()
+
+    def prepare(self, batch: Batch) -> Batch:
+        """A batch of the loader, as the loss wants it: on the device."""
+        return batch
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """What the replica is called with, from a prepared batch."""
+        return self.task.inputs(batch)
+
+    def set_training(self) -> None:
+        """Put the modules into the mode that they are trained in."""
+        self.replica.train()
 
     def begin(self) -> None:
         """To be called when the replica or the mode of its modules has changed."""
@@ -173,8 +184,9 @@ class Learner:
         gradients = [p.grad for p in parameters if p.grad is not None]
         # A batch may weigh nothing, where weights are 0; its gradient is 0 then, and stays so.
         torch._foreach_mul_(gradients, 1 / weight.clamp_min(1e-12))
-        self.penalise()
-        return self.clip(parameters)
+        if self.penalties is not None:
+            self.penalties.add_to_gradients()
+        return clip(parameters, self.bounds, self.head)
 
 
 def _sent(values: list[float], device: torch.device) -> Tensor:

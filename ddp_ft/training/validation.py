@@ -4,6 +4,7 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 from ddp_ft.contracts import PROBE, TRAIN, Evaluation
 from ddp_ft.distributed.agreement import StopAgreed
@@ -11,103 +12,92 @@ from ddp_ft.models.batch_norm import averaged_statistics
 from ddp_ft.run_folder.background_writer import BEST, copied, in_order
 from ddp_ft.run_folder.evaluations import save_evaluation
 from ddp_ft.run_folder.model_folder import describe_model, save_model_folder
-from ddp_ft.trackers.fan_out import FanOut
-from ddp_ft.training.media import show_evaluation, show_spread
-from ddp_ft.training.progress import Best
+from ddp_ft.training.phase import Phase
+from ddp_ft.training.progress import Best, Progress
+from ddp_ft.training.recorder import Recorder
+from ddp_ft.training.run import Run
 from ddp_ft.training.schedule import Plateau
-from ddp_ft.training.state import Job
+from ddp_ft.training.state import TrainState
+
+# Whose an evaluation is: of the weights, or of their moving average; and what its metrics begin with.
+RAW, AVERAGED = "raw", "ema"
+PREFIXES = {RAW: "", AVERAGED: "ema_"}
 
 
-def validate(job: Job, trackers: FanOut) -> bool:
+def validate(run: Run, state: TrainState, phase: Phase, recorder: Recorder) -> bool:
     """Evaluate the weights, and their average where there is one; keep in best/ what is best so far.
 
     False if all ranks were asked to stop on the way: nothing has changed then, and the evaluation is still due.
     """
-    assert job.phase is not None
+    recorder.evaluating()
     try:
-        results = _measure_all(job)
+        results = _measure_all(run, state, phase)
     except StopAgreed:
         return False
-    best = job.progress.best.metrics
-    before = score(job, best) if best else -math.inf
-    job.score = max(score(job, found.metrics) for found in results.values())
-    winners = [found for kind, found in results.items() if _keep_if_best(job, found, kind)]
-    row = {
-        ("" if kind == "raw" else "ema_") + name: value
-        for kind, found in results.items()
-        for name, value in found.metrics.items()
-    }
-    job.progress.evaluation_due = False
-    trackers.log("val", job.progress.step, job.epoch, row, job.phase.name)
-    show_spread(job, trackers)
-    if winners:
-        show_evaluation(job, winners[-1], "val", trackers)
-    if job.phase.name == TRAIN:
-        _count_patience(job, before, row[job.metric])
+    progress, best = state.progress, state.progress.best.metrics
+    before = score(run, best) if best else -math.inf
+    state.score = max(score(run, found.metrics) for found in results.values())
+    winners = [found for kind, found in results.items() if _keep_if_best(run, state, phase, kind, found)]
+    progress.evaluation_due = False
+    row = {f"{PREFIXES[kind]}{name}": value for kind, found in results.items() for name, value in found.metrics.items()}
+    recorder.evaluation(row, winners[-1] if winners else None)
+    if phase.name == TRAIN:
+        _count_patience(run, progress, before, row[run.metric])
     return True
 
 
-def _measure_all(job: Job) -> dict[str, Evaluation]:
+def _measure_all(run: Run, state: TrainState, phase: Phase) -> dict[str, Evaluation]:
     """Evaluations of the weights ("raw") and of their average ("ema")."""
-    assert job.phase is not None
+    kinds = (RAW,) if state.ema is None or phase.name == PROBE else (RAW, AVERAGED)
     results = {}
-    for kind in _kinds(job):
-        with _weights(job, kind), averaged_statistics(job.built.module, job.world):
-            results[kind] = job.phase.measure()
+    for kind in kinds:
+        with _weights(state, kind), averaged_statistics(state.module, run.world):
+            results[kind] = phase.measure()
     return results
 
 
-def _kinds(job: Job) -> tuple[str, ...]:
-    return ("raw",) if job.ema is None or job.progress.phase == PROBE else ("raw", "ema")
+def _weights(state: TrainState, kind: str) -> AbstractContextManager[None]:
+    return state.ema.swapped(state.module) if state.ema and kind == AVERAGED else nullcontext()
 
 
-def _weights(job: Job, kind: str) -> AbstractContextManager[None]:
-    return job.ema.swapped(job.built.module) if job.ema and kind == "ema" else nullcontext()
-
-
-def _keep_if_best(job: Job, evaluation: Evaluation, kind: str) -> bool:
+def _keep_if_best(run: Run, state: TrainState, phase: Phase, kind: str, evaluation: Evaluation) -> bool:
     """Begin to write the model to best/ if it is better than the one there; whether it is."""
-    progress, best, metrics = job.progress, job.progress.best, evaluation.metrics
-    if best.metrics and score(job, metrics) <= score(job, best.metrics):
+    progress, best, metrics = state.progress, state.progress.best, evaluation.metrics
+    if best.metrics and score(run, metrics) <= score(run, best.metrics):
         return False
-    progress.best = Best(progress.step, job.epoch, progress.phase, kind, metrics)
-    with _weights(job, kind), averaged_statistics(job.built.module, job.world):
-        if job.world.is_main:
-            description = describe_model(
-                job.built.spec, job.built.preprocess, job.task, job.splits.schema.names, job.plan.precision,
-                job.plan.channels_last,
-            )  # fmt: skip
-            weights = copied(job.built.module.state_dict())
-            keep_model = partial(save_model_folder, job.folder.best, weights, description)
-            keep_outputs = partial(save_evaluation, job.folder.path, "val", evaluation)
-            job.writer.submit(BEST, partial(in_order, keep_outputs, keep_model))
+    progress.best = Best(progress.step, phase.epoch(progress.step), phase.name, kind, metrics)
+    with _weights(state, kind), averaged_statistics(state.module, run.world):
+        if run.world.is_main:
+            keep_model = partial(save_model_folder, run.folder.best, copied(state.module.state_dict()), _describe(run))
+            keep_outputs = partial(save_evaluation, run.folder.path, "val", evaluation)
+            run.writer.submit(BEST, partial(in_order, keep_outputs, keep_model))
     return True
 
 
-def score(job: Job, metrics: dict[str, float]) -> float:
+def _describe(run: Run) -> dict[str, Any]:
+    model, plan = run.model, run.plan
+    names, precision = run.splits.schema.names, plan.precision
+    return describe_model(model.spec, model.preprocess, run.task, names, precision, plan.channels_last)
+
+
+def score(run: Run, metrics: dict[str, float]) -> float:
     """The metric that decides, as a number of which more is better; NaN is worst."""
-    value = metrics[job.metric]
-    upwards = value if job.task.higher_is_better(job.metric) else -value
+    value = metrics[run.metric]
+    upwards = value if run.task.higher_is_better(run.metric) else -value
     return -math.inf if math.isnan(upwards) else upwards
 
 
-def plateau(job: Job) -> Plateau:
-    """The falls of the plateau schedule so far."""
-    return Plateau(**job.progress.plateau)
-
-
-def is_stale(job: Job) -> bool:
+def is_stale(run: Run, progress: Progress) -> bool:
     """Whether early stopping has had enough."""
-    return 0 < job.config.eval.patience <= job.progress.stale
+    return 0 < run.config.eval.patience <= progress.stale
 
 
-def _count_patience(job: Job, before: float, value: float) -> None:
+def _count_patience(run: Run, progress: Progress, before: float, value: float) -> None:
     """Count evaluations without a better one, for early stopping and for the plateau schedule."""
-    progress, config = job.progress, job.config
-    gained = score(job, progress.best.metrics) - before > config.eval.min_gain
+    gained = score(run, progress.best.metrics) - before > run.config.eval.min_gain
     progress.stale = 0 if gained else progress.stale + 1
-    if config.schedule.name == "plateau":
-        upwards = job.task.higher_is_better(job.metric)
-        schedule = config.schedule
+    schedule = run.config.schedule
+    if schedule.name == "plateau":
+        upwards = run.task.higher_is_better(run.metric)
         falls = (schedule.patience, schedule.gamma, schedule.final_factor)
-        progress.plateau = asdict(plateau(job).after(value, upwards, *falls))
+        progress.plateau = asdict(Plateau(**progress.plateau).after(value, upwards, *falls))

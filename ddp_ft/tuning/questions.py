@@ -1,34 +1,37 @@
 """The questions of `--tune`, each asked with the answers before it: candidates, raced on steps of the run."""
 
-import gc
 import itertools
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ddp_ft.contracts import TRAIN, Batch
-from ddp_ft.data.image.device_transform import DeviceTransform
+from ddp_ft.contracts import Batch
 from ddp_ft.data.micro_batches import cut, first_samples
 from ddp_ft.errors import UserError
-from ddp_ft.models.freezing import TrainingMode, freeze_parameters
-from ddp_ft.models.precision import place, resolve_precision
-from ddp_ft.training.build import groups_of
-from ddp_ft.training.optim import make_optimizer, set_rates
-from ddp_ft.training.phases import open_phase
-from ddp_ft.training.progress import Progress
-from ddp_ft.training.state import Job, Phase
+from ddp_ft.models.precision import resolve_precision
+from ddp_ft.training.data_phase import DataPhase
+from ddp_ft.training.run import Run
 from ddp_ft.tuning.decoders import FULL, PILLOW, SHRINK, Decoding, find_jpegs
 from ddp_ft.tuning.memory_limit import fits_on_gpu, largest_that_fits
+from ddp_ft.tuning.steps import (
+    DECODER,
+    ENDLESS,
+    FORMAT,
+    MICRO_BATCH,
+    PRECISION,
+    WORKERS,
+    Values,
+    first_batches,
+    open_steps,
+)
 from ddp_ft.tuning.timing import Result, Turn, race, slowest, winner
 
-FORMAT, PRECISION, MICRO_BATCH = "compute.memory_format", "compute.precision", "train.micro_batch"
-DECODER, WORKERS = "data.decoder", "data.workers"
 TUNED = (FORMAT, PRECISION, MICRO_BATCH, DECODER, WORKERS)
 # Each of the four questions has so long, so that the whole takes about a minute: little beside a training of hours.
 SECONDS = 15.0
@@ -43,27 +46,14 @@ SLOW_STEP, FEWEST = 1.0, 8
 SMALLEST, SMALLEST_WITH_BATCH_NORM = 4, 16
 NUMBERS_OF_WORKERS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
 PICTURES = 32  # to decode: a second or two of photos of 12 megapixels
-ENDLESS = 10**6  # steps, of which as many are taken as there is time for
-Values = Mapping[str, Any]
 T = TypeVar("T")
-
-
-def rule_of(job: Job) -> dict[str, Any]:
-    """What the keys are without any measuring."""
-    return {
-        FORMAT: "channels_last" if job.plan.channels_last else "contiguous",
-        PRECISION: job.plan.precision,
-        MICRO_BATCH: job.config.train.micro_batch,
-        DECODER: job.built.preprocess.decoder,
-        WORKERS: job.plan.workers,
-    }
 
 
 @dataclass
 class Questions:
     """The questions, and the answers so far: each is asked with the answers before it."""
 
-    job: Job
+    run: Run
     keys: Collection[str]
     cores: int
     values: dict[str, Any]
@@ -88,36 +78,36 @@ class Questions:
 
         What is faster for a few pictures is so for many, while there may be no time for steps of them all.
         """
-        batch, phase = self._in_memory(), open_steps(self.job, self.values, ENDLESS)
-        pace = slowest(self.job.world, self._steps(phase, itertools.repeat([batch]), 1))
-        share = math.ceil(phase.sampler.batch_length(0) / self.job.world.size)
+        batch, phase = self._in_memory(), open_steps(self.run, self.values, ENDLESS)
+        pace = slowest(self.run.world, self._steps(phase, itertools.repeat([batch]), 1))
+        share = math.ceil(phase.sampler.batch_length(0) / self.run.world.size)
         few = _whole_pairs(max(FEWEST, int(share * SLOW_STEP / pace)), phase)
         return few if few < share else None
 
     def _precisions(self) -> list[str]:
-        return [precision for precision in ("fp32", "bf16", "fp16") if _is_had(precision, self.job.world.device)]
+        return [precision for precision in ("fp32", "bf16", "fp16") if _is_had(precision, self.run.world.device)]
 
     def micro_batches(self) -> None:
         """On a CPU the fastest of the whole share and its halves; on CUDA the largest that fits."""
         if MICRO_BATCH not in self.keys:
             return
-        share = math.ceil(self.job.config.train.batch_size / self.job.world.size)
-        if self.job.world.device.type == "cuda":
+        share = math.ceil(self.run.config.train.batch_size / self.run.world.size)
+        if self.run.world.device.type == "cuda":
             self._fit(share)
             return
-        sizes: list[int | None] = [None, *_halves(share, _smallest(self.job))]
+        sizes: list[int | None] = [None, *_halves(share, _smallest(self.run))]
         choices = {f"all {share}" if size is None else str(size): {MICRO_BATCH: size} for size in sizes}
         self._ask("micro-batch", choices, self._turn_in_memory)
 
     def _fit(self, share: int) -> None:
         with_all = self.values | {MICRO_BATCH: None}
-        batch, phase = self._in_memory(), open_steps(self.job, with_all, ENDLESS)
+        batch, phase = self._in_memory(), open_steps(self.run, with_all, ENDLESS)
         phase.learner.step([first_samples(batch, SMALLEST)])
 
         def fits(size: int) -> bool:
-            self.job.agreement.check()
+            self.run.agreement.check()
             part = first_samples(batch, _whole_pairs(size, phase))
-            return slowest(self.job.world, float(not fits_on_gpu(phase.learner, part))) == 0
+            return slowest(self.run.world, float(not fits_on_gpu(phase.learner, part))) == 0
 
         size = _whole_pairs(largest_that_fits(fits, share), phase)
         self.values[MICRO_BATCH] = None if size >= share - 1 else size
@@ -126,14 +116,14 @@ class Questions:
         """Pictures of one core, from the file to the model's size."""
         if DECODER not in self.keys:
             return
-        job, preprocess = self.job, self.job.built.preprocess
-        sampler = open_steps(job, self.values, ENDLESS).sampler
+        run, preprocess = self.run, self.run.model.preprocess
+        sampler = open_steps(run, self.values, ENDLESS).sampler
         addresses = itertools.chain.from_iterable(map(sampler.global_batch, range(sampler.steps_per_epoch)))
-        source = job.splits.train
+        source = run.splits.train
         jpegs = find_jpegs(source, itertools.islice(addresses, PICTURES))
         if not jpegs:
             return
-        decoding = Decoding(source, jpegs, preprocess, job.config.augment, job.config.seed)
+        decoding = Decoding(source, jpegs, preprocess, run.config.augment, run.config.seed)
 
         def turn(name: str) -> Turn:
             began = time.perf_counter()
@@ -141,7 +131,7 @@ class Questions:
             return len(jpegs), time.perf_counter() - began
 
         names = [*_all_of(self.values[DECODER], (SHRINK, FULL)), PILLOW]
-        results = race(names, turn, job.world, job.agreement, SECONDS)
+        results = race(names, turn, run.world, run.agreement, SECONDS)
         self.values[DECODER] = winner([result for result in results if result.name != PILLOW])
         notes = {name: f"off by {decoding.difference(name)} of 255" for name in names[:-1]}
         self._write("decoder", results, self.values[DECODER], notes | {PILLOW: "for comparison"})
@@ -157,8 +147,8 @@ class Questions:
         """Race the choices, of which the first is the rule, and keep the winner's values."""
         if len(choices) == 1:
             return
-        job, names = self.job, list(choices)
-        results = race(names, lambda name: turn({**self.values, **choices[name]}), job.world, job.agreement, SECONDS)
+        run, names = self.run, list(choices)
+        results = race(names, lambda name: turn({**self.values, **choices[name]}), run.world, run.agreement, SECONDS)
         best = winner(results)
         self.values |= choices[best]
         self._write(what, results, best, {})
@@ -169,79 +159,43 @@ class Questions:
             self.rows.append({**row, "chosen": result.name == best, "note": notes.get(result.name, "")})
 
     def _turn_in_memory(self, values: Values) -> Turn:
-        batch, phase = self._in_memory(), open_steps(self.job, values, ENDLESS)
+        batch, phase = self._in_memory(), open_steps(self.run, values, ENDLESS)
         size, pictures = values[MICRO_BATCH], phase.sampler.batch_length(0)
         if self._pictures is not None:
-            batch, pictures = first_samples(batch, self._pictures), self._pictures * self.job.world.size
+            batch, pictures = first_samples(batch, self._pictures), self._pictures * self.run.world.size
         batches = itertools.repeat(cut([batch], _whole_pairs(size, phase)) if size else [batch])
         return self._turn(phase, batches, pictures, warm_up=1)
 
     def _turn_with_loader(self, values: Values) -> Turn:
-        phase = open_steps(self.job, values, ENDLESS)
-        with closing(phase.batches(0)) as batches:
+        phase = open_steps(self.run, values, ENDLESS)
+        with closing(first_batches(phase)) as batches:
             # What the workers had ready when the first batch came must be used up before the clock runs.
             return self._turn(phase, batches, phase.sampler.batch_length(0), warm_up=values[WORKERS] + 1)
 
     def _in_memory(self) -> Batch:
         """The rank's whole share of the first step."""
         if self._batch is None:
-            phase = open_steps(self.job, self.values | {MICRO_BATCH: None, WORKERS: 0}, 1)
-            with closing(phase.batches(0)) as batches:
+            phase = open_steps(self.run, self.values | {MICRO_BATCH: None, WORKERS: 0}, 1)
+            with closing(first_batches(phase)) as batches:
                 [self._batch] = next(batches)
         return self._batch
 
-    def _turn(self, phase: Phase, batches: Iterator[list[Batch]], pictures: int, warm_up: int) -> Turn:
+    def _turn(self, phase: DataPhase, batches: Iterator[list[Batch]], pictures: int, warm_up: int) -> Turn:
         self._steps(phase, batches, warm_up)
         first = self._steps(phase, batches, 1)
-        count = min(MOST_STEPS, round(TURN_SECONDS / slowest(self.job.world, first)))
+        count = min(MOST_STEPS, round(TURN_SECONDS / slowest(self.run.world, first)))
         if count <= 1:  # it was a turn of its own
             return pictures, first
         return count * pictures, self._steps(phase, batches, count)
 
-    def _steps(self, phase: Phase, batches: Iterator[list[Batch]], count: int) -> float:
+    def _steps(self, phase: DataPhase, batches: Iterator[list[Batch]], count: int) -> float:
         """The seconds that so many steps take, until the device has done them."""
-        began, job = time.perf_counter(), self.job
+        began, run = time.perf_counter(), self.run
         for _ in range(count):
-            job.agreement.check()
+            run.agreement.check()
             sums = phase.learner.step(next(batches))
         float(sums.loss)
         return time.perf_counter() - began
-
-
-def open_steps(job: Job, values: Values, steps: int) -> Phase:
-    """The training that the job would do with these values, as it is when all parts learn that ever do.
-
-    The rate is 0: steps cost what they cost, and nothing moves. The phase that was opened before must be let go.
-    """
-    module, device, config = job.built.module, job.world.device, job.config
-    module.zero_grad(set_to_none=True)
-    gc.collect()  # the hooks of the DDP before stay on the parameters as long as it lives
-    is_last = values[FORMAT] == "channels_last"
-    place(module, device, is_last)
-    freeze_parameters(module, job.stages[-1].frozen)
-    preprocess = replace(job.built.preprocess, decoder=values[DECODER])
-    scratch = replace(
-        job,
-        config=replace(config, train=replace(config.train, micro_batch=values[MICRO_BATCH])),
-        plan=replace(
-            job.plan,
-            precision=values[PRECISION],
-            channels_last=is_last,
-            micro_batch=values[MICRO_BATCH],
-            lowered=None,
-            workers=values[WORKERS],
-            total_steps=steps,
-        ),
-        built=replace(job.built, preprocess=preprocess),
-        training_mode=TrainingMode(module, config.model.batch_norm),
-        optimizer=make_optimizer(groups_of(job.built, config, job.plan.lr), config.optim),
-        prepare=DeviceTransform(preprocess, device, is_last),
-        progress=Progress(phase=TRAIN),
-        ema=None,
-    )
-    phase = open_phase(scratch)
-    set_rates(phase.learner.optimizer, 0.0)
-    return phase
 
 
 def _is_had(precision: str, device: torch.device) -> bool:
@@ -262,11 +216,11 @@ def _halves(share: int, least: int) -> list[int]:
     return [half, *_halves(half, least)] if least <= half < share else []
 
 
-def _whole_pairs(size: int, phase: Phase) -> int:
+def _whole_pairs(size: int, phase: DataPhase) -> int:
     """The size that the loader takes in place of it: one less where it would part a pair of mixed pictures."""
     return max(2, size - size % 2) if phase.sampler.pairs else size
 
 
-def _smallest(job: Job) -> int:
-    layers = [module for module in job.built.module.modules() if isinstance(module, _BatchNorm)]
-    return SMALLEST_WITH_BATCH_NORM if layers and job.config.model.batch_norm != "frozen" else SMALLEST
+def _smallest(run: Run) -> int:
+    layers = [module for module in run.model.module.modules() if isinstance(module, _BatchNorm)]
+    return SMALLEST_WITH_BATCH_NORM if layers and run.config.model.batch_norm != "frozen" else SMALLEST

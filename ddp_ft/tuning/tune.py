@@ -1,6 +1,6 @@
 """`--tune`: what a run leaves open, decided by measuring on the processes, the model and the pictures that will train.
 
-Nothing of it reaches the training: it works on a job that is thrown away and composed anew with the answer.
+Nothing of it reaches the training: it works on parts that are thrown away and composed anew with the answer.
 """
 
 import gc
@@ -19,11 +19,13 @@ from ddp_ft.config.schema import KEYS
 from ddp_ft.distributed.environment import usable_cores
 from ddp_ft.errors import UserError
 from ddp_ft.trackers.console import Console
-from ddp_ft.training.state import Job, Request
-from ddp_ft.tuning.questions import MICRO_BATCH, TUNED, Questions, rule_of
+from ddp_ft.training.request import Request
+from ddp_ft.training.run import Run
+from ddp_ft.tuning.questions import TUNED, Questions
+from ddp_ft.tuning.steps import MICRO_BATCH, rule_of
 
 
-def keys_to_measure(request: Request, has_begun: bool) -> list[str]:
+def keys_to_measure(request: Request) -> list[str]:
     """What this start has to measure: nothing that was given, or measured by an earlier start.
 
     Raises UserError where the run has begun with something that would have had to be measured first.
@@ -32,7 +34,7 @@ def keys_to_measure(request: Request, has_begun: bool) -> list[str]:
     if asks_for_measuring(request.layers, MICRO_BATCH):
         asked = (*asked, MICRO_BATCH)
     keys = [key for key in TUNED if key in asked and is_open(request.layers, key) and key not in request.tuned]
-    if has_begun and (late := [key for key in keys if KEYS[key].kind == RECIPE]):
+    if request.earlier and (late := [key for key in keys if KEYS[key].kind == RECIPE]):
         raise UserError(
             f"--tune: {request.run_dir} holds a run that began without it; {', '.join(late)} cannot change any more.",
             "Leave --tune out to go on with that run, or choose another folder with --run-dir.",
@@ -67,22 +69,22 @@ class Answer:
         return replace(request, tuned={**request.tuned, **self.tuned}, measured=[*request.measured, *self.measured])
 
 
-def tune(job: Job, keys: Collection[str], local_world_size: int) -> Answer:
-    """Decide these keys, one question after the other. Changes the job; whoever calls composes it anew.
+def tune(run: Run, keys: Collection[str], local_world_size: int) -> Answer:
+    """Decide these keys, one question after the other. Changes the model; whoever calls composes the run anew.
 
     Raises StopAgreed on a request to stop.
     """
-    tuning = Questions(job, keys, usable_cores() // local_world_size, rule_of(job))
-    if not job.config.freeze.cache_features:
+    tuning = Questions(run, keys, usable_cores() // local_world_size, rule_of(run))
+    if not run.config.freeze.cache_features:
         tuning.formats()
         tuning.micro_batches()
         tuning.decoders()
         tuning.workers()
     tuned = {key: tuning.values[key] for key in keys}
     gc.collect()
-    if job.world.device.type == "cuda":
+    if run.world.device.type == "cuda":
         torch.cuda.empty_cache()
-    return job.world.from_main(lambda: Answer(tuned, tuning.rows))
+    return run.world.from_main(lambda: Answer(tuned, tuning.rows))
 
 
 def show(answer: Answer, console: Console) -> None:

@@ -7,10 +7,11 @@ import torch
 
 from ddp_ft.config.loading import make_config
 from ddp_ft.distributed.environment import Launch
+from ddp_ft.distributed.machine import Machine
 from ddp_ft.distributed.world import World
 from ddp_ft.training.build import compose
-from ddp_ft.training.phases import open_phase
-from ddp_ft.training.state import Request
+from ddp_ft.training.open_phase import open_phase
+from ddp_ft.training.request import Request
 from tests.support import nets
 from tests.support.runs import column, read, train_here
 from tests.support.tables import write_shape_table
@@ -25,8 +26,8 @@ def test_weights_count_once_in_the_order_or_in_the_loss(tmp_path, sampling, expe
         "data.workers": 0, "model.name": f"{nets.THIS_FILE}:plain", "model.weights": "none", "model.image_size": 32,
     }  # fmt: skip
     request = Request(tmp_path / "r", (settings,))
-    job, _ = compose(make_config(settings), request, World(0, 1, 0, torch.device("cpu")), Launch())
-    batch = next(open_phase(job).batches(0))[0]
+    run, state, _ = compose(make_config(settings), request, Machine(World(0, 1, 0, torch.device("cpu")), Launch()))
+    batch = next(open_phase(run, state).batches(state))[0]
     assert {float(weight) for weight in batch["weight"]} == expected
 
 

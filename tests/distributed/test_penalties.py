@@ -27,7 +27,7 @@ def train(world, steps, clipping):
     module = nets.plain()
     anchors = anchors_of(module, HEAD)
     replica = DistributedDataParallel(module, gradient_as_bucket_view=True) if world.store is not None else module
-    penalties = Penalties(module.named_parameters(), HEAD, L1, L2_SP, anchors)
+    penalties = Penalties(module, HEAD, make_config({"optim.l1": L1, "optim.l2_sp": L2_SP}).optim, anchors)
     parameters = list(module.parameters())
     for _ in range(steps):
         module.zero_grad(set_to_none=True)

@@ -10,10 +10,11 @@ from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.distributed.ddp import replicate
 from ddp_ft.distributed.world import World
 from ddp_ft.models.batch_norm import averaged_statistics, batch_statistics
+from ddp_ft.models.freezing import TrainingMode
 from ddp_ft.tasks.single_label import SingleLabel
-from ddp_ft.training.gradients import clip
+from ddp_ft.training.learners import DataLearner
 from ddp_ft.training.optim import make_optimizer, param_groups
-from ddp_ft.training.step import Learner
+from ddp_ft.training.state import make_scaler
 from tests.support import nets
 from tests.support.ranks import run_ranks
 
@@ -28,19 +29,16 @@ def make_learner(world, net=nets.plain, clip_norm=0.0, optimizer="sgd", precisio
     settings["train.clip_norm"] = clip_norm
     config, train = make_config(settings).optim, make_config(settings).train
     groups = make_optimizer(param_groups(module, {"6.weight", "6.bias"}, config), config)
-    prepare = DeviceTransform(PREPROCESS, world.device, channels_last=False)
-    task = SingleLabel(("a", "b", "c"), **task_options)
-    return module, Learner(
+    return module, DataLearner(
         replica=replicate(module, world, distributed=world.store is not None),
-        task=task,
-        inputs=task.inputs,
+        task=SingleLabel(("a", "b", "c"), **task_options),
         optimizer=groups,
-        prepare=prepare,
+        scaler=make_scaler(world.device, precision),
         world=world,
         precision=precision,
-        clip=lambda parameters: clip(parameters, train),
-        penalise=lambda: None,
-        set_training=module.train,
+        bounds=train,
+        to_device=DeviceTransform(PREPROCESS, world.device, channels_last=False),
+        mode=TrainingMode(module, "train"),
     )
 
 

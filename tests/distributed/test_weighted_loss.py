@@ -3,15 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from ddp_ft.config.loading import make_config
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Preprocess, Schema
 from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.distributed.ddp import replicate
 from ddp_ft.distributed.world import World
+from ddp_ft.models.freezing import TrainingMode
 from ddp_ft.tasks.registry import make_task
-from ddp_ft.training.step import Learner
+from ddp_ft.training.learners import DataLearner
+from ddp_ft.training.state import make_scaler
 from tests.support import nets
 from tests.support.ranks import run_ranks
 
@@ -38,12 +39,17 @@ SETTINGS = {
 
 def make_learner(world, module, task):
     optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
-    prepare = DeviceTransform(PREPROCESS, world.device, channels_last=False)
-    replica = replicate(module, world, distributed=world.store is not None)
-    return Learner(
-        replica, task, inputs=task.inputs, optimizer=optimizer, prepare=prepare, world=world, precision="fp32",
-        clip=nn.utils.get_total_norm, penalise=lambda: None, set_training=replica.train,
-    )  # fmt: skip
+    return DataLearner(
+        replica=replicate(module, world, distributed=world.store is not None),
+        task=task,
+        optimizer=optimizer,
+        scaler=make_scaler(world.device, "fp32"),
+        world=world,
+        precision="fp32",
+        bounds=make_config({"train.clip_norm": 0}).train,
+        to_device=DeviceTransform(PREPROCESS, world.device, channels_last=False),
+        mode=TrainingMode(module, "train"),
+    )
 
 
 def micro_batch(kind, chosen, weight):

@@ -16,24 +16,16 @@ MAX_FUNCTION_LINES, MAX_FILE_LINES = 60, 400
 MAX_TOP_MODULES, MAX_OWN_IMPORTS, MAX_PARAMETERS, MAX_FACE = 12, 12, 5, 10
 # What is above a limit, with how far: it may only fall.
 MANY_IMPORTS = {
-    "diagnostics.examine_run": 19, "diagnostics.step_replay": 18, "inference.averager": 16,
-    "inference.predict_files": 17, "reporting.facts": 13, "run": 32, "training.build": 31, "training.loop": 17,
-    "training.phases": 26, "training.state": 17, "tuning.questions": 14,
+    "diagnostics.examine_run": 19, "diagnostics.step_replay": 18, "diagnostics.stored_run": 18,
+    "inference.averager": 16, "inference.predict_files": 17, "reporting.facts": 13, "run.phases": 17, "run.start": 20,
+    "training.build": 22,
 }  # fmt: skip
 MANY_PARAMETERS = {
     "config.keys:key": 8, "data.loader:TrainLoader.__init__": 9, "data.loader:EvalLoader.__init__": 9,
-    "data.sampler:GlobalOrderSampler.__init__": 8, "diagnostics.step_replay:replay_step": 6,
-    "diagnostics.step_replay:_compose": 6, "models.build:build_model": 6,
+    "data.sampler:GlobalOrderSampler.__init__": 8, "models.build:build_model": 6,
     "run_folder.checkpoints:Checkpoints.save": 6, "run_folder.model_folder:describe_model": 6,
     "tasks.multi_label:MultiLabel.__init__": 7, "tasks.single_label:SingleLabel.__init__": 6,
-    "trackers.fan_out:make_trackers": 8, "trackers.tensorboard:TensorBoard.__init__": 6,
-    "training.build:compose": 6, "training.gradients:Penalties.__init__": 6, "training.loop:train": 6,
-    "training.loop:_loop": 7, "training.phases:_on_features": 6, "training.plan:make_plan": 7,
 }  # fmt: skip
-CALLABLE_FIELDS = [
-    "Learner.clip", "Learner.inputs", "Learner.penalise", "Learner.prepare", "Learner.set_training",
-    "Phase.agree", "Phase.batches", "Phase.measure", "Phase.rate",
-]  # fmt: skip
 # Names that say nothing about what is inside, and so collect everything.
 EMPTY_NAMES = {"utils", "util", "helper", "helpers", "manager", "managers", "misc", "common"}
 WITHOUT_TORCH = [
@@ -110,7 +102,7 @@ def test_parameters() -> None:
 
 
 def test_no_callables_as_fields_of_training() -> None:
-    """A batch is followed from the loader to the loss by reading names. What is left may only fall."""
+    """A batch is followed from the loader to the loss by reading names."""
     found = []
     for file in (PACKAGE / "training").glob("*.py"):
         for owner in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -119,7 +111,7 @@ def test_no_callables_as_fields_of_training() -> None:
                 found += [
                     f"{owner.name}.{ast.unparse(f.target)}" for f in fields if "Callable" in ast.unparse(f.annotation)
                 ]
-    assert sorted(found) == CALLABLE_FIELDS
+    assert found == []
 
 
 def test_where_click_is() -> None:

@@ -108,6 +108,10 @@ def move(module):
             parameter.add_(0.1)
 
 
+def strengths(l1, l2_sp):
+    return make_config({"optim.l1": l1, "optim.l2_sp": l2_sp}).optim
+
+
 def penalised(l1=0.0, l2_sp=0.0, exempt=()):
     """Gradients of a moved net before and after, its weights, and where they began."""
     module, parameters = with_gradients()
@@ -115,7 +119,8 @@ def penalised(l1=0.0, l2_sp=0.0, exempt=()):
     start = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
     move(module)
     before = dict(zip(start, gradients(parameters), strict=True))
-    Penalties(module.named_parameters(), HEAD, l1, l2_sp, anchors, exempt).add_to_gradients()
+    module.no_weight_decay = lambda: exempt
+    Penalties(module, HEAD, strengths(l1, l2_sp), anchors).add_to_gradients()
     after = {name: parameter.grad for name, parameter in module.named_parameters()}
     return before, after, {name: p.detach() for name, p in module.named_parameters()}, start
 
@@ -154,7 +159,7 @@ def test_nothing_is_added_where_nothing_is_asked_for():
 def test_the_start_itself_is_not_pulled_at():
     module, parameters = with_gradients()
     before = gradients(parameters)
-    Penalties(module.named_parameters(), HEAD, 0.0, 0.3, anchors_of(module, HEAD)).add_to_gradients()
+    Penalties(module, HEAD, strengths(0.0, 0.3), anchors_of(module, HEAD)).add_to_gradients()
     assert torch.equal(module[0].weight.grad, before[0])
 
 
@@ -163,7 +168,7 @@ def test_frozen_weights_get_no_gradient_and_later_stages_have_their_anchors():
     module[0].requires_grad_(False)
     anchors = anchors_of(module, HEAD)
     start = module[0].weight.clone()
-    penalties = Penalties(module.named_parameters(), HEAD, 0.1, 0.1, anchors)
+    penalties = Penalties(module, HEAD, strengths(0.1, 0.1), anchors)
     penalties.add_to_gradients()
     assert all(parameter.grad is None for parameter in module.parameters())
     move(module)

@@ -9,7 +9,7 @@ import pytest
 
 from ddp_ft.config.schema import SCHEDULES
 from ddp_ft.errors import UserError
-from ddp_ft.training.schedule import Plateau, Schedule, is_due, lr_factor
+from ddp_ft.training.schedule import Cadence, Plateau, Schedule, is_due, lr_factor
 
 EPOCHS_100 = {"steps_per_epoch": 100, "milestones": (5.0,)}
 
@@ -172,3 +172,23 @@ def test_plateau_stops_at_the_final_factor():
 )
 def test_is_due(step, every, last, due):
     assert is_due(step, every, last) is due
+
+
+def due(what, last=21):
+    return [step for step in range(1, last + 1) if what(step)]
+
+
+def test_the_cadence_of_training_has_rows_evaluations_and_checkpoints_at_steps_of_their_own():
+    cadence = Cadence(last=21, row_every=8, evaluation_every=10, checkpoint_every=7, epoch=5)
+    assert due(cadence.row) == [8, 16, 21]
+    assert due(cadence.evaluation) == [10, 20, 21]
+    assert due(cadence.checkpoint) == [5, 7, 10, 14, 15, 20, 21]
+    assert due(cadence.reads_weights) == [5, 7, 8, 10, 14, 15, 16, 20, 21]
+    assert [cadence.next_checkpoint(step) for step in (0, 5, 6, 7, 20)] == [5, 7, 7, 10, 21]
+
+
+def test_a_phase_without_epochs_is_evaluated_at_its_end_and_saved_when_that_is_asked_for():
+    cadence = Cadence(last=21, row_every=100, evaluation_every=0, checkpoint_every=0)
+    assert (due(cadence.row), due(cadence.evaluation), due(cadence.checkpoint)) == ([21], [21], [])
+    assert due(cadence.reads_weights) == [21] and cadence.next_checkpoint(3) == 21
+    assert due(Cadence(21, 100, 0, checkpoint_every=8).checkpoint) == [8, 16]

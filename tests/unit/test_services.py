@@ -16,6 +16,7 @@ from PIL import Image
 from ddp_ft.config.loading import make_config, to_yaml
 from ddp_ft.trackers.console import make_console
 from ddp_ft.trackers.fan_out import make_trackers
+from ddp_ft.trackers.jsonl import Resumed
 from ddp_ft.trackers.services import background
 from tests.support.runs import arguments, column, start_process, train_here, wait_for
 
@@ -42,7 +43,7 @@ def _own_surroundings(monkeypatch, tmp_path):
 def start(run, resume_step, name):
     run.mkdir(exist_ok=True)
     (run / "config.yaml").write_text(to_yaml(make_config({"optim.lr": 0.5, "train.epochs": 7})))
-    return make_trackers(run, True, make_console(False), resume_step, {}, services=[name])
+    return make_trackers(run, make_console(False), Resumed(resume_step), name)
 
 
 def two_starts(run, name):

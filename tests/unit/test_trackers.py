@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ddp_ft.trackers.console import make_console
 from ddp_ft.trackers.fan_out import make_trackers
-from ddp_ft.trackers.jsonl import read_rows
+from ddp_ft.trackers.jsonl import Resumed, read_rows
 
 
 def curve(folder, tag):
@@ -19,7 +19,8 @@ def curve(folder, tag):
 
 
 def start(folder, resume_step):
-    return make_trackers(folder, True, make_console(False), resume_step, {"recipe": "seed: 0"})
+    (folder / "config.yaml").write_text("seed: 0\n")
+    return make_trackers(folder, make_console(False), Resumed(resume_step))
 
 
 def test_a_restart_cuts_what_runs_again(tmp_path):
@@ -53,7 +54,7 @@ def test_an_evaluation_that_is_to_come_again_is_cut(tmp_path):
         ("train", True, [("probe", "train"), ("probe", "val"), ("probe", "test"), ("train", "train")]),
         ("probe", True, [("probe", "train")]),
     ):
-        make_trackers(tmp_path, True, make_console(False), 20, {}, phase, due).close()
+        make_trackers(tmp_path, make_console(False), Resumed(20, phase, due)).close()
         rows = read_rows(tmp_path / "metrics.jsonl")
         assert [(row.get("phase", "train"), row["split"]) for row in rows] == left
 
@@ -85,13 +86,6 @@ def test_recipe_text_and_hparams_reach_tensorboard(tmp_path):
     assert curve(tmp_path / "tensorboard", "hparam/val/accuracy") == [(0, 0.9)]
 
 
-def test_off_the_main_rank_nothing_is_written(tmp_path):
-    trackers = make_trackers(tmp_path, False, make_console(False), 0, {})
-    trackers.log("train", 1, 0.1, {"loss": 1.0})
-    trackers.close()
-    assert list(tmp_path.iterdir()) == []
-
-
 PNG = (
     b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x02\x00\x00\x00\x01\x08\x02\x00\x00\x00"
     b"{@\xe8\xdd\x00\x00\x00\x0fIDATx\x9cc\xf8\xcf\xc0\x00\x00\x03\x01\x01\x00\xc9\xfe\x92\xef"
@@ -118,7 +112,7 @@ def test_what_is_shown_outlives_a_restart_once(tmp_path):
         assert tensors["profile/text_summary"] == [4, 9] and tensors["recipe/text_summary"] == [0]
         image = events.Images("8_pictures/confusion")[0]
         assert (image.width, image.height, image.encoded_image_string) == (2, 1, PNG)
-    make_trackers(tmp_path, True, make_console(False), 9, {}, evaluation_due=True).close()
+    make_trackers(tmp_path, make_console(False), Resumed(9, evaluation_due=True)).close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Images("8_pictures/confusion")] == [4]  # that of step 9 comes again
 

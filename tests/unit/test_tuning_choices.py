@@ -8,12 +8,13 @@ from ddp_ft.distributed.agreement import Agreement, StopAgreed
 from ddp_ft.distributed.stop_request import StopRequest
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
-from ddp_ft.training.state import Request
+from ddp_ft.training.request import Request
 from ddp_ft.tuning import timing
 from ddp_ft.tuning.memory_limit import largest_that_fits
 from ddp_ft.tuning.questions import TUNED
 from ddp_ft.tuning.timing import Result, winner
 from ddp_ft.tuning.tune import generators_kept, keys_to_measure
+from tests.support.finished import PLAN
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 
@@ -78,34 +79,36 @@ def test_the_largest_that_fits(limit, most):
     assert len(asked) <= 10 and asked[0] == most
 
 
+AUTO = {"train.micro_batch": "auto"}
+
+
 def request(tmp_path, *layers, tune=True, **options):
     return Request(tmp_path, layers, tune=tune, **options)
 
 
 def test_what_was_given_is_not_measured(tmp_path):
-    assert keys_to_measure(request(tmp_path), has_begun=False) == [*TUNED]
+    assert keys_to_measure(request(tmp_path)) == [*TUNED]
     given = {"compute.precision": "bf16", "train.micro_batch": "none", "data.workers": 0}
-    assert keys_to_measure(request(tmp_path, given), False) == ["compute.memory_format", "data.decoder"]
+    assert keys_to_measure(request(tmp_path, given)) == ["compute.memory_format", "data.decoder"]
     later = {"compute.precision": "auto", "train.micro_batch": "auto", "data.workers": None}
-    assert keys_to_measure(request(tmp_path, given, later), False) == [*TUNED]
+    assert keys_to_measure(request(tmp_path, given, later)) == [*TUNED]
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path):
-    assert keys_to_measure(request(tmp_path, tuned=dict.fromkeys(TUNED)), has_begun=True) == []
+    assert keys_to_measure(request(tmp_path, tuned=dict.fromkeys(TUNED), earlier=PLAN)) == []
     tuned = {"train.micro_batch": None}
-    assert keys_to_measure(request(tmp_path, {"train.micro_batch": "auto"}, tune=False, tuned=tuned), True) == []
+    assert keys_to_measure(request(tmp_path, AUTO, tune=False, tuned=tuned, earlier=PLAN)) == []
 
 
 def test_micro_batch_auto_alone_and_at_any_start(tmp_path):
-    auto = {"train.micro_batch": "auto"}
-    assert keys_to_measure(request(tmp_path, auto, tune=False), has_begun=True) == ["train.micro_batch"]
-    assert keys_to_measure(request(tmp_path, tune=False), has_begun=False) == []
-    assert not asks_for_measuring([auto, {"train.micro_batch": 4}], "train.micro_batch")
+    assert keys_to_measure(request(tmp_path, AUTO, tune=False, earlier=PLAN)) == ["train.micro_batch"]
+    assert keys_to_measure(request(tmp_path, tune=False)) == []
+    assert not asks_for_measuring([AUTO, {"train.micro_batch": 4}], "train.micro_batch")
 
 
 def test_a_run_that_began_without_tuning_is_not_tuned(tmp_path):
     with pytest.raises(UserError, match=r"began without it; compute\.memory_format.*\n.*--run-dir"):
-        keys_to_measure(request(tmp_path), has_begun=True)
+        keys_to_measure(request(tmp_path, earlier=PLAN))
 
 
 def test_measured_values_fill_only_what_is_open():

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Beta
 
 from ddp_ft.config.schema import AugmentConfig
-from ddp_ft.contracts import Address, Batch
+from ddp_ft.contracts import NUMBERS, Address, Batch
 from ddp_ft.data.rng import drawing_from
 from ddp_ft.errors import UserError
 
@@ -40,6 +40,15 @@ class Mixing:
             if math.isinf(getattr(config, name)):
                 raise UserError(f"--{name} is infinite; expected a number such as 0.2 or 1.", "0 turns it off.")
         return Mixing(config.mixup, config.cutmix) if config.mixup > 0 or config.cutmix > 0 else None
+
+    @staticmethod
+    def check_kind(kind: str) -> None:
+        """Raises UserError where targets of that kind cannot be mixed."""
+        if kind == NUMBERS:
+            raise UserError(
+                "augment.mixup and augment.cutmix mix classes; this task is regression.",
+                "Leave --mixup and --cutmix at 0, or use another --augment.",
+            )
 
     def check(self, batch_size: int, micro_batch: int | None) -> None:
         """Raises UserError where the global batch or the micro-batch has no room for a pair."""

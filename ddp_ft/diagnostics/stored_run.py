@@ -1,0 +1,107 @@
+"""A run as its folder has it, composed in one process, and the weights that one of its steps began with."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ddp_ft.config.loading import make_config, read_config_file
+from ddp_ft.contracts import TRAIN
+from ddp_ft.distributed.device import pick_device
+from ddp_ft.distributed.environment import Launch
+from ddp_ft.distributed.machine import Machine
+from ddp_ft.distributed.world import World, connect
+from ddp_ft.errors import UserError
+from ddp_ft.inference.trained_model import refuse_code_inside
+from ddp_ft.models.precision import resolve_precision
+from ddp_ft.run_folder.bad_batches import BadBatches
+from ddp_ft.run_folder.checkpoints import load_checkpoint
+from ddp_ft.run_folder.folder import RunFolder
+from ddp_ft.training.build import compose
+from ddp_ft.training.phase import Say
+from ddp_ft.training.plan import Plan
+from ddp_ft.training.request import Request
+from ddp_ft.training.run import Run
+from ddp_ft.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the step begins with: weights, the scale of the loss (fp16), and a line that says whose they are."""
+
+    weights: dict[str, Tensor] | None
+    loss_scale: float
+    source: str
+
+
+@contextmanager
+def one_process(device_name: str, launch: Launch) -> Iterator[Machine]:
+    """This process alone, on that device. UserError if there are others."""
+    if launch.world_size > 1:
+        raise UserError(f"replay runs as one process, not as {launch.world_size}.", "Start it without torchrun.")
+    with connect(launch, pick_device(device_name, launch), timeout_minutes=1) as world:
+        yield Machine(world, launch)
+
+
+def stored_layers(
+    folder: RunFolder, plan: Plan, data: Path | None, world: World, say: Say
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The settings as the run stored them, and those that are others here: where it computes."""
+    here: dict[str, Any] = {"compute.device": world.device.type, "data.workers": 0}
+    if data is not None:
+        here["data.path"] = str(data)
+    try:
+        here["compute.precision"] = resolve_precision(plan.precision, world.device)
+    except UserError as error:
+        here["compute.precision"] = "fp32"
+        say(f"Note: the run computed in {plan.precision}; here it is fp32. {error.message}")
+    if plan.device != world.device.type:
+        say(f"Note: the run was on {plan.device}, this is {world.device.type}: the last digits differ.")
+    return read_config_file(folder.path / "config.yaml"), here
+
+
+def compose_stored(
+    folder: RunFolder, plan: Plan, layers: tuple[Mapping[str, Any], ...], here: Machine
+) -> tuple[Run, TrainState]:
+    """The run and its state, with these settings. UserError if it runs no steps on its data."""
+    config = make_config(*layers, recipe=plan.recipe)
+    refuse_code_inside(folder.path, [config.model.name, config.head.name, config.loss.name, config.eval.extra])
+    if config.freeze.cache_features:
+        raise UserError(
+            f"{folder.path} trained its head on features (freeze.cache_features); replay is for steps on pictures."
+        )
+    run, state, _ = compose(config, Request(folder.path, layers), here)
+    state.progress.phase = TRAIN
+    return run, state
+
+
+def start_of(run: Run, step: int, record: dict[str, Any] | None) -> Start:
+    """The weights of the bad step, else of the newest checkpoint before it, else those that the run began with."""
+    file = BadBatches(run.folder.path).weights_file(step)
+    scale = record["loss_scale"] if record else None
+    if file is not None:
+        return Start(_load(file), scale or 1.0, f"those that step {step} began with")
+    before = [folder for folder in run.checkpoints.complete() if _steps(folder) < step]
+    if before:
+        weights, state = load_checkpoint(before[-1])
+        kept = float(state.get("scaler", {}).get("scale", 1.0))
+        passed = step - 1 - _steps(before[-1])
+        late = "" if not passed else f", {passed} steps before step {step} began"
+        return Start(weights, scale or kept, f"of the checkpoint {before[-1].name}{late}")
+    late = "" if step == 1 and not run.config.probe.epochs else ", as no checkpoint from before the step is left"
+    return Start(None, scale or 1.0, f"those that the run began with{late}")
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except Exception as error:
+        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _steps(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("_")[2])

@@ -1,0 +1,32 @@
+"""Joining the processes of a job: connected, watched, and listening for what asks them to stop."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ddp_ft.config.runtime import ComputeConfig
+from ddp_ft.distributed.device import deterministic, pick_device
+from ddp_ft.distributed.environment import Launch
+from ddp_ft.distributed.machine import Machine
+from ddp_ft.distributed.stop_request import StopRequest
+from ddp_ft.distributed.watchdog import watching
+from ddp_ft.distributed.world import connect
+
+
+@contextmanager
+def joined(config: ComputeConfig, launch: Launch, stop_files: Sequence[Path], stacks: Path) -> Iterator[Machine]:
+    """Within the block this process is one of the job's: connected, heeding signals and stop files, and watched.
+
+    Whoever hangs, or whose peer does, ends, and leaves its stacks in that folder. UserError for a device or peers that
+    are not there.
+    """
+    device = pick_device(config.device, launch)
+    stop = StopRequest(stop_files, looks=launch.rank == 0)
+    one_machine = launch.local_world_size == launch.world_size
+    with (
+        deterministic(config.deterministic),
+        stop.listening(),
+        connect(launch, device, config.timeout_minutes) as world,
+        watching(world, stacks, config.silence_seconds, one_machine),
+    ):
+        yield Machine(world, launch, stop)

@@ -1,0 +1,104 @@
+"""A run that is composed and described: gone on with, trained to its end, tested, summarised and reported."""
+
+from ddp_ft.config.keys import RECIPE
+from ddp_ft.config.loading import to_flat
+from ddp_ft.contracts import DONE, PROBE, STOPPED
+from ddp_ft.distributed.agreement import StopAgreed
+from ddp_ft.reporting.summary import report_at_the_end, say_farewell, summarise
+from ddp_ft.slurm.walltime import Allocation
+from ddp_ft.trackers.console import Console
+from ddp_ft.trackers.fan_out import FanOut, make_trackers
+from ddp_ft.trackers.jsonl import Resumed
+from ddp_ft.training.checkpointing import restore, save
+from ddp_ft.training.faults import settle_damage, write_to_the_end
+from ddp_ft.training.loop import train
+from ddp_ft.training.open_phase import close_probe, open_phase
+from ddp_ft.training.recorder import Recorder
+from ddp_ft.training.run import Run
+from ddp_ft.training.state import TrainState
+from ddp_ft.training.testing import test_best
+
+
+def resume(run: Run, state: TrainState, console: Console) -> None:
+    """Take up what an earlier start left in the run folder."""
+    settle_damage(run, console.say)
+    for trouble in restore(run, state):
+        console.say(f"Warning: a checkpoint is damaged and was set aside. {trouble}")
+
+
+def train_run(run: Run, state: TrainState, console: Console, allocation: Allocation) -> str:
+    """Train all phases, from the state's step on; then test the best model, and report. Returns DONE or STOPPED."""
+    recorder = Recorder(run, state, console, _open_trackers(run, state, console), allocation)
+    status = ""
+    try:
+        status = _train_phases(run, state, recorder)
+        recorder.end()
+        settle_damage(run, recorder.say)  # on CUDA the last step's decision is never asked for
+        write_to_the_end(run)
+        if status == DONE:
+            _finish(run, state, recorder)
+    except StopAgreed:  # outside of training's steps: the newest checkpoint has all there is
+        status = STOPPED
+    finally:
+        run.writer.wait()
+        recorder.close(is_done=status == DONE)
+    if status == STOPPED:
+        write_to_the_end(run)
+        _write_summary(run, state, STOPPED, {})
+    say_farewell(run, state, console, status)
+    if status == DONE:
+        _report(run, console)
+    return status
+
+
+def stop_before_training(run: Run, state: TrainState, console: Console, writes: bool) -> str:
+    """All ranks agreed to stop while something was measured; `writes`: there is a run folder to say so in."""
+    console.say("Stopped before training. The same command goes on from there.")
+    if writes:
+        restore(run, state)  # an earlier start may have trained; the summary tells of that
+        _write_summary(run, state, STOPPED, {})
+    return STOPPED
+
+
+def _open_trackers(run: Run, state: TrainState, console: Console) -> FanOut:
+    progress = state.progress
+    if not run.world.is_main:
+        return FanOut()
+    resumed = Resumed(progress.step, progress.phase, progress.evaluation_due)
+    return make_trackers(run.folder.path, console, resumed, run.config.log.trackers)
+
+
+def _train_phases(run: Run, state: TrainState, recorder: Recorder) -> str:
+    progress = state.progress
+    if progress.restarts:
+        recorder.say(f"Going on at step {progress.step} of phase {progress.phase}.")
+    was_probing = progress.phase == PROBE
+    if was_probing:
+        if train(run, state, open_phase(run, state, recorder.say), recorder) == STOPPED:
+            return STOPPED
+        close_probe(run, state)
+    phase = open_phase(run, state, recorder.say)
+    if was_probing:
+        save(run, state, recorder)  # the probe is not to be done again
+    return train(run, state, phase, recorder)
+
+
+def _finish(run: Run, state: TrainState, recorder: Recorder) -> None:
+    """Evaluate the best model on the test set, where there is one, and write summary.json. Raises StopAgreed."""
+    metrics = test_best(run, state, recorder) if run.splits.test is not None else {}
+    recorder.watch.look()
+    best = {f"val/{name}": value for name, value in state.progress.best.metrics.items()}
+    recorder.trackers.finish(to_flat(run.config, [RECIPE]), best)
+    _write_summary(run, state, DONE, metrics)
+
+
+def _write_summary(run: Run, state: TrainState, status: str, test: dict[str, float]) -> None:
+    run.world.from_main(lambda: run.folder.write_json("summary.json", summarise(run, state, status, test)))
+
+
+def _report(run: Run, console: Console) -> None:
+    """On rank 0, outside of collectives. A run that was stopped has no time for it; `ddp-ft report` writes its page."""
+    if not run.config.log.report:
+        return
+    sets = {"val": run.splits.val} | ({"test": run.splits.test} if run.splits.test else {})
+    run.world.from_main(lambda: report_at_the_end(run.folder.path, sets, console.say))

@@ -1,0 +1,81 @@
+"""The start of a run: from what is asked for to all its parts, composed, tuned, claimed and introduced."""
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
+from ddp_ft.contracts import DONE
+from ddp_ft.distributed.agreement import StopAgreed
+from ddp_ft.distributed.environment import Launch
+from ddp_ft.distributed.machine import Machine
+from ddp_ft.distributed.stop_request import STOP_FILE_VARIABLE
+from ddp_ft.reporting.startup_table import introduce
+from ddp_ft.run.joined import joined
+from ddp_ft.run.phases import resume, stop_before_training, train_run
+from ddp_ft.run_folder.folder import STOP_FILE, RunFolder
+from ddp_ft.run_folder.lease import Lease
+from ddp_ft.slurm.walltime import read_allocation
+from ddp_ft.trackers.console import make_console
+from ddp_ft.trackers.rank_log import logging_to
+from ddp_ft.trackers.services.registry import service_names
+from ddp_ft.training.build import compose
+from ddp_ft.training.compile import check_compiling
+from ddp_ft.training.earlier import after, is_finished, read_earlier
+from ddp_ft.training.open_run import describe_run, open_folder
+from ddp_ft.training.request import Request
+from ddp_ft.tuning.tune import generators_kept, keys_to_measure, show, tune
+
+
+def fine_tune(request: Request, launch: Launch) -> str:
+    """Run or continue a run; returns DONE or STOPPED. Raises UserError for what the user can mend."""
+    config = request.config()
+    service_names(config.log.trackers)  # a mistake in it is told now
+    with joined(config.compute, launch, _stop_files(request), request.run_dir / "stacks") as machine:
+        return _fine_tune(request, machine)
+
+
+def _stop_files(request: Request) -> list[Path]:
+    named = os.environ.get(STOP_FILE_VARIABLE)
+    own = [] if request.dry_run else [request.run_dir / STOP_FILE]  # an old one is not removed by a dry run
+    return [*own, *([Path(named)] if named else [])]
+
+
+def _fine_tune(request: Request, machine: Machine) -> str:
+    world, folder = machine.world, RunFolder(request.run_dir)
+    console = make_console(world.is_main, request.config().log.level)
+    request = after(world.from_main(lambda: read_earlier(folder)), request)
+    recipe = request.earlier.recipe if request.earlier else None  # what `auto` became holds for all further starts
+    config = request.config(recipe)
+    if world.from_main(lambda: is_finished(folder, config, request.extend)):
+        console.say(f"{folder.path} holds this run, finished. Add --extend with more --epochs to lengthen it.")
+        return DONE
+    keys = keys_to_measure(request)
+    check_compiling(config, world, machine.launch)
+    allocation = read_allocation(looks=world.is_main)
+    machine.stop.deadline = allocation.stop_at
+    with generators_kept() if keys else nullcontext():
+        run, state, report = compose(config, request, machine)
+    lease = Lease(folder.path, lambda: state.progress.step)
+    try:
+        if not request.dry_run:
+            open_folder(run, lease)
+        with nullcontext() if request.dry_run else logging_to(folder.path, world.rank):
+            if keys:
+                with generators_kept():
+                    answer = tune(run, keys, machine.launch.local_world_size)
+                show(answer, console)
+                request = answer.added_to(request)
+                run, state, report = compose(request.config(recipe), request, machine, run.splits)
+            introduce(run, report, request.earlier, console, allocation.end)
+            if request.dry_run:
+                console.say("Dry run: nothing was trained and nothing was written.")
+                return DONE
+            describe_run(run)
+            resume(run, state, console)
+            lease.begin_at(state.progress.step)
+            return train_run(run, state, console, allocation)
+    except StopAgreed:  # while it was measured
+        return stop_before_training(run, state, console, writes=not request.dry_run)
+    finally:
+        run.writer.wait()
+        lease.release()

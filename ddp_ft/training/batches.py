@@ -1,0 +1,72 @@
+"""Which samples a run's steps and evaluations are made of, and the loaders that bring them to this rank."""
+
+import copy
+import math
+from collections.abc import Generator, Iterator
+
+from ddp_ft.contracts import PROBE, Batch, LabelledSource
+from ddp_ft.data.image.mixup import Mixing
+from ddp_ft.data.image.nvjpeg import NVJPEG, EncodedTransform
+from ddp_ft.data.image.transforms import eval_transform, train_transform
+from ddp_ft.data.loader import EvalLoader, TrainLoader
+from ddp_ft.data.rng import derive_seed
+from ddp_ft.data.sampler import GlobalOrderSampler
+from ddp_ft.distributed.world import World
+from ddp_ft.evaluation.evaluator import EVAL_CHUNK
+from ddp_ft.training.run import Run
+
+
+def training_order(run: Run) -> GlobalOrderSampler:
+    """The order of the training samples, and this rank's share of it; in pairs, where they are mixed."""
+    train, pairs = run.config.train, Mixing.of(run.config.augment) is not None
+    return _order(run, run.world, train.batch_size, run.config.seed, pairs)
+
+
+def head_order(run: Run, solo: World, phase: str) -> GlobalOrderSampler:
+    """The order of their features, of which each rank takes all."""
+    sizes = run.config.probe if phase == PROBE else run.config.train
+    return _order(run, solo, sizes.batch_size, derive_seed(run.config.seed, *phase.encode()), pairs=False)
+
+
+def _order(run: Run, world: World, batch_size: int, seed: int, pairs: bool) -> GlobalOrderSampler:
+    samples, weights = len(run.splits.train), run.sampling
+    return GlobalOrderSampler(samples, batch_size, world.size, world.rank, seed, weights=weights, pairs=pairs)
+
+
+def training_source(run: Run) -> LabelledSource:
+    """The training set; without its weights where the order follows them already, lest they count twice."""
+    if run.config.data.sampling != "weighted":
+        return run.splits.train
+    source = copy.copy(run.splits.train)
+    source.weights = None
+    return source
+
+
+def training_batches(
+    run: Run, order: GlobalOrderSampler, micro_batch: int | None, start: int
+) -> Generator[list[Batch], None, None]:
+    """This rank's micro-batches of each step from `start` on, read by workers that end with the generator."""
+    config = run.config
+    seen = EncodedTransform if config.data.decoder == NVJPEG else train_transform
+    loader = TrainLoader(
+        training_source(run),
+        seen(run.model.preprocess, config.augment),
+        order,
+        micro_batch,
+        run.plan.workers,
+        start_step=start,
+        total_steps=run.plan.total_steps,
+        pin_memory=run.world.device.type == "cuda",
+        mixing=Mixing.of(config.augment),
+    )
+    return iter(loader)
+
+
+def evaluation_batches(run: Run, source: LabelledSource) -> Iterator[Batch]:
+    """This rank's chunks of a source. Between two of them the ranks agree on whether to stop, which they do equally
+    often by arithmetic: their numbers of chunks differ by one at most."""
+    world, transform = run.world, eval_transform(run.model.preprocess)
+    pin_memory = world.device.type == "cuda"
+    loader = EvalLoader(source, transform, EVAL_CHUNK, world.size, world.rank, run.plan.workers, pin_memory)
+    chunks = math.ceil(len(source) / EVAL_CHUNK)
+    return run.agreement.in_rounds(loader, math.ceil(chunks / world.size))

@@ -1,0 +1,25 @@
+"""Which settings of a run go together: asked of those who know, before anything is trained."""
+
+import torch
+
+from ddp_ft.config.schema import RunConfig
+from ddp_ft.contracts import BuiltModel
+from ddp_ft.data.image.mixup import Mixing
+from ddp_ft.data.image.nvjpeg import check_nvjpeg
+from ddp_ft.features.check import check_features
+from ddp_ft.training.gradients import check_penalties
+from ddp_ft.training.optim import check_optimizer
+from ddp_ft.training.profiler import parse_steps
+
+
+def check_settings(config: RunConfig, built: BuiltModel, kind: str, device: torch.device) -> None:
+    """UserError for settings that are wrong, alone or together; `kind` is that of the targets."""
+    check_optimizer(config.optim.name)
+    parse_steps(config.log.profile)
+    mixing = Mixing.of(config.augment)
+    if mixing is not None:
+        mixing.check(config.train.batch_size, config.train.micro_batch)
+        mixing.check_kind(kind)
+    check_penalties(config)
+    check_nvjpeg(config, built.preprocess, device)
+    check_features(config, built)

@@ -1,0 +1,33 @@
+"""What an earlier start of a run has left for this one to heed."""
+
+from dataclasses import replace
+
+from ddp_ft.config.keys import LENGTH
+from ddp_ft.config.loading import to_flat
+from ddp_ft.config.schema import RunConfig
+from ddp_ft.contracts import DONE
+from ddp_ft.run_folder.folder import RunFolder, check_same_recipe
+from ddp_ft.training.plan import Plan
+from ddp_ft.training.request import Request
+
+
+def read_earlier(folder: RunFolder) -> Plan | None:
+    """The plan of an earlier start; None: there was none."""
+    stored = folder.read_json("plan.json")
+    return Plan.from_mapping(stored) if stored else None
+
+
+def after(earlier: Plan | None, request: Request) -> Request:
+    """The request after an earlier start: what was measured then holds for all."""
+    if earlier is None:
+        return request
+    return replace(request, earlier=earlier, tuned=earlier.tuned, measured=earlier.measured)
+
+
+def is_finished(folder: RunFolder, config: RunConfig, extend: bool) -> bool:
+    """Whether the folder's run has ended, at the length that is asked for. UserError if it is of another recipe."""
+    stored, summary = folder.stored_config(), folder.read_json("summary.json")
+    check_same_recipe(folder, config, extend)
+    if stored is None or summary is None:
+        return False
+    return summary["status"] == DONE and to_flat(stored, [LENGTH]) == to_flat(config, [LENGTH])

@@ -1,0 +1,98 @@
+"""A phase: a stretch of training whose steps are all made in the same way."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator
+from typing import Protocol
+
+from ddp_ft.contracts import TRAIN, Batch, Evaluation
+from ddp_ft.data.rng import derive_seed, seed_masks
+from ddp_ft.data.sampler import GlobalOrderSampler
+from ddp_ft.distributed.agreement import Decision
+from ddp_ft.training.optim import set_rates
+from ddp_ft.training.plan import rate_at
+from ddp_ft.training.progress import Progress
+from ddp_ft.training.run import Run
+from ddp_ft.training.schedule import Cadence, Plateau
+from ddp_ft.training.state import TrainState
+from ddp_ft.training.step import Learner, StepSums
+
+
+class Say(Protocol):
+    """Where a line for the user goes."""
+
+    def __call__(self, text: str, /) -> None:
+        """Print it."""
+
+
+class Phase(ABC):
+    """How the steps of a phase are made, and how their result is measured.
+
+    `noise` is the stream of random masks: the rank, or 0 where all ranks compute the same.
+    """
+
+    def __init__(self, run: Run, name: str, learner: Learner, sampler: GlobalOrderSampler, noise: int) -> None:
+        self.run = run
+        self.name = name
+        self.learner = learner
+        self.sampler = sampler
+        self.noise = noise
+
+    @abstractmethod
+    def batches(self, state: TrainState) -> Generator[list[Batch], None, None]:
+        """This rank's micro-batches of each step from the present one on."""
+
+    @abstractmethod
+    def measure(self) -> Evaluation:
+        """Evaluate the present weights on the validation set. Collective; may raise StopAgreed."""
+
+    @abstractmethod
+    def decide(self, state: TrainState, sums: StepSums, flags: list[float], flush: bool) -> list[Decision]:
+        """What all ranks decide together after a step, from its sums and this rank's flags: the decisions that became
+        known. On CUDA they lag one step unless `flush`."""
+
+    @abstractmethod
+    def prepare(self, state: TrainState, say: Say) -> None:
+        """Whatever is due before the next step."""
+
+    @abstractmethod
+    def renew(self) -> None:
+        """Make steps possible again after one that some rank could not finish."""
+
+    @property
+    def total_steps(self) -> int:
+        """How many steps the phase has, if no budget of time ends it earlier."""
+        return self.run.plan.total_steps
+
+    def rate(self, step: int, total_steps: int) -> float:
+        """The base learning rate of a step, counted from 0, of so many."""
+        return rate_at(self.run.config, self.run.plan, step, total_steps)
+
+    def last_step(self, progress: Progress) -> int:
+        """How many steps the phase has in all."""
+        is_bounded = self.name == TRAIN and progress.budget is not None
+        return (progress.budget or 0) if is_bounded else self.total_steps
+
+    def epoch(self, step: int) -> float:
+        """Epochs of the phase that have passed after so many steps."""
+        return step / self.sampler.steps_per_epoch
+
+    def cadence(self, progress: Progress) -> Cadence:
+        """When rows, evaluations and checkpoints are due. The probe has one evaluation, after its last step."""
+        config, epoch = self.run.config, self.sampler.steps_per_epoch if self.name == TRAIN else 0
+        return Cadence(
+            last=self.last_step(progress),
+            row_every=config.log.every_steps,
+            evaluation_every=config.eval.every_epochs * epoch,
+            checkpoint_every=config.checkpoint.every_steps,
+            epoch=epoch,
+        )
+
+    def step(self, state: TrainState, micro_batches: list[Batch], flags: list[float]) -> StepSums:
+        """One optimizer step over the global batch, counted in the state; `flags` are summed over ranks on the way."""
+        step, progress = state.progress.step, state.progress
+        falls = Plateau(**progress.plateau)
+        set_rates(state.optimizer, self.rate(step, self.last_step(progress)) * falls.factor)
+        seed_masks(derive_seed(self.run.config.seed, step, self.noise), self.run.world.device)
+        sums = self.learner.step(micro_batches, flags)
+        state.advance(sums)
+        return sums

@@ -1,0 +1,55 @@
+"""The model that a run begins with, and the recipe that it is trained by, as far as that was left open."""
+
+from dataclasses import replace
+
+import torch
+
+from ddp_ft.config.schema import RunConfig
+from ddp_ft.contracts import BuiltModel
+from ddp_ft.data.image.nvjpeg import NVJPEG
+from ddp_ft.models import build_model
+from ddp_ft.models.backbone import MOST_FEATURE_BYTES, feature_width
+from ddp_ft.models.head import check_head
+from ddp_ft.training.request import Request
+
+# Above this many samples features are no longer computed as a matter of course.
+MOST_PROBED_SAMPLES = 100_000
+
+
+def choose_recipe(config: RunConfig, built: BuiltModel, train_samples: int) -> tuple[str, str]:
+    """What the recipe `auto` becomes, and why.
+
+    Probing first was better than training all layers at once on all small sets that were measured (docs/accuracy.md;
+    on a larger one, of 1,500 pictures, once worse), and the better of both models is kept, so it is chosen wherever it
+    can be done.
+    """
+    if config.model.weights == "none":
+        return "full", "nothing is pretrained (--weights none)"
+    if config.freeze.parts != "none" or config.freeze.schedule is not None:
+        return "full", "what learns is said by --freeze or freeze.schedule"
+    if built.head_path is None:
+        return "full", "this architecture does not end with its head, so its features cannot be cut off"
+    size = 4 * train_samples * feature_width(built)
+    if train_samples > MOST_PROBED_SAMPLES or size > MOST_FEATURE_BYTES:
+        return "full", f"features of {train_samples} pictures would take {size / 2**30:.1f} GiB in each process"
+    return "lp_ft", f"a pretrained model and {train_samples} pictures"
+
+
+def build(config: RunConfig, outputs: int) -> BuiltModel:
+    """The model that is asked for, with a head of so many outputs, its weights drawn from the run's seed."""
+    model = config.model
+    assert model.name is not None  # the command line has checked
+    check_head(config.head.name)
+    torch.manual_seed(config.seed)
+    built = build_model(model.name, outputs, model.image_size, model.weights, config.head, model.drop_path)
+    # What the GPU decodes is to train on; evaluation is the same on every machine.
+    decoder = {"auto": "shrink", NVJPEG: "full"}.get(config.data.decoder, config.data.decoder)
+    return replace(built, preprocess=replace(built.preprocess, decoder=decoder))
+
+
+def settle_recipe(config: RunConfig, request: Request, built: BuiltModel, samples: int) -> tuple[RunConfig, str, str]:
+    """The configuration with its recipe, and the recipe's name and reason; `samples` are for training."""
+    if config.recipe != "auto":
+        return config, config.recipe, "as asked for"
+    recipe, why = choose_recipe(config, built, samples)
+    return request.config(recipe), recipe, why

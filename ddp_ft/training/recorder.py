@@ -1,0 +1,167 @@
+"""What a run reports of itself while it trains: rows, pictures, traces, speed, how far its batch job will come."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from ddp_ft.contracts import PROBE, TRAIN, Batch, Evaluation
+from ddp_ft.slurm.walltime import Allocation, Pace
+from ddp_ft.trackers.console import Console, Outlook
+from ddp_ft.trackers.fan_out import PATIENCE, PATIENCE_OF_A_STOP, FanOut, harmless
+from ddp_ft.training.media import show_evaluation, show_first_batch, show_spread
+from ddp_ft.training.phase import Phase
+from ddp_ft.training.profiler import FOLDER, StepTrace, parse_steps
+from ddp_ft.training.progress import STEPS_TO_MEASURE, Stopwatch
+from ddp_ft.training.run import Run
+from ddp_ft.training.state import TrainState
+from ddp_ft.training.system_metrics import machine_use
+
+# A forward pass takes about a third of a training step.
+EVALUATION_SHARE = 1 / 3
+
+
+class Recorder:
+    """The console, the trackers, the stopwatch and the profiler of a run. Off rank 0 most of it is silent.
+
+    `begin` tells it which phase the steps after it are of.
+    """
+
+    def __init__(
+        self, run: Run, state: TrainState, console: Console, trackers: FanOut, allocation: Allocation
+    ) -> None:  # fmt: skip
+        self.run, self.state = run, state
+        self.console, self.trackers, self.allocation = console, trackers, allocation
+        self.watch = Stopwatch(state.progress)
+        steps, folder = parse_steps(run.config.log.profile), run.folder.path / FOLDER
+        self._trace = StepTrace(steps, folder, run.world.rank, run.world.device)
+        self._saved_at = 0.0
+
+    def begin(self, phase: Phase) -> None:
+        """The next steps are of this phase."""
+        self.phase, progress = phase, self.state.progress
+        self.saved()
+        self.console.start(
+            progress.step, phase.last_step(progress), phase.sampler.steps_per_epoch, self._look_ahead
+        )  # fmt: skip
+        self.watch.begin(counts=phase.name == TRAIN)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around a step: traced if that was asked for, timed, and shown by the console's bar."""
+        step = self.state.progress.step
+        self._trace.before(step + 1, self.phase.name)
+        with self.watch.step(self.phase.sampler.batch_length(step)):
+            yield
+            self.console.advance(self.state.progress.step)
+
+    def wait_for(self, batches: Iterator[list[Batch]]) -> list[Batch]:
+        """The next batch's micro-batches; the time until they are there counts as waiting. The first are shown."""
+        with self.watch.waiting():
+            micro_batches = next(batches)
+        is_first = self.state.progress.step == 0 and self.phase.name == TRAIN
+        if is_first and self.run.world.is_main and "image" in micro_batches[0]:
+            show_first_batch(self.run, micro_batches[0], self.trackers)
+        return micro_batches
+
+    def row(self, grad_norm: Tensor) -> None:
+        """Log the mean loss since the last row, and how training goes. Collective; waits for the device."""
+        progress = self.state.progress
+        rates = {f"lr/{group['name']}": float(group["lr"]) for group in self.state.optimizer.param_groups}
+        row = {"loss": self.state.window.mean(), "grad_norm": float(grad_norm), **rates}
+        if progress.bad_steps:
+            row["bad_steps"] = progress.bad_steps
+        if self.phase.name == TRAIN:
+            speed = {"images_per_second": self.watch.interval_speed(), "data_wait_share": progress.data_wait_share}
+            machine = self.run.world.largest(machine_use(self.run.world.device))
+            row |= speed | self.watch.interval_saves() | machine
+        self._log("train", row)
+
+    def after_step(self) -> None:
+        """What is reported once: the trace, after its last step, and how far the batch job will come."""
+        self._report_trace(self._trace.after)
+        if self.allocation.wants_forecast and (pace := self._pace()) is not None:
+            progress = self.state.progress
+            self.say(self.allocation.forecast_once(pace, self.phase.last_step(progress) - progress.step))
+
+    def evaluating(self) -> None:
+        """An evaluation on the validation set begins."""
+        self.console.doing(f"evaluating on {len(self.run.splits.val)} pictures")
+
+    def evaluation(self, row: Mapping[str, float], best: Evaluation | None) -> None:
+        """Log an evaluation on the validation set; and what it shows, if it is the best so far."""
+        self._log("val", row)
+        show_spread(self.run, self.state.progress.step, self.trackers)
+        if best is not None:
+            show_evaluation(self.run, self.state.progress, best, "val", self.trackers)
+
+    def test(self, evaluation: Evaluation) -> None:
+        """Log the evaluation of the best model on the test set."""
+        self._log("test", evaluation.metrics)
+        show_evaluation(self.run, self.state.progress, evaluation, "test", self.trackers)
+
+    def saved(self) -> None:
+        """A checkpoint was made just now."""
+        self._saved_at = time.monotonic()
+
+    @property
+    def wants_save(self) -> bool:
+        """Whether it is time for a checkpoint, by the clock of rank 0."""
+        seconds = 60 * self.run.config.checkpoint.every_minutes
+        return self.run.world.is_main and 0 < seconds <= time.monotonic() - self._saved_at
+
+    def sync(self) -> None:
+        """Make durable what was logged; called from the thread that writes checkpoints. Raises OSError."""
+        self.trackers.sync()
+
+    def say(self, text: str, /) -> None:
+        """Print a line."""
+        self.console.say(text)
+
+    def warn(self, text: str) -> None:
+        """Pass a warning on to the trackers."""
+        self.trackers.warn(self.state.progress.step, text)
+
+    def end(self) -> None:
+        """Training is over: report a trace that was asked for beyond its last step."""
+        self._report_trace(lambda step: self._trace.finish())
+
+    def close(self, is_done: bool) -> None:
+        """Close the trackers, once pictures are drawn; a run that was told to stop does not wait for many."""
+        self._trace.drop()
+        self.trackers.close(PATIENCE if is_done else PATIENCE_OF_A_STOP)
+        self.watch.look()
+
+    def _log(self, split: str, row: Mapping[str, float]) -> None:
+        step, phase = self.state.progress.step, self.phase
+        self.trackers.log(split, step, phase.epoch(step), row, phase.name)
+
+    def _pace(self) -> Pace | None:
+        """How fast the run goes, as soon as steps were timed."""
+        progress, plan, config = self.state.progress, self.run.plan, self.run.config
+        if progress.timed_steps < STEPS_TO_MEASURE:
+            return None
+        step = progress.timed_seconds / progress.timed_steps
+        batches_of_val = plan.val_samples / config.train.batch_size
+        evaluation = batches_of_val * step * EVALUATION_SHARE / config.eval.every_epochs
+        save = (progress.copy_seconds + progress.stall_seconds) / max(1, progress.saves)
+        return Pace(step, evaluation, save, plan.steps_per_epoch)
+
+    def _look_ahead(self) -> Outlook:
+        """What the live display shows besides the newest row."""
+        progress, best, metric = self.state.progress, self.state.progress.best, self.run.metric
+        when = "the probe" if best.phase == PROBE else f"epoch {best.epoch:g}"
+        shown = f"{metric} {best.metrics[metric]:.4f} ({when})" if best.metrics else ""
+        next_step = self.phase.cadence(progress).next_checkpoint(progress.step)
+        minutes = self.run.config.checkpoint.every_minutes or math.inf
+        return Outlook(shown, next_step, self._saved_at + 60 * minutes)
+
+    def _report_trace(self, finish: Callable[[int], str]) -> None:
+        """Where the trace is, and which operations took longest; nothing if it is not finished."""
+        steps = self.run.config.log.profile
+        with harmless(f"no trace of steps {steps}"):
+            if table := finish(self.state.progress.step):
+                self.say(f"Steps {steps} are traced: {self._trace.file}\nOpen it in https://ui.perfetto.dev.")
+                self.trackers.text("profile", self.state.progress.step, f"```\n{table}\n```")

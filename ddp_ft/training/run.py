@@ -1,0 +1,54 @@
+"""A run as it was composed: what its phases, its loop and its reports read. None of them changes it."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ddp_ft.config.schema import RunConfig
+from ddp_ft.contracts import BuiltModel, Task
+from ddp_ft.data.image.device_transform import DeviceTransform
+from ddp_ft.data.splits.record import Splits
+from ddp_ft.distributed.agreement import Agreement
+from ddp_ft.distributed.world import World
+from ddp_ft.models.freezing import Stage
+from ddp_ft.run_folder.background_writer import BackgroundWriter
+from ddp_ft.run_folder.checkpoints import Checkpoints
+from ddp_ft.run_folder.folder import RunFolder
+from ddp_ft.training.plan import Plan
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts of a run. What changes as it goes on is in its TrainState.
+
+    `launched` is when this launch began (seconds since 1970). `anchors` are the weights that L2-SP pulls towards,
+    `sampling` those that the order is drawn by. `prepare` brings batches of images to the device.
+    """
+
+    config: RunConfig
+    world: World
+    distributed: bool
+    launched: float
+    folder: RunFolder
+    splits: Splits
+    task: Task
+    model: BuiltModel
+    plan: Plan
+    why_recipe: str
+    stages: list[Stage]
+    anchors: dict[str, Tensor]
+    sampling: Tensor | None
+    prepare: DeviceTransform
+    checkpoints: Checkpoints
+    agreement: Agreement
+    writer: BackgroundWriter = field(default_factory=BackgroundWriter)
+
+    @property
+    def metric(self) -> str:
+        """The metric that decides which model is best."""
+        return self.config.eval.metric or self.task.primary_metric
+
+    def wishes(self, save: bool) -> list[float]:
+        """What this rank wants after the next step, to be summed over ranks: see Agreement."""
+        damage = self.splits.quarantine is not None and self.splits.quarantine.has_news
+        return self.agreement.flags(save, self.writer.failures, damage)

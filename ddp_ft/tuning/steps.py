@@ -1,0 +1,66 @@
+"""Steps of a run that are taken to be timed: with any values of what a run leaves open, and moving nothing."""
+
+import gc
+from collections.abc import Generator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ddp_ft.contracts import TRAIN, Batch
+from ddp_ft.data.image.device_transform import DeviceTransform
+from ddp_ft.models.freezing import freeze_parameters
+from ddp_ft.models.precision import place
+from ddp_ft.training.batches import training_batches
+from ddp_ft.training.data_phase import DataPhase
+from ddp_ft.training.optim import groups_of, make_optimizer, set_rates
+from ddp_ft.training.progress import Progress
+from ddp_ft.training.run import Run
+from ddp_ft.training.state import TrainState
+
+FORMAT, PRECISION, MICRO_BATCH = "compute.memory_format", "compute.precision", "train.micro_batch"
+DECODER, WORKERS = "data.decoder", "data.workers"
+ENDLESS = 10**6  # steps, of which as many are taken as there is time for
+Values = Mapping[str, Any]
+
+
+def rule_of(run: Run) -> dict[str, Any]:
+    """What the keys are without any measuring."""
+    return {
+        FORMAT: "channels_last" if run.plan.channels_last else "contiguous",
+        PRECISION: run.plan.precision,
+        MICRO_BATCH: run.config.train.micro_batch,
+        DECODER: run.model.preprocess.decoder,
+        WORKERS: run.plan.workers,
+    }
+
+
+def open_steps(run: Run, values: Values, steps: int) -> DataPhase:
+    """The training that the run would do with these values, as it is when all parts learn that ever do.
+
+    The rate is 0: steps cost what they cost, and nothing moves. The phase that was opened before must be let go.
+    """
+    module, device, config = run.model.module, run.world.device, run.config
+    module.zero_grad(set_to_none=True)
+    gc.collect()  # the hooks of the DDP before stay on the parameters as long as it lives
+    is_last = values[FORMAT] == "channels_last"
+    place(module, device, is_last)
+    freeze_parameters(module, run.stages[-1].frozen)
+    preprocess = replace(run.model.preprocess, decoder=values[DECODER])
+    plan = replace(
+        run.plan,
+        precision=values[PRECISION],
+        channels_last=is_last,
+        micro_batch=values[MICRO_BATCH],
+        lowered=None,
+        workers=values[WORKERS],
+        total_steps=steps,
+    )
+    model, prepare = replace(run.model, preprocess=preprocess), DeviceTransform(preprocess, device, is_last)
+    optimizer = make_optimizer(groups_of(model, config.optim, plan.lr), config.optim)
+    set_rates(optimizer, 0.0)
+    state = TrainState(module, optimizer, plan, Progress(phase=TRAIN))
+    return DataPhase(replace(run, plan=plan, model=model, prepare=prepare), state)
+
+
+def first_batches(phase: DataPhase) -> Generator[list[Batch], None, None]:
+    """This rank's micro-batches of each step of such a training, from the first on."""
+    return training_batches(phase.run, phase.sampler, phase.run.plan.cut, start=0)
