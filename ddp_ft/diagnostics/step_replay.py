@@ -24,7 +24,7 @@ from ddp_ft.run_folder.model_folder import restore_weights
 from ddp_ft.training.batches import training_batches, training_order
 from ddp_ft.training.data_phase import DataPhase
 from ddp_ft.training.phase import Say
-from ddp_ft.training.plan import Plan
+from ddp_ft.training.plan import read_plan
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
 from ddp_ft.training.step import Learner
@@ -60,10 +60,10 @@ def replay_step(run_dir: Path, step: int, data: Path | None, here: Machine, say:
     Raises UserError where RUN is no run, STEP none of its steps, or the data is not there or another.
     """
     folder = RunFolder(run_dir)
-    stored = folder.read_json("plan.json")
-    if stored is None or not (run_dir / "config.yaml").is_file():
+    plan = read_plan(folder)
+    if plan is None or not (run_dir / "config.yaml").is_file():
         raise UserError(f"{run_dir} is no run folder: it has no config.yaml or no plan.json.", "Expected runs/NAME.")
-    plan, record = Plan.from_mapping(stored), BadBatches(run_dir).read(step)
+    record = BadBatches(run_dir).read(step)
     run, state = compose_stored(folder, plan, stored_layers(folder, plan, data, here.world, say), here)
     _check_step(run, step)
     start = start_of(run, step, record)

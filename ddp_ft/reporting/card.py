@@ -147,9 +147,7 @@ def _introduction(facts: RunFacts) -> str:
 
 def _data(facts: RunFacts) -> str:
     plan, test = facts.plan, facts.scored_sets.get("test")
-    rows = {"training": plan["train_samples"], "validation": plan["val_samples"]} | (
-        {"test": len(test)} if test else {}
-    )
+    rows = {"training": plan.train_samples, "validation": plan.val_samples} | ({"test": len(test)} if test else {})
     table = "\n".join(f"| {name} | {count(number)} |" for name, number in rows.items())
     fingerprint = facts.split.get("fingerprint", "")
     told = f"\n\nFingerprint of all pictures' paths, sizes and targets: `{printable(str(fingerprint))}`."
@@ -161,9 +159,9 @@ def _procedure(facts: RunFacts) -> str:
     weights = {"none": "random weights", "pretrained": "pretrained weights"}.get(str(config.model.weights))
     lines = [
         f"Started from {weights or f'the weights {_text(Path(str(config.model.weights)).name)}'}.",
-        f"Recipe {_text(plan['recipe'])}: {plural(config.train.epochs, 'epoch')} of {count(plan['steps_per_epoch'])} "
-        f"steps, {config.train.batch_size} pictures each, {_text(config.optim.name)}, learning rate {plan['lr']:g}, "
-        f"schedule {_text(config.schedule.name)}, {_text(plan['precision'])}, seed {config.seed}.",
+        f"Recipe {_text(plan.recipe)}: {plural(config.train.epochs, 'epoch')} of {count(plan.steps_per_epoch)} "
+        f"steps, {config.train.batch_size} pictures each, {_text(config.optim.name)}, learning rate {plan.lr:g}, "
+        f"schedule {_text(config.schedule.name)}, {_text(plan.precision)}, seed {config.seed}.",
         _best(facts),
         "Made with " + ", ".join(f"{_text(name)} {_text(version)}" for name, version in versions.items()) + "."
         if versions

@@ -196,7 +196,7 @@ def _rows(runs: Sequence[RunFacts], names: Sequence[str], metric: str) -> list[d
                 "best": "probe" if run.best.get("phase") == "probe" else f"{run.best.get('epoch', 0):g}",
                 "speed": number_text(speed) if speed else "–",
                 "wall": duration(wall) if wall else "–",
-                "processes": f"{run.plan['world_size']} x {run.plan['device']}",
+                "processes": f"{run.plan.world_size} x {run.plan.device}",
             }
         )
     return rows

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.run_folder.provenance import read_starts
 from ddp_ft.tasks.registry import TASKS, restore_task
 from ddp_ft.trackers.jsonl import read_rows
-from ddp_ft.training.plan import Plan
+from ddp_ft.training.plan import Plan, read_plan
 
 Row = dict[str, Any]
 SPLITS = ("val", "test")
@@ -38,7 +38,7 @@ class RunFacts:
 
     path: Path
     config: RunConfig
-    plan: dict[str, Any]
+    plan: Plan
     names: tuple[str, ...]
     task: Task
     rows: list[Row]
@@ -123,10 +123,8 @@ def read_run(path: Path) -> RunFacts:
 
 def _read(folder: RunFolder) -> RunFacts:
     path = folder.path
-    config, plan = folder.stored_config(), _mapping(folder, "plan.json")
-    assert config is not None
-    lacking = [field.name for field in fields(Plan) if field.default is MISSING is field.default_factory]
-    _check_has(plan, lacking, path / "plan.json")
+    config, plan = folder.stored_config(), read_plan(folder)
+    assert config is not None and plan is not None
     description, summary = _mapping(folder, "best/model.json"), _mapping(folder, "summary.json")
     _check_summary(summary, path)
     names = tuple(map(str, json.loads((path / "classes.json").read_text(encoding="utf-8"))))
@@ -135,9 +133,9 @@ def _read(folder: RunFolder) -> RunFacts:
         if tuple(description["classes"]) != names:
             raise UserError(f"{path}: classes.json and best/model.json name other classes.", "Is the folder whole?")
         Preprocess.from_mapping(description["preprocessing"])
-    if plan["task"] not in TASKS:
-        raise UserError(f"{path} is of a task '{plan['task']}', which is not known.", f"Known: {', '.join(TASKS)}.")
-    task = _task_without_code(plan["task"], names, description)
+    if plan.task not in TASKS:
+        raise UserError(f"{path} is of a task '{plan.task}', which is not known.", f"Known: {', '.join(TASKS)}.")
+    task = _task_without_code(plan.task, names, description)
     found = {split: each for split in SPLITS if (each := _scored_set(path, split, task))}
     return RunFacts(
         path=path,

@@ -85,7 +85,7 @@ def _state(facts: RunFacts) -> str:
     trained = [row for row in facts.rows if row.get("phase") != PROBE]
     step = facts.summary.get("step", max((row["step"] for row in trained), default=0))
     epoch = facts.summary.get("epoch", max((row["epoch"] for row in trained), default=0.0))
-    total = facts.plan["total_steps"]
+    total = facts.plan.total_steps
     where = f"{epoch:g} of {facts.config.train.epochs} epochs, step {count(step)} of {count(total)}"
     if facts.status == "done" and facts.summary.get("stopped_early"):
         return f"Done: stopped early, as nothing was gained any more, after {where}."
@@ -158,15 +158,15 @@ def _what_was_trained(facts: RunFacts) -> list[tuple[str, str]]:
     best = facts.best
     test = facts.scored_sets.get("test")
     rows = {
-        "Data": f"{config.data.path}: {count(plan['train_samples'])} pictures to train on, "
-        f"{count(plan['val_samples'])} for validation" + (f", {count(len(test))} for the test" if test else ""),
-        "Task": f"{plan['task']}, {len(names)} {kind}: {', '.join(names[:SHOWN_NAMES])}{more}",
+        "Data": f"{config.data.path}: {count(plan.train_samples)} pictures to train on, "
+        f"{count(plan.val_samples)} for validation" + (f", {count(len(test))} for the test" if test else ""),
+        "Task": f"{plan.task}, {len(names)} {kind}: {', '.join(names[:SHOWN_NAMES])}{more}",
         "Model": f"{config.model.name}" + (f", input {size[0]} x {size[1]} pixels" if size else ""),
         "Weights to start from": str(config.model.weights),
-        "Recipe": f"{plan['recipe']}; {config.optim.name}, learning rate {plan['lr']:g}, schedule "
-        f"{config.schedule.name}, {plan['precision']}",
-        "Steps": f"{count(plan['total_steps'])} = {plural(config.train.epochs, 'epoch')} x "
-        f"{count(plan['steps_per_epoch'])}, {config.train.batch_size} pictures each",
+        "Recipe": f"{plan.recipe}; {config.optim.name}, learning rate {plan.lr:g}, schedule "
+        f"{config.schedule.name}, {plan.precision}",
+        "Steps": f"{count(plan.total_steps)} = {plural(config.train.epochs, 'epoch')} x "
+        f"{count(plan.steps_per_epoch)}, {config.train.batch_size} pictures each",
         "Best model": _best(best),
     }
     return [(name, printable(value)) for name, value in rows.items() if value]
@@ -192,8 +192,8 @@ def _notes(facts: RunFacts) -> list[str]:
         notes.append(f"{plural(number, 'step')} whose loss or gradient was not finite had no effect.{first}")
     if facts.damaged:
         notes.append(f"The run went on without {plural(len(facts.damaged), 'damaged picture')}, listed below.")
-    if plan.get("lowered"):
-        before, now = plan["lowered"]
+    if plan.lowered:
+        before, now = plan.lowered
         notes.append(f"A process ran out of memory; micro-batches were lowered from {before} to {now} pictures.")
     if (summary.get("data_wait_share") or 0) > _LONG_WAIT:
         notes.append(
@@ -210,9 +210,9 @@ def _notes(facts: RunFacts) -> list[str]:
 def _machine(facts: RunFacts) -> list[tuple[str, str]]:
     """Hardware and versions of the newest start."""
     plan = facts.plan
-    rows = {"Processes": f"{plan['world_size']} on {plan['device']}, {plural(plan['threads'], 'thread')} and "
-            f"{plural(plan['workers'], 'loader worker')} each"}  # fmt: skip
-    rows["Grade"] = f"a on the same number of processes and kind of device, {plan['grade_elsewhere']} on another"
+    rows = {"Processes": f"{plan.world_size} on {plan.device}, {plural(plan.threads, 'thread')} and "
+            f"{plural(plan.workers, 'loader worker')} each"}  # fmt: skip
+    rows["Grade"] = f"a on the same number of processes and kind of device, {plan.grade_elsewhere} on another"
     if not facts.starts:
         return list(rows.items())
     newest = facts.starts[-1]

@@ -20,7 +20,7 @@ from ddp_ft.trackers.rank_log import logging_to
 from ddp_ft.trackers.services.registry import service_names
 from ddp_ft.training.build import compose
 from ddp_ft.training.compile import check_compiling
-from ddp_ft.training.earlier import after, is_finished, read_earlier
+from ddp_ft.training.earlier import after_earlier, is_finished
 from ddp_ft.training.open_run import describe_run, open_folder
 from ddp_ft.training.request import Request
 from ddp_ft.tuning.tune import generators_kept, keys_to_measure, show, tune
@@ -43,7 +43,7 @@ def _stop_files(request: Request) -> list[Path]:
 def _fine_tune(request: Request, machine: Machine) -> str:
     world, folder = machine.world, RunFolder(request.run_dir)
     console = make_console(world.is_main, request.config().log.level)
-    request = after(world.from_main(lambda: read_earlier(folder)), request)
+    request = after_earlier(folder, request, world)
     recipe = request.earlier.recipe if request.earlier else None  # what `auto` became holds for all further starts
     config = request.config(recipe)
     if world.from_main(lambda: is_finished(folder, config, request.extend)):

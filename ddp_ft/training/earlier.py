@@ -6,19 +6,18 @@ from ddp_ft.config.keys import LENGTH
 from ddp_ft.config.loading import to_flat
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import DONE
+from ddp_ft.distributed.world import World
 from ddp_ft.run_folder.folder import RunFolder, check_same_recipe
-from ddp_ft.training.plan import Plan
+from ddp_ft.training.plan import read_plan
 from ddp_ft.training.request import Request
 
 
-def read_earlier(folder: RunFolder) -> Plan | None:
-    """The plan of an earlier start; None: there was none."""
-    stored = folder.read_json("plan.json")
-    return Plan.from_mapping(stored) if stored else None
+def after_earlier(folder: RunFolder, request: Request, world: World) -> Request:
+    """The request with the plan of an earlier start, if there was one: what was measured then holds for all.
 
-
-def after(earlier: Plan | None, request: Request) -> Request:
-    """The request after an earlier start: what was measured then holds for all."""
+    Collective.
+    """
+    earlier = world.from_main(lambda: read_plan(folder))
     if earlier is None:
         return request
     return replace(request, earlier=earlier, tuned=earlier.tuned, measured=earlier.measured)

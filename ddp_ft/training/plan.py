@@ -13,8 +13,9 @@ from ddp_ft.config.schema import RunConfig, ScheduleConfig
 from ddp_ft.data.workers import default_workers
 from ddp_ft.distributed.machine import Machine
 from ddp_ft.distributed.world import World
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, one_line
 from ddp_ft.models.precision import resolve_format, resolve_precision
+from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.training.schedule import Schedule
 
 # A restart that changes one of these leaves grade a: the same curve or the same samples, but other bits.
@@ -67,19 +68,26 @@ class Plan:
 
     @staticmethod
     def from_mapping(values: Mapping[str, Any]) -> "Plan":
-        """The inverse of `to_mapping`. UserError if a field is missing; those of later versions are left out."""
+        """The inverse of `to_mapping`; fields of later versions are left out. TypeError if one is missing."""
         known = {each.name: values[each.name] for each in fields(Plan) if each.name in values}
         lowered = known.pop("lowered", None)
-        try:
-            return Plan(**known, lowered=tuple(lowered) if lowered else None)
-        except TypeError as error:
-            reason = str(error).rpartition("missing ")[2]
-            raise UserError(f"plan.json was written by another version of ddp_ft: it lacks {reason}.") from None
+        return Plan(**known, lowered=tuple(lowered) if lowered else None)
 
     def changes_from(self, earlier: "Plan") -> list[str]:
         """What differs from an earlier start among the things that change bits, as 'name: old -> new'."""
         pairs = [(name, getattr(earlier, name), getattr(self, name)) for name in BIT_FIELDS]
         return [f"{name}: {before} -> {now}" for name, before, now in pairs if before != now]
+
+
+def read_plan(folder: RunFolder) -> Plan | None:
+    """The plan of a run's newest start; None if it had none. UserError for one that cannot be read."""
+    try:
+        stored = folder.read_json("plan.json")
+        return None if stored is None else Plan.from_mapping(stored)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{folder.path / 'plan.json'} cannot be read: {one_line(error)}.", "Is the run folder whole?"
+        ) from None
 
 
 def make_plan(config: RunConfig, machine: Machine, module: nn.Module, samples: tuple[int, int], **known: Any) -> Plan:

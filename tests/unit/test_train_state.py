@@ -8,7 +8,8 @@ from torch import nn
 
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
-from ddp_ft.training.plan import Plan
+from ddp_ft.run_folder.folder import RunFolder
+from ddp_ft.training.plan import Plan, read_plan
 from ddp_ft.training.progress import Best, Progress
 from ddp_ft.training.state import TrainState
 from ddp_ft.training.step import StepSums
@@ -109,6 +110,11 @@ def test_a_plan_is_read_back_as_it_was_written():
     assert PLAN.after(plan).micro_batch is None and PLAN.after(plan).cut == 4
     assert replace(PLAN, world_size=2).after(plan).cut is None
     assert replace(PLAN, threads=5).changes_from(plan) == ["threads: 1 -> 5"]
-    del stored["threads"]
-    with pytest.raises(UserError, match=r"plan\.json was written by another version.*'threads'"):
-        Plan.from_mapping(stored)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null and void", '{"recipe": "full"}'])
+def test_a_plan_that_cannot_be_read_is_named(tmp_path, text):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(UserError, match=r"plan\.json cannot be read"):
+        read_plan(RunFolder(tmp_path))
+    assert read_plan(RunFolder(tmp_path / "none")) is None
