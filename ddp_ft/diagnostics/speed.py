@@ -16,7 +16,9 @@ from ddp_ft.diagnostics.machine import MIB
 from ddp_ft.features.dataset import one_thread
 from ddp_ft.slurm.walltime import Allocation, Pace, describe, forecast
 from ddp_ft.trackers.console import clock
+from ddp_ft.training.ema import Ema
 from ddp_ft.training.run import Run
+from ddp_ft.training.step import StepSums
 from ddp_ft.tuning.steps import ENDLESS, MICRO_BATCH, WORKERS, first_batches, open_steps, rule_of
 from ddp_ft.tuning.timing import slowest
 
@@ -49,7 +51,7 @@ class Room:
 
 
 def measure(run: Run) -> Speed:
-    """Read pictures for some seconds, then take some steps. Collective; the job is spoilt and must be thrown away."""
+    """Read pictures for some seconds, then take some steps. Collective; the run is spoilt and must be thrown away."""
     loading = _measure_loading(run)
     share = math.ceil(min(run.config.train.batch_size, run.plan.train_samples) / run.world.size)
     few = min(share, FEW)
@@ -76,7 +78,7 @@ def _measure_loading(run: Run) -> float:
 
 
 def _with_share(run: Run, pictures: int) -> Run:
-    """The job with a global batch of so many pictures for each rank."""
+    """The run with a global batch of so many pictures for each rank."""
     batch_size = min(pictures * run.world.size, run.config.train.batch_size)
     return replace(run, config=replace(run.config, train=replace(run.config.train, batch_size=batch_size)))
 
@@ -95,12 +97,21 @@ def _measure_steps(run: Run, pictures: int) -> tuple[float, bool]:
     if size and phase.sampler.pairs:
         size -= size % 2  # as the loader does, which parts no pair of mixed pictures
     micro_batches = cut([batch], size) if size else [batch]
-    if float(phase.learner.step(micro_batches).lacking):
+    # As in training the moving average takes its memory, and its part of each step.
+    ema = Ema(run.model.module, run.config.ema.decay) if run.config.ema.decay else None
+
+    def step() -> StepSums:
+        sums = phase.learner.step(micro_batches)
+        if ema is not None:
+            ema.update(run.model.module, sums.is_bad)
+        return sums
+
+    if float(step().lacking):
         return 1.0, True
     seconds, spent = math.inf, 0.0
     for number in range(MOST_STEPS):
         began = time.perf_counter()
-        float(phase.learner.step(micro_batches).loss)
+        float(step().loss)
         taken = slowest(run.world, time.perf_counter() - began)
         # The best of them, as what others do on the machine only ever costs time.
         seconds, spent = min(seconds, taken), spent + taken
@@ -188,7 +199,7 @@ def training_rate(speed: Speed, workers: int, world_size: int, is_cuda: bool) ->
 
 
 def pace_of(run: Run, rate: float, save_seconds: float) -> Pace:
-    """How fast the job goes at that rate (pictures/s)."""
+    """How fast the run goes at that rate (pictures/s)."""
     step = run.plan.train_samples / run.plan.steps_per_epoch / rate
     evaluation = FORWARD_SHARE * run.plan.val_samples / rate / run.config.eval.every_epochs
     return Pace(step, evaluation, save_seconds, run.plan.steps_per_epoch)

@@ -102,8 +102,7 @@ def _run_again(run: Run, state: TrainState, step: int, cut: _Cut, loss_scale: fl
     for parameter in state.module.parameters():
         if parameter.grad is not None:
             parameter.grad.div_(divisor)
-    if learner.penalties is not None:
-        learner.penalties.add_to_gradients()
+    learner.penalties.add_to_gradients()
     return findings
 
 

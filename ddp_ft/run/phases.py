@@ -77,6 +77,7 @@ def _train_phases(run: Run, state: TrainState, recorder: Recorder) -> str:
         if train(run, state, open_phase(run, state, recorder.say), recorder) == STOPPED:
             return STOPPED
         close_probe(run, state)
+        recorder.leave()
     phase = open_phase(run, state, recorder.say)
     if was_probing:
         save(run, state, recorder)  # the probe is not to be done again

@@ -12,7 +12,7 @@ from ddp_ft.models.prepare import load_and_place, prepare
 from ddp_ft.run_folder.checkpoints import Checkpoints
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.tasks.registry import make_task
-from ddp_ft.training.checks import check_settings
+from ddp_ft.training.checks import check_alone, check_together
 from ddp_ft.training.gradients import anchors_of
 from ddp_ft.training.malloc import keep_freed_memory
 from ddp_ft.training.optim import groups_of, make_optimizer
@@ -37,12 +37,15 @@ def compose(
     splits = splits or world.from_main(lambda: open_splits_of(request.run_dir, config))
     built = build(config, outputs=len(splits.schema.names))
     config, recipe, why = settle_recipe(config, request, built, len(splits.train))
+    check_alone(config)
     task = _make_task(config, splits)
     model, stages = prepare(built, config, task.initial_bias() if config.head.bias == "prior" else None, world)
-    known = {"recipe": recipe, "task": task.name, "tuned": dict(request.tuned), "measured": list(request.measured)}
-    plan = make_plan(config, machine, model.module, (len(splits.train), len(splits.val)), **known)
-    plan = plan.after(request.earlier)
-    check_settings(config, model, splits.schema.kind, world.device)
+    plan = make_plan(
+        config, machine, model.module, (len(splits.train), len(splits.val)),
+        recipe=recipe, task=task.name, tuned=dict(request.tuned), measured=[dict(row) for row in request.measured],
+    ).after(request.earlier)  # fmt: skip
+    check_together(config, model, splits.schema.kind, world.device)
+    sampling = sampling_weights(config.data.sampling, splits.train.targets, splits.train.weights, splits.schema.kind)
     report = load_and_place(model, stages[0], config, world, plan.channels_last)
     run = Run(
         config=config,
@@ -57,7 +60,7 @@ def compose(
         why_recipe=why,
         stages=stages,
         anchors=anchors_of(model.module, model.head) if config.optim.l2_sp else {},
-        sampling=sampling_weights(config.data.sampling, splits.train.targets, splits.train.weights, splits.schema.kind),
+        sampling=sampling,
         prepare=DeviceTransform(model.preprocess, world.device, plan.channels_last),
         checkpoints=Checkpoints(folder.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best),
         agreement=Agreement(world, machine.stop),

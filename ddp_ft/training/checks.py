@@ -12,10 +12,14 @@ from ddp_ft.training.optim import check_optimizer
 from ddp_ft.training.profiler import parse_steps
 
 
-def check_settings(config: RunConfig, built: BuiltModel, kind: str, device: torch.device) -> None:
-    """UserError for settings that are wrong, alone or together; `kind` is that of the targets."""
+def check_alone(config: RunConfig) -> None:
+    """UserError for settings that are wrong whatever the others are, and that the configuration cannot tell."""
     check_optimizer(config.optim.name)
     parse_steps(config.log.profile)
+
+
+def check_together(config: RunConfig, built: BuiltModel, kind: str, device: torch.device) -> None:
+    """UserError for settings that are right alone and wrong together; `kind` is that of the targets."""
     mixing = Mixing.of(config.augment)
     if mixing is not None:
         mixing.check(config.train.batch_size, config.train.micro_batch)

@@ -44,10 +44,10 @@ def train(run: Run, state: TrainState, phase: Phase, recorder: Recorder) -> str:
                     continue
                 if cadence.row(progress.step):
                     recorder.row(sums.grad_norm)
-            recorder.after_step()
             failed_writes = check_writes(run, decision.failed_writes, failed_writes, recorder)
             if _fix_budget(run, state):
                 cadence = phase.cadence(progress)
+            recorder.after_step()
             progress.evaluation_due = cadence.evaluation(progress.step)
             if decision.stop or decision.save or (cadence.checkpoint(progress.step) and not progress.evaluation_due):
                 save(run, state, recorder)

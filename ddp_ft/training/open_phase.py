@@ -9,18 +9,12 @@ from ddp_ft.training.data_phase import DataPhase
 from ddp_ft.training.feature_phase import FeaturePhase
 from ddp_ft.training.feature_sets import feature_sets
 from ddp_ft.training.optim import groups_of, make_optimizer
-from ddp_ft.training.phase import Say
+from ddp_ft.training.phase import Phase, Say
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
 
-Phase = DataPhase | FeaturePhase
 
-
-def _quiet(text: str) -> None:
-    """For those who have nobody to tell."""
-
-
-def open_phase(run: Run, state: TrainState, say: Say = _quiet) -> Phase:
+def open_phase(run: Run, state: TrainState, say: Say) -> Phase:
     """The phase that the state is in, ready for the state's next step."""
     if state.progress.phase == PROBE:
         return _open_probe(run, state, say)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import nn
@@ -17,6 +17,9 @@ from ddp_ft.errors import UserError, one_line
 from ddp_ft.models.precision import resolve_format, resolve_precision
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.training.schedule import Schedule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # A restart that changes one of these leaves grade a: the same curve or the same samples, but other bits.
 BIT_FIELDS = ("device", "world_size", "micro_batch", "threads")
@@ -90,11 +93,21 @@ def read_plan(folder: RunFolder) -> Plan | None:
         ) from None
 
 
-def make_plan(config: RunConfig, machine: Machine, module: nn.Module, samples: tuple[int, int], **known: Any) -> Plan:
+class Decided(TypedDict):
+    """Fields of a plan that are decided before it is made."""
+
+    recipe: str
+    task: str
+    tuned: dict[str, Any]
+    measured: list[dict[str, Any]]
+
+
+def make_plan(
+    config: RunConfig, machine: Machine, module: nn.Module, samples: tuple[int, int], **decided: "Unpack[Decided]"
+) -> Plan:
     """Resolve a run of `samples` = (train, val) pictures; the module is in the mode that it is trained in.
 
-    `known` are the fields that are decided before: recipe, task, tuned and measured. UserError for what cannot be done
-    here.
+    UserError for what cannot be done here.
     """
     world, (train_samples, val_samples) = machine.world, samples
     _check_batch(config, world, train_samples)
@@ -102,7 +115,7 @@ def make_plan(config: RunConfig, machine: Machine, module: nn.Module, samples: t
     total_steps = config.train.epochs * steps_per_epoch
     make_schedule(config.schedule, total_steps, steps_per_epoch)  # a mistake in it is told now
     return Plan(
-        **known,
+        **decided,
         device=world.device.type,
         world_size=world.size,
         threads=torch.get_num_threads(),

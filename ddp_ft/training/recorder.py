@@ -29,9 +29,7 @@ class Recorder:
     `begin` tells it which phase the steps after it are of.
     """
 
-    def __init__(
-        self, run: Run, state: TrainState, console: Console, trackers: FanOut, allocation: Allocation
-    ) -> None:  # fmt: skip
+    def __init__(self, run: Run, state: TrainState, console: Console, trackers: FanOut, allocation: Allocation) -> None:
         self.run, self.state = run, state
         self.console, self.trackers, self.allocation = console, trackers, allocation
         self.watch = Stopwatch(state.progress)
@@ -41,12 +39,15 @@ class Recorder:
 
     def begin(self, phase: Phase) -> None:
         """The next steps are of this phase."""
-        self.phase, progress = phase, self.state.progress
+        self.phase, progress, epoch = phase, self.state.progress, phase.sampler.steps_per_epoch
         self.saved()
-        self.console.start(
-            progress.step, phase.last_step(progress), phase.sampler.steps_per_epoch, self._look_ahead
-        )  # fmt: skip
+        self.console.start(progress.step, phase.last_step(progress), epoch, self._look_ahead)
         self.watch.begin(counts=phase.name == TRAIN)
+
+    def leave(self) -> None:
+        """The phase is over: the display of it goes, and what it holds may, such as features."""
+        self.console.close()
+        del self.phase
 
     @contextmanager
     def step(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""A run as it was composed: what its phases, its loop and its reports read. None of them changes it."""
+"""A run as it was composed: what its phases, its loop and its reports read. None of them puts others in their place."""
 
 from dataclasses import dataclass, field
 

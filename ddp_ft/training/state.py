@@ -1,4 +1,4 @@
-"""What of a run changes as it trains: exactly what a checkpoint holds."""
+"""What of a run changes as it trains, and goes into its checkpoints."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

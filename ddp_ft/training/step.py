@@ -53,7 +53,7 @@ class Learner:
     world: World
     precision: str
     bounds: TrainConfig
-    penalties: Penalties | None = None
+    penalties: Penalties
     head: Sequence[nn.Parameter] = ()
     recovers: bool = field(default=True, kw_only=True)
     recomputes: bool = field(default=False, kw_only=True)
@@ -184,8 +184,7 @@ class Learner:
         gradients = [p.grad for p in parameters if p.grad is not None]
         # A batch may weigh nothing, where weights are 0; its gradient is 0 then, and stays so.
         torch._foreach_mul_(gradients, 1 / weight.clamp_min(1e-12))
-        if self.penalties is not None:
-            self.penalties.add_to_gradients()
+        self.penalties.add_to_gradients()
         return clip(parameters, self.bounds, self.head)
 
 

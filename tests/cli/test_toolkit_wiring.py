@@ -27,7 +27,7 @@ def test_weights_count_once_in_the_order_or_in_the_loss(tmp_path, sampling, expe
     }  # fmt: skip
     request = Request(tmp_path / "r", (settings,))
     run, state, _ = compose(make_config(settings), request, Machine(World(0, 1, 0, torch.device("cpu")), Launch()))
-    batch = next(open_phase(run, state).batches(state))[0]
+    batch = next(open_phase(run, state, print).batches(state))[0]
     assert {float(weight) for weight in batch["weight"]} == expected
 
 

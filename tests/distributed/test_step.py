@@ -12,6 +12,7 @@ from ddp_ft.distributed.world import World
 from ddp_ft.models.batch_norm import averaged_statistics, batch_statistics
 from ddp_ft.models.freezing import TrainingMode
 from ddp_ft.tasks.single_label import SingleLabel
+from ddp_ft.training.gradients import Penalties
 from ddp_ft.training.learners import DataLearner
 from ddp_ft.training.optim import make_optimizer, param_groups
 from ddp_ft.training.state import make_scaler
@@ -37,6 +38,7 @@ def make_learner(world, net=nets.plain, clip_norm=0.0, optimizer="sgd", precisio
         world=world,
         precision=precision,
         bounds=train,
+        penalties=Penalties(module, {"6.weight", "6.bias"}, config),
         to_device=DeviceTransform(PREPROCESS, world.device, channels_last=False),
         mode=TrainingMode(module, "train"),
     )

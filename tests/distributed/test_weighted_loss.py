@@ -11,6 +11,7 @@ from ddp_ft.distributed.ddp import replicate
 from ddp_ft.distributed.world import World
 from ddp_ft.models.freezing import TrainingMode
 from ddp_ft.tasks.registry import make_task
+from ddp_ft.training.gradients import Penalties
 from ddp_ft.training.learners import DataLearner
 from ddp_ft.training.state import make_scaler
 from tests.support import nets
@@ -47,6 +48,7 @@ def make_learner(world, module, task):
         world=world,
         precision="fp32",
         bounds=make_config({"train.clip_norm": 0}).train,
+        penalties=Penalties(module, (), make_config({}).optim),
         to_device=DeviceTransform(PREPROCESS, world.device, channels_last=False),
         mode=TrainingMode(module, "train"),
     )

@@ -100,3 +100,10 @@ def test_a_run_in_a_job_prints_once_how_far_it_will_come(shapes, tmp_path, monke
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 36_000))
     train_here(shapes, tmp_path / "r", epochs=9)  # 36 steps
     assert capsys.readouterr().out.count("Job ends at") == 1
+
+
+def test_the_forecast_is_of_the_steps_that_a_budget_of_time_leaves(shapes, tmp_path, monkeypatch, capsys) -> None:
+    """Thousands of epochs take longer than an hour; what --max-minutes leaves of them does not."""
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 3600))
+    train_here(shapes, tmp_path / "r", "--max-minutes", 1e-3, epochs=10**6)
+    assert "the rest of the run fits in" in capsys.readouterr().out
