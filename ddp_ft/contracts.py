@@ -1,6 +1,6 @@
 """The small values and protocols that cross package borders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 # A batch is a mapping of tensors whose first dimension counts samples. Nothing outside a task or a source
 # assumes what is in it, but for "weight" (float32, one a sample): a sample of weight 0 counts for nothing.
 Batch = dict[str, Tensor]
+# Where a line for the user goes.
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddp_ft.contracts import LABEL, Batch, Task
+from ddp_ft.contracts import LABEL, Batch, Say, Task
 from ddp_ft.data.rng import derive_seed, seed_masks
 from ddp_ft.diagnostics.stored_run import compose_stored, start_of, stored_layers
 from ddp_ft.distributed.machine import Machine
@@ -23,7 +23,6 @@ from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.run_folder.model_folder import restore_weights
 from ddp_ft.training.batches import training_batches, training_order
 from ddp_ft.training.data_phase import DataPhase
-from ddp_ft.training.phase import Say
 from ddp_ft.training.plan import read_plan
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState

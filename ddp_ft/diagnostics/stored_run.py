@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ddp_ft.config.loading import make_config, read_config_file
-from ddp_ft.contracts import TRAIN
+from ddp_ft.contracts import TRAIN, Say
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.machine import Machine
@@ -22,7 +22,6 @@ from ddp_ft.run_folder.bad_batches import BadBatches
 from ddp_ft.run_folder.checkpoints import load_checkpoint
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.training.build import compose
-from ddp_ft.training.phase import Say
 from ddp_ft.training.plan import Plan
 from ddp_ft.training.request import Request
 from ddp_ft.training.run import Run

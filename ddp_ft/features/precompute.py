@@ -4,14 +4,14 @@ import json
 import math
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import BuiltModel, LabelledSource, Preprocess
+from ddp_ft.contracts import BuiltModel, LabelledSource, Preprocess, Say
 from ddp_ft.data.bad_samples.replace import path_of
 from ddp_ft.data.image.transforms import Transform, eval_transform, train_transform
 from ddp_ft.distributed.world import World
@@ -52,7 +52,7 @@ class FeatureFiles:
 
 
 def open_features(
-    extractor: Extractor, files: FeatureFiles, train: Sequence[Table], val: Table, say: Callable[[str], None]
+    extractor: Extractor, files: FeatureFiles, train: Sequence[Table], val: Table, say: Say
 ) -> tuple[FeatureSet, FeatureSet]:
     """The features of the training set, in all its views, and of the validation set; the same on every rank.
 
@@ -135,7 +135,7 @@ def _announce(files: FeatureFiles, tables: Sequence[Table], stores: Sequence[Chu
     return f"Computing the features of {pictures} pictures{rest}."
 
 
-def _report_troubles(world: World, found: Sequence[Extracted], say: Callable[[str], None]) -> None:
+def _report_troubles(world: World, found: Sequence[Extracted], say: Say) -> None:
     if damaged := sum(each.damaged for each in found):
         say(f"Warning: {damaged} stored parts of the features were damaged, and were computed again.")
     errors = {each.error for each in found if each.error}

@@ -1,14 +1,14 @@
 """Averages of checkpoints' weights, with batch norm's statistics that fit them, and how good they are."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import Source
+from ddp_ft.contracts import Say, Source
 from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.data.image.transforms import eval_transform
 from ddp_ft.data.loader import EvalLoader
@@ -25,7 +25,6 @@ from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.run_folder.model_folder import restore_weights
 
 Weights = dict[str, Tensor]
-Say = Callable[[str], None]
 
 
 def mean_weights(checkpoints: Sequence[Path], watched: Collection[str] = ()) -> tuple[Weights, set[str]]:

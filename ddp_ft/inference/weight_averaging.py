@@ -7,12 +7,13 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from ddp_ft.config.schema import RunConfig
+from ddp_ft.contracts import Say
 from ddp_ft.data.splits.of_run import open_splits_of
 from ddp_ft.data.splits.record import Splits
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.errors import UserError
-from ddp_ft.inference.averager import Averager, Say, in_words
+from ddp_ft.inference.averager import Averager, in_words
 from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.run_folder.checkpoints import Checkpoints
 from ddp_ft.run_folder.folder import RunFolder

@@ -1,11 +1,11 @@
 """What a run has come to: summary.json, the last lines that are printed, and its report."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddp_ft.contracts import PROBE, STOPPED, LabelledSource
+from ddp_ft.contracts import PROBE, STOPPED, LabelledSource, Say
 from ddp_ft.trackers.console import Console
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
@@ -59,7 +59,7 @@ def say_farewell(run: Run, state: TrainState, console: Console, status: str) -> 
     console.table(f"Best model, after {when}{average}: {run.folder.best}", metrics)
 
 
-def report_at_the_end(run: Path, sources: Mapping[str, LabelledSource], say: Callable[[str], None]) -> None:
+def report_at_the_end(run: Path, sources: Mapping[str, LabelledSource], say: Say) -> None:
     """The report of a run that has just ended. Whatever goes wrong is one warning: the run is done without it."""
     try:
         from ddp_ft.reporting.writing import write_report

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import BuiltModel
+from ddp_ft.contracts import BuiltModel, Say
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.distributed.environment import Launch, read_launch, usable_cores
 from ddp_ft.distributed.stop_request import CutShort
@@ -32,7 +32,7 @@ from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.models.blocks import repeated_blocks
 from ddp_ft.models.precision import autocast
-from ddp_ft.training.phase import Phase, Say
+from ddp_ft.training.phase import Phase
 from ddp_ft.training.state import TrainState
 from ddp_ft.training.step import Learner
 

@@ -5,7 +5,7 @@ from collections.abc import Generator
 
 import torch
 
-from ddp_ft.contracts import TRAIN, Batch, Evaluation
+from ddp_ft.contracts import TRAIN, Batch, Evaluation, Say
 from ddp_ft.distributed.agreement import Decision
 from ddp_ft.models.freezing import freeze_parameters
 from ddp_ft.training.batches import training_batches, training_order
@@ -13,7 +13,7 @@ from ddp_ft.training.compile import compile_phase, wanted_code
 from ddp_ft.training.learners import DataLearner, data_learner, mode_of, penalties_of, replica_of
 from ddp_ft.training.measure import measure
 from ddp_ft.training.optim import extend_groups, groups_of
-from ddp_ft.training.phase import Phase, Say
+from ddp_ft.training.phase import Phase
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
 from ddp_ft.training.step import StepSums

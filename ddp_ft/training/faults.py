@@ -4,12 +4,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ddp_ft.contracts import TRAIN
+from ddp_ft.contracts import TRAIN, Say
 from ddp_ft.data.rng import derive_seed
 from ddp_ft.distributed.agreement import Decision, joined
 from ddp_ft.errors import UserError
 from ddp_ft.run_folder.bad_batches import BadBatch, BadBatches, describe_samples
-from ddp_ft.training.phase import Phase, Say
+from ddp_ft.training.phase import Phase
 from ddp_ft.training.recorder import Recorder
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState

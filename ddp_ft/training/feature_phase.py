@@ -4,13 +4,13 @@ from collections.abc import Generator
 
 import torch
 
-from ddp_ft.contracts import PROBE, Batch, Evaluation
+from ddp_ft.contracts import PROBE, Batch, Evaluation, Say
 from ddp_ft.distributed.agreement import Decision
 from ddp_ft.distributed.world import World
 from ddp_ft.features.dataset import FeatureSet, evaluate_head, is_small, train_batches
 from ddp_ft.training.batches import head_order
 from ddp_ft.training.learners import head_learner
-from ddp_ft.training.phase import Phase, Say
+from ddp_ft.training.phase import Phase
 from ddp_ft.training.run import Run
 from ddp_ft.training.schedule import lr_factor
 from ddp_ft.training.state import TrainState

@@ -1,5 +1,6 @@
 """The features that a run trains its head on."""
 
+from ddp_ft.contracts import Say
 from ddp_ft.data.image.transforms import eval_transform
 from ddp_ft.evaluation.evaluator import EVAL_CHUNK
 from ddp_ft.features.check import check_size
@@ -7,7 +8,6 @@ from ddp_ft.features.dataset import FeatureSet
 from ddp_ft.features.extractor import Extractor
 from ddp_ft.features.precompute import FOLDER, FeatureFiles, open_features, training_views
 from ddp_ft.training.batches import training_source
-from ddp_ft.training.phase import Say
 from ddp_ft.training.run import Run
 
 

@@ -1,7 +1,7 @@
 """The phases of a run, opened one after the other: the head alone on features, then the whole recipe."""
 
 from ddp_ft.config.schema import OptimConfig
-from ddp_ft.contracts import PROBE
+from ddp_ft.contracts import PROBE, Say
 from ddp_ft.models.backbone import head_module
 from ddp_ft.models.freezing import freeze_parameters
 from ddp_ft.training.compile import OFF
@@ -9,7 +9,7 @@ from ddp_ft.training.data_phase import DataPhase
 from ddp_ft.training.feature_phase import FeaturePhase
 from ddp_ft.training.feature_sets import feature_sets
 from ddp_ft.training.optim import groups_of, make_optimizer
-from ddp_ft.training.phase import Phase, Say
+from ddp_ft.training.phase import Phase
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
 

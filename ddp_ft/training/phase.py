@@ -2,9 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator
-from typing import Protocol
 
-from ddp_ft.contracts import TRAIN, Batch, Evaluation
+from ddp_ft.contracts import TRAIN, Batch, Evaluation, Say
 from ddp_ft.data.rng import derive_seed, seed_masks
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.distributed.agreement import Decision
@@ -15,13 +14,6 @@ from ddp_ft.training.run import Run
 from ddp_ft.training.schedule import Cadence, Plateau
 from ddp_ft.training.state import TrainState
 from ddp_ft.training.step import Learner, StepSums
-
-
-class Say(Protocol):
-    """Where a line for the user goes."""
-
-    def __call__(self, text: str, /) -> None:
-        """Print it."""
 
 
 class Phase(ABC):

@@ -13,6 +13,7 @@ import pytest
 from ddp_ft.diagnostics import disk, speed
 from ddp_ft.doctor import doctor
 from ddp_ft.errors import UserError
+from ddp_ft.training.ema import Ema
 from tests.support.pictures import write_shapes
 from tests.support.runs import call_on, train_here
 
@@ -69,6 +70,18 @@ def test_what_it_prints(pictures, tmp_path, capsys):
     assert re.fullmatch(r"\d problems, \d+ warnings?, \d+ notes?, \d+ ok", last)
     assert code == 2
     assert files_below(tmp_path) == before
+
+
+def test_steps_are_measured_with_the_moving_average(pictures, capsys, monkeypatch):
+    """Its memory and its part of a step are training's too."""
+    updates, update = [], Ema.update
+
+    def counted(self, module, is_bad):
+        updates.append(update(self, module, is_bad))
+
+    monkeypatch.setattr(Ema, "update", counted)
+    call(capsys, "--data", pictures, *RUN, "--ema", 0.9)
+    assert len(updates) >= 2
 
 
 def test_json_has_every_path_and_warnings_are_no_failure(pictures, capsys):

@@ -1,9 +1,10 @@
 """The record of damaged pictures that a run goes on without: counted over the whole job, one line a picture."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+from ddp_ft.contracts import Say
 from ddp_ft.data.roles import TRAIN
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError, printable
@@ -57,7 +58,7 @@ class Quarantine:
             path, split, reason = line.split("\t", 2)
             self.known[split, path] = reason
 
-    def settle(self, world: World, say: Callable[[str], None]) -> None:
+    def settle(self, world: World, say: Say) -> None:
         """Bring together what the ranks have found, on all ranks at once; write it down and say it, once each.
 
         Raises UserError, on all ranks alike, when a split has too many.
@@ -66,7 +67,7 @@ class Quarantine:
         self._news = {}
         world.from_main(lambda: self._take_in(gathered or [], say))
 
-    def _take_in(self, gathered: list[dict[Key, str]], say: Callable[[str], None]) -> None:
+    def _take_in(self, gathered: list[dict[Key, str]], say: Say) -> None:
         found = {key: reason for part in gathered for key, reason in part.items() if key not in self.known}
         found = dict(sorted(found.items()))
         self.known |= found
