@@ -1,4 +1,4 @@
-"""The tasks by name. A new task is one new file and one line in TASKS."""
+"""The tasks by name. What a new task needs besides a line here: docs/design.md, Packages."""
 
 from collections.abc import Mapping
 from typing import Any
