@@ -7,7 +7,7 @@ from typing import Any
 from ddp_ft.config.keys import LENGTH
 from ddp_ft.config.loading import to_flat
 from ddp_ft.run_folder.background_writer import CHECKPOINT, in_order
-from ddp_ft.run_folder.checkpoints import load_checkpoint, load_ema
+from ddp_ft.run_folder.checkpoints import load_checkpoint, load_ema, read_score
 from ddp_ft.run_folder.model_folder import recover_model_folder
 from ddp_ft.training.recorder import Recorder
 from ddp_ft.training.run import Run
@@ -43,6 +43,7 @@ def restore(run: Run, state: TrainState) -> list[str]:
     if latest is not None:
         weights, rest = load_checkpoint(latest)
         state.load_state_dict(Snapshot(weights, load_ema(latest), rest), run.world)
+        state.score = read_score(latest)
         state.progress.restarts += 1
         if state.progress.length != length:  # --extend: the run has a new end
             state.progress.budget, state.progress.stale = None, 0

@@ -56,10 +56,13 @@ def train(run: Run, state: TrainState, phase: Phase, recorder: Recorder) -> str:
 
 
 def _fix_budget(run: Run, state: TrainState) -> bool:
-    """Turn --max-minutes into steps, once, so that the schedule stays a function of the step; whether it did."""
+    """Turn --max-minutes into steps, once, so that the schedule stays a function of the step; whether it did.
+
+    One step comes at least, so that the last one is known to be the last before it is taken.
+    """
     progress, minutes = state.progress, run.config.train.max_minutes
     if minutes is None or progress.budget is not None or progress.timed_steps < STEPS_TO_MEASURE:
         return False
     affordable = run.world.from_main(lambda: int(60 * minutes * progress.timed_steps / progress.timed_seconds))
-    progress.budget = min(run.plan.total_steps, max(progress.step, affordable))
+    progress.budget = min(run.plan.total_steps, max(progress.step + 1, affordable))
     return True

@@ -9,6 +9,7 @@ from ddp_ft.config.loading import make_config
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.machine import Machine
 from ddp_ft.distributed.world import World
+from ddp_ft.run import phases
 from ddp_ft.training.build import compose
 from ddp_ft.training.open_phase import open_phase
 from ddp_ft.training.request import Request
@@ -35,6 +36,27 @@ def test_the_moving_average_begins_with_the_probes_head(shapes, tmp_path, start)
     more = ["--weights", start, "--recipe", "full", SET, "probe.epochs=2", "--ema", 0.999, "--max-steps", 1]
     train_here(shapes, tmp_path / "r", *more, "--lr", 1e-12)
     assert column(tmp_path / "r", "ema_loss", "val") == pytest.approx(column(tmp_path / "r", "loss", "val"), rel=1e-6)
+
+
+class Killed(BaseException):
+    """What ends a run as a kill would: nothing catches it."""
+
+
+def test_a_kill_after_the_probe_leaves_the_first_checkpoint_its_score(shapes, tmp_path, start, monkeypatch):
+    """The weights that training begins with are those that the probe's evaluation was of."""
+
+    def kill(run, state):
+        raise Killed
+
+    options = ["--weights", start, "--recipe", "full", SET, "probe.epochs=2", "--max-steps", 2]
+    with monkeypatch.context() as patch:
+        patch.setattr(phases, "close_probe", kill)
+        with pytest.raises(Killed):
+            train_here(shapes, tmp_path / "r", *options)
+    for run in ("r", "unbroken"):
+        train_here(shapes, tmp_path / run, *options)
+    files = [tmp_path / run / "checkpoints" / "step_00000000" / "score.json" for run in ("r", "unbroken")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_stage_that_never_comes_is_told(shapes, tmp_path, capsys):
