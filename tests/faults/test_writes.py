@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -50,14 +51,18 @@ def cut_power_at(run: Path, number: int) -> None:
 
 def _watch(run: Path, strike: Callable[[int], object], durable: dict[int, int] | None = None) -> None:
     number = 0
+    # While one thread strikes, the others change nothing more: else a file that the cut has just emptied would still
+    # get its final name.
+    alone = threading.RLock()
 
     def tell(event: str, path: str) -> None:
         nonlocal number
         if path.startswith(str(run)):
-            number += 1
-            strike(number)
-            if event == "os.fsync" and durable is not None:
-                durable[Path(path).stat().st_ino] = Path(path).stat().st_size
+            with alone:
+                number += 1
+                strike(number)
+                if event == "os.fsync" and durable is not None:
+                    durable[Path(path).stat().st_ino] = Path(path).stat().st_size
 
     watch_changes(tell)
 
