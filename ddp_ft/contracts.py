@@ -92,11 +92,11 @@ class LabelledSource(Source, Protocol):
 class Evaluation:
     """What a model makes of a whole set: `metrics` on every rank, and on rank 0 what they were computed from.
 
-    `outputs` (float32, N x outputs, on the CPU) and `records` ("target", "weight": N each) are in the set's order.
+    `predictions` and `records` are as the task makes them, N samples on the CPU in the set's order.
     """
 
     metrics: dict[str, float]
-    outputs: Tensor | None = None
+    predictions: Batch | None = None
     records: Batch | None = None
 
 
@@ -179,27 +179,33 @@ class Task(Protocol):
         whose target the rest is, by its place in the micro-batch).
         """
 
-    def metrics(self, outputs: Tensor, records: Batch) -> dict[str, float]:
-        """All metrics over a whole evaluation set (CPU, float32, in the set's order); "loss" among them."""
+    def predictions(self, outputs: Tensor, batch: Batch) -> Batch:
+        """What is kept of each sample of a batch that was evaluated: bounded in size, on the device of the outputs."""
+
+    def records(self, batch: Batch) -> Batch:
+        """What metrics need of each sample besides its prediction, from a batch as it was loaded."""
+
+    def metrics(self, predictions: Batch, records: Batch) -> dict[str, float]:
+        """All metrics over a whole evaluation set (on the CPU, in the set's order); "loss" among them."""
 
     def higher_is_better(self, metric: str) -> bool:
         """How to compare two values of that metric; UserError if the task has no such metric."""
 
-    def predictions(self, outputs: Tensor) -> Tensor:
-        """What prediction writes for each sample, B x outputs: probabilities, or numbers in the target's units."""
+    def combine(self, predictions: Sequence[Batch]) -> Batch:
+        """The predictions of several models or views of the same samples as one: their mean."""
 
-    def combine(self, outputs: Sequence[Tensor]) -> Tensor:
-        """The outputs of several models or views (each B x outputs) as one: their mean prediction, as outputs."""
+    def estimates(self, predictions: Batch) -> Tensor:
+        """Of each sample what prediction writes, N x outputs: probabilities, or numbers in the target's units."""
+
+    def answers(self, predictions: Batch) -> list[dict[str, Any]]:
+        """The same with names, as JSON values: "class", "probability" and "probabilities" (by class), or "classes"
+        (all that are there) and "probabilities", or "values" (by name)."""
 
     def columns(self) -> list[str]:
         """The names of the values of `row`."""
 
-    def row(self, prediction: Sequence[float]) -> list[str]:
-        """One row of a table of predictions, from one row of `predictions`."""
-
-    def record(self, prediction: Sequence[float]) -> dict[str, Any]:
-        """The same with names, as JSON values: "class", "probability" and "probabilities" (by class), or "classes"
-        (all that are there) and "probabilities", or "values" (by name)."""
+    def row(self, answer: Mapping[str, Any]) -> list[str]:
+        """One row of a table of predictions, from one of the `answers`."""
 
     def initial_bias(self) -> Tensor | None:
         """What the head's bias begins with where that is asked for (`outputs` values); None: 0."""

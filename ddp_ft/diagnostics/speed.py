@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ddp_ft.data.micro_batches import cut
+from ddp_ft.data.batch import cut
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
 from ddp_ft.diagnostics.machine import MIB
 from ddp_ft.features.dataset import one_thread

@@ -105,9 +105,9 @@ class ScoredSet:
 
 
 def score_set(evaluation: Evaluation, task: Task) -> ScoredSet:
-    """The scored set of an evaluation of which this rank has the outputs; what of them is no number counts as 0."""
-    assert evaluation.outputs is not None and evaluation.records is not None
-    scores = np.nan_to_num(task.predictions(evaluation.outputs).double().numpy(), copy=False)
+    """The scored set of an evaluation of which this rank has the predictions; what is no number in them counts as 0."""
+    assert evaluation.predictions is not None and evaluation.records is not None
+    scores = np.nan_to_num(task.estimates(evaluation.predictions).double().numpy(), copy=False)
     target = evaluation.records["target"].numpy()
     if target.ndim == 1 and task.kind != NUMBERS:
         truth = np.zeros_like(scores)

@@ -99,7 +99,7 @@ def _calls(
         runs = [_outputs_of(model, world, original) for model in models]
         return tuple(partial(_one_by_one, run, pixels) for run in runs)
     transform = eval_transform(original.preprocess)
-    batch = {"image": torch.stack([transform(each) for each in pixels]), "index": torch.arange(len(pixels))}
+    batch = {"image": torch.stack([transform(each) for each in pixels])}
     return tuple(partial(make_scorer(model, world).outputs, batch) for model in models)
 
 
@@ -118,14 +118,14 @@ def _outputs_of(model: Trained, world: World, original: Trained) -> Callable[[Se
     def outputs(pictures: Sequence[Image]) -> Tensor:
         parts = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
         prepared = (torch.stack([transform(each) for each in part]) for part in parts)
-        return torch.cat([scorer.outputs({"image": each, "index": torch.arange(len(each))}) for each in prepared])
+        return torch.cat([scorer.outputs({"image": each}) for each in prepared])
 
     return outputs
 
 
 def _answers(task: Task, wanted: Tensor, found: Tensor) -> tuple[int, int]:
     """On how many pictures both say the same, and on how many the first is sure of what it says."""
-    records = [[task.record(row) for row in task.predictions(each).tolist()] for each in (wanted, found)]
+    records = [task.answers(task.predictions(each, {})) for each in (wanted, found)]
     told = [[record.get("class", record.get("classes")) for record in each] for each in records]
     same = [one == other for one, other in zip(*told, strict=True)]
     sure = [agrees or not _is_undecided(record) for agrees, record in zip(same, records[0], strict=True)]

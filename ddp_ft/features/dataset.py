@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ddp_ft.contracts import Batch, Evaluation, Task
+from ddp_ft.data.batch import cut, joined, on_cpu
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.evaluation.evaluator import EVAL_CHUNK
 from ddp_ft.models.precision import autocast
@@ -42,6 +43,10 @@ class FeatureSet:
             "weight": self.weights[rows],
             "index": rows,
         }
+
+    def all_samples(self) -> Batch:
+        """All samples in their order, as evaluation sees them: in the first view."""
+        return {"features": self.views[0], "target": self.targets, "weight": self.weights}
 
     def _rows(self, indices: Tensor, epoch: int) -> Tensor:
         where = indices.to(self.views[0].device)
@@ -91,7 +96,8 @@ def evaluate_head(head: nn.Module, features: FeatureSet, task: Task, precision: 
     head.eval()
     device = features.targets.device
     with autocast(device, precision), one_thread(is_small(head, EVAL_CHUNK)):
-        parts = torch.split(features.views[0], EVAL_CHUNK)
-        outputs = torch.cat([head(part.to(device)).float().cpu() for part in parts])
-    records = {"target": features.targets.cpu(), "weight": features.weights.cpu()}
-    return Evaluation(task.metrics(outputs, records), outputs, records)
+        batches = cut([features.all_samples()], EVAL_CHUNK)
+        parts = [task.predictions(head(batch["features"].to(device)), batch) for batch in batches]
+    predictions = on_cpu(joined(parts))
+    records = on_cpu(task.records(features.all_samples()))
+    return Evaluation(task.metrics(predictions, records), predictions, records)

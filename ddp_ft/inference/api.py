@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ddp_ft.contracts import BadSample
 from ddp_ft.data.image.decode import from_pillow, open_picture
 from ddp_ft.data.image.picture import Image
-from ddp_ft.data.image.transforms import eval_transform
+from ddp_ft.data.image.transforms import Transform, eval_transform
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World
@@ -52,10 +52,12 @@ class Model:
     softmax, sigmoid or the target's units. `classes` are the names of its outputs, `task` says what they mean.
     """
 
-    def __init__(self, trained: Trained, device: torch.device) -> None:
+    def __init__(self, trained: Trained, device: torch.device, views: str = NO_VIEWS) -> None:
+        seen = with_views(trained, views)
         self._trained = trained
-        self._scorer = make_scorer(trained, World(0, 1, 0, device))
+        self._scorer = make_scorer(seen, World(0, 1, 0, device))
         self._transform = eval_transform(trained.preprocess)
+        self._view_transform = eval_transform(seen.preprocess)
 
     @property
     def module(self) -> nn.Module:
@@ -77,7 +79,7 @@ class Model:
 
         UserError for what is no picture.
         """
-        prepared: Tensor = self._scorer.prepare({"image": self._resized(image)[None]})["image"]
+        prepared: Tensor = self._scorer.prepare({"image": _resized(image, self._transform)[None]})["image"]
         return prepared[0]
 
     @overload
@@ -94,16 +96,9 @@ class Model:
     def _predictions(self, images: Sequence[Picture]) -> Iterator[Prediction]:
         task = self._trained.task
         for start in range(0, len(images), EVAL_CHUNK):
-            resized = torch.stack([self._resized(image) for image in images[start : start + EVAL_CHUNK]])
-            outputs = self._scorer.outputs({"image": resized, "index": torch.arange(len(resized))})
-            yield from (_prediction(task.record(row)) for row in task.predictions(outputs).tolist())
-
-    def _resized(self, image: Picture) -> Tensor:
-        """uint8, 3 x height x width."""
-        try:
-            return self._transform(_opened(image))
-        except BadSample as error:
-            raise UserError(str(error)) from None
+            resized = torch.stack([_resized(each, self._view_transform) for each in images[start : start + EVAL_CHUNK]])
+            predictions = self._scorer.predictions({"image": resized, "index": torch.arange(len(resized))})
+            yield from map(_prediction, task.answers(predictions))
 
 
 def load(path: str | os.PathLike[str], device: str = "auto", tta: str = NO_VIEWS) -> Model:
@@ -113,7 +108,15 @@ def load(path: str | os.PathLike[str], device: str = "auto", tta: str = NO_VIEWS
     numbers. Raises UserError if it cannot be loaded.
     """
     found = pick_device(device, Launch())
-    return Model(with_views(load_trained(Path(path), found), tta), found)
+    return Model(load_trained(Path(path), found), found, tta)
+
+
+def _resized(image: Picture, transform: Transform) -> Tensor:
+    """uint8, 3 x height x width."""
+    try:
+        return transform(_opened(image))
+    except BadSample as error:
+        raise UserError(str(error)) from None
 
 
 def _opened(image: Picture) -> Image:
@@ -133,10 +136,10 @@ def _opened(image: Picture) -> Image:
     return pixels.cpu().permute(2, 0, 1)
 
 
-def _prediction(record: dict[str, Any]) -> Prediction:
-    if "values" in record:
-        return Prediction(values=record["values"])
-    if "classes" in record:
-        return Prediction(labels=tuple(record["classes"]), probabilities=record["probabilities"])
-    label = record["class"]
-    return Prediction(label, record["probability"], (label,), record["probabilities"])
+def _prediction(answer: dict[str, Any]) -> Prediction:
+    if "values" in answer:
+        return Prediction(values=answer["values"])
+    if "classes" in answer:
+        return Prediction(labels=tuple(answer["classes"]), probabilities=answer["probabilities"])
+    label = answer["class"]
+    return Prediction(label, answer["probability"], (label,), answer["probabilities"])

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.v2.functional import five_crop
 
-from ddp_ft.contracts import Task
+from ddp_ft.contracts import Batch
 from ddp_ft.errors import UserError
 from ddp_ft.inference.exported import Framed
 from ddp_ft.inference.trained_model import Trained, load_trained
@@ -50,51 +50,26 @@ def _differences(first: Trained, other: Trained) -> list[str]:
     return found
 
 
-def combine_members(members: Sequence[Trained], outputs: Sequence[Tensor]) -> Tensor:
-    """The members' outputs (float32, B x outputs each) as one, in the terms of the first member's task."""
-    if len(members) == 1:
-        return outputs[0]
-    task = members[0].task
-    restated = [_restate(each, member.task, task) for member, each in zip(members, outputs, strict=True)]
-    return task.combine(restated).float()
+def combine_members(members: Sequence[Trained], predictions: Sequence[Batch]) -> Batch:
+    """The members' predictions of the same samples as one."""
+    return predictions[0] if len(members) == 1 else members[0].task.combine(predictions)
 
 
-def _restate(outputs: Tensor, task: Task, other: Task) -> Tensor:
-    """Outputs of one task as another one of the same name would put them.
+@dataclass(frozen=True)
+class ImageViews:
+    """What a model looks at instead of an image; for CROPS of `size`, (height, width), from one that is larger."""
 
-    Regression standardises by its own training set: its predictions are a straight line of its outputs, which two
-    points give. Tasks without settings of that kind predict the same from the same outputs, and nothing is done.
-    """
-    points = torch.stack([torch.zeros(other.outputs), torch.ones(other.outputs)])
-    own, wanted = task.predictions(points), other.predictions(points)
-    if torch.equal(own, wanted):
-        return outputs
-    return ((task.predictions(outputs) - wanted[0]) / (wanted[1] - wanted[0])).float()
+    views: str
+    size: tuple[int, int]
 
-
-class Views(nn.Module):
-    """A model that looks at several views of each picture, one after the other, and combines what it finds.
-
-    Called with normalised pictures, float B x C x H x W; for CROPS they are wider than `size`, (height, width), which
-    the model is called with. Gives the task's combination of the views' outputs, float32.
-    """
-
-    def __init__(self, module: nn.Module, task: Task, views: str, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.module = module
-        self.task = task
-        self.views = views
-        self.size = size
-
-    def forward(self, images: Tensor) -> Tensor:
-        """As the class says."""
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Normalised images, float B x C x H x W, to several of them."""
         # Models may count on the memory format that they are given in training.
         is_last = images.is_contiguous(memory_format=torch.channels_last)
         memory_format = torch.channels_last if is_last else torch.contiguous_format
         crops = five_crop(images, list(self.size)) if self.views == CROPS else [images]
         views = [view for crop in crops for view in (crop, crop.flip(-1))]
-        outputs = [self.module(view.contiguous(memory_format=memory_format)) for view in views]
-        return self.task.combine([each.float() for each in outputs]).float()
+        return [view.contiguous(memory_format=memory_format) for view in views]
 
 
 def with_views(trained: Trained, views: str) -> Trained:
@@ -111,5 +86,4 @@ def with_views(trained: Trained, views: str) -> Trained:
         share = min(preprocess.crop_pct, CROPS_SHARE)
         height, width = (math.floor(pixels / share) for pixels in size)
         preprocess = replace(preprocess, size=(height, width), crop_pct=1.0)
-    module = Views(trained.module, trained.task, views, size).eval()
-    return replace(trained, module=module, preprocess=preprocess)
+    return replace(trained, views=ImageViews(views, size), preprocess=preprocess)

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ddp_ft.config.loading import make_config
 from ddp_ft.contracts import Batch
 from ddp_ft.data.bad_samples.replace import left_out
@@ -51,6 +49,6 @@ def score_models(request: Request, launch: Launch) -> dict[str, Any]:
         return {"split": name, "samples": len(source), **lost, **world.from_main(lambda: _metrics(members, collected))}
 
 
-def _metrics(members: Sequence[Trained], collected: Sequence[tuple[Tensor, Batch] | None]) -> dict[str, float]:
-    outputs, records = zip(*(each for each in collected if each is not None), strict=True)
-    return members[0].task.metrics(combine_members(members, outputs), records[0])
+def _metrics(members: Sequence[Trained], collected: Sequence[tuple[Batch, Batch] | None]) -> dict[str, float]:
+    predictions, records = zip(*(each for each in collected if each is not None), strict=True)
+    return members[0].task.metrics(combine_members(members, predictions), records[0])

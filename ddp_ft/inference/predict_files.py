@@ -138,9 +138,9 @@ def _outcomes(portions: Sequence[Portion], scorers: Sequence[Scorer], members: S
     found: dict[int, Outcome] = dict(portions[0].damaged)
     batches = [portion.batch for portion in portions if portion.batch is not None]
     if batches:
-        outputs = [scorer.outputs(batch) for scorer, batch in zip(scorers, batches, strict=True)]
-        shares = members[0].task.predictions(combine_members(members, outputs))
-        found.update(zip(batches[0]["index"].tolist(), shares.tolist(), strict=True))
+        predictions = [scorer.predictions(batch) for scorer, batch in zip(scorers, batches, strict=True)]
+        answers = members[0].task.answers(combine_members(members, predictions))
+        found.update(zip(batches[0]["index"].tolist(), answers, strict=True))
     return found
 
 

@@ -1,4 +1,4 @@
-"""A trained model on a source: what reads it, and what computes outputs."""
+"""A trained model on a source: what reads it, and what computes predictions."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,9 @@ from ddp_ft.inference.trained_model import Trained
 
 
 def make_scorer(trained: Trained, world: World) -> Scorer:
-    """What gives the model's outputs for batches of `make_loader`."""
+    """What gives the model's predictions for batches of `make_loader`."""
     prepare = DeviceTransform(trained.preprocess, world.device, trained.channels_last)
-    return Scorer(trained.module, trained.task, prepare, world, trained.precision)
+    return Scorer(trained.module, trained.task, prepare, world, trained.precision, trained.views)
 
 
 def make_loader(

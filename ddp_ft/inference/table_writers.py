@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -14,7 +14,7 @@ FILE, ERROR = "file", "error"
 # Rows of a row group of a Parquet file.
 GROUP_ROWS = 1 << 16
 
-Outcome = list[float] | str  # a row of Task.predictions, or why there is none
+Outcome = Mapping[str, Any] | str  # one of Task.answers, or why there is none
 
 
 class PredictionTable(Protocol):
@@ -79,7 +79,7 @@ class CsvTable:
             return [path, *("" for _ in self.header()[2:]), outcome]
         rest: list[str] = []
         if self.top_k > 1:
-            ranked = ranking(self.task.record(outcome)["probabilities"], self.top_k)
+            ranked = ranking(outcome["probabilities"], self.top_k)
             rest = [text for name, p in ranked[1:] for text in (name, f"{p:.6f}")]
         return [path, *self.task.row(outcome), *rest, ""]
 
@@ -106,7 +106,7 @@ class JsonLines:
     def _row(self, path: str, outcome: Outcome) -> dict[str, Any]:
         if isinstance(outcome, str):
             return {FILE: path, ERROR: outcome}
-        record = self.task.record(outcome)
+        record = dict(outcome)
         if self.top_k > 1:
             ranked = ranking(record["probabilities"], self.top_k)
             record["top"] = [{"class": name, "probability": p} for name, p in ranked]
@@ -152,7 +152,7 @@ class ParquetTable:
     def _row(self, path: str, outcome: Outcome) -> dict[str, Any]:
         if isinstance(outcome, str):
             return {FILE: _text(path), ERROR: _text(outcome)}
-        record = self.task.record(outcome)
+        record = dict(outcome)
         for place, (name, p) in enumerate(ranking(record.get("probabilities", {}), self.top_k)[1:], start=2):
             record |= {f"class_{place}": name, f"probability_{place}": p}
         record |= {f"prob_{name}": p for name, p in record.pop("probabilities", {}).items()}

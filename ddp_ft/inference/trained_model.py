@@ -11,6 +11,7 @@ from torch import nn
 
 from ddp_ft.contracts import Preprocess, Task
 from ddp_ft.errors import UserError, printable
+from ddp_ft.evaluation.evaluator import Views
 from ddp_ft.inference.exported import Framed, is_exported, open_exported
 from ddp_ft.models import create_from_spec
 from ddp_ft.models.precision import is_convolutional, place, same_precision
@@ -20,7 +21,10 @@ from ddp_ft.tasks.registry import restore_task
 
 @dataclass(frozen=True)
 class Trained:
-    """What best/ of a run folder holds, or an exported file, built and on its device."""
+    """What best/ of a run folder holds, or an exported file, built and on its device.
+
+    With `views` it looks at an image in several ways, and is given one of the size that these are made from.
+    """
 
     module: nn.Module
     preprocess: Preprocess
@@ -28,6 +32,7 @@ class Trained:
     names: tuple[str, ...]
     precision: str
     channels_last: bool
+    views: Views | None = None
 
 
 def load_trained(path: Path, device: torch.device) -> Trained:

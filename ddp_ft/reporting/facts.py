@@ -190,10 +190,12 @@ def _task_without_code(name: str, names: tuple[str, ...], description: Mapping[s
 
 
 def _scored_set(path: Path, split: str, task: Task) -> ScoredSet | None:
-    evaluation = load_evaluation(path, split)
-    if evaluation is None or evaluation.outputs is None or evaluation.records is None:
+    evaluation = load_evaluation(path, split, task)
+    if evaluation is None:
         return None
-    if evaluation.outputs.shape[1] != len(task.names) or not len(evaluation.outputs):
+    assert evaluation.predictions is not None
+    shape = task.estimates(evaluation.predictions).shape
+    if shape[1] != len(task.names) or not shape[0]:
         raise UserError(f"{path}: what is kept of {split} is not of {len(task.names)} outputs.", "Is the folder whole?")
     return score_set(evaluation, task)
 

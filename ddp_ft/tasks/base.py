@@ -1,7 +1,7 @@
 """What the tasks have in common: summed losses of single samples, and the names of metrics."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,18 +45,22 @@ class SupervisedTask(ABC):
         weight = batch["weight"] * self.class_weight(target)
         return weighted_sum(self.train_losses, outputs.float(), target, weight, batch)
 
-    def metrics(self, outputs: Tensor, records: Batch) -> dict[str, float]:
+    def records(self, batch: Batch) -> Batch:
+        """Targets and weights."""
+        return {name: batch[name] for name in ("target", "weight")}
+
+    def metrics(self, predictions: Batch, records: Batch) -> dict[str, float]:
         """All metrics over a whole set; its loss is without smoothing and weights."""
-        target = self.targets(records)
+        outputs, target = self.as_outputs(predictions), self.targets(records)
         if self.user_loss:
             losses = self.user_loss(outputs.float(), target)
         else:
             losses = self.plain_losses(outputs.double(), target)
         # The last digits follow the number of threads and processes; they are cut, so that the same model
         # has the same loss anywhere.
-        found = {"loss": round(float(losses.double().mean()), LOSS_DECIMALS), **self.scores(outputs, target)}
+        found = {"loss": round(float(losses.double().mean()), LOSS_DECIMALS), **self.scores(predictions, target)}
         if self.user_metric:
-            found[self.user_metric.name] = self.user_metric.compute(*self.judged(outputs, target))
+            found[self.user_metric.name] = self.user_metric.compute(*self.judged(predictions, target))
         assert found.keys() == {*self.directions(), *([self.user_metric.name] if self.user_metric else [])}
         return found
 
@@ -78,7 +82,7 @@ class SupervisedTask(ABC):
         outputs = torch.randn(samples, self.outputs, generator=generator)
         target = self.trial_targets(samples, generator)
         if self.user_metric:
-            self.user_metric.check(list(self.directions()), *self.judged(outputs, target))
+            self.user_metric.check(list(self.directions()), *self.judged(self.predictions(outputs, {}), target))
         if self.user_loss:
             self.user_loss.check(outputs, target)
 
@@ -87,9 +91,13 @@ class SupervisedTask(ABC):
         extra = self.user_metric.reference if self.user_metric else None
         return {"classes": list(self.names), "loss": self.choice.to_mapping(), "extra": extra}
 
-    def judged(self, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """What the user's metric is given: predictions and targets."""
-        return self.predictions(outputs), target
+    def answers(self, predictions: Batch) -> list[dict[str, Any]]:
+        """As in the contract of a task."""
+        return [self.answer(row) for row in self.estimates(predictions).tolist()]
+
+    def judged(self, predictions: Batch, target: Tensor) -> tuple[Tensor, Tensor]:
+        """What the user's metric is given: estimates and targets."""
+        return self.estimates(predictions), target
 
     def class_weight(self, target: Tensor) -> Tensor | float:
         """What each sample counts by its class (B)."""
@@ -108,7 +116,7 @@ class SupervisedTask(ABC):
         """The same without smoothing and weights."""
 
     @abstractmethod
-    def scores(self, outputs: Tensor, target: Tensor) -> dict[str, float]:
+    def scores(self, predictions: Batch, target: Tensor) -> dict[str, float]:
         """The metrics besides the loss."""
 
     @abstractmethod
@@ -120,8 +128,20 @@ class SupervisedTask(ABC):
         """Targets as `targets` gives them, with every class among them where there is room."""
 
     @abstractmethod
-    def predictions(self, outputs: Tensor) -> Tensor:
+    def predictions(self, outputs: Tensor, batch: Batch) -> Batch:
         """As in the contract of a task."""
+
+    @abstractmethod
+    def as_outputs(self, predictions: Batch) -> Tensor:
+        """The outputs that they were made of, as the losses take them."""
+
+    @abstractmethod
+    def estimates(self, predictions: Batch) -> Tensor:
+        """As in the contract of a task."""
+
+    @abstractmethod
+    def answer(self, estimate: Sequence[float]) -> dict[str, Any]:
+        """One of the `answers`, from one row of the estimates."""
 
 
 def stored_loss(settings: Mapping[str, Any], default: str) -> LossChoice:

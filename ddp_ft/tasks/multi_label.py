@@ -19,6 +19,7 @@ from ddp_ft.tasks.metrics import mean_auroc, mean_average_precision, mean_f1
 
 THRESHOLD = 0.5  # a label is said to be there from this probability on
 SEPARATOR = ";"
+LOGITS = "logits"
 TERM_LOSSES = ("bce", "focal")
 
 
@@ -100,11 +101,11 @@ class MultiLabel(SupervisedTask):
             return soft_f1(torch.sigmoid(outputs), target, count=1.0)
         return multi_label_terms(self.choice, outputs, target, 1.0).mean(1)
 
-    def scores(self, outputs: Tensor, target: Tensor) -> dict[str, float]:
+    def scores(self, predictions: Batch, target: Tensor) -> dict[str, float]:
         """Shares from 0 to 1; decisions are made at a probability of 0.5. Classes that the set lacks are left out."""
         from torchmetrics.functional.classification import binary_f1_score
 
-        probabilities, truth = torch.sigmoid(outputs.double()), target > 0.5
+        probabilities, truth = torch.sigmoid(predictions[LOGITS].double()), target > 0.5
         decisions = probabilities >= THRESHOLD
         return {
             "mAP": mean_average_precision(probabilities, truth),
@@ -123,35 +124,40 @@ class MultiLabel(SupervisedTask):
         drawn = torch.randint(0, 2, (samples, self.outputs), generator=generator)
         return (drawn | F.one_hot(torch.arange(samples) % self.outputs, self.outputs)).float()
 
-    def judged(self, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def judged(self, predictions: Batch, target: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities, and targets as int64, which torchmetrics wants."""
-        return self.predictions(outputs), (target > 0.5).long()
+        return self.estimates(predictions), (target > 0.5).long()
 
-    def predictions(self, outputs: Tensor) -> Tensor:
-        """Sigmoid of each class, B x classes."""
-        return torch.sigmoid(outputs.float())
+    def predictions(self, outputs: Tensor, batch: Batch) -> Batch:
+        """ "logits": float32, B x classes."""
+        return {LOGITS: outputs.float()}
 
-    def combine(self, outputs: Sequence[Tensor]) -> Tensor:
+    def as_outputs(self, predictions: Batch) -> Tensor:
+        """The logits."""
+        return predictions[LOGITS]
+
+    def estimates(self, predictions: Batch) -> Tensor:
+        """Sigmoid of each class, float32, N x classes."""
+        return torch.sigmoid(predictions[LOGITS])
+
+    def combine(self, predictions: Sequence[Batch]) -> Batch:
         """Logits of the mean probability."""
-        logits = torch.stack([each.double() for each in outputs])
+        logits = torch.stack([each[LOGITS].double() for each in predictions])
         present, absent = (torch.logsumexp(F.logsigmoid(sign * logits), dim=0) for sign in (1, -1))
-        return (present - absent).float()
+        return {LOGITS: (present - absent).float()}
 
     def columns(self) -> list[str]:
         """The labels that are there, and the probabilities of all."""
         return ["classes", *(f"prob_{name}" for name in self.names)]
 
-    def row(self, prediction: Sequence[float]) -> list[str]:
-        """As `columns` says."""
-        return [SEPARATOR.join(self._present(prediction)), *(f"{p:.6f}" for p in prediction)]
-
-    def record(self, prediction: Sequence[float]) -> dict[str, Any]:
+    def answer(self, estimate: Sequence[float]) -> dict[str, Any]:
         """The labels that are there, and the probabilities of all."""
-        by_name = dict(zip(self.names, prediction, strict=True))
-        return {"classes": self._present(prediction), "probabilities": by_name}
+        by_name = dict(zip(self.names, estimate, strict=True))
+        return {"classes": [name for name, p in by_name.items() if p >= THRESHOLD], "probabilities": by_name}
 
-    def _present(self, prediction: Sequence[float]) -> list[str]:
-        return [name for name, p in zip(self.names, prediction, strict=True) if p >= THRESHOLD]
+    def row(self, answer: Mapping[str, Any]) -> list[str]:
+        """As `columns` says."""
+        return [SEPARATOR.join(answer["classes"]), *(f"{p:.6f}" for p in answer["probabilities"].values())]
 
     def initial_bias(self) -> Tensor | None:
         """Logits of the labels' shares of the training samples, with one sample more of either kind (Laplace)."""

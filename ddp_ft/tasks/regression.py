@@ -15,6 +15,8 @@ from ddp_ft.tasks.base import SupervisedTask, stored_loss
 from ddp_ft.tasks.class_weights import CLASS_KEY, POSITIVE_KEY
 from ddp_ft.tasks.losses import LossChoice, choose_loss, regression_losses
 
+VALUES = "values"
+
 
 class Regression(SupervisedTask):
     """One number for each of `names`; batches carry "target" (float32, B x names).
@@ -77,14 +79,14 @@ class Regression(SupervisedTask):
         """The same in double precision."""
         return regression_losses(self.choice, outputs, target.double())
 
-    def scores(self, outputs: Tensor, target: Tensor) -> dict[str, float]:
+    def scores(self, predictions: Batch, target: Tensor) -> dict[str, float]:
         """In the target's units; of several numbers the mean of their scores, and each one's mean error.
 
         r2 is 0 for a number that is the same in the whole set, where it is not defined.
         """
         from torchmetrics.functional.regression import mean_absolute_error, mean_squared_error
 
-        given, wanted = self.predictions(outputs), self._in_units(target)
+        given, wanted = predictions[VALUES], self._in_units(target)
         errors = [float(mean_absolute_error(given[:, c], wanted[:, c])) for c in range(self.outputs)]
         roots = [float(mean_squared_error(given[:, c], wanted[:, c], squared=False)) for c in range(self.outputs)]
         explained = [_r2(given[:, c], wanted[:, c]) for c in range(self.outputs)]
@@ -105,30 +107,39 @@ class Regression(SupervisedTask):
         """Drawn, of mean 0 and deviation 1."""
         return torch.randn(samples, self.outputs, generator=generator)
 
-    def judged(self, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def judged(self, predictions: Batch, target: Tensor) -> tuple[Tensor, Tensor]:
         """In the target's units, float64, N x names; N for a single number, as torchmetrics wants it."""
-        given, wanted = self.predictions(outputs), self._in_units(target)
+        given, wanted = predictions[VALUES], self._in_units(target)
         return (given[:, 0], wanted[:, 0]) if self.outputs == 1 else (given, wanted)
 
-    def predictions(self, outputs: Tensor) -> Tensor:
-        """Numbers in the target's units, float64, B x names."""
-        return self._in_units(outputs)
+    def predictions(self, outputs: Tensor, batch: Batch) -> Batch:
+        """ "values": numbers in the target's units, float64, B x names."""
+        return {VALUES: self._in_units(outputs)}
 
-    def combine(self, outputs: Sequence[Tensor]) -> Tensor:
-        """Their mean."""
-        return torch.stack(list(outputs)).mean(0)
+    def as_outputs(self, predictions: Batch) -> Tensor:
+        """Standardised, float64."""
+        values = predictions[VALUES]
+        return (values - self.mean.to(values.device)) / self.std.to(values.device)
+
+    def estimates(self, predictions: Batch) -> Tensor:
+        """The values."""
+        return predictions[VALUES]
+
+    def combine(self, predictions: Sequence[Batch]) -> Batch:
+        """Their mean: in the target's units, as each model standardises by a training set of its own."""
+        return {VALUES: torch.stack([each[VALUES] for each in predictions]).mean(0)}
 
     def columns(self) -> list[str]:
         """The numbers' names."""
         return list(self.names)
 
-    def row(self, prediction: Sequence[float]) -> list[str]:
-        """As `columns` says, with the digits that a float32 has."""
-        return [f"{value:.9g}" for value in prediction]
-
-    def record(self, prediction: Sequence[float]) -> dict[str, Any]:
+    def answer(self, estimate: Sequence[float]) -> dict[str, Any]:
         """The numbers by name."""
-        return {"values": dict(zip(self.names, prediction, strict=True))}
+        return {"values": dict(zip(self.names, estimate, strict=True))}
+
+    def row(self, answer: Mapping[str, Any]) -> list[str]:
+        """As `columns` says, with the digits that a float32 has."""
+        return [f"{value:.9g}" for value in answer["values"].values()]
 
     def initial_bias(self) -> Tensor | None:
         """0: the training set's mean."""

@@ -17,6 +17,7 @@ from ddp_ft.tasks.class_weights import POSITIVE_KEY, class_weights
 from ddp_ft.tasks.losses import LossChoice, choose_loss, single_label_losses
 from ddp_ft.tasks.metrics import mean_auroc
 
+LOGITS = "logits"
 CALIBRATION_BINS = 15  # as in arXiv 1706.04599
 
 
@@ -89,7 +90,7 @@ class SingleLabel(SupervisedTask):
         """Without smoothing, B."""
         return single_label_losses(self.choice, outputs, target, 0.0)
 
-    def scores(self, outputs: Tensor, target: Tensor) -> dict[str, float]:
+    def scores(self, predictions: Batch, target: Tensor) -> dict[str, float]:
         """Shares from 0 to 1. A class that the set lacks has no part in balanced_accuracy and auroc."""
         # Imported here: it takes a second, which the first training step need not wait for.
         from torchmetrics.functional.classification import (
@@ -98,7 +99,8 @@ class SingleLabel(SupervisedTask):
             multiclass_f1_score,
         )
 
-        classes, probabilities = self.outputs, torch.softmax(outputs.double(), 1)
+        classes, outputs = self.outputs, predictions[LOGITS]
+        probabilities = torch.softmax(outputs.double(), 1)
         truth = torch.zeros_like(probabilities, dtype=torch.bool).scatter_(1, target.unsqueeze(1), True)
         recalls = multiclass_accuracy(outputs, target, classes, average=None)
         found: dict[str, float | Tensor] = {
@@ -121,29 +123,37 @@ class SingleLabel(SupervisedTask):
         """All classes in turn."""
         return torch.arange(samples) % self.outputs
 
-    def predictions(self, outputs: Tensor) -> Tensor:
-        """Softmax over the classes, B x classes."""
-        return torch.softmax(outputs.float(), dim=-1)
+    def predictions(self, outputs: Tensor, batch: Batch) -> Batch:
+        """ "logits": float32, B x classes."""
+        return {LOGITS: outputs.float()}
 
-    def combine(self, outputs: Sequence[Tensor]) -> Tensor:
+    def as_outputs(self, predictions: Batch) -> Tensor:
+        """The logits."""
+        return predictions[LOGITS]
+
+    def estimates(self, predictions: Batch) -> Tensor:
+        """Softmax over the classes, float32, N x classes."""
+        return torch.softmax(predictions[LOGITS], dim=-1)
+
+    def combine(self, predictions: Sequence[Batch]) -> Batch:
         """Logarithm of the mean probability."""
-        logs = torch.stack([torch.log_softmax(each.double(), dim=-1) for each in outputs])
-        return (torch.logsumexp(logs, dim=0) - math.log(len(outputs))).float()
+        logs = torch.stack([torch.log_softmax(each[LOGITS].double(), dim=-1) for each in predictions])
+        return {LOGITS: (torch.logsumexp(logs, dim=0) - math.log(len(predictions))).float()}
 
     def columns(self) -> list[str]:
         """The likeliest class, its probability, and those of all classes."""
         return ["class", "probability", *(f"prob_{name}" for name in self.names)]
 
-    def row(self, prediction: Sequence[float]) -> list[str]:
-        """As `columns` says."""
-        best = _likeliest(prediction)
-        return [self.names[best], f"{prediction[best]:.6f}", *(f"{p:.6f}" for p in prediction)]
-
-    def record(self, prediction: Sequence[float]) -> dict[str, Any]:
+    def answer(self, estimate: Sequence[float]) -> dict[str, Any]:
         """The likeliest class, its probability, and those of all classes."""
-        best = _likeliest(prediction)
-        by_name = dict(zip(self.names, prediction, strict=True))
-        return {"class": self.names[best], "probability": prediction[best], "probabilities": by_name}
+        best = _likeliest(estimate)
+        by_name = dict(zip(self.names, estimate, strict=True))
+        return {"class": self.names[best], "probability": estimate[best], "probabilities": by_name}
+
+    def row(self, answer: Mapping[str, Any]) -> list[str]:
+        """As `columns` says."""
+        shares = [answer["probability"], *answer["probabilities"].values()]
+        return [answer["class"], *(f"{p:.6f}" for p in shares)]
 
     def initial_bias(self) -> Tensor | None:
         """Logarithms of the classes' shares of the training samples, each class counted once more (Laplace)."""
@@ -152,6 +162,6 @@ class SingleLabel(SupervisedTask):
         return torch.tensor((self.counts + 1) / (self.counts.sum() + self.outputs)).log().float()
 
 
-def _likeliest(prediction: Sequence[float]) -> int:
+def _likeliest(estimate: Sequence[float]) -> int:
     """The first of them, where several are equal."""
-    return max(range(len(prediction)), key=prediction.__getitem__)
+    return max(range(len(estimate)), key=estimate.__getitem__)

@@ -12,7 +12,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ddp_ft.contracts import Batch
-from ddp_ft.data.micro_batches import cut, first_samples
+from ddp_ft.data.batch import cut, first_samples
 from ddp_ft.errors import UserError
 from ddp_ft.models.precision import resolve_precision
 from ddp_ft.training.data_phase import DataPhase

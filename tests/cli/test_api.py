@@ -97,7 +97,7 @@ def test_labels_numbers_and_views(shapes, tmp_path):
     mirrored = ddp_ft.load(write_model(tmp_path / "m", 1), "cpu", tta="flip")
     images = mirrored.preprocess(file)[None]
     with torch.no_grad():
-        shares = [mirrored.module.module(each).softmax(1)[0] for each in (images, images.flip(-1))]
+        shares = [mirrored.module(each).softmax(1)[0] for each in (images, images.flip(-1))]
     assert list(mirrored(file).probabilities.values()) == pytest.approx(
         ((shares[0] + shares[1]) / 2).tolist(), abs=1e-6
     )

@@ -13,8 +13,10 @@ from ddp_ft.contracts import Preprocess
 from ddp_ft.data.image.transforms import eval_transform
 from ddp_ft.data.sources.folder import FileSource
 from ddp_ft.data.sources.predict_inputs import list_pictures
+from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
-from ddp_ft.inference.ensemble import VIEWS, Views, combine_members, load_ensemble, with_views
+from ddp_ft.inference.ensemble import VIEWS, ImageViews, combine_members, load_ensemble, with_views
+from ddp_ft.inference.scoring import make_scorer
 from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.tasks.registry import restore_task
 from tests.support.runs import call_on
@@ -138,31 +140,26 @@ class Mean(nn.Module):
 
 
 def test_a_symmetric_model_does_not_see_the_mirror():
-    task, images = restore_task("single-label", {"classes": ["a", "b", "c"]}), torch.randn(5, 3, 8, 8)
-    found = Views(Mean(), task, "flip", (8, 8))(images)
-    torch.testing.assert_close(task.predictions(found), task.predictions(Mean()(images)))
+    trained, batch = load_like(PREPROCESS), {"image": torch.randint(256, (5, 3, 24, 24), dtype=torch.uint8)}
+    batch["index"] = torch.arange(5)
+    plain, mirrored = (
+        make_scorer(with_views(trained, views), World(0, 1, 0, CPU)).predictions(batch) for views in ("none", "flip")
+    )
+    torch.testing.assert_close(trained.task.estimates(mirrored), trained.task.estimates(plain))
 
 
-def test_views_keep_the_memory_format(models):
-    seen = []
-
-    class Spy(Mean):
-        def forward(self, images):
-            seen.append(images.is_contiguous(memory_format=torch.channels_last))
-            return super().forward(images)
-
-    task = restore_task("single-label", {"classes": ["a", "b", "c"]})
+def test_views_keep_the_memory_format():
     for memory_format in (torch.channels_last, torch.contiguous_format):
         images = torch.randn(2, 3, 9, 9).contiguous(memory_format=memory_format)
-        Views(Spy(), task, "crops", (8, 8))(images)
-    assert seen == [True] * 10 + [False] * 10
+        seen = ImageViews("crops", (8, 8))(images)
+        assert len(seen) == 10 and all(view.is_contiguous(memory_format=memory_format) for view in seen)
 
 
 def test_crops_of_a_model_that_sees_little_of_the_picture_stay_within_that():
     narrow = replace(PREPROCESS, size=(20, 30), crop_pct=0.5)
     member = with_views(load_like(narrow), "crops")
     assert (member.preprocess.size, member.preprocess.crop_pct) == ((40, 60), 1.0)
-    assert member.module.size == (20, 30)
+    assert member.views.size == (20, 30)
 
 
 def load_like(preprocess):
@@ -213,8 +210,8 @@ def test_several_labels_are_averaged_as_probabilities(shapes, tmp_path):
 
 
 def test_one_model_is_left_as_it_is(models):
-    [member], outputs = load_ensemble(models[:1], CPU), torch.randn(4, 3)
-    assert combine_members([member], [outputs]) is outputs
+    [member], predictions = load_ensemble(models[:1], CPU), {"logits": torch.randn(4, 3)}
+    assert combine_members([member], [predictions]) is predictions
     assert with_views(member, "none") is member
 
 

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ddp_ft.errors import UserError
 from ddp_ft.run_folder.evaluations import load_evaluation
+from ddp_ft.tasks.registry import restore_task
 from ddp_ft.trackers.charts import CELL, MARGIN
 from ddp_ft.training.profiler import parse_steps
 from tests.support.runs import arguments, read, start_process, train_here, train_on
@@ -38,9 +39,9 @@ def test_a_run_shows_its_pictures_and_learns_the_same(shapes, tmp_path, world_si
     assert {"disc", "square", "stripes"} <= set(tags["tensors"])  # precision-recall curves
     assert tags["graph"] and any(tag.startswith("weights/") for tag in tags["histograms"])
     assert any(tag.startswith("gradients/") for tag in tags["histograms"])
-    evaluation = load_evaluation(on, "val")
-    assert evaluation.outputs.shape == (12, 3)
-    right = (evaluation.outputs.argmax(1) == evaluation.records["target"]).double().mean()
+    evaluation = load_evaluation(on, "val", restore_task("single-label", {"classes": ["disc", "square", "stripes"]}))
+    assert evaluation.predictions["logits"].shape == (12, 3)
+    right = (evaluation.predictions["logits"].argmax(1) == evaluation.records["target"]).double().mean()
     assert float(right) == pytest.approx(read(on, "summary.json")["val"]["accuracy"])
 
 

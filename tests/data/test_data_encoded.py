@@ -10,12 +10,12 @@ from PIL import Image
 from ddp_ft.config.loading import make_config
 from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.contracts import Preprocess
+from ddp_ft.data.batch import cut
 from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.data.image.mixup import Mixing
 from ddp_ft.data.image.nvjpeg import JPEG, LENGTH, NVJPEG, EncodedTransform, check_nvjpeg
 from ddp_ft.data.image.transforms import train_transform
 from ddp_ft.data.loader import TrainLoader
-from ddp_ft.data.micro_batches import cut
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.data.sources.folder import FileSource
 from ddp_ft.errors import UserError

@@ -38,11 +38,14 @@ def measure(world, count):
     loader = EvalLoader(source, untouched, 8, world.size, world.rank, 0)
     prepare = DeviceTransform(preprocess, world.device, channels_last=False)
     task, seen = SingleLabel(tuple("abcdefg")), []
-    real_metrics = task.metrics
-    task.metrics = lambda outputs, records: seen.append((outputs, records)) or real_metrics(outputs, records)
+    real_metrics, real_records = task.metrics, task.records
+    task.records = lambda batch: {**real_records(batch), "index": batch["index"]}
+    task.metrics = lambda predictions, records: (
+        seen.append((predictions, records)) or real_metrics(predictions, records)
+    )
     evaluation = Scorer(nets.plain(7), task, prepare, world, "fp32").evaluate(loader, count)
-    assert (evaluation.outputs is not None) == world.is_main
-    return evaluation.metrics, [(len(outputs), records["index"].tolist()) for outputs, records in seen]
+    assert (evaluation.predictions is not None) == world.is_main
+    return evaluation.metrics, [(len(found["logits"]), records["index"].tolist()) for found, records in seen]
 
 
 @pytest.mark.parametrize("count", [1, 101])
@@ -63,7 +66,7 @@ def test_metrics_against_scikit_learn():
     generator = torch.Generator().manual_seed(1)
     outputs = torch.randn(101, 7, generator=generator)
     target = torch.randint(0, 7, (101,), generator=generator)
-    found = SingleLabel(tuple("abcdefg")).metrics(outputs, {"target": target})
+    found = SingleLabel(tuple("abcdefg")).metrics({"logits": outputs}, {"target": target})
     guesses = outputs.argmax(dim=1)
     assert found["accuracy"] == pytest.approx(sk.accuracy_score(target, guesses))
     assert found["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(target, guesses))
@@ -74,4 +77,4 @@ def test_metrics_against_scikit_learn():
 
 def test_top5_only_where_it_means_something():
     outputs, target = torch.randn(9, 5), torch.arange(9) % 5
-    assert "top5_accuracy" not in SingleLabel(tuple("abcde")).metrics(outputs, {"target": target})
+    assert "top5_accuracy" not in SingleLabel(tuple("abcde")).metrics({"logits": outputs}, {"target": target})

@@ -116,7 +116,9 @@ def measure(world, file):
     config = make_config({"eval.extra": f"{file}:Kappa"})
     task = make_task(config, Schema(LABEL, ("a", "b", "c")), TARGETS[LABEL])
     outputs = torch.eye(3)[torch.from_numpy(TARGETS[LABEL])]
-    return world.from_main(lambda: task.metrics(outputs, {"target": torch.from_numpy(TARGETS[LABEL])}))
+    return world.from_main(
+        lambda: task.metrics(task.predictions(outputs, {}), {"target": torch.from_numpy(TARGETS[LABEL])})
+    )
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

@@ -216,4 +216,4 @@ def test_evaluation_without_room_for_one():
     module, learner = make_learner(World(0, 1, 0, torch.device("cpu")), exhausted.in_no_evaluation)
     batch = next(micro_batches(GlobalOrderSampler(40, 8, 1, 0, seed=3).share(0), None))
     with pytest.raises(UserError, match="with a single picture"):
-        Scorer(module, learner.task, learner.prepare, learner.world, "fp32").outputs(batch)
+        Scorer(module, learner.task, learner.prepare, learner.world, "fp32").predictions(batch)

@@ -61,8 +61,9 @@ def write_finished(
     for split in ("val", "test") if test else ("val",):
         outputs, target = draw_outputs(task, len(names), samples, seed + (split == "test"), skill)
         records = {"target": target, "weight": torch.ones(samples)}
-        found[split] = made.metrics(outputs, records)
-        save_evaluation(run, split, Evaluation(found[split], outputs, records))
+        predictions = made.predictions(outputs, records)
+        found[split] = made.metrics(predictions, records)
+        save_evaluation(run, split, Evaluation(found[split], predictions, records))
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _rows(found["val"])))
     summary = {
         "status": "done", "phase": "train", "step": 12, "epoch": 3.0, "best_step": 12, "best_epoch": 3.0,

@@ -51,6 +51,19 @@ def outputs_for(task, samples: int = SAMPLES, seed: int = 0, scale: float = 2.0)
     return scale * torch.randn(samples, task.outputs, generator=generator)
 
 
+def metrics_of(task, outputs, records):
+    """The metrics of a set with these outputs of the network."""
+    return task.metrics(task.predictions(outputs, records), records)
+
+
+def estimates_of(task, outputs):
+    return task.estimates(task.predictions(outputs, {}))
+
+
+def row_of(task, estimate):
+    return task.row(task.answer(estimate))
+
+
 def code(folder: Path, text: str, name: str = "mine.py") -> str:
     """A file with that code; gives its path."""
     file = folder / name

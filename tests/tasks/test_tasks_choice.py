@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from task_cases import CLASSES, DATA, make, refuses
+from task_cases import CLASSES, DATA, make, metrics_of, refuses
 
 from ddp_ft.config.loading import make_config
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema
@@ -67,7 +67,7 @@ def test_numbers_that_cannot_be_learned(column, parts):
 
 def test_models_of_before_and_of_later():
     old = restore_task("single-label", {"classes": ["a", "b"]})
-    assert old.metrics(torch.eye(2), {"target": torch.arange(2)})["loss"] == pytest.approx(0.31326)
+    assert metrics_of(old, torch.eye(2), {"target": torch.arange(2)})["loss"] == pytest.approx(0.31326)
     assert old.initial_bias() is None and restore_task("multi-label", {"classes": ["a", "b"]}).initial_bias() is None
     with pytest.raises(UserError, match="'telepathy', which is not known"):
         restore_task("telepathy", {})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from task_cases import DATA, ONE_NUMBER, batch_of, make, outputs_for, refuses
+from task_cases import DATA, ONE_NUMBER, batch_of, estimates_of, make, metrics_of, outputs_for, refuses, row_of
 
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS
 
@@ -93,7 +93,7 @@ def test_labels_from_class_folders_are_one_hot():
     one_hot = {**batch, "target": F.one_hot(batch["target"]).float()}
     outputs = outputs_for(task)
     assert mean_loss(task, outputs, batch) == mean_loss(task, outputs, one_hot)
-    assert task.metrics(outputs, batch) == task.metrics(outputs, one_hot)
+    assert metrics_of(task, outputs, batch) == metrics_of(task, outputs, one_hot)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_regression_is_of_standardised_numbers(settings, expected, data):
     outputs, values = outputs_for(task), data[1]
     standard = torch.from_numpy((values - values.mean(0)) / values.std(0))
     assert mean_loss(task, outputs, batch) == approx(expected(outputs, standard))
-    assert task.metrics(outputs, batch)["loss"] == pytest.approx(float(expected(outputs, standard)), abs=1e-5)
+    assert metrics_of(task, outputs, batch)["loss"] == pytest.approx(float(expected(outputs, standard)), abs=1e-5)
 
 
 def test_small_deviations_of_large_numbers_survive():
@@ -119,20 +119,20 @@ def test_small_deviations_of_large_numbers_survive():
     task = make(NUMBERS, (("year",), values))
     precise = values.astype(np.float64)
     exact = torch.from_numpy((precise - precise.mean(0)) / precise.std(0)).float()
-    assert task.metrics(exact, batch_of(NUMBERS, (("year",), values)))["mae"] < 1e-5
-    assert task.row(task.predictions(exact)[1].tolist()) == ["1000001"]
+    assert metrics_of(task, exact, batch_of(NUMBERS, (("year",), values)))["mae"] < 1e-5
+    assert row_of(task, estimates_of(task, exact)[1].tolist()) == ["1000001"]
 
 
 def test_evaluation_has_neither_smoothing_nor_weights():
     plain = make(LABEL, loss__label_smoothing=0)
     other = make(LABEL, loss__label_smoothing=0.5, loss__class_weights="1,2,3")
     batch, outputs = batch_of(LABEL), outputs_for(plain)
-    assert other.metrics(outputs, batch) == plain.metrics(outputs, batch)
+    assert metrics_of(other, outputs, batch) == metrics_of(plain, outputs, batch)
     assert mean_loss(other, outputs, batch) != pytest.approx(mean_loss(plain, outputs, batch), rel=1e-2)
     labels = batch_of(LABELS)
     plain = make(LABELS, loss__label_smoothing=0)
     other = make(LABELS, loss__label_smoothing=0.5, loss__class_weights="1,2,3", loss__positive_weights="5,6,7")
-    assert other.metrics(outputs, labels) == plain.metrics(outputs, labels)
+    assert metrics_of(other, outputs, labels) == metrics_of(plain, outputs, labels)
 
 
 def test_mixing_is_cross_entropy_of_the_mixed_target():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from task_cases import DATA, ONE_NUMBER, batch_of, make, outputs_for
+from task_cases import DATA, ONE_NUMBER, batch_of, estimates_of, make, metrics_of, outputs_for, row_of
 
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS
 
@@ -13,7 +13,7 @@ def test_single_label_against_scikit_learn():
 
     task, batch = make(LABEL), batch_of(LABEL)
     outputs = outputs_for(task)
-    found, target, p = task.metrics(outputs, batch), batch["target"], outputs.double().softmax(1)
+    found, target, p = metrics_of(task, outputs, batch), batch["target"], outputs.double().softmax(1)
     assert found["auroc"] == pytest.approx(sk.roc_auc_score(target, p, multi_class="ovr"))
     assert found["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(target, p.argmax(1)))
     assert found["macro_f1"] == pytest.approx(sk.f1_score(target, p.argmax(1), average="macro"))
@@ -26,7 +26,7 @@ def test_calibration_by_hand():
     sure = torch.tensor([0.8, 0.1, 0.1]).log().repeat(4, 1)
     unsure = torch.tensor([0.25, 0.55, 0.2]).log().repeat(4, 1)
     batch = {"target": torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])}
-    found = task.metrics(torch.cat([sure, unsure]), batch)
+    found = metrics_of(task, torch.cat([sure, unsure]), batch)
     assert found["ece"] == pytest.approx(0.5 * abs(0.8 - 0.75) + 0.5 * abs(0.55 - 1.0), abs=1e-6)
 
 
@@ -35,14 +35,14 @@ def test_classes_that_the_set_lacks_are_left_out():
 
     task = make(LABEL)
     outputs, target = outputs_for(task, 40), torch.arange(40) % 2
-    found, p = task.metrics(outputs, {"target": target}), outputs.double().softmax(1)
+    found, p = metrics_of(task, outputs, {"target": target}), outputs.double().softmax(1)
     assert bool((p.argmax(1) == 2).any()), "the missing class must be guessed at times"
     expected = np.mean([sk.roc_auc_score(target == c, p[:, c]) for c in (0, 1)])
     assert found["auroc"] == pytest.approx(expected)
     assert found["balanced_accuracy"] == pytest.approx(
         np.mean([(p.argmax(1) == target)[target == c].double().mean() for c in (0, 1)])
     )
-    assert task.metrics(outputs[:3], {"target": torch.zeros(3, dtype=torch.long)})["auroc"] == 0.5
+    assert metrics_of(task, outputs[:3], {"target": torch.zeros(3, dtype=torch.long)})["auroc"] == 0.5
 
 
 def test_multi_label_against_scikit_learn():
@@ -50,7 +50,7 @@ def test_multi_label_against_scikit_learn():
 
     task, batch = make(LABELS), batch_of(LABELS)
     outputs = outputs_for(task)
-    found, truth, p = task.metrics(outputs, batch), batch["target"].int(), outputs.double().sigmoid()
+    found, truth, p = metrics_of(task, outputs, batch), batch["target"].int(), outputs.double().sigmoid()
     decided = (p >= 0.5).int()
     assert found["mAP"] == pytest.approx(sk.average_precision_score(truth, p, average="macro"))
     assert found["auroc"] == pytest.approx(sk.roc_auc_score(truth, p, average="macro"))
@@ -65,16 +65,16 @@ def test_labels_that_the_set_lacks_are_left_out():
     outputs, target = outputs_for(task), torch.from_numpy(DATA[LABELS][1].copy())
     target[:, 1] = 0
     narrow = make(LABELS, (("ant", "cat"), DATA[LABELS][1][:, [0, 2]]))
-    found = task.metrics(outputs, {"target": target})
-    expected = narrow.metrics(outputs[:, [0, 2]], {"target": target[:, [0, 2]]})
+    found = metrics_of(task, outputs, {"target": target})
+    expected = metrics_of(narrow, outputs[:, [0, 2]], {"target": target[:, [0, 2]]})
     assert (found["mAP"], found["auroc"]) == pytest.approx((expected["mAP"], expected["auroc"]))
     # A label that is only guessed has an F1 of 0; one that is not even guessed has none.
     assert bool((outputs[:, 1] >= 0).any())
     assert found["macro_f1"] == pytest.approx(expected["macro_f1"] * 2 / 3)
     unsaid = outputs.clone()
     unsaid[:, 1] = -1
-    assert task.metrics(unsaid, {"target": target})["macro_f1"] == pytest.approx(expected["macro_f1"])
-    nothing = task.metrics(outputs, {"target": torch.zeros_like(target)})
+    assert metrics_of(task, unsaid, {"target": target})["macro_f1"] == pytest.approx(expected["macro_f1"])
+    nothing = metrics_of(task, outputs, {"target": torch.zeros_like(target)})
     assert (nothing["mAP"], nothing["auroc"]) == (0.0, 0.5)
 
 
@@ -85,7 +85,7 @@ def test_one_label_alone():
     task, batch = make(LABELS, data), batch_of(LABELS, data)
     outputs = outputs_for(task)
     truth, p = data[1][:, 0], outputs.sigmoid()[:, 0]
-    assert task.metrics(outputs, batch)["mAP"] == pytest.approx(sk.average_precision_score(truth, p))
+    assert metrics_of(task, outputs, batch)["mAP"] == pytest.approx(sk.average_precision_score(truth, p))
 
 
 @pytest.mark.parametrize("data", [DATA[NUMBERS], ONE_NUMBER], ids=["two", "one"])
@@ -95,9 +95,9 @@ def test_regression_against_scikit_learn_in_the_targets_units(data):
     names, values = data
     task = make(NUMBERS, data)
     outputs = outputs_for(task)
-    found = task.metrics(outputs, batch_of(NUMBERS, data))
+    found = metrics_of(task, outputs, batch_of(NUMBERS, data))
     guesses = outputs.numpy() * values.std(0) + values.mean(0)
-    np.testing.assert_allclose(task.predictions(outputs).numpy(), guesses, rtol=1e-5)
+    np.testing.assert_allclose(estimates_of(task, outputs).numpy(), guesses, rtol=1e-5)
     assert found["mae"] == pytest.approx(sk.mean_absolute_error(values, guesses), rel=1e-5)
     assert found["rmse"] == pytest.approx(sk.root_mean_squared_error(values, guesses), rel=1e-5)
     assert found["r2"] == pytest.approx(sk.r2_score(values, guesses), rel=1e-5)
@@ -108,14 +108,14 @@ def test_regression_against_scikit_learn_in_the_targets_units(data):
 
 def test_r2_of_a_number_that_is_all_the_same():
     task = make(NUMBERS, ONE_NUMBER)
-    assert task.metrics(torch.ones(3, 1), {"target": torch.full((3, 1), 50.0)})["r2"] == 0.0
+    assert metrics_of(task, torch.ones(3, 1), {"target": torch.full((3, 1), 50.0)})["r2"] == 0.0
 
 
 def test_rows():
-    assert make(LABEL).row([0.2, 0.7, 0.1]) == ["bee", "0.700000", "0.200000", "0.700000", "0.100000"]
+    assert row_of(make(LABEL), [0.2, 0.7, 0.1]) == ["bee", "0.700000", "0.200000", "0.700000", "0.100000"]
     labels = make(LABELS)
     assert labels.columns() == ["classes", "prob_ant", "prob_bee", "prob_cat"]
-    assert labels.row([0.5, 0.49, 0.9]) == ["ant;cat", "0.500000", "0.490000", "0.900000"]
-    assert labels.row([0.1, 0.1, 0.1])[0] == ""
+    assert row_of(labels, [0.5, 0.49, 0.9]) == ["ant;cat", "0.500000", "0.490000", "0.900000"]
+    assert row_of(labels, [0.1, 0.1, 0.1])[0] == ""
     numbers = make(NUMBERS)
-    assert (numbers.columns(), numbers.row([41.25, -0.1])) == (["age", "weight"], ["41.25", "-0.1"])
+    assert (numbers.columns(), row_of(numbers, [41.25, -0.1])) == (["age", "weight"], ["41.25", "-0.1"])

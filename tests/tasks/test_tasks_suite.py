@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from task_cases import DATA, MANY_CLASSES, ONE_NUMBER, SAMPLES, batch_of, make, outputs_for
+from task_cases import DATA, MANY_CLASSES, ONE_NUMBER, SAMPLES, batch_of, estimates_of, make, metrics_of, outputs_for
 
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS
 from ddp_ft.errors import UserError
@@ -48,19 +48,19 @@ def part(batch, chosen):
 def test_metrics_of_any_set_and_their_directions(case):
     """The whole set, one sample, one kind of target, and a network that gives the same for all or nothing at all."""
     task, batch, outputs = case
-    names = task.metrics(outputs, batch).keys()
+    names = metrics_of(task, outputs, batch).keys()
     assert task.primary_metric in names and "loss" in names
     alike = part(batch, torch.zeros(4, dtype=torch.long))
     absent = {**batch, "target": torch.zeros_like(batch["target"])}
     for some, given in [
         (batch, torch.zeros_like(outputs)), (part(batch, [3]), outputs[3:4]), (alike, outputs[:4]), (absent, outputs),
     ]:  # fmt: skip
-        found = task.metrics(given, some)
+        found = metrics_of(task, given, some)
         assert found.keys() == names
         assert all(type(value) is float and math.isfinite(value) for value in found.values()), found
     assert {type(task.higher_is_better(name)) for name in names} == {bool}
     assert not task.higher_is_better("loss")
-    assert math.isnan(task.metrics(outputs * math.nan, batch)["loss"])
+    assert math.isnan(metrics_of(task, outputs * math.nan, batch)["loss"])
 
 
 def test_better_outputs_have_better_metrics(case):
@@ -70,7 +70,7 @@ def test_better_outputs_have_better_metrics(case):
     if right.ndim == 1:
         right = torch.nn.functional.one_hot(right, task.outputs).float()
     right = right if task.name == "regression" else (2 * right - 1) * 9
-    good, bad = task.metrics(right.float(), batch), task.metrics(outputs, batch)
+    good, bad = metrics_of(task, right.float(), batch), metrics_of(task, outputs, batch)
     for name in good:
         gain = good[name] - bad[name]
         assert (gain > 0) if task.higher_is_better(name) else (gain < 0), name
@@ -87,18 +87,19 @@ def test_unknown_metric(case):
 def test_settings_bring_the_task_back(case):
     task, batch, outputs = case
     restored = restore_task(task.name, json.loads(json.dumps(task.settings())))
-    assert restored.metrics(outputs, batch) == task.metrics(outputs, batch)
-    assert torch.equal(restored.predictions(outputs), task.predictions(outputs))
+    assert metrics_of(restored, outputs, batch) == metrics_of(task, outputs, batch)
+    assert torch.equal(estimates_of(restored, outputs), estimates_of(task, outputs))
     assert (restored.columns(), restored.outputs) == (task.columns(), task.outputs)
     assert restored.settings() == task.settings()
 
 
 def test_a_row_has_a_text_for_each_column(case):
     task, _, outputs = case
-    predictions = task.predictions(outputs)
-    assert predictions.shape == outputs.shape
-    for prediction in predictions.tolist():
-        row = task.row(prediction)
+    assert estimates_of(task, outputs).shape == outputs.shape
+    answers = task.answers(task.predictions(outputs, {}))
+    assert len(answers) == len(outputs)
+    for answer in answers:
+        row = task.row(json.loads(json.dumps(answer)))
         assert len(row) == len(task.columns())
         assert all(isinstance(value, str) for value in row)
 
@@ -164,18 +165,19 @@ def test_mixing_takes_shares_of_both(case):
 def test_combining_means_the_mean_prediction(case):
     task, _, outputs = case
     others = [outputs, outputs_for(task, seed=1, scale=30.0), outputs_for(task, seed=2)]
-    combined = task.combine(others)
-    assert combined.shape == outputs.shape and bool(combined.isfinite().all())
-    expected = torch.stack([task.predictions(each) for each in others]).mean(0)
-    torch.testing.assert_close(task.predictions(combined), expected, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(task.predictions(task.combine([outputs])), task.predictions(outputs))
+    predictions = [task.predictions(each, {}) for each in others]
+    combined = task.combine(predictions)
+    assert all(len(tensor) == SAMPLES and bool(tensor.isfinite().all()) for tensor in combined.values())
+    expected = torch.stack([estimates_of(task, each) for each in others]).mean(0)
+    torch.testing.assert_close(task.estimates(combined), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(task.estimates(task.combine(predictions[:1])), estimates_of(task, outputs))
 
 
 def test_initial_bias_predicts_the_training_set_at_large(case):
     task, batch, _ = case
     bias = task.initial_bias()
     assert bias.shape == (task.outputs,) and bias.dtype == torch.float32
-    predicted = task.predictions(bias.unsqueeze(0))[0].double().numpy()
+    predicted = estimates_of(task, bias.unsqueeze(0))[0].double().numpy()
     target = batch["target"].numpy()
     if task.name == "regression":
         np.testing.assert_allclose(predicted, target.mean(0), rtol=1e-6)
@@ -189,8 +191,8 @@ def test_initial_bias_predicts_the_training_set_at_large(case):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_training_on_cuda_and_metrics_on_the_cpu_in_turn(case):
     task, batch, outputs = case
-    expected, metrics = task.loss(outputs, batch), task.metrics(outputs, batch)
+    expected, metrics = task.loss(outputs, batch), metrics_of(task, outputs, batch)
     for _ in range(2):
         found = task.loss(outputs.cuda(), {name: tensor.cuda() for name, tensor in batch.items()})
         torch.testing.assert_close([each.cpu() for each in found], list(expected))
-        assert task.metrics(outputs, batch) == metrics
+        assert metrics_of(task, outputs, batch) == metrics

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from task_cases import ONE_NUMBER, batch_of, code, make, outputs_for, refuses
+from task_cases import ONE_NUMBER, batch_of, code, estimates_of, make, metrics_of, outputs_for, refuses
 
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS
 from ddp_ft.errors import UserError
@@ -39,10 +39,10 @@ def test_loss_of_the_users_own(tmp_path, name):
     loss, weight = task.loss(outputs, batch)
     weighted = F.cross_entropy(outputs, batch["target"], weight=torch.tensor([1.0, 2, 3]))
     assert float(loss / weight) == pytest.approx(2 * float(weighted))
-    found = task.metrics(outputs, batch)
+    found = metrics_of(task, outputs, batch)
     assert found["loss"] == pytest.approx(2 * float(F.cross_entropy(outputs, batch["target"])), abs=1e-5)
     restored = restore_task(task.name, json.loads(json.dumps(task.settings())))
-    assert restored.metrics(outputs, batch) == found
+    assert metrics_of(restored, outputs, batch) == found
 
 
 def test_loss_of_the_users_own_for_other_tasks(tmp_path):
@@ -125,8 +125,8 @@ def with_metric(kind, file, name, data=None):
     batch = batch_of(kind, data)
     outputs = outputs_for(task)
     restored = restore_task(task.name, json.loads(json.dumps(task.settings())))
-    found = task.metrics(outputs, batch)
-    assert restored.metrics(outputs, batch) == found
+    found = metrics_of(task, outputs, batch)
+    assert metrics_of(restored, outputs, batch) == found
     return task, outputs, batch, found
 
 
@@ -145,7 +145,7 @@ def test_metric_of_the_users_own(tmp_path):
     found = with_metric(LABELS, file, "Area")[-1]
     assert found["area"] == pytest.approx(sk.roc_auc_score(batch["target"], outputs))
     task, outputs, batch, found = with_metric(NUMBERS, file, "LargestError", ONE_NUMBER)
-    assert found["largest_error"] == pytest.approx(float((task.predictions(outputs) - batch["target"]).abs().max()))
+    assert found["largest_error"] == pytest.approx(float((estimates_of(task, outputs) - batch["target"]).abs().max()))
     assert not task.higher_is_better("largest_error")
 
 
@@ -155,7 +155,7 @@ def test_metric_of_a_library(tmp_path):
     task = make(NUMBERS, ONE_NUMBER, eval__extra="torchmetrics.regression:SpearmanCorrCoef")
     batch, outputs = batch_of(NUMBERS, ONE_NUMBER), outputs_for(task)
     expected = stats.spearmanr(outputs[:, 0], batch["target"][:, 0]).statistic
-    assert task.metrics(outputs, batch)["spearman_corr_coef"] == pytest.approx(float(expected), rel=1e-5)
+    assert metrics_of(task, outputs, batch)["spearman_corr_coef"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_metric_without_a_direction_is_computed_but_decides_nothing(tmp_path):
@@ -202,9 +202,9 @@ def test_a_model_predicts_where_its_files_are_not(tmp_path):
     for file in tmp_path.glob("*.py"):
         file.unlink()
     restored = restore_task("single-label", stored)
-    assert restored.predictions(torch.zeros(1, 3)).tolist() == [pytest.approx([1 / 3] * 3)]
+    assert estimates_of(restored, torch.zeros(1, 3)).tolist() == [pytest.approx([1 / 3] * 3)]
     with pytest.raises(UserError, match="No such file"):
-        restored.metrics(torch.zeros(1, 3), {"target": torch.tensor([0])})
+        metrics_of(restored, torch.zeros(1, 3), {"target": torch.tensor([0])})
 
 
 @pytest.mark.gpu

@@ -22,7 +22,8 @@ def drawn(samples: int = 200, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor
 
 def single() -> ScoredSet:
     outputs, target = drawn()
-    return score_set(Evaluation({}, outputs, {"target": target}), restore_task("single-label", {"classes": NAMES}))
+    task = restore_task("single-label", {"classes": NAMES})
+    return score_set(Evaluation({}, {"logits": outputs}, {"target": target}), task)
 
 
 def test_single_label_against_scikit_learn():
@@ -70,7 +71,7 @@ def test_several_labels():
 def test_outputs_that_are_no_numbers():
     outputs = torch.tensor([[float("nan"), 1.0], [2.0, 1.0]])
     task = restore_task("single-label", {"classes": ["a", "b"]})
-    scored_set = score_set(Evaluation({}, outputs, {"target": torch.tensor([1, 0])}), task)
+    scored_set = score_set(Evaluation({}, {"logits": outputs}, {"target": torch.tensor([1, 0])}), task)
     assert (
         scored_set.worst(5) == [0] and reliability(scored_set).samples.sum() == 2 and confusion(scored_set).sum() == 2
     )
@@ -78,8 +79,8 @@ def test_outputs_that_are_no_numbers():
 
 def test_numbers():
     task = restore_task("regression", {"classes": ["age"], "mean": [40.0], "std": [10.0]})
-    outputs = torch.tensor([[0.0], [1.0], [-1.0]])
-    scored_set = score_set(Evaluation({}, outputs, {"target": torch.tensor([[40.0], [20.0], [31.0]])}), task)
+    predictions = task.predictions(torch.tensor([[0.0], [1.0], [-1.0]]), {})
+    scored_set = score_set(Evaluation({}, predictions, {"target": torch.tensor([[40.0], [20.0], [31.0]])}), task)
     assert scored_set.kind == NUMBERS and scored_set.scores[:, 0].tolist() == [40, 50, 30]
     assert scored_set.worst(2) == [1, 2] and scored_set.least_certain(5) == []
     assert scored_set.caption(1) == ("50", "20")

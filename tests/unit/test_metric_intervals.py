@@ -32,8 +32,8 @@ def evaluated(task_name, seed=0, samples=60):
         target[:, 6] = 1000
         outputs, settings = target - 1000 + outputs, {**settings, "mean": [1000.0] * 7, "std": [1.0] * 7}
     task = restore_task(task_name, settings)
-    evaluation = Evaluation({}, outputs, {"target": target, "weight": torch.ones(samples)})
-    return score_set(evaluation, task), task.metrics(outputs, evaluation.records)
+    predictions, records = task.predictions(outputs, {}), {"target": target, "weight": torch.ones(samples)}
+    return score_set(Evaluation({}, predictions, records), task), task.metrics(predictions, records)
 
 
 @pytest.mark.parametrize("task", ["single-label", "multi-label", "regression"])

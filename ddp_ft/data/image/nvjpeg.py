@@ -1,11 +1,9 @@
 """JPEGs that the GPU decodes: what a loader hands on of them, and what the device makes of that."""
 
 import warnings
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as F
 
@@ -19,9 +17,9 @@ from ddp_ft.data.image.picture import Image, as_tensor, size_of
 from ddp_ft.data.image.transforms import draw_crop, interpolation_of, train_transform
 from ddp_ft.errors import UserError
 
-# A sample's encoded bytes, padded; how many they are, 0 for one that is decoded already; the part that is wanted, as
-# top, left, height and width; and whether it is flipped.
-JPEG, LENGTH, CUT, FLIP = "jpeg", "jpeg_bytes", "jpeg_cut", "jpeg_flip"
+# A sample's encoded bytes; how many they are, 0 for one that is decoded already; the part that is wanted, as top, left,
+# height and width; and whether it is flipped.
+JPEG, LENGTH, CUT, FLIP = "jpeg", "jpeg_length", "jpeg_cut", "jpeg_flip"
 NVJPEG = "nvjpeg"  # the value of data.decoder
 _NOTHING = torch.empty(0, dtype=torch.uint8)
 
@@ -43,10 +41,14 @@ class EncodedTransform:
         """The sample's tensors."""
         if not isinstance(image, JpegFile) or image.header.orientation != 1:
             nowhere, unturned = torch.zeros(4, dtype=torch.int64), torch.tensor(False)
-            return {"image": self.decoded(image), JPEG: _NOTHING, CUT: nowhere, FLIP: unturned}
+            return _sample(self.decoded(image), _NOTHING, nowhere, unturned)
         box = draw_crop(*size_of(image), self.least_area)
         data = torch.frombuffer(bytearray(image.data), dtype=torch.uint8)
-        return {"image": self.blank, JPEG: data, CUT: torch.tensor(box), FLIP: torch.rand(1)[0] < self.flip}
+        return _sample(self.blank, data, torch.tensor(box), torch.rand(1)[0] < self.flip)
+
+
+def _sample(image: Tensor, data: Tensor, box: Tensor, flip: Tensor) -> Batch:
+    return {"image": image, JPEG: data, LENGTH: torch.tensor(len(data)), CUT: box, FLIP: flip}
 
 
 def check_nvjpeg(config: RunConfig, preprocess: Preprocess, device: torch.device) -> None:
@@ -64,12 +66,6 @@ def check_nvjpeg(config: RunConfig, preprocess: Preprocess, device: torch.device
             "and erasing change them before.",
             "Use --augment light or none, or leave data.decoder out.",
         )
-
-
-def padded(files: Sequence[Tensor]) -> Batch:
-    """The encoded bytes of the samples of a batch, as tensors that have one row for each."""
-    lengths = torch.tensor([len(file) for file in files])
-    return {JPEG: pad_sequence(list(files), batch_first=True), LENGTH: lengths}
 
 
 def decoded_on(device: torch.device, batch: Batch, preprocess: Preprocess) -> Batch:

@@ -1,0 +1,92 @@
+"""What can be done to batches of any kind: samples stacked, batches cut, joined and put in order.
+
+A value of uneven length travels as NAME, padded with 0 along its second dimension to the longest of the batch, and
+NAME_length (int64, B). Whatever is done to a batch leaves no more padding than its longest sample needs, so a batch is
+the same however it came about.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import default_collate
+
+from ddp_ft.contracts import Batch
+
+LENGTH = "_length"
+# Another sample of the micro-batch, named by its place in it.
+PARTNER = "mix_partner"
+
+
+def stacked(samples: Sequence[Batch]) -> Batch:
+    """Samples as a batch; those of their values that have a NAME_length beside them are padded."""
+    ragged = [name for name in samples[0] if name + LENGTH in samples[0]]
+    batch: Batch = default_collate([{n: t for n, t in sample.items() if n not in ragged} for sample in samples])
+    return batch | {name: pad_sequence([sample[name] for sample in samples], batch_first=True) for name in ragged}
+
+
+def samples_of(batch: Batch) -> int:
+    """How many samples a batch has."""
+    return len(next(iter(batch.values())))
+
+
+def cut(batches: Sequence[Batch], most: int) -> list[Batch]:
+    """Batches of `most` samples, the last one of what is left, as a loader with that micro-batch cuts them: views,
+    where that can be."""
+    if any(samples_of(batch) % most for batch in batches[:-1]):
+        batches = [joined(batches)]
+    return [_part(batch, start, start + most) for batch in batches for start in range(0, samples_of(batch), most)]
+
+
+def first_samples(batch: Batch, count: int) -> Batch:
+    """So many samples of a batch (even, where samples are mixed in pairs), as views."""
+    return _part(batch, 0, count)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """All samples of the batches as one; pinned, if they are."""
+    if len(batches) == 1:
+        return batches[0]
+    starts, moved = 0, []
+    for batch in batches:
+        moved.append(_moved(batch, starts))
+        starts += samples_of(batch)
+    whole = {name: _rows([batch[name] for batch in moved], name + LENGTH in moved[0]) for name in moved[0]}
+    is_pinned = next(iter(batches[0].values())).is_pinned()
+    return {name: tensor.pin_memory() if is_pinned else tensor for name, tensor in whole.items()}
+
+
+def chosen(batch: Batch, places: Tensor) -> Batch:
+    """The samples at these places (int64), in that order."""
+    return _trimmed({name: tensor[places] for name, tensor in batch.items()})
+
+
+def on_cpu(batch: Batch) -> Batch:
+    """The batch in the memory of the CPU."""
+    return {name: tensor.cpu() for name, tensor in batch.items()}
+
+
+def _part(batch: Batch, start: int, stop: int) -> Batch:
+    return _trimmed(_moved({name: tensor[start:stop] for name, tensor in batch.items()}, -start))
+
+
+def _moved(batch: Batch, places: int) -> Batch:
+    return batch | {PARTNER: batch[PARTNER] + places} if PARTNER in batch else batch
+
+
+def _trimmed(batch: Batch) -> Batch:
+    ragged = {name: batch[name + LENGTH] for name in batch if name + LENGTH in batch}
+    return batch | {name: batch[name][:, : int(lengths.max())] for name, lengths in ragged.items() if len(lengths)}
+
+
+def _rows(parts: list[Tensor], ragged: bool) -> Tensor:
+    if ragged:
+        width = max(part.shape[1] for part in parts)
+        parts = [_widened(part, width) for part in parts]
+    return torch.cat(parts)
+
+
+def _widened(part: Tensor, width: int) -> Tensor:
+    padding = part.new_zeros(len(part), width - part.shape[1], *part.shape[2:])
+    return torch.cat([part, padding], dim=1)
