@@ -19,7 +19,8 @@ from torchvision import datasets, transforms
 from torchvision.transforms import InterpolationMode, v2
 
 from benchmarks.workload import Clock, Outcome, Workload, adamw, autocast, build
-from ddp_ft.contracts import BuiltModel, Preprocess
+from ddp_ft.contracts import BuiltModel
+from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.models.precision import is_convolutional
 
 RATIO = (3 / 4, 4 / 3)
@@ -87,7 +88,7 @@ def train(workload: Workload, best: bool = False) -> Outcome:
     """Plain PyTorch: ImageFolder, DataLoader, DistributedSampler, DDP."""
     with Place(workload) as place:
         built = build(workload)
-        data = picture_folder(workload, built.preprocess, best)
+        data = picture_folder(workload, built.processor.preprocess, best)
         sampler: Any = DistributedSampler(data) if place.size > 1 else None  # type: ignore[arg-type]
         loader = DataLoader(
             data, workload.batch, shuffle=sampler is None, sampler=sampler, **loader_options(workload, best)
@@ -101,7 +102,7 @@ def train_with_timm(workload: Workload) -> Outcome:
 
     with Place(workload) as place:
         built = build(workload)
-        preprocess = built.preprocess
+        preprocess = built.processor.preprocess
         data = create_dataset("", root=str(Path(workload.data, "train")), is_training=True)
         loader = create_loader(
             data,
@@ -135,7 +136,7 @@ def _loop(
     optimizer = adamw(workload, model, fused=best)
     replica = place.wrap(model, best)
     criterion = nn.CrossEntropyLoss(label_smoothing=workload.label_smoothing)
-    normalise = Normalise(built.preprocess, place.device)
+    normalise = Normalise(built.processor.preprocess, place.device)
     clock, running = Clock(workload.device), 0.0
     for epoch in range(workload.epochs):
         if isinstance(sampler, DistributedSampler):

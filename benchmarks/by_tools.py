@@ -51,9 +51,9 @@ def with_lightning(workload: Workload, best: bool = False) -> Outcome:
 
     built = build(workload)
     place, timer = Place(workload), Timer()
-    model = Classifier(built.module, Normalise(built.preprocess, place.device), _format(built.module, best))
+    model = Classifier(built.module, Normalise(built.processor.preprocess, place.device), _format(built.module, best))
     loader = DataLoader(
-        picture_folder(workload, built.preprocess, best),
+        picture_folder(workload, built.processor.preprocess, best),
         workload.batch,
         shuffle=True,
         **loader_options(workload, best),
@@ -92,8 +92,8 @@ def with_accelerate(workload: Workload, best: bool = False) -> Outcome:
     torch.backends.cudnn.benchmark = best
     built = build(workload)
     format_ = _format(built.module, best)
-    normalise = Normalise(built.preprocess, accelerator.device)
-    data = picture_folder(workload, built.preprocess, best)
+    normalise = Normalise(built.processor.preprocess, accelerator.device)
+    data = picture_folder(workload, built.processor.preprocess, best)
     plain_loader = DataLoader(data, workload.batch, shuffle=True, **loader_options(workload, best))
     module = built.module.to(memory_format=format_)
     model, optimizer, loader = accelerator.prepare(module, adamw(workload, module, fused=best), plain_loader)
@@ -144,13 +144,13 @@ def with_transformers(workload: Workload, best: bool = False) -> Outcome:
 
     built, place, timer = build(workload), Place(workload), Timer()
     format_ = _format(built.module, best)
-    normalise = Normalise(built.preprocess, place.device)
+    normalise = Normalise(built.processor.preprocess, place.device)
     model = _WithLoss(built.module, normalise, format_, workload.label_smoothing).to(memory_format=format_)
     with tempfile.TemporaryDirectory() as folder:
         trainer = transformers.Trainer(
             model=model,
             args=transformers.TrainingArguments(folder, **_arguments(workload, best)),
-            train_dataset=picture_folder(workload, built.preprocess, best),
+            train_dataset=picture_folder(workload, built.processor.preprocess, best),
             data_collator=_by_name,
             callbacks=[timer],
         )

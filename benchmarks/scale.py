@@ -24,9 +24,10 @@ from PIL import Image
 
 from ddp_ft.config.schema import AugmentConfig, DataConfig
 from ddp_ft.config.user_cache import FOLDER_VARIABLE
-from ddp_ft.contracts import Preprocess
+from ddp_ft.data.image.preprocess import Preprocess
+from ddp_ft.data.image.processor import ImageTransform
 from ddp_ft.data.image.transforms import train_transform
-from ddp_ft.data.loader import TrainLoader
+from ddp_ft.data.loader import Reader, TrainLoader
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.data.splits import folder as folder_splits
 from ddp_ft.data.splits.open import Splits, open_splits
@@ -95,8 +96,8 @@ def start(root: Path, record: Path) -> tuple[list[Row], dict[str, float]]:
 
 def _load(rows: list[Row], splits: Splits, sampler: GlobalOrderSampler) -> dict[str, float]:
     size = Preprocess((8, 8), (0.5,) * 3, (0.5,) * 3, "bilinear")
-    transform = train_transform(size, AugmentConfig())
-    loader = TrainLoader(splits.train, transform, sampler, None, WORKERS, 0, min(STEPS, sampler.steps_per_epoch))
+    reader = Reader(splits.train, ImageTransform(train_transform(size, AugmentConfig())), WORKERS)
+    loader = TrainLoader(reader, sampler, None, range(min(STEPS, sampler.steps_per_epoch)))
     batches = iter(loader)
     late = 0.0
     _timed(rows, "first batch of the workers", lambda: next(batches))

@@ -21,7 +21,7 @@ from benchmarks.contenders import our_settings, write_on_main
 from benchmarks.workload import Workload
 from ddp_ft.contracts import Batch
 from ddp_ft.data.image.transforms import train_transform
-from ddp_ft.data.loader import TrainLoader
+from ddp_ft.data.loader import Reader, TrainLoader
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import read_launch
 from ddp_ft.distributed.machine import Machine
@@ -108,7 +108,7 @@ class _Watch:
 
 def _loading(phase: DataPhase, workload: Workload, watch: _Watch) -> Stages:
     run = phase.run
-    source, transform = run.splits.train, train_transform(run.model.preprocess, run.config.augment)
+    source, transform = run.splits.train, train_transform(run.model.processor.preprocess, run.config.augment)
     count = min(SAMPLES, len(source))
     pictures = [source.read(index)["image"] for index in range(count)]
     decode = watch.take(lambda: [source.read(index) for index in range(count)])
@@ -133,9 +133,8 @@ def _loading(phase: DataPhase, workload: Workload, watch: _Watch) -> Stages:
 
 def _loader(phase: DataPhase, workers: int) -> Any:
     run = phase.run
-    transform = train_transform(run.model.preprocess, run.config.augment)
-    steps = 10_000  # as long as anybody asks
-    return iter(TrainLoader(run.splits.train, transform, phase.sampler, None, workers, 0, steps))
+    reader = Reader(run.splits.train, run.model.processor.train_transform(run.config), workers)
+    return iter(TrainLoader(reader, phase.sampler, None, range(10_000)))  # as long as anybody asks
 
 
 def _pace(batches: Any, workload: Workload) -> float:
@@ -194,7 +193,7 @@ class _Passes:
 
     def forward(self) -> torch.Tensor:
         with autocast(self.learner.world.device, self.learner.precision):
-            outputs = self.learner.replica(self.learner.inputs(self.batch))
+            outputs = self.learner.replica(self.batch)
         loss, _ = self.learner.task.loss(outputs, self.batch)
         return loss
 

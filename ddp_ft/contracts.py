@@ -2,51 +2,26 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-# A batch is a mapping of tensors whose first dimension counts samples. Nothing outside a task or a source
-# assumes what is in it, but for "weight" (float32, one a sample): a sample of weight 0 counts for nothing.
+if TYPE_CHECKING:
+    from ddp_ft.config.schema import RunConfig
+
+# A batch is a mapping of tensors whose first dimension counts samples; a value of uneven length is NAME, padded with 0
+# along its second dimension, beside NAME_length. Only a source, a processor, a task and a model's call know what is in
+# it, but for "weight" (float32, one a sample): a sample of weight 0 counts for nothing.
 Batch = dict[str, Tensor]
+# A sample as its source opens it: tensors, and what becomes one when it is known which part of it is needed.
+Sample = Mapping[str, Any]
+# How a library's module is called with a prepared batch, and what comes of it, as tensors.
+Call = Callable[[nn.Module, Batch], Any]
 # Where a line for the user goes.
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """What a model wants its input to be. `size` is (height, width); mean and std are for values in 0..1.
-
-    `decoder` is how a JPEG comes to it: "shrink" while it is decoded, as far as the size allows, or decoded in "full".
-    """
-
-    size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bicubic"
-    crop_pct: float = 0.875
-    crop_mode: str = "center"
-    decoder: str = "shrink"
-
-    def to_mapping(self) -> dict[str, Any]:
-        """As JSON values, for model.json."""
-        return {
-            "size": list(self.size), "mean": list(self.mean), "std": list(self.std),
-            "interpolation": self.interpolation, "crop_pct": self.crop_pct, "crop_mode": self.crop_mode,
-            "decoder": self.decoder,
-        }  # fmt: skip
-
-    @staticmethod
-    def from_mapping(values: Mapping[str, Any]) -> "Preprocess":
-        """The inverse of `to_mapping`."""
-        size = values["size"]
-        return Preprocess(
-            (int(size[0]), int(size[1])), tuple(values["mean"]), tuple(values["std"]),
-            values["interpolation"], float(values["crop_pct"]), values["crop_mode"],
-            values.get("decoder", "shrink"),
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,7 +48,7 @@ class Source(Protocol):
         """What to call the sample in messages and tables, such as its path."""
 
     def read(self, index: int) -> Batch:
-        """The sample's tensors without a batch dimension: "image" (uint8, 3 x H x W) and what its task needs."""
+        """The sample's tensors without a batch dimension: what its processor and its task need."""
 
 
 class LabelledSource(Source, Protocol):
@@ -86,6 +61,62 @@ class LabelledSource(Source, Protocol):
 
     targets: NDArray[Any]
     weights: NDArray[np.float32] | None
+
+
+class Transform(Protocol):
+    """What a loader makes of samples, in its workers if it has any. All that is random is drawn from torch's CPU
+    generator, which stands at the place of the sample; a seed for whole batches is the transform's own."""
+
+    def __call__(self, sample: Sample) -> Batch:
+        """One sample's tensors, without a batch dimension. Raises BadSample."""
+
+    def collate(self, samples: list[Batch]) -> Batch:
+        """Samples as a batch."""
+
+    def finish(self, batch: Batch, addresses: Sequence[Address]) -> Batch:
+        """The last touch to a batch that has all of its samples, with "weight", "index" and "position" in it."""
+
+
+class ToDevice(Protocol):
+    """The last part of a batch's way, on the device."""
+
+    def __call__(self, batch: Batch) -> Batch:
+        """A loaded batch as a model's call and the task's loss want it; the given one is left as it is."""
+
+
+class Processor(Protocol):
+    """What a model wants done to its input. One package in `data/` for each `kind`: "image", ..."""
+
+    @property
+    def kind(self) -> str:
+        """What it processes, by the name in `data.processors`."""
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON values, for model.json."""
+
+    def configured(self, decoder: str) -> "Processor":
+        """The processor for that way of decoding (data.decoder), where there is a choice; else as it is."""
+
+    def check(self, config: "RunConfig", target_kind: str, device: torch.device) -> None:
+        """UserError for settings of a run that do not go together, with targets of that kind or on that device."""
+
+    def pairs(self, config: "RunConfig") -> bool:
+        """Whether training mixes samples with their neighbours, so that no pair of them may be parted."""
+
+    def train_transform(self, config: "RunConfig") -> Transform:
+        """What training makes of samples: augmented as the configuration says. UserError for what cannot be."""
+
+    def eval_transform(self) -> Transform:
+        """What evaluation and prediction make of samples; nothing in it is random."""
+
+    def on_device(self, device: torch.device, channels_last: bool) -> ToDevice:
+        """What brings batches to the device; `channels_last` is the memory format of what has channels."""
+
+    def example(self, samples: int) -> Batch:
+        """A batch of noise as a loader brings it, without targets: for shapes, FLOPs, compiling and graphs."""
+
+    def shape(self) -> tuple[int, ...]:
+        """The size of a sample's input, as far as it is fixed: (height, width) of an image."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +133,10 @@ class Evaluation:
 
 class BadSample(Exception):
     """A sample that cannot be read. The message says which and why, in one line."""
+
+
+class StorageFault(BadSample):
+    """A sample that could not be read because the machine or its disks failed; another try may well succeed."""
 
 
 # The phases of a run: the head alone on features, if that is asked for, then the whole recipe.
@@ -147,11 +182,13 @@ class BuiltModel:
 
     `spec` is what model.json stores: library, name and the arguments of the library's own create function.
     `head` holds the names of the parameters of the new head. `head_path` is the name of the head's module if the
-    network ends with it, so that its input are the features and its output is the network's; None if not.
+    network ends with it, so that its input are the features and its output is the network's; None if not. `processor`
+    makes what `call` calls it with.
     """
 
     module: nn.Module
-    preprocess: Preprocess
+    processor: Processor
+    call: Call
     spec: Mapping[str, Any]
     head: frozenset[str]
     head_path: str | None = None
@@ -169,17 +206,15 @@ class Task(Protocol):
     outputs: int
     primary_metric: str
 
-    def inputs(self, batch: Batch) -> Tensor:
-        """What the model is called with, from a batch that is on the device and normalised."""
-
-    def loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The summed loss and the summed weight of a micro-batch, two scalars; their quotient is the mean.
+    def loss(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The summed loss and the summed weight of a micro-batch, two scalars; their quotient is the mean. `outputs`
+        are what the model's call made of the batch.
 
         A mixed batch has "mix_share" (float32, B: the share of a sample's own target) and "mix_partner" (int64, B:
         whose target the rest is, by its place in the micro-batch).
         """
 
-    def predictions(self, outputs: Tensor, batch: Batch) -> Batch:
+    def predictions(self, outputs: Any, batch: Batch) -> Batch:
         """What is kept of each sample of a batch that was evaluated: bounded in size, on the device of the outputs."""
 
     def records(self, batch: Batch) -> Batch:

@@ -5,22 +5,19 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ddp_ft.contracts import Address, BadSample, Batch, Source
+from ddp_ft.contracts import Address, BadSample, Batch, Source, StorageFault, Transform
 from ddp_ft.data.bad_samples.find import damaged_error, reason_of, storage_error
 from ddp_ft.data.bad_samples.replace import Lenient
-from ddp_ft.data.batch import stacked
-from ddp_ft.data.image.decode import StorageFault
-from ddp_ft.data.image.mixup import Mixing, draw_mixes
-from ddp_ft.data.image.pillow import known_formats
-from ddp_ft.data.image.sample import open_sample
-from ddp_ft.data.image.transforms import SampleTransform, Transform
+from ddp_ft.data.micro_batches import cut_places
+from ddp_ft.data.open_sample import open_sample
 from ddp_ft.data.rng import drawing_from
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.errors import printable
@@ -55,19 +52,10 @@ class _Sample(NamedTuple):
 class _Samples(Dataset[_Sample]):
     """A sample by its address, or the reason why it cannot be had: workers hand on no exceptions."""
 
-    def __init__(
-        self,
-        source: Source,
-        transform: SampleTransform,
-        seed: int,
-        mixing: Mixing | None = None,
-        finish: Callable[[Batch], Batch] | None = None,
-    ) -> None:
+    def __init__(self, source: Source, transform: Transform, seed: int) -> None:
         self.source = source
         self.transform = transform
         self.seed = seed
-        self.mixing = mixing
-        self.finish = finish
 
     def __getitem__(self, address: Address) -> _Sample:
         try:
@@ -93,11 +81,10 @@ class _Samples(Dataset[_Sample]):
         return _Sample(address, address.index, None, damaged)
 
     def _transformed(self, address: Address, index: int) -> Batch:
-        """A sample's tensors, with the picture that the model is to see. Raises BadSample."""
+        """A sample's tensors, as the model is to see it. Raises BadSample."""
         sample = open_sample(self.source, index)
         with drawing_from(self.seed, address.epoch, address.position):
-            seen = self.transform(sample.image)
-        return {**sample.rest, **(seen if isinstance(seen, dict) else {"image": seen})}
+            return self.transform(sample)
 
     def collate(self, samples: list[_Sample]) -> Portion:
         """The samples of a fetch as one batch."""
@@ -108,21 +95,11 @@ class _Samples(Dataset[_Sample]):
         if failure or not good:
             return Portion(None, damaged, replaced, failure)
         addresses = [sample.address for sample, _ in good]
-        batch = _stack([tensors for _, tensors in good])
+        batch = self.transform.collate([tensors for _, tensors in good])
         batch["weight"] = _weights(batch, addresses)
         batch["index"] = torch.tensor([sample.chosen for sample, _ in good])
         batch["position"] = torch.tensor([address.position for address in addresses])
-        if self.mixing is not None and not damaged:
-            batch |= draw_mixes(self.mixing, self.seed, addresses, *batch["image"].shape[-2:])
-        if self.finish is not None and not damaged:
-            batch = self.finish(batch)
-        return Portion(batch, damaged, replaced)
-
-
-def _stack(samples: list[Batch]) -> Batch:
-    batch = stacked([sample | {"image": sample["image"].permute(1, 2, 0)} for sample in samples])
-    batch["image"] = batch["image"].permute(0, 3, 1, 2)  # channels last, as they come: reordering took 170 us each
-    return batch
+        return Portion(batch if damaged else self.transform.finish(batch, addresses), damaged, replaced)
 
 
 def _weights(batch: Batch, addresses: list[Address]) -> Tensor:
@@ -131,26 +108,34 @@ def _weights(batch: Batch, addresses: list[Address]) -> Tensor:
     return counts * batch["weight"].float() if "weight" in batch else counts
 
 
-def _portions(dataset: _Samples, fetches: Iterable[list[Address]], workers: int, pin_memory: bool) -> Iterator[Portion]:
-    """What the fetches give, in their order; workers read ahead two fetches each."""
-    if workers:
-        known_formats()  # Pillow's modules are imported here once, and not by each worker of each evaluation
-    with warnings.catch_warnings():
-        # More workers than cores is for the caller to judge, and Python >= 3.12 warns of any fork beside threads.
-        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-        warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
-        loader: DataLoader[Any] = DataLoader(
-            dataset,
-            batch_sampler=fetches,  # any iterable of lists of keys does
-            num_workers=workers,
-            collate_fn=dataset.collate,
-            pin_memory=pin_memory,
-            worker_init_fn=_ignore_signals,
-            # Forked workers start at once; spawned ones import torch for seconds.
-            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-            generator=torch.Generator(),  # else it draws a seed from the caller's
-        )
-        return iter(loader)
+@dataclass(frozen=True)
+class Reader:
+    """What reads samples: a source, what is made of them, and by how many workers; 0: in this process."""
+
+    source: Source
+    transform: Transform
+    workers: int = 0
+    pin_memory: bool = False
+
+    def portions(self, fetches: Iterable[list[Address]], seed: int) -> Iterator[Portion]:
+        """What the fetches give, in their order; workers read ahead two fetches each."""
+        with warnings.catch_warnings():
+            # More workers than cores is for the caller to judge, and Python >= 3.12 warns of any fork beside threads.
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
+            dataset = _Samples(self.source, self.transform, seed)
+            loader: DataLoader[Any] = DataLoader(
+                dataset,
+                batch_sampler=fetches,  # any iterable of lists of keys does
+                num_workers=self.workers,
+                collate_fn=dataset.collate,
+                pin_memory=self.pin_memory,
+                worker_init_fn=_ignore_signals,
+                # Forked workers start at once; spawned ones import torch for seconds.
+                multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
+                generator=torch.Generator(),  # else it draws a seed from the caller's
+            )
+            return iter(loader)
 
 
 def _ignore_signals(_worker: int) -> None:
@@ -160,57 +145,37 @@ def _ignore_signals(_worker: int) -> None:
 
 
 class TrainLoader:
-    """This rank's share of each optimizer step from `start_step` to `total_steps`, as a list of micro-batches.
+    """This rank's share of each of these steps, as a list of micro-batches.
 
-    A batch has the source's tensors, with "image" transformed, and "weight" (float32; the sample's own or 1, 0 for a
-    ghost), "index" (of the sample that was read) and "position" (int64), and with `mixing` what `draw_mixes` says. All
-    that is random about a sample is drawn from torch's CPU generator seeded by (seed, epoch, position). `micro_batch`
-    is the most samples of a micro-batch; None: the whole share. One run of the workers covers all steps, so that none
-    waits at the border of two epochs. In a `Lenient` source others take the place of damaged samples, and are augmented
-    as those would be.
+    A batch is what the reader's transform makes of samples, with "weight" (float32; the sample's own or 1, 0 for a
+    ghost), "index" (of the sample that was read) and "position" (int64). All that is random about a sample is drawn
+    from torch's CPU generator seeded by (seed, epoch, position). `micro_batch` is the most samples of a micro-batch, an
+    even number where the sampler has pairs; None: the whole share. One run of the workers covers all steps, so that
+    none waits at the border of two epochs. In a `Lenient` source others take the place of damaged samples, and are
+    augmented as those would be.
 
-    `mixing` needs a sampler with `pairs`; no micro-batch parts a pair, so an odd `micro_batch` counts as one less.
-    Raises UserError if that leaves none. Iterating raises UserError if a sample is damaged, after looking for all
-    others that are.
+    Iterating raises UserError if a sample is damaged, after looking for all others that are.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        transform: SampleTransform,
-        sampler: GlobalOrderSampler,
-        micro_batch: int | None,
-        workers: int,
-        start_step: int,
-        total_steps: int,
-        pin_memory: bool = False,
-        mixing: Mixing | None = None,
-    ) -> None:
-        if mixing is not None:
-            assert sampler.pairs, "mixing needs shares that are cut at pairs"
-            mixing.check(sampler.batch_size, micro_batch)
-            micro_batch = micro_batch and micro_batch - micro_batch % 2
-        self.dataset = _Samples(source, transform, sampler.seed, mixing)
+    def __init__(self, reader: Reader, sampler: GlobalOrderSampler, micro_batch: int | None, steps: range) -> None:
+        self.reader = reader
         self.sampler = sampler
         self.micro_batch = micro_batch
-        self.workers = workers
-        self.steps = range(start_step, total_steps)
-        self.pin_memory = pin_memory
+        self.steps = steps
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __iter__(self) -> Generator[list[Batch], None, None]:
-        portions = _portions(self.dataset, self._fetches(), self.workers, self.pin_memory)
+        portions = self.reader.portions(self._fetches(), self.sampler.seed)
         try:
             for step in self.steps:
-                yield [_whole(self.dataset.source, _sound(next(portions))) for _ in self._cuts(step)]
+                yield [_whole(self.reader.source, _sound(next(portions))) for _ in self._cuts(step)]
         finally:
             del portions  # ends the workers now, even while a traceback keeps this frame
 
     def _cuts(self, step: int) -> range:
-        length = self.sampler.share_length(step)
-        return range(0, length, self.micro_batch or length)
+        return cut_places(self.sampler.share_length(step), self.micro_batch, self.sampler.pairs)
 
     def _fetches(self) -> Iterator[list[Address]]:
         for step in self.steps:
@@ -220,38 +185,22 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """This rank's part of a source for evaluation and prediction.
+    """Chunks of a source for evaluation and prediction: those of these numbers, all if None.
 
-    The source's order is cut into chunks of `chunk_size`, dealt whole to the ranks in turn; a rank may have none.
-    `only` are the numbers of the chunks to read instead, whoever's they are. `finish` is done to each whole batch where
-    it is read, in a worker if there are any.
-    A batch has the source's tensors, with "image" transformed, and "weight" (the sample's own or 1), "position" (the
-    place in the source's order) and "index" (of the sample that was read: another one in the place of a damaged one,
-    if the source is `Lenient`).
+    The source's order is cut into chunks of `chunk_size`; see `chunks_of`. A batch has "weight" (the sample's own or
+    1), "position" (the place in the source's order) and "index" (of the sample that was read: another one in the place
+    of a damaged one, if the source is `Lenient`).
     """
 
-    def __init__(
-        self,
-        source: Source,
-        transform: Transform,
-        chunk_size: int,
-        world_size: int = 1,
-        rank: int = 0,
-        workers: int = 0,
-        pin_memory: bool = False,
-        only: Sequence[int] | None = None,
-        finish: Callable[[Batch], Batch] | None = None,
-    ) -> None:
-        self.dataset = _Samples(source, transform, seed=0, finish=finish)
+    def __init__(self, reader: Reader, chunk_size: int, numbers: Iterable[int] | None = None) -> None:
+        chosen = chunks_of(reader.source, chunk_size) if numbers is None else numbers
         self.chunk_size = chunk_size
-        mine = range(rank, -(-len(source) // chunk_size), world_size)
-        self.starts = [number * chunk_size for number in (mine if only is None else only)]
-        self.workers = min(workers, len(self.starts))
-        self.pin_memory = pin_memory
+        self.starts = [number * chunk_size for number in chosen]
+        self.reader = replace(reader, workers=min(reader.workers, len(self.starts)))
 
     @property
     def chunks(self) -> int:
-        """How many chunks this rank has."""
+        """How many chunks there are to read."""
         return len(self.starts)
 
     def __len__(self) -> int:
@@ -260,11 +209,11 @@ class EvalLoader:
     def __iter__(self) -> Iterator[Batch]:
         """One batch a chunk. Raises UserError if a sample is damaged, after looking for all others that are."""
         for portion in self.portions():
-            yield _whole(self.dataset.source, portion)
+            yield _whole(self.reader.source, portion)
 
     def portions(self) -> Iterator[Portion]:
         """One portion a chunk, with its damaged samples beside its batch instead of an error."""
-        portions = _portions(self.dataset, self._fetches(), self.workers, self.pin_memory)
+        portions = self.reader.portions(self._fetches(), seed=0)
         try:
             for portion in portions:
                 yield _sound(portion)
@@ -273,8 +222,13 @@ class EvalLoader:
 
     def _fetches(self) -> Iterator[list[Address]]:
         for start in self.starts:
-            stop = min(start + self.chunk_size, len(self.dataset.source))
+            stop = min(start + self.chunk_size, len(self.reader.source))
             yield [Address(index, epoch=0, position=index) for index in range(start, stop)]
+
+
+def chunks_of(source: Source, chunk_size: int, world_size: int = 1, rank: int = 0) -> range:
+    """The numbers of a rank's chunks, which are dealt whole to the ranks in turn; a rank may have none."""
+    return range(rank, -(-len(source) // chunk_size), world_size)
 
 
 def _sound(portion: Portion) -> Portion:

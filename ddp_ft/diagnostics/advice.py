@@ -54,7 +54,7 @@ class Situation:
     counts: ClassCounts | None
     val_counts: ClassCounts | None
     sizes: Sequence[tuple[int, int]]
-    input_size: tuple[int, int]
+    input_size: tuple[int, ...]
     lr: float
     steps: int
     computers: int = 1
@@ -141,7 +141,7 @@ def small_val(pictures: int) -> Finding:
     return Finding("validation set", WARNING, text, remedy, width, "points")
 
 
-def small_pictures(sizes: Sequence[tuple[int, int]], input_size: tuple[int, int]) -> Finding | None:
+def small_pictures(sizes: Sequence[tuple[int, int]], input_size: tuple[int, ...]) -> Finding | None:
     """More than half of the pictures that were looked at are smaller than what the model sees; None without any."""
     if not sizes:
         return None
@@ -222,7 +222,7 @@ def situation_of(run: Run, end: float | None) -> Situation:
         counts=count_classes(splits.train, splits.schema),
         val_counts=count_classes(splits.val, splits.schema),
         sizes=glance(splits.train),
-        input_size=run.model.preprocess.size,
+        input_size=run.model.processor.shape(),
         lr=plan.lr,
         steps=plan.total_steps,
         computers=plan.world_size * (1 if is_cuda else plan.threads),

@@ -67,7 +67,7 @@ def _survey(known: Examination, splits: "Splits", composed: "Run | None") -> Ite
 
     sources = {"train": splits.train, "val": splits.val, **({"test": splits.test} if splits.test else {})}
     found = survey(sources, known.tell or (lambda done, total: None))
-    size = None if composed is None else composed.model.preprocess.size
+    size = None if composed is None else composed.model.processor.shape()
     yield from about_survey(found, known.config.data.on_error == "skip", size)
 
 

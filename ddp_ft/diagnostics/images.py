@@ -24,7 +24,7 @@ _BECOME = {
 }
 
 
-def about_survey(found: Survey, tolerates: bool, input_size: tuple[int, int] | None) -> Iterator[Finding]:
+def about_survey(found: Survey, tolerates: bool, input_size: tuple[int, ...] | None) -> Iterator[Finding]:
     """All findings. `tolerates`: damaged pictures do not end the run (data.on_error = skip). `input_size` is the
     model's, (height, width); None: it is not known."""
     yield readable(found, tolerates)
@@ -91,7 +91,7 @@ def odd(found: Survey) -> Iterator[Finding]:
             yield Finding("modes", NOTE, text, f"These {fate}.", float(len(those)), "pictures", _paths(found, those))
 
 
-def sized(found: Survey, input_size: tuple[int, int] | None) -> Iterator[Finding]:
+def sized(found: Survey, input_size: tuple[int, ...] | None) -> Iterator[Finding]:
     """Pictures that are smaller than the model's input, and huge ones."""
     sound = np.setdiff1d(np.arange(len(found)), list(found.damaged))
     if not len(sound):
@@ -101,7 +101,7 @@ def sized(found: Survey, input_size: tuple[int, int] | None) -> Iterator[Finding
     low, middle, high = (int(side) for side in (sides.min(), np.median(sides), sides.max()))
     text = f"short sides of {low} to {high} px, the median is {middle} px"
     yield Finding("sizes", OK, text, value=float(middle), unit="px")
-    if input_size is not None:
+    if input_size:
         yield _small(found, sound, sides, min(input_size))
     huge = sound[areas > HUGE_PIXELS]
     if len(huge):

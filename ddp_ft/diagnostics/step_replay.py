@@ -114,7 +114,7 @@ def _look(learner: Learner, batch: Batch, findings: _Findings, loss_scale: float
     """One micro-batch forwards and backwards, as `Learner.step` does it, and each of its pictures on its own."""
     prepared = learner.prepare(batch)
     with autocast(learner.world.device, learner.precision):
-        outputs = learner.replica(learner.inputs(prepared))
+        outputs = learner.replica(prepared)
     loss, weight = learner.task.loss(outputs, prepared)
     torch.autograd.backward(loss * loss_scale)
     findings.loss += float(loss.detach())

@@ -1,7 +1,7 @@
 """The module as training calls it, on one process or many: DistributedDataParallel, and how it sums gradients."""
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -10,6 +10,9 @@ from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ddp_ft.distributed.world import World
+
+if TYPE_CHECKING:
+    from ddp_ft.contracts import Batch, Call
 
 # torch 2.15 renamed the option and warns about the old name.
 _NEW_NAME, _OLD_NAME = "forward_sync_buffers", "broadcast_buffers"
@@ -20,27 +23,26 @@ KEEP_BUFFERS: dict[str, Any] = {_NEW_NAME if _HAS_NEW_NAME else _OLD_NAME: False
 WIRE_DTYPES = {"none": None, "bf16": torch.bfloat16}
 
 
-def replicate(module: nn.Module, world: World, distributed: bool, compression: str = "none") -> nn.Module:
-    """The module as training calls it: a `Replica` under torchrun, else in DataParallel if one process sees several
-    GPUs, else as it is. `compression` is one of WIRE_DTYPES."""
+def replicate(module: nn.Module, call: "Call", world: World, distributed: bool, compression: str = "none") -> nn.Module:
+    """The module as training calls it, with a prepared batch: a `Replica` under torchrun, else in DataParallel if one
+    process sees several GPUs, else by itself. `compression` is one of WIRE_DTYPES."""
+    trainee = Trainee(module, call)
     if distributed:
-        return Replica(module, world, WIRE_DTYPES[compression])
+        return Replica(trainee, world, WIRE_DTYPES[compression])
     if world.device.type == "cuda" and torch.cuda.device_count() > 1:
-        return DataParallel(module)
-    return module
+        return DataParallel(trainee)
+    return trainee
 
 
 class Replica(DistributedDataParallel):
     """DDP whose gradients are the sum over ranks, and in whose sums a rank can take part without a gradient."""
 
-    def __init__(self, module: nn.Module, world: World, wire: torch.dtype | None = None) -> None:
+    def __init__(self, trainee: "Trainee", world: World, wire: torch.dtype | None = None) -> None:
         # Buffers are not broadcast: batch norm's statistics are averaged when they are needed, which loses no
         # rank's samples, and a rank without a batch would hang in that broadcast. Nor are they at the beginning:
         # all ranks have the same weights by now, and after a restart each has its own statistics.
         device_ids = [world.device.index] if world.device.type == "cuda" else None
-        super().__init__(
-            _Trainee(module), device_ids=device_ids, gradient_as_bucket_view=True, init_sync=False, **KEEP_BUFFERS
-        )
+        super().__init__(trainee, device_ids=device_ids, gradient_as_bucket_view=True, init_sync=False, **KEEP_BUFFERS)
         self.sums = BucketSums(wire)
         self.register_comm_hook(None, self.sums.reduce)
         self._settle_buckets()
@@ -58,19 +60,19 @@ class Replica(DistributedDataParallel):
             self.zero_grad(set_to_none=True)
 
 
-class _Trainee(nn.Module):
-    """The module inside DDP. Called without inputs it gives the sum of all that learns."""
+class Trainee(nn.Module):
+    """A module and how it is called, as one: what DDP wraps."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, call: "Call") -> None:
         super().__init__()
         self.module = module
+        self.call = call
 
-    def forward(self, inputs: Tensor | None = None) -> Tensor:
-        """The module's outputs."""
-        if inputs is None:
+    def forward(self, batch: "Batch | None" = None) -> Any:
+        """The module's outputs for a prepared batch; without one the sum of all that learns."""
+        if batch is None:
             return torch.stack([p.sum().float() for p in self.parameters() if p.requires_grad]).sum()
-        outputs: Tensor = self.module(inputs)
-        return outputs
+        return self.call(self.module, batch)
 
 
 class BucketSums:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ddp_ft.contracts import Batch, Evaluation, Task
+from ddp_ft.contracts import Batch, Call, Evaluation, Task, ToDevice
 from ddp_ft.data.batch import chosen, cut, joined, on_cpu
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
@@ -15,22 +16,23 @@ from ddp_ft.models.precision import autocast
 # Pictures per forward pass of an evaluation, and the unit in which the set is dealt to ranks. Fixed, so that
 # the numbers do not depend on the machine.
 EVAL_CHUNK = 64
-# Test-time augmentation: what a model is called with, seen in several ways.
-Views = Callable[[Tensor], Sequence[Tensor]]
+# Test-time augmentation: a prepared batch seen in several ways.
+Views = Callable[[Batch], Sequence[Batch]]
 
 
 @dataclass
 class Scorer:
     """A model and all that an evaluation pass needs.
 
-    `module` is the bare one: DDP's forward pass would wait for ranks that have no batch. `views` makes several inputs
+    `module` is the bare one: DDP's forward pass would wait for ranks that have no batch. `views` makes several batches
     of one, whose predictions are combined. `most` is how many samples go through it at once, where that had to be
     bounded for want of memory: each rank finds it for itself.
     """
 
     module: nn.Module
+    call: Call
     task: Task
-    prepare: Callable[[Batch], Batch]
+    prepare: ToDevice
     world: World
     precision: str
     views: Views | None = None
@@ -58,21 +60,20 @@ class Scorer:
 
     def _predicted(self, batch: Batch) -> Batch:
         prepared = self.prepare(batch)
-        inputs = self.task.inputs(prepared)
-        seen = [inputs] if self.views is None else self.views(inputs)
-        found = [self.task.predictions(self._forward(each), prepared) for each in seen]
+        seen = [prepared] if self.views is None else self.views(prepared)
+        found = [self.task.predictions(self._forward(each), each) for each in seen]
         return on_cpu(found[0] if len(found) == 1 else self.task.combine(found))
 
     @torch.no_grad()
     def outputs(self, batch: Batch) -> Tensor:
         """The network's own outputs for one batch, in evaluation mode: float32 on the CPU, B x outputs."""
         self.module.eval()
-        return self._forward(self.task.inputs(self.prepare(batch))).float().cpu()
+        outputs: Tensor = self._forward(self.prepare(batch))
+        return outputs.float().cpu()
 
-    def _forward(self, inputs: Tensor) -> Tensor:
+    def _forward(self, batch: Batch) -> Any:
         with autocast(self.world.device, self.precision):
-            outputs: Tensor = self.module(inputs)
-        return outputs
+            return self.call(self.module, batch)
 
     def collect(self, batches: Iterable[Batch], total: int) -> tuple[Batch, Batch] | None:
         """On rank 0: predictions and records of all `total` samples in the set's order, each once. None elsewhere."""

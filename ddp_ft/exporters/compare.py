@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ddp_ft.contracts import BadSample, Source, Task
 from ddp_ft.data.image.picture import Image, whole
-from ddp_ft.data.image.sample import open_sample
-from ddp_ft.data.image.transforms import eval_transform
+from ddp_ft.data.open_sample import open_sample
 from ddp_ft.data.sources.folder import FileSource
 from ddp_ft.data.sources.predict_inputs import list_pictures
 from ddp_ft.distributed.world import World
@@ -98,8 +97,8 @@ def _calls(
     if isinstance(export.module, Framed):
         runs = [_outputs_of(model, world, original) for model in models]
         return tuple(partial(_one_by_one, run, pixels) for run in runs)
-    transform = eval_transform(original.preprocess)
-    batch = {"image": torch.stack([transform(each) for each in pixels])}
+    transform = original.processor.eval_transform()
+    batch = transform.collate([transform({"image": each}) for each in pixels])
     return tuple(partial(make_scorer(model, world).outputs, batch) for model in models)
 
 
@@ -113,12 +112,12 @@ def _outputs_of(model: Trained, world: World, original: Trained) -> Callable[[Se
     if isinstance(model.module, Framed):
         inner = model.module.inner
         return lambda pictures: torch.cat([inner(whole(each)[None].float()) for each in pictures])
-    scorer, transform = make_scorer(model, world), eval_transform(original.preprocess)
+    scorer, transform = make_scorer(model, world), original.processor.eval_transform()
 
     def outputs(pictures: Sequence[Image]) -> Tensor:
         parts = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
-        prepared = (torch.stack([transform(each) for each in part]) for part in parts)
-        return torch.cat([scorer.outputs({"image": each}) for each in prepared])
+        batches = (transform.collate([transform({"image": each}) for each in part]) for part in parts)
+        return torch.cat([scorer.outputs(batch) for batch in batches])
 
     return outputs
 
@@ -174,7 +173,7 @@ def _spread(source: Source, count: int) -> list[Image]:
     for place in range(min(count, len(source))):
         index = place * len(source) // min(count, len(source))
         try:
-            picture = open_sample(source, index).image
+            picture = open_sample(source, index)["image"]
             whole(picture)
         except BadSample:
             continue
@@ -185,7 +184,7 @@ def _spread(source: Source, count: int) -> list[Image]:
 def _noise(original: Trained, count: int) -> list[Image]:
     """Always the same: coarse noise, so that something is left of it when it is resized."""
     generator = torch.Generator().manual_seed(0)
-    height, width = (2 * side for side in original.preprocess.size)
+    height, width = (2 * side for side in original.processor.shape())
     coarse = torch.rand(count, 3, 8, 8, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
     return list((255 * smooth).to(torch.uint8))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ddp_ft.data.image.processor import preprocess_of
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.errors import UserError
@@ -43,8 +44,9 @@ def export_model(request: ExportRequest, launch: Launch) -> Report:
     _check(request, launch)
     device = pick_device(request.device, launch)
     original = replace(load_trained(request.model, device), precision="fp32")
+    preprocess = preprocess_of(original.processor)
     if request.with_preprocessing:
-        check_preprocessing(original.preprocess)
+        check_preprocessing(preprocess)
     aside = request.output.with_name(f".writing_{request.output.name}")
     _remove(aside)
     try:
@@ -100,14 +102,14 @@ def _write(request: ExportRequest, aside: Path, device: torch.device) -> None:
     module = model.module.to(memory_format=torch.contiguous_format)
     if request.format == SAFETENSORS:
         check_buildable(description)
-        write_folder(aside, module, description, model.preprocess, model.names)
+        write_folder(aside, module, description, preprocess_of(model.processor), model.names)
         return
     told = describe_exported(description, request.with_preprocessing)
-    preprocess = model.preprocess if request.with_preprocessing else None
+    preprocess = preprocess_of(model.processor)
     try:
-        program = trace(module, model.preprocess, device)
+        program = trace(module, preprocess, device)
         if request.format == ONNX_FORMAT:
-            write_onnx(program, aside, told, preprocess)
+            write_onnx(program, aside, told, preprocess if request.with_preprocessing else None)
         else:
             with quiet():
                 extra = {DESCRIPTION: json.dumps({**told, "channels_last": model.channels_last})}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddp_ft.contracts import Preprocess
+from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.errors import UserError
 from ddp_ft.inference.exported import IMAGES, OUTPUTS, PICTURES
 

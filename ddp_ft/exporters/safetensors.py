@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ddp_ft.contracts import Preprocess
+from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.errors import UserError, printable
 from ddp_ft.models import LINEAR
 from ddp_ft.run_folder.model_folder import save_model_folder

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddp_ft.contracts import Batch, LabelledSource, Task
-from ddp_ft.data.image.transforms import Transform
-from ddp_ft.data.loader import EvalLoader
+from ddp_ft.contracts import Address, Batch, Call, LabelledSource, Sample, ToDevice, Transform
+from ddp_ft.data.batch import cut
+from ddp_ft.data.loader import EvalLoader, Reader
 from ddp_ft.data.rng import drawing_from
 from ddp_ft.distributed.world import World
 from ddp_ft.features.cache import ChunkStore
@@ -31,11 +31,36 @@ class AugmentedView:
         self.seed = seed
         self.view = view
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """The picture, augmented."""
-        sample = int(torch.randint(2**62, ()))  # the loader's generator stands at the sample's place
-        with drawing_from(self.seed, self.view, sample):
-            return self.transform(image)
+    def __call__(self, sample: Sample) -> Batch:
+        """The sample, augmented."""
+        place = int(torch.randint(2**62, ()))  # the loader's generator stands at the sample's place
+        with drawing_from(self.seed, self.view, place):
+            return self.transform(sample)
+
+    def collate(self, samples: list[Batch]) -> Batch:
+        """As the transform's."""
+        return self.transform.collate(samples)
+
+    def finish(self, batch: Batch, addresses: Sequence[Address]) -> Batch:
+        """Nothing: samples whose features are stored are not mixed."""
+        return batch
+
+
+class _Finished:
+    """A transform whose batches have something done to them where they are read, in a worker."""
+
+    def __init__(self, transform: Transform, work: Callable[[Batch], Batch]) -> None:
+        self.transform = transform
+        self.work = work
+
+    def __call__(self, sample: Sample) -> Batch:
+        return self.transform(sample)
+
+    def collate(self, samples: list[Batch]) -> Batch:
+        return self.transform.collate(samples)
+
+    def finish(self, batch: Batch, addresses: Sequence[Address]) -> Batch:
+        return self.work(self.transform.finish(batch, addresses))
 
 
 @dataclass(frozen=True)
@@ -63,8 +88,8 @@ class Extractor:
 
     module: nn.Module
     head_path: str
-    task: Task
-    prepare: Callable[[Batch], Batch]
+    call: Call
+    prepare: ToDevice
     world: World
     precision: str
     chunk: int
@@ -114,21 +139,14 @@ class Extractor:
     def _computed(
         self, source: LabelledSource, transform: Transform, chunks: list[int]
     ) -> Generator[Batch, None, None]:
-        """The batches of these chunks, with their "features" on the CPU instead of their pictures."""
+        """The batches of these chunks, with their "features" on the CPU instead of their inputs."""
         if not chunks:
             return
         self.module.eval()
         in_workers = self.world.device.type == "cpu" and self.threads > 1 and self.workers > 0
         workers = min(len(chunks), self.threads if in_workers else self.workers)
-        loader = EvalLoader(
-            source,
-            transform,
-            self.chunk,
-            workers=workers,
-            pin_memory=self.world.device.type == "cuda",
-            only=chunks,
-            finish=self._with_features if in_workers else None,
-        )
+        seen = _Finished(transform, self._with_features) if in_workers else transform
+        loader = EvalLoader(Reader(source, seen, workers, self.world.device.type == "cuda"), self.chunk, chunks)
         with one_thread(self.world.device.type == "cpu"), closing(iter(loader)) as batches:  # type: ignore[type-var]
             for batch in batches:
                 yield batch if in_workers else self._with_features(batch)
@@ -136,12 +154,12 @@ class Extractor:
     @torch.no_grad()
     def _with_features(self, batch: Batch) -> Batch:
         portion = FORWARD_ON_CPU if self.world.device.type == "cpu" else self.chunk
-        features = torch.cat([self._features({"image": images}) for images in torch.split(batch["image"], portion)])
+        features = torch.cat([self._features(part) for part in cut([batch], portion)])
         return {"features": features.cpu(), "index": batch["index"], "position": batch["position"]}
 
     def _features(self, batch: Batch) -> Tensor:
         with autocast(self.world.device, self.precision):
-            return features_of(self.module, self.head_path, self.task.inputs(self.prepare(batch))).float()
+            return features_of(self.module, self.head_path, self.call, self.prepare(batch)).float()
 
     def _row_shape(self, kept: dict[int, Tensor], store: ChunkStore | None) -> tuple[int, ...]:
         """Rank 0 always has the first chunk."""

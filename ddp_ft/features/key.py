@@ -24,8 +24,8 @@ PACKAGE = Path(__file__).parent.parent
 # What besides data/image has a part in features: the draws of augmented views, how images come in batches, what takes a
 # damaged one's place, the pass.
 _OTHERS = (
-    "data/rng.py", "data/loader.py", "data/bad_samples/replace.py", "features/extractor.py", "models/backbone.py",
-    "models/precision.py",
+    "data/rng.py", "data/loader.py", "data/batch.py", "data/bad_samples/replace.py", "features/extractor.py",
+    "models/backbone.py", "models/precision.py",
 )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def describe_backbone(built: BuiltModel, plan: Mapping[str, Any]) -> dict[str, A
         "modules": _digest(_modules(built)),
         "weights": _digest(_tensors(built)),
         "code": _digest(_code(str(built.spec.get("name", "")))),
-        "preprocess": built.preprocess.to_mapping(),
+        "preprocess": built.processor.to_mapping(),
         "plan": {name: value for name, value in plan.items() if name not in WITHOUT_EFFECT},
         "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
         "processor": _processor(plan),

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import BuiltModel, LabelledSource, Preprocess, Say
+from ddp_ft.contracts import BuiltModel, LabelledSource, Processor, Say, Transform
 from ddp_ft.data.bad_samples.replace import path_of
-from ddp_ft.data.image.transforms import Transform, eval_transform, train_transform
 from ddp_ft.distributed.world import World
 from ddp_ft.evaluation.evaluator import EVAL_CHUNK
 from ddp_ft.features.cache import ChunkStore
@@ -69,11 +68,11 @@ def open_features(
     return labelled(found[:-1], train[0][0], device, most), labelled(found[-1:], val[0], device, most)
 
 
-def training_views(train: LabelledSource, preprocess: Preprocess, config: RunConfig) -> list[Table]:
+def training_views(train: LabelledSource, processor: Processor, config: RunConfig) -> list[Table]:
     """View 0 is as in evaluation; what the others are drawn from is part of their key."""
-    views: list[Table] = [(train, eval_transform(preprocess), {})]
+    views: list[Table] = [(train, processor.eval_transform(), {})]
     for view in range(1, config.freeze.views):
-        transform = AugmentedView(train_transform(preprocess, config.augment), config.seed, view)
+        transform = AugmentedView(processor.train_transform(config), config.seed, view)
         views.append((train, transform, {"view": view, "seed": config.seed, "augment": vars(config.augment)}))
     return views
 

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from torch import Tensor, nn
 
-from ddp_ft.contracts import BadSample
+from ddp_ft.contracts import BadSample, Transform
 from ddp_ft.data.image.decode import from_pillow, open_picture
 from ddp_ft.data.image.picture import Image
-from ddp_ft.data.image.transforms import Transform, eval_transform
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World
@@ -53,11 +52,12 @@ class Model:
     """
 
     def __init__(self, trained: Trained, device: torch.device, views: str = NO_VIEWS) -> None:
+        if trained.processor.kind != "image":
+            raise UserError(f"This model is not for images, but for '{trained.processor.kind}'.", "Use ddp-ft predict.")
         seen = with_views(trained, views)
         self._trained = trained
         self._scorer = make_scorer(seen, World(0, 1, 0, device))
-        self._transform = eval_transform(trained.preprocess)
-        self._view_transform = eval_transform(seen.preprocess)
+        self._transform, self._view_transform = trained.processor.eval_transform(), seen.processor.eval_transform()
 
     @property
     def module(self) -> nn.Module:
@@ -114,7 +114,7 @@ def load(path: str | os.PathLike[str], device: str = "auto", tta: str = NO_VIEWS
 def _resized(image: Picture, transform: Transform) -> Tensor:
     """uint8, 3 x height x width."""
     try:
-        return transform(_opened(image))
+        return transform({"image": _opened(image)})["image"]
     except BadSample as error:
         raise UserError(str(error)) from None
 

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import Say, Source
-from ddp_ft.data.image.device_transform import DeviceTransform
-from ddp_ft.data.image.transforms import eval_transform
-from ddp_ft.data.loader import EvalLoader
+from ddp_ft.data.batch import samples_of
+from ddp_ft.data.loader import EvalLoader, Reader
 from ddp_ft.data.splits.record import Splits
 from ddp_ft.data.workers import default_workers
 from ddp_ft.distributed.world import World
@@ -60,7 +59,7 @@ class Averager:
         self.device = device
         self.metric = config.eval.metric or trained.task.primary_metric
         self.is_higher_better = trained.task.higher_is_better(self.metric)
-        self.prepare = DeviceTransform(trained.preprocess, device, trained.channels_last)
+        self.prepare = trained.processor.on_device(device, trained.channels_last)
         self.workers = default_workers(device.type, local_world_size=1)
 
     def average(self, checkpoints: Sequence[Path], say: Say | None = None) -> Weights:
@@ -90,14 +89,14 @@ class Averager:
         for layer in layers:
             layer.train().reset_running_stats()
         for batch in self._loader(self.splits.train):
-            size = len(batch["image"])
+            size = samples_of(batch)
             if size == 1 and seen:
                 continue  # a single value has no variance
             seen += size
             for layer in layers:
                 layer.momentum = size / seen
             with autocast(self.device, trained.precision):
-                trained.module(trained.task.inputs(self.prepare(batch)))
+                trained.call(trained.module, self.prepare(batch))
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.eval().momentum = momentum
 
@@ -106,11 +105,12 @@ class Averager:
         assert self.splits is not None
         trained = self.trained
         restore_weights(trained.module, weights)
-        scorer = Scorer(trained.module, trained.task, self.prepare, World(0, 1, 0, self.device), trained.precision)
+        world = World(0, 1, 0, self.device)
+        scorer = Scorer(trained.module, trained.call, trained.task, self.prepare, world, trained.precision)
         return scorer.evaluate(self._loader(self.splits.val), len(self.splits.val)).metrics
 
     def _loader(self, source: Source) -> EvalLoader:
-        return EvalLoader(source, eval_transform(self.trained.preprocess), EVAL_CHUNK, workers=self.workers)
+        return EvalLoader(Reader(source, self.trained.processor.eval_transform(), self.workers), EVAL_CHUNK)
 
     def greedy(self, folder: RunFolder, say: Say) -> list[Path]:
         """A greedy soup (arXiv 2203.05482): from the best checkpoint on, each is added if validation does not fall."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import five_crop
 
 from ddp_ft.contracts import Batch
+from ddp_ft.data.image.processor import ImageProcessor, preprocess_of
 from ddp_ft.errors import UserError
 from ddp_ft.inference.exported import Framed
 from ddp_ft.inference.trained_model import Trained, load_trained
@@ -62,8 +63,11 @@ class ImageViews:
     views: str
     size: tuple[int, int]
 
-    def __call__(self, images: Tensor) -> list[Tensor]:
-        """Normalised images, float B x C x H x W, to several of them."""
+    def __call__(self, batch: Batch) -> list[Batch]:
+        """A prepared batch, with "image" float B x C x H x W, to several of them."""
+        return [{**batch, "image": view} for view in self._seen(batch["image"])]
+
+    def _seen(self, images: Tensor) -> list[Tensor]:
         # Models may count on the memory format that they are given in training.
         is_last = images.is_contiguous(memory_format=torch.channels_last)
         memory_format = torch.channels_last if is_last else torch.contiguous_format
@@ -81,9 +85,10 @@ def with_views(trained: Trained, views: str) -> Trained:
             f"--tta {views} does not work with a file that has its preprocessing inside.",
             "Export it without --with-preprocessing, or use the run folder.",
         )
-    size, preprocess = trained.preprocess.size, trained.preprocess
+    preprocess = preprocess_of(trained.processor)
+    size = preprocess.size
     if views == CROPS:
         share = min(preprocess.crop_pct, CROPS_SHARE)
         height, width = (math.floor(pixels / share) for pixels in size)
         preprocess = replace(preprocess, size=(height, width), crop_pct=1.0)
-    return replace(trained, views=ImageViews(views, size), preprocess=preprocess)
+    return replace(trained, views=ImageViews(views, size), processor=ImageProcessor(preprocess))

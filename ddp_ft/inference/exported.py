@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddp_ft.contracts import Preprocess
+from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.errors import UserError
 
 ONNX, PT2 = SUFFIXES = (".onnx", ".pt2")

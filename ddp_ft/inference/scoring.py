@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 
 from ddp_ft.contracts import Source
-from ddp_ft.data.image.device_transform import DeviceTransform
-from ddp_ft.data.image.transforms import eval_transform
-from ddp_ft.data.loader import EvalLoader
+from ddp_ft.data.loader import EvalLoader, Reader, chunks_of
 from ddp_ft.data.workers import default_workers
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World
@@ -15,8 +13,8 @@ from ddp_ft.inference.trained_model import Trained
 
 def make_scorer(trained: Trained, world: World) -> Scorer:
     """What gives the model's predictions for batches of `make_loader`."""
-    prepare = DeviceTransform(trained.preprocess, world.device, trained.channels_last)
-    return Scorer(trained.module, trained.task, prepare, world, trained.precision, trained.views)
+    prepare = trained.processor.on_device(world.device, trained.channels_last)
+    return Scorer(trained.module, trained.call, trained.task, prepare, world, trained.precision, trained.views)
 
 
 def make_loader(
@@ -24,6 +22,6 @@ def make_loader(
 ) -> EvalLoader:
     """This rank's chunks of the source, or those of these numbers, prepared for the model."""
     workers = default_workers(world.device.type, launch.local_world_size)
-    transform = eval_transform(trained.preprocess)
-    pin_memory = world.device.type == "cuda"
-    return EvalLoader(source, transform, EVAL_CHUNK, world.size, world.rank, workers, pin_memory, only)
+    reader = Reader(source, trained.processor.eval_transform(), workers, pin_memory=world.device.type == "cuda")
+    mine = chunks_of(source, EVAL_CHUNK, world.size, world.rank) if only is None else only
+    return EvalLoader(reader, EVAL_CHUNK, mine)

@@ -9,11 +9,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ddp_ft.contracts import Preprocess, Task
+from ddp_ft.contracts import Call, Processor, Task
+from ddp_ft.data.image.processor import ImageProcessor
+from ddp_ft.data.processors import processor_from
 from ddp_ft.errors import UserError, printable
 from ddp_ft.evaluation.evaluator import Views
 from ddp_ft.inference.exported import Framed, is_exported, open_exported
 from ddp_ft.models import create_from_spec
+from ddp_ft.models.libraries.base import call_with_images
+from ddp_ft.models.libraries.registry import get_library
 from ddp_ft.models.precision import is_convolutional, place, same_precision
 from ddp_ft.run_folder.model_folder import model_folder, read_description, restore_weights
 from ddp_ft.tasks.registry import restore_task
@@ -27,7 +31,8 @@ class Trained:
     """
 
     module: nn.Module
-    preprocess: Preprocess
+    processor: Processor
+    call: Call
     task: Task
     names: tuple[str, ...]
     precision: str
@@ -46,7 +51,7 @@ def load_trained(path: Path, device: torch.device) -> Trained:
     try:
         description = read_description(folder)
         weights = load_file(folder / "model.safetensors")
-        preprocess = Preprocess.from_mapping(description["preprocessing"])
+        processor = processor_from(description["preprocessing"])
         task_name, settings = description["task"], description["task_settings"]
         names, precision = tuple(map(str, description["classes"])), description["precision"]
         refuse_code_inside(folder, _code_of(description))
@@ -61,7 +66,8 @@ def load_trained(path: Path, device: torch.device) -> Trained:
     channels_last = bool(description.get("channels_last", is_convolutional(module)))
     return Trained(
         place(module.eval(), device, channels_last),
-        preprocess,
+        processor,
+        get_library(description["library"]).call,
         restore_task(task_name, settings),
         names,
         same_precision(precision, device),
@@ -72,7 +78,7 @@ def load_trained(path: Path, device: torch.device) -> Trained:
 def _load_exported(path: Path, device: torch.device) -> Trained:
     module, description = open_exported(path, device)
     try:
-        preprocess = Preprocess.from_mapping(description["preprocessing"])
+        processor = processor_from(description["preprocessing"])
         task = restore_task(description["task"], description["task_settings"])
         names = tuple(map(str, description["classes"]))
     except UserError:
@@ -81,10 +87,12 @@ def _load_exported(path: Path, device: torch.device) -> Trained:
         raise UserError(f"{path} does not describe itself as expected: {type(error).__name__}: {error}.") from None
     channels_last = bool(description.get("channels_last"))
     if not description.get("takes_pictures"):
-        return Trained(module.eval(), preprocess, task, names, "fp32", channels_last)
+        return Trained(module.eval(), processor, call_with_images, task, names, "fp32", channels_last)
     # It normalises by itself: values stay in 0..255.
-    plain = replace(preprocess, mean=(0.0,) * len(preprocess.mean), std=(1 / 255,) * len(preprocess.std))
-    return Trained(Framed(module, preprocess).eval(), plain, task, names, "fp32", False)
+    assert isinstance(processor, ImageProcessor), "only images are prepared inside a file"
+    preprocess, channels = processor.preprocess, len(processor.preprocess.mean)
+    plain = ImageProcessor(replace(preprocess, mean=(0.0,) * channels, std=(1 / 255,) * channels))
+    return Trained(Framed(module, preprocess).eval(), plain, call_with_images, task, names, "fp32", False)
 
 
 def _code_of(description: Mapping[str, Any]) -> list[Any]:

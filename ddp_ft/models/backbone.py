@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ddp_ft.contracts import BuiltModel
+from ddp_ft.contracts import Batch, BuiltModel, Call
 
 # Above this size the features of a data set are no longer held in memory as a matter of course.
 MOST_FEATURE_BYTES = 2**30
@@ -25,8 +25,8 @@ def _stop(module: nn.Module, inputs: tuple[Any, ...]) -> None:
     raise _Reached(inputs[0])
 
 
-def features(module: nn.Module, head_path: str, inputs: Tensor) -> Tensor:
-    """What goes into the head for `inputs` (B x 3 x H x W), in the network's current mode.
+def features(module: nn.Module, head_path: str, call: Call, batch: Batch) -> Tensor:
+    """What goes into the head for a prepared batch, in the network's current mode.
 
     B x features, or B x channels x 1 x 1 where the head is a convolution; of the dtype that autocast gives. The
     forward pass ends there, so nothing of the head runs, not even its batch norm. Where a library's dropout stands
@@ -36,12 +36,17 @@ def features(module: nn.Module, head_path: str, inputs: Tensor) -> Tensor:
     """
     handle = module.get_submodule(head_path).register_forward_pre_hook(_stop, prepend=True)
     try:
-        module(inputs)
+        call(module, batch)
     except _Reached as reached:
         return reached.features
     finally:
         handle.remove()
     raise AssertionError(f"the network did not call {head_path}")  # `find_head` has seen it do so
+
+
+def call_with_features(head: nn.Module, batch: Batch) -> Any:
+    """The call of a head that stands alone."""
+    return head(batch["features"])
 
 
 def head_module(module: nn.Module, head_path: str) -> nn.Module:

@@ -14,11 +14,12 @@ from ddp_ft.models.head import LINEAR, HeadSpec, attach_head, check_head, is_mlp
 from ddp_ft.models.introspection import (
     Dropout,
     HeadSite,
+    Trial,
     build_shapes,
     dropouts_before,
     find_head,
     head_names,
-    why_not_size,
+    why_not,
 )
 from ddp_ft.models.libraries.registry import LIBRARIES, USER_FILES, full_name, get_library, resolve
 
@@ -73,7 +74,7 @@ def build_model(
 ) -> BuiltModel:
     """The model with random weights and a head of `outputs` values; None: linear, and the model's own rates.
 
-    `weights` is what will be loaded into it; nothing is read, but the preprocessing may depend on it.
+    `weights` is what will be loaded into it; nothing is read, but the processor may depend on it.
     Raises UserError for a name that is unknown or means several models, and for an image size, a head or a rate
     that the model cannot take.
     """
@@ -87,13 +88,13 @@ def build_model(
     plan, dropout_at = _with_dropout(plan, wanted, image_size)
     module = _create(plan, image_size)
     other = plan.also(num_classes=outputs + 1).shapes()
-    if image_size is not None and (reason := why_not_size(module, other, (image_size, image_size))):
+    trial = Trial(library.processor(inner, module, image_size, weights), library.call)
+    if image_size is not None and (reason := why_not(module, other, trial)):
         raise _wrong_size(name, image_size, reason)
     names = head_names(module, other)
     if not names:
         raise UserError(f"{name} does not follow num_classes: no parameter of it depends on that number.")
-    preprocess = library.preprocess(inner, module, image_size, weights)
-    site = find_head(module, other, names, preprocess.size)
+    site = find_head(module, other, names, trial)
     spec = {"library": key, "name": plan.name, "arguments": plan.arguments}
     if site is None:
         _check_without_site(name, wanted, dropout_at)
@@ -104,7 +105,7 @@ def build_model(
     if wanted.name != LINEAR and site is not None:
         new = module.get_submodule(site.path)
         names = frozenset(f"{site.path}.{each}" for each, _ in new.named_parameters())
-    return BuiltModel(module, preprocess, spec, names, site.path if site else None)
+    return BuiltModel(module, trial.processor, trial.call, spec, names, site.path if site else None)
 
 
 def _with_dropout(plan: Blueprint, head: HeadConfig, image_size: int | None) -> tuple[Blueprint, str | None]:
@@ -116,12 +117,12 @@ def _with_dropout(plan: Blueprint, head: HeadConfig, image_size: int | None) -> 
     try:
         twin = plan.shapes()
         names = head_names(twin, plan.also(num_classes=outputs + 1).shapes())
-        size = library.preprocess(plan.inner, twin, image_size, "none").size
+        trial = Trial(library.processor(plan.inner, twin, image_size, "none"), library.call)
     except Exception:  # then the model itself cannot be built, and to build it says why
         return plan, ""
     if not names:
         return plan, ""
-    return with_head_dropout(plan, twin, names, size, 0.0 if is_mlp(head.name) else head.dropout)
+    return with_head_dropout(plan, twin, names, trial, 0.0 if is_mlp(head.name) else head.dropout)
 
 
 def _check_without_site(name: str, head: HeadConfig, dropout_at: str | None) -> None:
@@ -239,7 +240,7 @@ def depth_rates(module: nn.Module) -> list[float]:
 
 
 def with_head_dropout(
-    plan: Blueprint, shapes: nn.Module, head: frozenset[str], size: tuple[int, int], rate: float
+    plan: Blueprint, shapes: nn.Module, head: frozenset[str], trial: Trial, rate: float
 ) -> tuple[Blueprint, str | None]:
     """The dropout right before the head set to `rate`: by an argument, or by that of an nn.Dropout there.
 
@@ -247,7 +248,7 @@ def with_head_dropout(
     Gives the blueprint, and the name of the nn.Dropout whose rate is to be set; "" where none needs to be, None where
     the model has no dropout there. Raises UserError for a dropout before the head that nothing can change.
     """
-    own = _dropouts(plan, shapes, head, size)
+    own = _dropouts(plan, shapes, head, trial)
     if _share(own) == _share([Dropout(rate)]):
         return plan, ""
     for argument in get_library(plan.library).DROPOUT:
@@ -256,7 +257,7 @@ def with_head_dropout(
             module = candidate.shapes()
         except Exception:  # the model does not know the argument
             continue
-        if _share(_dropouts(candidate, module, head, size)) == _share([Dropout(rate)]):
+        if _share(_dropouts(candidate, module, head, trial)) == _share([Dropout(rate)]):
             return candidate, ""
     named = [each.module for each in own if each.module][-1:]
     others = _share([each for each in own if each.module not in named])
@@ -268,12 +269,12 @@ def with_head_dropout(
     return plan, named[0] if named else None
 
 
-def _dropouts(plan: Blueprint, shapes: nn.Module, head: frozenset[str], size: tuple[int, int]) -> list[Dropout]:
+def _dropouts(plan: Blueprint, shapes: nn.Module, head: frozenset[str], trial: Trial) -> list[Dropout]:
     try:
-        return dropouts_before(shapes, head, size)
+        return dropouts_before(shapes, head, trial)
     except Exception:  # some operations know no meta device
         with torch.random.fork_rng(devices=[]):
-            return dropouts_before(plan.create(), head, size)
+            return dropouts_before(plan.create(), head, trial)
 
 
 def _share(dropouts: list[Dropout]) -> float:

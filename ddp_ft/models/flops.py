@@ -1,4 +1,4 @@
-"""What a model costs: the arithmetic of one picture."""
+"""What a model costs: the arithmetic of one sample."""
 
 import copy
 import warnings
@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddp_ft.models.introspection import Trial
 
-def flops_per_picture(module: nn.Module, size: tuple[int, int]) -> float | None:
-    """Floating-point operations of a forward pass of one picture, a multiplication and an addition being two.
+
+def flops_per_sample(module: nn.Module, trial: Trial) -> float | None:
+    """Floating-point operations of a forward pass of one sample, a multiplication and an addition being two.
 
     Convolutions, products of matrices and attention are counted, as torch's FlopCounterMode does. On a copy without
     values, on the meta device: the module is left as it is. None where the model does not run there.
@@ -22,7 +24,7 @@ def flops_per_picture(module: nn.Module, size: tuple[int, int]) -> float | None:
             warnings.simplefilter("ignore")
             shapes = copy.deepcopy(module, memo).eval()
             with FlopCounterMode(display=False) as counter:
-                shapes(torch.zeros(1, 3, *size, device="meta"))
+                trial(shapes, samples=1)
     except Exception:  # an operation that has no meta device, or a network that looks at values
         return None
     return float(counter.get_total_flops())

@@ -1,4 +1,4 @@
-"""What can be told of an architecture only by trying it: its head, and whether it takes an image size.
+"""What can be told of an architecture only by trying it: its head, and whether it takes an input.
 
 Tried on the meta device, where tensors have shapes alone, so that even a large model costs little.
 """
@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from ddp_ft.contracts import Call, Processor
 from ddp_ft.errors import one_line
 
 
@@ -78,29 +79,41 @@ def head_names(module: nn.Module, other: nn.Module) -> frozenset[str]:
     return frozenset(name for name, each in module.named_parameters() if shapes.get(name) != each.shape)
 
 
-def why_not_size(module: nn.Module, shapes: nn.Module, size: tuple[int, int]) -> str:
-    """Why the model cannot take images of that size, in one line; empty if it can."""
+@dataclass(frozen=True)
+class Trial:
+    """How a model is tried: called with two samples of noise, as its processor prepares them."""
+
+    processor: Processor
+    call: Call
+
+    def __call__(self, module: nn.Module, samples: int = 2) -> Any:
+        """What the module gives for them, on its device."""
+        to_device = self.processor.on_device(next(module.parameters()).device, channels_last=False)
+        return self.call(module, to_device(self.processor.example(samples)))
+
+
+def why_not(module: nn.Module, shapes: nn.Module, trial: Trial) -> str:
+    """Why the model cannot take such input, in one line; empty if it can."""
     # Some operations know no meta device, so what fails there is asked once more for real.
-    return _why_not(shapes, size) and _why_not(module, size)
+    return _why_not(shapes, trial) and _why_not(module, trial)
 
 
-def _why_not(module: nn.Module, size: tuple[int, int]) -> str:
+def _why_not(module: nn.Module, trial: Trial) -> str:
     try:
-        _run(module, size, training=False)
+        _run(module, trial, training=False)
     except Exception as error:
         return one_line(error)
     return ""
 
 
-def _run(module: nn.Module, size: tuple[int, int], training: bool) -> Any:
-    """What the module gives for two black images; its mode is afterwards as before."""
-    device = next(module.parameters()).device
+def _run(module: nn.Module, trial: Trial, training: bool) -> Any:
+    """What comes of a trial; the module's mode is afterwards as before."""
     was_training = module.training
     module.train(training)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return module(torch.zeros(2, 3, *size, device=device))
+            return trial(module)
     finally:
         module.train(was_training)
 
@@ -115,7 +128,7 @@ class HeadSite:
     dimensions: int
 
 
-def find_head(module: nn.Module, shapes: nn.Module, head: Collection[str], size: tuple[int, int]) -> HeadSite | None:
+def find_head(module: nn.Module, shapes: nn.Module, head: Collection[str], trial: Trial) -> HeadSite | None:
     """The smallest module with all parameters of the head, if its output is what the network gives, else None.
 
     It must be called once, with one tensor, and nothing may be computed with its output; to give it another shape,
@@ -125,7 +138,7 @@ def find_head(module: nn.Module, shapes: nn.Module, head: Collection[str], size:
     path = _common_path(head)
     for tried in (shapes, module):  # some operations know no meta device
         try:
-            return _watch_head(tried, path, size) if path else None
+            return _watch_head(tried, path, trial) if path else None
         except Exception:
             continue
     return None
@@ -137,7 +150,7 @@ def _common_path(names: Collection[str]) -> str:
     return ".".join(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))
 
 
-def _watch_head(module: nn.Module, path: str, size: tuple[int, int]) -> HeadSite | None:
+def _watch_head(module: nn.Module, path: str, trial: Trial) -> HeadSite | None:
     calls: list[tuple[Any, ...]] = []
 
     def note(part: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
@@ -146,7 +159,7 @@ def _watch_head(module: nn.Module, path: str, size: tuple[int, int]) -> HeadSite
 
     handle = module.get_submodule(path).register_forward_hook(note, with_kwargs=True)
     try:
-        outputs = _run(module, size, training=False)
+        outputs = _run(module, trial, training=False)
     finally:
         handle.remove()
     if len(calls) != 1 or not calls[0] or not isinstance(outputs, Tensor):
@@ -175,7 +188,7 @@ class Dropout:
     module: str = ""
 
 
-def dropouts_before(module: nn.Module, head: Collection[str], size: tuple[int, int]) -> list[Dropout]:
+def dropouts_before(module: nn.Module, head: Collection[str], trial: Trial) -> list[Dropout]:
     """The dropouts between the last layer and the head, in the order in which they work.
 
     Tells what the network does in training mode, so batch norm's statistics change. Raises what the forward pass
@@ -196,7 +209,7 @@ def dropouts_before(module: nn.Module, head: Collection[str], size: tuple[int, i
         for name in {_common_path(head), *(each.rpartition(".")[0] for each in head)} - {""}:
             handles.append(module.get_submodule(name).register_forward_pre_hook(note))
         try:
-            _run(module, size, training=True)
+            _run(module, trial, training=True)
         finally:
             for handle in handles:
                 handle.remove()

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import LABEL, NUMBERS, TRAIN, BadSample, LabelledSource, Preprocess, Schema, Task
+from ddp_ft.contracts import LABEL, NUMBERS, TRAIN, BadSample, LabelledSource, Processor, Schema, Task
 from ddp_ft.data.bad_samples.quarantine import FILE as QUARANTINE
+from ddp_ft.data.processors import processor_from
 from ddp_ft.data.splits.part import open_part
 from ddp_ft.errors import UserError, printable
 from ddp_ft.evaluation.analysis import ScoredSet, score_set
@@ -96,9 +97,9 @@ class RunFacts:
         return {"metrics": metrics, "step": row["step"], "epoch": row["epoch"], "phase": row.get("phase", TRAIN)}
 
     @property
-    def preprocess(self) -> Preprocess | None:
+    def processor(self) -> Processor | None:
         """How the model sees a picture; None where there is no model yet."""
-        return Preprocess.from_mapping(self.description["preprocessing"]) if self.description else None
+        return processor_from(self.description["preprocessing"]) if self.description else None
 
     def metrics(self, split: str) -> dict[str, float]:
         """The best model's metrics on "val" or "test"."""
@@ -132,7 +133,7 @@ def _read(folder: RunFolder) -> RunFacts:
         _check_has(description, ("task_settings", "preprocessing", "classes"), path / "best" / "model.json")
         if tuple(description["classes"]) != names:
             raise UserError(f"{path}: classes.json and best/model.json name other classes.", "Is the folder whole?")
-        Preprocess.from_mapping(description["preprocessing"])
+        processor_from(description["preprocessing"])
     if plan.task not in TASKS:
         raise UserError(f"{path} is of a task '{plan.task}', which is not known.", f"Known: {', '.join(TASKS)}.")
     task = _task_without_code(plan.task, names, description)

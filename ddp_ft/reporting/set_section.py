@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_ft.contracts import LABEL, NUMBERS, LabelledSource, Preprocess
+from ddp_ft.contracts import LABEL, NUMBERS, LabelledSource, Processor
 from ddp_ft.data.image.pillow import Pixels
-from ddp_ft.data.image.sample import open_sample
-from ddp_ft.data.image.transforms import eval_transform
+from ddp_ft.data.open_sample import open_sample
 from ddp_ft.errors import printable
 from ddp_ft.evaluation.analysis import (
     ScoredSet,
@@ -172,20 +171,20 @@ def _pictures(facts: RunFacts, scored_set: ScoredSet, opened: Opened) -> dict[st
 def _thumbnails(
     facts: RunFacts, scored_set: ScoredSet, indices: Sequence[int], source: LabelledSource | None
 ) -> list[dict[str, Any]]:
-    if source is None or facts.preprocess is None:
+    if source is None or facts.processor is None or facts.processor.kind != "image":
         return []
     shown = []
     for index in indices:
         said, true = scored_set.caption(index)
-        picture = picture_of(source, index, facts.preprocess)
+        picture = picture_of(source, index, facts.processor)
         about = {"said": brief(said), "true": brief(true), "is_small": max(picture.shape) < SMALL}
         shown.append({"uri": data_uri(picture), **about, **_file_of(source, index)})
     return shown
 
 
-def picture_of(source: LabelledSource, index: int, preprocess: Preprocess) -> Pixels:
+def picture_of(source: LabelledSource, index: int, processor: Processor) -> Pixels:
     """A sample's picture as the model sees it in evaluation. Raises BadSample."""
-    image = eval_transform(preprocess)(open_sample(source, index).image)
+    image = processor.eval_transform()(open_sample(source, index))["image"]
     pixels: Pixels = image.permute(1, 2, 0).contiguous().numpy()
     return pixels
 

@@ -10,8 +10,9 @@ from ddp_ft.data.class_counts import ClassCounts, count_classes
 from ddp_ft.diagnostics.advice import advise, situation_of
 from ddp_ft.diagnostics.finding import NOTE, VERDICTS, tried
 from ddp_ft.errors import printable
-from ddp_ft.models.flops import flops_per_picture
+from ddp_ft.models.flops import flops_per_sample
 from ddp_ft.models.freezing import frozen_table
+from ddp_ft.models.introspection import Trial
 from ddp_ft.tasks.registry import describe_choice
 from ddp_ft.trackers.console import Console
 from ddp_ft.training.plan import Plan, describe_grade
@@ -77,13 +78,13 @@ def describe_counts(counts: ClassCounts) -> str:
 
 
 def _sizes_of_model(run: Run) -> Iterator[str]:
-    module, size = run.model.module, run.model.preprocess.size
+    module, trial = run.model.module, Trial(run.model.processor, run.model.call)
     parameters = list(module.parameters())
     total, learning = (sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad))
     yield f"{total / 1e6:.2f} M parameters" + ("" if learning == total else f" ({learning / 1e6:.2f} M learn)")
-    if flops := _never_fatal(lambda: flops_per_picture(module, size)):
+    if flops := _never_fatal(lambda: flops_per_sample(module, trial)):
         yield f"{flops / 1e9:.3g} GFLOP a picture"
-    yield f"input {' x '.join(str(pixels) for pixels in size)}"
+    yield f"input {' x '.join(map(str, run.model.processor.shape()))}"
 
 
 def _notes(run: Run) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ddp_ft.contracts import Preprocess, Task
+from ddp_ft.contracts import Processor, Task
 from ddp_ft.errors import UserError
 from ddp_ft.run_folder.files import sync_file, sync_folder, to_json
 
@@ -66,7 +66,7 @@ def recover_model_folder(folder: Path) -> None:
 
 
 def describe_model(
-    spec: Mapping[str, Any], preprocess: Preprocess, task: Task, names: Sequence[str], precision: str,
+    spec: Mapping[str, Any], processor: Processor, task: Task, names: Sequence[str], precision: str,
     channels_last: bool | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """model.json: all that is needed to build the model again and to feed it; `names` are the outputs' own.
@@ -78,7 +78,7 @@ def describe_model(
         "task": task.name,
         "classes": list(names),
         "task_settings": task.settings(),
-        "preprocessing": preprocess.to_mapping(),
+        "preprocessing": processor.to_mapping(),
         "precision": precision,
         **({} if channels_last is None else {"channels_last": channels_last}),
     }

@@ -4,11 +4,8 @@ import copy
 import math
 from collections.abc import Generator, Iterator
 
-from ddp_ft.contracts import PROBE, Batch, LabelledSource
-from ddp_ft.data.image.mixup import Mixing
-from ddp_ft.data.image.nvjpeg import NVJPEG, EncodedTransform
-from ddp_ft.data.image.transforms import eval_transform, train_transform
-from ddp_ft.data.loader import EvalLoader, TrainLoader
+from ddp_ft.contracts import PROBE, Batch, LabelledSource, Transform
+from ddp_ft.data.loader import EvalLoader, Reader, TrainLoader, chunks_of
 from ddp_ft.data.rng import derive_seed
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.distributed.world import World
@@ -18,7 +15,7 @@ from ddp_ft.training.run import Run
 
 def training_order(run: Run) -> GlobalOrderSampler:
     """The order of the training samples, and this rank's share of it; in pairs, where they are mixed."""
-    train, pairs = run.config.train, Mixing.of(run.config.augment) is not None
+    train, pairs = run.config.train, run.model.processor.pairs(run.config)
     return _order(run, run.world, train.batch_size, run.config.seed, pairs)
 
 
@@ -46,27 +43,18 @@ def training_batches(
     run: Run, order: GlobalOrderSampler, micro_batch: int | None, start: int
 ) -> Generator[list[Batch], None, None]:
     """This rank's micro-batches of each step from `start` on, read by workers that end with the generator."""
-    config = run.config
-    seen = EncodedTransform if config.data.decoder == NVJPEG else train_transform
-    loader = TrainLoader(
-        training_source(run),
-        seen(run.model.preprocess, config.augment),
-        order,
-        micro_batch,
-        run.plan.workers,
-        start_step=start,
-        total_steps=run.plan.total_steps,
-        pin_memory=run.world.device.type == "cuda",
-        mixing=Mixing.of(config.augment),
-    )
-    return iter(loader)
+    reader = _reader(run, training_source(run), run.model.processor.train_transform(run.config))
+    return iter(TrainLoader(reader, order, micro_batch, range(start, run.plan.total_steps)))
+
+
+def _reader(run: Run, source: LabelledSource, transform: Transform) -> Reader:
+    return Reader(source, transform, run.plan.workers, pin_memory=run.world.device.type == "cuda")
 
 
 def evaluation_batches(run: Run, source: LabelledSource) -> Iterator[Batch]:
     """This rank's chunks of a source. Between two of them the ranks agree on whether to stop, which they do equally
     often by arithmetic: their numbers of chunks differ by one at most."""
-    world, transform = run.world, eval_transform(run.model.preprocess)
-    pin_memory = world.device.type == "cuda"
-    loader = EvalLoader(source, transform, EVAL_CHUNK, world.size, world.rank, run.plan.workers, pin_memory)
+    world, reader = run.world, _reader(run, source, run.model.processor.eval_transform())
+    loader = EvalLoader(reader, EVAL_CHUNK, chunks_of(source, EVAL_CHUNK, world.size, world.rank))
     chunks = math.ceil(len(source) / EVAL_CHUNK)
     return run.agreement.in_rounds(loader, math.ceil(chunks / world.size))

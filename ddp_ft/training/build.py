@@ -2,7 +2,6 @@
 
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import PROBE, TRAIN, LoadReport, Task
-from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.data.sampler import sampling_weights
 from ddp_ft.data.splits.of_run import open_splits_of
 from ddp_ft.data.splits.record import Splits
@@ -61,7 +60,7 @@ def compose(
         stages=stages,
         anchors=anchors_of(model.module, model.head) if config.optim.l2_sp else {},
         sampling=sampling,
-        prepare=DeviceTransform(model.preprocess, world.device, plan.channels_last),
+        prepare=model.processor.on_device(world.device, plan.channels_last),
         checkpoints=Checkpoints(folder.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best),
         agreement=Agreement(world, machine.stop),
     )

@@ -4,8 +4,6 @@ import torch
 
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import BuiltModel
-from ddp_ft.data.image.mixup import Mixing
-from ddp_ft.data.image.nvjpeg import check_nvjpeg
 from ddp_ft.features.check import check_features
 from ddp_ft.training.gradients import check_penalties
 from ddp_ft.training.optim import check_optimizer
@@ -20,10 +18,6 @@ def check_alone(config: RunConfig) -> None:
 
 def check_together(config: RunConfig, built: BuiltModel, kind: str, device: torch.device) -> None:
     """UserError for settings that are right alone and wrong together; `kind` is that of the targets."""
-    mixing = Mixing.of(config.augment)
-    if mixing is not None:
-        mixing.check(config.train.batch_size, config.train.micro_batch)
-        mixing.check_kind(kind)
+    built.processor.check(config, kind, device)
     check_penalties(config)
-    check_nvjpeg(config, built.preprocess, device)
     check_features(config, built)

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import BuiltModel, Say
-from ddp_ft.data.sampler import GlobalOrderSampler
+from ddp_ft.contracts import Batch, BuiltModel, Say
+from ddp_ft.data.micro_batches import micro_batch_sizes
 from ddp_ft.distributed.environment import Launch, read_launch, usable_cores
 from ddp_ft.distributed.stop_request import CutShort
 from ddp_ft.distributed.world import World
@@ -118,17 +118,6 @@ def compile_phase(phase: Phase, state: TrainState, say: Say, again: bool) -> Non
         say(_verdict(times, passes, steps_left, run.plan.steps_per_epoch, again))
 
 
-def micro_batch_sizes(sampler: GlobalOrderSampler, micro_batch: int | None) -> list[int]:
-    """How many samples the micro-batches of this rank's steps have: each size once, the largest first."""
-    most = micro_batch and micro_batch - micro_batch % 2 if sampler.pairs else micro_batch
-    sizes = set()
-    for length in {sampler.share_length(step) for step in range(sampler.steps_per_epoch)}:
-        whole, rest = divmod(length, most or length)
-        sizes |= {most or length} if whole else set()
-        sizes |= {rest} if rest else set()
-    return sorted(sizes, reverse=True)
-
-
 def compile_in_place(built: BuiltModel, mode: str, dynamic: bool) -> None:
     """Have the module, or with "regional" its repeated blocks, compiled when they are next called.
 
@@ -198,14 +187,12 @@ def _warm_up(phase: Phase, sizes: list[int]) -> Times:
     return Times(compiling, plain, compiled)
 
 
-def _blank(phase: Phase, size: int) -> Tensor:
-    """What the replica is called with, of `size` pictures of noise."""
-    generator, learner = torch.Generator().manual_seed(0), phase.learner
-    shape = (size, 3, *phase.run.model.preprocess.size)
-    return learner.inputs(learner.prepare({"image": torch.randint(256, shape, generator=generator, dtype=torch.uint8)}))
+def _blank(phase: Phase, size: int) -> Batch:
+    """What the replica is called with, of `size` samples of noise."""
+    return phase.learner.prepare(phase.run.model.processor.example(size))
 
 
-def _compile(phase: Phase, batches: list[Tensor]) -> None:
+def _compile(phase: Phase, batches: list[Batch]) -> None:
     run = phase.run
     try:
         for batch in batches:
@@ -223,23 +210,23 @@ def _compile(phase: Phase, batches: list[Tensor]) -> None:
         ) from error
 
 
-def _pass(learner: Learner, inputs: Tensor) -> None:
+def _pass(learner: Learner, batch: Batch) -> None:
     """Forward and backward as in a step, but for the reduction over ranks."""
     replica, world = learner.replica, learner.world
     with replica.no_sync() if isinstance(replica, DistributedDataParallel) else nullcontext():
         with autocast(world.device, learner.precision):
-            outputs = replica(inputs)
+            outputs = replica(batch)
         outputs.float().square().sum().backward()
     if world.device.type == "cuda":
         torch.cuda.synchronize(world.device)
 
 
-def _time_both(module: nn.Module, learner: Learner, inputs: Tensor) -> tuple[float, float]:
+def _time_both(module: nn.Module, learner: Learner, batch: Batch) -> tuple[float, float]:
     began = time.perf_counter()
     with eager(module):
-        _pass(learner, inputs)
+        _pass(learner, batch)
     between = time.perf_counter()
-    _pass(learner, inputs)
+    _pass(learner, batch)
     return between - began, time.perf_counter() - between
 
 

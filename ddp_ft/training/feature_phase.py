@@ -8,6 +8,7 @@ from ddp_ft.contracts import PROBE, Batch, Evaluation, Say
 from ddp_ft.distributed.agreement import Decision
 from ddp_ft.distributed.world import World
 from ddp_ft.features.dataset import FeatureSet, evaluate_head, is_small, train_batches
+from ddp_ft.models.backbone import head_module
 from ddp_ft.training.batches import head_order
 from ddp_ft.training.learners import head_learner
 from ddp_ft.training.phase import Phase
@@ -27,7 +28,8 @@ class FeaturePhase(Phase):
         solo = World(0, 1, 0, run.world.device)
         name, learner = state.progress.phase, head_learner(run, state, solo)
         super().__init__(run, name, learner, head_order(run, solo, name), noise=0)
-        self.head, self.train, self.val = learner.replica, train, val
+        self.head = head_module(run.model.module, run.model.head_path or "")
+        self.train, self.val = train, val
 
     @property
     def total_steps(self) -> int:

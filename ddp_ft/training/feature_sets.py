@@ -1,7 +1,6 @@
 """The features that a run trains its head on."""
 
 from ddp_ft.contracts import Say
-from ddp_ft.data.image.transforms import eval_transform
 from ddp_ft.evaluation.evaluator import EVAL_CHUNK
 from ddp_ft.features.check import check_size
 from ddp_ft.features.dataset import FeatureSet
@@ -24,7 +23,7 @@ def feature_sets(run: Run, say: Say) -> tuple[FeatureSet, FeatureSet]:
     extractor = Extractor(
         module=model.module,
         head_path=model.head_path or "",
-        task=run.task,
+        call=model.call,
         prepare=run.prepare,
         world=run.world,
         precision=plan.precision,
@@ -33,5 +32,5 @@ def feature_sets(run: Run, say: Say) -> tuple[FeatureSet, FeatureSet]:
         workers=plan.workers,
         in_rounds=run.agreement.in_rounds,
     )
-    views = training_views(train, model.preprocess, config)
-    return open_features(extractor, files, views, (val, eval_transform(model.preprocess), {}), say)
+    views = training_views(train, model.processor, config)
+    return open_features(extractor, files, views, (val, model.processor.eval_transform(), {}), say)

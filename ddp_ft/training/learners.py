@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import nn
 
-from ddp_ft.contracts import Batch
-from ddp_ft.data.image.device_transform import DeviceTransform
-from ddp_ft.distributed.ddp import replicate
+from ddp_ft.contracts import Batch, ToDevice
+from ddp_ft.distributed.ddp import Trainee, replicate
 from ddp_ft.distributed.world import World
-from ddp_ft.models.backbone import head_module
+from ddp_ft.models.backbone import call_with_features, head_module
 from ddp_ft.models.freezing import TrainingMode
 from ddp_ft.training.gradients import Penalties
 from ddp_ft.training.run import Run
@@ -20,11 +19,11 @@ from ddp_ft.training.step import Learner
 class DataLearner(Learner):
     """Learns from batches of the data, which `to_device` brings there; `mode` keeps frozen parts in evaluation mode."""
 
-    to_device: DeviceTransform = field(kw_only=True)
+    to_device: ToDevice = field(kw_only=True)
     mode: TrainingMode = field(kw_only=True)
 
     def prepare(self, batch: Batch) -> Batch:
-        """To the device and normalised."""
+        """As the processor has it on the device."""
         return self.to_device(batch)
 
     def set_training(self) -> None:
@@ -37,10 +36,6 @@ class HeadLearner(Learner):
     """Learns from stored features. Each rank is alone: what one did about a lack of memory, the others would not."""
 
     recovers: bool = field(default=False, kw_only=True)
-
-    def inputs(self, batch: Batch) -> Tensor:
-        """The features."""
-        return batch["features"]
 
 
 def data_learner(run: Run, state: TrainState) -> DataLearner:
@@ -64,7 +59,7 @@ def data_learner(run: Run, state: TrainState) -> DataLearner:
 def head_learner(run: Run, state: TrainState, solo: World) -> HeadLearner:
     """The learner of the head alone, in the world of this rank alone."""
     return HeadLearner(
-        replica=head_module(run.model.module, run.model.head_path or ""),
+        replica=Trainee(head_module(run.model.module, run.model.head_path or ""), call_with_features),
         task=run.task,
         optimizer=state.optimizer,
         scaler=state.scaler,
@@ -78,7 +73,8 @@ def head_learner(run: Run, state: TrainState, solo: World) -> HeadLearner:
 
 def replica_of(run: Run) -> nn.Module:
     """The model as a step calls it: in DDP, if there are several processes."""
-    return replicate(run.model.module, run.world, run.distributed, run.config.compute.compress_gradients)
+    model, compression = run.model, run.config.compute.compress_gradients
+    return replicate(model.module, model.call, run.world, run.distributed, compression)
 
 
 def mode_of(run: Run) -> TrainingMode:

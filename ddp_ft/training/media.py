@@ -10,8 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddp_ft.contracts import LABEL, NUMBERS, PROBE, Batch, Evaluation, LabelledSource, Preprocess
+from ddp_ft.contracts import LABEL, NUMBERS, PROBE, Batch, Evaluation, LabelledSource
+from ddp_ft.data.batch import first_samples
 from ddp_ft.data.image.pillow import Pixels
+from ddp_ft.data.image.preprocess import Preprocess
+from ddp_ft.data.image.processor import ImageProcessor
+from ddp_ft.distributed.ddp import Trainee
 from ddp_ft.evaluation.analysis import ScoredSet, confusion, most_confused, rarest, reliability, score_set
 from ddp_ft.run_folder.background_writer import copied
 from ddp_ft.trackers import charts
@@ -35,11 +39,12 @@ def show_first_batch(run: Run, micro_batch: Batch, trackers: FanOut) -> None:
     """Before a run's first step: its first pictures as the model sees them, with what it is to learn of them."""
     if run.config.log.graph:
         _show_graph(run, trackers)
-    if not run.config.log.pictures:
+    processor = run.model.processor
+    if not run.config.log.pictures or not isinstance(processor, ImageProcessor):
         return
     with harmless("the first batch is not shown"):
-        batch = {name: tensor[:GRID_PICTURES] for name, tensor in micro_batch.items()}
-        seen = as_pixels(run.prepare(dict(batch))["image"], run.model.preprocess)
+        batch = first_samples(micro_batch, GRID_PICTURES)
+        seen = as_pixels(run.prepare(dict(batch))["image"], processor.preprocess)
         names, kind = run.splits.schema.names, run.task.kind
         captions = [_targets(batch, place, names, kind) for place in range(len(seen))]
         trackers.draw(f"{PICTURES}/1_first_batch", 0, charts.pixels_png, seen, captions)
@@ -47,8 +52,8 @@ def show_first_batch(run: Run, micro_batch: Batch, trackers: FanOut) -> None:
 
 def _show_graph(run: Run, trackers: FanOut) -> None:
     """Of a copy, since tracing runs the model."""
-    module = copy.deepcopy(run.model.module).eval()
-    trackers.graph(module, torch.zeros(1, 3, *run.model.preprocess.size, device=run.world.device))
+    trainee = Trainee(copy.deepcopy(run.model.module), run.model.call).eval()
+    trackers.graph(trainee, run.prepare(run.model.processor.example(1)))
 
 
 def as_pixels(images: Tensor, preprocess: Preprocess) -> list[Pixels]:

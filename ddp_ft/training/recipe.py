@@ -6,7 +6,6 @@ import torch
 
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import BuiltModel
-from ddp_ft.data.image.nvjpeg import NVJPEG
 from ddp_ft.models import build_model
 from ddp_ft.models.backbone import MOST_FEATURE_BYTES, feature_width
 from ddp_ft.models.head import check_head
@@ -42,9 +41,7 @@ def build(config: RunConfig, outputs: int) -> BuiltModel:
     check_head(config.head.name)
     torch.manual_seed(config.seed)
     built = build_model(model.name, outputs, model.image_size, model.weights, config.head, model.drop_path)
-    # What the GPU decodes is to train on; evaluation is the same on every machine.
-    decoder = {"auto": "shrink", NVJPEG: "full"}.get(config.data.decoder, config.data.decoder)
-    return replace(built, preprocess=replace(built.preprocess, decoder=decoder))
+    return replace(built, processor=built.processor.configured(config.data.decoder))
 
 
 def settle_recipe(config: RunConfig, request: Request, built: BuiltModel, samples: int) -> tuple[RunConfig, str, str]:

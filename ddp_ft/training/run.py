@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import BuiltModel, Task
-from ddp_ft.data.image.device_transform import DeviceTransform
+from ddp_ft.contracts import BuiltModel, Task, ToDevice
 from ddp_ft.data.splits.record import Splits
 from ddp_ft.distributed.agreement import Agreement
 from ddp_ft.distributed.world import World
@@ -22,7 +21,7 @@ class Run:
     """The parts of a run. What changes as it goes on is in its TrainState.
 
     `launched` is when this launch began (seconds since 1970). `anchors` are the weights that L2-SP pulls towards,
-    `sampling` those that the order is drawn by. `prepare` brings batches of images to the device.
+    `sampling` those that the order is drawn by. `prepare` brings batches to the device.
     """
 
     config: RunConfig
@@ -38,7 +37,7 @@ class Run:
     stages: list[Stage]
     anchors: dict[str, Tensor]
     sampling: Tensor | None
-    prepare: DeviceTransform
+    prepare: ToDevice
     checkpoints: Checkpoints
     agreement: Agreement
     writer: BackgroundWriter = field(default_factory=BackgroundWriter)

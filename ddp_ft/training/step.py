@@ -65,10 +65,6 @@ class Learner:
         """A batch of the loader, as the loss wants it: on the device."""
         return batch
 
-    def inputs(self, batch: Batch) -> Tensor:
-        """What the replica is called with, from a prepared batch."""
-        return self.task.inputs(batch)
-
     def set_training(self) -> None:
         """Put the modules into the mode that they are trained in."""
         self.replica.train()
@@ -165,7 +161,7 @@ class Learner:
     def _backward(self, batch: Batch) -> Tensor:
         batch = self.prepare(batch)
         with autocast(self.world.device, self.precision):
-            outputs = self.replica(self.inputs(batch))
+            outputs = self.replica(batch)
         loss, weight = self.task.loss(outputs, batch)
         once = [tensor.clone() for tensor in self._statistics] if self.recomputes else []
         torch.autograd.backward(self.scaler.scale(loss))

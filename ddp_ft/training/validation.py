@@ -77,7 +77,7 @@ def _keep_if_best(run: Run, state: TrainState, phase: Phase, kind: str, evaluati
 def _describe(run: Run) -> dict[str, Any]:
     model, plan = run.model, run.plan
     names, precision = run.splits.schema.names, plan.precision
-    return describe_model(model.spec, model.preprocess, run.task, names, precision, plan.channels_last)
+    return describe_model(model.spec, model.processor, run.task, names, precision, plan.channels_last)
 
 
 def score(run: Run, metrics: dict[str, float]) -> float:

@@ -6,16 +6,23 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ddp_ft.config.schema import AugmentConfig
-from ddp_ft.contracts import Address, BadSample, Preprocess, Source
+from ddp_ft.contracts import Address, BadSample, Processor, Source
 from ddp_ft.data.image.decode import decode_by_pillow
 from ddp_ft.data.image.picture import Image
-from ddp_ft.data.image.sample import open_sample
+from ddp_ft.data.image.preprocess import Preprocess
+from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.data.image.transforms import eval_transform, train_transform
+from ddp_ft.data.open_sample import open_sample
 from ddp_ft.data.rng import drawing_from
 from ddp_ft.features.dataset import one_thread
 
 # The decoders of `Preprocess`, and what they are compared with: Pillow, in full, as other tools decode.
 SHRINK, FULL, PILLOW = "shrink", "full", "pillow"
+
+
+def decoder_of(processor: Processor) -> str:
+    """The decoder that the processor has chosen; "auto" where it has no choice."""
+    return processor.preprocess.decoder if isinstance(processor, ImageProcessor) else "auto"
 
 
 def find_jpegs(source: Source, addresses: Iterable[Address]) -> list[Address]:
@@ -25,7 +32,7 @@ def find_jpegs(source: Source, addresses: Iterable[Address]) -> list[Address]:
 
 def _is_sound_jpeg(source: Source, address: Address) -> bool:
     try:
-        image = open_sample(source, address.index).image
+        image = open_sample(source, address.index)["image"]
         return not isinstance(image, Tensor) and image.pixels(8) is not None
     except BadSample:  # training will meet it, and say so
         return False
@@ -64,4 +71,5 @@ class Decoding:
     def _open(self, address: Address, decoder: str) -> Image:
         if decoder == PILLOW:
             return decode_by_pillow(self.source.name(address.index))
-        return open_sample(self.source, address.index).image
+        image: Image = open_sample(self.source, address.index)["image"]
+        return image

@@ -57,6 +57,6 @@ def _pass(learner: Learner, part: Batch) -> None:
     with replica.no_sync() if isinstance(replica, DistributedDataParallel) else nullcontext():
         batch = learner.prepare(part)
         with autocast(learner.world.device, learner.precision):
-            outputs = replica(learner.inputs(batch))
+            outputs = replica(batch)
         loss, _ = learner.task.loss(outputs, batch)
         torch.autograd.backward(learner.scaler.scale(loss))

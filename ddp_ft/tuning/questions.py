@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ddp_ft.contracts import Batch
 from ddp_ft.data.batch import cut, first_samples
+from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.errors import UserError
 from ddp_ft.models.precision import resolve_precision
 from ddp_ft.training.data_phase import DataPhase
@@ -114,16 +115,16 @@ class Questions:
 
     def decoders(self) -> None:
         """Pictures of one core, from the file to the model's size."""
-        if DECODER not in self.keys:
+        run, processor = self.run, self.run.model.processor
+        if DECODER not in self.keys or not isinstance(processor, ImageProcessor):
             return
-        run, preprocess = self.run, self.run.model.preprocess
         sampler = open_steps(run, self.values, ENDLESS).sampler
         addresses = itertools.chain.from_iterable(map(sampler.global_batch, range(sampler.steps_per_epoch)))
         source = run.splits.train
         jpegs = find_jpegs(source, itertools.islice(addresses, PICTURES))
         if not jpegs:
             return
-        decoding = Decoding(source, jpegs, preprocess, run.config.augment, run.config.seed)
+        decoding = Decoding(source, jpegs, processor.preprocess, run.config.augment, run.config.seed)
 
         def turn(name: str) -> Turn:
             began = time.perf_counter()

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from ddp_ft.contracts import TRAIN, Batch
-from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.models.freezing import freeze_parameters
 from ddp_ft.models.precision import place
 from ddp_ft.training.batches import training_batches
@@ -15,6 +14,7 @@ from ddp_ft.training.optim import groups_of, make_optimizer, set_rates
 from ddp_ft.training.progress import Progress
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
+from ddp_ft.tuning.decoders import decoder_of
 
 FORMAT, PRECISION, MICRO_BATCH = "compute.memory_format", "compute.precision", "train.micro_batch"
 DECODER, WORKERS = "data.decoder", "data.workers"
@@ -28,7 +28,7 @@ def rule_of(run: Run) -> dict[str, Any]:
         FORMAT: "channels_last" if run.plan.channels_last else "contiguous",
         PRECISION: run.plan.precision,
         MICRO_BATCH: run.config.train.micro_batch,
-        DECODER: run.model.preprocess.decoder,
+        DECODER: decoder_of(run.model.processor),
         WORKERS: run.plan.workers,
     }
 
@@ -44,7 +44,6 @@ def open_steps(run: Run, values: Values, steps: int) -> DataPhase:
     is_last = values[FORMAT] == "channels_last"
     place(module, device, is_last)
     freeze_parameters(module, run.stages[-1].frozen)
-    preprocess = replace(run.model.preprocess, decoder=values[DECODER])
     plan = replace(
         run.plan,
         precision=values[PRECISION],
@@ -54,7 +53,8 @@ def open_steps(run: Run, values: Values, steps: int) -> DataPhase:
         workers=values[WORKERS],
         total_steps=steps,
     )
-    model, prepare = replace(run.model, preprocess=preprocess), DeviceTransform(preprocess, device, is_last)
+    model = replace(run.model, processor=run.model.processor.configured(values[DECODER]))
+    prepare = model.processor.on_device(device, is_last)
     optimizer = make_optimizer(groups_of(model, config.optim, plan.lr), config.optim)
     set_rates(optimizer, 0.0)
     state = TrainState(module, optimizer, plan, Progress(phase=TRAIN))

@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 
 from ddp_ft.cli.average import average
 from ddp_ft.data.image.transforms import eval_transform
-from ddp_ft.data.loader import EvalLoader
 from ddp_ft.data.splits.open import open_splits
 from ddp_ft.errors import UserError
 from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.run_folder.checkpoints import Checkpoints, checkpoint_weights
 from ddp_ft.run_folder.folder import RunFolder
+from tests.support.loading import eval_loader
 from tests.support.trained import draw_weights, write_run
 
 SCORES = {1: 0.4, 2: 0.9, 3: None, 4: 0.7, 5: 0.2}
@@ -94,8 +94,11 @@ def first_layer_outputs(run, output):
     """What the averaged model's first layer gives for each training picture, in their order."""
     trained = load_trained(output, torch.device("cpu"))
     splits = open_splits(RunFolder(run).stored_config().data, 0)
-    [batch] = list(EvalLoader(splits.train, eval_transform(trained.preprocess), 64))
-    mean, std = (torch.tensor(value)[:, None, None] for value in (trained.preprocess.mean, trained.preprocess.std))
+    [batch] = list(eval_loader(splits.train, eval_transform(trained.processor.preprocess), 64))
+    mean, std = (
+        torch.tensor(value)[:, None, None]
+        for value in (trained.processor.preprocess.mean, trained.processor.preprocess.std)
+    )
     return trained.module[0]((batch["image"].float() / 255 - mean) / std).detach()
 
 

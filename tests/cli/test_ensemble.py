@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_ft.contracts import Preprocess
+from ddp_ft.data.image.preprocess import Preprocess
+from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.data.image.transforms import eval_transform
 from ddp_ft.data.sources.folder import FileSource
 from ddp_ft.data.sources.predict_inputs import list_pictures
@@ -18,6 +19,7 @@ from ddp_ft.errors import UserError
 from ddp_ft.inference.ensemble import VIEWS, ImageViews, combine_members, load_ensemble, with_views
 from ddp_ft.inference.scoring import make_scorer
 from ddp_ft.inference.trained_model import load_trained
+from ddp_ft.models.libraries.base import call_with_images
 from ddp_ft.tasks.registry import restore_task
 from tests.support.runs import call_on
 from tests.support.trained import PREPROCESS, write_model
@@ -53,7 +55,7 @@ def predict(output, *args):
 def probabilities_by_hand(model, paths, views=lambda image: [image], preprocess=None):
     """Softmax of the bare module's outputs, one picture and view at a time: pictures x views x classes."""
     trained = load_trained(model, CPU)
-    own = trained.preprocess
+    own = trained.processor.preprocess
     transform, source = eval_transform(preprocess or own), FileSource(paths)
     found = []
     for index in range(len(source)):
@@ -151,14 +153,14 @@ def test_a_symmetric_model_does_not_see_the_mirror():
 def test_views_keep_the_memory_format():
     for memory_format in (torch.channels_last, torch.contiguous_format):
         images = torch.randn(2, 3, 9, 9).contiguous(memory_format=memory_format)
-        seen = ImageViews("crops", (8, 8))(images)
-        assert len(seen) == 10 and all(view.is_contiguous(memory_format=memory_format) for view in seen)
+        seen = ImageViews("crops", (8, 8))({"image": images})
+        assert len(seen) == 10 and all(view["image"].is_contiguous(memory_format=memory_format) for view in seen)
 
 
 def test_crops_of_a_model_that_sees_little_of_the_picture_stay_within_that():
     narrow = replace(PREPROCESS, size=(20, 30), crop_pct=0.5)
     member = with_views(load_like(narrow), "crops")
-    assert (member.preprocess.size, member.preprocess.crop_pct) == ((40, 60), 1.0)
+    assert (member.processor.preprocess.size, member.processor.preprocess.crop_pct) == ((40, 60), 1.0)
     assert member.views.size == (20, 30)
 
 
@@ -166,7 +168,7 @@ def load_like(preprocess):
     from ddp_ft.inference.trained_model import Trained
 
     task = restore_task("single-label", {"classes": ["a", "b", "c"]})
-    return Trained(Mean(), preprocess, task, ("a", "b", "c"), "fp32", False)
+    return Trained(Mean(), ImageProcessor(preprocess), call_with_images, task, ("a", "b", "c"), "fp32", False)
 
 
 def test_metrics_are_the_same_on_any_number_of_processes(models, shapes, capsys):

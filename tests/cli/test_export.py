@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ddp_ft.contracts import Preprocess
+from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import eval_transform
 from ddp_ft.data.sources.folder import FileSource
 from ddp_ft.data.sources.predict_inputs import list_pictures
@@ -66,7 +66,7 @@ def write_library_model(folder, name, size, head=None, task="single-label"):
         for parameter in built.module.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     made = restore_task(task, {"classes": list(SHAPES)})
-    description = describe_model(built.spec, built.preprocess, made, SHAPES, "fp32")
+    description = describe_model(built.spec, built.processor, made, SHAPES, "fp32")
     save_model_folder(folder, built.module.state_dict(), description)
     return folder
 
@@ -88,9 +88,9 @@ def run(shapes, tmp_path_factory):
 def prepared(run, shapes):
     """Pictures as the model takes them, and its outputs."""
     trained = load_trained(run, CPU)
-    source, transform = FileSource(list_pictures([str(shapes / "val")])), eval_transform(trained.preprocess)
+    source, transform = FileSource(list_pictures([str(shapes / "val")])), eval_transform(trained.processor.preprocess)
     images = torch.stack([transform(source.read(k)["image"]) for k in range(len(source))]).float() / 255
-    images = (images - torch.tensor(trained.preprocess.mean).view(3, 1, 1)) / 0.25
+    images = (images - torch.tensor(trained.processor.preprocess.mean).view(3, 1, 1)) / 0.25
     with torch.no_grad():
         return images, trained.module(images)
 
@@ -281,7 +281,7 @@ def test_the_readme_of_a_folder_loads_it_without_this_package(name, size, tmp_pa
     readme = (folder / "README.md").read_text()
     lines = readme.split("```python\n")[1].split("```")[0].replace("FOLDER", str(folder))
     trained = load_trained(folder, CPU)
-    images = torch.randn(3, 3, *trained.preprocess.size)
+    images = torch.randn(3, 3, *trained.processor.preprocess.size)
     torch.save(images, tmp_path / "images.pt")
     program = OUTSIDE.format(lines=lines)
     command = [sys.executable, "-c", program, tmp_path / "images.pt", folder, tmp_path / "outputs.pt"]
@@ -294,7 +294,7 @@ def test_the_readme_of_a_folder_loads_it_without_this_package(name, size, tmp_pa
         import timm
 
         found = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{folder}", pretrained=True))
-        own = trained.preprocess
+        own = trained.processor.preprocess
         assert tuple(found["input_size"][1:]) == own.size
         assert (tuple(found["mean"]), tuple(found["std"])) == (own.mean, own.std)
         assert (found["interpolation"], found["crop_pct"]) == (own.interpolation, own.crop_pct)

@@ -301,7 +301,7 @@ def test_decoder(tmp_path):
         train_here(tmp_path / "data", tmp_path / decoder, "--set", f"data.decoder={decoder}")
     losses = [column(tmp_path / run, "loss")[0] for run in ("auto", "shrink", "full")]
     assert losses[0] == losses[1] != losses[2]
-    assert load_trained(tmp_path / "full", torch.device("cpu")).preprocess.decoder == "full"
+    assert load_trained(tmp_path / "full", torch.device("cpu")).processor.preprocess.decoder == "full"
 
 
 def test_seed(shapes, tmp_path):

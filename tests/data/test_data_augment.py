@@ -10,12 +10,12 @@ from torchvision.transforms import v2
 
 from ddp_ft.config.loading import AUGMENT_PRESETS
 from ddp_ft.config.schema import AugmentConfig
-from ddp_ft.contracts import Preprocess
 from ddp_ft.data.image.augment import Distortions, distortions
+from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import train_transform
-from ddp_ft.data.loader import TrainLoader
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.errors import UserError
+from tests.support.loading import train_loader
 
 PREPROCESS = Preprocess((24, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 MEAN = torch.tensor([124, 116, 104], dtype=torch.uint8).view(3, 1, 1)
@@ -145,7 +145,7 @@ def by_position(world: int, workers: int, micro: int | None = None) -> dict[int,
     for rank in range(world):
         sampler = GlobalOrderSampler(12, 6, world, rank, seed=3)
         source, transform = NumberSource(12), train_transform(PREPROCESS, ALL)
-        for micro_batches in TrainLoader(source, transform, sampler, micro, workers, 0, 4):
+        for micro_batches in train_loader(source, transform, sampler, micro, workers, 0, 4):
             for batch in micro_batches:
                 assert batch["image"].is_contiguous(memory_format=torch.channels_last)
                 pixels = [image.contiguous().numpy().tobytes() for image in batch["image"]]

@@ -9,16 +9,16 @@ from PIL import Image
 
 from ddp_ft.config.loading import make_config
 from ddp_ft.config.schema import AugmentConfig
-from ddp_ft.contracts import Preprocess
 from ddp_ft.data.batch import cut
 from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.data.image.mixup import Mixing
 from ddp_ft.data.image.nvjpeg import JPEG, LENGTH, NVJPEG, EncodedTransform, check_nvjpeg
+from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import train_transform
-from ddp_ft.data.loader import TrainLoader
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.data.sources.folder import FileSource
 from ddp_ft.errors import UserError
+from tests.support.loading import train_loader
 from tests.support.runs import train_here
 
 PREPROCESS = Preprocess((32, 48), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), "bilinear", decoder="full")
@@ -44,7 +44,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def steps(files: list[Path], transform, micro_batch: int | None = None, mixing: Mixing | None = None):
     """The micro-batches of both steps of an epoch."""
     sampler = GlobalOrderSampler(len(files), 3, 1, 0, seed=5, pairs=mixing is not None)
-    return list(TrainLoader(FileSource(files), transform, sampler, micro_batch, 0, 0, 2, mixing=mixing))
+    return list(train_loader(FileSource(files), transform, sampler, micro_batch, 0, 0, 2, mixing=mixing))
 
 
 def prepared(steps, device: str = "cpu"):

@@ -10,12 +10,13 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import resize_image
 
 from ddp_ft.config.schema import AugmentConfig
-from ddp_ft.contracts import BadSample, Preprocess
+from ddp_ft.contracts import BadSample
 from ddp_ft.data.image import jpeg
 from ddp_ft.data.image.decode import JpegFile, decode, open_picture
 from ddp_ft.data.image.picture import Box, Sized, cut
-from ddp_ft.data.image.sample import open_sample
+from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import eval_transform, train_transform
+from ddp_ft.data.open_sample import open_sample
 from ddp_ft.data.sources.folder import FileSource
 
 KINDS = {
@@ -124,7 +125,7 @@ def test_pictures_near_the_needed_size_are_not_shrunk(tmp_path: Path) -> None:
 def test_damage_is_named_when_it_is_met(tmp_path: Path, shrink: int) -> None:
     file = write_jpeg(tmp_path / "a.jpg", photo(500, 375))
     file.write_bytes(file.read_bytes()[:9000])
-    picture = open_sample(FileSource([file]), 0).image
+    picture = open_sample(FileSource([file]), 0)["image"]
     with pytest.raises(BadSample, match=rf"^{file}: .*truncated"):
         picture.pixels(shrink)
     with pytest.raises(BadSample, match="truncated"):

@@ -9,10 +9,11 @@ import torch
 from picture_files import NumberSource, save_classes, save_picture
 
 from ddp_ft.config.schema import AugmentConfig, DataConfig
-from ddp_ft.contracts import Batch, Preprocess, Source
+from ddp_ft.contracts import Batch, Source
 from ddp_ft.data.bad_samples.find import scan
+from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import eval_transform, train_transform
-from ddp_ft.data.loader import EvalLoader, TrainLoader
+from ddp_ft.data.loader import TrainLoader
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.data.sources.folder import FileSource
 from ddp_ft.data.sources.predict_inputs import list_pictures
@@ -20,6 +21,8 @@ from ddp_ft.data.splits.open import open_splits
 from ddp_ft.data.workers import default_workers
 from ddp_ft.distributed import environment
 from ddp_ft.errors import UserError
+from tests.support import loading
+from tests.support.loading import eval_loader
 
 PREPROCESS = Preprocess((8, 8), (0.5,) * 3, (0.5,) * 3)
 AUGMENT = train_transform(PREPROCESS, AugmentConfig(crop_min=0.2))
@@ -39,7 +42,7 @@ def train_loader(
 ) -> TrainLoader:  # fmt: skip
     source = NumberSource(size) if source is None else source
     sampler = GlobalOrderSampler(len(source), batch, world, rank, seed)
-    return TrainLoader(source, AUGMENT, sampler, micro, workers, start, total)
+    return loading.train_loader(source, AUGMENT, sampler, micro, workers, start, total)
 
 
 def by_position(world: int, workers: int, micro: int | None = None) -> dict[int, bytes]:
@@ -82,7 +85,7 @@ def test_starting_in_the_middle_gives_the_tail(workers: int) -> None:
 def test_callers_generator_is_untouched(workers: int) -> None:
     before = torch.get_rng_state()
     list(train_loader(workers=workers, total=3))
-    list(EvalLoader(NumberSource(9), CENTRE, 4, workers=workers))
+    list(eval_loader(NumberSource(9), CENTRE, 4, workers=workers))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -127,14 +130,14 @@ def test_samples_own_weights_and_vectors_as_targets(workers: int) -> None:
     (batch,) = next(iter(train_loader(source=WeightedSource(20), workers=workers)))
     assert batch["weight"].dtype == torch.float32 and torch.equal(batch["weight"], batch["index"] / 10)
     assert batch["target"].shape == (5, 2) and torch.equal(batch["target"][:, 0], batch["index"].float())
-    for batch in EvalLoader(WeightedSource(9), CENTRE, 4, workers=workers):
+    for batch in eval_loader(WeightedSource(9), CENTRE, 4, workers=workers):
         assert torch.equal(batch["weight"], batch["index"] / 10)
     ghost = next(iter(train_loader(batch=4, world=3, rank=2, source=WeightedSource(5))))[0]
     assert ghost["index"] > 0 and ghost["weight"].tolist() == [0.0]
 
 
 def eval_batches(size: int, world: int, chunk: int = 8, workers: int = 0) -> list[list[Batch]]:
-    loaders = [EvalLoader(NumberSource(size), CENTRE, chunk, world, rank, workers) for rank in range(world)]
+    loaders = [eval_loader(NumberSource(size), CENTRE, chunk, world, rank, workers) for rank in range(world)]
     batches = [list(loader) for loader in loaders]
     assert [len(part) for part in batches] == [loader.chunks for loader in loaders]
     return batches
@@ -193,7 +196,7 @@ def test_damaged_pictures_are_all_listed_once(damaged_folder: Path, workers: int
 
 def test_many_damaged_pictures_are_counted() -> None:
     with pytest.raises(UserError) as caught:
-        list(EvalLoader(NumberSource(200, bad=range(50, 150)), CENTRE, 16))
+        list(eval_loader(NumberSource(200, bad=range(50, 150)), CENTRE, 16))
     assert caught.value.message.startswith("100 of 200")
     lines = caught.value.hint.splitlines()
     assert lines[0].strip() == "number/50: torn in two" and lines[20].strip() == "... and 80 more"
@@ -207,12 +210,12 @@ def test_damage_that_heals_is_still_named() -> None:
             return NumberSource(len(self), bad).read(index)
 
     with pytest.raises(UserError, match=r"1 of 5[^\n]*\n  number/2: torn in two"):
-        list(EvalLoader(Flaky(5, bad=[2]), CENTRE, 1))
+        list(eval_loader(Flaky(5, bad=[2]), CENTRE, 1))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_prediction_gets_damage_beside_the_batch(workers: int) -> None:
-    loader = EvalLoader(NumberSource(10, bad=[1, 4, 5, 6, 7]), CENTRE, 4, workers=workers)
+    loader = eval_loader(NumberSource(10, bad=[1, 4, 5, 6, 7]), CENTRE, 4, workers=workers)
     portions = list(loader.portions())
     assert [portion.batch and portion.batch["index"].tolist() for portion in portions] == [[0, 2, 3], None, [8, 9]]
     reason = "torn in two"
@@ -221,7 +224,7 @@ def test_prediction_gets_damage_beside_the_batch(workers: int) -> None:
 
 def test_pictures_for_prediction(tmp_path: Path) -> None:
     files = [save_picture(tmp_path / "a.jpg"), save_picture(tmp_path / "b.png", seed=1, size=(9, 30))]
-    batch = next(iter(EvalLoader(FileSource(files), CENTRE, 4)))
+    batch = next(iter(eval_loader(FileSource(files), CENTRE, 4)))
     assert set(batch) == set(KEYS) - {"target"} and batch["image"].shape == (2, 3, 8, 8)
 
 

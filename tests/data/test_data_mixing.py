@@ -8,13 +8,15 @@ import torch
 from picture_files import NumberSource
 
 from ddp_ft.config.schema import AugmentConfig
-from ddp_ft.contracts import Address, Batch, Preprocess
+from ddp_ft.contracts import Address, Batch
 from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.data.image.mixup import Mixing, draw_mixes, mix_images
+from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import train_transform
 from ddp_ft.data.loader import TrainLoader
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.errors import UserError
+from tests.support.loading import train_loader
 
 PREPROCESS = Preprocess((8, 12), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 TRANSFORM = train_transform(PREPROCESS, AugmentConfig(crop_min=0.5))
@@ -27,7 +29,7 @@ def loader(
 ) -> TrainLoader:  # fmt: skip
     sampler = GlobalOrderSampler(size, batch, world, rank, seed, pairs=mixing is not None)
     source = NumberSource(size) if source is None else source
-    return TrainLoader(source, TRANSFORM, sampler, micro, workers, 0, total, mixing=mixing)
+    return train_loader(source, TRANSFORM, sampler, micro, workers, 0, total, mixing=mixing)
 
 
 def addresses(count: int, epoch: int = 0, first: int = 0) -> list[Address]:
@@ -190,17 +192,19 @@ def test_micro_batches_are_cut_at_pairs() -> None:
 
 def test_micro_batch_or_batch_of_one() -> None:
     with pytest.raises(UserError, match=r"--mixup and --cutmix.*--micro-batch is 1\."):
-        loader(micro=1)
+        BOTH.check(batch_size=8, micro_batch=1)
     with pytest.raises(UserError, match=r"^--cutmix: .*--batch-size is 1\."):
-        loader(batch=1, mixing=Mixing(cutmix=1.0))
-    loader(micro=1, mixing=None)
+        Mixing(cutmix=1.0).check(batch_size=1, micro_batch=None)
+    with pytest.raises(AssertionError, match="no pair fits"):
+        next(iter(loader(micro=1)))
+    next(iter(loader(micro=1, mixing=None)))
 
 
 def test_a_torn_pair_is_noticed() -> None:
     with pytest.raises(AssertionError, match="torn"):
         draw_mixes(BOTH, 0, [Address(0, 0, 0), Address(1, 0, 2)], 8, 8)
-    with pytest.raises(AssertionError, match="pairs"):
-        TrainLoader(NumberSource(4), TRANSFORM, GlobalOrderSampler(4, 4, 1, 0, 0), None, 0, 0, 1, mixing=BOTH)
+    torn = train_loader(NumberSource(9), TRANSFORM, GlobalOrderSampler(9, 6, 2, 0, 0), 1, 0, 0, 1, mixing=BOTH)
+    assert all(batch["mix_partner"].tolist() == [0] for batch in next(iter(torn))), "none has its partner with it"
 
 
 @pytest.mark.parametrize("alphas", [(0.0, 0.0), (-1.0, 1.0), (float("inf"), 0.0), (float("nan"), 1.0)])

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from ddp_ft.config.schema import AugmentConfig
-from ddp_ft.contracts import Preprocess
 from ddp_ft.data.image.mixup import Mixing
+from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import train_transform
 from ddp_ft.data.loader import TrainLoader
 from ddp_ft.data.micro_batches import Recut
 from ddp_ft.data.sampler import GlobalOrderSampler
 from tests.distributed.test_mixing import NoiseSource
+from tests.support.loading import train_loader
 
 STEPS = 5
 PREPROCESS = Preprocess((16, 16), (0.5,) * 3, (0.5,) * 3)
@@ -18,7 +19,7 @@ PREPROCESS = Preprocess((16, 16), (0.5,) * 3, (0.5,) * 3)
 
 def loader(micro_batch: int | None, mixing: Mixing | None) -> TrainLoader:
     sampler = GlobalOrderSampler(len(NoiseSource()), 11, 1, 0, seed=1, pairs=mixing is not None)
-    return TrainLoader(
+    return train_loader(
         NoiseSource(), train_transform(PREPROCESS, AugmentConfig()), sampler, micro_batch, 0, 0, STEPS, mixing=mixing
     )
 

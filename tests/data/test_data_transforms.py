@@ -10,8 +10,8 @@ from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision.transforms import v2
 
 from ddp_ft.config.schema import AugmentConfig
-from ddp_ft.contracts import Preprocess
 from ddp_ft.data.image.device_transform import DeviceTransform
+from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import draw_crop, eval_transform, train_transform
 from ddp_ft.errors import UserError
 

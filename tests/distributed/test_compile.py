@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ddp_ft.data.loader import Reader, TrainLoader
+from ddp_ft.data.micro_batches import micro_batch_sizes
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.distributed.stop_request import CutShort, StopRequest
 from ddp_ft.errors import UserError
@@ -20,7 +22,7 @@ from ddp_ft.models import build_model
 from ddp_ft.models.activation_checkpointing import recompute_blocks
 from ddp_ft.models.blocks import repeated_blocks
 from ddp_ft.training import compile as compiling
-from ddp_ft.training.compile import Times, micro_batch_sizes
+from ddp_ft.training.compile import Times
 from tests.faults import exhausted
 from tests.faults.comparing import assert_same_result
 from tests.faults.fault import Fault
@@ -346,13 +348,9 @@ def test_a_signal_cuts_short_once():
 @pytest.mark.parametrize("micro_batch", [None, 2, 3, 5])
 @pytest.mark.parametrize(("samples", "batch", "world"), [(30, 8, 3), (30, 4, 3), (5, 4, 3), (64, 8, 2), (97, 16, 1)])
 def test_the_sizes_are_those_that_the_loader_gives(samples, batch, world, micro_batch, pairs):
-    from ddp_ft.data.image.mixup import Mixing
-    from ddp_ft.data.loader import TrainLoader
-
     for rank in range(world):
         sampler = GlobalOrderSampler(samples, batch, world, rank, 0, pairs=pairs)
-        mixing = Mixing(mixup=1.0, cutmix=0.0) if pairs else None
-        loader = TrainLoader(None, None, sampler, micro_batch, 0, 0, sampler.steps_per_epoch, mixing=mixing)
+        loader = TrainLoader(Reader(None, None), sampler, micro_batch, range(sampler.steps_per_epoch))
         met = {len(addresses) for addresses in loader._fetches()}
         assert micro_batch_sizes(sampler, micro_batch) == sorted(met, reverse=True)
 

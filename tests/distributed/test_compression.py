@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ddp_ft.distributed.ddp import Replica
+from ddp_ft.distributed.ddp import Replica, Trainee
+from ddp_ft.models.libraries.base import call_with_images
 from tests.support import nets
 from tests.support.ranks import run_ranks
 from tests.support.runs import column, train_on
@@ -12,12 +13,12 @@ from tests.support.runs import column, train_on
 def reduced(world, wire):
     """Each parameter's own gradient and the sum over ranks."""
     gradients = []
-    for wrap in (lambda module: module, lambda module: Replica(module, world, wire)):
+    for wrap in (lambda trainee: trainee, lambda trainee: Replica(trainee, world, wire)):
         torch.manual_seed(0)
         module = nets.plain()
         pixels = nets.images(4, seed=world.rank).float() / 255
-        replica = wrap(module)  # which must live through the backward pass
-        replica(pixels).square().sum().backward()
+        replica = wrap(Trainee(module, call_with_images))  # which must live through the backward pass
+        replica({"image": pixels}).square().sum().backward()
         gradients.append([parameter.grad.clone() for parameter in module.parameters()])
     return gradients
 

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from ddp_ft.contracts import Preprocess
 from ddp_ft.data.image.device_transform import DeviceTransform
-from ddp_ft.data.loader import EvalLoader
+from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.evaluation.evaluator import Scorer
+from ddp_ft.models.libraries.base import call_with_images
 from ddp_ft.tasks.single_label import SingleLabel
 from tests.support import nets
+from tests.support.loading import eval_loader
 from tests.support.ranks import run_ranks
 
 
@@ -35,7 +36,7 @@ def untouched(image):
 def measure(world, count):
     torch.manual_seed(0)
     source, preprocess = Noise(count), Preprocess((16, 16), (0.5,) * 3, (0.5,) * 3)
-    loader = EvalLoader(source, untouched, 8, world.size, world.rank, 0)
+    loader = eval_loader(source, untouched, 8, world.size, world.rank, 0)
     prepare = DeviceTransform(preprocess, world.device, channels_last=False)
     task, seen = SingleLabel(tuple("abcdefg")), []
     real_metrics, real_records = task.metrics, task.records
@@ -43,7 +44,7 @@ def measure(world, count):
     task.metrics = lambda predictions, records: (
         seen.append((predictions, records)) or real_metrics(predictions, records)
     )
-    evaluation = Scorer(nets.plain(7), task, prepare, world, "fp32").evaluate(loader, count)
+    evaluation = Scorer(nets.plain(7), call_with_images, task, prepare, world, "fp32").evaluate(loader, count)
     assert (evaluation.predictions is not None) == world.is_main
     return evaluation.metrics, [(len(found["logits"]), records["index"].tolist()) for found, records in seen]
 

@@ -5,15 +5,17 @@ import torch
 from torch import nn
 
 from ddp_ft.config.schema import AugmentConfig
-from ddp_ft.contracts import Batch, Preprocess
+from ddp_ft.contracts import Batch
 from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.data.image.mixup import Mixing
+from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import train_transform
-from ddp_ft.data.loader import TrainLoader
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.distributed.ddp import replicate
 from ddp_ft.distributed.world import World
+from ddp_ft.models.libraries.base import call_with_images
 from tests.support import nets
+from tests.support.loading import train_loader
 from tests.support.ranks import run_ranks
 
 PREPROCESS = Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)
@@ -48,10 +50,10 @@ def gradients(world: World, mixing: Mixing, micro_batch: int | None) -> list[tup
     """Loss and gradient of each step's global batch."""
     torch.manual_seed(0)
     module = nets.plain()
-    replica = replicate(module, world, distributed=world.store is not None)
+    replica = replicate(module, call_with_images, world, distributed=world.store is not None)
     sampler = GlobalOrderSampler(SAMPLES, BATCH, world.size, world.rank, seed=1, pairs=True)
     transform = train_transform(PREPROCESS, AugmentConfig())
-    loader = TrainLoader(NoiseSource(), transform, sampler, micro_batch, 0, 0, STEPS, mixing=mixing)
+    loader = train_loader(NoiseSource(), transform, sampler, micro_batch, 0, 0, STEPS, mixing=mixing)
     prepare, steps = DeviceTransform(PREPROCESS, world.device, channels_last=False), []
     for step, micro_batches in enumerate(loader):
         total = sum(backward(replica, prepare(batch), is_last=batch is micro_batches[-1]) for batch in micro_batches)
@@ -64,7 +66,7 @@ def gradients(world: World, mixing: Mixing, micro_batch: int | None) -> list[tup
 def backward(replica: nn.Module, batch: Batch, is_last: bool) -> torch.Tensor:
     if isinstance(replica, nn.parallel.DistributedDataParallel):
         replica.require_backward_grad_sync = is_last
-    loss = summed_loss(replica(batch["image"]), batch)
+    loss = summed_loss(replica(batch), batch)
     loss.backward()
     return loss.detach()
 

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from ddp_ft.config.loading import make_config
-from ddp_ft.contracts import Preprocess
 from ddp_ft.data.image.device_transform import DeviceTransform
+from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.distributed.ddp import replicate
 from ddp_ft.distributed.world import World
 from ddp_ft.models.batch_norm import averaged_statistics, batch_statistics
 from ddp_ft.models.freezing import TrainingMode
+from ddp_ft.models.libraries.base import call_with_images
 from ddp_ft.tasks.single_label import SingleLabel
 from ddp_ft.training.gradients import Penalties
 from ddp_ft.training.learners import DataLearner
@@ -31,7 +32,7 @@ def make_learner(world, net=nets.plain, clip_norm=0.0, optimizer="sgd", precisio
     config, train = make_config(settings).optim, make_config(settings).train
     groups = make_optimizer(param_groups(module, {"6.weight", "6.bias"}, config), config)
     return module, DataLearner(
-        replica=replicate(module, world, distributed=world.store is not None),
+        replica=replicate(module, call_with_images, world, distributed=world.store is not None),
         task=SingleLabel(("a", "b", "c"), **task_options),
         optimizer=groups,
         scaler=make_scaler(world.device, precision),

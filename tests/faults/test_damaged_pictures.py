@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from ddp_ft.config.schema import DataConfig
-from ddp_ft.contracts import BadSample, Batch
+from ddp_ft.contracts import BadSample, Batch, StorageFault
 from ddp_ft.data.bad_samples.quarantine import Quarantine
 from ddp_ft.data.bad_samples.replace import Lenient, leave_out_damaged, left_out
-from ddp_ft.data.image.decode import StorageFault
-from ddp_ft.data.loader import EvalLoader, SampleError, TrainLoader
+from ddp_ft.data.loader import SampleError
 from ddp_ft.data.sampler import GlobalOrderSampler, sampling_weights
 from ddp_ft.data.splits.open import open_splits
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from tests.support import nets
+from tests.support.loading import eval_loader, train_loader
 from tests.support.pictures import write_shapes
 from tests.support.ranks import run_ranks
 from tests.support.runs import arguments, call_on, column, read, start_process, train_here, train_on, wait_for
@@ -61,7 +61,7 @@ def lenient(size: int = 20, bad=(2, 11), lost=(), seed: int = 0, share: float = 
 
 def loader(source, world: int = 1, rank: int = 0, workers: int = 0, start: int = 0, total: int = 9, transform=noisy):
     sampler = GlobalOrderSampler(len(source), 7, world, rank, seed=3)
-    return TrainLoader(source, transform, sampler, None, workers, start, total)
+    return train_loader(source, transform, sampler, None, workers, start, total)
 
 
 def visits(source, world: int = 1, workers: int = 0, **options) -> dict[int, tuple[int, int, bytes]]:
@@ -205,7 +205,7 @@ def stumbling(image):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("make", [loader, lambda source, **options: EvalLoader(source, options.pop("transform"), 4)])
+@pytest.mark.parametrize("make", [loader, lambda source, **options: eval_loader(source, options.pop("transform"), 4)])
 def test_an_exception_beside_damage_names_the_sample(make, workers):
     with pytest.raises(SampleError, match=r"^number/4: ValueError: no such colour\n(?s:.)*in stumbling"):
         list(make(Numbers(20), workers=workers, transform=stumbling))
@@ -230,11 +230,11 @@ def test_evaluation_is_without_damaged_pictures(torn):
     plain = open_splits(DataConfig(path=torn), seed=0)
     assert plain.fingerprint == splits.fingerprint and plain.quarantine is None
     for world in (1, 2, 3):
-        ranks = [EvalLoader(splits.val, noisy_size, 4, world, rank) for rank in range(world)]
+        ranks = [eval_loader(splits.val, noisy_size, 4, world, rank) for rank in range(world)]
         batches = list(itertools.chain.from_iterable(ranks))
         assert sorted(k for batch in batches for k in batch["position"].tolist()) == list(range(11))
     with pytest.raises(UserError, match=r"1 of 12 pictures cannot be read"):
-        list(EvalLoader(plain.val, noisy_size, 4))
+        list(eval_loader(plain.val, noisy_size, 4))
 
 
 def noisy_size(image):

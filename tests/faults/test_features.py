@@ -10,10 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from ddp_ft.config.schema import DataConfig
-from ddp_ft.contracts import Preprocess
 from ddp_ft.data.image.device_transform import DeviceTransform
+from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import eval_transform
-from ddp_ft.data.loader import EvalLoader
 from ddp_ft.data.splits.open import open_splits
 from ddp_ft.errors import UserError
 from ddp_ft.features.cache import ROWS
@@ -21,6 +20,7 @@ from ddp_ft.features.precompute import FOLDER
 from tests.faults.comparing import assert_same_result
 from tests.support import counting
 from tests.support.counting import COUNTS, LIMIT, pictures_seen
+from tests.support.loading import eval_loader
 from tests.support.pictures import write_shapes
 from tests.support.runs import arguments, call_on, column, read, start_process, train_here, train_on, wait_for
 
@@ -181,7 +181,7 @@ def test_outputs_on_features_are_those_of_the_whole_model(shapes, whole):
     module.load_state_dict(load_file(whole / "best/model.safetensors"))
     preprocess = Preprocess.from_mapping(read(whole, "best/model.json")["preprocessing"])
     source = open_splits(DataConfig(path=shapes), seed=0).val
-    [batch] = EvalLoader(source, eval_transform(preprocess), 64)
+    [batch] = eval_loader(source, eval_transform(preprocess), 64)
     prepared = DeviceTransform(preprocess, "cpu", channels_last=False)(batch)
     file = min((whole / FOLDER).glob(f"*/{ROWS}"), key=lambda file: file.stat().st_size)
     stored = torch.from_numpy(np.fromfile(file, np.float32)).view(VAL, -1)

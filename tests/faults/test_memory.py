@@ -12,6 +12,7 @@ from ddp_ft.distributed.ddp import replicate
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.evaluation.evaluator import Scorer
+from ddp_ft.models.libraries.base import call_with_images
 from ddp_ft.training import build
 from tests.distributed.test_step import make_learner, micro_batches
 from tests.faults import exhausted
@@ -43,7 +44,7 @@ def first_steps(world, case, precision):
         assert float(sums.flags) == world.size
         if most == 3:
             learner.replica = module
-            learner.replica = replicate(module, world, distributed=world.store is not None)
+            learner.replica = replicate(module, call_with_images, world, distributed=world.store is not None)
             learner.begin()
     return {**module.state_dict(), **in_one_mapping(learner.optimizer), **learner.scaler.state_dict()}
 
@@ -216,4 +217,4 @@ def test_evaluation_without_room_for_one():
     module, learner = make_learner(World(0, 1, 0, torch.device("cpu")), exhausted.in_no_evaluation)
     batch = next(micro_batches(GlobalOrderSampler(40, 8, 1, 0, seed=3).share(0), None))
     with pytest.raises(UserError, match="with a single picture"):
-        Scorer(module, learner.task, learner.prepare, learner.world, "fp32").predictions(batch)
+        Scorer(module, call_with_images, learner.task, learner.prepare, learner.world, "fp32").predictions(batch)

@@ -47,7 +47,7 @@ def _check_head(built: BuiltModel) -> None:
 
 
 def _check_forward(built: BuiltModel, device: str, size: tuple[int, int] | None = None) -> None:
-    images = torch.zeros(2, 3, *(size or built.preprocess.size), device=device)
+    images = torch.zeros(2, 3, *(size or built.processor.preprocess.size), device=device)
     for training in (True, False):
         with torch.no_grad():
             outputs = built.module.train(training)(images)
@@ -109,7 +109,7 @@ def test_head_of_one_output_is_found() -> None:
 
 def test_inception_has_its_own_size_and_no_auxiliary_heads() -> None:
     built = build_model("torchvision/inception_v3", OUTPUTS)
-    assert built.preprocess.size == (299, 299)
+    assert built.processor.preprocess.size == (299, 299)
     assert built.head == {"fc.weight", "fc.bias"}
 
 
@@ -134,7 +134,7 @@ def test_own_factory(factory_file: Callable[[str], str]) -> None:
     name = factory_file(LINEAR)
     built = build_model(name, OUTPUTS, image_size=48)
     assert built.head == {"3.weight", "3.bias"}
-    assert built.preprocess.size == (48, 48) and built.preprocess.mean == (0.485, 0.456, 0.406)
+    assert built.processor.preprocess.size == (48, 48) and built.processor.preprocess.mean == (0.485, 0.456, 0.406)
     assert built.spec == {"library": "file", "name": name, "arguments": {"num_classes": 7, "img_size": 48}}
     _check_forward(built, "cpu")
     assert isinstance(create_from_spec(built.spec), nn.Sequential)
@@ -145,7 +145,7 @@ def test_own_factory_may_say_its_preprocessing(factory_file: Callable[[str], str
     module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, num_classes))
     module.default_cfg = {"input_size": (3, 40, 60), "mean": (0.1, 0.2, 0.3), "crop_pct": 1.0}
     return module"""
-    preprocess = build_model(factory_file(body), OUTPUTS).preprocess
+    preprocess = build_model(factory_file(body), OUTPUTS).processor.preprocess
     assert preprocess.size == (40, 60) and preprocess.mean == (0.1, 0.2, 0.3) and preprocess.crop_pct == 1.0
 
 

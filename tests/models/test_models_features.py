@@ -9,11 +9,14 @@ import torchvision
 
 from ddp_ft.config.schema import HeadConfig
 from ddp_ft.contracts import BuiltModel
+from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.models import build_model
 from ddp_ft.models.backbone import features, head_module
-from ddp_ft.models.introspection import find_head
+from ddp_ft.models.introspection import Trial, find_head
+from ddp_ft.models.libraries.base import call_with_images
 from tests.models.test_models_build import TIMM, TORCHVISION, build_on_meta
 from tests.support import nets
+from tests.support.trained import PREPROCESS
 
 OUTPUTS = 5
 # The name of each model's head; among them a convolution as head, a normed one, and dropouts of all kinds.
@@ -31,7 +34,7 @@ HEADS = ["linear", "mlp:6,4"]
 
 
 def _images(built: BuiltModel) -> torch.Tensor:
-    images = torch.rand(3, 3, *built.preprocess.size, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(3, 3, *built.processor.preprocess.size, generator=torch.Generator().manual_seed(1))
     return images * torch.tensor([0.1, 1.0, 10.0])[:, None, None, None]
 
 
@@ -40,7 +43,7 @@ def _check_split(built: BuiltModel, images: torch.Tensor) -> None:
     assert built.head_path is not None
     module = built.module.eval()
     head = head_module(module, built.head_path)
-    found = features(module, built.head_path, images)
+    found = features(module, built.head_path, call_with_images, {"image": images})
     whole = module(images)
     assert whole.shape == (len(images), OUTPUTS) and torch.equal(head(found), whole)
     assert not torch.equal(found[0], found[2]), "the features say nothing of the images"
@@ -116,7 +119,8 @@ def test_search_for_the_head_leaves_no_mark() -> None:
     module = nets.with_batch_norm(OUTPUTS)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     drawn = torch.get_rng_state()
-    assert find_head(module, module, {"9.weight", "9.bias"}, (16, 16)) is not None
+    trial = Trial(ImageProcessor(PREPROCESS), call_with_images)
+    assert find_head(module, module, {"9.weight", "9.bias"}, trial) is not None
     assert torch.equal(torch.get_rng_state(), drawn) and module.training
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
@@ -127,7 +131,7 @@ def test_features_in_training_mode_do_not_run_the_head() -> None:
     assert built.head_path == "9"
     head = built.module.get_submodule("9")
     before = [tensor.clone() for tensor in head.buffers()]
-    found = features(built.module.train(), "9", torch.rand(8, 3, 16, 16))
+    found = features(built.module.train(), "9", call_with_images, {"image": torch.rand(8, 3, 16, 16)})
     assert found.requires_grad and found.shape == (8, 16)
     assert all(torch.equal(old, new) for old, new in zip(before, head.buffers(), strict=True))
     assert built.module[1].num_batches_tracked == 1, "the network itself is in training mode"
@@ -137,7 +141,7 @@ def test_features_in_training_mode_do_not_run_the_head() -> None:
 def test_features_leave_no_hook_behind_when_the_network_fails() -> None:
     module = nets.plain(OUTPUTS)
     with pytest.raises(RuntimeError):
-        features(module, "6", torch.rand(2, 5, 16, 16))
+        features(module, "6", call_with_images, {"image": torch.rand(2, 5, 16, 16)})
     assert not module[6]._forward_pre_hooks
 
 
@@ -156,7 +160,7 @@ def test_head_trained_on_features_is_the_network_trained() -> None:
     built = build_model("timm/test_resnet", OUTPUTS)
     module, images = built.module.eval(), _images(built)
     with torch.no_grad():
-        found = features(module, "fc", images)
+        found = features(module, "fc", call_with_images, {"image": images})
     head = head_module(module, "fc")
     head(found).square().sum().backward()
     of_head = module.fc.weight.grad.clone()
@@ -186,7 +190,7 @@ def test_nearly_all_architectures_end_with_their_head(name: str) -> None:
     assert (built.head_path is None) == (_family(name) in WITHOUT)
     if built.head_path is None:
         return
-    images = torch.zeros(2, 3, *built.preprocess.size, device="meta")
+    images = torch.zeros(2, 3, *built.processor.preprocess.size, device="meta")
     with torch.no_grad():
-        found = features(built.module.eval(), built.head_path, images)
+        found = features(built.module.eval(), built.head_path, call_with_images, {"image": images})
         assert head_module(built.module, built.head_path)(found).shape == built.module(images).shape == (2, 7)

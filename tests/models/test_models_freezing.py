@@ -16,6 +16,7 @@ from ddp_ft.models import build_model
 from ddp_ft.models.batch_norm import prepare_batch_norm
 from ddp_ft.models.freezing import Stage, TrainingMode, freeze_parameters, frozen_names, frozen_table, unfreeze_plan
 from ddp_ft.models.introspection import build_shapes
+from ddp_ft.models.libraries.base import call_with_images
 from tests.support import nets
 from tests.support.ranks import run_ranks
 
@@ -375,14 +376,16 @@ def _train_by_stages(world):
     for stage in unfreeze_plan({"0": "stages:1+norm", "2": "norm"}, "none", module, HEAD):
         freeze_parameters(module, stage.frozen)
         mode = TrainingMode(module, "frozen")
-        replica = replicate(module, world, distributed=True)
+        replica = replicate(module, call_with_images, world, distributed=True)
         learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
         optimizer = torch.optim.SGD(learning, lr=0.5)
         for _ in range(2):
             mode()
             module[8].eval()
             optimizer.zero_grad()
-            torch.autograd.backward(nn.functional.cross_entropy(replica(x[share]), y[share], reduction="sum") / SAMPLES)
+            torch.autograd.backward(
+                nn.functional.cross_entropy(replica({"image": x[share]}), y[share], reduction="sum") / SAMPLES
+            )
             optimizer.step()
         seen.append({name: p.detach().clone() for name, p in module.named_parameters()})
     return seen
@@ -408,13 +411,13 @@ def _step_with_a_prefix(world, frozen):
     """Bytes that DDP reduces, whether the first three outputs ask for a gradient, and shapes that autograd keeps."""
     module, kept, asking = nets.plain(), [], []
     freeze_parameters(module, frozenset(frozen))
-    replica = replicate(module, world, distributed=True)
+    replica = replicate(module, call_with_images, world, distributed=True)
     for layer in module[:3]:
         layer.register_forward_hook(lambda _, __, outputs: asking.append(outputs.requires_grad))
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: kept.append(tuple(tensor.shape)) or tensor, lambda t: t
     ):
-        replica(torch.randn(5, 3, 16, 16)).sum().backward()
+        replica({"image": torch.randn(5, 3, 16, 16)}).sum().backward()
     return replica._get_ddp_logging_data()["total_parameter_size_bytes"], asking, kept
 
 

@@ -24,7 +24,7 @@ def on_meta(name: str) -> tuple[nn.Module, frozenset[str], tuple[int, int]]:
         found.append(build_model(name, 7))
         return found[-1].module
 
-    return build_shapes(create), found[-1].head, found[-1].preprocess.size
+    return build_shapes(create), found[-1].head, found[-1].processor.preprocess.size
 
 
 def forward_order(module: nn.Module, size: tuple[int, int]) -> dict[str, int]:

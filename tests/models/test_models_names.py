@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ddp_ft.contracts import Preprocess
+from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.errors import UserError
 from ddp_ft.models import build_model, create_from_spec, known_names
 from ddp_ft.models.libraries.registry import resolve
@@ -73,24 +73,24 @@ def test_spec_names_the_tag_that_was_meant() -> None:
 
 
 def test_torchvision_tag_decides_the_preprocessing() -> None:
-    first = build_model("torchvision/mobilenet_v2.IMAGENET1K_V1", 3).preprocess
-    second = build_model("torchvision/mobilenet_v2.IMAGENET1K_V2", 3).preprocess
+    first = build_model("torchvision/mobilenet_v2.IMAGENET1K_V1", 3).processor.preprocess
+    second = build_model("torchvision/mobilenet_v2.IMAGENET1K_V2", 3).processor.preprocess
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     assert first == Preprocess((224, 224), mean, std, "bilinear", 224 / 256)
     assert second == Preprocess((224, 224), mean, std, "bilinear", 224 / 232)
-    assert build_model("torchvision/mobilenet_v2", 3).preprocess == second  # its DEFAULT
+    assert build_model("torchvision/mobilenet_v2", 3).processor.preprocess == second  # its DEFAULT
 
 
 def test_torchvision_file_name_decides_the_preprocessing() -> None:
     built = build_model("torchvision/mobilenet_v2", 3, weights="/else/where/mobilenet_v2-b0353104.pth")
-    assert built.preprocess.crop_pct == 224 / 256
+    assert built.processor.preprocess.crop_pct == 224 / 256
 
 
 def test_timm_preprocessing_is_its_own() -> None:
     half = (0.5, 0.5, 0.5)
     expected = Preprocess((224, 224), half, half, "bicubic", 0.875)
-    assert build_model("timm/tf_efficientnet_lite0", 3).preprocess == expected
-    assert build_model("timm/tf_efficientnet_lite0", 3, 128).preprocess.size == (128, 128)
+    assert build_model("timm/tf_efficientnet_lite0", 3).processor.preprocess == expected
+    assert build_model("timm/tf_efficientnet_lite0", 3, 128).processor.preprocess.size == (128, 128)
 
 
 def test_what_a_new_process_imports() -> None:

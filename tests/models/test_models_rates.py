@@ -102,9 +102,9 @@ def test_dropout_of_torchvisions_encoders_stays() -> None:
 
 def test_dropout_that_is_added_belongs_to_the_head() -> None:
     built = build_model(PLAIN, OUTPUTS, head=HeadConfig(dropout=0.4))
-    images = torch.rand(4, 3, 16, 16)
-    head, found = head_module(built.module, "6"), features(built.module.train(), "6", images)
-    assert torch.equal(found, features(built.module.eval(), "6", images)), "features do not drop anything"
+    batch = {"image": torch.rand(4, 3, 16, 16)}
+    head, found = head_module(built.module, "6"), features(built.module.train(), "6", built.call, batch)
+    assert torch.equal(found, features(built.module.eval(), "6", built.call, batch)), "features do not drop anything"
     assert not torch.equal(head.train()(found), head.eval()(found))
 
 

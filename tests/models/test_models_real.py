@@ -29,12 +29,12 @@ def _photo(name: str) -> Any:
 
 def _top1(built: BuiltModel, folder: Path) -> dict[str, int]:
     """The class of each photo by our own path: a file, decoded, transformed and normalised as in evaluation."""
-    transform, images = eval_transform(built.preprocess), []
+    transform, images = eval_transform(built.processor.preprocess), []
     for name, _ in PHOTOS:
         file = folder / f"{name}.png"
         Image.fromarray(np.asarray(_photo(name))).save(file)
         images.append(transform(decode(file)))
-    prepare = DeviceTransform(built.preprocess, torch.device("cpu"), channels_last=True)
+    prepare = DeviceTransform(built.processor.preprocess, torch.device("cpu"), channels_last=True)
     with torch.no_grad():
         classes = built.module.eval()(prepare({"image": torch.stack(images)})["image"]).argmax(1).tolist()
     return dict(zip([name for name, _ in PHOTOS], classes, strict=True))

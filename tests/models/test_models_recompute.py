@@ -20,7 +20,7 @@ def outcome(name: str, recompute: bool):
     module = built.module.train()
     if recompute:
         recompute_blocks(module, name)
-    images, kept = torch.rand(2, 3, *built.preprocess.size), []
+    images, kept = torch.rand(2, 3, *built.processor.preprocess.size), []
     weights = {id(parameter) for parameter in module.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: kept.append(0 if id(tensor) in weights else tensor.nbytes) or tensor, lambda tensor: tensor

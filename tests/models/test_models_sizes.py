@@ -31,7 +31,7 @@ def test_weights_of_one_size_into_another(name: str, own: int, other: int, table
     source = build_model(name, 5, own).module.state_dict()
     save_file({key: tensor.contiguous() for key, tensor in source.items()}, tmp_path / "own.safetensors")
     built = build_model(name, 5, other)
-    assert built.preprocess.size == (other, other)
+    assert built.processor.preprocess.size == (other, other)
     report = load_weights(built, name, str(tmp_path / "own.safetensors"))
     assert (report.skipped, report.missing, report.unexpected) == ((), (), ())
     state = built.module.state_dict()

@@ -274,6 +274,6 @@ def test_best_model_in_plain_timm(state: State, tmp_path: Path) -> None:
     spec = dict(built.spec)
     plain = timm.create_model(spec["name"], **spec["arguments"])
     plain.load_state_dict(load_file(tmp_path / "model.safetensors"))
-    images = torch.rand(2, 3, *built.preprocess.size)
+    images = torch.rand(2, 3, *built.processor.preprocess.size)
     with torch.no_grad():
         assert torch.equal(plain.eval()(images), built.module.eval()(images))

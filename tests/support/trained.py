@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ddp_ft.config.loading import make_config
-from ddp_ft.contracts import Preprocess
+from ddp_ft.data.image.preprocess import Preprocess
+from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.data.splits.open import open_splits
 from ddp_ft.run_folder.checkpoints import Checkpoints
 from ddp_ft.run_folder.folder import RunFolder
@@ -36,7 +37,7 @@ def write_model(
     """A model folder, as best/ of a run is; `settings` are those of the task besides the names."""
     spec = {"library": "file", "name": f"{nets.THIS_FILE}:{net}", "arguments": {"num_classes": len(names)}}
     made = restore_task(task, {"classes": list(names), **(settings or {})})
-    description = describe_model(spec, preprocess, made, names, "fp32")
+    description = describe_model(spec, ImageProcessor(preprocess), made, names, "fp32")
     save_model_folder(folder, draw_weights(net, len(names), seed), description)
     return folder
 

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from ddp_ft.contracts import BadSample, Source
-from ddp_ft.data.image.decode import StorageFault
+from ddp_ft.contracts import BadSample, Source, StorageFault
 from ddp_ft.data.image.pillow import quiet_pillow
 from ddp_ft.distributed.environment import usable_cores
 from ddp_ft.errors import UserError, printable

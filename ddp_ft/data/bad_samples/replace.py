@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddp_ft.contracts import Batch, LabelledSource, Source
+from ddp_ft.contracts import Batch, LabelledSource, Sample, Source
 from ddp_ft.data.bad_samples.find import read_all
 from ddp_ft.data.bad_samples.quarantine import Quarantine
-from ddp_ft.data.image.sample import Sample, open_sample, read_whole
+from ddp_ft.data.open_sample import open_sample
 from ddp_ft.data.rng import derive_seed
 from ddp_ft.data.roles import TRAIN
 
@@ -46,14 +46,14 @@ class Lenient:
 
     def open(self, index: int) -> Sample:
         """The sample, without its weight where `weights` was set to None."""
-        sample = open_sample(self.source, index)
-        if self.weights is None:
-            sample.rest.pop("weight", None)
-        return sample
+        return self._weighted(open_sample(self.source, index))
 
     def read(self, index: int) -> Batch:
         """The same, decoded."""
-        return read_whole(self.open(index))
+        return dict(self._weighted(self.source.read(index)))
+
+    def _weighted(self, sample: Sample) -> Sample:
+        return sample if self.weights is not None else {n: value for n, value in sample.items() if n != "weight"}
 
     def replacements(self, index: int) -> Iterator[int]:
         """What to read in the place of that sample, in this order."""
@@ -96,7 +96,7 @@ class Remaining:
 
     def read(self, index: int) -> Batch:
         """The same, decoded."""
-        return read_whole(self.open(index))
+        return self.source.read(int(self.kept[index]))
 
 
 def path_of(source: Source, index: int) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from ddp_ft.config.schema import AugmentConfig
-from ddp_ft.contracts import Preprocess
+from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.errors import UserError, nearest
 
 POLICIES = ("none", "randaugment", "trivialaugment")

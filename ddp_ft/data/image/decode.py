@@ -11,17 +11,13 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ddp_ft.contracts import BadSample
+from ddp_ft.contracts import BadSample, StorageFault
 from ddp_ft.data.image import picture
 from ddp_ft.data.image.jpeg import START, Header, Pixels, decode_jpeg, read_header
 from ddp_ft.data.image.pillow import as_pixels, quiet_pillow, read_pixels
 
 # Errors of the system that say something of the file itself, and so are the same at each try.
 _OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-
-
-class StorageFault(BadSample):
-    """A sample that could not be read because the machine or its disks failed; another try may well succeed."""
 
 
 def decode(path: Path | str) -> Tensor:

@@ -2,9 +2,10 @@
 
 import torch
 
-from ddp_ft.contracts import Batch, Preprocess
+from ddp_ft.contracts import Batch
 from ddp_ft.data.image.mixup import mix_images
 from ddp_ft.data.image.nvjpeg import JPEG, decoded_on
+from ddp_ft.data.image.preprocess import Preprocess
 
 
 class DeviceTransform:

@@ -8,12 +8,13 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as F
 
 from ddp_ft.config.schema import AugmentConfig, RunConfig
-from ddp_ft.contracts import Batch, Preprocess
+from ddp_ft.contracts import Batch
 from ddp_ft.data.image.augment import distortions
 from ddp_ft.data.image.decode import JpegFile
 from ddp_ft.data.image.jpeg import decode_jpeg as decode_here
 from ddp_ft.data.image.jpeg import read_header
 from ddp_ft.data.image.picture import Image, as_tensor, size_of
+from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import draw_crop, interpolation_of, train_transform
 from ddp_ft.errors import UserError
 

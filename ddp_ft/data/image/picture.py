@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddp_ft.contracts import Batch, Sample
 from ddp_ft.data.image.jpeg import Pixels
 
 # How much larger than needed a picture stays when it is shrunk while it is decoded: Pillow's thumbnails take 2 as well,
@@ -51,6 +52,11 @@ class Sized:
 def whole(image: Image) -> Tensor:
     """All of it: uint8, 3 x H x W, a view of interleaved pixels if it comes from a file. Raises BadSample."""
     return image if isinstance(image, Tensor) else as_tensor(image.pixels(1))
+
+
+def decoded(sample: Sample) -> Batch:
+    """What `Source.read` gives of a sample that is open. Raises BadSample."""
+    return {**sample, "image": whole(sample["image"])}
 
 
 def as_tensor(pixels: Pixels) -> Tensor:

@@ -10,15 +10,13 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ddp_ft.config.schema import AugmentConfig
-from ddp_ft.contracts import Batch, Preprocess
 from ddp_ft.data.image.augment import distortions
 from ddp_ft.data.image.picture import Box, Image, Sized, cut, size_of
+from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.errors import UserError, nearest
 
-# A picture or a tensor of any size to a tensor of the model's.
-Transform = Callable[[Any], Tensor]
-# The same, or all tensors that come of a picture, "image" among them.
-SampleTransform = Callable[[Any], Tensor | Batch]
+# An image of any size, or a tensor, to a tensor of the model's size.
+ImageFunction = Callable[[Any], Tensor]
 
 # The names are timm's. Lanczos on tensors is new in torchvision 0.29; bicubic is as near as older ones come, and
 # the same on all. Nearest-exact is what Pillow's nearest does.
@@ -35,7 +33,7 @@ CROP_RATIO = (3 / 4, 4 / 3)
 CROP_TRIES = 10
 
 
-def train_transform(preprocess: Preprocess, augment: AugmentConfig) -> Transform:
+def train_transform(preprocess: Preprocess, augment: AugmentConfig) -> ImageFunction:
     """Random crop, resize and flip, then `distortions`: uint8 3 x H x W of any size -> uint8 3 x preprocess.size.
 
     Draws from torch's global CPU generator. Raises UserError for an unknown interpolation or policy.
@@ -44,7 +42,7 @@ def train_transform(preprocess: Preprocess, augment: AugmentConfig) -> Transform
     return crop if distort is None else _Both(crop, distort)
 
 
-def eval_transform(preprocess: Preprocess) -> Transform:
+def eval_transform(preprocess: Preprocess) -> ImageFunction:
     """What timm's evaluation does to a picture: uint8 C x H x W of any size -> uint8 C x preprocess.size.
 
     Follows timm.data.transforms_factory.transforms_imagenet_eval for all three crop modes; on uint8 tensors
@@ -102,7 +100,7 @@ def draw_crop(height: int, width: int, least_area: float) -> Box:
 class _Both:
     """One transform after the other; unlike a closure it can be sent to a spawned worker."""
 
-    def __init__(self, first: Transform, second: Transform) -> None:
+    def __init__(self, first: ImageFunction, second: ImageFunction) -> None:
         self.first = first
         self.second = second
 

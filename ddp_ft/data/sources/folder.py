@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddp_ft.contracts import Batch
+from ddp_ft.contracts import Batch, Sample
 from ddp_ft.data.image.decode import open_picture
-from ddp_ft.data.image.sample import Sample, read_whole
+from ddp_ft.data.image.picture import decoded
 from ddp_ft.data.sources.paths import Paths
 from ddp_ft.data.sources.scan import list_classes, subfolders
 from ddp_ft.data.sources.table_file import SUFFIXES
@@ -37,12 +37,12 @@ class FolderSource:
         return f"{self.root}/{self.paths[index]}"
 
     def open(self, index: int) -> Sample:
-        """The picture and "target" (int64, a scalar). Raises BadSample."""
-        return Sample(open_picture(self.name(index)), {"target": torch.tensor(int(self.targets[index]))})
+        """The "image", not yet decoded, and "target" (int64, a scalar). Raises BadSample."""
+        return {"image": open_picture(self.name(index)), "target": torch.tensor(int(self.targets[index]))}
 
     def read(self, index: int) -> Batch:
         """ "image" (uint8, 3 x H x W) and "target". Raises BadSample."""
-        return read_whole(self.open(index))
+        return decoded(self.open(index))
 
 
 class FileSource:
@@ -59,12 +59,12 @@ class FileSource:
         return self.paths[index]
 
     def open(self, index: int) -> Sample:
-        """The picture. Raises BadSample."""
-        return Sample(open_picture(self.paths[index]), {})
+        """The "image", not yet decoded. Raises BadSample."""
+        return {"image": open_picture(self.paths[index])}
 
     def read(self, index: int) -> Batch:
         """ "image" (uint8, 3 x H x W). Raises BadSample."""
-        return read_whole(self.open(index))
+        return decoded(self.open(index))
 
 
 def open_folder(folder: Path, classes: Sequence[str]) -> FolderSource:

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from ddp_ft.config.schema import DataConfig
-from ddp_ft.contracts import Batch, Schema
+from ddp_ft.contracts import Batch, Sample, Schema
 from ddp_ft.data.image.decode import open_picture
-from ddp_ft.data.image.sample import Sample, read_whole
+from ddp_ft.data.image.picture import decoded
 from ddp_ft.data.roles import ROLES
 from ddp_ft.data.sources.paths import Paths
 from ddp_ft.data.sources.table_file import Table, read_table
@@ -46,15 +46,14 @@ class TableSource:
         return os.path.join(self.root, self.paths[index])  # noqa: PTH118  (as in inspect)
 
     def open(self, index: int) -> Sample:
-        """The picture, "target", and "weight" (float32, a scalar) where there are any. Raises BadSample."""
-        rest = {"target": torch.tensor(self.targets[index])}
-        if self.weights is not None:
-            rest["weight"] = torch.tensor(self.weights[index])
-        return Sample(open_picture(self.name(index)), rest)
+        """The "image", not yet decoded, "target", and "weight" (float32, a scalar) where there are any. Raises
+        BadSample."""
+        sample = {"image": open_picture(self.name(index)), "target": torch.tensor(self.targets[index])}
+        return sample if self.weights is None else {**sample, "weight": torch.tensor(self.weights[index])}
 
     def read(self, index: int) -> Batch:
-        """The same, with the picture as "image" (uint8, 3 x H x W). Raises BadSample."""
-        return read_whole(self.open(index))
+        """The same, decoded (uint8, 3 x H x W). Raises BadSample."""
+        return decoded(self.open(index))
 
 
 @dataclass

@@ -5,9 +5,14 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from ddp_ft.contracts import Preprocess
+from ddp_ft.contracts import Batch, Processor
 
 State = dict[str, Tensor]
+
+
+def call_with_images(module: nn.Module, batch: Batch) -> Any:
+    """The call of a network that takes images alone (float, B x C x H x W)."""
+    return module(batch["image"])
 
 
 class Library(Protocol):
@@ -35,8 +40,11 @@ class Library(Protocol):
     def create(self, spec_name: str, arguments: Mapping[str, Any]) -> nn.Module:
         """The module, with random weights."""
 
-    def preprocess(self, name: str, module: nn.Module, image_size: int | None, weights: str) -> Preprocess:
-        """What the model wants its input to be when it starts from `weights` (as of `load_weights`)."""
+    def processor(self, name: str, module: nn.Module, image_size: int | None, weights: str) -> Processor:
+        """What the model wants done to its input when it starts from `weights` (as of `load_weights`)."""
+
+    def call(self, module: nn.Module, batch: Batch) -> Any:
+        """The outputs of a module of the library for a prepared batch, as tensors."""
 
     def pretrained(self, name: str) -> State:
         """The library's weights for `name`, from its cache or the network; UserError if there are none."""

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddp_ft.contracts import Preprocess
+from ddp_ft.data.image.preprocess import Preprocess
+from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.errors import UserError, one_line
 from ddp_ft.models.libraries.bare_timm import timm
-from ddp_ft.models.libraries.base import State
+from ddp_ft.models.libraries.base import State, call_with_images
 from ddp_ft.models.libraries.downloads import (
     hub_offline,
     hub_reachable,
@@ -83,9 +84,12 @@ def create(spec_name: str, arguments: Mapping[str, Any]) -> nn.Module:
     return module
 
 
-def preprocess(name: str, module: nn.Module, image_size: int | None, weights: str) -> Preprocess:
+def processor(name: str, module: nn.Module, image_size: int | None, weights: str) -> ImageProcessor:
     """The model's own configuration, which does not depend on the file that is loaded."""
-    return from_config(module.pretrained_cfg, image_size)
+    return ImageProcessor(from_config(module.pretrained_cfg, image_size))
+
+
+call = call_with_images
 
 
 def from_config(pretrained_config: Any, image_size: int | None) -> Preprocess:

@@ -11,9 +11,10 @@ from torchvision import models as _torchvision_models
 from torchvision.models import VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from ddp_ft.contracts import Preprocess
+from ddp_ft.data.image.preprocess import Preprocess
+from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.errors import one_line
-from ddp_ft.models.libraries.base import State
+from ddp_ft.models.libraries.base import State, call_with_images
 from ddp_ft.models.libraries.downloads import hub_file_name, hub_folder, not_fetched, require_url
 
 models: Any = _torchvision_models  # mypy does not see what it re-exports
@@ -92,13 +93,17 @@ def create(spec_name: str, arguments: Mapping[str, Any]) -> nn.Module:
     return module
 
 
-def preprocess(name: str, module: nn.Module, image_size: int | None, weights: str) -> Preprocess:
+def processor(name: str, module: nn.Module, image_size: int | None, weights: str) -> ImageProcessor:
     """The transforms of the weights: of those that the file's name tells, or the tag, or the default ones."""
     transforms = (_member_of_file(name, weights) or _member(name)).transforms()
     crop, resize = transforms.crop_size[0], transforms.resize_size[0]
     size = image_size or crop
     interpolation = transforms.interpolation.value
-    return Preprocess((size, size), tuple(transforms.mean), tuple(transforms.std), interpolation, crop / resize)
+    mean, std = tuple(transforms.mean), tuple(transforms.std)
+    return ImageProcessor(Preprocess((size, size), mean, std, interpolation, crop / resize))
+
+
+call = call_with_images
 
 
 def _member_of_file(name: str, weights: str) -> Any:

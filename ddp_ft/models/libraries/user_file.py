@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from ddp_ft.contracts import Preprocess
+from ddp_ft.data.image.preprocess import Preprocess
+from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.errors import UserError, one_line
-from ddp_ft.models.libraries.base import State
+from ddp_ft.models.libraries.base import State, call_with_images
 from ddp_ft.plugins import is_reference, load_object
 
 _SIZE_ARGUMENTS = ("image_size", "img_size")
@@ -62,15 +63,18 @@ def create(spec_name: str, arguments: Mapping[str, Any]) -> nn.Module:
     return module
 
 
-def preprocess(name: str, module: nn.Module, image_size: int | None, weights: str) -> Preprocess:
+def processor(name: str, module: nn.Module, image_size: int | None, weights: str) -> ImageProcessor:
     """The module's `pretrained_cfg` or `default_cfg`, as timm's models have it; else that of ImageNet."""
     config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
     if config is None:
         size = image_size or 224
-        return Preprocess((size, size), _IMAGENET_MEAN, _IMAGENET_STD)
+        return ImageProcessor(Preprocess((size, size), _IMAGENET_MEAN, _IMAGENET_STD))
     from ddp_ft.models.libraries.timm import from_config
 
-    return from_config(config if isinstance(config, dict) else config.to_dict(), image_size)
+    return ImageProcessor(from_config(config if isinstance(config, dict) else config.to_dict(), image_size))
+
+
+call = call_with_images
 
 
 def pretrained(name: str) -> State:

@@ -1,0 +1,39 @@
+"""What a vision model wants its images to be."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a model wants its input to be. `size` is (height, width); mean and std are for values in 0..1.
+
+    `decoder` is how a JPEG comes to it: "shrink" while it is decoded, as far as the size allows, or decoded in "full".
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+    decoder: str = "shrink"
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON values, for model.json."""
+        return {
+            "size": list(self.size), "mean": list(self.mean), "std": list(self.std),
+            "interpolation": self.interpolation, "crop_pct": self.crop_pct, "crop_mode": self.crop_mode,
+            "decoder": self.decoder,
+        }  # fmt: skip
+
+    @staticmethod
+    def from_mapping(values: Mapping[str, Any]) -> "Preprocess":
+        """The inverse of `to_mapping`."""
+        size = values["size"]
+        return Preprocess(
+            (int(size[0]), int(size[1])), tuple(values["mean"]), tuple(values["std"]),
+            values["interpolation"], float(values["crop_pct"]), values["crop_mode"],
+            values.get("decoder", "shrink"),
+        )  # fmt: skip
