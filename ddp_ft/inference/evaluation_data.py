@@ -4,12 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from ddp_ft.config.schema import DataConfig
+from ddp_ft.config.tasks import KINDS_OF_TASK
 from ddp_ft.contracts import LABEL, Schema, Source, Task
 from ddp_ft.data.splits.part import open_part
 from ddp_ft.errors import UserError
 from ddp_ft.inference.trained_model import Trained
 from ddp_ft.run_folder.folder import RunFolder
-from ddp_ft.tasks.registry import FITTING_TASKS
 
 
 def open_source(model: Path, data: Path, split: str | None, trained: Trained) -> tuple[str, Source]:
@@ -43,5 +43,5 @@ def _data_config(run: RunFolder, data: Path) -> DataConfig:
 
 def _kind_of(task: Task, data: Path) -> str:
     """What the task wants the data's targets to be; folders have one label for each picture, for either task."""
-    kinds = [kind for kind, tasks in FITTING_TASKS.items() if task.name in tasks]
-    return LABEL if LABEL in kinds and not data.is_file() else kinds[-1]
+    kinds = KINDS_OF_TASK[task.name]
+    return LABEL if LABEL in kinds and not data.is_file() else kinds[0]

@@ -6,7 +6,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema, Task
+from ddp_ft.config.tasks import fitting_tasks
+from ddp_ft.contracts import LABEL, LABELS, Schema, Task
 from ddp_ft.errors import UserError, printable
 from ddp_ft.tasks.multi_label import MultiLabel
 from ddp_ft.tasks.regression import Regression
@@ -16,12 +17,6 @@ TASKS: dict[str, type[SingleLabel] | type[MultiLabel] | type[Regression]] = {
     SingleLabel.name: SingleLabel,
     MultiLabel.name: MultiLabel,
     Regression.name: Regression,
-}
-# What each kind of targets can be learned as; the first is what `auto` stands for.
-FITTING_TASKS = {
-    LABEL: (SingleLabel.name, MultiLabel.name),
-    LABELS: (MultiLabel.name,),
-    NUMBERS: (Regression.name,),
 }
 SHOWN_NAMES = 5
 
@@ -53,7 +48,7 @@ def describe_choice(config: RunConfig, schema: Schema) -> str:
 
 
 def _choose(config: RunConfig, schema: Schema) -> str:
-    fitting = FITTING_TASKS[schema.kind]
+    fitting = fitting_tasks(schema.kind)
     if config.task == "auto":
         return fitting[0]
     if config.task not in fitting:

@@ -6,9 +6,14 @@ import torch
 from task_cases import CLASSES, DATA, make, metrics_of, refuses
 
 from ddp_ft.config.loading import make_config
+from ddp_ft.config.tasks import KINDS_OF_TASK
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema
 from ddp_ft.errors import UserError
-from ddp_ft.tasks.registry import describe_choice, restore_task
+from ddp_ft.tasks.registry import TASKS, describe_choice, restore_task
+
+
+def test_the_two_tables_of_tasks_agree():
+    assert {name: task.kind for name, task in TASKS.items()} == {name: own for name, (own, *_) in KINDS_OF_TASK.items()}
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_ft.config.tasks import KINDS_OF_TASK
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema
 from ddp_ft.data.sources.table_file import Table
 from ddp_ft.errors import UserError, shortened
 
-KIND_OF_TASK = {"single-label": LABEL, "multi-label": LABELS, "regression": NUMBERS}
 # Whole numbers are taken as classes if there are no more than these, each in two rows or more on average.
 _MOST_NUMBERED_CLASSES = 20
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]*)(\.0*)?")
@@ -36,14 +36,14 @@ def find_targets(table: Table, columns: Sequence[str], separator: str, task: str
     fraction; else one label, but whole numbers only if they are few. Several columns: several labels if all cells
     are 0 or 1, else numbers. Raises UserError where that is no answer, and for cells that do not fit.
     """
-    kind = KIND_OF_TASK.get(task) or _guess(table, columns, separator)
+    kind = KINDS_OF_TASK[task][0] if task in KINDS_OF_TASK else _guess(table, columns, separator)
     if kind == LABEL:
         found = _one_label(table, columns)
     elif kind == LABELS:
         found = _flags(table, columns) if len(columns) > 1 else _several_labels(table, columns[0], separator)
     else:
         found = Targets(Schema(NUMBERS, tuple(columns)), _numbers(table, columns))
-    note = "" if task in KIND_OF_TASK else _note(columns, found.schema)
+    note = "" if task in KINDS_OF_TASK else _note(columns, found.schema)
     return Targets(found.schema, found.values, note)
 
 

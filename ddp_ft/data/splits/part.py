@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_ft.config.schema import DataConfig
+from ddp_ft.config.tasks import fitting_tasks
 from ddp_ft.contracts import LABEL, LabelledSource, Schema
 from ddp_ft.data.bad_samples.quarantine import Quarantine
 from ddp_ft.data.bad_samples.replace import leave_out_damaged
@@ -14,7 +15,6 @@ from ddp_ft.data.sources.folder import check_folder, open_folder
 from ddp_ft.data.sources.scan import subfolders
 from ddp_ft.data.sources.table import read_rows
 from ddp_ft.data.sources.table_file import is_table
-from ddp_ft.data.sources.table_targets import KIND_OF_TASK
 from ddp_ft.data.splits.open import open_splits
 from ddp_ft.errors import UserError
 
@@ -65,9 +65,8 @@ def _drawn_part(
     """That side of the split which the run drew, if it drew one from this very data."""
     if stored is None or not isinstance(stored.get(VAL), list):
         return None
-    task = next(name for name, kind in KIND_OF_TASK.items() if kind == schema.kind)
     try:
-        splits = open_splits(config, 0, stored, task)
+        splits = open_splits(config, 0, stored, fitting_tasks(schema.kind)[0])
     except UserError:
         return None  # other data: its pictures are not those of the split
     if splits.fingerprint != stored["fingerprint"] or splits.schema != schema:
