@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import Batch, Sample, Schema
+from ddp_ft.data.cells import Table, read_numbers
 from ddp_ft.data.image.decode import open_picture
 from ddp_ft.data.image.picture import decoded
 from ddp_ft.data.roles import ROLES
 from ddp_ft.data.sources.paths import Paths
-from ddp_ft.data.sources.table_file import Table, read_table
-from ddp_ft.data.sources.table_targets import find_targets, known_targets, read_numbers
+from ddp_ft.data.sources.table_file import read_table
+from ddp_ft.data.sources.table_targets import Targets, find_targets
+from ddp_ft.data.targets.base import TargetColumns
+from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.errors import UserError, nearest, shortened
 
 _LISTED_FILES = 20
@@ -109,16 +112,16 @@ def read_rows(config: DataConfig, path: Path, task: str = "auto", schema: Schema
     columns = asked[0]
     paths = _paths(table, columns.image)
     sizes = _sizes(table, paths)
+    given = TargetColumns(table, columns.targets, config.separator)
     if schema is None:
-        found = find_targets(table, columns.targets, config.separator, task)
-        schema, values, notes = found.schema, found.values, [found.note] if found.note else []
+        found = find_targets(given, task)
     else:
-        values, notes = known_targets(table, columns.targets, config.separator, schema), []
+        found = Targets(schema, KINDS[schema.kind].read_known(given, schema.names))
     weights = None if columns.weight is None else _weights(table, columns.weight)
     groups = None if columns.group is None else _groups(table, columns.group)
     roles = None if columns.split is None else _roles(table, columns.split)
-    rows = Rows(path.parent, schema, paths, sizes, values, weights, groups, roles, notes)
-    return _sorted(rows)
+    notes = [found.note] if found.note else []
+    return _sorted(Rows(path.parent, found.schema, paths, sizes, found.values, weights, groups, roles, notes))
 
 
 def _find_columns(config: DataConfig, path: Path, header: list[str]) -> _Columns:

@@ -3,45 +3,17 @@
 import csv
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddp_ft.data.cells import LISTED, Table
 from ddp_ft.errors import UserError, nearest
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*DELIMITERS, ".parquet")
-_LISTED = 5
 
 # Which columns to read, given the names of all; raises UserError for one that is not there.
 Choose = Callable[[list[str]], Sequence[str]]
-
-
-@dataclass
-class Table:
-    """The columns that were asked for, every cell as text without spaces around it; "" is an empty cell.
-
-    `numbers` says where each row stands in the file: its line (CSV; the header is line 1) or row (Parquet; from 1).
-    """
-
-    path: Path
-    columns: dict[str, list[str]]
-    numbers: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def where(self, row: int) -> str:
-        """ "line 5", or "row 5" of a Parquet file."""
-        return f"{'row' if self.path.suffix.lower() == '.parquet' else 'line'} {self.numbers[row]}"
-
-    def error(
-        self, rows: Sequence[int], problem: str, shown: Sequence[str], hint: str = "", limit: int = _LISTED
-    ) -> UserError:
-        """The error for these rows: how many there are, and of the first ones the place and what `shown` has for it."""
-        lines = [f"  {self.where(row)}: {shown[row]!r}" for row in rows[:limit]]
-        lines += [f"  ... and {len(rows) - limit} more"] if len(rows) > limit else []
-        return UserError(f"{self.path}: {len(rows)} {problem}:", "\n".join([*lines, *([hint] if hint else [])]))
 
 
 def is_table(path: Path) -> bool:
@@ -111,7 +83,7 @@ def _parse_csv(path: Path, reader: Any, choose: Choose) -> Table:
 
 
 def _uneven(path: Path, width: int, uneven: list[str]) -> UserError:
-    lines = [*uneven[:_LISTED], *([f"  ... and {len(uneven) - _LISTED} more"] if len(uneven) > _LISTED else [])]
+    lines = [*uneven[:LISTED], *([f"  ... and {len(uneven) - LISTED} more"] if len(uneven) > LISTED else [])]
     hint = "\n".join([*lines, "A cell that holds the delimiter needs quotes around it."])
     return UserError(f"{path}: the header has {width} cells, {len(uneven)} rows have another number:", hint)
 

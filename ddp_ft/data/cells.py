@@ -1,0 +1,59 @@
+"""The columns of a table as text, whatever file they came from; a column as numbers."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_ft.errors import UserError
+
+LISTED = 5  # rows or lines, in a message about many
+
+
+@dataclass
+class Table:
+    """The columns that were asked for, every cell as text without spaces around it; "" is an empty cell.
+
+    `numbers` says where each row stands in the file: its line (CSV; the header is line 1) or row (Parquet; from 1).
+    """
+
+    path: Path
+    columns: dict[str, list[str]]
+    numbers: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def where(self, row: int) -> str:
+        """ "line 5", or "row 5" of a Parquet file."""
+        return f"{'row' if self.path.suffix.lower() == '.parquet' else 'line'} {self.numbers[row]}"
+
+    def error(
+        self, rows: Sequence[int], problem: str, shown: Sequence[str], hint: str = "", limit: int = LISTED
+    ) -> UserError:
+        """The error for these rows: how many there are, and of the first ones the place and what `shown` has for it."""
+        lines = [f"  {self.where(row)}: {shown[row]!r}" for row in rows[:limit]]
+        lines += [f"  ... and {len(rows) - limit} more"] if len(rows) > limit else []
+        return UserError(f"{self.path}: {len(rows)} {problem}:", "\n".join([*lines, *([hint] if hint else [])]))
+
+
+def number_in(cell: str) -> float:
+    """NaN for what is no finite number; Python would also take 1_000."""
+    try:
+        value = math.nan if "_" in cell else float(cell)
+    except ValueError:
+        return math.nan
+    return value if abs(value) <= float(np.finfo(np.float32).max) else math.nan
+
+
+def read_numbers(table: Table, column: str) -> NDArray[np.float32]:
+    """The column's cells. Raises UserError for those that are no finite numbers."""
+    cells = table.columns[column]
+    values = np.array([number_in(cell) for cell in cells])
+    bad = np.flatnonzero(np.isnan(values)).tolist()
+    if bad:
+        raise table.error(bad, f"cells of column '{column}' are no finite numbers", cells)
+    return values.astype(np.float32)

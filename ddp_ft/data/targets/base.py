@@ -1,0 +1,95 @@
+"""What there is to know of a kind of targets, and what holds for one that has no classes."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_ft.data.cells import Table
+from ddp_ft.errors import UserError, shortened
+
+
+@dataclass(frozen=True)
+class TargetColumns:
+    """The columns of a table that hold targets, by `names`; `separator` stands between the labels in a cell."""
+
+    table: Table
+    names: tuple[str, ...]
+    separator: str
+
+    @property
+    def first(self) -> list[str]:
+        """The cells of the first column, which may be the only one."""
+        return self.table.columns[self.names[0]]
+
+
+class TargetKind(ABC):
+    """A kind of targets. `targets` are as in LabelledSource, one row a sample; `names` are those of Schema.
+
+    What is written here holds for a kind without classes: its samples are all of one stratum, it has no counts, and
+    cannot be balanced. A kind says itself how a table's columns become its targets.
+    """
+
+    # As in Schema. Messages call the targets so.
+    name: str
+    # What messages call the names.
+    called = "names"
+    # Whether every stratum that a sample is in must stay in training, as classes must.
+    keeps_strata = False
+
+    def strata(self, targets: NDArray[Any], bins: int) -> NDArray[Any]:
+        """What each side of a split should have its share of: int64 (N,), the stratum of each sample, or bool
+        (N, strata) where a sample may be in any number. `bins` is how many to make where there is a choice."""
+        return np.zeros(len(targets), np.int64)
+
+    def counts(self, targets: NDArray[Any], names: Sequence[str]) -> NDArray[np.int64] | None:
+        """How many samples there are of each class (int64, one a name); None where there are no classes."""
+        return None
+
+    def absent(self, targets: NDArray[Any], names: Sequence[str]) -> list[str]:
+        """The classes that no sample is of."""
+        counts = self.counts(targets, names)
+        return [] if counts is None else [name for name, count in zip(names, counts.tolist(), strict=True) if not count]
+
+    def balanced(self, targets: NDArray[Any]) -> NDArray[np.float64]:
+        """In proportion to what samples (N) are drawn, so that classes are equally frequent. UserError without any."""
+        hint = "Use --sampling natural, or --sampling weighted with a column of weights (data.weight)."
+        raise UserError(f"--sampling balanced needs classes, but the targets are {self.name}.", hint)
+
+    def check_candidates(self, targets: NDArray[Any], names: Sequence[str], path: Path) -> list[str]:
+        """Notes on all that a table has for training, before some is held back. UserError if classes lack there."""
+        return []
+
+    def check_training(self, targets: NDArray[Any], names: Sequence[str], path: Path) -> None:  # noqa: B027  (most have none)
+        """UserError if there is nothing to learn from what is left for training."""
+
+    def describe(self, names: Sequence[str]) -> str:
+        """What a picture has, in a few words."""
+        return self.name
+
+    def looks_like(self, columns: TargetColumns) -> bool:
+        """Whether columns of which nobody said it are of this kind. UserError where they may be of another one too."""
+        return False
+
+    @abstractmethod
+    def read(self, columns: TargetColumns) -> tuple[tuple[str, ...], NDArray[Any]]:
+        """The names that the columns give, and the targets. UserError for cells that do not fit."""
+
+    @abstractmethod
+    def read_known(self, columns: TargetColumns, names: tuple[str, ...]) -> NDArray[Any]:
+        """The targets with the names of a trained model. UserError for others, and for cells that do not fit."""
+
+    def _check_columns(self, columns: TargetColumns, names: Sequence[str]) -> None:
+        """UserError unless there is one column for each name."""
+        if unknown := [name for name in columns.names if name not in names]:
+            self._refuse(columns, unknown, names)
+        if missing := [name for name in names if name not in columns.names]:
+            raise UserError(f"data.target lacks columns that the model predicts: {shortened(missing)}.")
+
+    def _refuse(self, columns: TargetColumns, unknown: Sequence[str], names: Sequence[str]) -> NoReturn:
+        hint = f"The model's {self.called}: {shortened(names)}."
+        raise UserError(f"{columns.table.path} has targets that the model does not know: {shortened(unknown)}.", hint)

@@ -1,0 +1,104 @@
+"""Any number of labels for each sample."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_ft.contracts import LABELS
+from ddp_ft.data.cells import Table
+from ddp_ft.data.targets.base import TargetColumns, TargetKind
+from ddp_ft.errors import UserError, shortened
+
+_FLAGS = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
+
+
+class Labels(TargetKind):
+    """Targets are float32 (N, labels), 1 where a sample has the label and 0 elsewhere.
+
+    A table has them in one column, joined by the separator, or in a column of 0 and 1 for each label.
+    """
+
+    name, called, keeps_strata = LABELS, "classes", True
+
+    def strata(self, targets: NDArray[Any], bins: int) -> NDArray[np.bool_]:
+        """The labels, of which a sample may have none."""
+        return targets > 0.5
+
+    def counts(self, targets: NDArray[Any], names: Sequence[str]) -> NDArray[np.int64]:
+        """Of each label; a sample counts for all that it has."""
+        counts: NDArray[np.int64] = (targets > 0.5).sum(0)
+        return counts
+
+    def balanced(self, targets: NDArray[Any]) -> NDArray[np.float64]:
+        """1 / (number of samples with the rarest of the sample's labels); without any, the smallest there is."""
+        present = targets > 0.5
+        if not present.any():
+            raise UserError("--sampling balanced: no sample has a label.", "Use --sampling natural.")
+        counts = np.maximum(present.sum(axis=0), 1)  # a label that nobody has lends its weight to nobody
+        weights: NDArray[np.float64] = np.where(present, 1 / counts, 0.0).max(axis=1)
+        return np.where(weights > 0, weights, weights[weights > 0].min())
+
+    def check_candidates(self, targets: NDArray[Any], names: Sequence[str], path: Path) -> list[str]:
+        """The labels that none has."""
+        lost = self.absent(targets, names)
+        return [f"Labels that no picture for training has: {shortened(lost)}."] if lost else []
+
+    def describe(self, names: Sequence[str]) -> str:
+        """With the number of labels."""
+        return f"any of {len(names)} labels for each picture"
+
+    def looks_like(self, columns: TargetColumns) -> bool:
+        """One column: if a cell holds the separator. Several: if all cells are 0 or 1."""
+        if len(columns.names) > 1:
+            return all(cell.lower() in _FLAGS for name in columns.names for cell in columns.table.columns[name])
+        return bool(columns.separator) and any(columns.separator in cell for cell in columns.first)
+
+    def read(self, columns: TargetColumns) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+        """The labels in order, or the columns as they are given."""
+        if len(columns.names) > 1:
+            return columns.names, _flags(columns.table, columns.names)
+        labels = _split_cells(columns)
+        names = tuple(sorted({label for each in labels for label in each}))
+        if not names:
+            column, path = columns.names[0], columns.table.path
+            raise UserError(f"Column '{column}' of {path} has no labels: all its cells are empty.")
+        return names, _one_row_each(labels, names)
+
+    def read_known(self, columns: TargetColumns, names: tuple[str, ...]) -> NDArray[np.float32]:
+        """float32 (N, labels). A single column that is no label's own holds them all."""
+        if len(columns.names) > 1 or columns.names == names:
+            self._check_columns(columns, names)
+            return _flags(columns.table, names)
+        labels = _split_cells(columns)
+        if unknown := sorted({label for each in labels for label in each} - set(names)):
+            self._refuse(columns, unknown, names)
+        return _one_row_each(labels, names)
+
+
+def _split_cells(columns: TargetColumns) -> list[list[str]]:
+    separator = columns.separator
+    if not separator:
+        raise UserError("data.separator is empty.", "Say what stands between two labels, such as ';'.")
+    return [[label.strip() for label in cell.split(separator) if label.strip()] for cell in columns.first]
+
+
+def _one_row_each(labels: Sequence[Sequence[str]], names: Sequence[str]) -> NDArray[np.float32]:
+    numbers = {name: number for number, name in enumerate(names)}
+    values = np.zeros((len(labels), len(names)), np.float32)
+    for row, each in zip(values, labels, strict=True):
+        row[[numbers[label] for label in each]] = 1
+    return values
+
+
+def _flags(table: Table, names: Sequence[str]) -> NDArray[np.float32]:
+    values = np.empty((len(table), len(names)), np.float32)
+    for place, name in enumerate(names):
+        cells = table.columns[name]
+        flags = [_FLAGS.get(cell.lower()) for cell in cells]
+        if bad := [row for row, flag in enumerate(flags) if flag is None]:
+            raise table.error(bad, f"cells of column '{name}' are neither 0 nor 1", cells)
+        values[:, place] = flags
+    return values

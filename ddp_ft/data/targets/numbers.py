@@ -1,0 +1,55 @@
+"""Numbers for each sample."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_ft.contracts import NUMBERS
+from ddp_ft.data.cells import Table, number_in, read_numbers
+from ddp_ft.data.targets.base import TargetColumns, TargetKind
+from ddp_ft.errors import UserError, shortened
+
+
+class Numbers(TargetKind):
+    """Targets are float32 (N, names), one column of a table each."""
+
+    name, called = NUMBERS, "numbers"
+
+    def strata(self, targets: NDArray[Any], bins: int) -> NDArray[np.int64]:
+        """Which of that many bins of equal frequency the number (of several the first) is in."""
+        values, bins = targets[:, 0].astype(np.float64), max(bins, 1)
+        edges = np.quantile(values, np.arange(1, bins) / bins)
+        return np.searchsorted(edges, values, side="right").astype(np.int64)
+
+    def check_training(self, targets: NDArray[Any], names: Sequence[str], path: Path) -> None:
+        """UserError for a number that is the same for all."""
+        same = (targets == targets[0]).all(0).tolist()
+        if constant := [name for name, is_same in zip(names, same, strict=True) if is_same]:
+            hint = "There is nothing to learn from it; leave it out of data.target."
+            raise UserError(f"{path}: the same number for all training pictures: {shortened(constant)}.", hint)
+
+    def looks_like(self, columns: TargetColumns) -> bool:
+        """One column: if most cells are numbers and one has a fraction. Several always."""
+        if len(columns.names) > 1:
+            return True
+        numbers = [number for number in map(number_in, columns.first) if not math.isnan(number)]
+        return 2 * len(numbers) > len(columns.first) and any(number != math.floor(number) for number in numbers)
+
+    def read(self, columns: TargetColumns) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+        """The columns as they are given."""
+        return columns.names, _stacked(columns.table, columns.names)
+
+    def read_known(self, columns: TargetColumns, names: tuple[str, ...]) -> NDArray[np.float32]:
+        """float32 (N, names). A single number may come from a column of any name."""
+        if len(columns.names) == len(names) == 1:
+            return _stacked(columns.table, columns.names)
+        self._check_columns(columns, names)
+        return _stacked(columns.table, names)
+
+
+def _stacked(table: Table, names: Sequence[str]) -> NDArray[np.float32]:
+    return np.stack([read_numbers(table, name) for name in names], axis=1)

@@ -1,0 +1,92 @@
+"""One class for each sample."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_ft.contracts import LABEL
+from ddp_ft.data.targets.base import TargetColumns, TargetKind
+from ddp_ft.errors import UserError, shortened
+
+# Whole numbers are taken as classes if there are no more than these, each in two rows or more on average.
+_MOST_NUMBERED_CLASSES = 20
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]*)(\.0*)?")
+
+
+class OneClass(TargetKind):
+    """Targets are int64 (N,), the number of each sample's class. What a column is if it looks like nothing else."""
+
+    name, called, keeps_strata = LABEL, "classes", True
+
+    def strata(self, targets: NDArray[Any], bins: int) -> NDArray[np.int64]:
+        """The classes."""
+        return targets.astype(np.int64)
+
+    def counts(self, targets: NDArray[Any], names: Sequence[str]) -> NDArray[np.int64]:
+        """Of each class."""
+        return np.bincount(targets, minlength=len(names))
+
+    def balanced(self, targets: NDArray[Any]) -> NDArray[np.float64]:
+        """1 / (number of samples of the class)."""
+        _, classes, counts = np.unique(targets, return_inverse=True, return_counts=True)
+        weights: NDArray[np.float64] = 1 / counts[classes]
+        return weights
+
+    def check_candidates(self, targets: NDArray[Any], names: Sequence[str], path: Path) -> list[str]:
+        """No notes. UserError for a single class, and for one that training lacks."""
+        if len(names) < 2:
+            raise UserError(f"{path} has one class only, {names[0]}; expected two or more.")
+        if unknown := self.absent(targets, names):
+            raise UserError(f"{path} has classes that only its val or test rows have: {shortened(unknown)}.")
+        return []
+
+    def describe(self, names: Sequence[str]) -> str:
+        """With the number of classes."""
+        return f"one of {len(names)} classes for each picture"
+
+    def looks_like(self, columns: TargetColumns) -> bool:
+        """Always; UserError for whole numbers that are too many for classes."""
+        table, cells = columns.table, columns.first
+        if all(map(_WHOLE.fullmatch, cells)):
+            distinct = len(set(map(_plain, cells)))
+            if distinct > _MOST_NUMBERED_CLASSES or 2 * distinct > len(table):
+                raise UserError(
+                    f"Column '{columns.names[0]}' of {table.path} has {distinct} different whole numbers in "
+                    f"{len(table)} rows: they may be classes or quantities.",
+                    "Say which: --task single-label or --task regression.",
+                )
+        return True
+
+    def read(self, columns: TargetColumns) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+        """The classes in order; whole numbers are the same class with a decimal point and without."""
+        cells = _cells(columns)
+        # Parquet and spreadsheets write the same whole number as 3 or 3.0.
+        names = tuple(sorted(set(map(_plain, cells) if all(map(_WHOLE.fullmatch, cells)) else cells)))
+        return names, self.read_known(columns, names)
+
+    def read_known(self, columns: TargetColumns, names: tuple[str, ...]) -> NDArray[np.int64]:
+        """int64 (N,)."""
+        numbers = {name: number for number, name in enumerate(names)}
+        cells = [cell if cell in numbers else _plain(cell) for cell in _cells(columns)]
+        if unknown := sorted(set(cells) - set(names)):
+            self._refuse(columns, unknown, names)
+        return np.array([numbers[cell] for cell in cells], np.int64)
+
+
+def _cells(columns: TargetColumns) -> list[str]:
+    if len(columns.names) > 1:
+        hint = "Name one column, or say --task multi-label or --task regression."
+        raise UserError(f"data.target names {len(columns.names)} columns; one label for each picture is in one.", hint)
+    cells = columns.first
+    if empty := [row for row, cell in enumerate(cells) if not cell]:
+        hint = "Fill them in or remove the rows. If an empty cell means that no label is there: --task multi-label."
+        raise columns.table.error(empty, f"cells of column '{columns.names[0]}' are empty", cells, hint)
+    return cells
+
+
+def _plain(cell: str) -> str:
+    return cell.partition(".")[0] if _WHOLE.fullmatch(cell) else cell
