@@ -3,9 +3,8 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
-from ddp_ft.contracts import LABEL, NUMBERS, LabelledSource, Schema
+from ddp_ft.contracts import LabelledSource, Schema
+from ddp_ft.data.targets.registry import KINDS
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,6 @@ class ClassCounts:
 
 
 def count_classes(source: LabelledSource, schema: Schema) -> ClassCounts | None:
-    """The counts of a set, from its targets alone; None where targets are numbers."""
-    if schema.kind == NUMBERS:
-        return None
-    targets = source.targets
-    counts = np.bincount(targets, minlength=len(schema.names)) if schema.kind == LABEL else (targets > 0.5).sum(0)
-    return ClassCounts(schema.names, tuple(int(count) for count in counts), len(source))
+    """The counts of a set, from its targets alone; None where targets have no classes, as numbers."""
+    counts = KINDS[schema.kind].counts(source.targets, schema.names)
+    return None if counts is None else ClassCounts(schema.names, tuple(counts.tolist()), len(source))

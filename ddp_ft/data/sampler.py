@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
-from ddp_ft.contracts import LABELS, NUMBERS, Address
+from ddp_ft.contracts import Address
 from ddp_ft.data.rng import derive_seed
+from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.errors import UserError, nearest
 
 SAMPLINGS = ("natural", "balanced", "weighted")
@@ -165,11 +166,11 @@ def sampling_weights(
 ) -> Tensor | None:
     """In proportion to what samples are drawn, float64 (N,); None if each is seen once an epoch.
 
-    `kind` is data.sampling. "balanced" gives a sample 1 / (number of samples of its class). With several labels it
-    is that of its rarest label; a sample without any gets the smallest weight there is. "weighted" gives the
-    samples' own weights. `targets` and `schema_kind` are as in `LabelledSource` and `Schema`.
+    `kind` is data.sampling. "balanced" makes classes equally frequent, as the kind of targets has it (`TargetKind`).
+    "weighted" gives the samples' own weights. `targets` and `schema_kind` are as in `LabelledSource` and `Schema`.
 
-    Raises UserError for weights that are missing, negative, no numbers or all 0, and for balanced numbers.
+    Raises UserError for weights that are missing, negative, no numbers or all 0, and for balanced targets that have
+    no classes.
     """
     if kind not in SAMPLINGS:
         hint = nearest(kind, list(SAMPLINGS)) or f"Known: {', '.join(SAMPLINGS)}."
@@ -178,25 +179,7 @@ def sampling_weights(
         return None
     if kind == "weighted":
         return torch.from_numpy(_checked(weights))
-    if schema_kind == NUMBERS:
-        hint = "Use --sampling natural, or --sampling weighted with a column of weights (data.weight)."
-        raise UserError("--sampling balanced needs classes, but the targets are numbers.", hint)
-    return torch.from_numpy(_of_labels(targets) if schema_kind == LABELS else _of_classes(targets))
-
-
-def _of_classes(targets: NDArray[np.generic]) -> NDArray[np.float64]:
-    _, classes, counts = np.unique(targets, return_inverse=True, return_counts=True)
-    weights: NDArray[np.float64] = 1 / counts[classes]
-    return weights
-
-
-def _of_labels(targets: NDArray[np.generic]) -> NDArray[np.float64]:
-    present = targets.astype(np.float64) > 0.5
-    if not present.any():
-        raise UserError("--sampling balanced: no sample has a label.", "Use --sampling natural.")
-    counts = np.maximum(present.sum(axis=0), 1)  # a label that nobody has lends its weight to nobody
-    weights: NDArray[np.float64] = np.where(present, 1 / counts, 0.0).max(axis=1)
-    return np.where(weights > 0, weights, weights[weights > 0].min())
+    return torch.from_numpy(KINDS[schema_kind].balanced(targets))
 
 
 def _checked(weights: NDArray[np.float32] | None) -> NDArray[np.float64]:

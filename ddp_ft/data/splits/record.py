@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_ft.config.schema import DataConfig
-from ddp_ft.contracts import LABEL, NUMBERS, LabelledSource, Schema
+from ddp_ft.contracts import LabelledSource, Schema
 from ddp_ft.data.roles import TRAIN, VAL
 from ddp_ft.data.splits.stratify import Pool, deal, draw, parse_fold
+from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.errors import UserError, shortened
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Division:
         train, val = np.count_nonzero(self.train), np.count_nonzero(self.val)
         new = len(pool) - train - val
         notes = [f"{new} pictures are new since the run began and are left out."] if new else []
-        if pool.kind != NUMBERS and (lost := _absent(pool, self.train, classes)):
+        if lost := KINDS[pool.kind].absent(pool.targets[self.train], classes):
             notes.append(f"Classes without a picture for training: {shortened(lost)}.")
         asked, share = self.record.get("val_split"), val / max(train + val, 1)
         if pool.groups is not None and asked is not None and abs(share - asked) > _FAR_FROM_SHARE:
@@ -147,9 +148,3 @@ def _check_all_there(where: Path | None, names: Sequence[str], record: Mapping[s
     if gone:
         hint = "Put them back, or start a new run in another --run-dir."
         raise UserError(f"{len(gone)} pictures of this run are gone from {where}: {shortened(gone)}.", hint)
-
-
-def _absent(pool: Pool, rows: NDArray[np.bool_], classes: Sequence[str]) -> list[str]:
-    targets: Any = pool.targets[rows]
-    counts = np.bincount(targets, minlength=len(classes)) if pool.kind == LABEL else targets.sum(0)
-    return [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]

@@ -8,17 +8,17 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_ft.contracts import LABEL, LABELS, NUMBERS
+from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.errors import UserError
 
 Ints = NDArray[np.int64]
 
-# Groups with numbers are divided by that many bins of equal frequency; more would leave too few of a bin in a group.
+# Groups are divided by that many bins of a number; more would leave too few of a bin in a group.
 _GROUPED_BINS = 10
 
 
@@ -47,20 +47,21 @@ def parse_fold(text: str) -> tuple[int, int]:
 def draw(pool: Pool, share: float, seed: int) -> NDArray[np.bool_]:
     """Which samples validate, about `share` of them; none if they cannot be divided.
 
-    One label each, or numbers (by bins): of every class its own share by hash, and at least one sample on each
-    side of every class with two or more. Several labels, and groups: whole units (samples or groups) are dealt by
-    `_spread`, then moved so that every label is in training, and in validation where two units have it and
-    validation does not grow beyond half for it.
+    Where each sample is in one stratum (a class, a bin of numbers): of every stratum its own share by hash, and at
+    least one sample on each side of every stratum with two or more. Where it may be in several, as of labels, and
+    for groups: whole units (samples or groups) are dealt by `_spread`, then, of classes and labels, moved so that every
+    one is in training, and in validation where two units have it and validation does not grow beyond half for it.
     """
-    if pool.groups is None and pool.kind != LABELS:
-        bins = round(len(pool) * min(share, 1 - share))  # about one sample of each bin on the smaller side
-        return _draw_by_class(_classes(pool, bins), _hash_order(seed, pool.names), share)
-    units, unit_of = _units(pool, seed)
+    strata = _strata(pool, round(len(pool) * min(share, 1 - share)))  # about one of each bin on the smaller side
+    if pool.groups is None and strata.ndim == 1:
+        return _draw_by_stratum(strata, _hash_order(seed, pool.names), share)
+    units, unit_of = _units(pool, strata, seed)
     held_back = _spread(units, [1 - share, share]) == 1
-    if pool.kind != NUMBERS:
+    keeps_strata = KINDS[pool.kind].keeps_strata
+    if keeps_strata:
         _cover(units, held_back, max(share, 0.5))
     if not held_back.any():
-        _hold_back_one(units, held_back, share, pool.kind != NUMBERS)
+        _hold_back_one(units, held_back, share, keeps_strata)
     drawn: NDArray[np.bool_] = held_back[unit_of]
     return drawn
 
@@ -75,14 +76,15 @@ def deal(pool: Pool, folds: int, seed: int) -> Ints:
     if folds > count:
         what = "pictures" if pool.groups is None else "groups"
         raise UserError(f"data.fold asks for {folds} parts, but there are only {count} {what}.", "Ask for fewer parts.")
-    if pool.groups is not None or pool.kind == LABELS:
-        units, unit_of = _units(pool, seed)
+    strata = _strata(pool, len(pool) // folds)
+    if pool.groups is not None or strata.ndim > 1:
+        units, unit_of = _units(pool, strata, seed)
         dealt: Ints = _spread(units, [1 / folds] * folds)[unit_of]
         return dealt
     order = _hash_order(seed, pool.names)
-    by_class = order[np.argsort(_classes(pool, len(pool) // folds)[order], kind="stable")]
+    by_stratum = order[np.argsort(strata[order], kind="stable")]
     parts = np.empty(len(pool), np.int64)
-    parts[by_class] = np.arange(len(pool)) % folds
+    parts[by_stratum] = np.arange(len(pool)) % folds
     return parts
 
 
@@ -95,23 +97,17 @@ def _hash(seed: int, name: str) -> bytes:
     return hashlib.blake2b(os.fsencode(f"{seed},{name}"), digest_size=8).digest()
 
 
-def _classes(pool: Pool, bins: int) -> Ints:
-    """The class of each sample; of numbers (of several the first), which of that many bins of equal frequency."""
-    if pool.kind == LABEL:
-        return pool.targets.astype(np.int64)
-    values = pool.targets[:, 0].astype(np.float64)
-    bins = max(bins, 1)
-    edges = np.quantile(values, np.arange(1, bins) / bins)
-    return np.searchsorted(edges, values, side="right").astype(np.int64)
+def _strata(pool: Pool, bins: int) -> NDArray[Any]:
+    """The stratum of each sample, or bool (N, strata) as in `TargetKind`; groups have bins of their own number."""
+    return KINDS[pool.kind].strata(pool.targets, bins if pool.groups is None else _GROUPED_BINS)
 
 
-def _draw_by_class(classes: Ints, order: Ints, share: float) -> NDArray[np.bool_]:
-    counts = np.bincount(classes)
-    left = [min(max(round(count * share), 1), count - 1) for count in counts.tolist()]
-    drawn = np.zeros(len(classes), np.bool_)
-    for index, label in zip(order.tolist(), classes[order].tolist(), strict=True):
-        if left[label] > 0:
-            left[label] -= 1
+def _draw_by_stratum(strata: Ints, order: Ints, share: float) -> NDArray[np.bool_]:
+    left = [min(max(round(count * share), 1), count - 1) for count in np.bincount(strata).tolist()]
+    drawn = np.zeros(len(strata), np.bool_)
+    for index, stratum in zip(order.tolist(), strata[order].tolist(), strict=True):
+        if left[stratum] > 0:
+            left[stratum] -= 1
             drawn[index] = True
     return drawn
 
@@ -136,19 +132,15 @@ class _Units(NamedTuple):
         return self.strata[part], self.counts[part]
 
 
-def _units(pool: Pool, seed: int) -> tuple[_Units, Ints]:
-    """The pool's units, and the unit of each sample."""
+def _units(pool: Pool, strata: NDArray[Any], seed: int) -> tuple[_Units, Ints]:
+    """The pool's units with those strata (as of `_strata`), and the unit of each sample."""
     labels = pool.names if pool.groups is None else pool.groups
     known = sorted(set(labels))
     numbers = {name: number for number, name in enumerate(known)}
     unit_of = np.array([numbers[name] for name in labels], np.int64)
-    if pool.kind == LABELS:
-        samples, strata = np.nonzero(pool.targets)
-        stratum_count = pool.targets.shape[1]
-    else:
-        samples, strata = np.arange(len(pool)), _classes(pool, _GROUPED_BINS)
-        stratum_count = int(strata.max()) + 1
-    pairs, counts = np.unique(unit_of[samples] * stratum_count + strata, return_counts=True)
+    samples, members = (np.arange(len(pool)), strata) if strata.ndim == 1 else np.nonzero(strata)
+    stratum_count = int(strata.max()) + 1 if strata.ndim == 1 else strata.shape[1]
+    pairs, counts = np.unique(unit_of[samples] * stratum_count + members, return_counts=True)
     owners, owned = pairs // stratum_count, pairs % stratum_count
     sizes = np.bincount(unit_of, minlength=len(known))
     starts = np.searchsorted(owners, np.arange(len(known) + 1))
@@ -159,7 +151,7 @@ def _units(pool: Pool, seed: int) -> tuple[_Units, Ints]:
     magnitude = np.array([size.bit_length() for size in sizes.tolist()])
     hashed = _hash_order(seed, known)
     order = hashed[np.lexsort((rarity[hashed], -magnitude[hashed]))]
-    totals = np.bincount(strata, minlength=stratum_count)
+    totals = np.bincount(members, minlength=stratum_count)
     return _Units(sizes, starts, owned, counts, totals, order, np.argsort(order)), unit_of
 
 

@@ -2,17 +2,18 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddp_ft.contracts import LABEL, LABELS, NUMBERS
+from ddp_ft.contracts import Schema
 from ddp_ft.data.roles import TEST, TRAIN, VAL
 from ddp_ft.data.sources.table import Rows, TableSource, read_rows
 from ddp_ft.data.splits.record import SplitRequest, Splits, divide_pool
 from ddp_ft.data.splits.stratify import Pool
+from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.errors import UserError, shortened
 
 
@@ -27,16 +28,16 @@ def open_table_splits(request: SplitRequest, path: Path, task: str) -> Splits:
     groups = _groups_of_pictures(rows, path)
     pool = _pool(rows, groups, parts[TRAIN])
     given = VAL in parts
-    _check_classes(rows, parts, path)
+    missing = KINDS[rows.schema.kind].check_candidates(rows.targets[parts[TRAIN]], rows.schema.names, path)
     seen = fingerprint(rows)
     division = divide_pool(request, pool, path, given, seen)
     record = division.record
-    notes = [*rows.notes, *_duplicate_notes(rows), *division.notes(pool, rows.schema.names)]
+    notes = [*rows.notes, *missing, *_duplicate_notes(rows), *division.notes(pool, rows.schema.names)]
     if not given:
         drawn = parts[TRAIN]
         parts |= {TRAIN: drawn[division.train], VAL: drawn[division.val]}
     sources = {role: rows.source(those) for role, those in parts.items()}
-    _check_training(sources[TRAIN], rows, path)
+    _check_training(sources[TRAIN], rows.schema, path)
     record["counts"] = {role: len(source) for role, source in sources.items()}
     test = sources.get(TEST)
     return Splits(sources[TRAIN], sources[VAL], test, rows.schema, seen, record, tuple(notes))
@@ -85,29 +86,10 @@ def _pool(rows: Rows, groups: Sequence[str] | None, those: Any) -> Pool:
     return Pool([rows.paths[row] for row in those], rows.schema.kind, rows.targets[those], chosen)
 
 
-def _check_classes(rows: Rows, parts: Mapping[str, Any], path: Path) -> None:
-    kind, names = rows.schema.kind, rows.schema.names
-    if kind == LABEL:
-        known = np.bincount(rows.targets[parts[TRAIN]], minlength=len(names)) > 0
-        if len(names) < 2:
-            raise UserError(f"{path} has one class only, {names[0]}; expected two or more.")
-        if not known.all():
-            unknown = [name for name, is_known in zip(names, known.tolist(), strict=True) if not is_known]
-            raise UserError(f"{path} has classes that only its val or test rows have: {shortened(unknown)}.")
-    if kind == LABELS:
-        present = rows.targets[parts[TRAIN]].any(0).tolist()
-        if unknown := [name for name, is_there in zip(names, present, strict=True) if not is_there]:
-            rows.notes.append(f"Labels that no picture for training has: {shortened(unknown)}.")
-
-
-def _check_training(source: TableSource, rows: Rows, path: Path) -> None:
+def _check_training(source: TableSource, schema: Schema, path: Path) -> None:
     if source.weights is not None and not source.weights.any():
         raise UserError(f"{path}: the weights of all {len(source)} pictures for training are 0.")
-    if rows.schema.kind == NUMBERS:
-        same = (source.targets == source.targets[0]).all(0).tolist()
-        if constant := [name for name, is_same in zip(rows.schema.names, same, strict=True) if is_same]:
-            hint = "There is nothing to learn from it; leave it out of data.target."
-            raise UserError(f"{path}: the same number for all training pictures: {shortened(constant)}.", hint)
+    KINDS[schema.kind].check_training(source.targets, schema.names, path)
 
 
 def _duplicate_notes(rows: Rows) -> Iterator[str]:
