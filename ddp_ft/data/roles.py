@@ -3,3 +3,5 @@
 TRAIN, VAL, TEST = "train", "val", "test"
 VAL_NAMES = ("val", "valid", "validation")
 ROLES = {TRAIN: TRAIN, TEST: TEST} | dict.fromkeys(VAL_NAMES, VAL)
+# All samples that there are, whatever part they are of.
+ALL = "all"

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddp_ft.config.loading import make_config
+from ddp_ft.contracts import Source
 from ddp_ft.data.loader import Portion
-from ddp_ft.data.sources.folder import FileSource
-from ddp_ft.data.sources.paths import Paths
-from ddp_ft.data.sources.predict_inputs import list_pictures
+from ddp_ft.data.sources.inputs import open_inputs
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World, connect
@@ -26,7 +25,7 @@ from ddp_ft.inference.table_writers import Outcome, PredictionTable, check_forma
 from ddp_ft.inference.trained_model import Trained
 from ddp_ft.run_folder.model_folder import model_folder
 
-_FORM = 1  # to be raised when the same predictions make other rows
+_FORM = 2  # to be raised when the same predictions make other rows
 TIMEOUT_MINUTES = make_config().compute.timeout_minutes
 
 
@@ -57,14 +56,14 @@ class _Work:
     """What is predicted, by which models, and where the rows go."""
 
     output: Path
-    paths: Paths
+    source: Source
     members: Sequence[Trained]
     table: PredictionTable
     parts: Parts
 
     @property
     def chunks(self) -> int:
-        return -(-len(self.paths) // EVAL_CHUNK)
+        return -(-len(self.source) // EVAL_CHUNK)
 
 
 def predict_files(request: Request, launch: Launch) -> Answer:
@@ -75,11 +74,13 @@ def predict_files(request: Request, launch: Launch) -> Answer:
     """
     device = pick_device(request.device, launch)
     with connect(launch, device, TIMEOUT_MINUTES) as world:
-        paths = world.from_main(lambda: _checked(request))
+        world.from_main(lambda: _check_output(request.output))
         members = load_ensemble(request.models, device, request.views)
+        kind = members[0].processor.kind
+        source = world.from_main(lambda: open_inputs(kind, request.inputs, request.column))
         table = open_format(request.output, members[0].task, request.top_k)
-        parts = open_parts(request.output, world.from_main(lambda: _key(request, paths, members, world)), world)
-        work = _Work(request.output, paths, members, table, parts)
+        parts = open_parts(request.output, world.from_main(lambda: _key(request, source, members, world)), world)
+        work = _Work(request.output, source, members, table, parts)
         missing = world.from_main(lambda: parts.missing(work.chunks))
         for number, part in _predicted(work, missing, world, launch):
             parts.put(number, part)
@@ -87,19 +88,19 @@ def predict_files(request: Request, launch: Launch) -> Answer:
         return world.from_main(lambda: _finish(work, held, missing))
 
 
-def _checked(request: Request) -> Paths:
-    output = request.output
+def _check_output(output: Path) -> None:
     check_format(output)
     if not output.absolute().parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.absolute().parent}.")
     if output.is_dir():
         raise UserError(f"--output {output} is a folder.", "Expected the name of a file.")
-    return list_pictures(request.inputs, request.column)
 
 
-def _key(request: Request, paths: Paths, members: Sequence[Trained], world: World) -> str:
-    """A hash of all that the rows depend on; of the pictures, only of their paths."""
-    digest = hashlib.sha256(paths.text.tobytes())
+def _key(request: Request, source: Source, members: Sequence[Trained], world: World) -> str:
+    """A hash of all that the rows depend on; of the inputs, only of their names."""
+    digest = hashlib.sha256()
+    for index in range(len(source)):
+        digest.update(os.fsencode(source.name(index)) + b"\0")
     for model in request.models:
         for file in _files_of(model):
             with file.open("rb") as stream:
@@ -120,16 +121,15 @@ def _files_of(model: Path) -> list[Path]:
 
 def _predicted(work: _Work, missing: Sequence[int], world: World, launch: Launch) -> Iterator[tuple[int, Part]]:
     """This rank's share of the missing chunks, one after the other."""
-    paths, members, mine = work.paths, work.members, missing[world.rank :: world.size]
-    source = FileSource(paths)
+    source, members, mine = work.source, work.members, missing[world.rank :: world.size]
     scorers = [make_scorer(member, world) for member in members]
     # Side by side, chunk by chunk: each member wants pictures of its own size.
     passes = [make_loader(source, member, world, launch, only=mine).portions() for member in members]
     for number, *portions in zip(mine, *passes, strict=True):
-        start = number * EVAL_CHUNK
-        named = list(paths[start : start + EVAL_CHUNK])
+        indices = range(number * EVAL_CHUNK, min((number + 1) * EVAL_CHUNK, len(source)))
+        named = [source.name(index) for index in indices]
         by_index = _outcomes(portions, scorers, members)
-        outcomes = [by_index[index] for index in range(start, start + len(named))]
+        outcomes = [by_index[index] for index in indices]
         errors = sum(isinstance(outcome, str) for outcome in outcomes)
         yield number, Part(len(named), errors, work.table.encode(named, outcomes))
 
@@ -146,7 +146,7 @@ def _outcomes(portions: Sequence[Portion], scorers: Sequence[Scorer], members: S
 
 def _finish(work: _Work, held: Sequence[dict[int, Part]], missing: Sequence[int]) -> Answer:
     """Rank 0: the file, out of all parts, which are then removed."""
-    output, parts, rows = work.output, work.parts, len(work.paths)
+    output, parts, rows = work.output, work.parts, len(work.source)
     for of_a_rank in held:
         for number, part in of_a_rank.items():
             parts.put(number, part)

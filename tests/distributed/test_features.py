@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from ddp_ft.data.image.processor import ImageTransform
 from ddp_ft.features.cache import ChunkStore
 from ddp_ft.features.extractor import Extractor
-from ddp_ft.tasks.single_label import SingleLabel
+from ddp_ft.models.libraries.base import call_with_images
 from tests.support import nets
 from tests.support.ranks import run_ranks
 
@@ -35,13 +36,13 @@ def _extract(world, folder, common):
     net, seen = nets.plain(), []
     net[0].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     extractor = Extractor(
-        net, "6", SingleLabel(("a", "b", "c")), lambda batch: {"image": batch["image"] / 255}, world, "fp32",
+        net, "6", call_with_images, lambda batch: {"image": batch["image"] / 255}, world, "fp32",
         chunk=CHUNK, threads=1, workers=0, in_rounds=lambda items, _: iter(items),
     )  # fmt: skip
     store = ChunkStore(folder if common else folder / f"node{world.rank}", SAMPLES, CHUNK)
     store.folder.mkdir(parents=True, exist_ok=True)
     world.barrier()
-    found = extractor.extract(Pictures(), lambda image: image, store, common)
+    found = extractor.extract(Pictures(), ImageTransform(lambda image: image), store, common)
     assert torch.equal(found.chosen, torch.arange(SAMPLES)) and not found.error
     return found.features, sum(seen)
 

@@ -288,19 +288,20 @@ def test_a_killed_run_goes_on_with_the_same_stand_ins(torn, tmp_path):
 def test_features_of_a_damaged_picture_are_those_of_its_stand_in(tmp_path, threads):
     """And so are its labels: a probe trains on them by their place. Its chunk is read again at each start, lest nobody
     be told of the damage."""
+    from ddp_ft.data.image.processor import ImageTransform
     from ddp_ft.features.cache import ChunkStore
     from ddp_ft.features.extractor import Extractor, labelled
-    from ddp_ft.tasks.single_label import SingleLabel
+    from ddp_ft.models.libraries.base import call_with_images
 
-    task, net = SingleLabel(("a", "b", "c")), nets.plain()
+    net = nets.plain()
     for known in (0, 2):
         source, store = lenient(), ChunkStore(tmp_path, 20, chunk=5)
         assert store.known == known
         extractor = Extractor(
-            net, "6", task, lambda batch: {**batch, "image": batch["image"] / 255}, ALONE, "fp32",
+            net, "6", call_with_images, lambda batch: {**batch, "image": batch["image"] / 255}, ALONE, "fp32",
             chunk=5, threads=threads, workers=1, in_rounds=lambda items, _: iter(items),
         )  # fmt: skip
-        found = extractor.extract(source, lambda image: image.repeat(1, 4, 4), store, common=True)
+        found = extractor.extract(source, ImageTransform(lambda image: image.repeat(1, 4, 4)), store, common=True)
         features = labelled([found], source, ALONE.device, on_device=2**30)
         assert source.quarantine.has_news
         for index in range(20):

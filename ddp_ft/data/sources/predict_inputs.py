@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from ddp_ft.data.sources.folder import FileSource
 from ddp_ft.data.sources.paths import Paths
 from ddp_ft.data.sources.scan import find_pictures, is_picture, suffix_list
 from ddp_ft.data.sources.table_file import is_table, read_table
@@ -37,6 +38,11 @@ def list_pictures(inputs: Sequence[str], column: str | None = None, lines: Itera
         return Paths.of(listed)
     except ValueError:
         raise UserError("A path has a NUL inside.", "Paths on standard input end with a line break.") from None
+
+
+def open_inputs(inputs: Sequence[str], column: str | None) -> FileSource:
+    """The images of `list_pictures`."""
+    return FileSource(list_pictures(inputs, column))
 
 
 def _is_there(given: str) -> bool:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_ft.config.schema import DataConfig
-from ddp_ft.contracts import LABEL, Schema
-from ddp_ft.data.roles import ROLES, TEST, TRAIN, VAL
-from ddp_ft.data.sources.folder import FolderSource, check_folder
+from ddp_ft.contracts import LABEL, LabelledSource, Schema
+from ddp_ft.data.roles import ALL, ROLES, TEST, TRAIN, VAL
+from ddp_ft.data.sources.folder import FolderSource, check_folder, open_folder
 from ddp_ft.data.sources.index import Index, load_index, store_index
 from ddp_ft.data.sources.scan import (
     Listing,
@@ -31,8 +31,33 @@ EXAMPLE = "Expected train/CLASS/*.jpg and val/CLASS/*.jpg, or one folder a class
 _TABLE_KEYS = ("image", "target", "group", "weight", "split", "separator")
 
 
-def open_folder_splits(request: SplitRequest, root: Path) -> Splits:
-    """`open_splits` for a folder. Raises UserError as it says, and for a key that only a table could follow."""
+def takes(path: Path) -> bool:
+    """Any path that no other layout takes."""
+    return True
+
+
+def config_for(config: DataConfig, root: Path, schema: Schema) -> DataConfig:
+    """The folder alone: it has no columns. UserError if it is not there, or the model is not for one class each."""
+    check_folder(root)
+    if schema.kind != LABEL:
+        raise UserError(f"{root} is a folder of classes; the model was trained for other targets.", "Give a table.")
+    return DataConfig(path=root)
+
+
+def open_part(config: DataConfig, root: Path, schema: Schema, split: str | None) -> tuple[str, LabelledSource]:
+    """The images of that part's class folders; of all below the root for "all"."""
+    for name in [split] if split else [VAL, ALL]:
+        folders = (
+            [root] if name == ALL else [root / each for each in subfolders(root) if ROLES.get(each.lower()) == name]
+        )
+        if folders:
+            return name, open_folder(folders[0], schema.names)
+    hint = "Expected a folder with that part, or --split all for a folder of class folders."
+    raise UserError(f"{root} has no {split} part.", hint)
+
+
+def open_splits(request: SplitRequest, root: Path, task: str) -> Splits:
+    """As its layout. Raises UserError for a key that only a table could follow, too."""
     check_folder(root)
     _check_keys(request.config, root)
     folders, notes = _layout(root)

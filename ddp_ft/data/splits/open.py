@@ -10,10 +10,9 @@ from ddp_ft.data.bad_samples.quarantine import Quarantine
 from ddp_ft.data.bad_samples.replace import Lenient, leave_out_damaged, left_out
 from ddp_ft.data.roles import TEST, TRAIN, VAL
 from ddp_ft.data.sampler import sampling_weights
-from ddp_ft.data.sources.table_file import is_table
-from ddp_ft.data.splits.folder import EXAMPLE, open_folder_splits
+from ddp_ft.data.splits.folder import EXAMPLE
+from ddp_ft.data.splits.layouts import layout_of
 from ddp_ft.data.splits.record import SplitRequest, Splits
-from ddp_ft.data.splits.table import open_table_splits
 from ddp_ft.errors import UserError, printable, shortened
 
 
@@ -31,10 +30,7 @@ def open_splits(config: DataConfig, seed: int, stored: Mapping[str, Any] | None 
     if config.path is None:
         raise UserError("No data is given.", f"Example: --data ~/pets\n{EXAMPLE}")
     request = SplitRequest(config, seed, stored)
-    if is_table(config.path):
-        splits = open_table_splits(request, config.path, task)
-    else:
-        splits = open_folder_splits(request, config.path)
+    splits = layout_of(config.path).open_splits(request, config.path, task)
     return tolerate(splits, config, seed) if config.on_error == "skip" else splits
 
 

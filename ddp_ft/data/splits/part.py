@@ -2,23 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.config.tasks import fitting_tasks
-from ddp_ft.contracts import LABEL, LabelledSource, Schema
+from ddp_ft.contracts import LabelledSource, Schema
 from ddp_ft.data.bad_samples.quarantine import Quarantine
 from ddp_ft.data.bad_samples.replace import leave_out_damaged
-from ddp_ft.data.roles import ROLES, TEST, TRAIN, VAL
-from ddp_ft.data.sources.folder import check_folder, open_folder
-from ddp_ft.data.sources.scan import subfolders
-from ddp_ft.data.sources.table import read_rows
-from ddp_ft.data.sources.table_file import is_table
+from ddp_ft.data.roles import ALL, TEST, TRAIN, VAL
+from ddp_ft.data.splits.layouts import layout_of
 from ddp_ft.data.splits.open import open_splits
 from ddp_ft.errors import UserError
-
-ALL = "all"
 
 
 def open_part(
@@ -49,14 +43,11 @@ def _open_part(
     path = config.path
     if path is None:
         raise UserError("No data is given.", "Example: --data ~/pets")
-    if not is_table(path):
-        check_folder(path)
-        config = DataConfig(path=path)
-        if schema.kind != LABEL:
-            raise UserError(f"{path} is a folder of classes; the model was trained for other targets.", "Give a table.")
+    layout = layout_of(path)
+    config = layout.config_for(config, path, schema)
     if split in (None, VAL, TRAIN) and (source := _drawn_part(config, schema, split or VAL, stored)):
         return split or VAL, source
-    return _table_part(config, path, schema, split) if is_table(path) else _folder_part(path, schema, split)
+    return layout.open_part(config, path, schema, split)
 
 
 def _drawn_part(
@@ -72,28 +63,3 @@ def _drawn_part(
     if splits.fingerprint != stored["fingerprint"] or splits.schema != schema:
         return None
     return splits.train if role == TRAIN else splits.val
-
-
-def _folder_part(root: Path, schema: Schema, split: str | None) -> tuple[str, LabelledSource]:
-    for name in [split] if split else [VAL, ALL]:
-        folders = (
-            [root] if name == ALL else [root / each for each in subfolders(root) if ROLES.get(each.lower()) == name]
-        )
-        if folders:
-            return name, open_folder(folders[0], schema.names)
-    hint = "Expected a folder with that part, or --split all for a folder of class folders."
-    raise UserError(f"{root} has no {split} part.", hint)
-
-
-def _table_part(config: DataConfig, path: Path, schema: Schema, split: str | None) -> tuple[str, LabelledSource]:
-    rows = read_rows(replace(config, group=None, weight=None), path, schema=schema)
-    roles = rows.roles or []
-    name = split or (VAL if VAL in roles else ALL)
-    chosen = range(len(rows.paths)) if name == ALL else [row for row, role in enumerate(roles) if role == name]
-    if not chosen:
-        known = sorted(set(roles))
-        hint = (
-            f"Its column of splits has {' and '.join(known)}." if known else "It has no column of splits (data.split)."
-        )
-        raise UserError(f"{path} has no {name} rows.", f"{hint} --split all takes all rows.")
-    return name, rows.source(list(chosen))

@@ -3,22 +3,50 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddp_ft.contracts import Schema
-from ddp_ft.data.roles import TEST, TRAIN, VAL
+from ddp_ft.config.schema import DataConfig
+from ddp_ft.contracts import LabelledSource, Schema
+from ddp_ft.data.roles import ALL, TEST, TRAIN, VAL
 from ddp_ft.data.sources.table import Rows, TableSource, read_rows
+from ddp_ft.data.sources.table_file import is_table
 from ddp_ft.data.splits.record import SplitRequest, Splits, divide_pool
 from ddp_ft.data.splits.stratify import Pool
 from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.errors import UserError, shortened
 
 
-def open_table_splits(request: SplitRequest, path: Path, task: str) -> Splits:
-    """`open_splits` for a table.
+def takes(path: Path) -> bool:
+    """Whether the name is that of a table."""
+    return is_table(path)
+
+
+def config_for(config: DataConfig, path: Path, schema: Schema) -> DataConfig:
+    """As it is: the columns are those that the model was trained on."""
+    return config
+
+
+def open_part(config: DataConfig, path: Path, schema: Schema, split: str | None) -> tuple[str, LabelledSource]:
+    """The rows that the column of splits gives that part; all of them for "all"."""
+    rows = read_rows(replace(config, group=None, weight=None), path, schema=schema)
+    roles = rows.roles or []
+    name = split or (VAL if VAL in roles else ALL)
+    chosen = range(len(rows.paths)) if name == ALL else [row for row, role in enumerate(roles) if role == name]
+    if not chosen:
+        known = sorted(set(roles))
+        hint = (
+            f"Its column of splits has {' and '.join(known)}." if known else "It has no column of splits (data.split)."
+        )
+        raise UserError(f"{path} has no {name} rows.", f"{hint} --split all takes all rows.")
+    return name, rows.source(list(chosen))
+
+
+def open_splits(request: SplitRequest, path: Path, task: str) -> Splits:
+    """As its layout.
 
     Raises UserError as `read_rows` does, and for a picture or group on two sides of the given splits, classes
     that training lacks, targets that are all the same, and weights that leave nothing to train on.
