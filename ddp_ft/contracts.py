@@ -39,7 +39,14 @@ class Address:
 
 
 class Source(Protocol):
-    """Samples by index. `read` may be called in any worker process; it raises BadSample for a damaged one."""
+    """Samples by index. `read` may be called in any worker process; it raises BadSample for a damaged one.
+
+    `kind` is that of the processors that take its samples.
+    """
+
+    @property
+    def kind(self) -> str:
+        """ "image", ..."""
 
     def __len__(self) -> int:
         """How many samples there are."""

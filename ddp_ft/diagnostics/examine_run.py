@@ -65,6 +65,8 @@ def _survey(known: Examination, splits: "Splits", composed: "Run | None") -> Ite
     from ddp_ft.data.survey import survey
     from ddp_ft.diagnostics.images import about_survey
 
+    if splits.train.kind != "image":
+        return
     sources = {"train": splits.train, "val": splits.val, **({"test": splits.test} if splits.test else {})}
     found = survey(sources, known.tell or (lambda done, total: None))
     size = None if composed is None else composed.model.processor.shape()

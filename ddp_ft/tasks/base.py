@@ -19,7 +19,7 @@ TRIAL_SAMPLES = 64
 
 
 class SupervisedTask(ABC):
-    """A task whose batches carry "image", "target" and "weight"; evaluation counts all samples alike.
+    """A task whose batches carry "target" and "weight"; evaluation counts all samples alike.
 
     `names` are those of the outputs. `extra` is a metric of the user's own, as FILE.py:CLASS.
     """
@@ -34,10 +34,6 @@ class SupervisedTask(ABC):
         self.choice = loss
         self.user_loss = UserLoss(loss.name) if is_reference(loss.name) else None
         self.user_metric = UserMetric(extra, self.outputs) if extra else None
-
-    def inputs(self, batch: Batch) -> Tensor:
-        """The pictures, float, B x 3 x H x W."""
-        return batch["image"]
 
     def loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed loss and summed weight of a micro-batch: float32 scalars, the first with a gradient."""

@@ -43,7 +43,7 @@ def compose(
         config, machine, model.module, (len(splits.train), len(splits.val)),
         recipe=recipe, task=task.name, tuned=dict(request.tuned), measured=[dict(row) for row in request.measured],
     ).after(request.earlier)  # fmt: skip
-    check_together(config, model, splits.schema.kind, world.device)
+    check_together(config, model, splits, world.device)
     sampling = sampling_weights(config.data.sampling, splits.train.targets, splits.train.weights, splits.schema.kind)
     report = load_and_place(model, stages[0], config, world, plan.channels_last)
     run = Run(

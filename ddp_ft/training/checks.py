@@ -4,6 +4,8 @@ import torch
 
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import BuiltModel
+from ddp_ft.data.splits.record import Splits
+from ddp_ft.errors import UserError
 from ddp_ft.features.check import check_features
 from ddp_ft.training.gradients import check_penalties
 from ddp_ft.training.optim import check_optimizer
@@ -16,8 +18,14 @@ def check_alone(config: RunConfig) -> None:
     parse_steps(config.log.profile)
 
 
-def check_together(config: RunConfig, built: BuiltModel, kind: str, device: torch.device) -> None:
-    """UserError for settings that are right alone and wrong together; `kind` is that of the targets."""
-    built.processor.check(config, kind, device)
+def check_together(config: RunConfig, built: BuiltModel, splits: Splits, device: torch.device) -> None:
+    """UserError for settings that are right alone and wrong together, or with the data."""
+    if splits.train.kind != built.processor.kind:
+        raise UserError(
+            f"{config.data.path} has samples of the kind '{splits.train.kind}'; {config.model.name} takes "
+            f"'{built.processor.kind}'.",
+            "Choose another --model, or other data.",
+        )
+    built.processor.check(config, splits.schema.kind, device)
     check_penalties(config)
     check_features(config, built)

@@ -23,6 +23,7 @@ class DataPhase(Phase):
     """The whole recipe. Ranks share each batch and sum their gradients."""
 
     learner: DataLearner
+    is_on_data = True
 
     def __init__(self, run: Run, state: TrainState) -> None:
         super().__init__(run, TRAIN, data_learner(run, state), training_order(run), noise=run.world.rank)

@@ -22,6 +22,9 @@ class Phase(ABC):
     `noise` is the stream of random masks: the rank, or 0 where all ranks compute the same.
     """
 
+    # Whether batches are of the data itself, and not of features.
+    is_on_data = False
+
     def __init__(self, run: Run, name: str, learner: Learner, sampler: GlobalOrderSampler, noise: int) -> None:
         self.run = run
         self.name = name

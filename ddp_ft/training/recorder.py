@@ -63,7 +63,7 @@ class Recorder:
         with self.watch.waiting():
             micro_batches = next(batches)
         is_first = self.state.progress.step == 0 and self.phase.name == TRAIN
-        if is_first and self.run.world.is_main and "image" in micro_batches[0]:
+        if is_first and self.run.world.is_main and self.phase.is_on_data:
             show_first_batch(self.run, micro_batches[0], self.trackers)
         return micro_batches
 

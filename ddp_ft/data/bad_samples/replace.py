@@ -40,6 +40,11 @@ class Lenient:
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def kind(self) -> str:
+        """That of the set."""
+        return self.source.kind
+
     def name(self, index: int) -> str:
         """What the set calls the sample."""
         return self.source.name(index)
@@ -85,6 +90,11 @@ class Remaining:
 
     def __len__(self) -> int:
         return len(self.kept)
+
+    @property
+    def kind(self) -> str:
+        """That of the set."""
+        return self.source.kind
 
     def name(self, index: int) -> str:
         """What the set calls the sample."""

@@ -22,6 +22,8 @@ class FolderSource:
     `paths` are relative to `root`, with forward slashes; `targets` (int64, one a picture) number the classes.
     """
 
+    kind = "image"
+
     def __init__(self, root: Path, paths: Paths | Sequence[str], labels: NDArray[np.int64]) -> None:
         assert len(paths) == len(labels)
         self.root = str(root)
@@ -47,6 +49,8 @@ class FolderSource:
 
 class FileSource:
     """Pictures without labels, named by the paths as they were given."""
+
+    kind = "image"
 
     def __init__(self, paths: Paths | Sequence[Path | str]) -> None:
         self.paths = paths if isinstance(paths, Paths) else Paths.of([str(path) for path in paths])

@@ -32,6 +32,8 @@ SPLIT_COLUMN = "split"
 class TableSource:
     """Pictures of a table's rows. `paths` are relative to `root` or absolute; see LabelledSource for the rest."""
 
+    kind = "image"
+
     def __init__(
         self, root: Path, paths: Sequence[str], targets: NDArray[Any], weights: NDArray[np.float32] | None = None
     ) -> None:
