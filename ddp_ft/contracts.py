@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from ddp_ft.config.schema import RunConfig
+    from ddp_ft.tasks.scored.base import ScoredSet
 
 # A batch is a mapping of tensors whose first dimension counts samples; a value of uneven length is NAME, padded with 0
 # along its second dimension, beside NAME_length. Only a source, a processor, a task and a model's call know what is in
@@ -233,15 +234,18 @@ class Task(Protocol):
     def higher_is_better(self, metric: str) -> bool:
         """How to compare two values of that metric; UserError if the task has no such metric."""
 
+    def score(self, predictions: Batch, records: Batch) -> "ScoredSet | None":
+        """What reports, charts and comparisons are made of, from all of a set; None if the task has nothing for them.
+
+        UserError for predictions that are not this task's; it goes on from "what is kept is".
+        """
+
     def combine(self, predictions: Sequence[Batch]) -> Batch:
         """The predictions of several models or views of the same samples as one: their mean."""
 
-    def estimates(self, predictions: Batch) -> Tensor:
-        """Of each sample what prediction writes, N x outputs: probabilities, or numbers in the target's units."""
-
     def answers(self, predictions: Batch) -> list[dict[str, Any]]:
-        """The same with names, as JSON values: "class", "probability" and "probabilities" (by class), or "classes"
-        (all that are there) and "probabilities", or "values" (by name)."""
+        """Of each sample what prediction writes, as JSON values: "class", "probability" and "probabilities" (by name),
+        or "classes" (all that are there) and "probabilities", or "values" (by name)."""
 
     def columns(self) -> list[str]:
         """The names of the values of `row`."""

@@ -10,7 +10,7 @@ import numpy as np
 from ddp_ft.config.keys import LENGTH, RECIPE
 from ddp_ft.config.loading import to_flat
 from ddp_ft.errors import UserError, printable
-from ddp_ft.evaluation.intervals import Difference, difference, has_statistic, holm
+from ddp_ft.evaluation.intervals import Difference, difference, holm
 from ddp_ft.reporting.facts import SPLITS, RunFacts, read_run
 from ddp_ft.reporting.formats import (
     duration,
@@ -127,7 +127,7 @@ def pairing_problem(runs: Sequence[RunFacts], names: Sequence[str], split: str, 
     first = runs[0]
     for run, name in zip(runs, names, strict=True):
         mine, other = first.scored_sets[split], run.scored_sets[split]
-        if other.kind != mine.kind or other.names != mine.names:
+        if type(other) is not type(mine) or other.names != mine.names:
             return f"{name} has other classes than {names[0]}."
         if run.split.get("fingerprint") != first.split.get("fingerprint"):
             return f"{name} is on other data than {names[0]}."
@@ -135,7 +135,7 @@ def pairing_problem(runs: Sequence[RunFacts], names: Sequence[str], split: str, 
             return f"{name} has other pictures in that set than {names[0]}."
         if not np.array_equal(other.truth, mine.truth):
             return f"{name} has other targets in that set than {names[0]}."
-        if metric not in run.metrics(split) or not has_statistic(other, metric):
+        if metric not in run.metrics(split) or metric not in other.statistics():
             return f"{metric_name(metric)} cannot be drawn again for {name}."
     return ""
 

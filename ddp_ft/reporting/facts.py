@@ -7,20 +7,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import LABEL, NUMBERS, TRAIN, BadSample, LabelledSource, Processor, Schema, Task
 from ddp_ft.data.bad_samples.quarantine import FILE as QUARANTINE
 from ddp_ft.data.processors import processor_from
 from ddp_ft.data.splits.part import open_part
 from ddp_ft.errors import UserError, printable
-from ddp_ft.evaluation.analysis import ScoredSet, score_set
 from ddp_ft.run_folder.bad_batches import FOLDER as BAD_BATCHES
 from ddp_ft.run_folder.evaluations import load_evaluation
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.run_folder.provenance import read_starts
 from ddp_ft.tasks.registry import TASKS, restore_task
+from ddp_ft.tasks.scored.base import ScoredSet
 from ddp_ft.trackers.jsonl import read_rows
 from ddp_ft.training.plan import Plan, read_plan
 
@@ -194,11 +192,11 @@ def _scored_set(path: Path, split: str, task: Task) -> ScoredSet | None:
     evaluation = load_evaluation(path, split, task)
     if evaluation is None:
         return None
-    assert evaluation.predictions is not None
-    shape = task.estimates(evaluation.predictions).shape
-    if shape[1] != len(task.names) or not shape[0]:
-        raise UserError(f"{path}: what is kept of {split} is not of {len(task.names)} outputs.", "Is the folder whole?")
-    return score_set(evaluation, task)
+    assert evaluation.predictions is not None and evaluation.records is not None
+    try:
+        return task.score(evaluation.predictions, evaluation.records)
+    except UserError as error:
+        raise UserError(f"{path}: what is kept of {split} is {error.message}", "Is the folder whole?") from None
 
 
 def _quarantined(file: Path) -> list[list[str]]:
@@ -217,7 +215,7 @@ def open_evaluated(facts: RunFacts, split: str, data: Path | None = None) -> Lab
         source = open_part(replace(config, on_error=on_error), schema, split, facts.split)[1]
         if len(source) == len(scored_set):
             break
-    if len(source) != len(scored_set) or not _same_targets(source, scored_set):
+    if len(source) != len(scored_set) or not scored_set.has_targets(source.targets):
         raise UserError(f"{config.path} has other {split} pictures than the run had.")
     return source
 
@@ -226,13 +224,6 @@ def _kind_in_data(facts: RunFacts, data: Path | None) -> str:
     """Folders have one label for each picture, whichever task is made of them."""
     is_folder = data is not None and data.is_dir()
     return LABEL if is_folder and facts.task.kind != NUMBERS else facts.task.kind
-
-
-def _same_targets(source: LabelledSource, scored_set: ScoredSet) -> bool:
-    targets = source.targets
-    if targets.ndim == 1 and scored_set.kind != NUMBERS:
-        return bool(np.array_equal(targets, scored_set.target))
-    return bool(np.allclose(targets.reshape(scored_set.truth.shape), scored_set.truth))
 
 
 def read_error(error: Exception) -> str:

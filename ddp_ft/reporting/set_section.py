@@ -8,22 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_ft.contracts import LABEL, NUMBERS, LabelledSource, Processor
+from ddp_ft.contracts import LabelledSource, Processor
 from ddp_ft.data.image.pillow import Pixels
 from ddp_ft.data.open_sample import open_sample
 from ddp_ft.errors import printable
-from ddp_ft.evaluation.analysis import (
-    ScoredSet,
-    best_thresholds,
-    class_table,
-    confusion,
-    expected_calibration_error,
-    most_confused,
-)
 from ddp_ft.evaluation.intervals import Interval, intervals
 from ddp_ft.reporting.facts import UNREADABLE, RunFacts, read_error
 from ddp_ft.reporting.formats import brief, count, plural
 from ddp_ft.reporting.svg_charts import data_uri, reliability_svg, scatter_svg
+from ddp_ft.tasks.scored.base import ScoredSet, most_confused
 
 TITLES = {"val": "validation", "test": "test"}
 # Classes whose whole matrix is shown; of more, those that are confused most.
@@ -47,26 +40,21 @@ class Opened:
 
 
 def judged_set(facts: RunFacts, split: str, opened: Opened) -> dict[str, Any]:
-    """What the template is given of a set of which the folder has the outputs."""
+    """What the template is given of a set of which the folder has the predictions: what that has to show."""
     scored_set = facts.scored_sets[split]
+    matrix, bins = scored_set.confusion(), scored_set.reliability()
     found: dict[str, Any] = {
-        "split": split,
         "title": TITLES[split],
-        "kind": scored_set.kind,
-        "samples": count(len(scored_set)),
-        **_pictures(facts, scored_set, opened),
-    }
-    if scored_set.kind == NUMBERS:
-        shown = range(min(len(scored_set.names), MOST_SCATTERS))
-        return found | {"scatters": [(brief(scored_set.names[c]), scatter_svg(scored_set, c)) for c in shown]}
-    found |= {
+        "scatters": [(brief(name), scatter_svg(name, *each)) for name, *each in scored_set.points(MOST_SCATTERS)],
         "classes": _class_rows(scored_set),
         "open_rows": OPEN_ROWS,
-        "reliability": reliability_svg(scored_set),
-        "ece": f"{expected_calibration_error(scored_set):.3f}",
-        "leaning": _leaning(scored_set),
+        "thresholds": _thresholds(scored_set),
+        **_pictures(facts, scored_set, opened),
     }
-    return found | (_matrix(scored_set) if scored_set.kind == LABEL else {"thresholds": _thresholds(scored_set)})
+    if bins is not None:
+        error = f"{bins.calibration_error:.3f}"
+        found |= {"reliability": reliability_svg(bins), "ece": error, "leaning": _leaning(scored_set)}
+    return found | (_matrix(scored_set, matrix) if matrix is not None else {})
 
 
 def set_intervals(facts: RunFacts) -> dict[str, dict[str, Interval]]:
@@ -76,7 +64,9 @@ def set_intervals(facts: RunFacts) -> dict[str, dict[str, Interval]]:
 
 def _class_rows(scored_set: ScoredSet) -> list[dict[str, Any]]:
     """The classes by rising F1; those that no sample has, last."""
-    rows = sorted(class_table(scored_set), key=lambda row: (not row["samples"], -1 if row["f1"] is None else row["f1"]))
+    rows = sorted(
+        scored_set.class_table(), key=lambda row: (not row["samples"], -1 if row["f1"] is None else row["f1"])
+    )
     return [
         {
             "name": brief(row["name"]),
@@ -87,8 +77,7 @@ def _class_rows(scored_set: ScoredSet) -> list[dict[str, Any]]:
     ]
 
 
-def _matrix(scored_set: ScoredSet) -> dict[str, Any]:
-    matrix = confusion(scored_set)
+def _matrix(scored_set: ScoredSet, matrix: NDArray[np.int64]) -> dict[str, Any]:
     classes = len(scored_set.names)
     shown = list(range(classes)) if classes <= WHOLE_MATRIX else most_confused(matrix, PART_OF_MATRIX)
     names = [brief(scored_set.names[c]) for c in shown]
@@ -131,10 +120,11 @@ def _pairs(scored_set: ScoredSet, matrix: NDArray[np.int64]) -> list[dict[str, A
 
 
 def _leaning(scored_set: ScoredSet) -> str:
-    """One sentence of what confidence is worth."""
-    if scored_set.kind != LABEL:
+    """One sentence of what confidence is worth, where it is one of being right."""
+    sure, correct = scored_set.sureness, scored_set.correct
+    if sure is None or correct is None:
         return ""
-    sure, right = float(scored_set.confidence.mean()), float(scored_set.correct.mean())
+    right = float(correct.mean())
     if abs(sure - right) < 0.01:
         return f"On average the model is as sure ({sure:.0%}) as it is right ({right:.0%})."
     kind = "surer than it is right" if sure > right else "less sure than it is right"
@@ -149,7 +139,7 @@ def _thresholds(scored_set: ScoredSet) -> list[dict[str, str]]:
             "f1": f"{hint.f1 * 100:.1f}",
             "before": f"{hint.f1_at_half * 100:.1f}",
         }
-        for name, hint in zip(scored_set.names, best_thresholds(scored_set), strict=True)
+        for name, hint in zip(scored_set.names, scored_set.thresholds(), strict=False)
         if hint is not None
     ][:MOST_ROWS]
 
@@ -163,9 +153,10 @@ def _pictures(facts: RunFacts, scored_set: ScoredSet, opened: Opened) -> dict[st
         except UNREADABLE as error:
             reason = read_error(error)
             shown[name] = _thumbnails(facts, scored_set, indices, None)
-    wrong = int((~scored_set.correct).sum())
-    of = "" if scored_set.kind == NUMBERS else f"{plural(wrong, 'mistake')} in {plural(len(scored_set), 'picture')}"
-    return {**shown, "no_pictures": reason, "wrong": of, "is_of_numbers": scored_set.kind == NUMBERS}
+    correct = scored_set.correct
+    wrong = "" if correct is None else plural(int((~correct).sum()), "mistake")
+    of = f"{wrong} in {plural(len(scored_set), 'picture')}" if wrong else ""
+    return {**shown, "no_pictures": reason, "wrong": of, "worst_heading": scored_set.worst_heading}
 
 
 def _thumbnails(

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 from PIL import Image
 
 from ddp_ft.contracts import PROBE
 from ddp_ft.data.image.pillow import Pixels
-from ddp_ft.evaluation.analysis import ScoredSet, reliability
 from ddp_ft.reporting.facts import Row, RunFacts
 from ddp_ft.reporting.formats import is_share, metric_name
+from ddp_ft.tasks.scored.base import Floats, Reliability
 from ddp_ft.trackers.charts import new_figure, reliability_chart, scatter_chart
 
 if TYPE_CHECKING:
@@ -179,7 +178,6 @@ def _rates(train: Sequence[Row]) -> tuple[Lines, str]:
     return {name.removeprefix("lr/"): (list(train), name, "-") for name in names}, told
 
 
-Floats = NDArray[np.float64]
 Points = tuple[Floats, Floats, str]
 
 
@@ -242,23 +240,20 @@ def overlay(runs: Sequence[RunFacts], split: str, metric: str) -> Markup | None:
     return as_svg(partial(_line_chart, lines, None, "", False), f"{metric_name(metric)} on {split}")
 
 
-def reliability_svg(scored_set: ScoredSet) -> Markup:
+def reliability_svg(bins: Reliability) -> Markup:
     """The reliability diagram."""
-    bins = reliability(scored_set)
     return as_svg(
         lambda: _sized(reliability_chart(bins.confidence, bins.accuracy, bins.samples)), "Reliability diagram"
     )
 
 
-def scatter_svg(scored_set: ScoredSet, column: int) -> Markup:
+def scatter_svg(name: str, true: Floats, predicted: Floats) -> Markup:
     """Predicted over true values of one number."""
 
     def draw() -> "Figure":
-        figure = _sized(
-            scatter_chart(scored_set.truth[:, column], scored_set.scores[:, column], scored_set.names[column])
-        )
+        figure = _sized(scatter_chart(true, predicted, name))
         for dots in figure.axes[0].collections:
-            dots.set_rasterized(len(scored_set) > _MOST_DOTS)
+            dots.set_rasterized(len(true) > _MOST_DOTS)
         return figure
 
     return as_svg(draw, "Predicted over true values")

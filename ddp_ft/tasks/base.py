@@ -4,13 +4,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddp_ft.contracts import Batch
 from ddp_ft.errors import UserError, nearest
 from ddp_ft.plugins import is_reference
 from ddp_ft.tasks.losses import LossChoice, weighted_sum
+from ddp_ft.tasks.scored.base import Floats, ScoredSet
 from ddp_ft.tasks.user_code import UserLoss, UserMetric
 
 LOSS_DECIMALS = 5
@@ -87,6 +90,13 @@ class SupervisedTask(ABC):
         extra = self.user_metric.reference if self.user_metric else None
         return {"classes": list(self.names), "loss": self.choice.to_mapping(), "extra": extra}
 
+    def score(self, predictions: Batch, records: Batch) -> ScoredSet:
+        """As in the contract of a task; what is no number in the predictions counts as 0."""
+        estimates = self.estimates(predictions)
+        if not len(estimates) or estimates.shape[1:] != (self.outputs,):
+            raise UserError(f"not of {self.outputs} outputs.")
+        return self.scored(np.nan_to_num(estimates.double().numpy(), copy=False), records["target"].numpy())
+
     def answers(self, predictions: Batch) -> list[dict[str, Any]]:
         """As in the contract of a task."""
         return [self.answer(row) for row in self.estimates(predictions).tolist()]
@@ -133,7 +143,11 @@ class SupervisedTask(ABC):
 
     @abstractmethod
     def estimates(self, predictions: Batch) -> Tensor:
-        """As in the contract of a task."""
+        """What is told of each sample, N x outputs: probabilities, or numbers in the target's units."""
+
+    @abstractmethod
+    def scored(self, scores: Floats, target: NDArray[Any]) -> ScoredSet:
+        """The scored set of estimates (N x outputs) and the targets beside them."""
 
     @abstractmethod
     def answer(self, estimate: Sequence[float]) -> dict[str, Any]:

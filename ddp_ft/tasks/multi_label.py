@@ -16,8 +16,10 @@ from ddp_ft.tasks.base import SupervisedTask, stored_loss
 from ddp_ft.tasks.class_weights import CLASS_KEY, POSITIVE_KEY, class_weights, positive_weights
 from ddp_ft.tasks.losses import LossChoice, choose_loss, multi_label_terms, soft_f1
 from ddp_ft.tasks.metrics import mean_auroc, mean_average_precision, mean_f1
+from ddp_ft.tasks.scored.base import Floats
+from ddp_ft.tasks.scored.labels import ScoredLabels
+from ddp_ft.tasks.scored.probabilities import THRESHOLD, truth_of
 
-THRESHOLD = 0.5  # a label is said to be there from this probability on
 SEPARATOR = ";"
 LOGITS = "logits"
 TERM_LOSSES = ("bce", "focal")
@@ -139,6 +141,10 @@ class MultiLabel(SupervisedTask):
     def estimates(self, predictions: Batch) -> Tensor:
         """Sigmoid of each class, float32, N x classes."""
         return torch.sigmoid(predictions[LOGITS])
+
+    def scored(self, scores: Floats, target: NDArray[Any]) -> ScoredLabels:
+        """As in the contract of a task."""
+        return ScoredLabels(self.names, scores, truth_of(target, scores))
 
     def combine(self, predictions: Sequence[Batch]) -> Batch:
         """Logits of the mean probability."""

@@ -14,6 +14,8 @@ from ddp_ft.errors import UserError
 from ddp_ft.tasks.base import SupervisedTask, stored_loss
 from ddp_ft.tasks.class_weights import CLASS_KEY, POSITIVE_KEY
 from ddp_ft.tasks.losses import LossChoice, choose_loss, regression_losses
+from ddp_ft.tasks.scored.base import Floats
+from ddp_ft.tasks.scored.numbers import ScoredNumbers
 
 VALUES = "values"
 
@@ -124,6 +126,10 @@ class Regression(SupervisedTask):
     def estimates(self, predictions: Batch) -> Tensor:
         """The values."""
         return predictions[VALUES]
+
+    def scored(self, scores: Floats, target: NDArray[Any]) -> ScoredNumbers:
+        """As in the contract of a task."""
+        return ScoredNumbers(self.names, scores, np.asarray(target, dtype=np.float64))
 
     def combine(self, predictions: Sequence[Batch]) -> Batch:
         """Their mean: in the target's units, as each model standardises by a training set of its own."""

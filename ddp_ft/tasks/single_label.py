@@ -16,9 +16,11 @@ from ddp_ft.tasks.base import SupervisedTask, stored_loss
 from ddp_ft.tasks.class_weights import POSITIVE_KEY, class_weights
 from ddp_ft.tasks.losses import LossChoice, choose_loss, single_label_losses
 from ddp_ft.tasks.metrics import mean_auroc
+from ddp_ft.tasks.scored.base import Floats
+from ddp_ft.tasks.scored.classes import ScoredClasses
+from ddp_ft.tasks.scored.probabilities import BINS, truth_of
 
 LOGITS = "logits"
-CALIBRATION_BINS = 15  # as in arXiv 1706.04599
 
 
 class SingleLabel(SupervisedTask):
@@ -108,7 +110,7 @@ class SingleLabel(SupervisedTask):
             "balanced_accuracy": recalls[truth.any(0)].mean(),
             "macro_f1": multiclass_f1_score(outputs, target, classes, average="macro"),
             "auroc": mean_auroc(probabilities, truth),
-            "ece": multiclass_calibration_error(probabilities, target, classes, n_bins=CALIBRATION_BINS),
+            "ece": multiclass_calibration_error(probabilities, target, classes, n_bins=BINS),
         }
         if classes > 5:
             found["top5_accuracy"] = multiclass_accuracy(outputs, target, classes, average="micro", top_k=5)
@@ -134,6 +136,10 @@ class SingleLabel(SupervisedTask):
     def estimates(self, predictions: Batch) -> Tensor:
         """Softmax over the classes, float32, N x classes."""
         return torch.softmax(predictions[LOGITS], dim=-1)
+
+    def scored(self, scores: Floats, target: NDArray[Any]) -> ScoredClasses:
+        """As in the contract of a task."""
+        return ScoredClasses(self.names, scores, truth_of(target, scores))
 
     def combine(self, predictions: Sequence[Batch]) -> Batch:
         """Logarithm of the mean probability."""

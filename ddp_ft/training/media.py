@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddp_ft.contracts import LABEL, NUMBERS, PROBE, Batch, Evaluation, LabelledSource
+from ddp_ft.contracts import NUMBERS, PROBE, Batch, Evaluation, LabelledSource
 from ddp_ft.data.batch import first_samples
 from ddp_ft.data.image.pillow import Pixels
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.distributed.ddp import Trainee
-from ddp_ft.evaluation.analysis import ScoredSet, confusion, most_confused, rarest, reliability, score_set
 from ddp_ft.run_folder.background_writer import copied
+from ddp_ft.tasks.scored.base import ScoredSet, most_confused
 from ddp_ft.trackers import charts
 from ddp_ft.trackers.charts import MOST_CLASSES, short
 from ddp_ft.trackers.fan_out import FanOut, harmless
@@ -91,7 +91,10 @@ def show_evaluation(run: Run, progress: Progress, evaluation: Evaluation, split:
 
 
 def _show_evaluation(run: Run, progress: Progress, evaluation: Evaluation, split: str, trackers: FanOut) -> None:
-    scored_set, step = score_set(evaluation, run.task), progress.step
+    assert evaluation.predictions is not None and evaluation.records is not None
+    scored_set, step = run.task.score(evaluation.predictions, evaluation.records), progress.step
+    if scored_set is None:
+        return
     source = run.splits.test if split == "test" and run.splits.test else run.splits.val
     prefix = "test/" if split == "test" else "probe/" if progress.phase == PROBE else ""
     group = f"{prefix}{PICTURES}"
@@ -103,9 +106,8 @@ def _show_evaluation(run: Run, progress: Progress, evaluation: Evaluation, split
         if indices:
             files, captions = _samples(scored_set, source, indices)
             trackers.draw(f"{group}/{tag}", step, charts.files_png, files, captions)
-    if scored_set.kind != NUMBERS:
-        for c in rarest(scored_set, MOST_CURVES):
-            trackers.pr_curve(prefix + scored_set.names[c], step, scored_set.truth[:, c] > 0.5, scored_set.scores[:, c])
+    for name, there, probability in scored_set.decisions(MOST_CURVES):
+        trackers.pr_curve(prefix + name, step, there, probability)
 
 
 def _samples(
@@ -120,19 +122,17 @@ def _samples(
 
 
 def _draw_charts(scored_set: ScoredSet, group: str, step: int, trackers: FanOut) -> None:
-    """Confusion matrix and reliability diagram; of numbers predicted over true values."""
-    if scored_set.kind == NUMBERS:
-        for c, name in enumerate(scored_set.names[:MOST_SCATTERS]):
-            points = scored_set.truth[:, c], scored_set.scores[:, c]
-            trackers.draw(f"{group}/2_predicted_over_true_{c}", step, charts.scatter_png, *points, name)
-        return
-    if scored_set.kind == LABEL:
-        matrix = confusion(scored_set)
+    """Confusion matrix, reliability diagram, predicted over true values: what the set has of them."""
+    for c, (name, true, predicted) in enumerate(scored_set.points(MOST_SCATTERS)):
+        trackers.draw(f"{group}/2_predicted_over_true_{c}", step, charts.scatter_png, true, predicted, name)
+    matrix, bins = scored_set.confusion(), scored_set.reliability()
+    if matrix is not None:
         shown = most_confused(matrix, MOST_CLASSES)
         names = [scored_set.names[c] for c in shown]
         trackers.draw(f"{group}/2_confusion", step, charts.confusion_png, matrix[np.ix_(shown, shown)], names)
-    bins = reliability(scored_set)
-    trackers.draw(f"{group}/3_reliability", step, charts.reliability_png, bins.confidence, bins.accuracy, bins.samples)
+    if bins is not None:
+        values = bins.confidence, bins.accuracy, bins.samples
+        trackers.draw(f"{group}/3_reliability", step, charts.reliability_png, *values)
 
 
 def show_spread(run: Run, step: int, trackers: FanOut) -> None:

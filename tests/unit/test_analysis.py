@@ -6,9 +6,11 @@ import torch
 from sklearn import metrics
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Evaluation
-from ddp_ft.evaluation.analysis import ScoredSet, class_table, confusion, most_confused, rarest, reliability, score_set
 from ddp_ft.tasks.registry import restore_task
+from ddp_ft.tasks.scored.base import most_confused
+from ddp_ft.tasks.scored.classes import ScoredClasses
+from ddp_ft.tasks.scored.labels import ScoredLabels
+from ddp_ft.tasks.scored.numbers import ScoredNumbers
 
 NAMES = ("a", "b", "c", "d")
 
@@ -20,28 +22,30 @@ def drawn(samples: int = 200, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor
     return outputs, target
 
 
-def single() -> ScoredSet:
+def single() -> ScoredClasses:
     outputs, target = drawn()
     task = restore_task("single-label", {"classes": NAMES})
-    return score_set(Evaluation({}, {"logits": outputs}, {"target": target}), task)
+    return task.score({"logits": outputs}, {"target": target})
 
 
 def test_single_label_against_scikit_learn():
     scored_set = single()
     said, true = scored_set.predicted, scored_set.target
-    assert scored_set.kind == LABEL
-    assert np.array_equal(confusion(scored_set), metrics.confusion_matrix(true, said, labels=range(4)))
+    assert isinstance(scored_set, ScoredClasses)
+    assert np.array_equal(scored_set.confusion(), metrics.confusion_matrix(true, said, labels=range(4)))
     wanted = metrics.precision_recall_fscore_support(true, said, labels=range(4), zero_division=np.nan)
-    table = class_table(scored_set)
+    table = scored_set.class_table()
     for c, row in enumerate(table[:3]):
         assert [row["precision"], row["recall"], row["f1"], row["samples"]] == pytest.approx([w[c] for w in wanted])
     assert table[3]["recall"] is None and table[3]["samples"] == 0
-    assert rarest(scored_set, 9) == sorted(range(3), key=lambda c: (true == c).sum())
+    assert [name for name, *_ in scored_set.decisions(9)] == sorted(
+        "abc", key=lambda name: (true == NAMES.index(name)).sum()
+    )
 
 
 def test_reliability_gives_the_calibration_error():
     scored_set = single()
-    bins = reliability(scored_set)
+    bins = scored_set.reliability()
     gap = float((np.abs(bins.confidence - bins.accuracy) * bins.samples).sum() / len(scored_set))
     probabilities = torch.from_numpy(scored_set.scores)
     wanted = multiclass_calibration_error(probabilities, torch.from_numpy(scored_set.target), 4, n_bins=15)
@@ -49,8 +53,8 @@ def test_reliability_gives_the_calibration_error():
 
 
 def test_the_worst_come_first():
-    scored_set = ScoredSet(
-        LABEL, ("cat", "dog"), np.array([[0.9, 0.1], [0.3, 0.7], [0.45, 0.55], [0.51, 0.49]]), np.eye(2)[[1, 1, 0, 0]]
+    scored_set = ScoredClasses(
+        ("cat", "dog"), np.array([[0.9, 0.1], [0.3, 0.7], [0.45, 0.55], [0.51, 0.49]]), np.eye(2)[[1, 1, 0, 0]]
     )
     assert (
         scored_set.worst(9) == [0, 2] and scored_set.least_certain(9) == [3, 1] and scored_set.least_certain(1) == [3]
@@ -60,28 +64,28 @@ def test_the_worst_come_first():
 
 def test_several_labels():
     scores = np.array([[0.9, 0.2], [0.6, 0.8], [0.1, 0.45]])
-    scored_set = ScoredSet(LABELS, ("sun", "rain"), scores, np.array([[1.0, 0], [1, 0], [0, 0]]))
+    scored_set = ScoredLabels(("sun", "rain"), scores, np.array([[1.0, 0], [1, 0], [0, 0]]))
     assert scored_set.correct.tolist() == [True, False, True] and scored_set.worst(9) == [1]
     assert scored_set.caption(1) == ("rain 80%", "no rain")
     assert scored_set.least_certain(9) == [2, 0]
-    assert class_table(scored_set)[1] == {"name": "rain", "samples": 0, "precision": 0.0, "recall": None, "f1": 0.0}
-    assert reliability(scored_set).samples.sum() == 6
+    assert scored_set.class_table()[1] == {"name": "rain", "samples": 0, "precision": 0.0, "recall": None, "f1": 0.0}
+    assert scored_set.reliability().samples.sum() == 6
 
 
 def test_outputs_that_are_no_numbers():
     outputs = torch.tensor([[float("nan"), 1.0], [2.0, 1.0]])
     task = restore_task("single-label", {"classes": ["a", "b"]})
-    scored_set = score_set(Evaluation({}, {"logits": outputs}, {"target": torch.tensor([1, 0])}), task)
+    scored_set = task.score({"logits": outputs}, {"target": torch.tensor([1, 0])})
     assert (
-        scored_set.worst(5) == [0] and reliability(scored_set).samples.sum() == 2 and confusion(scored_set).sum() == 2
+        scored_set.worst(5) == [0] and scored_set.reliability().samples.sum() == 2 and scored_set.confusion().sum() == 2
     )
 
 
 def test_numbers():
     task = restore_task("regression", {"classes": ["age"], "mean": [40.0], "std": [10.0]})
     predictions = task.predictions(torch.tensor([[0.0], [1.0], [-1.0]]), {})
-    scored_set = score_set(Evaluation({}, predictions, {"target": torch.tensor([[40.0], [20.0], [31.0]])}), task)
-    assert scored_set.kind == NUMBERS and scored_set.scores[:, 0].tolist() == [40, 50, 30]
+    scored_set = task.score(predictions, {"target": torch.tensor([[40.0], [20.0], [31.0]])})
+    assert isinstance(scored_set, ScoredNumbers) and scored_set.scores[:, 0].tolist() == [40, 50, 30]
     assert scored_set.worst(2) == [1, 2] and scored_set.least_certain(5) == []
     assert scored_set.caption(1) == ("50", "20")
 

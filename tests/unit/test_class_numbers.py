@@ -6,8 +6,8 @@ import torch
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from ddp_ft.contracts import LABEL, LABELS
-from ddp_ft.evaluation.analysis import ScoredSet, best_thresholds, class_table, expected_calibration_error
+from ddp_ft.tasks.scored.classes import ScoredClasses
+from ddp_ft.tasks.scored.labels import ScoredLabels
 
 NAMES = ("a", "b", "c", "never there")
 
@@ -16,12 +16,12 @@ NAMES = ("a", "b", "c", "never there")
 def scored_set():
     generator = np.random.default_rng(0)
     scores = generator.dirichlet(np.ones(4) / 2, 200)
-    return ScoredSet(LABEL, NAMES, scores, np.eye(4)[generator.integers(0, 3, 200)])
+    return ScoredClasses(NAMES, scores, np.eye(4)[generator.integers(0, 3, 200)])
 
 
 def test_class_table(scored_set):
     expected = precision_recall_fscore_support(scored_set.target, scored_set.predicted, zero_division=0)
-    rows = class_table(scored_set)
+    rows = scored_set.class_table()
     for name, values in zip(("precision", "recall", "f1", "samples"), expected, strict=True):
         assert [row[name] or 0 for row in rows] == pytest.approx(values.tolist())
     assert rows[3]["recall"] is None
@@ -30,7 +30,7 @@ def test_class_table(scored_set):
 def test_expected_calibration_error(scored_set):
     scores, target = torch.tensor(scored_set.scores), torch.tensor(scored_set.target)
     expected = multiclass_calibration_error(scores, target, num_classes=4, n_bins=15)
-    assert expected_calibration_error(scored_set) == pytest.approx(float(expected))
+    assert scored_set.reliability().calibration_error == pytest.approx(float(expected))
 
 
 def test_no_threshold_is_better():
@@ -38,7 +38,7 @@ def test_no_threshold_is_better():
     truth = (generator.random((80, 3)) < 0.3).astype(float)
     truth[:, 2] = 0
     scores = np.round(np.clip(truth * 0.3 + generator.random((80, 3)) * 0.7, 0, 1), 1)  # with many ties
-    first, second, nothing = best_thresholds(ScoredSet(LABELS, NAMES[:3], scores, truth))
+    first, second, nothing = ScoredLabels(NAMES[:3], scores, truth).thresholds()
     assert nothing is None
     for column, hint in enumerate((first, second)):
         tried = [f1_score(truth[:, column], scores[:, column] >= cut) for cut in np.arange(-0.05, 1.1, 0.1)]

@@ -1,16 +1,18 @@
 """Bootstrap intervals and paired tests: against the tasks' own metrics, against scipy, and by simulation."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from ddp_ft.contracts import LABEL, NUMBERS, Evaluation
-from ddp_ft.evaluation.analysis import ScoredSet, score_set
-from ddp_ft.evaluation.intervals import Interval, difference, holm, intervals, mcnemar, statistics
+from ddp_ft.evaluation.intervals import Interval, difference, holm, intervals, mcnemar
 from ddp_ft.tasks.registry import restore_task
+from ddp_ft.tasks.scored.classes import ScoredClasses
+from ddp_ft.tasks.scored.labels import ScoredLabels
+from ddp_ft.tasks.scored.numbers import ScoredNumbers
 
 NAMES = tuple("abcdefg")
 
@@ -33,13 +35,13 @@ def evaluated(task_name, seed=0, samples=60):
         outputs, settings = target - 1000 + outputs, {**settings, "mean": [1000.0] * 7, "std": [1.0] * 7}
     task = restore_task(task_name, settings)
     predictions, records = task.predictions(outputs, {}), {"target": target, "weight": torch.ones(samples)}
-    return score_set(Evaluation({}, predictions, records), task), task.metrics(predictions, records)
+    return task.score(predictions, records), task.metrics(predictions, records)
 
 
 @pytest.mark.parametrize("task", ["single-label", "multi-label", "regression"])
 def test_values_are_those_of_the_task(task):
     scored_set, metrics = evaluated(task)
-    found = {name: float(metric(np.ones((1, 60)))[0]) for name, metric in statistics(scored_set).items()}
+    found = {name: float(metric(np.ones((1, 60)))[0]) for name, metric in scored_set.statistics().items()}
     assert len(found) >= 4
     assert found == {name: pytest.approx(metrics[name], abs=2e-5) for name in found}
 
@@ -49,9 +51,9 @@ def test_a_weight_of_two_is_a_sample_given_twice(task):
     scored_set, _ = evaluated(task)
     weights = np.random.default_rng(0).integers(0, 3, 60)
     rows = np.repeat(np.arange(60), weights)
-    repeated = ScoredSet(scored_set.kind, scored_set.names, scored_set.scores[rows], scored_set.truth[rows])
-    expected = {name: metric(np.ones((1, len(rows))))[0] for name, metric in statistics(repeated).items()}
-    found = {name: metric(weights[None].astype(float))[0] for name, metric in statistics(scored_set).items()}
+    repeated = replace(scored_set, scores=scored_set.scores[rows], truth=scored_set.truth[rows])
+    expected = {name: metric(np.ones((1, len(rows))))[0] for name, metric in repeated.statistics().items()}
+    found = {name: metric(weights[None].astype(float))[0] for name, metric in scored_set.statistics().items()}
     assert found == {name: pytest.approx(value) for name, value in expected.items()}
 
 
@@ -72,7 +74,7 @@ def labelled(right, names=("a", "b")):
     """A scored_set of two classes that is right where `right` is True."""
     target = np.arange(len(right)) % 2
     said = np.where(right, target, 1 - target)
-    return ScoredSet(LABEL, names, np.eye(2)[said] * 0.8 + 0.1, np.eye(2)[target])
+    return ScoredClasses(names, np.eye(2)[said] * 0.8 + 0.1, np.eye(2)[target])
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
@@ -116,7 +118,7 @@ def test_better_is_told_from_the_same():
 def test_less_error_is_better():
     truth = np.random.default_rng(0).normal(size=(200, 1))
     noise = np.random.default_rng(1).normal(size=(200, 1))
-    near, far = (ScoredSet(NUMBERS, ("x",), truth + size * noise, truth) for size in (0.1, 0.5))
+    near, far = (ScoredNumbers(("x",), truth + size * noise, truth) for size in (0.1, 0.5))
     found = difference(far, near, "rmse", False)
     assert found.value > 0.3 and found.interval.low > 0 and found.p_value == pytest.approx(2 / 1001)
 
@@ -133,5 +135,5 @@ def test_paired_intervals_are_seldom_wrong_about_equals():
 
 def test_what_would_take_too_long_has_no_interval():
     scores = np.zeros((400, 1000))
-    found = statistics(ScoredSet("labels", tuple(map(str, range(1000))), scores, scores))
+    found = ScoredLabels(tuple(map(str, range(1000))), scores, scores).statistics()
     assert "mAP" not in found and "exact_match" in found and math.isfinite(found["micro_f1"](np.ones((1, 400)))[0])

@@ -1,0 +1,1 @@
+"""What the tasks answer reports, charts and comparisons about a set: one file a kind of answer."""

@@ -1,0 +1,102 @@
+"""What sets have in common whose scores are probabilities, and whose samples are right or wrong."""
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddp_ft.tasks.scored.base import Floats, Reliability, ScoredSet
+
+# A label is said to be there from this probability on.
+THRESHOLD = 0.5
+# Bins of the reliability diagram and of the metric `ece`, as in arXiv 1706.04599.
+BINS = 15
+
+
+class ScoredProbabilities(ScoredSet, ABC):
+    """`scores` are probabilities and `truth` is 0 or 1, N x names each."""
+
+    worst_heading: ClassVar[str] = "Worst mistakes: where it believed least in what is true"
+
+    @property
+    @abstractmethod
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether each sample is right."""
+
+    @property
+    @abstractmethod
+    def confidence(self) -> Floats:
+        """How sure the model is of each answer, 0 to 1."""
+
+    @property
+    @abstractmethod
+    def error(self) -> Floats:
+        """How far off each sample is: what of the truth the model did not believe."""
+
+    @abstractmethod
+    def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of each class how many samples are rightly said to have it, and how many are said to have it."""
+
+    @abstractmethod
+    def reliability(self) -> Reliability:
+        """How often the model is right where it says so (arXiv 1706.04599)."""
+
+    @cached_property
+    def target(self) -> NDArray[np.int64]:
+        """The true class of each sample, where it has one."""
+        return np.asarray(np.argmax(self.truth, 1), dtype=np.int64)
+
+    def worst(self, count: int) -> list[int]:
+        """The mistakes that are farthest off."""
+        wrong = np.flatnonzero(~self.correct)
+        return [int(index) for index in wrong[np.argsort(-self.error[wrong], kind="stable")[:count]]]
+
+    def least_certain(self, count: int) -> list[int]:
+        """By rising confidence."""
+        right = np.flatnonzero(self.correct)
+        return [int(index) for index in right[np.argsort(self.confidence[right], kind="stable")[:count]]]
+
+    def class_table(self) -> list[dict[str, Any]]:
+        """Shares from 0 to 1."""
+        there, (hits, claimed) = self.truth.sum(0), self.counts()
+        return [
+            {
+                "name": name, "samples": int(there[c]), "precision": _share(hits[c], claimed[c]),
+                "recall": _share(hits[c], there[c]), "f1": _share(2 * hits[c], claimed[c] + there[c]),
+            }
+            for c, name in enumerate(self.names)
+        ]  # fmt: skip
+
+    def decisions(self, count: int) -> list[tuple[str, NDArray[np.bool_], Floats]]:
+        """Of the classes that any sample has."""
+        counts = self.truth.sum(0)
+        rarest = [int(c) for c in np.argsort(counts, kind="stable") if counts[c]][:count]
+        return [(self.names[c], self.truth[:, c] > THRESHOLD, self.scores[:, c]) for c in rarest]
+
+    def has_targets(self, targets: NDArray[Any]) -> bool:
+        """They may be class numbers."""
+        return np.array_equal(targets, self.target) if targets.ndim == 1 else super().has_targets(targets)
+
+
+def truth_of(target: NDArray[Any], scores: Floats) -> Floats:
+    """Targets as 0 and 1, N x names, as the scores are; class numbers (int64, N) are spread out."""
+    if target.ndim > 1:
+        return np.asarray(target, dtype=np.float64)
+    truth = np.zeros_like(scores)
+    np.put_along_axis(truth, target[:, None], 1.0, 1)
+    return truth
+
+
+def binned(sure: Floats, right: Floats) -> Reliability:
+    """The bins of answers, from how sure the model is of each and whether it is right (1 or 0)."""
+    places = np.clip((sure * BINS).astype(int), 0, BINS - 1)
+    samples = np.bincount(places, minlength=BINS)
+    held = samples > 0
+    means = [np.bincount(places, weights=each, minlength=BINS)[held] / samples[held] for each in (sure, right)]
+    return Reliability(means[0], means[1], samples[held])
+
+
+def _share(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole else None
