@@ -16,13 +16,11 @@ import click
 import yaml
 
 from ddp_ft.errors import UserError, printable
+from ddp_ft.tasks.metric_table import LOWER_IS_BETTER, USUAL_METRIC
 
 RUNNING, DONE, STOPPED, CRASHED, BROKEN = "running", "done", "stopped", "crashed", "broken"
 # After so long without a heartbeat in its lease a run of another machine is dead, as for `lease`.
 DEAD_SECONDS = 60.0
-# What decides which model is best where eval.metric does not say, by task; how metrics begin of which less is better.
-USUAL_METRIC = {"single-label": "accuracy", "multi-label": "mAP", "regression": "rmse"}
-LOWER_IS_BETTER = ("loss", "rmse", "mae", "ece")
 # Of a metrics.jsonl, only its end is read: at least a hundred rows.
 TAIL_BYTES = 1 << 16
 _WIDEST = 1000

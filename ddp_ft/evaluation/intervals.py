@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ddp_ft.tasks.metric_table import known_metric
 from ddp_ft.tasks.scored.base import Floats, ScoredSet, Statistic
 
 RESAMPLES = 1000
@@ -43,10 +44,7 @@ def intervals(scored_set: ScoredSet, count: int = RESAMPLES, seed: int = 0) -> d
     metrics = scored_set.statistics()
     drawn = _draw(metrics, len(scored_set), count, seed)
     found = {name: _middle(values) for name, values in drawn.items() if np.isfinite(values).all()}
-    for name in {"accuracy", "top5_accuracy", "exact_match"} & found.keys():
-        if found[name].low == found[name].high:
-            found[name] = _of_unanimous(found[name].low, len(scored_set))
-    return found
+    return {name: _of_share(each, len(scored_set)) if _counts(name) else each for name, each in found.items()}
 
 
 def difference(
@@ -123,6 +121,14 @@ def _middle(values: Floats, level: float = LEVEL) -> Interval:
     return Interval(float(low), float(high))
 
 
-def _of_unanimous(share: float, samples: int) -> Interval:
+def _counts(name: str) -> bool:
+    metric = known_metric(name)
+    return metric is not None and metric.counts_samples
+
+
+def _of_share(drawn: Interval, samples: int) -> Interval:
+    """The exact interval where no resample differs, else the one that was drawn."""
+    if drawn.low != drawn.high:
+        return drawn
     end = ((1 - LEVEL) / 2) ** (1 / samples)
-    return Interval(end, 1.0) if share == 1 else Interval(0.0, 1 - end)
+    return Interval(end, 1.0) if drawn.low == 1 else Interval(0.0, 1 - end)

@@ -14,11 +14,10 @@ from ddp_ft.evaluation.intervals import Interval
 from ddp_ft.reporting.facts import SPLITS, RunFacts
 from ddp_ft.reporting.formats import count, interval_text, metric_name, metric_text, plural
 from ddp_ft.reporting.set_section import TITLES
+from ddp_ft.tasks.metric_table import METRICS
 from ddp_ft.version import __version__
 
 FILE = "model_card.md"
-# What hubs call our metrics; the others keep their names.
-_HUB_METRICS = {"accuracy": "accuracy", "macro_f1": "f1", "auroc": "roc_auc", "rmse": "rmse", "mae": "mae"}
 _MOST_NAMES = 50
 _MARK = "<!-- Written by ddp_ft; {} -->"
 _ESCAPED = str.maketrans({each: f"\\{each}" for each in "\\`*_{}[]<>#|~"})
@@ -62,7 +61,7 @@ def _metadata(facts: RunFacts) -> dict[str, Any]:
         "tags": [*tags, "ddp_ft", *(["multi-label"] if facts.task.kind not in (LABEL, NUMBERS) else [])],
         "base_model": _base_model(facts),
         "datasets": [_data_type(facts)],
-        "metrics": sorted({_hub_metric(facts, name) for split in SPLITS for name in facts.metrics(split)} - {"loss"}),
+        "metrics": sorted({_hub_metric(name) for split in SPLITS for name in facts.metrics(split)} - {"loss"}),
         "eval_results": _results(facts) or None,
     }
 
@@ -90,8 +89,8 @@ def _data_name(facts: RunFacts) -> str:
     return printable(path.resolve().name) if path else "data"
 
 
-def _hub_metric(facts: RunFacts, metric: str) -> str:
-    return _HUB_METRICS.get(metric, printable(metric))
+def _hub_metric(metric: str) -> str:
+    return (metric in METRICS and METRICS[metric].hub_name) or printable(metric)
 
 
 def _results(facts: RunFacts) -> list[Any]:
@@ -104,7 +103,7 @@ def _results(facts: RunFacts) -> list[Any]:
             dataset_type=_data_type(facts),
             dataset_name=_data_name(facts),
             dataset_split="validation" if split == "val" else split,
-            metric_type=_hub_metric(facts, name),
+            metric_type=_hub_metric(name),
             metric_name=metric_name(printable(name)),
             metric_value=round(value, 6),
         )

@@ -4,15 +4,13 @@ import time
 
 from ddp_ft.errors import printable
 from ddp_ft.evaluation.intervals import Interval
-
-SHARES = {
-    "accuracy", "balanced_accuracy", "top5_accuracy", "macro_f1", "micro_f1", "mAP", "exact_match",
-}  # fmt: skip
+from ddp_ft.tasks.metric_table import known_metric
 
 
 def is_share(metric: str) -> bool:
     """Whether a metric is shown in percent."""
-    return metric in SHARES
+    known = known_metric(metric)
+    return known is not None and known.is_share
 
 
 def metric_text(metric: str, value: float | None) -> str:
@@ -39,10 +37,11 @@ def signed(metric: str, value: float) -> str:
 
 def metric_name(metric: str) -> str:
     """A metric's name in words."""
-    if metric.startswith("mae/"):
-        return f"MAE of {metric.removeprefix('mae/')}"
-    known = {"rmse": "RMSE", "mae": "MAE", "r2": "R²", "ece": "ECE", "auroc": "AUROC", "mAP": "mAP"}
-    return known.get(metric) or metric.replace("_", " ").replace("macro f1", "macro F1").replace("micro f1", "micro F1")
+    known = known_metric(metric)
+    if known is not None and known.title:
+        of = metric.partition("/")[2]
+        return f"{known.title} of {of}" if of else known.title
+    return metric.replace("_", " ").replace("macro f1", "macro F1").replace("micro f1", "micro F1")
 
 
 def brief(name: str, longest: int = 100) -> str:

@@ -15,6 +15,7 @@ from ddp_ft.errors import UserError
 from ddp_ft.tasks.base import SupervisedTask, stored_loss
 from ddp_ft.tasks.class_weights import CLASS_KEY, POSITIVE_KEY, class_weights, positive_weights
 from ddp_ft.tasks.losses import LossChoice, choose_loss, multi_label_terms, soft_f1
+from ddp_ft.tasks.metric_table import USUAL_METRIC, directions_of
 from ddp_ft.tasks.metrics import mean_auroc, mean_average_precision, mean_f1
 from ddp_ft.tasks.scored.base import Floats
 from ddp_ft.tasks.scored.labels import ScoredLabels
@@ -35,7 +36,7 @@ class MultiLabel(SupervisedTask):
 
     name = "multi-label"
     kind = LABELS
-    primary_metric = "mAP"
+    primary_metric = USUAL_METRIC[name]
 
     def __init__(
         self,
@@ -119,7 +120,7 @@ class MultiLabel(SupervisedTask):
 
     def directions(self) -> dict[str, bool]:
         """More is better, but for the loss."""
-        return {"loss": False, "mAP": True, "micro_f1": True, "macro_f1": True, "auroc": True, "exact_match": True}
+        return directions_of("loss", "mAP", "micro_f1", "macro_f1", "auroc", "exact_match")
 
     def trial_targets(self, samples: int, generator: torch.Generator) -> Tensor:
         """Half of the labels, drawn, and each one once at least."""

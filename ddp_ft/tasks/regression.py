@@ -14,6 +14,7 @@ from ddp_ft.errors import UserError
 from ddp_ft.tasks.base import SupervisedTask, stored_loss
 from ddp_ft.tasks.class_weights import CLASS_KEY, POSITIVE_KEY
 from ddp_ft.tasks.losses import LossChoice, choose_loss, regression_losses
+from ddp_ft.tasks.metric_table import USUAL_METRIC, directions_of
 from ddp_ft.tasks.scored.base import Floats
 from ddp_ft.tasks.scored.numbers import ScoredNumbers
 
@@ -29,7 +30,7 @@ class Regression(SupervisedTask):
 
     name = "regression"
     kind = NUMBERS
-    primary_metric = "rmse"
+    primary_metric = USUAL_METRIC[name]
 
     def __init__(
         self,
@@ -103,7 +104,7 @@ class Regression(SupervisedTask):
 
     def directions(self) -> dict[str, bool]:
         """Less is better, but for r2."""
-        return {"loss": False, "mae": False, "rmse": False, "r2": True, **dict.fromkeys(self._own_errors(), False)}
+        return directions_of("loss", "mae", "rmse", "r2", *self._own_errors())
 
     def trial_targets(self, samples: int, generator: torch.Generator) -> Tensor:
         """Drawn, of mean 0 and deviation 1."""

@@ -15,6 +15,7 @@ from ddp_ft.errors import UserError
 from ddp_ft.tasks.base import SupervisedTask, stored_loss
 from ddp_ft.tasks.class_weights import POSITIVE_KEY, class_weights
 from ddp_ft.tasks.losses import LossChoice, choose_loss, single_label_losses
+from ddp_ft.tasks.metric_table import USUAL_METRIC, directions_of
 from ddp_ft.tasks.metrics import mean_auroc
 from ddp_ft.tasks.scored.base import Floats
 from ddp_ft.tasks.scored.classes import ScoredClasses
@@ -32,7 +33,7 @@ class SingleLabel(SupervisedTask):
 
     name = "single-label"
     kind = LABEL
-    primary_metric = "accuracy"
+    primary_metric = USUAL_METRIC[name]
 
     def __init__(
         self,
@@ -118,8 +119,8 @@ class SingleLabel(SupervisedTask):
 
     def directions(self) -> dict[str, bool]:
         """top5_accuracy for more than 5 classes."""
-        known = {"loss": False, "accuracy": True, "balanced_accuracy": True, "macro_f1": True, "auroc": True}
-        return {**known, "ece": False, **({"top5_accuracy": True} if self.outputs > 5 else {})}
+        more = ["top5_accuracy"] if self.outputs > 5 else []
+        return directions_of("loss", "accuracy", "balanced_accuracy", "macro_f1", "auroc", "ece", *more)
 
     def trial_targets(self, samples: int, generator: torch.Generator) -> Tensor:
         """All classes in turn."""

@@ -30,7 +30,7 @@ MANY_PARAMETERS = {
 EMPTY_NAMES = {"utils", "util", "helper", "helpers", "manager", "managers", "misc", "common"}
 WITHOUT_TORCH = [
     "errors", "version", "config", "plugins", "training.schedule", "distributed.environment", "slurm",
-    "trackers.services.host", "trackers.services.registry", "cli.completion",
+    "trackers.services.host", "trackers.services.registry", "cli.completion", "tasks.metric_table",
 ]  # fmt: skip
 
 
