@@ -202,17 +202,39 @@ class BuiltModel:
     head_path: str | None = None
 
 
+@dataclass(frozen=True)
+class TaskWords:
+    """How a task is told of. `targets` is what data has that is made for it, with their number as {count}.
+
+    `names` is what its names are those of, and `verb` stands between an image and these names. `hub_type`,
+    `pipeline_tag` (None if there is none) and `tags` are for hubs of models.
+    """
+
+    targets: str
+    names: str
+    verb: str
+    hub_type: str
+    pipeline_tag: str | None = None
+    tags: tuple[str, ...] = ()
+
+
 class Task(Protocol):
     """What is learned: the head's size, the loss and the metrics. One file in `tasks/` each.
 
-    `kind` is what it predicts, LABEL, LABELS or NUMBERS, and `names` are those of its outputs.
+    `kinds` are those of the data's targets that it can learn, its own first; `names` are those of its outputs.
+    `ranks` says whether its answers are one class of several, with "probabilities" by which classes can be ranked.
     """
 
     name: str
-    kind: str
+    kinds: tuple[str, ...]
+    words: TaskWords
     names: tuple[str, ...]
     outputs: int
     primary_metric: str
+    ranks: bool
+
+    def check(self) -> None:
+        """Try what the user gave of his own code on a few samples; UserError if it does not do what it is to."""
 
     def loss(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """The summed loss and the summed weight of a micro-batch, two scalars; their quotient is the mean. `outputs`
@@ -247,11 +269,21 @@ class Task(Protocol):
         """Of each sample what prediction writes, as JSON values: "class", "probability" and "probabilities" (by name),
         or "classes" (all that are there) and "probabilities", or "values" (by name)."""
 
-    def columns(self) -> list[str]:
-        """The names of the values of `row`."""
+    def decision(self, answer: Mapping[str, Any]) -> tuple[Any, float]:
+        """What one of the `answers` comes to, to be compared with another model's, and how far it is from coming to
+        something else, 0 to 1; (None, 1.0) where nothing is decided."""
+
+    def columns(self) -> dict[str, type]:
+        """The columns of a table of predictions: what is in each is str, float, or list (of str)."""
+
+    def cells(self, answer: Mapping[str, Any]) -> list[Any]:
+        """One row of such a table, from one of the `answers`."""
 
     def row(self, answer: Mapping[str, Any]) -> list[str]:
-        """One row of a table of predictions, from one of the `answers`."""
+        """The same as text."""
+
+    def told(self, batch: Batch, place: int) -> list[str]:
+        """The target of a sample of a batch in words, such as its labels; empty if there are none for it."""
 
     def initial_bias(self) -> Tensor | None:
         """What the head's bias begins with where that is asked for (`outputs` values); None: 0."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddp_ft.contracts import LABEL, Batch, Say, Task
+from ddp_ft.contracts import Batch, Say, Task
 from ddp_ft.data.rng import derive_seed, seed_masks
 from ddp_ft.diagnostics.stored_run import compose_stored, start_of, stored_layers
 from ddp_ft.distributed.machine import Machine
@@ -168,11 +168,11 @@ def _watching(module: nn.Module, findings: _Findings) -> Iterator[None]:
 
 
 def _report(run: Run, findings: _Findings, record: dict[str, Any] | None, say: Say) -> None:
-    source, schema = run.splits.train, run.splits.schema
+    source, names = run.splits.train, run.task.names
     rows = [["position", "label", "loss", "finite", "pixels", "picture"]]
     for position, index, loss, least, most in sorted(findings.rows):
         target = source.targets[index].tolist()
-        label = schema.names[target] if schema.kind == LABEL else str(target)
+        label = names[target] if isinstance(target, int) else str(target)  # a class by its name
         finite = "yes" if _finite(loss) else "NO"
         path = printable(source.name(index))
         rows.append([str(position), printable(label), f"{loss:.5g}", finite, f"{least}..{most}", path])

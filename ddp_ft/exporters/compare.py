@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ from ddp_ft.inference.trained_model import Trained, load_trained
 # kernels sum in another order: 1e-6 is usual. With the preprocessing inside pixels differ by a grey level here and
 # there, and pictures that are otherwise shrunk while they are decoded by more.
 BOUND, BOUND_WITH_PREPROCESSING = 1e-3, 0.05
-# Where the original's own probabilities are as near as that, either answer is as good.
+# Where the original is as near as that to another decision, either answer is as good.
 UNDECIDED = 0.02
 BATCH = 8  # pictures of a pass that is timed
 ROUNDS = 5
@@ -124,18 +123,10 @@ def _outputs_of(model: Trained, world: World, original: Trained) -> Callable[[Se
 
 def _answers(task: Task, wanted: Tensor, found: Tensor) -> tuple[int, int]:
     """On how many pictures both say the same, and on how many the first is sure of what it says."""
-    records = [task.answers(task.predictions(each, {})) for each in (wanted, found)]
-    told = [[record.get("class", record.get("classes")) for record in each] for each in records]
-    same = [one == other for one, other in zip(*told, strict=True)]
-    sure = [agrees or not _is_undecided(record) for agrees, record in zip(same, records[0], strict=True)]
+    decided = [[task.decision(each) for each in task.answers(task.predictions(some, {}))] for some in (wanted, found)]
+    same = [first == second for (first, _), (second, _) in zip(*decided, strict=True)]
+    sure = [agrees or not margin < UNDECIDED for agrees, (_, margin) in zip(same, decided[0], strict=True)]
     return sum(same), sum(sure)
-
-
-def _is_undecided(record: dict[str, Any]) -> bool:
-    probabilities = sorted(record.get("probabilities", {}).values(), reverse=True)
-    if "class" in record:
-        return bool(probabilities[0] - probabilities[1] < UNDECIDED)
-    return any(abs(p - 0.5) < UNDECIDED / 2 for p in probabilities)
 
 
 def _milliseconds(calls: Sequence[Callable[[], object]], pictures: int) -> tuple[float, float]:

@@ -137,9 +137,9 @@ def _opened(image: Picture) -> Image:
 
 
 def _prediction(answer: dict[str, Any]) -> Prediction:
-    if "values" in answer:
-        return Prediction(values=answer["values"])
-    if "classes" in answer:
-        return Prediction(labels=tuple(answer["classes"]), probabilities=answer["probabilities"])
-    label = answer["class"]
-    return Prediction(label, answer["probability"], (label,), answer["probabilities"])
+    """What of it the answer has."""
+    labels = answer.get("classes", [answer["class"]] if "class" in answer else [])
+    return Prediction(
+        answer.get("class"), answer.get("probability"), tuple(labels), answer.get("probabilities", {}),
+        answer.get("values", {}),
+    )  # fmt: skip

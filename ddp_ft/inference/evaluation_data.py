@@ -4,18 +4,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from ddp_ft.config.schema import DataConfig
-from ddp_ft.config.tasks import KINDS_OF_TASK
-from ddp_ft.contracts import LABEL, Schema, Source, Task
+from ddp_ft.contracts import Schema, Source
 from ddp_ft.data.splits.part import open_part
 from ddp_ft.errors import UserError
 from ddp_ft.inference.trained_model import Trained
 from ddp_ft.run_folder.folder import RunFolder
+from ddp_ft.tasks.registry import kind_in_data
 
 
 def open_source(model: Path, data: Path, split: str | None, trained: Trained) -> tuple[str, Source]:
     """The part of the data that is asked for, split as the model's run did; its name, and the pictures."""
     run = _run_of(model)
-    schema = Schema(_kind_of(trained.task, data), trained.names)
+    schema = Schema(kind_in_data(trained.task, data), trained.names)
     return open_part(_data_config(run, data), schema, split, run.read_json("split.json"))
 
 
@@ -39,9 +39,3 @@ def _data_config(run: RunFolder, data: Path) -> DataConfig:
     """How the run reads its data, a table's columns and all, with another path."""
     stored = run.stored_config()
     return replace(stored.data, path=data) if stored else DataConfig(path=data)
-
-
-def _kind_of(task: Task, data: Path) -> str:
-    """What the task wants the data's targets to be; folders have one label for each picture, for either task."""
-    kinds = KINDS_OF_TASK[task.name]
-    return LABEL if LABEL in kinds and not data.is_file() else kinds[0]

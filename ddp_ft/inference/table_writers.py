@@ -38,8 +38,7 @@ def check_format(output: Path) -> None:
 
 def open_format(output: Path, task: Task, top_k: int) -> PredictionTable:
     """The kind that the name ends in, with the `top_k` likeliest classes. UserError if the task has not so many."""
-    ranked = "probability" in task.columns()
-    if top_k > 1 and not ranked:
+    if top_k > 1 and not task.ranks:
         hint = "Its rows have all probabilities or values."
         raise UserError(f"--top-k {top_k} is for one class for each picture; the model is for {task.name}.", hint)
     if top_k > task.outputs:
@@ -49,6 +48,14 @@ def open_format(output: Path, task: Task, top_k: int) -> PredictionTable:
 
 def _known() -> str:
     return ", ".join(TABLES)
+
+
+def _columns(task: Task, top_k: int) -> list[tuple[str, type]]:
+    """Those of a table, and what is in them."""
+    more = [
+        each for place in range(2, top_k + 1) for each in ((f"class_{place}", str), (f"probability_{place}", float))
+    ]
+    return [(FILE, str), *task.columns().items(), *more, (ERROR, str)]
 
 
 def ranking(probabilities: dict[str, float], count: int) -> list[tuple[str, float]]:
@@ -62,11 +69,7 @@ class CsvTable:
     def __init__(self, task: Task, top_k: int) -> None:
         self.task = task
         self.top_k = top_k
-
-    def header(self) -> list[str]:
-        """The names of the columns."""
-        extra = [f"{name}_{place}" for place in range(2, self.top_k + 1) for name in ("class", "probability")]
-        return [FILE, *self.task.columns(), *extra, ERROR]
+        self.header = [name for name, _ in _columns(task, top_k)]
 
     def encode(self, paths: Sequence[str], outcomes: Sequence[Outcome]) -> bytes:
         """Lines of CSV."""
@@ -76,7 +79,7 @@ class CsvTable:
 
     def _row(self, path: str, outcome: Outcome) -> list[str]:
         if isinstance(outcome, str):
-            return [path, *("" for _ in self.header()[2:]), outcome]
+            return [path, *("" for _ in self.header[2:]), outcome]
         rest: list[str] = []
         if self.top_k > 1:
             ranked = ranking(outcome["probabilities"], self.top_k)
@@ -86,7 +89,7 @@ class CsvTable:
     def write(self, stream: BinaryIO, parts: Iterable[bytes]) -> None:
         """The header, and all parts."""
         first = io.StringIO(newline="")
-        csv.writer(first).writerow(self.header())
+        csv.writer(first).writerow(self.header)
         stream.write(_utf8(first.getvalue()))
         stream.writelines(parts)
 
@@ -135,8 +138,9 @@ class ParquetTable:
 
     def __init__(self, task: Task, top_k: int) -> None:
         self.task = task
-        self.header = CsvTable(task, top_k).header()
         self.top_k = top_k
+        self.columns = _columns(task, top_k)
+        self.own = list(task.columns())
 
     def encode(self, paths: Sequence[str], outcomes: Sequence[Outcome]) -> bytes:
         """A table of Arrow's, as its stream."""
@@ -152,22 +156,16 @@ class ParquetTable:
     def _row(self, path: str, outcome: Outcome) -> dict[str, Any]:
         if isinstance(outcome, str):
             return {FILE: _text(path), ERROR: _text(outcome)}
-        record = dict(outcome)
-        for place, (name, p) in enumerate(ranking(record.get("probabilities", {}), self.top_k)[1:], start=2):
+        record = {FILE: path, **dict(zip(self.own, self.task.cells(outcome), strict=True))}
+        ranked = ranking(outcome["probabilities"], self.top_k)[1:] if self.top_k > 1 else []
+        for place, (name, p) in enumerate(ranked, start=2):
             record |= {f"class_{place}": name, f"probability_{place}": p}
-        record |= {f"prob_{name}": p for name, p in record.pop("probabilities", {}).items()}
-        record = {FILE: path, **record, **record.pop("values", {})}
         return {_text(name): _text(value) for name, value in record.items()}
 
     def _schema(self) -> Any:
         arrow, _ = _pyarrow()
-
-        def kind(name: str) -> Any:
-            if name in (FILE, ERROR, "class", *(f"class_{place}" for place in range(2, self.top_k + 1))):
-                return arrow.string()
-            return arrow.list_(arrow.string()) if name == "classes" else arrow.float64()
-
-        return arrow.schema([(_text(name), kind(name)) for name in self.header])
+        types = {str: arrow.string(), float: arrow.float64(), list: arrow.list_(arrow.string())}
+        return arrow.schema([(_text(name), types[kind]) for name, kind in self.columns])
 
     def write(self, stream: BinaryIO, parts: Iterable[bytes]) -> None:
         """Parts joined to row groups of about GROUP_ROWS rows."""

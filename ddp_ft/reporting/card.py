@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddp_ft.contracts import LABEL, NUMBERS, PROBE
+from ddp_ft.contracts import PROBE
 from ddp_ft.data.sources.table_file import is_table
 from ddp_ft.errors import printable
 from ddp_ft.evaluation.intervals import Interval
@@ -52,13 +52,13 @@ def card_text(facts: RunFacts, found: Intervals) -> str:
 
 def _metadata(facts: RunFacts) -> dict[str, Any]:
     library = str(facts.description.get("library", ""))
-    tags = ["image-regression"] if facts.task.kind == NUMBERS else ["image-classification"]
+    words = facts.task.words
     return {
         "model_name": facts.name,
         "library_name": library if library in ("timm", "torchvision") else None,
         "license": "unknown",
-        "pipeline_tag": None if facts.task.kind == NUMBERS else "image-classification",
-        "tags": [*tags, "ddp_ft", *(["multi-label"] if facts.task.kind not in (LABEL, NUMBERS) else [])],
+        "pipeline_tag": words.pipeline_tag,
+        "tags": [words.hub_type, "ddp_ft", *words.tags],
         "base_model": _base_model(facts),
         "datasets": [_data_type(facts)],
         "metrics": sorted({_hub_metric(name) for split in SPLITS for name in facts.metrics(split)} - {"loss"}),
@@ -96,10 +96,9 @@ def _hub_metric(metric: str) -> str:
 def _results(facts: RunFacts) -> list[Any]:
     from huggingface_hub import EvalResult
 
-    kind = "image-regression" if facts.task.kind == NUMBERS else "image-classification"
     return [
         EvalResult(
-            task_type=kind,
+            task_type=facts.task.words.hub_type,
             dataset_type=_data_type(facts),
             dataset_name=_data_name(facts),
             dataset_split="validation" if split == "val" else split,
@@ -133,14 +132,13 @@ def _text(value: object) -> str:
 
 
 def _introduction(facts: RunFacts) -> str:
-    kind = {LABEL: "tells apart", NUMBERS: "estimates"}.get(facts.task.kind, "finds labels:")
     names = [f"{_text(name)}" for name in facts.names[:_MOST_NAMES]]
     more = f" and {len(facts.names) - _MOST_NAMES} more" if len(facts.names) > _MOST_NAMES else ""
     size = facts.description.get("preprocessing", {}).get("size")
     pixels = f" of {size[0]} x {size[1]} pixels" if size else ""
     return (
         f"# {_text(facts.name)}\n\n{_text(facts.config.model.name)}, fine-tuned on {_text(_data_name(facts))}. From a "
-        f"picture{pixels} it {kind} {', '.join(names)}{more}."
+        f"picture{pixels} it {facts.task.words.verb} {', '.join(names)}{more}."
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import LABEL, NUMBERS, TRAIN, BadSample, LabelledSource, Processor, Schema, Task
+from ddp_ft.contracts import TRAIN, BadSample, LabelledSource, Processor, Schema, Task
 from ddp_ft.data.bad_samples.quarantine import FILE as QUARANTINE
 from ddp_ft.data.processors import processor_from
 from ddp_ft.data.splits.part import open_part
@@ -17,7 +17,7 @@ from ddp_ft.run_folder.bad_batches import FOLDER as BAD_BATCHES
 from ddp_ft.run_folder.evaluations import load_evaluation
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.run_folder.provenance import read_starts
-from ddp_ft.tasks.registry import TASKS, restore_task
+from ddp_ft.tasks.registry import TASKS, kind_in_data, restore_without_code
 from ddp_ft.tasks.scored.base import ScoredSet
 from ddp_ft.trackers.jsonl import read_rows
 from ddp_ft.training.plan import Plan, read_plan
@@ -134,7 +134,7 @@ def _read(folder: RunFolder) -> RunFacts:
         processor_from(description["preprocessing"])
     if plan.task not in TASKS:
         raise UserError(f"{path} is of a task '{plan.task}', which is not known.", f"Known: {', '.join(TASKS)}.")
-    task = _task_without_code(plan.task, names, description)
+    task = restore_without_code(plan.task, names, description.get("task_settings", {}))
     found = {split: each for split in SPLITS if (each := _scored_set(path, split, task))}
     return RunFacts(
         path=path,
@@ -181,13 +181,6 @@ def _check_summary(summary: Mapping[str, Any], path: Path) -> None:
         raise UserError(f"{path / 'summary.json'}: {wrong[0]} is not what it is in a run.", "Is the folder whole?")
 
 
-def _task_without_code(name: str, names: tuple[str, ...], description: Mapping[str, Any]) -> Task:
-    """The task, as far as predictions need it. Before there is a model, numbers count as standardised by nothing."""
-    nothing = {"classes": list(names), "mean": [0.0] * len(names), "std": [1.0] * len(names)}
-    stored = description.get("task_settings", {})
-    return restore_task(name, {**nothing, **{key: stored[key] for key in ("classes", "mean", "std") if key in stored}})
-
-
 def _scored_set(path: Path, split: str, task: Task) -> ScoredSet | None:
     evaluation = load_evaluation(path, split, task)
     if evaluation is None:
@@ -210,7 +203,7 @@ def open_evaluated(facts: RunFacts, split: str, data: Path | None = None) -> Lab
     config = replace(facts.config.data, path=data or facts.config.data.path)
     # Reading all pictures to find damaged ones is only needed where some were left out.
     scored_set = facts.scored_sets[split]
-    schema = Schema(_kind_in_data(facts, config.path), facts.names)
+    schema = Schema(kind_in_data(facts.task, config.path), facts.names)
     for on_error in dict.fromkeys(("fail", config.on_error)):
         source = open_part(replace(config, on_error=on_error), schema, split, facts.split)[1]
         if len(source) == len(scored_set):
@@ -218,12 +211,6 @@ def open_evaluated(facts: RunFacts, split: str, data: Path | None = None) -> Lab
     if len(source) != len(scored_set) or not scored_set.has_targets(source.targets):
         raise UserError(f"{config.path} has other {split} pictures than the run had.")
     return source
-
-
-def _kind_in_data(facts: RunFacts, data: Path | None) -> str:
-    """Folders have one label for each picture, whichever task is made of them."""
-    is_folder = data is not None and data.is_dir()
-    return LABEL if is_folder and facts.task.kind != NUMBERS else facts.task.kind
 
 
 def read_error(error: Exception) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddp_ft.contracts import LABEL, NUMBERS, PROBE, LabelledSource
+from ddp_ft.contracts import PROBE, LabelledSource
 from ddp_ft.errors import printable
 from ddp_ft.evaluation.intervals import Interval
 from ddp_ft.reporting.facts import SPLITS, UNREADABLE, RunFacts, open_evaluated, read_error
@@ -153,14 +153,13 @@ def _what_was_trained(facts: RunFacts) -> list[tuple[str, str]]:
     config, plan = facts.config, facts.plan
     names = [brief(name) for name in facts.names]
     more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    kind = {LABEL: "classes", NUMBERS: "numbers"}.get(facts.task.kind, "labels")
     size = facts.description.get("preprocessing", {}).get("size")
     best = facts.best
     test = facts.scored_sets.get("test")
     rows = {
         "Data": f"{config.data.path}: {count(plan.train_samples)} pictures to train on, "
         f"{count(plan.val_samples)} for validation" + (f", {count(len(test))} for the test" if test else ""),
-        "Task": f"{plan.task}, {len(names)} {kind}: {', '.join(names[:SHOWN_NAMES])}{more}",
+        "Task": f"{plan.task}, {len(names)} {facts.task.words.names}: {', '.join(names[:SHOWN_NAMES])}{more}",
         "Model": f"{config.model.name}" + (f", input {size[0]} x {size[1]} pixels" if size else ""),
         "Weights to start from": str(config.model.weights),
         "Recipe": f"{plan.recipe}; {config.optim.name}, learning rate {plan.lr:g}, schedule "

@@ -1,6 +1,6 @@
 """What the tasks have in common: summed losses of single samples, and the names of metrics."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddp_ft.contracts import Batch
+from ddp_ft.config.schema import RunConfig
+from ddp_ft.contracts import Batch, Task
 from ddp_ft.errors import UserError, nearest
 from ddp_ft.plugins import is_reference
 from ddp_ft.tasks.losses import LossChoice, weighted_sum
@@ -17,19 +18,24 @@ from ddp_ft.tasks.scored.base import Floats, ScoredSet
 from ddp_ft.tasks.user_code import UserLoss, UserMetric
 
 LOSS_DECIMALS = 5
+# What of `settings` names code of the user's own.
+CODE_SETTINGS = ("loss", "extra")
+SEPARATOR = ";"
 # Samples on which code of the user's own is tried at the start.
 TRIAL_SAMPLES = 64
 
 
-class SupervisedTask(ABC):
+class SupervisedTask(Task):
     """A task whose batches carry "target" and "weight"; evaluation counts all samples alike.
 
     `names` are those of the outputs. `extra` is a metric of the user's own, as FILE.py:CLASS.
     """
 
-    name: str
-    kind: str
-    primary_metric: str
+    # The losses that fit it; the first is what `auto` stands for.
+    losses: tuple[str, ...]
+    ranks = False
+    # How numbers stand in a table of texts.
+    digits = ".6f"
 
     def __init__(self, names: tuple[str, ...], loss: LossChoice, extra: str | None) -> None:
         self.names = names
@@ -101,6 +107,24 @@ class SupervisedTask(ABC):
         """As in the contract of a task."""
         return [self.answer(row) for row in self.estimates(predictions).tolist()]
 
+    def decision(self, answer: Mapping[str, Any]) -> tuple[Any, float]:
+        """Nothing is decided."""
+        return None, 1.0
+
+    def row(self, answer: Mapping[str, Any]) -> list[str]:
+        """Labels are joined, and numbers have the digits that mean something."""
+        return [self._text(cell) for cell in self.cells(answer)]
+
+    def _text(self, cell: Any) -> str:
+        if isinstance(cell, list):
+            return SEPARATOR.join(cell)
+        return cell if isinstance(cell, str) else format(cell, self.digits)
+
+    @classmethod
+    def unfitted(cls, names: tuple[str, ...]) -> "SupervisedTask":
+        """As it is before there is a model, as far as predictions need it."""
+        return cls.from_settings({"classes": names})
+
     def judged(self, predictions: Batch, target: Tensor) -> tuple[Tensor, Tensor]:
         """What the user's metric is given: estimates and targets."""
         return self.estimates(predictions), target
@@ -108,6 +132,16 @@ class SupervisedTask(ABC):
     def class_weight(self, target: Tensor) -> Tensor | float:
         """What each sample counts by its class (B)."""
         return 1.0
+
+    @classmethod
+    @abstractmethod
+    def from_data(cls, config: RunConfig, names: tuple[str, ...], targets: NDArray[Any]) -> "SupervisedTask":
+        """For training on samples with these targets; UserError for settings and targets that do not fit."""
+
+    @classmethod
+    @abstractmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "SupervisedTask":
+        """For evaluation and prediction, from what `settings` gave."""
 
     @abstractmethod
     def targets(self, batch: Batch) -> Tensor:
@@ -134,10 +168,6 @@ class SupervisedTask(ABC):
         """Targets as `targets` gives them, with every class among them where there is room."""
 
     @abstractmethod
-    def predictions(self, outputs: Tensor, batch: Batch) -> Batch:
-        """As in the contract of a task."""
-
-    @abstractmethod
     def as_outputs(self, predictions: Batch) -> Tensor:
         """The outputs that they were made of, as the losses take them."""
 
@@ -154,6 +184,6 @@ class SupervisedTask(ABC):
         """One of the `answers`, from one row of the estimates."""
 
 
-def stored_loss(settings: Mapping[str, Any], default: str) -> LossChoice:
-    """The loss that `settings` holds; the default in those of models from before there was a choice."""
-    return LossChoice.from_mapping(settings["loss"]) if "loss" in settings else LossChoice(default)
+def stored_loss(settings: Mapping[str, Any], losses: Sequence[str]) -> LossChoice:
+    """The loss that `settings` holds; the first of the task's in those of models from before there was a choice."""
+    return LossChoice.from_mapping(settings["loss"]) if "loss" in settings else LossChoice(losses[0])

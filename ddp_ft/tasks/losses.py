@@ -4,7 +4,7 @@ Each gives one value a sample that no other sample has a part in, so that its su
 any number of processes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,17 +17,13 @@ from ddp_ft.contracts import Batch
 from ddp_ft.errors import UserError, nearest
 from ddp_ft.plugins import is_reference
 
-# What fits each task; the first is what `auto` stands for.
-FITTING = {
-    "single-label": ("cross_entropy", "focal", "bce", "soft_f1"),
-    "multi-label": ("bce", "focal", "soft_f1"),
-    "regression": ("mse", "l1", "huber"),
-}
+# Those here; which of them fit it, a task says.
+LOSSES = ("bce", "cross_entropy", "focal", "huber", "l1", "mse", "soft_f1")
 
 
 @dataclass(frozen=True)
 class LossChoice:
-    """Which loss, and its numbers. `name` is one of FITTING, or FILE.py:CLASS."""
+    """Which loss, and its numbers. `name` is one of LOSSES, or FILE.py:CLASS."""
 
     name: str
     focal_gamma: float = 2.0
@@ -43,18 +39,16 @@ class LossChoice:
         return LossChoice(values["name"], float(values["focal_gamma"]), float(values["huber_delta"]))
 
 
-def choose_loss(config: LossConfig, task: str) -> LossChoice:
-    """The loss that the configuration names, or the task's own; UserError for one that does not fit the task."""
-    fitting = FITTING[task]
+def choose_loss(config: LossConfig, task: str, fitting: Sequence[str]) -> LossChoice:
+    """The loss that the configuration names, or the first that fits; UserError for one that does not fit the task."""
     name = fitting[0] if config.name == "auto" else config.name
     if name in fitting or is_reference(name):
         return LossChoice(name, config.focal_gamma, config.huber_delta)
-    known = {each for names in FITTING.values() for each in names}
     expected = f"For {task}: {', '.join(fitting)}, or FILE.py:CLASS."
-    if name in known:
+    if name in LOSSES:
         raise UserError(f"--loss (loss.name) = '{name}' does not fit the task {task}.", expected)
     raise UserError(
-        f"There is no loss '{name}' (--loss, loss.name).", f"{nearest(name, sorted(known))} {expected}".strip()
+        f"There is no loss '{name}' (--loss, loss.name).", f"{nearest(name, list(LOSSES))} {expected}".strip()
     )
 
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddp_ft.config.schema import LossConfig, RunConfig
-from ddp_ft.contracts import LABELS, Batch
+from ddp_ft.config.tasks import KINDS_OF_TASK
+from ddp_ft.contracts import Batch, TaskWords
 from ddp_ft.errors import UserError
 from ddp_ft.tasks.base import SupervisedTask, stored_loss
 from ddp_ft.tasks.class_weights import CLASS_KEY, POSITIVE_KEY, class_weights, positive_weights
@@ -21,7 +22,6 @@ from ddp_ft.tasks.scored.base import Floats
 from ddp_ft.tasks.scored.labels import ScoredLabels
 from ddp_ft.tasks.scored.probabilities import THRESHOLD, truth_of
 
-SEPARATOR = ";"
 LOGITS = "logits"
 TERM_LOSSES = ("bce", "focal")
 
@@ -35,7 +35,16 @@ class MultiLabel(SupervisedTask):
     """
 
     name = "multi-label"
-    kind = LABELS
+    kinds = KINDS_OF_TASK[name]
+    words = TaskWords(
+        targets="any number of {count} labels for each picture",
+        names="labels",
+        verb="finds labels:",
+        hub_type="image-classification",
+        pipeline_tag="image-classification",
+        tags=("multi-label",),
+    )
+    losses = ("bce", "focal", "soft_f1")
     primary_metric = USUAL_METRIC[name]
 
     def __init__(
@@ -64,7 +73,7 @@ class MultiLabel(SupervisedTask):
         if not positives.any():
             raise UserError("No training picture has any label.", "Are data.target and data.separator right?")
         settings, samples = config.loss, len(targets)
-        loss = choose_loss(settings, cls.name)
+        loss = choose_loss(settings, cls.name, cls.losses)
         _check_weights(settings, loss)
         by_class, present = settings.class_weights, settings.positive_weights
         return cls(
@@ -80,7 +89,7 @@ class MultiLabel(SupervisedTask):
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "MultiLabel":
         """For evaluation and prediction."""
-        return cls(tuple(settings["classes"]), loss=stored_loss(settings, "bce"), extra=settings.get("extra"))
+        return cls(tuple(settings["classes"]), loss=stored_loss(settings, cls.losses), extra=settings.get("extra"))
 
     def targets(self, batch: Batch) -> Tensor:
         """0 and 1, float32, B x classes; class numbers are spread out."""
@@ -153,18 +162,27 @@ class MultiLabel(SupervisedTask):
         present, absent = (torch.logsumexp(F.logsigmoid(sign * logits), dim=0) for sign in (1, -1))
         return {LOGITS: (present - absent).float()}
 
-    def columns(self) -> list[str]:
+    def columns(self) -> dict[str, type]:
         """The labels that are there, and the probabilities of all."""
-        return ["classes", *(f"prob_{name}" for name in self.names)]
+        return {"classes": list, **{f"prob_{name}": float for name in self.names}}
 
     def answer(self, estimate: Sequence[float]) -> dict[str, Any]:
         """The labels that are there, and the probabilities of all."""
         by_name = dict(zip(self.names, estimate, strict=True))
         return {"classes": [name for name, p in by_name.items() if p >= THRESHOLD], "probabilities": by_name}
 
-    def row(self, answer: Mapping[str, Any]) -> list[str]:
+    def decision(self, answer: Mapping[str, Any]) -> tuple[Any, float]:
+        """The labels that are there, and twice how far the least sure one is from THRESHOLD."""
+        return answer["classes"], 2 * min(abs(p - THRESHOLD) for p in answer["probabilities"].values())
+
+    def cells(self, answer: Mapping[str, Any]) -> list[Any]:
         """As `columns` says."""
-        return [SEPARATOR.join(answer["classes"]), *(f"{p:.6f}" for p in answer["probabilities"].values())]
+        return [answer["classes"], *answer["probabilities"].values()]
+
+    def told(self, batch: Batch, place: int) -> list[str]:
+        """The labels that are there."""
+        there = self.targets({"target": batch["target"][place : place + 1]})[0].tolist()
+        return [name for name, value in zip(self.names, there, strict=True) if value > THRESHOLD] or ["none"]
 
     def initial_bias(self) -> Tensor | None:
         """Logits of the labels' shares of the training samples, with one sample more of either kind (Laplace)."""

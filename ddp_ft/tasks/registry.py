@@ -1,23 +1,21 @@
 """The tasks by name. What a new task needs besides a line here: docs/design.md, Packages."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.config.tasks import fitting_tasks
-from ddp_ft.contracts import LABEL, LABELS, Schema, Task
+from ddp_ft.contracts import LABEL, Schema, Task
 from ddp_ft.errors import UserError, printable
+from ddp_ft.tasks.base import CODE_SETTINGS, SupervisedTask
 from ddp_ft.tasks.multi_label import MultiLabel
 from ddp_ft.tasks.regression import Regression
 from ddp_ft.tasks.single_label import SingleLabel
 
-TASKS: dict[str, type[SingleLabel] | type[MultiLabel] | type[Regression]] = {
-    SingleLabel.name: SingleLabel,
-    MultiLabel.name: MultiLabel,
-    Regression.name: Regression,
-}
+TASKS: dict[str, type[SupervisedTask]] = {task.name: task for task in (SingleLabel, MultiLabel, Regression)}
 SHOWN_NAMES = 5
 
 
@@ -42,6 +40,21 @@ def restore_task(name: str, settings: Mapping[str, Any]) -> Task:
     return TASKS[name].from_settings(settings)
 
 
+def restore_without_code(name: str, names: tuple[str, ...], settings: Mapping[str, Any]) -> Task:
+    """The same without the loss and metric of the user's own, so that no code is run which others may have named.
+
+    Without settings, the task with those names as it is before there is a model.
+    """
+    kept = {key: value for key, value in settings.items() if key not in CODE_SETTINGS}
+    return restore_task(name, kept) if kept else TASKS[name].unfitted(names)
+
+
+def kind_in_data(task: Task, data: Path | None) -> str:
+    """Of which kind the targets there are; folders have one label for each image, for whatever task can learn that."""
+    is_folder = data is not None and not data.is_file()
+    return LABEL if is_folder and LABEL in task.kinds else task.kinds[0]
+
+
 def describe_choice(config: RunConfig, schema: Schema) -> str:
     """One line to print: the task, and what the data has. UserError as `make_task`."""
     return f"{_choose(config, schema)} ({_describe(schema)})"
@@ -61,8 +74,5 @@ def _choose(config: RunConfig, schema: Schema) -> str:
 
 def _describe(schema: Schema) -> str:
     shown = ", ".join(map(printable, schema.names[:SHOWN_NAMES])) + (", ..." if len(schema.names) > SHOWN_NAMES else "")
-    if schema.kind == LABEL:
-        return f"one of {len(schema.names)} classes for each picture: {shown}"
-    if schema.kind == LABELS:
-        return f"any number of {len(schema.names)} labels for each picture: {shown}"
-    return f"numbers: {shown}"
+    made_for = TASKS[fitting_tasks(schema.kind)[0]]
+    return f"{made_for.words.targets.format(count=len(schema.names))}: {shown}"

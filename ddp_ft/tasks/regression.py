@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import NUMBERS, Batch
+from ddp_ft.config.tasks import KINDS_OF_TASK
+from ddp_ft.contracts import Batch, TaskWords
 from ddp_ft.errors import UserError
 from ddp_ft.tasks.base import SupervisedTask, stored_loss
 from ddp_ft.tasks.class_weights import CLASS_KEY, POSITIVE_KEY
@@ -29,7 +30,11 @@ class Regression(SupervisedTask):
     """
 
     name = "regression"
-    kind = NUMBERS
+    kinds = KINDS_OF_TASK[name]
+    words = TaskWords(targets="numbers", names="numbers", verb="estimates", hub_type="image-regression")
+    losses = ("mse", "l1", "huber")
+    # Those that a float32 has.
+    digits = ".9g"
     primary_metric = USUAL_METRIC[name]
 
     def __init__(
@@ -59,14 +64,19 @@ class Regression(SupervisedTask):
         values = targets.astype(np.float64).reshape(len(targets), len(names))
         for column, name in enumerate(names):
             _check_column(name, values[:, column])
-        loss = choose_loss(config.loss, cls.name)
+        loss = choose_loss(config.loss, cls.name, cls.losses)
         return cls(names, values.mean(0).tolist(), values.std(0).tolist(), loss, config.eval.extra)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "Regression":
         """For evaluation and prediction."""
-        loss = stored_loss(settings, "mse")
+        loss = stored_loss(settings, cls.losses)
         return cls(tuple(settings["classes"]), settings["mean"], settings["std"], loss, settings.get("extra"))
+
+    @classmethod
+    def unfitted(cls, names: tuple[str, ...]) -> "Regression":
+        """Numbers count as standardised by nothing."""
+        return cls(names, [0.0] * len(names), [1.0] * len(names))
 
     def targets(self, batch: Batch) -> Tensor:
         """Standardised, float32, B x names."""
@@ -136,17 +146,21 @@ class Regression(SupervisedTask):
         """Their mean: in the target's units, as each model standardises by a training set of its own."""
         return {VALUES: torch.stack([each[VALUES] for each in predictions]).mean(0)}
 
-    def columns(self) -> list[str]:
+    def columns(self) -> dict[str, type]:
         """The numbers' names."""
-        return list(self.names)
+        return dict.fromkeys(self.names, float)
 
     def answer(self, estimate: Sequence[float]) -> dict[str, Any]:
         """The numbers by name."""
         return {"values": dict(zip(self.names, estimate, strict=True))}
 
-    def row(self, answer: Mapping[str, Any]) -> list[str]:
-        """As `columns` says, with the digits that a float32 has."""
-        return [f"{value:.9g}" for value in answer["values"].values()]
+    def cells(self, answer: Mapping[str, Any]) -> list[Any]:
+        """As `columns` says."""
+        return list(answer["values"].values())
+
+    def told(self, batch: Batch, place: int) -> list[str]:
+        """The numbers."""
+        return [f"{value:.4g}" for value in batch["target"][place].reshape(-1).tolist()]
 
     def initial_bias(self) -> Tensor | None:
         """0: the training set's mean."""

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import LABEL, Batch
+from ddp_ft.config.tasks import KINDS_OF_TASK
+from ddp_ft.contracts import Batch, TaskWords
 from ddp_ft.errors import UserError
 from ddp_ft.tasks.base import SupervisedTask, stored_loss
 from ddp_ft.tasks.class_weights import POSITIVE_KEY, class_weights
@@ -32,7 +33,16 @@ class SingleLabel(SupervisedTask):
     """
 
     name = "single-label"
-    kind = LABEL
+    kinds = KINDS_OF_TASK[name]
+    words = TaskWords(
+        targets="one of {count} classes for each picture",
+        names="classes",
+        verb="tells apart",
+        hub_type="image-classification",
+        pipeline_tag="image-classification",
+    )
+    losses = ("cross_entropy", "focal", "bce", "soft_f1")
+    ranks = True
     primary_metric = USUAL_METRIC[name]
 
     def __init__(
@@ -63,13 +73,13 @@ class SingleLabel(SupervisedTask):
         counts = np.bincount(targets, minlength=len(classes))
         text, beta = config.loss.class_weights, config.loss.effective_beta
         weights = None if text is None else class_weights(text, classes, counts, beta)
-        loss = choose_loss(config.loss, cls.name)
+        loss = choose_loss(config.loss, cls.name, cls.losses)
         return cls(classes, config.loss.label_smoothing, loss, config.eval.extra, weights, counts)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "SingleLabel":
         """For evaluation and prediction."""
-        loss = stored_loss(settings, "cross_entropy")
+        loss = stored_loss(settings, cls.losses)
         return cls(tuple(settings["classes"]), loss=loss, extra=settings.get("extra"))
 
     def targets(self, batch: Batch) -> Tensor:
@@ -147,9 +157,9 @@ class SingleLabel(SupervisedTask):
         logs = torch.stack([torch.log_softmax(each[LOGITS].double(), dim=-1) for each in predictions])
         return {LOGITS: (torch.logsumexp(logs, dim=0) - math.log(len(predictions))).float()}
 
-    def columns(self) -> list[str]:
+    def columns(self) -> dict[str, type]:
         """The likeliest class, its probability, and those of all classes."""
-        return ["class", "probability", *(f"prob_{name}" for name in self.names)]
+        return {"class": str, "probability": float, **{f"prob_{name}": float for name in self.names}}
 
     def answer(self, estimate: Sequence[float]) -> dict[str, Any]:
         """The likeliest class, its probability, and those of all classes."""
@@ -157,10 +167,18 @@ class SingleLabel(SupervisedTask):
         by_name = dict(zip(self.names, estimate, strict=True))
         return {"class": self.names[best], "probability": estimate[best], "probabilities": by_name}
 
-    def row(self, answer: Mapping[str, Any]) -> list[str]:
+    def decision(self, answer: Mapping[str, Any]) -> tuple[Any, float]:
+        """The class, and how far the next one is behind."""
+        first, second = sorted(answer["probabilities"].values(), reverse=True)[:2]
+        return answer["class"], first - second
+
+    def cells(self, answer: Mapping[str, Any]) -> list[Any]:
         """As `columns` says."""
-        shares = [answer["probability"], *answer["probabilities"].values()]
-        return [answer["class"], *(f"{p:.6f}" for p in shares)]
+        return [answer["class"], answer["probability"], *answer["probabilities"].values()]
+
+    def told(self, batch: Batch, place: int) -> list[str]:
+        """The class."""
+        return [self.names[int(batch["target"][place])]]
 
     def initial_bias(self) -> Tensor | None:
         """Logarithms of the classes' shares of the training samples, each class counted once more (Laplace)."""

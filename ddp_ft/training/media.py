@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddp_ft.contracts import NUMBERS, PROBE, Batch, Evaluation, LabelledSource
+from ddp_ft.contracts import PROBE, Batch, Evaluation, LabelledSource, Task
 from ddp_ft.data.batch import first_samples
 from ddp_ft.data.image.pillow import Pixels
 from ddp_ft.data.image.preprocess import Preprocess
@@ -45,8 +45,7 @@ def show_first_batch(run: Run, micro_batch: Batch, trackers: FanOut) -> None:
     with harmless("the first batch is not shown"):
         batch = first_samples(micro_batch, GRID_PICTURES)
         seen = as_pixels(run.prepare(dict(batch))["image"], processor.preprocess)
-        names, kind = run.splits.schema.names, run.task.kind
-        captions = [_targets(batch, place, names, kind) for place in range(len(seen))]
+        captions = [_targets(batch, place, run.task) for place in range(len(seen))]
         trackers.draw(f"{PICTURES}/1_first_batch", 0, charts.pixels_png, seen, captions)
 
 
@@ -63,24 +62,17 @@ def as_pixels(images: Tensor, preprocess: Preprocess) -> list[Pixels]:
     return [each.permute(1, 2, 0).contiguous().numpy() for each in shown]
 
 
-def _targets(batch: Batch, place: int, names: tuple[str, ...], kind: str) -> list[str]:
-    """A sample's target in words; of a mixed one its own and its partner's, with their shares."""
-    own = describe_target(batch["target"][place], names, kind)
+def _targets(batch: Batch, place: int, task: Task) -> list[str]:
+    """Lines of a sample's target; of a mixed one its own and its partner's, with their shares."""
+    own = _told(batch, place, task)
     share = float(batch["mix_share"][place]) if "mix_share" in batch else 1.0
-    if share == 1:
-        return [own]
-    partner = describe_target(batch["target"][int(batch["mix_partner"][place])], names, kind)
-    return [f"{share:.0%} {own}", f"{1 - share:.0%} {partner}"]
+    if share == 1 or not own:
+        return [own] if own else []
+    return [f"{share:.0%} {own}", f"{1 - share:.0%} {_told(batch, int(batch['mix_partner'][place]), task)}"]
 
 
-def describe_target(target: Tensor, names: tuple[str, ...], kind: str) -> str:
-    """A target in words: the class, the labels that are there, or the numbers."""
-    if target.ndim == 0 and kind != NUMBERS:
-        return short(names[int(target)])
-    values = target.reshape(-1).tolist()
-    if kind == NUMBERS:
-        return ", ".join(f"{value:.4g}" for value in values)
-    return ", ".join(short(name) for name, value in zip(names, values, strict=True) if value > 0.5) or "none"
+def _told(batch: Batch, place: int, task: Task) -> str:
+    return ", ".join(short(word) for word in task.told(batch, place))
 
 
 def show_evaluation(run: Run, progress: Progress, evaluation: Evaluation, split: str, trackers: FanOut) -> None:

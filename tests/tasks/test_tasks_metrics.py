@@ -114,8 +114,8 @@ def test_r2_of_a_number_that_is_all_the_same():
 def test_rows():
     assert row_of(make(LABEL), [0.2, 0.7, 0.1]) == ["bee", "0.700000", "0.200000", "0.700000", "0.100000"]
     labels = make(LABELS)
-    assert labels.columns() == ["classes", "prob_ant", "prob_bee", "prob_cat"]
+    assert list(labels.columns()) == ["classes", "prob_ant", "prob_bee", "prob_cat"]
     assert row_of(labels, [0.5, 0.49, 0.9]) == ["ant;cat", "0.500000", "0.490000", "0.900000"]
     assert row_of(labels, [0.1, 0.1, 0.1])[0] == ""
     numbers = make(NUMBERS)
-    assert (numbers.columns(), row_of(numbers, [41.25, -0.1])) == (["age", "weight"], ["41.25", "-0.1"])
+    assert (list(numbers.columns()), row_of(numbers, [41.25, -0.1])) == (["age", "weight"], ["41.25", "-0.1"])
