@@ -15,8 +15,9 @@ from typing import Any
 import click
 import yaml
 
+from ddp_ft.config.tasks import USUAL_METRIC
 from ddp_ft.errors import UserError, printable
-from ddp_ft.tasks.metric_table import LOWER_IS_BETTER, USUAL_METRIC
+from ddp_ft.tasks.metric_table import LOWER_IS_BETTER
 
 RUNNING, DONE, STOPPED, CRASHED, BROKEN = "running", "done", "stopped", "crashed", "broken"
 # After so long without a heartbeat in its lease a run of another machine is dead, as for `lease`.

@@ -1,4 +1,4 @@
-"""The tasks by name, and the kinds of targets that each can be learned from."""
+"""The tasks by name: the kinds of targets that each can be learned from, and the metric that decides."""
 
 # Kinds as `contracts.Schema` has them. The first is the task's own: what it makes of a table's columns, and what `auto`
 # takes it for.
@@ -7,6 +7,8 @@ KINDS_OF_TASK = {
     "multi-label": ("labels", "label"),
     "regression": ("numbers",),
 }
+# What decides which model is best where eval.metric does not say.
+USUAL_METRIC = {"single-label": "accuracy", "multi-label": "mAP", "regression": "rmse"}
 
 
 def fitting_tasks(kind: str) -> tuple[str, ...]:

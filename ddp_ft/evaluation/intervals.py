@@ -39,9 +39,9 @@ class Difference:
 def intervals(scored_set: ScoredSet, count: int = RESAMPLES, seed: int = 0) -> dict[str, Interval]:
     """The 95 % interval of each metric that can be drawn again cheaply. Where all samples are right or all are wrong,
     no resample differs; the exact interval for a share is given there (Clopper and Pearson 1934)."""
-    if not len(scored_set):
+    metrics = scored_set.statistics() if len(scored_set) else {}
+    if not metrics:
         return {}
-    metrics = scored_set.statistics()
     drawn = _draw(metrics, len(scored_set), count, seed)
     found = {name: _middle(values) for name, values in drawn.items() if np.isfinite(values).all()}
     return {name: _of_share(each, len(scored_set)) if _counts(name) else each for name, each in found.items()}

@@ -55,7 +55,7 @@ def report_page(facts: RunFacts, found: Intervals, sources: Sources | None = Non
         trained=_what_was_trained(facts),
         curves=curves(facts),
         has_restarts=len(facts.starts) > 1,
-        sets=[judged_set(facts, split, opened[split]) for split in order],
+        sets=[each for split in order if (each := judged_set(facts, split, opened[split]))],
         spent=spent_time(facts.summary),
         notes=_notes(facts),
         damaged=[[printable(part) for part in row] for row in facts.damaged[:MOST_DAMAGED]],

@@ -40,21 +40,20 @@ class Opened:
 
 
 def judged_set(facts: RunFacts, split: str, opened: Opened) -> dict[str, Any]:
-    """What the template is given of a set of which the folder has the predictions: what that has to show."""
+    """What the template is given of a set of which the folder has the predictions; empty if it has nothing to show."""
     scored_set = facts.scored_sets[split]
     matrix, bins = scored_set.confusion(), scored_set.reliability()
     found: dict[str, Any] = {
-        "title": TITLES[split],
         "scatters": [(brief(name), scatter_svg(name, *each)) for name, *each in scored_set.points(MOST_SCATTERS)],
         "classes": _class_rows(scored_set),
-        "open_rows": OPEN_ROWS,
         "thresholds": _thresholds(scored_set),
         **_pictures(facts, scored_set, opened),
     }
     if bins is not None:
         error = f"{bins.calibration_error:.3f}"
         found |= {"reliability": reliability_svg(bins), "ece": error, "leaning": _leaning(scored_set)}
-    return found | (_matrix(scored_set, matrix) if matrix is not None else {})
+    found |= _matrix(scored_set, matrix) if matrix is not None else {}
+    return {"title": TITLES[split], "open_rows": OPEN_ROWS, **found} if any(found.values()) else {}
 
 
 def set_intervals(facts: RunFacts) -> dict[str, dict[str, Interval]]:
@@ -146,7 +145,7 @@ def _thresholds(scored_set: ScoredSet) -> list[dict[str, str]]:
 
 def _pictures(facts: RunFacts, scored_set: ScoredSet, opened: Opened) -> dict[str, Any]:
     chosen = {"mistakes": scored_set.worst(MISTAKES), "hits": scored_set.least_certain(HITS)}
-    reason, shown = opened.reason, {}
+    reason, shown = opened.reason if scored_set.worst_heading else "", {}
     for name, indices in chosen.items():
         try:
             shown[name] = _thumbnails(facts, scored_set, indices, opened.source)

@@ -32,8 +32,6 @@ METRICS = {
     "rmse": Metric(higher_is_better=False, is_share=False, title="RMSE"),
     "r2": Metric(is_share=False, title="R²"),
 }
-# What decides which model is best where eval.metric does not say, by task.
-USUAL_METRIC = {"single-label": "accuracy", "multi-label": "mAP", "regression": "rmse"}
 # How the names of metrics begin of which less is better, a user's own among them.
 LOWER_IS_BETTER = tuple(name for name, metric in METRICS.items() if not metric.higher_is_better)
 

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddp_ft.config.schema import LossConfig, RunConfig
-from ddp_ft.config.tasks import KINDS_OF_TASK
+from ddp_ft.config.tasks import KINDS_OF_TASK, USUAL_METRIC
 from ddp_ft.contracts import Batch, TaskWords
 from ddp_ft.errors import UserError
 from ddp_ft.tasks.base import SupervisedTask, stored_loss
 from ddp_ft.tasks.class_weights import CLASS_KEY, POSITIVE_KEY, class_weights, positive_weights
 from ddp_ft.tasks.losses import LossChoice, choose_loss, multi_label_terms, soft_f1
-from ddp_ft.tasks.metric_table import USUAL_METRIC, directions_of
+from ddp_ft.tasks.metric_table import directions_of
 from ddp_ft.tasks.metrics import mean_auroc, mean_average_precision, mean_f1
 from ddp_ft.tasks.scored.base import Floats
 from ddp_ft.tasks.scored.labels import ScoredLabels

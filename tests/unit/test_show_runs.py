@@ -11,9 +11,8 @@ import yaml
 
 from ddp_ft.cli.runs import DEAD_SECONDS as DEAD_HERE
 from ddp_ft.cli.runs import read_run, runs
-from ddp_ft.config.tasks import KINDS_OF_TASK
+from ddp_ft.config.tasks import KINDS_OF_TASK, USUAL_METRIC
 from ddp_ft.run_folder.lease import DEAD_SECONDS
-from ddp_ft.tasks.metric_table import USUAL_METRIC
 from ddp_ft.tasks.registry import TASKS
 from tests.support.runs import arguments, read, start_process, train_here, wait_for
 
