@@ -123,6 +123,9 @@ class Processor(Protocol):
     def example(self, samples: int) -> Batch:
         """A batch of noise as a loader brings it, without targets: for shapes, FLOPs, compiling and graphs."""
 
+    def extent(self, batch: Batch, place: int) -> tuple[str, str]:
+        """What of a sample of a loaded batch shows whether it is odd, and its value: ("pixels", "0..255")."""
+
     def shape(self) -> tuple[int, ...]:
         """The size of a sample's input, as far as it is fixed: (height, width) of an image."""
 

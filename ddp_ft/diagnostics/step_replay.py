@@ -26,7 +26,6 @@ from ddp_ft.training.data_phase import DataPhase
 from ddp_ft.training.plan import read_plan
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
-from ddp_ft.training.step import Learner
 
 
 class _Cut(NamedTuple):
@@ -38,9 +37,11 @@ class _Cut(NamedTuple):
 
 @dataclass
 class _Findings:
-    """What was seen. Names of layers are those of modules and parameters; "" where all was finite."""
+    """What was seen. Names of layers are those of modules and parameters; "" where all was finite. `extent` is what
+    that of the samples is called."""
 
-    rows: list[tuple[int, int, float, int, int]] = field(default_factory=list)  # position, index, loss, least, most
+    rows: list[tuple[int, int, float, str]] = field(default_factory=list)  # position, index, loss, extent
+    extent: str = ""
     loss: float = 0.0
     weight: float = 0.0
     activation: str = ""
@@ -96,7 +97,7 @@ def _run_again(run: Run, state: TrainState, step: int, cut: _Cut, loss_scale: fl
             share = replace(run, world=World(rank, cut.world_size, 0, run.world.device))
             seed_masks(derive_seed(run.config.seed, step, rank), run.world.device)
             for batch in _micro_batches(share, step, cut.micro_batch):
-                _look(learner, batch, findings, loss_scale)
+                _look(phase, batch, findings, loss_scale)
     divisor = loss_scale * max(findings.weight, 1e-12)
     for parameter in state.module.parameters():
         if parameter.grad is not None:
@@ -110,8 +111,9 @@ def _micro_batches(share: Run, step: int, micro_batch: int | None) -> list[Batch
         return next(batches)
 
 
-def _look(learner: Learner, batch: Batch, findings: _Findings, loss_scale: float) -> None:
-    """One micro-batch forwards and backwards, as `Learner.step` does it, and each of its pictures on its own."""
+def _look(phase: DataPhase, batch: Batch, findings: _Findings, loss_scale: float) -> None:
+    """One micro-batch forwards and backwards, as `Learner.step` does it, and each of its samples on its own."""
+    learner, processor = phase.learner, phase.run.model.processor
     prepared = learner.prepare(batch)
     with autocast(learner.world.device, learner.precision):
         outputs = learner.replica(prepared)
@@ -119,11 +121,11 @@ def _look(learner: Learner, batch: Batch, findings: _Findings, loss_scale: float
     torch.autograd.backward(loss * loss_scale)
     findings.loss += float(loss.detach())
     findings.weight += float(weight)
-    pixels = batch["image"].flatten(1)
     for place, each in enumerate(_losses(learner.task, outputs.detach(), prepared)):
         if float(batch["weight"][place]) or len(batch["weight"]) > 1:  # a lone sample of weight 0 is a ghost
             position, index = int(batch["position"][place]), int(batch["index"][place])
-            findings.rows.append((position, index, each, int(pixels[place].min()), int(pixels[place].max())))
+            findings.extent, extent = processor.extent(batch, place)
+            findings.rows.append((position, index, each, extent))
 
 
 def _losses(task: Task, outputs: Tensor, batch: Batch) -> Iterator[float]:
@@ -169,13 +171,13 @@ def _watching(module: nn.Module, findings: _Findings) -> Iterator[None]:
 
 def _report(run: Run, findings: _Findings, record: dict[str, Any] | None, say: Say) -> None:
     source, names = run.splits.train, run.task.names
-    rows = [["position", "label", "loss", "finite", "pixels", "picture"]]
-    for position, index, loss, least, most in sorted(findings.rows):
+    rows = [["position", "label", "loss", "finite", findings.extent, "picture"]]
+    for position, index, loss, extent in sorted(findings.rows):
         target = source.targets[index].tolist()
         label = names[target] if isinstance(target, int) else str(target)  # a class by its name
         finite = "yes" if _finite(loss) else "NO"
         path = printable(source.name(index))
-        rows.append([str(position), printable(label), f"{loss:.5g}", finite, f"{least}..{most}", path])
+        rows.append([str(position), printable(label), f"{loss:.5g}", finite, extent, path])
     say("\n".join(["", *_columns(rows), ""]))
     norms = list(_gradient_norms(run))
     say("\n".join([*_columns([["depth", "gradient norm", "finite", "layers"], *norms]), ""]))

@@ -84,7 +84,8 @@ def _sizes_of_model(run: Run) -> Iterator[str]:
     yield f"{total / 1e6:.2f} M parameters" + ("" if learning == total else f" ({learning / 1e6:.2f} M learn)")
     if flops := _never_fatal(lambda: flops_per_sample(module, trial)):
         yield f"{flops / 1e9:.3g} GFLOP a picture"
-    yield f"input {' x '.join(map(str, run.model.processor.shape()))}"
+    if shape := run.model.processor.shape():
+        yield f"input {' x '.join(map(str, shape))}"
 
 
 def _notes(run: Run) -> list[str]:

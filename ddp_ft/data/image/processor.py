@@ -97,6 +97,11 @@ class ImageProcessor:
         shape = (samples, len(self.preprocess.mean), *self.preprocess.size)
         return {"image": torch.randint(256, shape, generator=generator, dtype=torch.uint8, device="cpu")}
 
+    def extent(self, batch: Batch, place: int) -> tuple[str, str]:
+        """The least and the largest pixel."""
+        least, most = batch["image"][place].aminmax()
+        return "pixels", f"{int(least)}..{int(most)}"
+
     def shape(self) -> tuple[int, ...]:
         """(height, width)."""
         return self.preprocess.size
