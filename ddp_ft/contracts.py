@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Batch = dict[str, Tensor]
 # A sample as its source opens it: tensors, and what becomes one when it is known which part of it is needed.
 Sample = Mapping[str, Any]
+# Test-time augmentation: a prepared batch seen in several ways.
+Views = Callable[[Batch], Sequence[Batch]]
 # How a library's module is called with a prepared batch, and what comes of it, as tensors.
 Call = Callable[[nn.Module, Batch], Any]
 # Where a line for the user goes.
@@ -122,6 +124,12 @@ class Processor(Protocol):
 
     def example(self, samples: int) -> Batch:
         """A batch of noise as a loader brings it, without targets: for shapes, FLOPs, compiling and graphs."""
+
+    def viewed(self, views: str) -> "tuple[Processor, Views]":
+        """For test-time augmentation: the processor that makes what is seen, and how. UserError if there is none."""
+
+    def pictures(self, batch: Batch) -> list[NDArray[np.uint8]]:
+        """What a prepared batch looks like, each sample H x W x 3; empty for what cannot be looked at."""
 
     def extent(self, batch: Batch, place: int) -> tuple[str, str]:
         """What of a sample of a loaded batch shows whether it is odd, and its value: ("pixels", "0..255")."""

@@ -1,13 +1,13 @@
 """The predictions of every sample once, in the order of the data set, on any number of ranks."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ddp_ft.contracts import Batch, Call, Evaluation, Task, ToDevice
+from ddp_ft.contracts import Batch, Call, Evaluation, Task, ToDevice, Views
 from ddp_ft.data.batch import chosen, cut, joined, on_cpu
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
@@ -16,8 +16,6 @@ from ddp_ft.models.precision import autocast
 # Pictures per forward pass of an evaluation, and the unit in which the set is dealt to ranks. Fixed, so that
 # the numbers do not depend on the machine.
 EVAL_CHUNK = 64
-# Test-time augmentation: a prepared batch seen in several ways.
-Views = Callable[[Batch], Sequence[Batch]]
 
 
 @dataclass

@@ -1,24 +1,20 @@
 """Several models, or several views of each image, whose predictions are averaged."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torchvision.transforms.v2.functional import five_crop
 
 from ddp_ft.contracts import Batch
-from ddp_ft.data.image.processor import ImageProcessor, preprocess_of
+from ddp_ft.data.image.views import CROPS, FLIP
 from ddp_ft.errors import UserError
 from ddp_ft.inference.exported import Framed
 from ddp_ft.inference.trained_model import Trained, load_trained
 
-# Test-time augmentation: the picture as it is; with its mirror image; five crops of it, each with its mirror image.
-NO_VIEWS, FLIP, CROPS = VIEWS = ("none", "flip", "crops")
-# The five crops are taken from a picture at least that much wider: 256 for crops of 224 pixels (AlexNet's ten views).
-CROPS_SHARE = 224 / 256
+# Test-time augmentation: none, or what the processors have.
+NO_VIEWS = "none"
+VIEWS = (NO_VIEWS, FLIP, CROPS)
 
 
 def load_ensemble(paths: Sequence[Path], device: torch.device, views: str = NO_VIEWS) -> list[Trained]:
@@ -56,26 +52,6 @@ def combine_members(members: Sequence[Trained], predictions: Sequence[Batch]) ->
     return predictions[0] if len(members) == 1 else members[0].task.combine(predictions)
 
 
-@dataclass(frozen=True)
-class ImageViews:
-    """What a model looks at instead of an image; for CROPS of `size`, (height, width), from one that is larger."""
-
-    views: str
-    size: tuple[int, int]
-
-    def __call__(self, batch: Batch) -> list[Batch]:
-        """A prepared batch, with "image" float B x C x H x W, to several of them."""
-        return [{**batch, "image": view} for view in self._seen(batch["image"])]
-
-    def _seen(self, images: Tensor) -> list[Tensor]:
-        # Models may count on the memory format that they are given in training.
-        is_last = images.is_contiguous(memory_format=torch.channels_last)
-        memory_format = torch.channels_last if is_last else torch.contiguous_format
-        crops = five_crop(images, list(self.size)) if self.views == CROPS else [images]
-        views = [view for crop in crops for view in (crop, crop.flip(-1))]
-        return [view.contiguous(memory_format=memory_format) for view in views]
-
-
 def with_views(trained: Trained, views: str) -> Trained:
     """The model with test-time augmentation; `views` is one of VIEWS."""
     if views == NO_VIEWS:
@@ -85,10 +61,5 @@ def with_views(trained: Trained, views: str) -> Trained:
             f"--tta {views} does not work with a file that has its preprocessing inside.",
             "Export it without --with-preprocessing, or use the run folder.",
         )
-    preprocess = preprocess_of(trained.processor)
-    size = preprocess.size
-    if views == CROPS:
-        share = min(preprocess.crop_pct, CROPS_SHARE)
-        height, width = (math.floor(pixels / share) for pixels in size)
-        preprocess = replace(preprocess, size=(height, width), crop_pct=1.0)
-    return replace(trained, views=ImageViews(views, size), processor=ImageProcessor(preprocess))
+    processor, seen = trained.processor.viewed(views)
+    return replace(trained, views=seen, processor=processor)

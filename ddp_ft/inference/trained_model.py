@@ -9,11 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ddp_ft.contracts import Call, Processor, Task
+from ddp_ft.contracts import Call, Processor, Task, Views
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.data.processors import processor_from
 from ddp_ft.errors import UserError, printable
-from ddp_ft.evaluation.evaluator import Views
 from ddp_ft.inference.exported import Framed, is_exported, open_exported
 from ddp_ft.models import create_from_spec
 from ddp_ft.models.libraries.base import call_with_images

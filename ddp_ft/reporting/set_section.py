@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ddp_ft.contracts import LabelledSource, Processor
@@ -161,22 +162,24 @@ def _pictures(facts: RunFacts, scored_set: ScoredSet, opened: Opened) -> dict[st
 def _thumbnails(
     facts: RunFacts, scored_set: ScoredSet, indices: Sequence[int], source: LabelledSource | None
 ) -> list[dict[str, Any]]:
-    if source is None or facts.processor is None or facts.processor.kind != "image":
+    if source is None or facts.processor is None:
         return []
     shown = []
     for index in indices:
-        said, true = scored_set.caption(index)
         picture = picture_of(source, index, facts.processor)
+        if picture is None:
+            continue
+        said, true = scored_set.caption(index)
         about = {"said": brief(said), "true": brief(true), "is_small": max(picture.shape) < SMALL}
         shown.append({"uri": data_uri(picture), **about, **_file_of(source, index)})
     return shown
 
 
-def picture_of(source: LabelledSource, index: int, processor: Processor) -> Pixels:
-    """A sample's picture as the model sees it in evaluation. Raises BadSample."""
-    image = processor.eval_transform()(open_sample(source, index))["image"]
-    pixels: Pixels = image.permute(1, 2, 0).contiguous().numpy()
-    return pixels
+def picture_of(source: LabelledSource, index: int, processor: Processor) -> Pixels | None:
+    """A sample's image as the model sees it in evaluation; None if it has none. Raises BadSample."""
+    transform, to_device = processor.eval_transform(), processor.on_device(torch.device("cpu"), channels_last=False)
+    batch = to_device(transform.collate([transform(open_sample(source, index))]))
+    return next(iter(processor.pictures(batch)), None)
 
 
 def _file_of(source: LabelledSource, index: int) -> dict[str, str]:

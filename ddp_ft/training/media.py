@@ -7,14 +7,10 @@ import copy
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ddp_ft.contracts import PROBE, Batch, Evaluation, LabelledSource, Task
 from ddp_ft.data.batch import first_samples
-from ddp_ft.data.image.pillow import Pixels
-from ddp_ft.data.image.preprocess import Preprocess
-from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.distributed.ddp import Trainee
 from ddp_ft.run_folder.background_writer import copied
 from ddp_ft.tasks.scored.base import ScoredSet, most_confused
@@ -39,27 +35,19 @@ def show_first_batch(run: Run, micro_batch: Batch, trackers: FanOut) -> None:
     """Before a run's first step: its first pictures as the model sees them, with what it is to learn of them."""
     if run.config.log.graph:
         _show_graph(run, trackers)
-    processor = run.model.processor
-    if not run.config.log.pictures or not isinstance(processor, ImageProcessor):
+    if not run.config.log.pictures:
         return
     with harmless("the first batch is not shown"):
         batch = first_samples(micro_batch, GRID_PICTURES)
-        seen = as_pixels(run.prepare(dict(batch))["image"], processor.preprocess)
-        captions = [_targets(batch, place, run.task) for place in range(len(seen))]
-        trackers.draw(f"{PICTURES}/1_first_batch", 0, charts.pixels_png, seen, captions)
+        if seen := run.model.processor.pictures(run.prepare(batch)):
+            captions = [_targets(batch, place, run.task) for place in range(len(seen))]
+            trackers.draw(f"{PICTURES}/1_first_batch", 0, charts.pixels_png, seen, captions)
 
 
 def _show_graph(run: Run, trackers: FanOut) -> None:
     """Of a copy, since tracing runs the model."""
     trainee = Trainee(copy.deepcopy(run.model.module), run.model.call).eval()
     trackers.graph(trainee, run.prepare(run.model.processor.example(1)))
-
-
-def as_pixels(images: Tensor, preprocess: Preprocess) -> list[Pixels]:
-    """Normalised pictures (float, B x 3 x H x W) as they looked before."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
-    shown = (images.float().cpu() * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
-    return [each.permute(1, 2, 0).contiguous().numpy() for each in shown]
 
 
 def _targets(batch: Batch, place: int, task: Task) -> list[str]:
@@ -95,7 +83,7 @@ def _show_evaluation(run: Run, progress: Progress, evaluation: Evaluation, split
         ("4_worst_mistakes", scored_set.worst(SHOWN_SAMPLES)),
         ("5_least_certain_hits", scored_set.least_certain(SHOWN_SAMPLES)),
     ):
-        if indices:
+        if indices and source.kind == "image":
             files, captions = _samples(scored_set, source, indices)
             trackers.draw(f"{group}/{tag}", step, charts.files_png, files, captions)
     for name, there, probability in scored_set.decisions(MOST_CURVES):

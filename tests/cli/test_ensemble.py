@@ -12,11 +12,12 @@ from torch import nn
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.data.image.transforms import eval_transform
+from ddp_ft.data.image.views import ImageViews
 from ddp_ft.data.sources.folder import FileSource
 from ddp_ft.data.sources.predict_inputs import list_pictures
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
-from ddp_ft.inference.ensemble import VIEWS, ImageViews, combine_members, load_ensemble, with_views
+from ddp_ft.inference.ensemble import VIEWS, combine_members, load_ensemble, with_views
 from ddp_ft.inference.scoring import make_scorer
 from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.models.libraries.base import call_with_images

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import Address, Batch, Sample
 from ddp_ft.data.batch import stacked
+from ddp_ft.errors import UserError
 
 
 class RowsTransform:
@@ -71,6 +72,12 @@ class RowsProcessor:
     def example(self, samples: int) -> Batch:
         rows = [torch.arange(float(2 + place % 3), device="cpu") for place in range(samples)]
         return stacked([{"numbers": row, "numbers_length": torch.tensor(len(row), device="cpu")} for row in rows])
+
+    def viewed(self, views: str) -> NoReturn:
+        raise UserError(f"--tta {views} is for images, not for rows.")
+
+    def pictures(self, batch: Batch) -> list[Any]:
+        return []
 
     def extent(self, batch: Batch, place: int) -> tuple[str, str]:
         return "numbers", str(int(batch["numbers_length"][place]))

@@ -13,9 +13,10 @@ from ddp_ft.data.batch import stacked
 from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.data.image.mixup import Mixing, draw_mixes
 from ddp_ft.data.image.nvjpeg import NVJPEG, EncodedTransform, check_nvjpeg
-from ddp_ft.data.image.pillow import known_formats
+from ddp_ft.data.image.pillow import Pixels, known_formats
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import eval_transform, train_transform
+from ddp_ft.data.image.views import ImageViews, widened
 from ddp_ft.errors import UserError
 
 
@@ -96,6 +97,16 @@ class ImageProcessor:
         generator = torch.Generator("cpu").manual_seed(0)
         shape = (samples, len(self.preprocess.mean), *self.preprocess.size)
         return {"image": torch.randint(256, shape, generator=generator, dtype=torch.uint8, device="cpu")}
+
+    def viewed(self, views: str) -> "tuple[ImageProcessor, ImageViews]":
+        """FLIP or CROPS, as in `data.image.views`."""
+        return ImageProcessor(widened(self.preprocess, views)), ImageViews(views, self.preprocess.size)
+
+    def pictures(self, batch: Batch) -> list[Pixels]:
+        """The images of a prepared batch as they were before they were normalised."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.preprocess.mean, self.preprocess.std))
+        shown = (batch["image"].float().cpu() * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
+        return [each.permute(1, 2, 0).contiguous().numpy() for each in shown]
 
     def extent(self, batch: Batch, place: int) -> tuple[str, str]:
         """The least and the largest pixel."""
