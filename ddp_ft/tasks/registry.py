@@ -2,20 +2,37 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.config.tasks import fitting_tasks
-from ddp_ft.contracts import LABEL, Schema, Task
+from ddp_ft.contracts import LABEL, Schema, Task, TaskWords
 from ddp_ft.errors import UserError, printable
-from ddp_ft.tasks.base import CODE_SETTINGS, SupervisedTask
+from ddp_ft.tasks.base import CODE_SETTINGS
 from ddp_ft.tasks.multi_label import MultiLabel
 from ddp_ft.tasks.regression import Regression
 from ddp_ft.tasks.single_label import SingleLabel
 
-TASKS: dict[str, type[SupervisedTask]] = {task.name: task for task in (SingleLabel, MultiLabel, Regression)}
+
+class TaskClass(Protocol):
+    """What is asked of a task's class, before there is a task."""
+
+    name: str
+    words: TaskWords
+
+    def from_data(self, config: RunConfig, names: tuple[str, ...], targets: NDArray[Any], /) -> Task:
+        """For training on samples with these targets; UserError for settings and targets that do not fit."""
+
+    def from_settings(self, settings: Mapping[str, Any], /) -> Task:
+        """For evaluation and prediction, from what a task's `settings` gave."""
+
+    def unfitted(self, names: tuple[str, ...], /) -> Task:
+        """As it is before there is a model, for reports of what there is already."""
+
+
+TASKS: dict[str, TaskClass] = {task.name: task for task in (SingleLabel, MultiLabel, Regression)}
 SHOWN_NAMES = 5
 
 

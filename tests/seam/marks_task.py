@@ -18,7 +18,7 @@ DIRECTIONS = {"loss": False, "accuracy": True}
 
 class MarksTask:
     name = "mark-rows"
-    kinds = ("marks",)
+    kinds: tuple[str, ...] = ("marks",)
     words = TaskWords("a mark for each number", "marks", "marks", "row-marking")
     primary_metric = "accuracy"
     ranks = False

@@ -27,7 +27,7 @@ def register() -> None:
     KINDS["marks"] = Marks()
     KINDS_OF_TASK["mark-rows"] = ("marks",)
     USUAL_METRIC["mark-rows"] = "accuracy"
-    TASKS["mark-rows"] = MarksTask  # type: ignore[assignment]
+    TASKS["mark-rows"] = MarksTask
     PROCESSORS["rows"] = "tests.seam.rows_processor:RowsProcessor"
     INPUTS["rows"] = "tests.seam.rows_source"
     LAYOUTS.insert(0, "tests.seam.rows_source")
