@@ -15,7 +15,7 @@ from typing import Any
 import click
 import yaml
 
-from ddp_ft.config.tasks import USUAL_METRIC
+from ddp_ft.config.tasks import TASKS
 from ddp_ft.errors import UserError, printable
 from ddp_ft.tasks.metric_table import LOWER_IS_BETTER
 
@@ -148,7 +148,8 @@ def _last_rows(file: Path) -> list[dict[str, Any]]:
 def _metric(path: Path, plan: dict[str, Any], rows: list[dict[str, Any]], val: dict[str, Any]) -> str | None:
     """Which metric decides: as configured, else the task's own."""
     known = {**(rows[-1] if rows else {}), **val, **{name: 0 for row in rows if row["split"] == "val" for name in row}}
-    name = _configured_metric(path / "config.yaml") or USUAL_METRIC.get(plan.get("task", ""))
+    entry = TASKS.get(plan.get("task", ""))
+    name = _configured_metric(path / "config.yaml") or (entry and entry.metric)
     return name if name in known else None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ddp_ft.config.keys import LENGTH, MACHINE, Key, key
 from ddp_ft.config.runtime import CheckpointConfig, ComputeConfig, EmaConfig, EvalConfig, LogConfig
-from ddp_ft.config.tasks import KINDS_OF_TASK
+from ddp_ft.config.tasks import TASKS
 
 SCHEDULES = ("constant", "step", "multistep", "cosine", "linear", "polynomial", "onecycle", "plateau")
 RECIPES = ("linear_probe", "full", "lp_ft", "gradual", "heavy")
@@ -295,7 +295,7 @@ class RunConfig:
         flag="--recipe",
         choices=("auto", *RECIPES),
     )
-    task: str = key("auto", "What is learned; auto: from the data.", flag="--task", choices=("auto", *KINDS_OF_TASK))
+    task: str = key("auto", "What is learned; auto: from the data.", flag="--task", choices=("auto", *TASKS))
     seed: int = key(0, "Of everything that is drawn.", flag="--seed", low=0, high=2**31 - 1)
 
 

@@ -33,7 +33,7 @@ def write_folder(
     if description["library"] == "timm":
         config = json.dumps(timm_config(module, description, preprocess, classes), indent=2)
         (folder / CONFIG).write_text(config + "\n", encoding="utf-8", errors="backslashreplace")
-    lines = _READMES[description["library"]](description, preprocess, classes)
+    lines = _READMES.get(description["library"], _own_readme)(description, preprocess, classes)
     (folder / README).write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
@@ -112,7 +112,7 @@ def _own_readme(description: Mapping[str, Any], preprocess: Preprocess, classes:
     ]
 
 
-_READMES = {"timm": _timm_readme, "torchvision": _torchvision_readme, "file": _own_readme}
+_READMES = {"timm": _timm_readme, "torchvision": _torchvision_readme}
 
 
 def _facts(description: Mapping[str, Any], preprocess: Preprocess, classes: tuple[str, ...]) -> list[str]:

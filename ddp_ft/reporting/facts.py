@@ -17,7 +17,7 @@ from ddp_ft.run_folder.bad_batches import FOLDER as BAD_BATCHES
 from ddp_ft.run_folder.evaluations import load_evaluation
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.run_folder.provenance import read_starts
-from ddp_ft.tasks.registry import TASKS, kind_in_data, restore_without_code
+from ddp_ft.tasks.registry import kind_in_data, restore_without_code
 from ddp_ft.tasks.scored.base import ScoredSet
 from ddp_ft.trackers.jsonl import read_rows
 from ddp_ft.training.plan import Plan, read_plan
@@ -132,8 +132,6 @@ def _read(folder: RunFolder) -> RunFacts:
         if tuple(description["classes"]) != names:
             raise UserError(f"{path}: classes.json and best/model.json name other classes.", "Is the folder whole?")
         processor_from(description["preprocessing"])
-    if plan.task not in TASKS:
-        raise UserError(f"{path} is of a task '{plan.task}', which is not known.", f"Known: {', '.join(TASKS)}.")
     task = restore_without_code(plan.task, names, description.get("task_settings", {}))
     found = {split: each for split in SPLITS if (each := _scored_set(path, split, task))}
     return RunFacts(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddp_ft.config.schema import LossConfig, RunConfig
-from ddp_ft.config.tasks import KINDS_OF_TASK, USUAL_METRIC
+from ddp_ft.config.tasks import TASKS
 from ddp_ft.contracts import Batch, TaskWords
 from ddp_ft.errors import UserError
 from ddp_ft.tasks.base import SupervisedTask, stored_loss
@@ -35,7 +35,7 @@ class MultiLabel(SupervisedTask):
     """
 
     name = "multi-label"
-    kinds = KINDS_OF_TASK[name]
+    kinds = TASKS[name].kinds
     words = TaskWords(
         targets="any number of {count} labels for each picture",
         names="labels",
@@ -45,7 +45,7 @@ class MultiLabel(SupervisedTask):
         tags=("multi-label",),
     )
     losses = ("bce", "focal", "soft_f1")
-    primary_metric = USUAL_METRIC[name]
+    primary_metric = TASKS[name].metric
 
     def __init__(
         self,

@@ -1,19 +1,19 @@
-"""The tasks by name. What a new task needs besides a line here: docs/design.md, Packages."""
+"""The tasks made: from data, or from what is stored of them. Their names are in `config/tasks.py`."""
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from numpy.typing import NDArray
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.config.tasks import fitting_tasks
+from ddp_ft.config.tasks import TASKS, fitting_tasks
 from ddp_ft.contracts import LABEL, Schema, Task, TaskWords
 from ddp_ft.errors import UserError, printable
 from ddp_ft.tasks.base import CODE_SETTINGS
-from ddp_ft.tasks.multi_label import MultiLabel
-from ddp_ft.tasks.regression import Regression
-from ddp_ft.tasks.single_label import SingleLabel
+
+SHOWN_NAMES = 5
 
 
 class TaskClass(Protocol):
@@ -32,8 +32,12 @@ class TaskClass(Protocol):
         """As it is before there is a model, for reports of what there is already."""
 
 
-TASKS: dict[str, TaskClass] = {task.name: task for task in (SingleLabel, MultiLabel, Regression)}
-SHOWN_NAMES = 5
+def task_class(name: str) -> TaskClass:
+    """The class of the task of that name. UserError if there is none."""
+    if name not in TASKS:
+        raise UserError(f"The model is for a task '{name}', which is not known.", f"Known: {', '.join(TASKS)}.")
+    module, _, found = TASKS[name].code.partition(":")
+    return cast(TaskClass, getattr(importlib.import_module(module), found))
 
 
 def make_task(config: RunConfig, schema: Schema, targets: NDArray[Any]) -> Task:
@@ -42,7 +46,7 @@ def make_task(config: RunConfig, schema: Schema, targets: NDArray[Any]) -> Task:
     Raises UserError for a task that the data has no targets for, for losses, weights and metrics that do not fit the
     task, and for code of the user's own that does not do what it is to.
     """
-    task = TASKS[_choose(config, schema)].from_data(config, schema.names, targets)
+    task = task_class(_choose(config, schema)).from_data(config, schema.names, targets)
     task.check()
     return task
 
@@ -52,9 +56,7 @@ def restore_task(name: str, settings: Mapping[str, Any]) -> Task:
 
     It has no smoothing and no weights: it is not for training. UserError for a task that is not known.
     """
-    if name not in TASKS:
-        raise UserError(f"The model is for a task '{name}', which is not known.", f"Known: {', '.join(TASKS)}.")
-    return TASKS[name].from_settings(settings)
+    return task_class(name).from_settings(settings)
 
 
 def restore_without_code(name: str, names: tuple[str, ...], settings: Mapping[str, Any]) -> Task:
@@ -63,7 +65,7 @@ def restore_without_code(name: str, names: tuple[str, ...], settings: Mapping[st
     Without settings, the task with those names as it is before there is a model.
     """
     kept = {key: value for key, value in settings.items() if key not in CODE_SETTINGS}
-    return restore_task(name, kept) if kept else TASKS[name].unfitted(names)
+    return restore_task(name, kept) if kept else task_class(name).unfitted(names)
 
 
 def kind_in_data(task: Task, data: Path | None) -> str:
@@ -91,5 +93,5 @@ def _choose(config: RunConfig, schema: Schema) -> str:
 
 def _describe(schema: Schema) -> str:
     shown = ", ".join(map(printable, schema.names[:SHOWN_NAMES])) + (", ..." if len(schema.names) > SHOWN_NAMES else "")
-    made_for = TASKS[fitting_tasks(schema.kind)[0]]
+    made_for = task_class(fitting_tasks(schema.kind)[0])
     return f"{made_for.words.targets.format(count=len(schema.names))}: {shown}"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.config.tasks import KINDS_OF_TASK, USUAL_METRIC
+from ddp_ft.config.tasks import TASKS
 from ddp_ft.contracts import Batch, TaskWords
 from ddp_ft.errors import UserError
 from ddp_ft.tasks.base import SupervisedTask, stored_loss
@@ -30,12 +30,12 @@ class Regression(SupervisedTask):
     """
 
     name = "regression"
-    kinds = KINDS_OF_TASK[name]
+    kinds = TASKS[name].kinds
     words = TaskWords(targets="numbers", names="numbers", verb="estimates", hub_type="image-regression")
     losses = ("mse", "l1", "huber")
     # Those that a float32 has.
     digits = ".9g"
-    primary_metric = USUAL_METRIC[name]
+    primary_metric = TASKS[name].metric
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.config.tasks import KINDS_OF_TASK, USUAL_METRIC
+from ddp_ft.config.tasks import TASKS
 from ddp_ft.contracts import Batch, TaskWords
 from ddp_ft.errors import UserError
 from ddp_ft.tasks.base import SupervisedTask, stored_loss
@@ -33,7 +33,7 @@ class SingleLabel(SupervisedTask):
     """
 
     name = "single-label"
-    kinds = KINDS_OF_TASK[name]
+    kinds = TASKS[name].kinds
     words = TaskWords(
         targets="one of {count} classes for each picture",
         names="classes",
@@ -43,7 +43,7 @@ class SingleLabel(SupervisedTask):
     )
     losses = ("cross_entropy", "focal", "bce", "soft_f1")
     ranks = True
-    primary_metric = USUAL_METRIC[name]
+    primary_metric = TASKS[name].metric
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ddp_ft.config.schema import DataConfig
-from ddp_ft.config.tasks import KINDS_OF_TASK, fitting_tasks
+from ddp_ft.config.tasks import TASKS, TaskEntry, fitting_tasks
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema
 from ddp_ft.data.class_counts import count_classes
 from ddp_ft.data.sampler import sampling_weights
@@ -39,7 +39,7 @@ class Spans(TargetKind):
 @pytest.fixture(autouse=True)
 def spans(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(KINDS, "spans", Spans())
-    monkeypatch.setitem(KINDS_OF_TASK, "find-spans", ("spans",))
+    monkeypatch.setitem(TASKS, "find-spans", TaskEntry("", ("spans",), ""))
 
 
 def opened(folder: Path, stored: Any = None, task: str = "find-spans", spans: Any = SPANS, **more: Any) -> Splits:
@@ -50,7 +50,7 @@ def opened(folder: Path, stored: Any = None, task: str = "find-spans", spans: An
 
 
 def test_every_task_has_kinds_that_are_known() -> None:
-    assert {kind for kinds in KINDS_OF_TASK.values() for kind in kinds} == set(KINDS)
+    assert {kind for entry in TASKS.values() for kind in entry.kinds} == set(KINDS)
     assert set(KINDS) == {LABEL, LABELS, NUMBERS, "spans"}
     assert fitting_tasks("spans") == ("find-spans",) and fitting_tasks(LABELS) == ("multi-label",)
     assert fitting_tasks(LABEL) == ("single-label", "multi-label")

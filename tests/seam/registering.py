@@ -10,24 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from ddp_ft.cli.main import COMMANDS
-from ddp_ft.config.tasks import KINDS_OF_TASK, USUAL_METRIC
+from ddp_ft.config.tasks import TASKS, TaskEntry
 from ddp_ft.data.processors import PROCESSORS
 from ddp_ft.data.sources.inputs import INPUTS
 from ddp_ft.data.splits.layouts import LAYOUTS
 from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.models.libraries.registry import LIBRARIES
-from ddp_ft.tasks.registry import TASKS
 from ddp_ft.trackers.services.registry import SERVICES
 from tests.seam import lines_tracker
-from tests.seam.marks_task import MarksTask
 from tests.seam.rows_source import Marks
 
 
 def register() -> None:
     KINDS["marks"] = Marks()
-    KINDS_OF_TASK["mark-rows"] = ("marks",)
-    USUAL_METRIC["mark-rows"] = "accuracy"
-    TASKS["mark-rows"] = MarksTask
+    TASKS["mark-rows"] = TaskEntry("tests.seam.marks_task:MarksTask", ("marks",), "accuracy")
     PROCESSORS["rows"] = "tests.seam.rows_processor:RowsProcessor"
     INPUTS["rows"] = "tests.seam.rows_source"
     LAYOUTS.insert(0, "tests.seam.rows_source")

@@ -6,14 +6,16 @@ import torch
 from task_cases import CLASSES, DATA, make, metrics_of, refuses
 
 from ddp_ft.config.loading import make_config
-from ddp_ft.config.tasks import KINDS_OF_TASK
+from ddp_ft.config.tasks import TASKS
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema
 from ddp_ft.errors import UserError
-from ddp_ft.tasks.registry import TASKS, describe_choice, restore_task
+from ddp_ft.tasks.registry import describe_choice, restore_task, task_class
 
 
-def test_the_two_tables_of_tasks_agree():
-    assert {name: task.kinds for name, task in TASKS.items()} == KINDS_OF_TASK
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_what_its_line_says(name):
+    task = task_class(name)
+    assert (task.name, task.kinds, task.primary_metric) == (name, TASKS[name].kinds, TASKS[name].metric)
 
 
 @pytest.mark.parametrize(

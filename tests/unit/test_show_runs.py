@@ -11,9 +11,7 @@ import yaml
 
 from ddp_ft.cli.runs import DEAD_SECONDS as DEAD_HERE
 from ddp_ft.cli.runs import read_run, runs
-from ddp_ft.config.tasks import KINDS_OF_TASK, USUAL_METRIC
 from ddp_ft.run_folder.lease import DEAD_SECONDS
-from ddp_ft.tasks.registry import TASKS
 from tests.support.runs import arguments, read, start_process, train_here, wait_for
 
 LONG_AGO = 1_700_000_000.0
@@ -98,8 +96,7 @@ def test_nothing_there(tmp_path, capsys, way):
 
 
 def test_it_agrees_with_what_it_does_not_import():
-    assert {name: task.primary_metric for name, task in TASKS.items()} == USUAL_METRIC
-    assert tuple(TASKS) == tuple(KINDS_OF_TASK) and DEAD_HERE == DEAD_SECONDS
+    assert DEAD_HERE == DEAD_SECONDS
     script = "import sys, ddp_ft.cli.runs; print([m for m in ('torch', 'numpy', 'timm') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
 

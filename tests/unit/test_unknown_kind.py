@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ddp_ft.config.tasks import TASKS, TaskEntry
 from ddp_ft.contracts import PROBE, Evaluation, TaskWords
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.inference.api import Prediction, _prediction
@@ -16,7 +17,6 @@ from ddp_ft.reporting.comparison import write_comparison
 from ddp_ft.reporting.facts import read_run
 from ddp_ft.reporting.page import report_page
 from ddp_ft.reporting.set_section import set_intervals
-from ddp_ft.tasks.registry import TASKS
 from ddp_ft.tasks.scored.base import ScoredSet
 from ddp_ft.training.media import show_evaluation, show_first_batch
 from tests.support.finished import write_finished
@@ -66,7 +66,7 @@ class Captions:
 @pytest.fixture(params=["a set of its own", "no set"])
 def task(request, monkeypatch):
     monkeypatch.setattr(Captions, "has_sets", request.param != "no set")
-    monkeypatch.setitem(TASKS, Captions.name, Captions)
+    monkeypatch.setitem(TASKS, Captions.name, TaskEntry(f"{__name__}:Captions", Captions.kinds, "accuracy"))
     return Captions(("a", "dog"))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ddp_ft.config.tasks import KINDS_OF_TASK, fitting_tasks
+from ddp_ft.config.tasks import TASKS, fitting_tasks
 from ddp_ft.contracts import Schema
 from ddp_ft.data.targets.base import TargetColumns, TargetKind
 from ddp_ft.data.targets.registry import KINDS
@@ -27,8 +27,8 @@ def find_targets(columns: TargetColumns, task: str) -> Targets:
 
     Raises UserError where that is no answer, and for cells that do not fit.
     """
-    is_guessed = task not in KINDS_OF_TASK
-    kind = _guess(columns) if is_guessed else KINDS[KINDS_OF_TASK[task][0]]
+    is_guessed = task not in TASKS
+    kind = _guess(columns) if is_guessed else KINDS[TASKS[task].kinds[0]]
     names, values = kind.read(columns)
     return Targets(Schema(kind.name, names), values, _note(columns, kind, names) if is_guessed else "")
 
