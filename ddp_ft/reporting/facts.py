@@ -2,22 +2,21 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import TRAIN, BadSample, LabelledSource, Processor, Schema, Task
+from ddp_ft.contracts import TRAIN, Processor, Task
 from ddp_ft.data.bad_samples.quarantine import FILE as QUARANTINE
 from ddp_ft.data.processors import processor_from
-from ddp_ft.data.splits.part import open_part
 from ddp_ft.errors import UserError, printable
 from ddp_ft.run_folder.bad_batches import FOLDER as BAD_BATCHES
 from ddp_ft.run_folder.evaluations import load_evaluation
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.run_folder.provenance import read_starts
-from ddp_ft.tasks.registry import kind_in_data, restore_without_code
+from ddp_ft.tasks.registry import restore_without_code
 from ddp_ft.tasks.scored.base import ScoredSet
 from ddp_ft.trackers.jsonl import read_rows
 from ddp_ft.training.plan import Plan, read_plan
@@ -194,26 +193,3 @@ def _quarantined(file: Path) -> list[list[str]]:
     """Path, split and reason of each damaged picture."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return [parts for line in lines if len(parts := line.split("\t", 2)) == 3]
-
-
-def open_evaluated(facts: RunFacts, split: str, data: Path | None = None) -> LabelledSource:
-    """The samples of a scored set, from the run's own folder or from `data`. UserError if they are no more the same."""
-    config = replace(facts.config.data, path=data or facts.config.data.path)
-    # Reading all pictures to find damaged ones is only needed where some were left out.
-    scored_set = facts.scored_sets[split]
-    schema = Schema(kind_in_data(facts.task, config.path), facts.names)
-    for on_error in dict.fromkeys(("fail", config.on_error)):
-        source = open_part(replace(config, on_error=on_error), schema, split, facts.split)[1]
-        if len(source) == len(scored_set):
-            break
-    if len(source) != len(scored_set) or not scored_set.has_targets(source.targets):
-        raise UserError(f"{config.path} has other {split} pictures than the run had.")
-    return source
-
-
-def read_error(error: Exception) -> str:
-    """Why pictures cannot be shown, in one line."""
-    return printable(error.message if isinstance(error, UserError) else str(error)).removeprefix("--data ")
-
-
-UNREADABLE = (UserError, BadSample, OSError, ValueError)

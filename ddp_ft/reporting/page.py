@@ -8,7 +8,8 @@ from typing import Any
 from ddp_ft.contracts import PROBE, LabelledSource
 from ddp_ft.errors import printable
 from ddp_ft.evaluation.intervals import Interval
-from ddp_ft.reporting.facts import SPLITS, UNREADABLE, RunFacts, open_evaluated, read_error
+from ddp_ft.reporting.evaluated_samples import UNREADABLE, open_evaluated, read_error
+from ddp_ft.reporting.facts import SPLITS, RunFacts
 from ddp_ft.reporting.formats import (
     brief,
     count,

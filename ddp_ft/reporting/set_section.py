@@ -14,7 +14,8 @@ from ddp_ft.data.image.pillow import Pixels
 from ddp_ft.data.open_sample import open_sample
 from ddp_ft.errors import printable
 from ddp_ft.evaluation.intervals import Interval, intervals
-from ddp_ft.reporting.facts import UNREADABLE, RunFacts, read_error
+from ddp_ft.reporting.evaluated_samples import UNREADABLE, read_error
+from ddp_ft.reporting.facts import RunFacts
 from ddp_ft.reporting.formats import brief, count, plural
 from ddp_ft.reporting.svg_charts import data_uri, reliability_svg, scatter_svg
 from ddp_ft.tasks.scored.base import ScoredSet, most_confused
