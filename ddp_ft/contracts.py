@@ -65,8 +65,9 @@ class LabelledSource(Source, Protocol):
     """Samples whose targets are known without reading them.
 
     `targets` has one row a sample: int64 (N,) for one label each, float32 (N, names) of 0 and 1 for several labels,
-    float32 (N, names) for numbers. `weights` is float32 (N,), or None where all count the same. `read` gives
-    "target" (a row of `targets`), and "weight" where there are weights.
+    float32 (N, names) for numbers, and for another kind what that says (`data.targets`). `weights` is float32 (N,), or
+    None where all count the same. `read` gives what the task learns from ("target", a row of `targets`, for these
+    three), and "weight" where there are weights.
     """
 
     targets: NDArray[Any]
@@ -102,13 +103,14 @@ class Processor(Protocol):
         """What it processes, by the name in `data.processors`."""
 
     def to_mapping(self) -> dict[str, Any]:
-        """As JSON values, for model.json."""
+        """As JSON values, for model.json; "kind" among them, but for images."""
 
     def configured(self, decoder: str) -> "Processor":
         """The processor for that way of decoding (data.decoder), where there is a choice; else as it is."""
 
     def check(self, config: "RunConfig", target_kind: str, device: torch.device) -> None:
-        """UserError for settings of a run that do not go together, with targets of that kind or on that device."""
+        """UserError for settings of a run that do not go together, with targets of that kind or on that device; and for
+        those of augmentation that it does not follow."""
 
     def pairs(self, config: "RunConfig") -> bool:
         """Whether training mixes samples with their neighbours, so that no pair of them may be parted."""
@@ -170,7 +172,7 @@ LABEL, LABELS, NUMBERS = "label", "labels", "numbers"
 
 @dataclass(frozen=True)
 class Schema:
-    """What the data's targets are: `kind` is LABEL, LABELS or NUMBERS; `names` those of the classes or numbers."""
+    """What the data's targets are: `kind` by its name in `data.targets`; `names` those of the classes or numbers."""
 
     kind: str
     names: tuple[str, ...]

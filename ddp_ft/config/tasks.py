@@ -22,6 +22,7 @@ TASKS = {
 
 
 def fitting_tasks(kind: str) -> tuple[str, ...]:
-    """What targets of that kind can be learned as; the first is what `auto` stands for."""
+    """What targets of that kind can be learned as; the first is what `auto` stands for: of several tasks that call the
+    kind their own, that which stands first in the table."""
     fitting = [task for task, entry in TASKS.items() if kind in entry.kinds]
     return tuple(sorted(fitting, key=lambda task: TASKS[task].kinds[0] != kind))

@@ -58,7 +58,8 @@ def joined(batches: Sequence[Batch]) -> Batch:
 
 
 def chosen(batch: Batch, places: Tensor) -> Batch:
-    """The samples at these places (int64), in that order."""
+    """The samples at these places (int64), in that order; not of a batch whose samples are mixed."""
+    assert PARTNER not in batch
     return _trimmed({name: tensor[places] for name, tensor in batch.items()})
 
 

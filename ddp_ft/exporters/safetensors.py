@@ -42,16 +42,17 @@ def timm_config(
 ) -> dict[str, Any]:
     """config.json as timm.models.push_to_hf_hub writes it and `create_model("local-dir:...")` reads it."""
     own: Any = module.pretrained_cfg
+    outputs = description["arguments"]["num_classes"]
     arguments = {name: value for name, value in description["arguments"].items() if name != "num_classes"}
     kept = ("first_conv", "classifier", "fixed_input_size")
     return {
         "architecture": description["name"].partition(".")[0],
-        "num_classes": len(classes),
+        "num_classes": outputs,
         "num_features": getattr(module, "num_features", None),
         "label_names": list(classes),
         **({"model_args": arguments} if arguments else {}),
         "pretrained_cfg": {
-            "num_classes": len(classes),
+            "num_classes": outputs,
             "input_size": [len(preprocess.mean), *preprocess.size],
             "mean": list(preprocess.mean),
             "std": list(preprocess.std),

@@ -4,18 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from ddp_ft.config.schema import DataConfig
-from ddp_ft.contracts import Schema, Source
-from ddp_ft.data.splits.part import open_part
+from ddp_ft.contracts import Source
+from ddp_ft.data.splits.part import open_part, schema_in
 from ddp_ft.errors import UserError
 from ddp_ft.inference.trained_model import Trained
 from ddp_ft.run_folder.folder import RunFolder
-from ddp_ft.tasks.registry import kind_in_data
 
 
 def open_source(model: Path, data: Path, split: str | None, trained: Trained) -> tuple[str, Source]:
     """The part of the data that is asked for, split as the model's run did; its name, and the pictures."""
     run = _run_of(model)
-    schema = Schema(kind_in_data(trained.task, data), trained.names)
+    schema = schema_in(data, trained.task.kinds, trained.names)
     return open_part(_data_config(run, data), schema, split, run.read_json("split.json"))
 
 

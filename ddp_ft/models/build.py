@@ -21,15 +21,12 @@ from ddp_ft.models.introspection import (
     head_names,
     why_not,
 )
+from ddp_ft.models.libraries.base import Library
 from ddp_ft.models.libraries.registry import LIBRARIES, USER_FILES, full_name, get_library, resolve
 
 # timm's and torchvision's modules of stochastic depth, with the attribute that holds the rate. By name, since many
 # models carry a copy of their own.
 _STOCHASTIC_DEPTH = {"DropPath": "drop_prob", "StochasticDepth": "p"}
-# What the libraries' `arguments`, dropout and stochastic depth can give.
-_SHAPES = ("num_classes", "img_size", "image_size", "input_size", "aux_logits", "transform_input", "init_weights")
-_RATES = ("drop_rate", "dropout", "drop_path_rate", "stochastic_depth_prob")
-_ARGUMENTS = frozenset([*_SHAPES, *_RATES])
 
 
 @dataclass(frozen=True)
@@ -164,16 +161,17 @@ def _wrong_size(name: str, image_size: int, reason: str) -> UserError:
     )
 
 
-def _check_arguments(arguments: Any) -> None:
-    """UserError for arguments that no model.json of ours has.
+def check_arguments(library: Library, arguments: Any) -> None:
+    """UserError for arguments that no model.json of ours has for a model of that library.
 
     The file may be somebody else's, and there are arguments that make a library download files or open pickles (timm:
     checkpoint_path, pretrained_cfg), or that mean something to any other function that the name may point at.
     """
     given = arguments if isinstance(arguments, Mapping) else {"": arguments}
-    strange = [name for name, value in given.items() if name not in _ARGUMENTS or not _is_number(value)]
+    known = ("num_classes", *library.ARGUMENTS, *library.DROPOUT, *library.DROP_PATH)
+    strange = [name for name, value in given.items() if name not in known or not _is_number(value)]
     if strange:
-        hint = f"Expected numbers for {', '.join(sorted(_ARGUMENTS))}."
+        hint = f"Expected numbers for {', '.join(known)}."
         raise UserError(f"model.json has arguments that no model needs: {', '.join(map(repr, strange))}.", hint)
 
 
@@ -191,8 +189,8 @@ def create_from_spec(spec: Mapping[str, Any]) -> nn.Module:
         key, name, arguments = spec["library"], spec["name"], spec["arguments"]
     except KeyError as error:
         raise UserError(f"model.json has no {error}.", "Expected library, name and arguments.") from None
-    _check_arguments(arguments)
     library = get_library(key)
+    check_arguments(library, arguments)
     model = full_name(key, name)
     if not library.knows(name):
         raise UserError(
@@ -228,7 +226,7 @@ def with_drop_path(plan: Blueprint, rate: float) -> Blueprint:
     if rate == 0 and not any(depth_rates(plan.shapes())):
         return plan
     raise UserError(
-        f"{plan.given} takes no {' or '.join(library.DROP_PATH)}: its stochastic depth cannot be set.",
+        f"{plan.given} takes no {' or '.join(library.DROP_PATH) or 'rate of it'}: its stochastic depth cannot be set.",
         "Leave model.drop_path out, or choose a model that has it.",
     )
 

@@ -3,21 +3,23 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ddp_ft.contracts import BadSample, LabelledSource, Schema
-from ddp_ft.data.splits.part import open_part
+from ddp_ft.contracts import BadSample, LabelledSource
+from ddp_ft.data.splits.part import open_part, schema_in
 from ddp_ft.errors import UserError, printable
 from ddp_ft.reporting.facts import RunFacts
-from ddp_ft.tasks.registry import kind_in_data
 
 UNREADABLE = (UserError, BadSample, OSError, ValueError)
 
 
 def open_evaluated(facts: RunFacts, split: str, data: Path | None = None) -> LabelledSource:
     """The samples of a scored set, from the run's own folder or from `data`. UserError if they are no more the same."""
-    config = replace(facts.config.data, path=data or facts.config.data.path)
+    path = data or facts.config.data.path
+    if path is None:
+        raise UserError("The run names no data.")
+    config = replace(facts.config.data, path=path)
     # Reading all pictures to find damaged ones is only needed where some were left out.
     scored_set = facts.scored_sets[split]
-    schema = Schema(kind_in_data(facts.task, config.path), facts.names)
+    schema = schema_in(path, facts.task.kinds, facts.names)
     for on_error in dict.fromkeys(("fail", config.on_error)):
         source = open_part(replace(config, on_error=on_error), schema, split, facts.split)[1]
         if len(source) == len(scored_set):

@@ -97,11 +97,11 @@ class SupervisedTask(Task):
         return {"classes": list(self.names), "loss": self.choice.to_mapping(), "extra": extra}
 
     def score(self, predictions: Batch, records: Batch) -> ScoredSet:
-        """As in the contract of a task; what is no number in the predictions counts as 0."""
+        """As in the contract of a task; what is no number in the predictions counts as 0, or as the largest."""
         estimates = self.estimates(predictions)
-        if not len(estimates) or estimates.shape[1:] != (self.outputs,):
-            raise UserError(f"not of {self.outputs} outputs.")
-        return self.scored(np.nan_to_num(estimates.double().numpy(), copy=False), records["target"].numpy())
+        if not len(estimates) or estimates.shape[1:] != (len(self.names),):
+            raise UserError(f"not of {len(self.names)} outputs.")
+        return self.scored(np.nan_to_num(estimates.double().numpy()), records["target"].numpy())
 
     def answers(self, predictions: Batch) -> list[dict[str, Any]]:
         """As in the contract of a task."""

@@ -2,14 +2,13 @@
 
 import importlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 from numpy.typing import NDArray
 
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.config.tasks import TASKS, fitting_tasks
-from ddp_ft.contracts import LABEL, Schema, Task, TaskWords
+from ddp_ft.contracts import Schema, Task, TaskWords
 from ddp_ft.errors import UserError, printable
 from ddp_ft.tasks.base import CODE_SETTINGS
 
@@ -51,6 +50,11 @@ def make_task(config: RunConfig, schema: Schema, targets: NDArray[Any]) -> Task:
     return task
 
 
+def outputs_of(config: RunConfig, schema: Schema) -> int:
+    """How many outputs the head of a model for that task has. UserError as `make_task`."""
+    return task_class(_choose(config, schema)).unfitted(schema.names).outputs
+
+
 def restore_task(name: str, settings: Mapping[str, Any]) -> Task:
     """The task of a trained model, from what its `settings` gave, for evaluation and prediction.
 
@@ -66,12 +70,6 @@ def restore_without_code(name: str, names: tuple[str, ...], settings: Mapping[st
     """
     kept = {key: value for key, value in settings.items() if key not in CODE_SETTINGS}
     return restore_task(name, kept) if kept else task_class(name).unfitted(names)
-
-
-def kind_in_data(task: Task, data: Path | None) -> str:
-    """Of which kind the targets there are; folders have one label for each image, for whatever task can learn that."""
-    is_folder = data is not None and not data.is_file()
-    return LABEL if is_folder and LABEL in task.kinds else task.kinds[0]
 
 
 def describe_choice(config: RunConfig, schema: Schema) -> str:

@@ -10,8 +10,8 @@ from ddp_ft.distributed.machine import Machine
 from ddp_ft.models.prepare import load_and_place, prepare
 from ddp_ft.run_folder.checkpoints import Checkpoints
 from ddp_ft.run_folder.folder import RunFolder
-from ddp_ft.tasks.registry import make_task
-from ddp_ft.training.checks import check_alone, check_together
+from ddp_ft.tasks.registry import make_task, outputs_of
+from ddp_ft.training.checks import check_alone, check_restorable, check_together
 from ddp_ft.training.gradients import anchors_of
 from ddp_ft.training.malloc import keep_freed_memory
 from ddp_ft.training.optim import groups_of, make_optimizer
@@ -34,7 +34,7 @@ def compose(
     if world.device.type == "cpu":
         keep_freed_memory()
     splits = splits or world.from_main(lambda: open_splits_of(request.run_dir, config))
-    built = build(config, outputs=len(splits.schema.names))
+    built = build(config, outputs_of(config, splits.schema))
     config, recipe, why = settle_recipe(config, request, built, len(splits.train))
     check_alone(config)
     task = _make_task(config, splits)
@@ -44,6 +44,7 @@ def compose(
         recipe=recipe, task=task.name, tuned=dict(request.tuned), measured=[dict(row) for row in request.measured],
     ).after(request.earlier)  # fmt: skip
     check_together(config, model, splits, world.device)
+    check_restorable(model, task)
     sampling = sampling_weights(config.data.sampling, splits.train.targets, splits.train.weights, splits.schema.kind)
     report = load_and_place(model, stages[0], config, world, plan.channels_last)
     run = Run(

@@ -1,12 +1,18 @@
 """Which settings of a run go together: asked of those who know, before anything is trained."""
 
+import json
+
 import torch
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import BuiltModel
+from ddp_ft.contracts import BuiltModel, Task
+from ddp_ft.data.processors import processor_from
 from ddp_ft.data.splits.record import Splits
 from ddp_ft.errors import UserError
 from ddp_ft.features.check import check_features
+from ddp_ft.models.build import check_arguments
+from ddp_ft.models.libraries.registry import get_library
+from ddp_ft.tasks.registry import restore_task
 from ddp_ft.training.gradients import check_penalties
 from ddp_ft.training.optim import check_optimizer
 from ddp_ft.training.profiler import parse_steps
@@ -16,6 +22,15 @@ def check_alone(config: RunConfig) -> None:
     """UserError for settings that are wrong whatever the others are, and that the configuration cannot tell."""
     check_optimizer(config.optim.name)
     parse_steps(config.log.profile)
+
+
+def check_restorable(built: BuiltModel, task: Task) -> None:
+    """UserError, before hours are spent, for what model.json would not bring back. It happens where something was added
+    to ddp_ft, and not to its tables of names."""
+    described = json.loads(json.dumps({"input": built.processor.to_mapping(), "task": task.settings()}))
+    processor_from(described["input"])
+    check_arguments(get_library(built.spec["library"]), built.spec["arguments"])
+    restore_task(task.name, described["task"])
 
 
 def check_together(config: RunConfig, built: BuiltModel, splits: Splits, device: torch.device) -> None:

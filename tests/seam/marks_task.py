@@ -25,7 +25,7 @@ class MarksTask:
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
-        self.outputs = len(names)
+        self.outputs = 1  # for both names
 
     @classmethod
     def from_data(cls, config: RunConfig, names: tuple[str, ...], targets: NDArray[Any]) -> "MarksTask":
@@ -59,12 +59,12 @@ class MarksTask:
 
     def _losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """The mean over the numbers of a row, B."""
-        each = F.cross_entropy(outputs.float().transpose(1, 2), batch["marks"], reduction="none")
+        each = F.binary_cross_entropy_with_logits(outputs[:, :, 0].float(), batch["marks"].float(), reduction="none")
         inside = torch.arange(each.shape[1], device=each.device) < batch["marks_length"].unsqueeze(1)
         return (each * inside).sum(1) / batch["marks_length"]
 
     def predictions(self, outputs: Tensor, batch: Batch) -> Batch:
-        rises = torch.softmax(outputs.double(), 2)[:, :, 1].float()
+        rises = torch.sigmoid(outputs[:, :, 0].double()).float()
         return {"rises": rises, "rises_length": batch["numbers_length"]}
 
     def records(self, batch: Batch) -> Batch:

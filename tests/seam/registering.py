@@ -17,11 +17,12 @@ from ddp_ft.data.splits.layouts import LAYOUTS
 from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.models.libraries.registry import LIBRARIES
 from ddp_ft.trackers.services.registry import SERVICES
-from tests.seam import lines_tracker
+from tests.seam import lines_tracker, rows_library
 from tests.seam.rows_source import Marks
 
 
-def register() -> None:
+def register(but: str = "") -> None:
+    """All lines, but for that of one table."""
     KINDS["marks"] = Marks()
     TASKS["mark-rows"] = TaskEntry("tests.seam.marks_task:MarksTask", ("marks",), "accuracy")
     PROCESSORS["rows"] = "tests.seam.rows_processor:RowsProcessor"
@@ -31,11 +32,15 @@ def register() -> None:
     # A service is named as the library that it needs.
     SERVICES["json"] = f"{lines_tracker.__file__}:Lines"
     COMMANDS["count"] = ("tests.seam.count_command", "How many rows a file has.")
+    if but == "PROCESSORS":
+        del PROCESSORS["rows"]
+    if but == "ARGUMENTS":
+        rows_library.arguments = lambda name, outputs, image_size: {"num_classes": outputs, "depth": 1}
 
 
-def call(module: str, args: list[Any]) -> str:
+def call(module: str, args: list[Any], but: str = "") -> str:
     """What a command prints in a process that knows the toys."""
-    register()
+    register(but)
     command = getattr(importlib.import_module(module), module.rpartition(".")[2])
     with contextlib.redirect_stdout(io.StringIO()) as stream:
         command.main([str(argument) for argument in args], standalone_mode=False)

@@ -10,6 +10,7 @@ from ddp_ft.contracts import Batch
 from ddp_ft.errors import UserError
 from tests.seam.rows_processor import RowsProcessor
 
+ARGUMENTS: tuple[str, ...] = ()
 DROPOUT: tuple[str, ...] = ()
 DROP_PATH: tuple[str, ...] = ()
 
@@ -17,7 +18,7 @@ DROP_PATH: tuple[str, ...] = ()
 class Net(nn.Module):
     """Takes its input by name, as language models do, and gives a mapping."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, depth: int = 1) -> None:
         super().__init__()
         self.hidden = nn.Linear(2, 16)
         self.head = nn.Linear(16, num_classes)

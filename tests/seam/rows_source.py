@@ -87,6 +87,10 @@ def open_splits(request: SplitRequest, path: Path, task: str) -> Splits:
     return Splits(parts[0], parts[1], None, SCHEMA, seen, division.record)
 
 
+def target_kind(kinds: Sequence[str]) -> str:
+    return SCHEMA.kind
+
+
 def config_for(config: DataConfig, path: Path, schema: Schema) -> DataConfig:
     return config
 

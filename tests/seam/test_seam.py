@@ -124,6 +124,16 @@ def test_what_is_for_images_says_so(rows: Path, alone: Path, tmp_path: Path) -> 
         on_ranks(1, "ddp_ft.train", *plain(rows, tmp_path / "r"), "--model", "timm/test_resnet")
 
 
+@pytest.mark.parametrize(("but", "said"), [("PROCESSORS", "'rows', which is not known"), ("ARGUMENTS", "'depth'")])
+def test_what_could_not_be_read_back_is_refused_before_training(
+    rows: Path, tmp_path: Path, but: str, said: str
+) -> None:
+    """A line that was forgotten, or an argument that no model.json may have, would show when all is trained."""
+    with pytest.raises(UserError, match=said):
+        run_ranks(1, call, "ddp_ft.train", plain(rows, tmp_path / "r"), but, connected=False)
+    assert not (tmp_path / "r").exists()
+
+
 def test_the_tracker_is_told(alone: Path) -> None:
     lines = (alone / "trackers/lines.txt").read_text().splitlines()
     assert len([line for line in lines if line.startswith("train ")]) == len(column(alone, "loss"))

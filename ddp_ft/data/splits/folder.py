@@ -36,6 +36,11 @@ def takes(path: Path) -> bool:
     return True
 
 
+def target_kind(kinds: Sequence[str]) -> str:
+    """One label each, for whatever task can learn that."""
+    return LABEL if LABEL in kinds else kinds[0]
+
+
 def config_for(config: DataConfig, root: Path, schema: Schema) -> DataConfig:
     """The folder alone: it has no columns. UserError if it is not there, or the model is not for one class each."""
     check_folder(root)

@@ -1,6 +1,7 @@
 """The ways in which labelled samples lie on a disk."""
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -21,6 +22,9 @@ class Layout(Protocol):
 
     def open_splits(self, request: SplitRequest, path: Path, task: str) -> Splits:
         """As `open_splits` of `data.splits.open`, without regard to damaged samples."""
+
+    def target_kind(self, kinds: Sequence[str]) -> str:
+        """Of which of the kinds that a task can learn the targets of such data are."""
 
     def config_for(self, config: DataConfig, path: Path, schema: Schema) -> DataConfig:
         """What reads the data for a model with such targets. UserError if it is not there or has others."""

@@ -1,7 +1,8 @@
 """One part of a data set, for a trained model: with the model's classes, and the split that its run drew."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ddp_ft.config.schema import DataConfig
@@ -33,6 +34,11 @@ def open_part(
     readable = leave_out_damaged(source, name, quarantine)
     quarantine.check()
     return name, readable
+
+
+def schema_in(path: Path, kinds: Sequence[str], names: tuple[str, ...]) -> Schema:
+    """What the targets there are for a task that can learn these kinds, with a model's names."""
+    return Schema(layout_of(path).target_kind(kinds), names)
 
 
 def _open_part(

@@ -25,6 +25,11 @@ def takes(path: Path) -> bool:
     return is_table(path)
 
 
+def target_kind(kinds: Sequence[str]) -> str:
+    """The task's own."""
+    return kinds[0]
+
+
 def config_for(config: DataConfig, path: Path, schema: Schema) -> DataConfig:
     """As it is: the columns are those that the model was trained on."""
     return config

@@ -19,9 +19,11 @@ class Library(Protocol):
     """The functions of a module of `LIBRARIES`. `name` is the model's name without the library's own.
 
     DROPOUT and DROP_PATH are what the create functions may call the rate of the dropout before the classifier and
-    that of stochastic depth; not all models take them.
+    that of stochastic depth; not all models take them. ARGUMENTS names what `arguments` gives besides `num_classes`:
+    numbers, or lists of them. A model.json with others is refused, since it may be somebody else's.
     """
 
+    ARGUMENTS: tuple[str, ...]
     DROPOUT: tuple[str, ...]
     DROP_PATH: tuple[str, ...]
 

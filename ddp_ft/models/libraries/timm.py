@@ -26,6 +26,7 @@ _data: Any = timm.data  # untyped, and mypy does not see what it re-exports
 # timm calls it thus in nearly all modules; the other two are those of a few older ones.
 _FILTER_NAMES = ("checkpoint_filter_fn", "_checkpoint_filter_fn", "_filter_fn")
 
+ARGUMENTS = ("img_size",)
 DROPOUT = ("drop_rate",)
 DROP_PATH = ("drop_path_rate",)
 

@@ -26,6 +26,7 @@ DROP_PATH = ("stochastic_depth_prob",)
 # torchvision sets with its own weights, whose preprocessing would otherwise not be theirs.
 _INCEPTIONS = {"googlenet", "inception_v3"}
 _INCEPTION_ARGUMENTS = {"aux_logits": False, "transform_input": True, "init_weights": True}
+ARGUMENTS = ("image_size", "input_size", *_INCEPTION_ARGUMENTS)
 
 # Names in torchvision's own files that its models rename while loading (densenet.py, vision_transformer.py).
 _RENAMES = (

@@ -16,6 +16,7 @@ _SIZE_ARGUMENTS = ("image_size", "img_size")
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # As timm and as torchvision call them.
+ARGUMENTS = _SIZE_ARGUMENTS
 DROPOUT = ("drop_rate", "dropout")
 DROP_PATH = ("drop_path_rate", "stochastic_depth_prob")
 
