@@ -6,7 +6,7 @@ import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,9 @@ def open_features(
 def training_views(train: LabelledSource, processor: Processor, config: RunConfig) -> list[Table]:
     """View 0 is as in evaluation; what the others are drawn from is part of their key."""
     views: list[Table] = [(train, processor.eval_transform(), {})]
+    decoded = replace(config, data=replace(config.data, decoder="auto"))  # by the loader, whatever training steps do
     for view in range(1, config.freeze.views):
-        transform = AugmentedView(processor.train_transform(config), config.seed, view)
+        transform = AugmentedView(processor.train_transform(decoded), config.seed, view)
         views.append((train, transform, {"view": view, "seed": config.seed, "augment": vars(config.augment)}))
     return views
 

@@ -131,7 +131,7 @@ def _read(folder: RunFolder) -> RunFacts:
         if tuple(description["classes"]) != names:
             raise UserError(f"{path}: classes.json and best/model.json name other classes.", "Is the folder whole?")
         processor_from(description["preprocessing"])
-    task = restore_without_code(plan.task, names, description.get("task_settings", {}))
+    task = _task(path, plan.task, names, description.get("task_settings", {}))
     found = {split: each for split in SPLITS if (each := _scored_set(path, split, task))}
     return RunFacts(
         path=path,
@@ -148,6 +148,13 @@ def _read(folder: RunFolder) -> RunFacts:
         damaged=_quarantined(path / QUARANTINE),
         bad_steps=sorted(each.name for each in (path / BAD_BATCHES).glob("step_*")),
     )
+
+
+def _task(path: Path, name: str, names: tuple[str, ...], settings: Mapping[str, Any]) -> Task:
+    try:
+        return restore_without_code(name, names, settings)
+    except UserError as error:
+        raise UserError(f"{path}: {error.message}", error.hint) from None
 
 
 def _mapping(folder: RunFolder, name: str) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from ddp_ft.errors import UserError
 from ddp_ft.run_folder.model_folder import save_weights
 
 FOLDER = "evaluation"
-# Larger ones are not kept: 256 MiB hold those of 50,000 pictures and 1,300 classes.
-MOST_BYTES = 256 * 2**20
+# Of larger sets none are kept: 2^26 are those of 50,000 samples and 1,300 classes, 256 MiB.
+MOST_VALUES = 2**26
 _PREDICTIONS = "predictions."  # what their names begin with, beside the records
 
 
@@ -19,7 +19,7 @@ def save_evaluation(run: Path, split: str, evaluation: Evaluation) -> None:
     file = _file(run, split)
     assert evaluation.predictions is not None and evaluation.records is not None
     kept = {f"{_PREDICTIONS}{name}": tensor for name, tensor in evaluation.predictions.items()} | evaluation.records
-    if sum(tensor.nbytes for tensor in kept.values()) > MOST_BYTES:
+    if sum(tensor.numel() for tensor in evaluation.predictions.values()) > MOST_VALUES:
         file.unlink(missing_ok=True)
         return
     file.parent.mkdir(exist_ok=True)
@@ -37,6 +37,8 @@ def load_evaluation(run: Path, split: str, task: Task) -> Evaluation | None:
         kept = load_file(file)
         if "outputs" in kept:  # as it was kept before tasks had predictions of several tensors
             return Evaluation({}, task.predictions(kept.pop("outputs"), kept), kept)
+        if not any(name.startswith(_PREDICTIONS) for name in kept):
+            raise ValueError("it has no predictions")
         predictions = {name: kept.pop(name) for name in list(kept) if name.startswith(_PREDICTIONS)}
         return Evaluation({}, {name.removeprefix(_PREDICTIONS): each for name, each in predictions.items()}, kept)
     except Exception as error:

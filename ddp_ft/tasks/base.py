@@ -98,7 +98,10 @@ class SupervisedTask(Task):
 
     def score(self, predictions: Batch, records: Batch) -> ScoredSet:
         """As in the contract of a task; what is no number in the predictions counts as 0, or as the largest."""
-        estimates = self.estimates(predictions)
+        try:
+            estimates = self.estimates(predictions)
+        except KeyError:
+            raise UserError(f"not of the task {self.name}.") from None
         if not len(estimates) or estimates.shape[1:] != (len(self.names),):
             raise UserError(f"not of {len(self.names)} outputs.")
         return self.scored(np.nan_to_num(estimates.double().numpy()), records["target"].numpy())

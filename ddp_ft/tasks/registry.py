@@ -68,8 +68,9 @@ def restore_without_code(name: str, names: tuple[str, ...], settings: Mapping[st
 
     Without settings, the task with those names as it is before there is a model.
     """
-    kept = {key: value for key, value in settings.items() if key not in CODE_SETTINGS}
-    return restore_task(name, kept) if kept else task_class(name).unfitted(names)
+    unfitted = task_class(name).unfitted(names)
+    kept = {key: value for key, value in {**unfitted.settings(), **settings}.items() if key not in CODE_SETTINGS}
+    return restore_task(name, kept)
 
 
 def describe_choice(config: RunConfig, schema: Schema) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 from ddp_ft.config.keys import LENGTH, RECIPE
 from ddp_ft.config.loading import make_config, read_config_file, to_flat
-from ddp_ft.contracts import TRAIN, Batch, Tracker
+from ddp_ft.contracts import TRAIN, Tracker
 from ddp_ft.trackers.console import Console
 from ddp_ft.trackers.figure_process import Studio
 from ddp_ft.trackers.jsonl import JsonLines, Resumed
@@ -71,9 +71,9 @@ class FanOut:
         """Pass on values to those that show how they are spread."""
         self._tell_all("histogram", tag, step, values)
 
-    def graph(self, module: nn.Module, batch: Batch) -> None:
-        """Pass a model on, with the prepared batch that it is called with, to those that show its graph."""
-        self._tell_all("graph", module, batch)
+    def graph(self, module: nn.Module, inputs: Sequence[Any]) -> None:
+        """Pass a model on, with what it is called with, to those that show its graph."""
+        self._tell_all("graph", module, inputs)
 
     def text(self, tag: str, step: int, text: str) -> None:
         """Pass on a text in Markdown to those that show texts."""

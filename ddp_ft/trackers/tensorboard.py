@@ -16,7 +16,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from ddp_ft.contracts import PROBE, TRAIN, Batch
+from ddp_ft.contracts import PROBE, TRAIN
 from ddp_ft.trackers.jsonl import Resumed
 from ddp_ft.trackers.services.curves import points
 
@@ -104,12 +104,12 @@ class TensorBoard:
         if finite.size:
             self._writer.add_histogram(tag, finite, step)
 
-    def graph(self, module: nn.Module, batch: Batch) -> None:
-        """The module's graph, traced on this batch; a warning where it cannot be."""
+    def graph(self, module: nn.Module, inputs: Sequence[Any]) -> None:
+        """The module's graph, traced on these inputs; a warning where it cannot be."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit.trace, which SummaryWriter uses, is deprecated
             try:
-                self._writer.add_graph(module, (batch,), verbose=False)
+                self._writer.add_graph(module, tuple(inputs), verbose=False)
             except Exception as error:  # not all models can be traced; the curves go on
                 self.warn(0, f"The graph cannot be traced: {' '.join(str(error).split())[:300]}")
 

@@ -5,9 +5,11 @@ Here is decided what is drawn; `charts` draws it, in another process.
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ddp_ft.contracts import PROBE, Batch, Evaluation, LabelledSource, Task
 from ddp_ft.data.batch import first_samples
@@ -46,8 +48,23 @@ def show_first_batch(run: Run, micro_batch: Batch, trackers: FanOut) -> None:
 
 def _show_graph(run: Run, trackers: FanOut) -> None:
     """Of a copy, since tracing runs the model."""
-    trainee = Trainee(copy.deepcopy(run.model.module), run.model.call).eval()
-    trackers.graph(trainee, run.prepare(run.model.processor.example(1)))
+    trainee, batch = Trainee(copy.deepcopy(run.model.module), run.model.call).eval(), run.model.processor.example(1)
+    with harmless("the model's graph is not shown"), torch.no_grad():
+        prepared = run.prepare(batch)
+        given = _given_to(trainee, prepared)
+        trackers.graph(*((trainee, (prepared,)) if given is None else (trainee.module, given)))
+
+
+def _given_to(trainee: Trainee, prepared: Batch) -> tuple[Any, ...] | None:
+    """What the call gives the module; None where it does so by name, which cannot be traced."""
+    given: list[tuple[Any, ...] | None] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given.append(None if named else args)
+
+    with trainee.module.register_forward_pre_hook(note, with_kwargs=True):
+        trainee(prepared)
+    return given[0]
 
 
 def _targets(batch: Batch, place: int, task: Task) -> list[str]:

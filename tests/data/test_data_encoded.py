@@ -14,10 +14,13 @@ from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.data.image.mixup import Mixing
 from ddp_ft.data.image.nvjpeg import JPEG, LENGTH, NVJPEG, EncodedTransform, check_nvjpeg
 from ddp_ft.data.image.preprocess import Preprocess
+from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.data.image.transforms import train_transform
+from ddp_ft.data.open_sample import open_sample
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.data.sources.folder import FileSource
 from ddp_ft.errors import UserError
+from ddp_ft.features.precompute import training_views
 from tests.support.loading import train_loader
 from tests.support.runs import train_here
 
@@ -45,6 +48,14 @@ def steps(files: list[Path], transform, micro_batch: int | None = None, mixing: 
     """The micro-batches of both steps of an epoch."""
     sampler = GlobalOrderSampler(len(files), 3, 1, 0, seed=5, pairs=mixing is not None)
     return list(train_loader(FileSource(files), transform, sampler, micro_batch, 0, 0, 2, mixing=mixing))
+
+
+def test_views_of_features_are_decoded_by_the_loader(files):
+    """They are computed once and kept, for runs with either decoder."""
+    config = make_config({"data.decoder": NVJPEG, "freeze.views": 2})
+    [_, (source, transform, _)] = training_views(FileSource(files), ImageProcessor(PREPROCESS), config)
+    sample = transform(open_sample(source, 0))
+    assert sample.keys() == {"image"} and sample["image"].shape == (3, *PREPROCESS.size) and sample["image"].any()
 
 
 def prepared(steps, device: str = "cpu"):

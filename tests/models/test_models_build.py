@@ -149,6 +149,16 @@ def test_own_factory_may_say_its_preprocessing(factory_file: Callable[[str], str
     assert preprocess.size == (40, 60) and preprocess.mean == (0.1, 0.2, 0.3) and preprocess.crop_pct == 1.0
 
 
+def test_own_factory_with_one_mean_for_all_channels(factory_file: Callable[[str], str]) -> None:
+    """Images have three all the same."""
+    body = """def make(num_classes):
+    module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, num_classes))
+    module.pretrained_cfg = {"input_size": (3, 32, 32), "mean": (0.5,), "std": (0.5,)}
+    return module"""
+    built = build_model(factory_file(body), OUTPUTS, image_size=48)
+    assert built.processor.preprocess.mean == (0.5,) and built.head_path == "2"
+
+
 def test_own_factory_that_needs_real_tensors(factory_file: Callable[[str], str]) -> None:
     body = """def make(num_classes):
     width = int(torch.ones(3).sum().item())

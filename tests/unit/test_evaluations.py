@@ -45,6 +45,6 @@ def test_what_is_too_large_or_damaged(tmp_path, monkeypatch):
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(UserError, match=r"val\.safetensors cannot be read"):
         evaluations.load_evaluation(tmp_path, "val", task)
-    monkeypatch.setattr(evaluations, "MOST_BYTES", 40)
+    monkeypatch.setattr(evaluations, "MOST_VALUES", 5)
     evaluations.save_evaluation(tmp_path, "val", evaluation)
     assert not file.exists()

@@ -43,6 +43,9 @@ class Captions:
     def from_settings(cls, settings):
         return cls(settings["classes"])
 
+    def settings(self):
+        return {"classes": list(self.names)}
+
     def score(self, predictions, records):
         sentences = np.zeros((len(records["target"]), 5))
         return ScoredSet(self.names, sentences, sentences) if self.has_sets else None

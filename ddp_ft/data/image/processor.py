@@ -95,7 +95,7 @@ class ImageProcessor:
     def example(self, samples: int) -> Batch:
         """Images of noise, always the same."""
         generator = torch.Generator("cpu").manual_seed(0)
-        shape = (samples, len(self.preprocess.mean), *self.preprocess.size)
+        shape = (samples, 3, *self.preprocess.size)
         return {"image": torch.randint(256, shape, generator=generator, dtype=torch.uint8, device="cpu")}
 
     def viewed(self, views: str) -> "tuple[ImageProcessor, ImageViews]":
