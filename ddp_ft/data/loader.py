@@ -67,15 +67,13 @@ class _Samples(Dataset[_Sample]):
 
     def _read(self, address: Address) -> _Sample:
         """The sample, or the first of its replacements that can be read."""
-        source = self.source
-        lenient = isinstance(source, Lenient)
+        source, damaged = self.source, dict[int, str]()
         others = source.replacements(address.index) if isinstance(source, Lenient) else ()
-        damaged: dict[int, str] = {}
         for index in itertools.chain([address.index], others):
             try:
                 return _Sample(address, index, self._transformed(address, index), damaged)
             except BadSample as error:
-                if lenient and isinstance(error, StorageFault):
+                if isinstance(source, Lenient) and isinstance(error, StorageFault):
                     return _Sample(address, index, None, {}, storage_error(source, index, error))
                 damaged[index] = reason_of(source, index, error)
         return _Sample(address, address.index, None, damaged)
@@ -198,13 +196,9 @@ class EvalLoader:
         self.starts = [number * chunk_size for number in chosen]
         self.reader = replace(reader, workers=min(reader.workers, len(self.starts)))
 
-    @property
-    def chunks(self) -> int:
+    def __len__(self) -> int:
         """How many chunks there are to read."""
         return len(self.starts)
-
-    def __len__(self) -> int:
-        return self.chunks
 
     def __iter__(self) -> Iterator[Batch]:
         """One batch a chunk. Raises UserError if a sample is damaged, after looking for all others that are."""

@@ -63,7 +63,7 @@ class SupervisedTask(Task):
             losses = self.plain_losses(outputs.double(), target)
         # The last digits follow the number of threads and processes; they are cut, so that the same model
         # has the same loss anywhere.
-        found = {"loss": round(float(losses.double().mean()), LOSS_DECIMALS), **self.scores(predictions, target)}
+        found = {"loss": round(float(losses.double().mean()), LOSS_DECIMALS), **self.other_metrics(predictions, target)}
         if self.user_metric:
             found[self.user_metric.name] = self.user_metric.compute(*self.judged(predictions, target))
         assert found.keys() == {*self.directions(), *([self.user_metric.name] if self.user_metric else [])}
@@ -159,7 +159,7 @@ class SupervisedTask(Task):
         """The same without smoothing and weights."""
 
     @abstractmethod
-    def scores(self, predictions: Batch, target: Tensor) -> dict[str, float]:
+    def other_metrics(self, predictions: Batch, target: Tensor) -> dict[str, float]:
         """The metrics besides the loss."""
 
     @abstractmethod

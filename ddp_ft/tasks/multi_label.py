@@ -113,7 +113,7 @@ class MultiLabel(SupervisedTask):
             return soft_f1(torch.sigmoid(outputs), target, count=1.0)
         return multi_label_terms(self.choice, outputs, target, 1.0).mean(1)
 
-    def scores(self, predictions: Batch, target: Tensor) -> dict[str, float]:
+    def other_metrics(self, predictions: Batch, target: Tensor) -> dict[str, float]:
         """Shares from 0 to 1; decisions are made at a probability of 0.5. Classes that the set lacks are left out."""
         from torchmetrics.functional.classification import binary_f1_score
 

@@ -92,7 +92,7 @@ class Regression(SupervisedTask):
         """The same in double precision."""
         return regression_losses(self.choice, outputs, target.double())
 
-    def scores(self, predictions: Batch, target: Tensor) -> dict[str, float]:
+    def other_metrics(self, predictions: Batch, target: Tensor) -> dict[str, float]:
         """In the target's units; of several numbers the mean of their scores, and each one's mean error.
 
         r2 is 0 for a number that is the same in the whole set, where it is not defined.

@@ -103,7 +103,7 @@ class SingleLabel(SupervisedTask):
         """Without smoothing, B."""
         return single_label_losses(self.choice, outputs, target, 0.0)
 
-    def scores(self, predictions: Batch, target: Tensor) -> dict[str, float]:
+    def other_metrics(self, predictions: Batch, target: Tensor) -> dict[str, float]:
         """Shares from 0 to 1. A class that the set lacks has no part in balanced_accuracy and auroc."""
         # Imported here: it takes a second, which the first training step need not wait for.
         from torchmetrics.functional.classification import (

@@ -139,7 +139,7 @@ def test_samples_own_weights_and_vectors_as_targets(workers: int) -> None:
 def eval_batches(size: int, world: int, chunk: int = 8, workers: int = 0) -> list[list[Batch]]:
     loaders = [eval_loader(NumberSource(size), CENTRE, chunk, world, rank, workers) for rank in range(world)]
     batches = [list(loader) for loader in loaders]
-    assert [len(part) for part in batches] == [loader.chunks for loader in loaders]
+    assert [len(part) for part in batches] == [len(loader) for loader in loaders]
     return batches
 
 

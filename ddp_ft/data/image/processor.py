@@ -121,5 +121,5 @@ class ImageProcessor:
 def preprocess_of(processor: Processor) -> Preprocess:
     """What is done to images. UserError for a processor of another kind."""
     if not isinstance(processor, ImageProcessor):
-        raise UserError(f"This works with images only; the model's input is of the kind '{processor.kind}'.")
+        raise UserError(f"This is for models of images, and this one takes '{processor.kind}'.")
     return processor.preprocess

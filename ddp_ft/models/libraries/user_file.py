@@ -31,6 +31,16 @@ def knows(name: str) -> bool:
     return is_reference(name)
 
 
+def input_sizes(name: str) -> dict[str, list[int]]:
+    """None that are known without the user's file."""
+    return {}
+
+
+def parameters(name: str, may_build: bool) -> int | None:
+    """Not known without the user's file."""
+    return None
+
+
 def spec_name(name: str) -> str:
     """As given; a relative path is read from where the command is run."""
     return name
