@@ -53,7 +53,9 @@ def test_it_learns(alone: Path) -> None:
     summary = read(alone, "summary.json")
     assert summary["status"] == "done" and summary["val"]["accuracy"] > 0.9
     assert read(alone, "plan.json")["task"] == "mark-rows"
-    assert read(alone, "best/model.json")["preprocessing"] == {"kind": "rows", "scale": 10.0}
+    model = read(alone, "best/model.json")
+    assert model["preprocessing"] == {"kind": "rows", "scale": 10.0}
+    assert model["arguments"] == {"num_classes": 1}, "as many outputs as the task has, not as there are names"
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

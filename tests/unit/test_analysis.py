@@ -81,6 +81,15 @@ def test_outputs_that_are_no_numbers():
     )
 
 
+def test_scoring_leaves_predictions_as_they_are():
+    """They may be on their way to a file."""
+    task = restore_task("regression", {"classes": ["age"], "mean": [40.0], "std": [10.0]})
+    predictions = task.predictions(torch.tensor([[float("nan")], [1.0]]), {})
+    before = predictions["values"].clone()
+    assert task.score(predictions, {"target": torch.tensor([[40.0], [20.0]])}).scores[0, 0] == 0
+    assert torch.equal(predictions["values"].isnan(), before.isnan())
+
+
 def test_numbers():
     task = restore_task("regression", {"classes": ["age"], "mean": [40.0], "std": [10.0]})
     predictions = task.predictions(torch.tensor([[0.0], [1.0], [-1.0]]), {})
