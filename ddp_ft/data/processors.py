@@ -18,10 +18,8 @@ def processor_from(values: Mapping[str, Any]) -> Processor:
     """
     kind = values.get("kind", "image")
     if kind not in PROCESSORS:
-        raise UserError(f"The model takes input of the kind '{kind}', which is not known.", f"Known: {_known()}.")
+        raise UserError(
+            f"The model takes input of the kind '{kind}', which is not known.", f"Known: {', '.join(PROCESSORS)}."
+        )
     module, _, name = PROCESSORS[kind].partition(":")
     return cast(Processor, getattr(importlib.import_module(module), name).from_mapping(values))
-
-
-def _known() -> str:
-    return ", ".join(PROCESSORS)
