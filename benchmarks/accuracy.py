@@ -1,4 +1,4 @@
-"""The recipes against fine-tuning by the book, on real pictures and real weights: `python -m benchmarks.accuracy`.
+"""The recipes against fine-tuning by the book, on real images and real weights: `python -m benchmarks.accuracy`.
 
 See benchmarks/README.md. What is finished is kept below .cache/accuracy/ and not run again.
 """
@@ -115,9 +115,9 @@ def find_models(names: Sequence[str]) -> tuple[dict[str, tuple[Model, str]], lis
 @click.option("--methods", default=ALL, show_default=True, help=f"Of {', '.join(METHODS)}.")
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="How many, from 0 on.")
 @click.option("--epochs", default=Sizes.epochs, show_default=True, type=click.IntRange(1), help="Of every training.")
-@click.option("--train", default=Sizes.train, show_default=True, type=click.IntRange(10), help="Pictures to train on.")
-@click.option("--val", default=Sizes.val, show_default=True, type=click.IntRange(10), help="Pictures to choose by.")
-@click.option("--test", default=Sizes.test, show_default=True, type=click.IntRange(10), help="Pictures to report on.")
+@click.option("--train", default=Sizes.train, show_default=True, type=click.IntRange(10), help="Images to train on.")
+@click.option("--val", default=Sizes.val, show_default=True, type=click.IntRange(10), help="Images to choose by.")
+@click.option("--test", default=Sizes.test, show_default=True, type=click.IntRange(10), help="Images to report on.")
 @click.option("--jobs", type=click.IntRange(1), help="Trainings at a time.  [default: one a core, of one thread]")
 @click.option("--device", default="cpu", show_default=True, help="As for ddp_ft.train.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("docs/accuracy.md"), show_default=True)

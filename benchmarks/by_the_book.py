@@ -1,6 +1,6 @@
 """Fine-tuning loops as PyTorch's and timm's guides have them, and the same with the flags that are known to help.
 
-By the book: pictures through Pillow, one transform after the other, a new set of workers each epoch, the loss read in
+By the book: images through Pillow, one transform after the other, a new set of workers each epoch, the loss read in
 every step. At its best: channels_last where ddp_ft has it, workers that stay, pinned memory, uint8 to the device, a
 fused optimizer, cudnn's search for kernels, buckets as views, and no step that waits for the device.
 """
@@ -34,7 +34,7 @@ def crop_and_flip(workload: Workload, preprocess: Preprocess, best: bool) -> lis
     return [crop, library.RandomHorizontalFlip(workload.flip)]
 
 
-def picture_folder(workload: Workload, preprocess: Preprocess, best: bool = False) -> "Dataset[tuple[Tensor, int]]":
+def image_folder(workload: Workload, preprocess: Preprocess, best: bool = False) -> "Dataset[tuple[Tensor, int]]":
     """torchvision's ImageFolder of train/; normalised float32 3 x H x W, or uint8 if `best`."""
     last = (
         [v2.PILToTensor()] if best else [transforms.ToTensor(), transforms.Normalize(preprocess.mean, preprocess.std)]
@@ -88,7 +88,7 @@ def train(workload: Workload, best: bool = False) -> Outcome:
     """Plain PyTorch: ImageFolder, DataLoader, DistributedSampler, DDP."""
     with Place(workload) as place:
         built = build(workload)
-        data = picture_folder(workload, built.processor.preprocess, best)
+        data = image_folder(workload, built.processor.preprocess, best)
         sampler: Any = DistributedSampler(data) if place.size > 1 else None  # type: ignore[arg-type]
         loader = DataLoader(
             data, workload.batch, shuffle=sampler is None, sampler=sampler, **loader_options(workload, best)
@@ -156,7 +156,7 @@ def _loop(
 
 
 class Normalise:
-    """uint8 pictures on the device to float32; what is float already is left as it is."""
+    """uint8 images on the device to float32; what is float already is left as it is."""
 
     def __init__(self, preprocess: Preprocess, device: torch.device) -> None:
         self.mean = 255 * torch.tensor(preprocess.mean, device=device).view(1, -1, 1, 1)

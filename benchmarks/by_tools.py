@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from benchmarks.by_the_book import Normalise, Place, loader_options, picture_folder, to_channels_last
+from benchmarks.by_the_book import Normalise, Place, image_folder, loader_options, to_channels_last
 from benchmarks.workload import Clock, Outcome, Workload, adamw, build
 
 
@@ -53,7 +53,7 @@ def with_lightning(workload: Workload, best: bool = False) -> Outcome:
     place, timer = Place(workload), Timer()
     model = Classifier(built.module, Normalise(built.processor.preprocess, place.device), _format(built.module, best))
     loader = DataLoader(
-        picture_folder(workload, built.processor.preprocess, best),
+        image_folder(workload, built.processor.preprocess, best),
         workload.batch,
         shuffle=True,
         **loader_options(workload, best),
@@ -93,7 +93,7 @@ def with_accelerate(workload: Workload, best: bool = False) -> Outcome:
     built = build(workload)
     format_ = _format(built.module, best)
     normalise = Normalise(built.processor.preprocess, accelerator.device)
-    data = picture_folder(workload, built.processor.preprocess, best)
+    data = image_folder(workload, built.processor.preprocess, best)
     plain_loader = DataLoader(data, workload.batch, shuffle=True, **loader_options(workload, best))
     module = built.module.to(memory_format=format_)
     model, optimizer, loader = accelerator.prepare(module, adamw(workload, module, fused=best), plain_loader)
@@ -150,7 +150,7 @@ def with_transformers(workload: Workload, best: bool = False) -> Outcome:
         trainer = transformers.Trainer(
             model=model,
             args=transformers.TrainingArguments(folder, **_arguments(workload, best)),
-            train_dataset=picture_folder(workload, built.processor.preprocess, best),
+            train_dataset=image_folder(workload, built.processor.preprocess, best),
             data_collator=_by_name,
             callbacks=[timer],
         )

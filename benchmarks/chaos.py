@@ -22,7 +22,7 @@ from ddp_ft.cli.process import FAILED, run_command
 from ddp_ft.errors import UserError
 from tests.faults.comparing import curve
 from tests.faults.forks import ForkedJob
-from tests.support import nets, pictures
+from tests.support import images, nets
 
 DEMO = Path(".cache") / "demo"
 PHOTOS = {"train": 10, "val": 4}  # of each of the demo's four classes
@@ -186,7 +186,7 @@ def tiny_case(root: Path, world_size: int) -> Case:
     """A net of 1,491 weights with batch norm, dropout, a moving average and mixup, 48 steps, a checkpoint every 3."""
     data = root / "shapes"
     if not data.exists():
-        pictures.write_shapes(data)
+        images.write_shapes(data)
     recipe = ["--epochs", "12", "--batch-size", "8", "--image-size", "32", "--ema", "0.9", "--mixup", "0.2"]
     return _case("tiny net", world_size, data, f"{nets.THIS_FILE}:with_batch_norm", "none", recipe)
 

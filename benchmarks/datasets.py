@@ -1,6 +1,6 @@
-"""Small draws from real, labelled sets of pictures, written as class folders.
+"""Small draws from real, labelled sets of images, written as class folders.
 
-A draw is a stratified random choice of pictures for train/, val/ and test/, disjoint, made anew for each seed.
+A draw is a stratified random choice of images for train/, val/ and test/, disjoint, made anew for each seed.
 """
 
 import gzip
@@ -28,7 +28,7 @@ DIGIT_SIDE = 32
 
 @dataclass(frozen=True)
 class Pool:
-    """Labelled pictures to draw from: `labels` has one class number a picture, `read` gives picture number k."""
+    """Labelled images to draw from: `labels` has one class number an image, `read` gives image number k."""
 
     classes: tuple[str, ...]
     labels: np.ndarray
@@ -73,10 +73,10 @@ def open_digits() -> Pool:
 
 
 def open_fashion() -> Pool:
-    """Fashion-MNIST's 60,000 training pictures of 28 x 28; its 10,000 test pictures are not touched."""
-    pictures = read_idx(FASHION / "train-images-idx3-ubyte.gz")
+    """Fashion-MNIST's 60,000 training images of 28 x 28; its 10,000 test images are not touched."""
+    images = read_idx(FASHION / "train-images-idx3-ubyte.gz")
     labels = read_idx(FASHION / "train-labels-idx1-ubyte.gz")
-    return Pool(FASHION_CLASSES, labels, lambda index: Image.fromarray(pictures[index]))
+    return Pool(FASHION_CLASSES, labels, lambda index: Image.fromarray(images[index]))
 
 
 def read_idx(file: Path) -> np.ndarray:
@@ -123,7 +123,7 @@ def draw(labels: np.ndarray, counts: Sequence[int], seed: int) -> list[list[int]
     pool is too small.
     """
     if sum(counts) > len(labels):
-        raise ValueError(f"{sum(counts)} pictures are wanted, {len(labels)} are there")
+        raise ValueError(f"{sum(counts)} images are wanted, {len(labels)} are there")
     sizes = np.bincount(labels)
     shares = [apportion(count, sizes) for count in counts]
     parts: list[list[int]] = [[] for _ in counts]
@@ -131,7 +131,7 @@ def draw(labels: np.ndarray, counts: Sequence[int], seed: int) -> list[list[int]
         ranked = sorted(np.flatnonzero(labels == label).tolist(), key=lambda index: _hash(seed, index))
         ends = np.cumsum([share[label] for share in shares]).tolist()
         if ends[-1] > size:  # rounding up in every part
-            raise ValueError(f"class {label} has {size} pictures, {ends[-1]} are wanted")
+            raise ValueError(f"class {label} has {size} images, {ends[-1]} are wanted")
         for part, begin, end in zip(parts, [0, *ends], ends, strict=False):
             part += ranked[begin:end]
     return [sorted(part) for part in parts]

@@ -33,7 +33,7 @@ measure() {
   echo "== $model, at most $seconds s"
   # A measurement that hangs must not take the others' time.
   timeout --kill-after=20 $((seconds + 40)) "$PYTHON" -m benchmarks.throughput --model "$model" --device "$device" \
-    --contenders "$contenders" --processes 1 --image-size 224 --precision auto --batch 128 --pictures 1280 \
+    --contenders "$contenders" --processes 1 --image-size 224 --precision auto --batch 128 --images 1280 \
     --copies 16 --rounds 2 --minutes "$(awk "BEGIN {print $seconds / 60}")" --output "$OUT/$model" "${smoke[@]}"
 }
 

@@ -38,7 +38,7 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 def over_seeds(differences: Mapping[Place, float], level: float = LEVEL) -> Interval:
     """The mean over these sets and models, and how far other draws and other seeds would move it.
 
-    All models of one (set, seed) share their pictures, so their mean is one value. The sets are strata: their
+    All models of one (set, seed) share their images, so their mean is one value. The sets are strata: their
     variances add up, and the degrees of freedom are Welch's and Satterthwaite's. (set, seed) with a model missing are
     left out.
     """

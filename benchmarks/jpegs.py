@@ -2,7 +2,7 @@
 
 They are random crops, flips and brightnesses of the photos that scikit-image and scikit-learn ship. Where neither is
 installed, they are generated: coloured noise whose spectrum falls as a photo's does. The pixels follow from the number
-of the picture alone.
+of the image alone.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ from PIL import Image
 from ddp_ft.distributed.environment import usable_cores
 from launch.demo_assets import written_aside
 
-# The commonest size of ImageNet's pictures, and about what such a file takes there.
+# The commonest size of ImageNet's images, and about what such a file takes there.
 SIZE = (500, 375)
 BYTES = 71_000
 CLASSES = 10
@@ -38,8 +38,8 @@ SAMPLES = 24  # to choose the quality by
 
 
 @dataclass(frozen=True)
-class PictureSet:
-    """How many different pictures there are, and how often each stands in train/ as a file of its own (a hard link).
+class ImageSet:
+    """How many different images there are, and how often each stands in train/ as a file of its own (a hard link).
 
     More copies make an epoch longer without more work at the beginning.
     """
@@ -69,8 +69,8 @@ def _pixels(file: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def make_picture(number: int, size: tuple[int, int], photos: tuple[Path, ...]) -> Image.Image:
-    """Picture `number`, of `size` = (width, height): a part of a photo, or generated if there are none."""
+def make_image(number: int, size: tuple[int, int], photos: tuple[Path, ...]) -> Image.Image:
+    """Image `number`, of `size` = (width, height): a part of a photo, or generated if there are none."""
     generator = np.random.default_rng([71, number])
     image = _part(_pixels(photos[number % len(photos)]), size, generator) if photos else _noise(size, generator)
     if generator.random() < 0.5:
@@ -101,7 +101,7 @@ def _noise(size: tuple[int, int], generator: np.random.Generator) -> Image.Image
 
 
 def encode(image: Image.Image, quality: int) -> bytes:
-    """The picture as a JPEG file."""
+    """The image as a JPEG file."""
     stream = BytesIO()
     image.save(stream, "JPEG", quality=quality)
     return stream.getvalue()
@@ -109,18 +109,18 @@ def encode(image: Image.Image, quality: int) -> bytes:
 
 def choose_quality(size: tuple[int, int], photos: tuple[Path, ...], size_in_bytes: int) -> int:
     """The quality whose files are nearest to that size in the mean."""
-    images = [make_picture(number, size, photos) for number in range(SAMPLES)]
+    images = [make_image(number, size, photos) for number in range(SAMPLES)]
     means = {quality: np.mean([len(encode(image, quality)) for image in images]) for quality in QUALITIES}
     return min(QUALITIES, key=lambda quality: abs(means[quality] - size_in_bytes))
 
 
-def _write(number: int, folder: Path, pictures: PictureSet, photos: tuple[Path, ...], quality: int) -> int:
-    content = encode(make_picture(number, pictures.size, photos), quality)
-    part = "train" if number < pictures.train else "val"
+def _write(number: int, folder: Path, images: ImageSet, photos: tuple[Path, ...], quality: int) -> int:
+    content = encode(make_image(number, images.size, photos), quality)
+    part = "train" if number < images.train else "val"
     place = folder / part / f"class_{number % CLASSES}"
     first = place / f"{number:05d}.jpg"
     first.write_bytes(content)
-    for copy in range(1, pictures.copies if part == "train" else 1):
+    for copy in range(1, images.copies if part == "train" else 1):
         _link(first, place / f"{number:05d}_{copy}.jpg")
     return len(content)
 
@@ -132,25 +132,25 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def write_jpegs(root: Path, pictures: PictureSet) -> Path:
+def write_jpegs(root: Path, images: ImageSet) -> Path:
     """The set's folder below `root`, complete or absent; left alone if it is there. `about.json` says what it is."""
-    target = root / pictures.name
+    target = root / images.name
     if not target.exists():
         with written_aside(target) as folder:
-            _write_set(folder, pictures)
+            _write_set(folder, images)
     return target
 
 
-def _write_set(folder: Path, pictures: PictureSet) -> None:
+def _write_set(folder: Path, images: ImageSet) -> None:
     for part in ("train", "val"):
         for label in range(CLASSES):
             (folder / part / f"class_{label}").mkdir(parents=True)
     photos = tuple(find_photos())
-    quality = choose_quality(pictures.size, photos, pictures.size_in_bytes)
-    work = partial(_write, folder=folder, pictures=pictures, photos=photos, quality=quality)
-    sizes = list(_on_all_cores(work, pictures.train + pictures.val))
+    quality = choose_quality(images.size, photos, images.size_in_bytes)
+    work = partial(_write, folder=folder, images=images, photos=photos, quality=quality)
+    sizes = list(_on_all_cores(work, images.train + images.val))
     origin = f"{len(photos)} photos of scikit-image and scikit-learn" if photos else "generated (noise as in photos)"
-    facts = {**asdict(pictures), "origin": origin, "quality": quality, "mean_bytes": round(sum(sizes) / len(sizes))}
+    facts = {**asdict(images), "origin": origin, "quality": quality, "mean_bytes": round(sum(sizes) / len(sizes))}
     (folder / "about.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
 """The physical limit: the same model and batch on tensors that are in the device's memory already.
 
-Forward, backward, optimizer, and nothing else: no files, no pictures, no logging, no clipping, nothing that waits.
+Forward, backward, optimizer, and nothing else: no files, no images, no logging, no clipping, nothing that waits.
 """
 
 from dataclasses import replace

@@ -87,7 +87,7 @@ class Sizes:
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """Pictures in train/, val/ and test/."""
+        """Images in train/, val/ and test/."""
         return self.train, self.val, self.test
 
 
@@ -104,7 +104,7 @@ class Run:
 
     @property
     def draw_folder(self) -> Path:
-        """Its pictures, below the folder of the benchmark."""
+        """Its images, below the folder of the benchmark."""
         counts = "-".join(map(str, self.sizes.counts))
         return Path("data", self.data_set, counts, str(self.seed))
 

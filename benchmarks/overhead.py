@@ -159,8 +159,8 @@ def inside(arguments: Sequence[str], output: Path) -> None:
         output.write_text(json.dumps(found))
 
 
-def make_pictures(folder: Path, count: int) -> Path:
-    """Tiny pictures in two classes."""
+def make_images(folder: Path, count: int) -> Path:
+    """Tiny images in two classes."""
     for role, number in (("train", count), ("val", 8)):
         for k in range(number):
             file = folder / role / f"c{k % CLASSES}" / f"{k}.png"
@@ -173,7 +173,7 @@ def measure(world: int, steps: int, layers: int, batch: int) -> dict[str, Any]:
     """Run it in processes of its own; gives what rank 0 found."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data, output = make_pictures(folder / "data", 4 * batch), folder / "times.json"
+        data, output = make_images(folder / "data", 4 * batch), folder / "times.json"
         options = [
             "--data", data, "--model", f"{__file__}:tiny", "--weights", "none", "--image-size", SIDE, "--device", "cpu",
             "--run-dir", folder / "run", "--batch-size", batch, "--epochs", steps // 4, "--augment", "none",

@@ -16,7 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contenders import measure_in, write_on_main
-from benchmarks.jpegs import PictureSet, write_jpegs
+from benchmarks.jpegs import ImageSet, write_jpegs
 from benchmarks.stages import FLAGS, first_micro_batches, open_workload
 from benchmarks.throughput import CACHE, Options, machine, make_workload
 from benchmarks.workload import Workload
@@ -44,9 +44,9 @@ def overlap(processes: int, model: str, image_size: int, batch: int, worker: tup
         write_on_main(traced(Workload.read(Path(worker[0]))), worker[1])
         return
     steps = STEPS + WARM_UP
-    pictures = PictureSet(max(64, batch * processes * steps), 16)
-    folder = write_jpegs(CACHE / "jpegs", pictures)
-    options = Options(pictures, model, image_size, batch, "auto", "auto", 0, 1, 1)
+    images = ImageSet(max(64, batch * processes * steps), 16)
+    folder = write_jpegs(CACHE / "jpegs", images)
+    options = Options(images, model, image_size, batch, "auto", "auto", 0, 1, 1)
     workload = make_workload(options, folder, processes)
     with tempfile.TemporaryDirectory(prefix="ddp-ft-overlap-") as temporary:
         found, _ = measure_in("benchmarks.overlap", ["--worker"], workload, Path(temporary), PATIENCE)

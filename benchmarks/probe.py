@@ -1,6 +1,6 @@
 """What a linear probe costs: `--recipe linear_probe` against the loop that guides show, in turn, on the same photos.
 
-The loop by the book: ImageFolder, torchvision's transforms on Pillow's pictures, a frozen backbone without a graph and
+The loop by the book: ImageFolder, torchvision's transforms on Pillow's images, a frozen backbone without a graph and
 in channels_last, a DataLoader with workers, an evaluation after each epoch. Both train the same head on the same
 weights, without augmentation.
 """

@@ -107,9 +107,9 @@ Made by `benchmarks/accuracy.py`; all but the findings is written anew by
 
 Each figure is the accuracy on `test/`, in percent, of the model that was best on `val/` among the epochs of its
 training (with a probe, among the probe and the epochs). Nothing was chosen on `test/`. Each seed draws
-{sizes.train} pictures to train on, {sizes.val} for `val/` and {sizes.test} for `test/` from its set, stratified and
+{sizes.train} images to train on, {sizes.val} for `val/` and {sizes.test} for `test/` from its set, stratified and
 disjoint, and seeds the training too. {sizes.epochs} epochs, batch 32. Seeds: {numbers}. All methods of one seed share
-pictures, preprocessing and, unless a recipe says otherwise, crop and flip.
+images, preprocessing and, unless a recipe says otherwise, crop and flip.
 {skipped}
 Machine: {machines}.
 CPU seconds are those of one whole training with its evaluations, imports excluded. They rise too when the machine has
@@ -133,10 +133,10 @@ def _overview(results: Sequence[Result]) -> str:
     return "\n".join(["## All sets and models", "", *table, "", _HOW_TO_READ])
 
 
-_HOW_TO_READ = f"""Differences are paired: same set, model, seed and so pictures; in points of accuracy, mean over sets.
+_HOW_TO_READ = f"""Differences are paired: same set, model, seed and so images; in points of accuracy, mean over sets.
 `{TUNED}` takes, run by run, the one of both rates that is better on `val/`; it costs two trainings.
 "Over seeds" is a 95 % interval (Student's t) for these sets and these models: how far other draws and seeds would move
-the mean. The models of one draw share its pictures, so their mean is one value; sets are strata whose variances add up
+the mean. The models of one draw share its images, so their mean is one value; sets are strata whose variances add up
 (Welch-Satterthwaite). Draws from one pool overlap, by a quarter to a third of `test/` for the two small sets, so it is
 a little too narrow. "Over sets" takes each set as one value and so says how far other data sets would move the mean;
 with so few sets it is wide. "Better in" counts (set, model) pairs whose mean difference is above 0. The intervals are

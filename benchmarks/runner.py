@@ -48,7 +48,7 @@ def load_result(root: Path, run: Run) -> Result | None:
 
 
 def write_draws(root: Path, runs: Sequence[Run], sets: Mapping[str, DataSet]) -> None:
-    """The pictures of all runs, where they are not there yet."""
+    """The images of all runs, where they are not there yet."""
     for name, data_set in sets.items():
         missing = {
             run.draw_folder: run for run in runs if run.data_set == name and not (root / run.draw_folder).exists()
@@ -97,7 +97,7 @@ def train_once(root: Path, run: Run) -> Result:
 def _read_result(folder: Path, run: Run, seconds: float, cpu_seconds: float) -> Result:
     summary, plan = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("summary.json", "plan.json"))
     if run.sizes.counts[:2] != (plan["train_samples"], plan["val_samples"]):
-        raise ValueError(f"{folder}: trained on other pictures than were drawn")
+        raise ValueError(f"{folder}: trained on other images than were drawn")
     return Result(
         data_set=run.data_set,
         model=run.model,
@@ -136,7 +136,7 @@ def machine() -> str:
 def twin_of_auto(run: Run, runs: Sequence[Run], finished: Mapping[Run, Result]) -> Run | None:
     """The run that gives what this run of `auto` would, if an earlier seed's plan said which recipe auto becomes.
 
-    auto goes by the number of pictures, the model and what is frozen, which seeds do not change. None if that is not
+    auto goes by the number of images, the model and what is frozen, which seeds do not change. None if that is not
     known yet, or if its configuration is not that recipe's in all keys.
     """
     first = _first_auto(run, finished)

@@ -1,4 +1,4 @@
-"""What a large folder costs: makes one of tiny real pictures, and starts a run on it twice, part by part.
+"""What a large folder costs: makes one of tiny real images, and starts a run on it twice, part by part.
 
 The first start reads the folder, the second what the first has stored (a cache folder of its own). The functions are
 those that `train` calls. CPU time is beside wall time, since the latter depends on what else the machine does.
@@ -39,7 +39,7 @@ Row = tuple[str, float, float]
 
 
 def make_folder(root: Path, files: int, classes: int) -> None:
-    """That many pictures of 8 x 8 pixels, evenly in class folders; nothing if the folder is there already."""
+    """That many images of 8 x 8 pixels, evenly in class folders; nothing if the folder is there already."""
     if root.is_dir():
         return
     stream = io.BytesIO()
@@ -87,7 +87,7 @@ def start(root: Path, record: Path) -> tuple[list[Row], dict[str, float]]:
         _timed(rows, "split.json is written", lambda: write_text(record, to_json(written)))
         del written
     splits.record.clear()
-    stored = None  # it has the names of all pictures
+    stored = None  # it has the names of all images
     sampler = GlobalOrderSampler(len(splits.train), BATCH, 1, 0, seed=0)
     _timed(rows, "order of the first epoch", lambda: sampler.share(0))
     memory = {"rank: grown by, MB": _megabytes("self", "Rss") - before, "rank: most, MB": _most_megabytes()}

@@ -13,7 +13,7 @@ from statistics import median
 import click
 
 from benchmarks.contenders import CONTENDERS, OURS, Contender, measure
-from benchmarks.jpegs import PictureSet, write_jpegs
+from benchmarks.jpegs import ImageSet, write_jpegs
 from benchmarks.speed_table import describe
 from benchmarks.throughput import CACHE, Options, choose, machine, make_workload
 from benchmarks.workload import Outcome, Workload
@@ -28,18 +28,18 @@ PATIENCE = 900.0
 @click.option("--model", default="tf_efficientnet_lite0", show_default=True, help="Of timm; with random weights.")
 @click.option("--image-size", default=128, show_default=True, type=click.IntRange(16))
 @click.option("--batch", default=32, show_default=True, type=click.IntRange(1), help="Images a step.")
-@click.option("--pictures", default=1280, show_default=True, type=click.IntRange(8))
+@click.option("--images", default=1280, show_default=True, type=click.IntRange(8))
 @click.option("--epochs", default=1, show_default=True, type=click.IntRange(1))
 @click.option("--rounds", default=2, show_default=True, type=click.IntRange(1), help="Each in both places.")
-def side_by_side(rivals: str, model: str, image_size: int, batch: int, pictures: int, epochs: int, rounds: int) -> None:
+def side_by_side(rivals: str, model: str, image_size: int, batch: int, images: int, epochs: int, rounds: int) -> None:
     """Measure ddp_ft.train against each rival, one process each, at the same time."""
     halves = halves_of(sorted(os.sched_getaffinity(0)))
     chosen, missing = choose(rivals)
     options = Options(
-        PictureSet(pictures, max(10, pictures // 4)), model, image_size, batch, "auto", "cpu", 0, epochs, rounds,
+        ImageSet(images, max(10, images // 4)), model, image_size, batch, "auto", "cpu", 0, epochs, rounds,
         threads=len(halves[0]),
     )  # fmt: skip
-    workload = make_workload(options, write_jpegs(CACHE / "jpegs", options.pictures), 1)
+    workload = make_workload(options, write_jpegs(CACHE / "jpegs", options.images), 1)
     click.echo(f"{machine()}\n\n{describe(workload)}; each beside another")
     for name in missing:
         click.echo(f"Not installed, so not measured: {name}.")

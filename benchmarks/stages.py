@@ -38,7 +38,7 @@ from ddp_ft.training.state import TrainState
 
 # Repetitions of a stage: as many as fit into some seconds, and at least so many.
 REPEATS, MIN_REPEATS, SECONDS = 25, 3, 3.0
-SAMPLES = 64  # pictures to decode and transform
+SAMPLES = 64  # images to decode and transform
 FLAGS = [0.0, 0.0, 0.0, 0.0]  # of ddp_ft.distributed.agreement.Agreement.flags: nothing is asked for
 
 Stage = dict[str, float | str]
@@ -46,7 +46,7 @@ Stages = dict[str, Stage]
 
 
 def measure(workload: Workload, repeats: int = REPEATS) -> Stages:
-    """All stages, in the order of a picture's way. On every process; the figures are its own."""
+    """All stages, in the order of an image's way. On every process; the figures are its own."""
     launch = read_launch()
     device = pick_device(workload.device, launch)
     with ExitStack() as stack:
@@ -110,9 +110,9 @@ def _loading(phase: DataPhase, workload: Workload, watch: _Watch) -> Stages:
     run = phase.run
     source, transform = run.splits.train, train_transform(run.model.processor.preprocess, run.config.augment)
     count = min(SAMPLES, len(source))
-    pictures = [source.read(index)["image"] for index in range(count)]
+    images = [source.read(index)["image"] for index in range(count)]
     decode = watch.take(lambda: [source.read(index) for index in range(count)])
-    turn = watch.take(lambda: [transform(picture) for picture in pictures])
+    turn = watch.take(lambda: [transform(image) for image in images])
     alone = _loader(phase, 0)
     fetch = watch.take(lambda: next(alone))
     rest = max(0.0, fetch / workload.batch - (decode + turn) / count)

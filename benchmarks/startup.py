@@ -18,14 +18,14 @@ from statistics import median
 import click
 
 from benchmarks.contenders import ROOT
-from benchmarks.jpegs import PictureSet, write_jpegs
+from benchmarks.jpegs import ImageSet, write_jpegs
 from benchmarks.throughput import CACHE, machine
 from ddp_ft.cli.process import run_command
 from ddp_ft.distributed.environment import usable_cores
 from ddp_ft.errors import UserError
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-PICTURES = PictureSet(80, 20, size=(160, 120), size_in_bytes=8000)
+IMAGES = ImageSet(80, 20, size=(160, 120), size_in_bytes=8000)
 MODEL = ["--model", "timm/test_resnet", "--weights", "none", "--image-size", "64"]
 LENGTH = ["--epochs", "1", "--batch-size", "8", "--device", "cpu", "--set", "log.every_steps=1"]
 IMPORTS = "import torch, torchvision.transforms.v2, timm, torchmetrics, torch.utils.tensorboard"
@@ -120,8 +120,8 @@ def table(found: dict[str, list[float]]) -> str:
 @click.option("--smoke", is_flag=True, help="One round, without torchrun.")
 @click.option("--output", type=click.Path(path_type=Path), help="Without its ending.  [default: .cache/startup/TIME]")
 def startup(repeats: int, smoke: bool, output: Path | None) -> None:
-    """Time help, the first training step, and a run of one epoch on 80 pictures with a tiny model."""
-    chosen = cases(write_jpegs(CACHE / "jpegs", PICTURES).absolute())
+    """Time help, the first training step, and a run of one epoch on 80 images with a tiny model."""
+    chosen = cases(write_jpegs(CACHE / "jpegs", IMAGES).absolute())
     found = measure(chosen[:-1] if smoke else chosen, 1 if smoke else repeats, click.echo)
     target = output or CACHE / "startup" / time.strftime("%Y%m%d-%H%M%S")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,8 @@ from typing import Any
 import click
 
 from benchmarks.contenders import CONTENDERS, LIMIT, LIMIT_DDP, OURS, Contender, MeasurementFailed, measure_in
-from benchmarks.jpegs import PictureSet, write_jpegs
-from benchmarks.jpegs import describe as describe_pictures
+from benchmarks.jpegs import ImageSet, write_jpegs
+from benchmarks.jpegs import describe as describe_images
 from benchmarks.race import Limits, Record, race
 from benchmarks.speed_table import describe, speed_table, stage_table
 from benchmarks.workload import WARM_UP_STEPS, Workload
@@ -32,7 +32,7 @@ ALL, QUICK = "all", (LIMIT, LIMIT_DDP, OURS, "torch_best")
 class Options:
     """What the command line asks for."""
 
-    pictures: PictureSet
+    images: ImageSet
     model: str
     size: int
     batch: int
@@ -46,7 +46,7 @@ class Options:
 
 # One thread, as two of them wait for each other at each small operation when the machine does something else too.
 SMOKE = Options(
-    PictureSet(40, 10, size=(64, 48), size_in_bytes=1500), "test_resnet", 32, 4, "fp32", "cpu", None, 1, 1, threads=1
+    ImageSet(40, 10, size=(64, 48), size_in_bytes=1500), "test_resnet", 32, 4, "fp32", "cpu", None, 1, 1, threads=1
 )
 
 
@@ -59,8 +59,8 @@ SMOKE = Options(
 @click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", "fp32", "bf16"]))
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--workers", type=click.IntRange(0), help="Loader processes of each process.  [default: ddp_ft's rule]")
-@click.option("--pictures", default=1280, show_default=True, type=click.IntRange(8), help="To train on.")
-@click.option("--copies", default=1, show_default=True, type=click.IntRange(1), help="Files of each picture.")
+@click.option("--images", default=1280, show_default=True, type=click.IntRange(8), help="To train on.")
+@click.option("--copies", default=1, show_default=True, type=click.IntRange(1), help="Files of each image.")
 @click.option("--epochs", default=1, show_default=True, type=click.IntRange(1))
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--minutes", type=float, help="Begin no measurement that would end later than this.")
@@ -71,20 +71,20 @@ SMOKE = Options(
 )
 def throughput(
     processes: str, contenders: str, model: str, image_size: int, batch: int, precision: str, device: str,
-    workers: int | None, pictures: int, copies: int, epochs: int, rounds: int, minutes: float | None, stages: bool,
+    workers: int | None, images: int, copies: int, epochs: int, rounds: int, minutes: float | None, stages: bool,
     smoke: bool, output: Path | None,
 ) -> int:  # fmt: skip
     """Measure the limit, ddp_ft.train and other tools in interleaved rounds, on the same files and model."""
     limits = Limits(time.monotonic() + 60 * minutes) if minutes else Limits()
     options = Options(
-        PictureSet(pictures, max(10, pictures // 4), copies), model, image_size, batch, precision, device, workers,
+        ImageSet(images, max(10, images // 4), copies), model, image_size, batch, precision, device, workers,
         epochs, rounds,
     )  # fmt: skip
     if smoke:
         options, processes = replace(SMOKE, model=_smoke_model(model)), "1"
         contenders = ",".join(QUICK) if contenders == ALL else contenders
     chosen, missing = choose(contenders)
-    folder = write_jpegs(CACHE / "jpegs", options.pictures)
+    folder = write_jpegs(CACHE / "jpegs", options.images)
     report = Report(output or CACHE / "throughput" / time.strftime("%Y%m%d-%H%M%S"), folder)
     for count in _numbers(processes):
         workload = make_workload(options, folder, count)
@@ -137,7 +137,7 @@ def make_workload(options: Options, folder: Path, processes: int) -> Workload:
     workers = options.workers
     workload = Workload(
         data=str(folder.absolute()),
-        images=options.pictures.train * options.pictures.copies,
+        images=options.images.train * options.images.copies,
         model=options.model,
         image_size=options.size,
         batch=options.batch,
@@ -150,9 +150,9 @@ def make_workload(options: Options, folder: Path, processes: int) -> Workload:
     )
     if workload.steps < WARM_UP_STEPS + 2:
         raise UserError(
-            f"{workload.images} pictures in batches of {workload.global_batch} are {workload.steps} steps, and the "
+            f"{workload.images} images in batches of {workload.global_batch} are {workload.steps} steps, and the "
             f"first {WARM_UP_STEPS} do not count.",
-            "Give more --pictures, --copies or --epochs, or a smaller --batch.",
+            "Give more --images, --copies or --epochs, or a smaller --batch.",
         )
     return workload
 
@@ -170,11 +170,11 @@ def _take_stages(workload: Workload, limits: Limits) -> dict[str, Any]:
 class Report:
     """What was found, as text and as JSON; written anew after each number of processes."""
 
-    def __init__(self, target: Path, pictures: Path) -> None:
+    def __init__(self, target: Path, images: Path) -> None:
         self.target = target
         self.parts: list[dict[str, Any]] = []
         self.failed = False
-        self.text = f"{machine()}\n\nPictures: {describe_pictures(pictures)}."
+        self.text = f"{machine()}\n\nImages: {describe_images(images)}."
 
     def add(
         self, workload: Workload, records: Sequence[Record], missing: Sequence[str], stages: dict[str, Any]

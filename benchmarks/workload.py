@@ -120,7 +120,7 @@ class Clock:
 
 
 def build(workload: Workload) -> "BuiltModel":
-    """The model with random weights, the same for everybody; its `preprocess` says what pictures it wants."""
+    """The model with random weights, the same for everybody; its `preprocess` says what images it wants."""
     import torch
 
     from ddp_ft.models import build_model

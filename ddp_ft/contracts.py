@@ -130,7 +130,7 @@ class Processor(Protocol):
     def viewed(self, views: str) -> "tuple[Processor, Views]":
         """For test-time augmentation: the processor that makes what is seen, and how. UserError if there is none."""
 
-    def pictures(self, batch: Batch) -> list[NDArray[np.uint8]]:
+    def pixels(self, batch: Batch) -> list[NDArray[np.uint8]]:
         """What a prepared batch looks like, each sample H x W x 3; empty for what cannot be looked at."""
 
     def extent(self, batch: Batch, place: int) -> tuple[str, str]:

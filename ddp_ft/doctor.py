@@ -16,8 +16,8 @@ from ddp_ft.config.loading import make_config
 @click.command()
 @config_options
 @run_options
-@click.option("--json", "wants_json", is_flag=True, help="Print JSON, with the paths of all pictures concerned.")
-@click.option("--quick", is_flag=True, help="Do not read all pictures, and measure neither disk nor training.")
+@click.option("--json", "wants_json", is_flag=True, help="Print JSON, with the paths of all images concerned.")
+@click.option("--quick", is_flag=True, help="Do not read all images, and measure neither disk nor training.")
 def doctor(
     run_dir: Path | None,
     config_file: Path | None,
@@ -54,11 +54,11 @@ def teller(every: float = 10.0) -> Callable[[int, int], None]:
     is_terminal, last = sys.stderr.isatty(), [0.0]
 
     def tell(done: int, total: int) -> None:
-        last[0] = last[0] or time.monotonic()  # the clock runs from the first pictures on
+        last[0] = last[0] or time.monotonic()  # the clock runs from the first images on
         if time.monotonic() - last[0] >= (0.2 if is_terminal else every) or (is_terminal and done == total):
             last[0] = time.monotonic()
             end = "\n" if not is_terminal or done == total else "\r"
-            click.echo(f"{done} of {total} pictures read{end}", err=True, nl=False)
+            click.echo(f"{done} of {total} images read{end}", err=True, nl=False)
 
     return tell
 

@@ -34,7 +34,7 @@ def evaluate(
 ) -> None:
     """Print the metrics of a run folder's best model on a data set, as JSON.
 
-    Every picture counts exactly once, whatever the number of processes.
+    Every image counts exactly once, whatever the number of processes.
     """
     launch = read_launch()
     with importing():

@@ -25,18 +25,18 @@ from ddp_ft.distributed.environment import read_launch
 )  # fmt: skip
 @click.option(
     "--with-preprocessing", is_flag=True,
-    help="ONNX: resize, crop and normalise inside; uint8 pictures N x H x W x 3 of any size go in.",
+    help="ONNX: resize, crop and normalise inside; uint8 images N x H x W x 3 of any size go in.",
 )  # fmt: skip
 @click.option(
     "--check", "count", type=click.IntRange(min=1), default=32, show_default=True, metavar="N",
-    help="Pictures on which it is compared with the original.",
+    help="Images on which it is compared with the original.",
 )  # fmt: skip
 @click.option(
-    "--check-images", "pictures", type=click.Path(path_type=Path), metavar="DIR",
+    "--check-images", "images", type=click.Path(path_type=Path), metavar="DIR",
     help="Compare on these.  [default: those that the run is evaluated on; noise if they are not here]",
 )  # fmt: skip
 def export(
-    model: Path, kind: str, output: Path, device: str, with_preprocessing: bool, count: int, pictures: Path | None
+    model: Path, kind: str, output: Path, device: str, with_preprocessing: bool, count: int, images: Path | None
 ) -> int:
     """Write a run folder's best model as a file that other programs load.
 
@@ -47,7 +47,7 @@ def export(
         from ddp_ft.exporters.export_model import ExportRequest, export_model
 
     kind = kind.replace(".", "_")
-    report = export_model(ExportRequest(model, kind, output, device, with_preprocessing, count, pictures), launch)
+    report = export_model(ExportRequest(model, kind, output, device, with_preprocessing, count, images), launch)
     for name, value in report.lines():
         click.echo(f"  {name:<12} {value}")
     if report.is_good:

@@ -1,4 +1,4 @@
-"""`python -m ddp_ft.predict RUN INPUT... --output FILE`, alone or under torchrun: one row for each picture."""
+"""`python -m ddp_ft.predict RUN INPUT... --output FILE`, alone or under torchrun: one row for each image."""
 
 from pathlib import Path
 
@@ -25,12 +25,12 @@ def predict(
     model: Path, inputs: tuple[str, ...], output: Path, column: str | None, top_k: int, device: str,
     also: tuple[Path, ...], tta: str,
 ) -> None:  # fmt: skip
-    """Classify pictures with a run folder's best model, or with an exported one.
+    """Classify images with a run folder's best model, or with an exported one.
 
-    An INPUT is a picture, a folder of them, a pattern in quotes ('photos/**/*.jpg'), a CSV or Parquet table with a
+    An INPUT is an image, a folder of them, a pattern in quotes ('photos/**/*.jpg'), a CSV or Parquet table with a
     column of paths (relative to where it lies), or - for standard input, one path a line.
 
-    One row for each picture, in input order; a picture that cannot be read has its reason in `error`. Killed, the same
+    One row for each image, in input order; an image that cannot be read has its reason in `error`. Killed, the same
     command goes on with what is missing, also on another number of processes.
     """
     launch = read_launch()

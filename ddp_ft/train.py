@@ -15,7 +15,7 @@ from ddp_ft.version import __version__
 
 EXAMPLE = """Example:
   torchrun --nproc_per_node=4 -m ddp_ft.train --data ~/pets --model timm/convnext_tiny.in12k_ft_in1k
-where ~/pets holds one folder of pictures for each class. No data at hand? ./launch/demo.sh runs a complete demo."""
+where ~/pets holds one folder of images for each class. No data at hand? ./launch/demo.sh runs a complete demo."""
 
 
 @click.command()
@@ -38,7 +38,7 @@ def train(
     print_run_dir: bool,
     **flags: Any,
 ) -> int:
-    """Fine-tune a pretrained vision model on your pictures.
+    """Fine-tune a pretrained vision model on your images.
 
     Start it alone, or on several processes with torchrun. Started again with the same options it goes on where
     it stopped.

@@ -70,7 +70,7 @@ choose_processes() {
       NPROC_PER_NODE=$gpus
     else
       # Convolutions scale better over processes than over threads, but each process holds a model, its optimizer
-      # and loader workers of its own (about 1 GB before the first picture): 4 is where memory starts to matter.
+      # and loader workers of its own (about 1 GB before the first image): 4 is where memory starts to matter.
       NPROC_PER_NODE=$((cores < 4 ? cores : 4))
     fi
   fi

@@ -14,7 +14,7 @@ gc.disable()
 # Before torch is first imported: the number of threads changes the bits that some tests compare.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.support import pictures  # noqa: E402
+from tests.support import images  # noqa: E402
 from tests.support.commands import run_torchrun  # noqa: E402
 
 pytest_plugins = ["tests.support.durations"]
@@ -80,14 +80,14 @@ def torchrun():  # type: ignore[no-untyped-def]
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """scikit-learn's handwritten digits, 32 x 32 grey: train/0..9 (1,500 pictures) and val/0..9 (297). Read only."""
-    return pictures.write_digits(tmp_path_factory.mktemp("digits"))
+    """scikit-learn's handwritten digits, 32 x 32 grey: train/0..9 (1,500 images) and val/0..9 (297). Read only."""
+    return images.write_digits(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn discs, squares and stripes, 48 x 40 RGB: train/ (3 x 10) and val/ (3 x 4). Read only."""
-    return pictures.write_shapes(tmp_path_factory.mktemp("shapes"))
+    return images.write_shapes(tmp_path_factory.mktemp("shapes"))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from ddp_ft.version import __version__
 COMMANDS = {
     "train": ("ddp_ft.train", "Fine-tune a model, or go on with an unfinished run."),
     "evaluate": ("ddp_ft.evaluate", "Metrics of a trained model on a data set."),
-    "predict": ("ddp_ft.predict", "One row of probabilities for each picture."),
+    "predict": ("ddp_ft.predict", "One row of probabilities for each image."),
     "doctor": ("ddp_ft.doctor", "Look at the machine, the job and the data before hours are spent."),
     "export": ("ddp_ft.export", "A model as a file for other programs, checked against the original."),
     "fetch": ("ddp_ft.cli.fetch", "Download pretrained weights into the cache."),

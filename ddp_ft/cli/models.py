@@ -33,7 +33,7 @@ _OUTPUTS = 2
 def models(pattern: str | None, layers: bool, as_table: bool, as_json: bool) -> None:
     """List the models that --model takes; all, or those that match PATTERN, such as 'convnext*'.
 
-    On a terminal with their parameters, the size of their pictures and the tags of their pretrained weights, else
+    On a terminal with their parameters, the size of their images and the tags of their pretrained weights, else
     their names alone. With --layers PATTERN is the name of one model, or FILE.py:FACTORY. No weights are needed.
     """
     if layers and pattern is None:

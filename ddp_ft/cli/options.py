@@ -53,7 +53,7 @@ views_option = click.option(
     type=click.Choice(["none", "flip", "crops"]),
     default="none",
     show_default=True,
-    help="Views of each picture: itself; its mirror image too; ten crops, half of them mirrored.",
+    help="Views of each image: itself; its mirror image too; ten crops, half of them mirrored.",
 )
 
 

@@ -17,9 +17,9 @@ from ddp_ft.distributed.environment import read_launch
 def replay(run: Path, step: int, data: Path | None, device: str) -> int:
     """Run the batch of one step of RUN again, in one process, and change nothing.
 
-    STEP counts as in metrics.jsonl, from 1. The batch has the same pictures with the same augmentation, mixing and
+    STEP counts as in metrics.jsonl, from 1. The batch has the same images with the same augmentation, mixing and
     random masks, in the same precision and the same parts. The weights are those that the step began with if it was a
-    bad one (bad_batches/), else those of the newest checkpoint before it. Shown are each picture with its loss, and
+    bad one (bad_batches/), else those of the newest checkpoint before it. Shown are each image with its loss, and
     the gradient by layer. Exit code 0 if all is finite, 1 if something is not.
     """
     launch = read_launch()

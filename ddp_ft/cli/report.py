@@ -17,18 +17,18 @@ COMPARISON = Path("comparison.html")
     metavar="FILE",
     help=f"The page.  [default: report.html in RUN; of several {COMPARISON} here]",
 )
-@click.option("--data", type=click.Path(path_type=Path), help="The run's data, if it has moved; for its pictures.")
+@click.option("--data", type=click.Path(path_type=Path), help="The run's data, if it has moved; for its images.")
 def report(runs: tuple[Path, ...], output: Path | None, data: Path | None) -> None:
     """Write a page that tells of a run, finished or not: RUN/report.html, and RUN/model_card.md beside it.
 
     Of several runs the page compares them: their results with intervals, what their recipes differ in, their curves,
-    and whether one is really better, which is tested on the pictures of their common validation set. The first run
+    and whether one is really better, which is tested on the images of their common validation set. The first run
     says which metric counts. Nothing is computed by a model; no GPU is needed.
     """
     if output is not None and not output.absolute().parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.absolute().parent}.")
     if len(runs) > 1 and data is not None:
-        raise UserError("--data is for the pictures of one run; a comparison shows none.", "Leave --data out.")
+        raise UserError("--data is for the images of one run; a comparison shows none.", "Leave --data out.")
     # torch and matplotlib take seconds, which mistakes need not wait for.
     if len(runs) == 1:
         from ddp_ft.reporting.writing import write_report

@@ -11,10 +11,10 @@ from ddp_ft.config.keys import LENGTH, MACHINE, RECIPE, Key
 from ddp_ft.config.schema import KEYS, RunConfig
 from ddp_ft.errors import UserError, nearest
 
-# "none" shows the whole picture, squeezed into the model's size. "light" is what the keys' own defaults say; a test
+# "none" shows the whole image, squeezed into the model's size. "light" is what the keys' own defaults say; a test
 # holds that. "medium" is RandAugment at the magnitude of the paper and of timm's recipes, and "heavy" the policy,
 # mixing and erasing of torchvision's reference recipe for training from scratch; both with larger crops than those,
-# as pictures are few where one fine-tunes. Both policies change colours themselves, so there is no jitter on top.
+# as images are few where one fine-tunes. Both policies change colours themselves, so there is no jitter on top.
 AUGMENT_PRESETS: dict[str, dict[str, Any]] = {
     "none": {
         "augment.crop_min": 1.0, "augment.flip": 0.0, "augment.policy": "none", "augment.color_jitter": 0.0,

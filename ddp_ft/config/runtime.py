@@ -98,7 +98,7 @@ class ComputeConfig:
     )
     memory_format: str = key(
         "auto",
-        "Order of a picture's values in memory; auto: channels_last for convolutional models, else contiguous.",
+        "Order of an image's values in memory; auto: channels_last for convolutional models, else contiguous.",
         choices=("auto", "contiguous", "channels_last"),
     )
     deterministic: bool = key(

@@ -21,7 +21,7 @@ RECIPES = ("linear_probe", "full", "lp_ft", "gradual", "heavy")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the pictures are and how they are read."""
+    """Where the images are and how they are read."""
 
     path: Path | None = key(
         None,
@@ -29,22 +29,22 @@ class DataConfig:
         kind=MACHINE,
         flag="--data",
     )
-    image: str = key("image", "Table: column of the pictures' paths, relative to the table.")
+    image: str = key("image", "Table: column of the images' paths, relative to the table.")
     target: str = key("label", "Table: column of the labels or numbers; several separated by commas.")
     group: str | None = key(None, "Table: column of groups, such as patients, that no split may divide.")
     weight: str | None = key(None, "Table: column of sample weights.")
     split: str | None = key(None, "Table: column that says train, val or test; auto: 'split' if there is one.")
-    separator: str = key(";", "Table: what stands between the labels of a picture that has several.")
+    separator: str = key(";", "Table: what stands between the labels of an image that has several.")
     fold: str | None = key(None, "k/n: validate on part k (1..n) of n instead of on --val-split.")
     sampling: str = key(
         "natural",
-        "Order of an epoch: each picture once, or drawn so that classes are equally frequent, or by weight.",
+        "Order of an epoch: each image once, or drawn so that classes are equally frequent, or by weight.",
         flag="--sampling",
         choices=("natural", "balanced", "weighted"),
     )
     val_split: float = key(
         0.15,
-        "Share of the pictures held back for validation where there is no val/.",
+        "Share of the images held back for validation where there is no val/.",
         flag="--val-split",
         above=0,
         high=0.9,
@@ -65,13 +65,13 @@ class DataConfig:
     # These two decide whether a run goes on and never with what, so a restart may change them.
     on_error: str = key(
         "fail",
-        "A picture that cannot be read ends the run; or another one, always the same, takes its place.",
+        "An image that cannot be read ends the run; or another one, always the same, takes its place.",
         kind=MACHINE,
         choices=("fail", "skip"),
     )
     max_damaged: float = key(
         0.01,
-        "on_error = skip: the run ends when more than this share of a split's pictures cannot be read; one always may.",
+        "on_error = skip: the run ends when more than this share of a split's images cannot be read; one always may.",
         kind=MACHINE,
         low=0,
         high=1,
@@ -130,7 +130,7 @@ class FreezeConfig:
         False, "Train the head on features that are computed once; needs freeze.parts = backbone."
     )
     views: int = key(
-        1, "Features of so many views of each training picture: as in evaluation, and views - 1 augmented ones.", low=1
+        1, "Features of so many views of each training image: as in evaluation, and views - 1 augmented ones.", low=1
     )
     cache_dir: Path | None = key(None, "Where features are kept; auto: in the run folder.", kind=MACHINE)
     cache_gb: float = key(64.0, "Most GiB of features to compute and keep; 0: in memory alone.", kind=MACHINE, low=0)
@@ -250,7 +250,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How training pictures are varied."""
+    """How training images are varied."""
 
     preset: str = key(
         "light",
@@ -258,7 +258,7 @@ class AugmentConfig:
         flag="--augment",
         choices=("none", "light", "medium", "heavy"),
     )
-    crop_min: float = key(0.6, "Smallest area of the random crop, as a share of the picture.", above=0, high=1)
+    crop_min: float = key(0.6, "Smallest area of the random crop, as a share of the image.", above=0, high=1)
     flip: float = key(0.5, "Probability of a horizontal flip.", low=0, high=1)
     policy: str = key(
         "none", "Random distortions of shape and colour.", choices=("none", "randaugment", "trivialaugment")

@@ -1,4 +1,4 @@
-"""How many pictures there are of each class, and how sure a figure of so many pictures is."""
+"""How many images there are of each class, and how sure a figure of so many images is."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from ddp_ft.data.targets.registry import KINDS
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """Pictures of each class, or with each label where a picture may have several; `total` counts the pictures."""
+    """Images of each class, or with each label where an image may have several; `total` counts the images."""
 
     names: tuple[str, ...]
     counts: tuple[int, ...]
@@ -17,17 +17,17 @@ class ClassCounts:
 
     @property
     def smallest(self) -> tuple[str, int]:
-        """The first of the classes with the fewest pictures, and how many it has."""
+        """The first of the classes with the fewest images, and how many it has."""
         return min(zip(self.names, self.counts, strict=True), key=lambda each: each[1])
 
     @property
     def largest(self) -> tuple[str, int]:
-        """The first of the classes with the most pictures, and how many it has."""
+        """The first of the classes with the most images, and how many it has."""
         return max(zip(self.names, self.counts, strict=True), key=lambda each: each[1])
 
     @property
     def imbalance(self) -> float:
-        """How many times as many pictures the largest class has as the smallest; infinite where that one has none."""
+        """How many times as many images the largest class has as the smallest; infinite where that one has none."""
         return self.largest[1] / self.smallest[1] if self.smallest[1] else math.inf
 
 

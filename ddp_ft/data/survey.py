@@ -1,4 +1,4 @@
-"""All pictures of a data set read once, by processes on all cores: what is damaged, doubled, odd or small."""
+"""All images of a data set read once, by processes on all cores: what is damaged, doubled, odd or small."""
 
 import io
 import multiprocessing
@@ -22,10 +22,10 @@ from ddp_ft.data.image.decode import decode
 from ddp_ft.data.image.pillow import known_formats, quiet_pillow
 from ddp_ft.distributed.environment import usable_cores
 
-# Pictures that a process takes at a time, and how many such parts wait for each of them: so memory is bounded.
+# Images that a process takes at a time, and how many such parts wait for each of them: so memory is bounded.
 PART, WAITING = 64, 4
 _ORIENTATION = 0x0112  # the EXIF tag
-# What is odd about a file, by name; a picture may be several of these.
+# What is odd about a file, by name; an image may be several of these.
 SUFFIX, CMYK, DEEP, PALETTE, ALPHA, ANIMATED, TURNED = ODDITIES = (
     "another format than the name says", "CMYK", "more than 8 bits", "palette", "alpha", "animated", "turned by EXIF",
 )  # fmt: skip
@@ -37,7 +37,7 @@ _FORMATS_OF = {
 
 
 class Look(NamedTuple):
-    """What was seen of one picture: why it is damaged (empty: it is not), height and width as they are stored, a bit
+    """What was seen of one image: why it is damaged (empty: it is not), height and width as they are stored, a bit
     for each of ODDITIES, and a hash of its bytes."""
 
     reason: str
@@ -49,9 +49,9 @@ class Look(NamedTuple):
 
 @dataclass
 class Survey:
-    """What was seen of all pictures, those of one split behind those of the other.
+    """What was seen of all images, those of one split behind those of the other.
 
-    `paths` gives a picture's name by its number. `roles` (uint8) is its place in `splits`, `targets` (int64) the same
+    `paths` gives an image's name by its number. `roles` (uint8) is its place in `splits`, `targets` (int64) the same
     number where the targets are the same; `sizes` (int32, N x 2), `oddities` (uint8) and `digests` (uint64) are as in
     `Look`. `damaged` has the reasons, by number.
     """
@@ -69,17 +69,17 @@ class Survey:
         return len(self.roles)
 
     def name(self, number: int) -> str:
-        """The picture's path."""
+        """The image's path."""
         role = int(self.roles[number])
         return self.sources[role].name(number - int(np.searchsorted(self.roles, role)))
 
     def having(self, oddity: str) -> list[int]:
-        """The numbers of the pictures that are so."""
+        """The numbers of the images that are so."""
         bit = 1 << ODDITIES.index(oddity)
         return [int(number) for number in np.flatnonzero(self.oddities & bit)]
 
     def twins(self) -> Iterator[list[int]]:
-        """Numbers of pictures with the same bytes, two or more, in order; damaged ones are left out."""
+        """Numbers of images with the same bytes, two or more, in order; damaged ones are left out."""
         sound = np.setdiff1d(np.arange(len(self)), list(self.damaged))
         order = sound[np.argsort(self.digests[sound], kind="stable")]
         ends = np.flatnonzero(np.diff(self.digests[order])) + 1
@@ -92,7 +92,7 @@ def survey(
     splits: Mapping[str, LabelledSource], tell: Callable[[int, int], None] = lambda done, total: None,
     processes: int | None = None,
 ) -> Survey:  # fmt: skip
-    """Read and decode every picture of these sets, whose names are paths of files.
+    """Read and decode every image of these sets, whose names are paths of files.
 
     `tell` is called with how many are done, and how many there are. `processes`: as many as there are cores.
     Raises BrokenProcessPool if a decoder takes its process with it.
@@ -155,7 +155,7 @@ def look_at(name: str) -> Look:
 
 
 def _look_again(name: str) -> Look:
-    """At the bytes and the header of a picture that is whole."""
+    """At the bytes and the header of an image that is whole."""
     data = Path(name).read_bytes()
     digest = int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
     with Image.open(io.BytesIO(data), formats=known_formats()) as image:

@@ -2,7 +2,7 @@
 
 from ddp_ft.distributed.environment import usable_cores
 
-_MOST_WORKERS = 16  # some 600 pictures/s each are more than fine-tuning on one GPU takes; each costs memory
+_MOST_WORKERS = 16  # some 600 images/s each are more than fine-tuning on one GPU takes; each costs memory
 
 
 def default_workers(device_type: str, local_world_size: int) -> int:

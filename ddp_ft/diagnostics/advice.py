@@ -16,13 +16,13 @@ from ddp_ft.diagnostics.finding import OK, WARNING, Finding
 from ddp_ft.errors import printable, shortened
 from ddp_ft.training.run import Run
 
-FEWEST_PICTURES, RARE_SHARE = 10, 0.01
+FEWEST_IMAGES, RARE_SHARE = 10, 0.01
 MOST_IMBALANCE = 20.0
 WIDEST_INTERVAL = 5.0  # points of accuracy, to each side
-# Down to some 10,000 pictures random weights can do as well as pretrained ones, if trained long (arXiv 1811.08883).
+# Down to some 10,000 images random weights can do as well as pretrained ones, if trained long (arXiv 1811.08883).
 ENOUGH_FROM_SCRATCH = 10_000
 FEWEST_STEPS = 100
-# Pictures a second that no usual training reaches: of one CPU thread, 25 times what EfficientNet-Lite0 does at 128 px
+# Images a second that no usual training reaches: of one CPU thread, 25 times what EfficientNet-Lite0 does at 128 px
 # (docs/performance.md); of one GPU, a generous guess that was not measured.
 UNREACHABLE = {"cpu": 500.0, "cuda": 10_000.0}
 # Usual peak rates of fine-tuning: the lowest and the highest. Adam's kin: 2e-5 to 5e-5 for transformers as a whole
@@ -43,7 +43,7 @@ USUAL_RATES = {
 class Situation:
     """What is known at the start.
 
-    `sizes` are (height, width) of some of the pictures, `input_size` that of the model's input. `lr` is the peak rate,
+    `sizes` are (height, width) of some of the images, `input_size` that of the model's input. `lr` is the peak rate,
     `steps` how many there are in all, and `computers` the GPUs or CPU threads that share them. `seconds_left` is the
     time that the batch job still has; None: nobody knows.
     """
@@ -68,7 +68,7 @@ def advise(known: Situation) -> list[Finding]:
 
 
 def about_data(known: Situation) -> Iterator[Finding | None]:
-    """What concerns the pictures."""
+    """What concerns the images."""
     config, is_measured_by_accuracy = known.config, known.counts is not None
     if known.counts is not None:
         evens_out = config.data.sampling != "natural" or bool(config.loss.class_weights or config.loss.positive_weights)
@@ -78,7 +78,7 @@ def about_data(known: Situation) -> Iterator[Finding | None]:
             yield missing_classes(known.val_counts)
     if is_measured_by_accuracy:
         yield small_val(known.val)
-    yield small_pictures(known.sizes, known.input_size)
+    yield small_images(known.sizes, known.input_size)
 
 
 def _about_recipe(known: Situation) -> Iterator[Finding | None]:
@@ -88,30 +88,30 @@ def _about_recipe(known: Situation) -> Iterator[Finding | None]:
     yield large_batch(config.train.batch_size, known.train)
     yield few_steps(known.steps)
     if known.seconds_left is not None:
-        pictures = known.steps * min(config.train.batch_size, known.train)
-        yield rushed(pictures, known.seconds_left, known.computers, known.device)
+        images = known.steps * min(config.train.batch_size, known.train)
+        yield rushed(images, known.seconds_left, known.computers, known.device)
 
 
 def rare_classes(counts: ClassCounts) -> Finding:
-    """Classes of fewer than FEWEST_PICTURES, or of less than RARE_SHARE of all, unless there are so many classes."""
+    """Classes of fewer than FEWEST_IMAGES, or of less than RARE_SHARE of all, unless there are so many classes."""
     share = min(RARE_SHARE, 0.2 / len(counts.names))
-    least = max(FEWEST_PICTURES, share * sum(counts.counts))
+    least = max(FEWEST_IMAGES, share * sum(counts.counts))
     rare = [f"{printable(name)} ({n})" for name, n in zip(counts.names, counts.counts, strict=True) if n < least]
     value, (smallest, fewest) = float(len(rare)), counts.smallest
     if not rare:
-        text = f"{len(counts.names)}, the smallest is {printable(smallest)} with {fewest} pictures"
-        return Finding("classes", OK, text, value=float(fewest), unit="pictures")
+        text = f"{len(counts.names)}, the smallest is {printable(smallest)} with {fewest} images"
+        return Finding("classes", OK, text, value=float(fewest), unit="images")
     few = "1 class has" if len(rare) == 1 else f"{len(rare)} of {len(counts.names)} classes have"
-    text = f"{few} hardly any pictures to learn from: {shortened(rare, 5)}"
-    return Finding("classes", WARNING, text, "Add pictures of them, or leave them out.", value, "classes")
+    text = f"{few} hardly any images to learn from: {shortened(rare, 5)}"
+    return Finding("classes", WARNING, text, "Add images of them, or leave them out.", value, "classes")
 
 
 def imbalance(counts: ClassCounts, evens_out: bool) -> Finding | None:
-    """One class far larger than another, with nothing done about it; None where a class has no picture at all."""
+    """One class far larger than another, with nothing done about it; None where a class has no image at all."""
     ratio, (small, _), (large, _) = counts.imbalance, counts.smallest, counts.largest
     if not counts.smallest[1]:
         return None
-    text = f"{printable(large)} has {ratio:.3g} times as many pictures as {printable(small)}"
+    text = f"{printable(large)} has {ratio:.3g} times as many images as {printable(small)}"
     if ratio == 1:
         text = "none: all classes are of the same size"
     if ratio <= MOST_IMBALANCE or evens_out:
@@ -125,24 +125,24 @@ def missing_classes(val_counts: ClassCounts) -> Finding:
     gone = [printable(name) for name, count in zip(val_counts.names, val_counts.counts, strict=True) if not count]
     value = float(len(gone))
     if not gone:
-        return Finding("classes in val", OK, "each has pictures to validate on", value=value, unit="classes")
-    text = f"no picture to validate on: {shortened(gone, 5)}"
-    remedy = "Put some of their pictures into val/, or leave the split to --val-split or --set data.fold=1/5."
+        return Finding("classes in val", OK, "each has images to validate on", value=value, unit="classes")
+    text = f"no image to validate on: {shortened(gone, 5)}"
+    remedy = "Put some of their images into val/, or leave the split to --val-split or --set data.fold=1/5."
     return Finding("classes in val", WARNING, text, remedy, value, "classes")
 
 
-def small_val(pictures: int) -> Finding:
+def small_val(images: int) -> Finding:
     """A validation set whose accuracy says little."""
-    width = half_width(pictures)
-    text = f"{pictures} pictures tell an accuracy to ±{width:.1f} points (95 %, at worst)"
+    width = half_width(images)
+    text = f"{images} images tell an accuracy to ±{width:.1f} points (95 %, at worst)"
     if width <= WIDEST_INTERVAL:
         return Finding("validation set", OK, text, value=width, unit="points")
     remedy = "Smaller differences mean nothing. Hold back more (--val-split), or average folds (--set data.fold=1/5)."
     return Finding("validation set", WARNING, text, remedy, width, "points")
 
 
-def small_pictures(sizes: Sequence[tuple[int, int]], input_size: tuple[int, ...]) -> Finding | None:
-    """More than half of the pictures that were looked at are smaller than what the model sees; None without any."""
+def small_images(sizes: Sequence[tuple[int, int]], input_size: tuple[int, ...]) -> Finding | None:
+    """More than half of the images that were looked at are smaller than what the model sees; None without any."""
     if not sizes:
         return None
     wanted = min(input_size)
@@ -150,22 +150,22 @@ def small_pictures(sizes: Sequence[tuple[int, int]], input_size: tuple[int, ...]
     middle, share = sides[len(sides) // 2], sum(side < wanted for side in sides) / len(sides)
     text = f"{share:.0%} of {len(sides)} have a short side below the model's {wanted} px; the median is {middle} px"
     if share <= 0.5:
-        return Finding("picture sizes", OK, text, value=share, unit="share smaller than the input")
+        return Finding("image sizes", OK, text, value=share, unit="share smaller than the input")
     side = middle // 32 * 32  # what most models can take
     remedy = "Enlarging them takes time and adds nothing."
     if 32 <= side < wanted:
         remedy += f" Try --image-size {side}."
-    return Finding("picture sizes", WARNING, text, remedy, share, "share smaller than the input")
+    return Finding("image sizes", WARNING, text, remedy, share, "share smaller than the input")
 
 
 def from_scratch(weights: str, train: int) -> Finding | None:
-    """Random weights and too few pictures for them; None with pretrained ones."""
+    """Random weights and too few images for them; None with pretrained ones."""
     if weights != "none":
         return None
-    text = f"all is learned from {train} pictures (--weights none)"
+    text = f"all is learned from {train} images (--weights none)"
     if train >= ENOUGH_FROM_SCRATCH:
-        return Finding("weights", OK, text, value=float(train), unit="pictures")
-    return Finding("weights", WARNING, text, "Pretrained weights are far better here.", float(train), "pictures")
+        return Finding("weights", OK, text, value=float(train), unit="images")
+    return Finding("weights", WARNING, text, "Pretrained weights are far better here.", float(train), "images")
 
 
 def unusual_rate(optimizer: str, lr: float) -> Finding | None:
@@ -182,11 +182,11 @@ def unusual_rate(optimizer: str, lr: float) -> Finding | None:
 
 def large_batch(batch_size: int, train: int) -> Finding:
     """A batch that is larger than the training set."""
-    text = f"{batch_size} of {train} pictures in a step"
+    text = f"{batch_size} of {train} images in a step"
     if batch_size <= train:
-        return Finding("batch size", OK, text, value=float(batch_size), unit="pictures")
-    remedy = f"Each step sees every picture. Try --batch-size {max(1, train // 10)}."
-    return Finding("batch size", WARNING, text, remedy, float(batch_size), "pictures")
+        return Finding("batch size", OK, text, value=float(batch_size), unit="images")
+    remedy = f"Each step sees every image. Try --batch-size {max(1, train // 10)}."
+    return Finding("batch size", WARNING, text, remedy, float(batch_size), "images")
 
 
 def few_steps(steps: int) -> Finding:
@@ -197,20 +197,20 @@ def few_steps(steps: int) -> Finding:
     return Finding("steps", WARNING, f"only {steps} in the whole run", remedy, float(steps), "steps")
 
 
-def rushed(pictures: int, seconds_left: float, computers: int, device: str) -> Finding:
-    """A run that cannot be done in what is left of its batch job, whatever its speed; `pictures` are of all steps."""
-    needed = pictures / max(seconds_left, 1.0) / computers
+def rushed(images: int, seconds_left: float, computers: int, device: str) -> Finding:
+    """A run that cannot be done in what is left of its batch job, whatever its speed; `images` are of all steps."""
+    needed = images / max(seconds_left, 1.0) / computers
     each = "GPU" if device == "cuda" else "thread"
-    text = f"{seconds_left / 60:.0f} minutes are left for {pictures} pictures: {needed:.3g} a second and {each}"
+    text = f"{seconds_left / 60:.0f} minutes are left for {images} images: {needed:.3g} a second and {each}"
     if needed <= UNREACHABLE[device]:
-        return Finding("job's time", OK, text, value=needed, unit="pictures/s")
+        return Finding("job's time", OK, text, value=needed, unit="images/s")
     # The job saves and goes on after a requeue, so it is not lost.
     remedy = "The run will need several jobs (docs/slurm.md). Ask for more time or processes, or fewer --epochs."
-    return Finding("job's time", WARNING, text, remedy, needed, "pictures/s")
+    return Finding("job's time", WARNING, text, remedy, needed, "images/s")
 
 
 def situation_of(run: Run, end: float | None) -> Situation:
-    """What is known of a run before its first step; opens 64 pictures' headers, for half a second at most.
+    """What is known of a run before its first step; opens 64 images' headers, for half a second at most.
 
     `end` as in `introduce`.
     """
@@ -237,9 +237,9 @@ def situation_of_data(config: RunConfig, splits: Splits) -> Situation:
     return Situation(config, len(splits.train), len(splits.val), counts, val_counts, (), (0, 0), 0.0, 0)
 
 
-def half_width(pictures: int, accuracy: float = 0.5) -> float:
-    """Half of the 95 % interval of an accuracy that was taken on so many pictures, in points (0..100).
+def half_width(images: int, accuracy: float = 0.5) -> float:
+    """Half of the 95 % interval of an accuracy that was taken on so many images, in points (0..100).
 
     By the normal approximation; an accuracy of one half gives the widest interval.
     """
-    return 100 * 1.96 * math.sqrt(accuracy * (1 - accuracy) / pictures) if pictures else 100.0
+    return 100 * 1.96 * math.sqrt(accuracy * (1 - accuracy) / images) if images else 100.0

@@ -26,7 +26,7 @@ USUAL_SIDE = 224  # pixels of a model's input, where no model is given
 
 
 def examine(asked: Asked, tell: Tell) -> dict[str, list[Finding]] | None:
-    """The findings by family, on rank 0; None on all others. `tell` hears how many pictures were read, of how many."""
+    """The findings by family, on rank 0; None on all others. `tell` hears how many images were read, of how many."""
     launch, failure = tried("torchrun", read_launch)
     known = Examination(asked, make_config(*asked.layers), launch or Launch(), tell)
     known.check("machine", "packages", versions.packages)

@@ -29,7 +29,7 @@ def examine_run(known: Examination, world: "World") -> None:
         known.add("run", failure)
     if splits is not None and not known.asked.quick:
         # The others wait outside of collectives, however long it takes.
-        world.from_main(lambda: known.check("data", "pictures", lambda: _survey(known, splits, composed)))
+        world.from_main(lambda: known.check("data", "images", lambda: _survey(known, splits, composed)))
     if composed is not None:
         known.config = composed.config
         known.check("run", "advice", lambda: _advice(composed, has_sizes=not known.asked.quick))
@@ -44,7 +44,7 @@ def _open(known: Examination, world: "World") -> "Splits | None":
     """The splits; None, and a problem, where there are none. Collective."""
     from ddp_ft.data.splits.of_run import open_splits_of
 
-    # Damaged pictures are told of by the survey, so nothing is read here.
+    # Damaged images are told of by the survey, so nothing is read here.
     config = replace(known.config, data=replace(known.config.data, on_error="fail"))
     splits, failure = tried("data", lambda: world.from_main(lambda: open_splits_of(known.asked.run_dir, config)))
     known.add("data", failure)
@@ -56,7 +56,7 @@ def _open(known: Examination, world: "World") -> "Splits | None":
 def _told(splits: "Splits") -> Iterator[Finding]:
     sizes = {"train": splits.train, "val": splits.val, "test": splits.test}
     told = ", ".join(f"{len(source)} {name}" for name, source in sizes.items() if source is not None)
-    yield Finding("splits", OK, told, value=float(len(splits.train)), unit="pictures")
+    yield Finding("splits", OK, told, value=float(len(splits.train)), unit="images")
     for note in splits.notes:
         yield Finding("splits", NOTE, note)
 
@@ -74,7 +74,7 @@ def _survey(known: Examination, splits: "Splits", composed: "Run | None") -> Ite
 
 
 def _compose(known: Examination, world: "World", splits: "Splits") -> "Run":
-    """The run, with a training set that reads on where pictures are damaged. Collective."""
+    """The run, with a training set that reads on where images are damaged. Collective."""
     from ddp_ft.data.splits.open import lenient
     from ddp_ft.distributed.machine import Machine
     from ddp_ft.training.build import compose
@@ -86,7 +86,7 @@ def _compose(known: Examination, world: "World", splits: "Splits") -> "Run":
 
 
 def _advice(composed: "Run", has_sizes: bool) -> Iterator[Finding]:
-    """`has_sizes`: those of all pictures were looked at."""
+    """`has_sizes`: those of all images were looked at."""
     from ddp_ft.diagnostics.advice import advise, situation_of
 
     known = situation_of(composed, read_end_time())

@@ -1,4 +1,4 @@
-"""What is wrong with the pictures: findings of a survey of all of them."""
+"""What is wrong with the images: findings of a survey of all of them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from ddp_ft.errors import printable
 HUGE_PIXELS = 12_000_000
 _KEPT = 100_000  # paths of one finding: of a million the rest says nothing new
 
-# What becomes of odd pictures, for those who wonder.
+# What becomes of odd images, for those who wonder.
 _BECOME = {
     CMYK: "are converted to RGB without a colour profile",
     DEEP: "are scaled to 8 bits by their format's range",
@@ -25,7 +25,7 @@ _BECOME = {
 
 
 def about_survey(found: Survey, tolerates: bool, input_size: tuple[int, ...] | None) -> Iterator[Finding]:
-    """All findings. `tolerates`: damaged pictures do not end the run (data.on_error = skip). `input_size` is the
+    """All findings. `tolerates`: damaged images do not end the run (data.on_error = skip). `input_size` is the
     model's, (height, width); None: it is not known."""
     yield readable(found, tolerates)
     yield from doubled(found)
@@ -34,14 +34,14 @@ def about_survey(found: Survey, tolerates: bool, input_size: tuple[int, ...] | N
 
 
 def readable(found: Survey, tolerates: bool) -> Finding:
-    """Pictures that cannot be read to their end."""
+    """Images that cannot be read to their end."""
     if not found.damaged:
-        return Finding("readable", OK, f"all {len(found)} pictures", value=0.0, unit="pictures")
-    text = f"{len(found.damaged)} of {len(found)} pictures cannot be read"
+        return Finding("readable", OK, f"all {len(found)} images", value=0.0, unit="images")
+    text = f"{len(found.damaged)} of {len(found)} images cannot be read"
     remedy = "Mend or remove them." if tolerates else "Mend or remove them, or go on without: --set data.on_error=skip."
     paths = [f"{_path(found, number)}: {printable(reason)}" for number, reason in found.damaged.items()]
     verdict = WARNING if tolerates else PROBLEM
-    return Finding("readable", verdict, text, remedy, float(len(found.damaged)), "pictures", tuple(paths[:_KEPT]))
+    return Finding("readable", verdict, text, remedy, float(len(found.damaged)), "images", tuple(paths[:_KEPT]))
 
 
 def doubled(found: Survey) -> Iterator[Finding]:
@@ -57,13 +57,11 @@ def doubled(found: Survey) -> Iterator[Finding]:
         repeats += [twins] * (not is_leak and not is_contradiction)
     splits = " and ".join(found.splits)
     remedy = "Remove them from one: a model that has seen what it is judged by looks better than it is."
-    yield _twins(found, leaks, Finding("leakage", PROBLEM, f"the same pictures in {splits}", remedy))
+    yield _twins(found, leaks, Finding("leakage", PROBLEM, f"the same images in {splits}", remedy))
     remedy = "Decide which label is right: the model cannot learn both."
-    yield _twins(
-        found, contradictions, Finding("label noise", WARNING, "the same picture with different labels", remedy)
-    )
+    yield _twins(found, contradictions, Finding("label noise", WARNING, "the same image with different labels", remedy))
     remedy = "Harmless, unless there are many: they count several times."
-    yield _twins(found, repeats, Finding("duplicates", NOTE, "the same picture several times in a class", remedy))
+    yield _twins(found, repeats, Finding("duplicates", NOTE, "the same image several times in a class", remedy))
 
 
 def _twins(found: Survey, groups: list[list[int]], what: Finding) -> Finding:
@@ -81,18 +79,18 @@ def odd(found: Survey) -> Iterator[Finding]:
     if wrong:
         text = f"{_counted(len(wrong), 'file')} of another format than the name says"
         remedy = "They are read all the same; other software may refuse them."
-        yield Finding("formats", NOTE, text, remedy, float(len(wrong)), "pictures", _paths(found, wrong))
+        yield Finding("formats", NOTE, text, remedy, float(len(wrong)), "images", _paths(found, wrong))
     else:
-        yield Finding("formats", OK, "as the names say", value=0.0, unit="pictures")
+        yield Finding("formats", OK, "as the names say", value=0.0, unit="images")
     for oddity, fate in _BECOME.items():
         if those := found.having(oddity):
             share = len(those) / len(found)
-            text = f"{_counted(len(those), 'picture')} ({share:.1%}): {oddity}"
-            yield Finding("modes", NOTE, text, f"These {fate}.", float(len(those)), "pictures", _paths(found, those))
+            text = f"{_counted(len(those), 'image')} ({share:.1%}): {oddity}"
+            yield Finding("modes", NOTE, text, f"These {fate}.", float(len(those)), "images", _paths(found, those))
 
 
 def sized(found: Survey, input_size: tuple[int, ...] | None) -> Iterator[Finding]:
-    """Pictures that are smaller than the model's input, and huge ones."""
+    """Images that are smaller than the model's input, and huge ones."""
     sound = np.setdiff1d(np.arange(len(found)), list(found.damaged))
     if not len(sound):
         return
@@ -105,22 +103,20 @@ def sized(found: Survey, input_size: tuple[int, ...] | None) -> Iterator[Finding
         yield _small(found, sound, sides, min(input_size))
     huge = sound[areas > HUGE_PIXELS]
     if len(huge):
-        text = f"{_counted(len(huge), 'picture')} of more than {HUGE_PIXELS / 1e6:.0f} megapixels"
+        text = f"{_counted(len(huge), 'image')} of more than {HUGE_PIXELS / 1e6:.0f} megapixels"
         remedy = "Reading them takes most of the time. Shrink them once, to twice the model's size."
         those = [int(number) for number in huge]
-        yield Finding("huge pictures", NOTE, text, remedy, float(len(huge)), "pictures", _paths(found, those))
+        yield Finding("huge images", NOTE, text, remedy, float(len(huge)), "images", _paths(found, those))
 
 
 def _small(found: Survey, sound: "np.ndarray[tuple[int], np.dtype[np.int64]]", sides: object, wanted: int) -> Finding:
     small = [int(number) for number in sound[np.asarray(sides) < wanted]]
     share = len(small) / len(sound)
-    text = f"{share:.1%} of the pictures are smaller than the {wanted} px that the model sees"
+    text = f"{share:.1%} of the images are smaller than the {wanted} px that the model sees"
     if not small:
-        return Finding("small pictures", OK, text, value=0.0, unit="share")
+        return Finding("small images", OK, text, value=0.0, unit="share")
     remedy = "They are enlarged. A smaller --image-size is faster and may be as good."
-    return Finding(
-        "small pictures", WARNING if share > 0.5 else NOTE, text, remedy, share, "share", _paths(found, small)
-    )
+    return Finding("small images", WARNING if share > 0.5 else NOTE, text, remedy, share, "share", _paths(found, small))
 
 
 def _counted(count: int, what: str) -> str:

@@ -37,7 +37,7 @@ def _lines(finding: Finding, width: int) -> Iterator[str]:
 
 
 def _shortened(path: str) -> str:
-    """One line of a terminal or three: a group of the same picture may have thousands of paths."""
+    """One line of a terminal or three: a group of the same image may have thousands of paths."""
     return path if len(path) <= LONGEST_PATH else f"{path[:LONGEST_PATH]} ..."
 
 

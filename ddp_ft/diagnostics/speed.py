@@ -1,4 +1,4 @@
-"""How fast the run's own pictures are read and its own model learns, and what follows: waiting, memory, time."""
+"""How fast the run's own images are read and its own model learns, and what follows: waiting, memory, time."""
 
 import math
 import resource
@@ -23,22 +23,22 @@ from ddp_ft.tuning.steps import ENDLESS, MICRO_BATCH, WORKERS, first_batches, op
 from ddp_ft.tuning.timing import slowest
 
 LOADING_SECONDS, STEP_SECONDS = 3.0, 6.0
-# Pictures of a rank in the steps that tell how long others would take; even, for the sake of mixing.
+# Images of a rank in the steps that tell how long others would take; even, for the sake of mixing.
 FEW, MOST_STEPS = 8, 10
 # A pass of evaluation takes about a third of a training step, and so does one that computes features.
 FORWARD_SHARE = 1 / 3
-# Up to this share of the time, reading the pictures is a price that nobody notices.
+# Up to this share of the time, reading the images is a price that nobody notices.
 SMALL_SHARE = 0.15
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured. `loading` are pictures a second of one core, `learning` those of one rank in training steps on
-    a batch in memory, `pictures` of it in each. `ran_out`: there was not the memory for a step."""
+    """What was measured. `loading` are images a second of one core, `learning` those of one rank in training steps on
+    a batch in memory, `images` of it in each. `ran_out`: there was not the memory for a step."""
 
     loading: float
     learning: float
-    pictures: int
+    images: int
     ran_out: bool = False
 
 
@@ -51,7 +51,7 @@ class Room:
 
 
 def measure(run: Run) -> Speed:
-    """Read pictures for some seconds, then take some steps. Collective; the run is spoilt and must be thrown away."""
+    """Read images for some seconds, then take some steps. Collective; the run is spoilt and must be thrown away."""
     loading = _measure_loading(run)
     share = math.ceil(min(run.config.train.batch_size, run.plan.train_samples) / run.world.size)
     few = min(share, FEW)
@@ -65,7 +65,7 @@ def measure(run: Run) -> Speed:
 
 
 def _measure_loading(run: Run) -> float:
-    """Pictures a second of one core: from the file through the run's own loader, without the workers."""
+    """Images a second of one core: from the file through the run's own loader, without the workers."""
     phase = open_steps(_with_share(run, FEW), rule_of(run) | {WORKERS: 0, MICRO_BATCH: None}, ENDLESS)
     count, deadline = 0, time.perf_counter() + LOADING_SECONDS
     with one_thread(), closing(first_batches(phase)) as batches:
@@ -77,15 +77,15 @@ def _measure_loading(run: Run) -> float:
     return 1 / slowest(run.world, took / count)
 
 
-def _with_share(run: Run, pictures: int) -> Run:
-    """The run with a global batch of so many pictures for each rank."""
-    batch_size = min(pictures * run.world.size, run.config.train.batch_size)
+def _with_share(run: Run, images: int) -> Run:
+    """The run with a global batch of so many images for each rank."""
+    batch_size = min(images * run.world.size, run.config.train.batch_size)
     return replace(run, config=replace(run.config, train=replace(run.config.train, batch_size=batch_size)))
 
 
-def _measure_steps(run: Run, pictures: int) -> tuple[float, bool]:
-    """Seconds of a step with so many pictures of each rank, in memory; and whether one ran out of memory."""
-    scratch = _with_share(run, pictures)
+def _measure_steps(run: Run, images: int) -> tuple[float, bool]:
+    """Seconds of a step with so many images of each rank, in memory; and whether one ran out of memory."""
+    scratch = _with_share(run, images)
     values = rule_of(scratch) | {WORKERS: 0}
     phase = open_steps(scratch, values | {MICRO_BATCH: None}, 1)
     with closing(first_batches(phase)) as batches:
@@ -95,7 +95,7 @@ def _measure_steps(run: Run, pictures: int) -> tuple[float, bool]:
         torch.cuda.reset_peak_memory_stats(run.world.device)
     size = run.plan.cut
     if size and phase.sampler.pairs:
-        size -= size % 2  # as the loader does, which parts no pair of mixed pictures
+        size -= size % 2  # as the loader does, which parts no pair of mixed images
     micro_batches = cut([batch], size) if size else [batch]
     # As in training the moving average takes its memory, and its part of each step.
     ema = Ema(run.model.module, run.config.ema.decay) if run.config.ema.decay else None
@@ -135,15 +135,15 @@ def measure_room(run: Run, memory_bytes: int, processes: int) -> Room:
 
 
 def memory(room: Room, speed: Speed, share: int, is_cuda: bool) -> Finding:
-    """Whether a micro-batch fits; `share` are the pictures that a rank has in a step."""
+    """Whether a micro-batch fits; `share` are the images that a rank has in a step."""
     name, unit = ("gpu memory" if is_cuda else "memory"), "MiB"
     if speed.ran_out:
-        text = f"{speed.pictures} pictures of a process do not fit"
+        text = f"{speed.images} images of a process do not fit"
         remedy = "Set --micro-batch: the same result in parts. Training would halve it by itself, after a failed step."
         return Finding(name, PROBLEM, text, remedy)
     part = room.peak / room.total
-    text = f"{room.peak / MIB:,.0f} of {room.total / MIB:,.0f} MiB with {speed.pictures} pictures a process and step"
-    if speed.pictures < share and not is_cuda:
+    text = f"{room.peak / MIB:,.0f} of {room.total / MIB:,.0f} MiB with {speed.images} images a process and step"
+    if speed.images < share and not is_cuda:
         text += f" (the run has {share})"
     if part <= 0.9:
         return Finding(name, OK, text, value=room.peak / MIB, unit=unit)
@@ -153,11 +153,11 @@ def memory(room: Room, speed: Speed, share: int, is_cuda: bool) -> Finding:
 
 def rates(speed: Speed, world_size: int) -> Iterator[Finding]:
     """The two speeds as they are."""
-    text = f"{speed.loading:,.0f} pictures/s of one core: read, decode, transform"
-    yield Finding("loading", OK, text, value=speed.loading, unit="pictures/s")
+    text = f"{speed.loading:,.0f} images/s of one core: read, decode, transform"
+    yield Finding("loading", OK, text, value=speed.loading, unit="images/s")
     if not speed.ran_out:
-        text = f"{speed.learning:,.1f} pictures/s of a process, {speed.learning * world_size:,.1f} of all, from memory"
-        yield Finding("learning", OK, text, value=speed.learning, unit="pictures/s")
+        text = f"{speed.learning:,.1f} images/s of a process, {speed.learning * world_size:,.1f} of all, from memory"
+        yield Finding("learning", OK, text, value=speed.learning, unit="images/s")
 
 
 def waiting(speed: Speed, workers: int, cores: int, is_cuda: bool) -> Finding:
@@ -166,14 +166,14 @@ def waiting(speed: Speed, workers: int, cores: int, is_cuda: bool) -> Finding:
     if not is_cuda:
         return _sharing(speed)
     supply = speed.loading * max(workers, 1)
-    text = f"{workers} workers read {supply:,.0f} pictures/s, the model takes {speed.learning:,.0f}"
+    text = f"{workers} workers read {supply:,.0f} images/s, the model takes {speed.learning:,.0f}"
     if supply >= speed.learning:
         return Finding("waiting for data", OK, text, value=supply / speed.learning, unit="times what is taken")
     text += f": this job is going to wait for data {1 - supply / speed.learning:.0%} of its time"
     if wanted <= max(1, cores - 1):
         remedy = f"--workers {wanted} would do."
     else:
-        remedy = f"It would take {wanted} workers, and each process has {cores} cores. Shrink the pictures on the disk "
+        remedy = f"It would take {wanted} workers, and each process has {cores} cores. Shrink the images on the disk "
         remedy += "once, ask for more cores, or try --set data.decoder=nvjpeg."
     return Finding("waiting for data", WARNING, text, remedy, supply / speed.learning, "times what is taken")
 
@@ -184,22 +184,20 @@ def _sharing(speed: Speed) -> Finding:
     text = f"reading takes {share:.0%} of a process's time"
     if share <= SMALL_SHARE:
         return Finding("waiting for data", OK, text, value=share, unit="share")
-    remedy = (
-        "If pictures are larger than twice the model's size, shrink them on the disk once. Workers help only where "
-    )
+    remedy = "If images are larger than twice the model's size, shrink them on the disk once. Workers help only where "
     remedy += "cores are idle."
     return Finding("waiting for data", NOTE if share <= 0.5 else WARNING, text, remedy, share, "share")
 
 
 def training_rate(speed: Speed, workers: int, world_size: int, is_cuda: bool) -> float:
-    """Pictures a second of the whole job, with the reading."""
+    """Images a second of the whole job, with the reading."""
     if is_cuda:
         return world_size * min(speed.learning, speed.loading * max(workers, 1))
     return world_size / (1 / speed.learning + 1 / speed.loading)
 
 
 def pace_of(run: Run, rate: float, save_seconds: float) -> Pace:
-    """How fast the run goes at that rate (pictures/s)."""
+    """How fast the run goes at that rate (images/s)."""
     step = run.plan.train_samples / run.plan.steps_per_epoch / rate
     evaluation = FORWARD_SHARE * run.plan.val_samples / rate / run.config.eval.every_epochs
     return Pace(step, evaluation, save_seconds, run.plan.steps_per_epoch)
@@ -208,7 +206,7 @@ def pace_of(run: Run, rate: float, save_seconds: float) -> Pace:
 def duration(run: Run, pace: Pace, rate: float) -> Finding:
     """The whole run: probe, epochs, evaluations, saves."""
     seconds = run.plan.total_steps / run.plan.steps_per_epoch * pace.epoch + _probing(run, rate)
-    text = f"about {clock(seconds)} for {run.plan.total_steps} steps at {rate:,.1f} pictures/s"
+    text = f"about {clock(seconds)} for {run.plan.total_steps} steps at {rate:,.1f} images/s"
     return Finding("whole run", OK, text, value=seconds, unit="s")
 
 

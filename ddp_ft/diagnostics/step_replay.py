@@ -171,7 +171,7 @@ def _watching(module: nn.Module, findings: _Findings) -> Iterator[None]:
 
 def _report(run: Run, findings: _Findings, record: dict[str, Any] | None, say: Say) -> None:
     source, names = run.splits.train, run.task.names
-    rows = [["position", "label", "loss", "finite", findings.extent, "picture"]]
+    rows = [["position", "label", "loss", "finite", findings.extent, "image"]]
     for position, index, loss, extent in sorted(findings.rows):
         target = source.targets[index].tolist()
         label = names[target] if isinstance(target, int) else str(target)  # a class by its name

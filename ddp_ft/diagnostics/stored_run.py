@@ -71,7 +71,7 @@ def compose_stored(
     refuse_code_inside(folder.path, [config.model.name, config.head.name, config.loss.name, config.eval.extra])
     if config.freeze.cache_features:
         raise UserError(
-            f"{folder.path} trained its head on features (freeze.cache_features); replay is for steps on pictures."
+            f"{folder.path} trained its head on features (freeze.cache_features); replay is for steps on images."
         )
     run, state, _ = compose(config, Request(folder.path, layers), here)
     state.progress.phase = TRAIN

@@ -56,7 +56,7 @@ class Agreement:
         self._arriving: tuple[int, Tensor, torch.cuda.Event | None] | None = None
 
     def flags(self, save: bool, failed_writes: int, damage: bool) -> list[float]:
-        """This rank's part. Rank 0 alone knows when to save and what was written; `damage`: a picture was replaced."""
+        """This rank's part. Rank 0 alone knows when to save and what was written; `damage`: an image was replaced."""
         return [float(self.stop.asked), float(save), float(failed_writes), float(damage)]
 
     def decide(self, step: int, numbers: Tensor, to_the_end: bool = False) -> list[Decision]:

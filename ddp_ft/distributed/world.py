@@ -119,7 +119,7 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, UserError | None]:
 
 def _packed(result: Any) -> tuple[bytes, list[Tensor]]:
     """What travels through the store, and the large arrays in it (uint8), which do not: the store is one process, from
-    which all ranks would fetch 50 MB for a million pictures."""
+    which all ranks would fetch 50 MB for a million images."""
     arrays: list[Tensor] = []
 
     def stays_inside(buffer: pickle.PickleBuffer) -> bool:

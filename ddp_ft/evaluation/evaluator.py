@@ -13,7 +13,7 @@ from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.models.precision import autocast
 
-# Pictures per forward pass of an evaluation, and the unit in which the set is dealt to ranks. Fixed, so that
+# Images per forward pass of an evaluation, and the unit in which the set is dealt to ranks. Fixed, so that
 # the numbers do not depend on the machine.
 EVAL_CHUNK = 64
 
@@ -44,7 +44,7 @@ class Scorer:
         while (found := self._predictions_if_they_fit(batch)) is None:
             size = min(self.most or len(batch["index"]), len(batch["index"]))
             if size == 1:
-                raise UserError("Out of memory with a single picture.", "Lower --image-size, or use another device.")
+                raise UserError("Out of memory with a single image.", "Lower --image-size, or use another device.")
             self.most = size // 2
             if self.world.device.type == "cuda":
                 torch.cuda.empty_cache()

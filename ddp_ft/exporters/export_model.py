@@ -11,7 +11,7 @@ from ddp_ft.data.image.processor import preprocess_of
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.errors import UserError
-from ddp_ft.exporters.compare import Report, compare, pictures_to_compare
+from ddp_ft.exporters.compare import Report, compare, images_to_compare
 from ddp_ft.exporters.onnx import check_installed, check_preprocessing, quiet, trace, write_onnx
 from ddp_ft.exporters.safetensors import CONFIG, check_buildable, write_folder
 from ddp_ft.inference.exported import DESCRIPTION, ONNX, PT2, describe_exported, is_exported
@@ -25,7 +25,7 @@ _SUFFIXES = {SAFETENSORS: "", ONNX_FORMAT: ONNX, TORCH_EXPORT: PT2}
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What is asked for; `count` pictures are compared, of `pictures` where that is given."""
+    """What is asked for; `count` images are compared, of `images` where that is given."""
 
     model: Path
     format: str
@@ -33,7 +33,7 @@ class ExportRequest:
     device: str = "cpu"
     with_preprocessing: bool = False
     count: int = 32
-    pictures: Path | None = None
+    images: Path | None = None
 
 
 def export_model(request: ExportRequest, launch: Launch) -> Report:
@@ -51,8 +51,8 @@ def export_model(request: ExportRequest, launch: Launch) -> Report:
     _remove(aside)
     try:
         _write(request, aside, device)
-        pictures, origin = pictures_to_compare(request.model, original, request.pictures, request.count)
-        report = compare(original, aside, device, pictures, origin)
+        images, origin = images_to_compare(request.model, original, request.images, request.count)
+        report = compare(original, aside, device, images, origin)
         if report.is_good:
             _put(aside, request.output)
         return report
@@ -67,7 +67,7 @@ def _check(request: ExportRequest, launch: Launch) -> None:
         raise UserError(f"{request.model} is an exported file itself.", "Give the run folder that it was made from.")
     _check_output(request)
     if request.with_preprocessing and request.format != ONNX_FORMAT:
-        raise UserError("--with-preprocessing is for --format onnx.", "The others say what to do to pictures.")
+        raise UserError("--with-preprocessing is for --format onnx.", "The others say what to do to images.")
     if request.format == ONNX_FORMAT:
         check_installed()
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.errors import UserError
-from ddp_ft.inference.exported import IMAGES, OUTPUTS, PICTURES
+from ddp_ft.inference.exported import IMAGES, OUTPUTS, RAW_IMAGES
 
 # Attributes of Resize that do what torchvision's resizing does, where bicubic has -0.5 and ONNX's default is -0.75. The
 # names are those of `transforms.INTERPOLATIONS`.
@@ -32,7 +32,7 @@ _LARGEST = 2**31 - 1
 
 
 def trace(module: nn.Module, preprocess: Preprocess, device: torch.device) -> Any:
-    """torch.export's program of the module in evaluation mode, for any number of pictures at a time."""
+    """torch.export's program of the module in evaluation mode, for any number of images at a time."""
     example = torch.zeros(2, len(preprocess.mean), *preprocess.size, device=device)
     shapes = ({0: torch.export.Dim("batch")},)
     with torch.no_grad(), quiet():
@@ -72,7 +72,7 @@ def check_preprocessing(preprocess: Preprocess) -> None:
         raise UserError(
             f"--with-preprocessing: the model's crop mode is '{preprocess.crop_mode}' at {preprocess.crop_pct}, which "
             "is not among those that can be put into the file.",
-            "Leave the option out, and prepare pictures as the metadata 'preprocessing' says.",
+            "Leave the option out, and prepare images as the metadata 'preprocessing' says.",
         )
 
 
@@ -118,16 +118,16 @@ def preprocessing_text(preprocess: Preprocess, opset: int, ir_version: int) -> s
     """What `eval_transform` and `DeviceTransform` do, in ONNX's own text form: uint8 N x H x W x 3, of any height and
     width, to float32 N x 3 x size.
 
-    As in torchvision, widths are resized first, and whole grey levels are kept between the two directions. Pictures
+    As in torchvision, widths are resized first, and whole grey levels are kept between the two directions. Images
     come as they are, where JPEGs much larger than needed are otherwise shrunk while they are decoded.
     """
     height, width = preprocess.size
     resize = _RESIZE[preprocess.interpolation]
     return f"""
     <ir_version: {ir_version}, opset_import: ["" : {opset}]>
-    preprocess (uint8[batch, H, W, 3] {PICTURES}) => (float[batch, 3, {height}, {width}] prepared)
+    preprocess (uint8[batch, H, W, 3] {RAW_IMAGES}) => (float[batch, 3, {height}, {width}] prepared)
     {{
-        planes = Transpose<perm = [0, 3, 1, 2]>({PICTURES})
+        planes = Transpose<perm = [0, 3, 1, 2]>({RAW_IMAGES})
         values = Cast<to = {_FLOAT}>(planes)
         given = Shape<start = 2, end = 4>(values)
         one = Constant<value = int64[1] {{1}}>()

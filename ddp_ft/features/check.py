@@ -14,7 +14,7 @@ def check_features(config: RunConfig, built: BuiltModel) -> None:
         what = "freeze.cache_features" if cached else "probe.epochs"
         raise UserError(
             f"{what}: {config.model.name} does not end with its head, so its features cannot be cut off.",
-            "Use --recipe full, or --freeze backbone to train the head alone on pictures.",
+            "Use --recipe full, or --freeze backbone to train the head alone on images.",
         )
     if cached and (config.freeze.parts != "backbone" or config.freeze.schedule or mixes):
         raise UserError(
@@ -35,6 +35,6 @@ def check_size(built: BuiltModel, samples: int, most: float) -> None:
     if most and size > most * 2**30:
         raise UserError(
             f"The features of this data would take {size / 2**30:.1f} GiB; freeze.cache_gb allows {most:g}.",
-            "Raise --set freeze.cache_gb=..., lower freeze.views, or train on pictures: --freeze backbone without "
+            "Raise --set freeze.cache_gb=..., lower freeze.views, or train on images: --freeze backbone without "
             "freeze.cache_features.",
         )

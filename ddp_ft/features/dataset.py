@@ -92,7 +92,7 @@ def train_batches(
 
 @torch.no_grad()
 def evaluate_head(head: nn.Module, features: FeatureSet, task: Task, precision: str) -> Evaluation:
-    """Head and backbone over a whole set. In chunks, as evaluation on pictures is, so with its bits."""
+    """Head and backbone over a whole set. In chunks, as evaluation on images is, so with its bits."""
     head.eval()
     device = features.targets.device
     with autocast(device, precision), one_thread(is_small(head, EVAL_CHUNK)):

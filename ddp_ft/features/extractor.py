@@ -19,7 +19,7 @@ from ddp_ft.features.dataset import FeatureSet, one_thread
 from ddp_ft.models.backbone import features as features_of
 from ddp_ft.models.precision import autocast
 
-# Pictures per forward pass on a CPU, in one thread: as fast as any larger number (docs/performance.md), in less memory.
+# Images per forward pass on a CPU, in one thread: as fast as any larger number (docs/performance.md), in less memory.
 FORWARD_ON_CPU = 16
 
 
@@ -114,7 +114,7 @@ class Extractor:
             rows, first = batch["features"], int(batch["position"][0])
             others = (batch["index"] != batch["position"]).nonzero().flatten().tolist()
             moved |= {first + place: int(batch["index"][place]) for place in others}
-            # A damaged picture is to be met, and told of, at every start.
+            # A damaged image is to be met, and told of, at every start.
             if store is None or not store.write(first // self.chunk, rows, lasting=not others):
                 kept[first // self.chunk] = rows
         if store is not None:

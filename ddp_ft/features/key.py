@@ -18,7 +18,7 @@ WITHOUT_EFFECT = (
     "recipe", "task", "world_size", "threads", "micro_batch", "workers", "train_samples", "val_samples",
     "steps_per_epoch", "total_steps", "lr", "grade_elsewhere", "lowered", "tuned", "measured",
 )  # fmt: skip
-# Libraries that read, change or look at pictures, where they are installed.
+# Libraries that read, change or look at images, where they are installed.
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "PyTurboJPEG", "torchcodec")
 PACKAGE = Path(__file__).parent.parent
 # What besides data/image has a part in features: the draws of augmented views, how images come in batches, what takes a
@@ -85,7 +85,7 @@ def _kind(module: nn.Module) -> str:
 
 
 def _code(model_name: str) -> Iterable[bytes]:
-    """The files that make a picture a feature: ours, and the user's file with the model, if it is one."""
+    """The files that make an image a feature: ours, and the user's file with the model, if it is one."""
     images = sorted((PACKAGE / "data/image").rglob("*.py"))
     yield from (file.read_bytes() for file in [*images, *(PACKAGE / name for name in _OTHERS)])
     theirs = Path(model_name.rpartition(":")[0])

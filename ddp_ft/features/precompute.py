@@ -126,13 +126,13 @@ def _digest_of(source: LabelledSource) -> str:
 
 
 def _announce(files: FeatureFiles, tables: Sequence[Table], stores: Sequence[ChunkStore | None]) -> str:
-    pictures = sum(len(source) for source, _, _ in tables)
+    images = sum(len(source) for source, _, _ in tables)
     chunks = sum(math.ceil(len(source) / EVAL_CHUNK) for source, _, _ in tables)
     known = sum(store.known for store in stores if store)
     if known == chunks:
-        return f"The features of {pictures} pictures are in {files.root}."
+        return f"The features of {images} images are in {files.root}."
     rest = f"; {known} of {chunks} parts are in {files.root}" if known else ""
-    return f"Computing the features of {pictures} pictures{rest}."
+    return f"Computing the features of {images} images{rest}."
 
 
 def _report_troubles(world: World, found: Sequence[Extracted], say: Say) -> None:

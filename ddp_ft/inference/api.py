@@ -13,8 +13,8 @@ from PIL import Image as Pillow
 from torch import Tensor, nn
 
 from ddp_ft.contracts import BadSample, Transform
-from ddp_ft.data.image.decode import from_pillow, open_picture
-from ddp_ft.data.image.picture import Image
+from ddp_ft.data.image.decode import from_pillow, open_image
+from ddp_ft.data.image.undecoded import Image
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World
@@ -24,15 +24,15 @@ from ddp_ft.inference.ensemble import NO_VIEWS, with_views
 from ddp_ft.inference.scoring import make_scorer
 from ddp_ft.inference.trained_model import Trained, load_trained
 
-# A file, a picture of Pillow's, or pixels: uint8 H x W x 3.
-Picture = str | os.PathLike[str] | Pillow.Image | NDArray[np.uint8] | Tensor
+# A file, an image of Pillow's, or pixels: uint8 H x W x 3.
+ImageLike = str | os.PathLike[str] | Pillow.Image | NDArray[np.uint8] | Tensor
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of a picture.
+    """What a model says of an image.
 
-    `label` is the likeliest class and `probability` its own; with several labels for each picture `labels` are all
+    `label` is the likeliest class and `probability` its own; with several labels for each image `labels` are all
     that are there (from 0.5 on), and `label` is None. `probabilities` has all classes, by name. Of a model that gives
     numbers, `values` has them by name, in the units of its training data, and the rest is empty.
     """
@@ -74,26 +74,26 @@ class Model:
         """ "single-label", "multi-label" or "regression"."""
         return self._trained.task.name
 
-    def preprocess(self, image: Picture) -> Tensor:
-        """The picture as `module` takes it: float32 3 x height x width, on the model's device.
+    def preprocess(self, image: ImageLike) -> Tensor:
+        """The image as `module` takes it: float32 3 x height x width, on the model's device.
 
-        UserError for what is no picture.
+        UserError for what is no image.
         """
         prepared: Tensor = self._scorer.prepare({"image": _resized(image, self._transform)[None]})["image"]
         return prepared[0]
 
     @overload
-    def __call__(self, images: Picture) -> Prediction: ...
+    def __call__(self, images: ImageLike) -> Prediction: ...
     @overload
     def __call__(self, images: list[Any] | tuple[Any, ...]) -> list[Prediction]: ...
-    def __call__(self, images: Picture | list[Any] | tuple[Any, ...]) -> Prediction | list[Prediction]:
-        """A prediction for a picture, or a list of them for a list. UserError for what is no picture."""
+    def __call__(self, images: ImageLike | list[Any] | tuple[Any, ...]) -> Prediction | list[Prediction]:
+        """A prediction for an image, or a list of them for a list. UserError for what is no image."""
         if isinstance(images, (list, tuple)):
             return list(self._predictions(images))
         [prediction] = self._predictions([images])
         return prediction
 
-    def _predictions(self, images: Sequence[Picture]) -> Iterator[Prediction]:
+    def _predictions(self, images: Sequence[ImageLike]) -> Iterator[Prediction]:
         task = self._trained.task
         for start in range(0, len(images), EVAL_CHUNK):
             resized = torch.stack([_resized(each, self._view_transform) for each in images[start : start + EVAL_CHUNK]])
@@ -111,7 +111,7 @@ def load(path: str | os.PathLike[str], device: str = "auto", tta: str = NO_VIEWS
     return Model(load_trained(Path(path), found), found, tta)
 
 
-def _resized(image: Picture, transform: Transform) -> Tensor:
+def _resized(image: ImageLike, transform: Transform) -> Tensor:
     """uint8, 3 x height x width."""
     try:
         return transform({"image": _opened(image)})["image"]
@@ -119,16 +119,16 @@ def _resized(image: Picture, transform: Transform) -> Tensor:
         raise UserError(str(error)) from None
 
 
-def _opened(image: Picture) -> Image:
+def _opened(image: ImageLike) -> Image:
     if isinstance(image, (str, os.PathLike)):
-        return open_picture(Path(image))
+        return open_image(Path(image))
     if isinstance(image, Pillow.Image):
         return from_pillow(image)
     # A copy, because torch warns of arrays that are read-only, as Pillow's are.
     pixels = torch.from_numpy(np.array(image)) if isinstance(image, np.ndarray) else image
     if not isinstance(pixels, Tensor):
         raise UserError(
-            f"A {type(image).__name__} is no picture.", "Expected a path, a Pillow image, or uint8 H x W x 3."
+            f"A {type(image).__name__} is no image.", "Expected a path, a Pillow image, or uint8 H x W x 3."
         )
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.numel():
         kind, shape = str(pixels.dtype).removeprefix("torch."), " x ".join(map(str, pixels.shape))

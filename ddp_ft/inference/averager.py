@@ -80,7 +80,7 @@ class Averager:
     def _recompute_statistics(self, names: Collection[str]) -> None:
         """Running mean and variance of the layers of these names over the training set, without augmentation.
 
-        As torch.optim.swa_utils.update_bn, but pictures count alike, and all other layers stay in evaluation mode.
+        As torch.optim.swa_utils.update_bn, but images count alike, and all other layers stay in evaluation mode.
         """
         assert self.splits is not None
         trained, seen = self.trained, 0

@@ -18,7 +18,7 @@ VIEWS = (NO_VIEWS, FLIP, CROPS)
 
 
 def load_ensemble(paths: Sequence[Path], device: torch.device, views: str = NO_VIEWS) -> list[Trained]:
-    """The models of several run folders. UserError, with all differences, unless all tell the same of a picture."""
+    """The models of several run folders. UserError, with all differences, unless all tell the same of an image."""
     members = [with_views(load_trained(path, device), views) for path in paths]
     differences = [
         f"  {path}: {difference}"

@@ -35,7 +35,7 @@ def score_models(request: Request, launch: Launch) -> dict[str, Any]:
     """Metrics of a trained model, or of several as one, on a data set; with the split and the number of samples.
 
     On every rank. The split is that of the first model's run. Where that run goes
-    on without damaged pictures (data.on_error), so does this, and tells how many there were.
+    on without damaged images (data.on_error), so does this, and tells how many there were.
     """
     device = pick_device(request.device, launch)
     with connect(launch, device, TIMEOUT_MINUTES) as world:

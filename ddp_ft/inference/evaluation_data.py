@@ -1,4 +1,4 @@
-"""The data of a trained model: the pictures of its run, or others with the run's classes."""
+"""The data of a trained model: the images of its run, or others with the run's classes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from ddp_ft.run_folder.folder import RunFolder
 
 
 def open_source(model: Path, data: Path, split: str | None, trained: Trained) -> tuple[str, Source]:
-    """The part of the data that is asked for, split as the model's run did; its name, and the pictures."""
+    """The part of the data that is asked for, split as the model's run did; its name, and the images."""
     run = _run_of(model)
     schema = schema_in(data, trained.task.kinds, trained.names)
     return open_part(_data_config(run, data), schema, split, run.read_json("split.json"))

@@ -17,9 +17,9 @@ from ddp_ft.errors import UserError
 ONNX, PT2 = SUFFIXES = (".onnx", ".pt2")
 # The one file beside the program in a .pt2.
 DESCRIPTION = "model.json"
-# Names of the input and the output of an ONNX file: normalised pictures, float32 B x 3 x H x W, or with the
-# preprocessing inside pictures of any size, uint8 B x H x W x 3; the task's outputs, float32 B x outputs.
-IMAGES, PICTURES, OUTPUTS = "images", "pictures", "outputs"
+# Names of the input and the output of an ONNX file: normalised images, float32 B x 3 x H x W, or with the
+# preprocessing inside images of any size, uint8 B x H x W x 3; the task's outputs, float32 B x outputs.
+IMAGES, RAW_IMAGES, OUTPUTS = "images", "pictures", "outputs"
 # What of a task's settings an exported file has: the loss and the metric may be code of the user's own, which somebody
 # who only wants predictions neither has nor needs.
 _TRAINING_ONLY = ("loss", "extra")
@@ -42,9 +42,9 @@ class ExportedModule(nn.Module):
 
 
 class Framed(nn.Module):
-    """A module that resizes, crops and normalises by itself, called with pictures that are resized and cropped already.
+    """A module that resizes, crops and normalises by itself, called with images that are resized and cropped already.
 
-    A batch needs pictures of one size, and so gets them from the loader (float32 B x 3 x H x W of 0..255). With a frame
+    A batch needs images of one size, and so gets them from the loader (float32 B x 3 x H x W of 0..255). With a frame
     around them they are as large as what the module would resize them to, and its crop is what is inside the frame.
     """
 
@@ -114,7 +114,7 @@ def _open_onnx(path: Path, device: torch.device) -> tuple[nn.Module, dict[str, A
         description = {name: json.loads(text) for name, text in texts.items()}
     except Exception as error:  # it has many kinds of its own
         raise damaged(path, error) from None
-    takes_pictures = session.get_inputs()[0].name == PICTURES
+    takes_pictures = session.get_inputs()[0].name == RAW_IMAGES
 
     def run(images: Tensor) -> Tensor:
         if takes_pictures:  # they come scaled by 1

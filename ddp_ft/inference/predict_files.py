@@ -123,7 +123,7 @@ def _predicted(work: _Work, missing: Sequence[int], world: World, launch: Launch
     """This rank's share of the missing chunks, one after the other."""
     source, members, mine = work.source, work.members, missing[world.rank :: world.size]
     scorers = [make_scorer(member, world) for member in members]
-    # Side by side, chunk by chunk: each member wants pictures of its own size.
+    # Side by side, chunk by chunk: each member wants images of its own size.
     passes = [make_loader(source, member, world, launch, only=mine).portions() for member in members]
     for number, *portions in zip(mine, *passes, strict=True):
         indices = range(number * EVAL_CHUNK, min((number + 1) * EVAL_CHUNK, len(source)))

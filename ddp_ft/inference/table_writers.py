@@ -40,7 +40,7 @@ def open_format(output: Path, task: Task, top_k: int) -> PredictionTable:
     """The kind that the name ends in, with the `top_k` likeliest classes. UserError if the task has not so many."""
     if top_k > 1 and not task.ranks:
         hint = "Its rows have all probabilities or values."
-        raise UserError(f"--top-k {top_k} is for one class for each picture; the model is for {task.name}.", hint)
+        raise UserError(f"--top-k {top_k} is for one class for each image; the model is for {task.name}.", hint)
     if top_k > (classes := len(task.names)):
         raise UserError(f"--top-k {top_k}: the model has {classes} classes.", f"At most {classes} can be.")
     return TABLES[output.suffix.lower()](task, top_k)

@@ -37,7 +37,7 @@ def resolve_precision(requested: str, device: torch.device) -> str:
 
 
 def resolve_format(requested: str, module: nn.Module) -> bool:
-    """Whether the model and its pictures are in channels_last memory."""
+    """Whether the model and its images are in channels_last memory."""
     return is_convolutional(module) if requested == "auto" else requested == "channels_last"
 
 

@@ -117,7 +117,7 @@ def _body(facts: RunFacts, found: Intervals) -> str:
         "": _introduction(facts),
         "Intended use": "_To be filled in: what the model is for, what it is not for, who has checked it on what._",
         "License": "_To be filled in, here and in the first lines: the license of the pretrained weights and that of "
-        "the training pictures both count._",
+        "the training images both count._",
         "Training data": _data(facts),
         "Training": _procedure(facts),
         "Results": _result_table(facts, found),
@@ -138,7 +138,7 @@ def _introduction(facts: RunFacts) -> str:
     pixels = f" of {size[0]} x {size[1]} pixels" if size else ""
     return (
         f"# {_text(facts.name)}\n\n{_text(facts.config.model.name)}, fine-tuned on {_text(_data_name(facts))}. From a "
-        f"picture{pixels} it {facts.task.words.verb} {', '.join(names)}{more}."
+        f"image{pixels} it {facts.task.words.verb} {', '.join(names)}{more}."
     )
 
 
@@ -147,8 +147,8 @@ def _data(facts: RunFacts) -> str:
     rows = {"training": plan.train_samples, "validation": plan.val_samples} | ({"test": len(test)} if test else {})
     table = "\n".join(f"| {name} | {count(number)} |" for name, number in rows.items())
     fingerprint = facts.split.get("fingerprint", "")
-    told = f"\n\nFingerprint of all pictures' paths, sizes and targets: `{printable(str(fingerprint))}`."
-    return f"| set | pictures |\n|---|---:|\n{table}{told if fingerprint else ''}"
+    told = f"\n\nFingerprint of all images' paths, sizes and targets: `{printable(str(fingerprint))}`."
+    return f"| set | images |\n|---|---:|\n{table}{told if fingerprint else ''}"
 
 
 def _procedure(facts: RunFacts) -> str:
@@ -157,7 +157,7 @@ def _procedure(facts: RunFacts) -> str:
     lines = [
         f"Started from {weights or f'the weights {_text(Path(str(config.model.weights)).name)}'}.",
         f"Recipe {_text(plan.recipe)}: {plural(config.train.epochs, 'epoch')} of {count(plan.steps_per_epoch)} "
-        f"steps, {config.train.batch_size} pictures each, {_text(config.optim.name)}, learning rate {plan.lr:g}, "
+        f"steps, {config.train.batch_size} images each, {_text(config.optim.name)}, learning rate {plan.lr:g}, "
         f"schedule {_text(config.schedule.name)}, {_text(plan.precision)}, seed {config.seed}.",
         _best(facts),
         "Made with " + ", ".join(f"{_text(name)} {_text(version)}" for name, version in versions.items()) + "."
@@ -183,7 +183,7 @@ def _result_table(facts: RunFacts, found: Intervals) -> str:
     ]
     if not rows:
         return "There is no evaluation yet."
-    note = "Intervals: percentile bootstrap over the pictures of the set."
+    note = "Intervals: percentile bootstrap over the images of the set."
     if not facts.metrics("test"):
         note += " The validation set also chose the model, so these results are a little too good."
     return "\n".join(["| set | metric | value | 95 % interval |", "|---|---|---:|---|", *rows, "", note])
@@ -191,7 +191,7 @@ def _result_table(facts: RunFacts, found: Intervals) -> str:
 
 def _loading(facts: RunFacts) -> str:
     run = shlex.quote(f"runs/{facts.name}")
-    told = f"```bash\nddp-ft predict {run} PICTURE... --output predictions.csv\n```"
+    told = f"```bash\nddp-ft predict {run} IMAGE... --output predictions.csv\n```"
     library = facts.description.get("library")
     if library == "timm" and "head" not in facts.description:
         told += (

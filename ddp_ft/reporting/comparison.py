@@ -101,7 +101,7 @@ def compare(runs: Sequence[RunFacts], names: Sequence[str], split: str, metric: 
     found: dict[str, Any] = {"title": TITLES[split], "verdicts": []}
     problem = pairing_problem([runs[number] for number in held], [names[number] for number in held], split, metric)
     if problem:
-        told = [f"On the {TITLES[split]} set the runs cannot be compared picture by picture: {problem}"]
+        told = [f"On the {TITLES[split]} set the runs cannot be compared image by image: {problem}"]
         return found | {"said": told, "lead": told}
     upwards = runs[held[0]].higher_is_better
     order = sorted(held, key=lambda number: runs[number].metrics(split)[metric], reverse=upwards)
@@ -132,7 +132,7 @@ def pairing_problem(runs: Sequence[RunFacts], names: Sequence[str], split: str, 
         if run.split.get("fingerprint") != first.split.get("fingerprint"):
             return f"{name} is on other data than {names[0]}."
         if run.split.get(split) != first.split.get(split) or len(other) != len(mine):
-            return f"{name} has other pictures in that set than {names[0]}."
+            return f"{name} has other images in that set than {names[0]}."
         if not np.array_equal(other.truth, mine.truth):
             return f"{name} has other targets in that set than {names[0]}."
         if metric not in run.metrics(split) or metric not in other.statistics():
@@ -219,7 +219,7 @@ def _charts(runs: Sequence[RunFacts], metric: str) -> list[tuple[str, Any]]:
         (f"{metric_name(metric)} on the validation set", "val", metric),
         ("Loss on the validation set", "val", "loss"),
         ("Training loss", "train", "loss"),
-        ("Pictures per second", "train", "images_per_second"),
+        ("Images per second", "train", "images_per_second"),
     ]
     drawn = [(title, overlay(runs, split, name)) for title, split, name in wanted]
     return [(title, chart) for title, chart in drawn if chart is not None]
@@ -227,14 +227,12 @@ def _charts(runs: Sequence[RunFacts], metric: str) -> list[tuple[str, Any]]:
 
 def _caveats(runs: Sequence[RunFacts]) -> list[str]:
     told = [
-        "The tests ask whether these very models differ on pictures of this kind. They say nothing of other seeds: "
+        "The tests ask whether these very models differ on images of this kind. They say nothing of other seeds: "
         "where the difference is small, train each recipe with several seeds.",
-        "Accuracy and exact match: McNemar's exact test. Other metrics: paired bootstrap over pictures. The best run "
+        "Accuracy and exact match: McNemar's exact test. Other metrics: paired bootstrap over images. The best run "
         "is compared with each other one; with several, p values are corrected by Holm's method. Intervals are not "
         "corrected.",
     ]
     if any(run.config.data.group for run in runs):
-        told.append(
-            "Pictures of one group are alike, which the tests do not know of: they see differences too readily."
-        )
+        told.append("Images of one group are alike, which the tests do not know of: they see differences too readily.")
     return told

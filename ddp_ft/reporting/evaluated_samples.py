@@ -17,7 +17,7 @@ def open_evaluated(facts: RunFacts, split: str, data: Path | None = None) -> Lab
     if path is None:
         raise UserError("The run names no data.")
     config = replace(facts.config.data, path=path)
-    # Reading all pictures to find damaged ones is only needed where some were left out.
+    # Reading all images to find damaged ones is only needed where some were left out.
     scored_set = facts.scored_sets[split]
     schema = schema_in(path, facts.task.kinds, facts.names)
     for on_error in dict.fromkeys(("fail", config.on_error)):
@@ -25,10 +25,10 @@ def open_evaluated(facts: RunFacts, split: str, data: Path | None = None) -> Lab
         if len(source) == len(scored_set):
             break
     if len(source) != len(scored_set) or not scored_set.has_targets(source.targets):
-        raise UserError(f"{config.path} has other {split} pictures than the run had.")
+        raise UserError(f"{config.path} has other {split} images than the run had.")
     return source
 
 
 def read_error(error: Exception) -> str:
-    """Why pictures cannot be shown, in one line."""
+    """Why images cannot be shown, in one line."""
     return printable(error.message if isinstance(error, UserError) else str(error)).removeprefix("--data ")

@@ -95,7 +95,7 @@ class RunFacts:
 
     @property
     def processor(self) -> Processor | None:
-        """How the model sees a picture; None where there is no model yet."""
+        """How the model sees an image; None where there is no model yet."""
         return processor_from(self.description["preprocessing"]) if self.description else None
 
     def metrics(self, split: str) -> dict[str, float]:
@@ -197,6 +197,6 @@ def _scored_set(path: Path, split: str, task: Task) -> ScoredSet | None:
 
 
 def _quarantined(file: Path) -> list[list[str]]:
-    """Path, split and reason of each damaged picture."""
+    """Path, split and reason of each damaged image."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return [parts for line in lines if len(parts := line.split("\t", 2)) == 3]

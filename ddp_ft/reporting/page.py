@@ -29,7 +29,7 @@ from ddp_ft.reporting.template import render
 _LEAST_SHARE = 0.001
 
 MOST_DAMAGED, MOST_STARTS, SHOWN_NAMES = 100, 50, 12
-# A step that waits longer than that share of its time for its pictures is slowed down by them.
+# A step that waits longer than that share of its time for its images is slowed down by them.
 _LONG_WAIT = 0.1
 
 Intervals = Mapping[str, Mapping[str, Interval]]
@@ -108,7 +108,7 @@ def _results(facts: RunFacts, found: Intervals) -> list[dict[str, str]]:
                 "metric": metric_name(facts.metric),
                 "value": metric_text(facts.metric, metrics[facts.metric]),
                 "interval": interval_text(facts.metric, found.get(split, {}).get(facts.metric)),
-                "samples": plural(len(scored_set), "picture") if scored_set else "",
+                "samples": plural(len(scored_set), "image") if scored_set else "",
             }
         )
     return results
@@ -136,7 +136,7 @@ def _caveats(facts: RunFacts) -> list[str]:
     """What the intervals do not say."""
     if not facts.scored_sets:
         return []
-    told = ["Intervals are of 95 %, by drawing the pictures of the set again; other seeds would move the result too."]
+    told = ["Intervals are of 95 %, by drawing the images of the set again; other seeds would move the result too."]
     if "test" not in facts.scored_sets:
         told.append(
             "There is no test set: the validation set also chose the best of the evaluations, so its result is a "
@@ -144,7 +144,7 @@ def _caveats(facts: RunFacts) -> list[str]:
         )
     if facts.config.data.group:
         told.append(
-            f"Pictures of one {printable(facts.config.data.group)} are alike, which these intervals do not know of: "
+            f"Images of one {printable(facts.config.data.group)} are alike, which these intervals do not know of: "
             "they are too narrow."
         )
     return told
@@ -158,7 +158,7 @@ def _what_was_trained(facts: RunFacts) -> list[tuple[str, str]]:
     best = facts.best
     test = facts.scored_sets.get("test")
     rows = {
-        "Data": f"{config.data.path}: {count(plan.train_samples)} pictures to train on, "
+        "Data": f"{config.data.path}: {count(plan.train_samples)} images to train on, "
         f"{count(plan.val_samples)} for validation" + (f", {count(len(test))} for the test" if test else ""),
         "Task": f"{plan.task}, {len(names)} {facts.task.words.names}: {', '.join(names[:SHOWN_NAMES])}{more}",
         "Model": f"{config.model.name}" + (f", input {size[0]} x {size[1]} pixels" if size else ""),
@@ -166,7 +166,7 @@ def _what_was_trained(facts: RunFacts) -> list[tuple[str, str]]:
         "Recipe": f"{plan.recipe}; {config.optim.name}, learning rate {plan.lr:g}, schedule "
         f"{config.schedule.name}, {plan.precision}",
         "Steps": f"{count(plan.total_steps)} = {plural(config.train.epochs, 'epoch')} x "
-        f"{count(plan.steps_per_epoch)}, {config.train.batch_size} pictures each",
+        f"{count(plan.steps_per_epoch)}, {config.train.batch_size} images each",
         "Best model": _best(best),
     }
     return [(name, printable(value)) for name, value in rows.items() if value]
@@ -191,13 +191,13 @@ def _notes(facts: RunFacts) -> list[str]:
         )
         notes.append(f"{plural(number, 'step')} whose loss or gradient was not finite had no effect.{first}")
     if facts.damaged:
-        notes.append(f"The run went on without {plural(len(facts.damaged), 'damaged picture')}, listed below.")
+        notes.append(f"The run went on without {plural(len(facts.damaged), 'damaged image')}, listed below.")
     if plan.lowered:
         before, now = plan.lowered
-        notes.append(f"A process ran out of memory; micro-batches were lowered from {before} to {now} pictures.")
+        notes.append(f"A process ran out of memory; micro-batches were lowered from {before} to {now} images.")
     if (summary.get("data_wait_share") or 0) > _LONG_WAIT:
         notes.append(
-            f"Steps waited for their pictures in {summary['data_wait_share']:.0%} of the training time: more workers "
+            f"Steps waited for their images in {summary['data_wait_share']:.0%} of the training time: more workers "
             "(--workers), smaller files or a faster disk would speed it up."
         )
     if (facts.path / "stacks").is_dir() and any((facts.path / "stacks").iterdir()):

@@ -1,4 +1,4 @@
-"""What a report shows of one set: which classes go wrong, which pictures, and how far confidence can be trusted."""
+"""What a report shows of one set: which classes go wrong, which images, and how far confidence can be trusted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ MOST_PAIRS = 12
 OPEN_ROWS, MOST_ROWS = 12, 2000
 MISTAKES, HITS = 12, 8
 MOST_SCATTERS = 4
-# Pictures with fewer pixels a side are enlarged by whole pixels.
+# Images with fewer pixels a side are enlarged by whole pixels.
 SMALL = 100
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A set whose pictures can be shown, or why they cannot."""
+    """A set whose images can be shown, or why they cannot."""
 
     source: LabelledSource | None
     reason: str = ""
@@ -49,7 +49,7 @@ def judged_set(facts: RunFacts, split: str, opened: Opened) -> dict[str, Any]:
         "scatters": [(brief(name), scatter_svg(name, *each)) for name, *each in scored_set.points(MOST_SCATTERS)],
         "classes": _class_rows(scored_set),
         "thresholds": _thresholds(scored_set),
-        **_pictures(facts, scored_set, opened),
+        **_images(facts, scored_set, opened),
     }
     if bins is not None:
         error = f"{bins.calibration_error:.3f}"
@@ -145,7 +145,7 @@ def _thresholds(scored_set: ScoredSet) -> list[dict[str, str]]:
     ][:MOST_ROWS]
 
 
-def _pictures(facts: RunFacts, scored_set: ScoredSet, opened: Opened) -> dict[str, Any]:
+def _images(facts: RunFacts, scored_set: ScoredSet, opened: Opened) -> dict[str, Any]:
     chosen = {"mistakes": scored_set.worst(MISTAKES), "hits": scored_set.least_certain(HITS)}
     reason, shown = opened.reason if scored_set.worst_heading else "", {}
     for name, indices in chosen.items():
@@ -156,8 +156,8 @@ def _pictures(facts: RunFacts, scored_set: ScoredSet, opened: Opened) -> dict[st
             shown[name] = _thumbnails(facts, scored_set, indices, None)
     correct = scored_set.correct
     wrong = "" if correct is None else plural(int((~correct).sum()), "mistake")
-    of = f"{wrong} in {plural(len(scored_set), 'picture')}" if wrong else ""
-    return {**shown, "no_pictures": reason, "wrong": of, "worst_heading": scored_set.worst_heading}
+    of = f"{wrong} in {plural(len(scored_set), 'image')}" if wrong else ""
+    return {**shown, "no_images": reason, "wrong": of, "worst_heading": scored_set.worst_heading}
 
 
 def _thumbnails(
@@ -167,20 +167,20 @@ def _thumbnails(
         return []
     shown = []
     for index in indices:
-        picture = picture_of(source, index, facts.processor)
-        if picture is None:
+        image = image_of(source, index, facts.processor)
+        if image is None:
             continue
         said, true = scored_set.caption(index)
-        about = {"said": brief(said), "true": brief(true), "is_small": max(picture.shape) < SMALL}
-        shown.append({"uri": data_uri(picture), **about, **_file_of(source, index)})
+        about = {"said": brief(said), "true": brief(true), "is_small": max(image.shape) < SMALL}
+        shown.append({"uri": data_uri(image), **about, **_file_of(source, index)})
     return shown
 
 
-def picture_of(source: LabelledSource, index: int, processor: Processor) -> Pixels | None:
+def image_of(source: LabelledSource, index: int, processor: Processor) -> Pixels | None:
     """A sample's image as the model sees it in evaluation; None if it has none. Raises BadSample."""
     transform, to_device = processor.eval_transform(), processor.on_device(torch.device("cpu"), channels_last=False)
     batch = to_device(transform.collate([transform(open_sample(source, index))]))
-    return next(iter(processor.pictures(batch)), None)
+    return next(iter(processor.pixels(batch)), None)
 
 
 def _file_of(source: LabelledSource, index: int) -> dict[str, str]:

@@ -83,7 +83,7 @@ def _sizes_of_model(run: Run) -> Iterator[str]:
     total, learning = (sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad))
     yield f"{total / 1e6:.2f} M parameters" + ("" if learning == total else f" ({learning / 1e6:.2f} M learn)")
     if flops := _never_fatal(lambda: flops_per_sample(module, trial)):
-        yield f"{flops / 1e9:.3g} GFLOP a picture"
+        yield f"{flops / 1e9:.3g} GFLOP an image"
     if shape := run.model.processor.shape():
         yield f"input {' x '.join(map(str, shape))}"
 
@@ -94,7 +94,7 @@ def _notes(run: Run) -> list[str]:
     notes = [f"the stage of freeze.schedule that begins at epoch {late[0]} is never reached."] if late else []
     if run.plan.lowered:
         before, now = run.plan.lowered
-        notes.append(f"micro-batches are of {now} pictures, since an earlier start ran out of memory with {before}.")
+        notes.append(f"micro-batches are of {now} images, since an earlier start ran out of memory with {before}.")
     gpus = torch.cuda.device_count()
     if run.world.device.type == "cuda" and not run.distributed and gpus > 1:
         notes.append(

@@ -91,10 +91,10 @@ def as_svg(draw: Callable[[], "Figure"], label: str) -> Markup:
     return Markup(str(attributes) + svg.removeprefix("<svg"))  # matplotlib escapes what it writes
 
 
-def data_uri(picture: Pixels) -> str:
-    """A picture (H x W x 3) for the page itself."""
+def data_uri(image: Pixels) -> str:
+    """An image (H x W x 3) for the page itself."""
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, "JPEG", quality=88)
+    Image.fromarray(image).save(stream, "JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
@@ -146,7 +146,7 @@ def curves(facts: RunFacts) -> list[tuple[str, Markup]]:
         "Quality on the validation set": (_quality(facts), ""),
         f"Learning rate{all_rates}": (rates, ""),
         "Gradient norm before clipping": ({"": (train, "grad_norm", "-")}, "log"),
-        "Pictures per second": ({"": (timed, "images_per_second", "-")}, "from 0"),
+        "Images per second": ({"": (timed, "images_per_second", "-")}, "from 0"),
         "Share of the time that steps wait for data": ({"": (timed, "data_wait_share", "-")}, "from 0"),
     }
     drawn = []

@@ -12,7 +12,7 @@ from ddp_ft.errors import UserError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # Without GPUs: convolutions scale better over processes than over threads, but each has a model and an optimizer of
-# its own (about 1 GB before the first picture).
+# its own (about 1 GB before the first image).
 MOST_CPU_PROCESSES = 4
 
 

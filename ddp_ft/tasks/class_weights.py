@@ -15,7 +15,7 @@ from torch import Tensor
 from ddp_ft.errors import UserError, nearest
 
 CLASS_KEY, POSITIVE_KEY = "loss.class_weights", "loss.positive_weights"
-# The bounds of balanced positive weights: a label seen once in 10,000 pictures would else drown all others.
+# The bounds of balanced positive weights: a label seen once in 10,000 images would else drown all others.
 LARGEST_POSITIVE = 100.0
 
 

@@ -1,4 +1,4 @@
-"""Classification with any number of labels for each picture."""
+"""Classification with any number of labels for each image."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,15 +29,15 @@ TERM_LOSSES = ("bce", "focal")
 class MultiLabel(SupervisedTask):
     """Each of `classes` there or not; batches carry "target" (float32 of 0 and 1, B x classes; or int64, B).
 
-    The loss of a picture is the mean over the classes, weighted by `weights`; `positive` is what a label that is there
-    counts (float32, classes each). `shares` of the training pictures have each label, for the bias that a head may
+    The loss of an image is the mean over the classes, weighted by `weights`; `positive` is what a label that is there
+    counts (float32, classes each). `shares` of the training images have each label, for the bias that a head may
     begin with.
     """
 
     name = "multi-label"
     kinds = TASKS[name].kinds
     words = TaskWords(
-        targets="any number of {count} labels for each picture",
+        targets="any number of {count} labels for each image",
         names="labels",
         verb="finds labels:",
         hub_type="image-classification",
@@ -71,7 +71,7 @@ class MultiLabel(SupervisedTask):
         """
         positives = np.bincount(targets, minlength=len(classes)) if targets.ndim == 1 else (targets > 0.5).sum(0)
         if not positives.any():
-            raise UserError("No training picture has any label.", "Are data.target and data.separator right?")
+            raise UserError("No training image has any label.", "Are data.target and data.separator right?")
         settings, samples = config.loss, len(targets)
         loss = choose_loss(settings, cls.name, cls.losses)
         _check_weights(settings, loss)

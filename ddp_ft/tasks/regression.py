@@ -1,4 +1,4 @@
-"""Numbers to be told from a picture."""
+"""Numbers to be told from an image."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -85,7 +85,7 @@ class Regression(SupervisedTask):
         return ((target.double() - self.mean) / self.std).float()
 
     def train_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """The mean over the numbers of a picture, of standardised outputs and targets, B."""
+        """The mean over the numbers of an image, of standardised outputs and targets, B."""
         return self.user_loss(outputs, target) if self.user_loss else regression_losses(self.choice, outputs, target)
 
     def plain_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
@@ -175,13 +175,13 @@ def _check_column(name: str, values: NDArray[np.float64]) -> None:
     damaged = np.flatnonzero(~np.isfinite(values))
     if len(damaged):
         raise UserError(
-            f"The target '{name}' is no finite number for {len(damaged)} of {len(values)} training pictures "
+            f"The target '{name}' is no finite number for {len(damaged)} of {len(values)} training images "
             f"(first: number {damaged[0]}, {values[damaged[0]]}).",
             "Leave those rows out of the table, or fill the gaps.",
         )
     if values.min() == values.max():
         raise UserError(
-            f"The target '{name}' is {values[0]:g} for all {len(values)} training pictures: nothing can be learned.",
+            f"The target '{name}' is {values[0]:g} for all {len(values)} training images: nothing can be learned.",
             "Choose other columns by data.target.",
         )
 

@@ -1,4 +1,4 @@
-"""Classification with one label for each picture."""
+"""Classification with one label for each image."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ LOGITS = "logits"
 
 
 class SingleLabel(SupervisedTask):
-    """One of `classes` for each picture; batches carry "target" (int64 class numbers, B).
+    """One of `classes` for each image; batches carry "target" (int64 class numbers, B).
 
     `counts` are the training samples of each class, for the bias that a head may begin with; `weights` (float32,
     classes) say what a sample of each class counts.
@@ -35,7 +35,7 @@ class SingleLabel(SupervisedTask):
     name = "single-label"
     kinds = TASKS[name].kinds
     words = TaskWords(
-        targets="one of {count} classes for each picture",
+        targets="one of {count} classes for each image",
         names="classes",
         verb="tells apart",
         hub_type="image-classification",

@@ -1,4 +1,4 @@
-"""Charts and grids of pictures. matplotlib is imported when the first chart is drawn: it takes most of a second."""
+"""Charts and grids of images. matplotlib is imported when the first chart is drawn: it takes most of a second."""
 
 import io
 import warnings
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-# Classes of a confusion matrix that can still be read in one picture, and those whose cells have room for a number.
+# Classes of a confusion matrix that can still be read in one image, and those whose cells have room for a number.
 MOST_CLASSES, CLASSES_WITH_NUMBERS = 40, 15
 LONGEST_NAME = 18
 DPI = 100
-# Of a grid of pictures, in pixels.
+# Of a grid of images, in pixels.
 CELL, LINE, MARGIN, FONT_SIZE = 128, 17, 6, 14
 
 
@@ -117,18 +117,18 @@ def scatter_png(true: Floats, predicted: Floats, name: str) -> bytes:
     return png_of_figure(scatter_chart(true, predicted, name))
 
 
-def pixels_png(pictures: Sequence[Pixels], captions: Sequence[Sequence[str]]) -> bytes:
-    """`picture_grid` as a PNG."""
-    return png_of_pixels(picture_grid(pictures, captions))
+def pixels_png(images: Sequence[Pixels], captions: Sequence[Sequence[str]]) -> bytes:
+    """`image_grid` as a PNG."""
+    return png_of_pixels(image_grid(images, captions))
 
 
 def files_png(files: Sequence[str], captions: Sequence[Sequence[str]]) -> bytes:
-    """The same of picture files; one that cannot be read is a grey square."""
+    """The same of image files; one that cannot be read is a grey square."""
     return pixels_png([thumbnail(file) for file in files], captions)
 
 
 def thumbnail(file: str, side: int = 2 * CELL) -> Pixels:
-    """The whole picture, at most `side` pixels wide and high; grey if it cannot be read."""
+    """The whole image, at most `side` pixels wide and high; grey if it cannot be read."""
     try:
         with quiet_pillow():
             image = Image.fromarray(read_pixels(file))
@@ -138,24 +138,24 @@ def thumbnail(file: str, side: int = 2 * CELL) -> Pixels:
     return np.asarray(image)
 
 
-def picture_grid(pictures: Sequence[Pixels], captions: Sequence[Sequence[str]], columns: int = 4) -> Pixels:
-    """Pictures (uint8, H x W x 3, of any size) side by side, each above its lines of text."""
+def image_grid(images: Sequence[Pixels], captions: Sequence[Sequence[str]], columns: int = 4) -> Pixels:
+    """Images (uint8, H x W x 3, of any size) side by side, each above its lines of text."""
     lines = max((len(caption) for caption in captions), default=0)
     width, height = CELL + MARGIN, CELL + MARGIN + lines * LINE
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     page = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), "white")
     draw, font = ImageDraw.Draw(page), _font()
-    for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+    for place, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left, top = MARGIN + place % columns * width, MARGIN + place // columns * height
-        page.paste(_fitted(picture), (left, top))
+        page.paste(_fitted(image), (left, top))
         for number, text in enumerate(caption):
             draw.text((left, top + CELL + number * LINE), _cut(text, font), fill="black", font=font)
     return np.asarray(page)
 
 
-def _fitted(picture: Pixels) -> Image.Image:
-    """As large as a cell allows; small pictures grow by whole pixels, so that one sees what the model sees."""
-    image = Image.fromarray(picture)
+def _fitted(pixels: Pixels) -> Image.Image:
+    """As large as a cell allows; small images grow by whole pixels, so that one sees what the model sees."""
+    image = Image.fromarray(pixels)
     factor = CELL / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     return image.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BILINEAR)
@@ -169,7 +169,7 @@ def _font() -> Any:
 
 
 def _cut(text: str, font: Any) -> str:
-    """What of the text fits under a picture; of a path the end tells most."""
+    """What of the text fits under an image; of a path the end tells most."""
     text = printable(text)
     if font.getlength(text) <= CELL:
         return text

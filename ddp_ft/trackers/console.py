@@ -18,7 +18,7 @@ from ddp_ft.contracts import TRAIN
 from ddp_ft.errors import printable
 from ddp_ft.trackers.rank_log import LOGGER
 
-# Seconds between two pictures of the display. It is drawn by the loop: a thread of its own would hold locks while
+# Seconds between two images of the display. It is drawn by the loop: a thread of its own would hold locks while
 # loaders fork.
 REDRAWN_EVERY = 0.2
 

@@ -20,7 +20,7 @@ from ddp_ft.trackers.services.background import Background
 from ddp_ft.trackers.services.base import Row, Start
 from ddp_ft.trackers.services.registry import service_names
 
-# How long the end of a run waits for pictures that are still being drawn, in seconds; a run that was told to stop has
+# How long the end of a run waits for images that are still being drawn, in seconds; a run that was told to stop has
 # 10 s in all.
 PATIENCE, PATIENCE_OF_A_STOP = 60.0, 3.0
 
@@ -36,9 +36,9 @@ class FanOut:
         self._studio = Studio()
 
     def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
-        """Pass one row on, and the pictures that are drawn by now."""
+        """Pass one row on, and the images that are drawn by now."""
         self._tell_all("log", split, step, epoch, values, phase)
-        self._show_pictures()
+        self._show_images()
 
     def warn(self, step: int, text: str) -> None:
         """Pass a warning on."""
@@ -50,7 +50,7 @@ class FanOut:
             tracker.sync()
 
     def draw(self, tag: str, step: int, draw: Callable[..., bytes], *arguments: Any) -> None:
-        """Have a picture drawn by `draw(*arguments)`, in another process, and pass it on once it is there.
+        """Have an image drawn by `draw(*arguments)`, in another process, and pass it on once it is there.
 
         A newer one of that tag takes the place of one that has not been begun.
         """
@@ -58,10 +58,10 @@ class FanOut:
             with harmless(f"{tag} is not drawn"):
                 self._studio.order(tag, step, draw, *arguments)
 
-    def _show_pictures(self, patience: float = 0.0) -> None:
-        with harmless("pictures are not shown"):
+    def _show_images(self, patience: float = 0.0) -> None:
+        with harmless("images are not shown"):
             for tag, step, png in self._studio.finished(patience):
-                self._tell_all("picture", tag, step, png)
+                self._tell_all("image", tag, step, png)
 
     def pr_curve(self, tag: str, step: int, truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> None:
         """Pass on what a precision-recall curve is drawn of, N each, to those that draw it."""
@@ -85,7 +85,7 @@ class FanOut:
 
     def close(self, patience: float = PATIENCE) -> None:
         """Close all, once what is to be shown is drawn, or after so many seconds."""
-        self._show_pictures(patience)
+        self._show_images(patience)
         self._studio.close()
         self._tell_all("hang_up")
         self._tell_all("close")

@@ -1,8 +1,8 @@
-"""Pictures drawn beside the training, by a process of their own.
+"""Images drawn beside the training, by a process of their own.
 
 Not by a thread: it would take turns with the training loop for the interpreter, and loaders that fork while it holds a
 lock, as an import does, would wait for that lock for ever. Not by multiprocessing: its new processes run the main
-module again. Orders and pictures are files, so that neither side ever waits for the other.
+module again. Orders and images are files, so that neither side ever waits for the other.
 """
 
 import os
@@ -18,21 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LOOKS_EVERY = 0.02  # seconds, while the end of a run waits for its pictures
+LOOKS_EVERY = 0.02  # seconds, while the end of a run waits for its images
 # How often the drawing process looks whether its parent still lives, in seconds; it usually hears of it at once.
 PATIENCE = 5.0
 
 
 @dataclass(frozen=True)
 class _Order:
-    """A picture that is being drawn, or waits to be: which one it is, and the file that says how."""
+    """An image that is being drawn, or waits to be: which one it is, and the file that says how."""
 
     tag: str
     step: int
     file: Path
 
     @property
-    def picture(self) -> Path:
+    def image(self) -> Path:
         return self.file.with_suffix(".png")
 
     @property
@@ -41,7 +41,7 @@ class _Order:
 
 
 class Studio:
-    """Draws pictures in the order in which they are asked for. Its process begins with the first one."""
+    """Draws images in the order in which they are asked for. Its process begins with the first one."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -50,9 +50,9 @@ class Studio:
         self._count = 0
 
     def order(self, tag: str, step: int, draw: Callable[..., bytes], *arguments: Any) -> None:
-        """Have `draw(*arguments)` make a picture, as the bytes of a PNG; both travel pickled.
+        """Have `draw(*arguments)` make an image, as the bytes of a PNG; both travel pickled.
 
-        What still waits of that tag is dropped: whoever evaluates faster than pictures are drawn sees those of the
+        What still waits of that tag is dropped: whoever evaluates faster than images are drawn sees those of the
         newest evaluation. Raises OSError if orders cannot be written.
         """
         process = self._open()
@@ -68,15 +68,15 @@ class Studio:
         process.stdin.flush()
 
     def finished(self, patience: float = 0.0) -> Iterator[tuple[str, int, bytes]]:
-        """Tag, step and PNG of each picture that is drawn, or will be within so many seconds, each once.
+        """Tag, step and PNG of each image that is drawn, or will be within so many seconds, each once.
 
         One that could not be drawn is told of on stderr.
         """
         deadline = time.monotonic() + patience
         while self._orders:
             order = self._orders[0]
-            if order.picture.exists():
-                yield order.tag, order.step, order.picture.read_bytes()
+            if order.image.exists():
+                yield order.tag, order.step, order.image.read_bytes()
             elif order.failure.exists() or not self._lives():
                 reason = order.failure.read_text() if order.failure.exists() else "the drawing process has died"
                 print(f"Warning: {order.tag} could not be drawn: {reason}", file=sys.stderr)  # noqa: T201
@@ -86,7 +86,7 @@ class Studio:
             else:
                 return
             self._orders.pop(0)
-            order.picture.unlink(missing_ok=True)
+            order.image.unlink(missing_ok=True)
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
@@ -99,7 +99,7 @@ class Studio:
 
     def _open(self) -> "subprocess.Popen[bytes]":
         if self._process is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="ddp_ft_pictures_"))
+            self._folder = Path(tempfile.mkdtemp(prefix="ddp_ft_images_"))
             # In a session of its own: signals are for the training, which ends this process itself.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "ddp_ft.trackers.figure_process"], stdin=subprocess.PIPE, start_new_session=True,

@@ -49,7 +49,7 @@ LAYOUT = {
 
 
 class TensorBoard:
-    """Scalars, texts and pictures of a run, as one continuous page over any number of restarts.
+    """Scalars, texts and images of a run, as one continuous page over any number of restarts.
 
     The event files are written anew at each start, scalars from the kept rows of metrics.jsonl and the rest from the
     old files as far as the run goes on behind it: SummaryWriter's purge_step leaves points of the interrupted start in
@@ -59,7 +59,7 @@ class TensorBoard:
     def __init__(
         self, folder: Path, kept: Sequence[Mapping[str, Any]], texts: Mapping[str, str], resumed: Resumed
     ) -> None:  # fmt: skip
-        # An evaluation that is still due brings its pictures again.
+        # An evaluation that is still due brings its images again.
         last = resumed.step - 1 if resumed.evaluation_due else resumed.step
         passed = [event for event in _shown(folder) if _is_passed(event, last, resumed.phase)]
         shown = [event for event in passed if _tag_of(event) not in texts]
@@ -87,8 +87,8 @@ class TensorBoard:
         """The text, under its step."""
         self._writer.add_text(WARNINGS, text, step)
 
-    def picture(self, tag: str, step: int, png: bytes) -> None:
-        """A picture, as the bytes of a PNG."""
+    def image(self, tag: str, step: int, png: bytes) -> None:
+        """An image, as the bytes of a PNG."""
         width, height = png_size(png)
         image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=3)
         summary = Summary(value=[Summary.Value(tag=tag, image=image)])
@@ -138,7 +138,7 @@ def png_size(png: bytes) -> tuple[int, int]:
 
 
 def _shown(folder: Path) -> Iterator[Event]:
-    """One event for each picture, text, curve, histogram or graph that old event files hold, in their order.
+    """One event for each image, text, curve, histogram or graph that old event files hold, in their order.
 
     What a crash cut short ends its file.
     """

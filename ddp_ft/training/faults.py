@@ -1,4 +1,4 @@
-"""What a run does about steps that are not finite or short of memory, damaged pictures, and writes that fail."""
+"""What a run does about steps that are not finite or short of memory, damaged images, and writes that fail."""
 
 import sys
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from ddp_ft.training.state import TrainState
 def take_notes(
     run: Run, state: TrainState, phase: Phase, decisions: Sequence[Decision], recorder: Recorder
 ) -> Decision:
-    """Record bad steps and damaged pictures; returns the decisions as one.
+    """Record bad steps and damaged images; returns the decisions as one.
 
     If a step ran out of memory, its own decision is returned: it and later steps must be done again, with smaller
     micro-batches. UserError, on every rank, past the configured limits.
@@ -42,7 +42,7 @@ def _lower_micro_batch(run: Run, state: TrainState, phase: Phase, decision: Deci
     if half < least:
         raise UserError(
             f"{decision.lacking} of {run.world.size} process(es) ran out of memory in step {decision.step}, with "
-            f"{most} picture(s) in a forward pass; it cannot be less{' where pairs are mixed' if least == 2 else ''}.",
+            f"{most} image(s) in a forward pass; it cannot be less{' where pairs are mixed' if least == 2 else ''}.",
             "Lower --image-size, take a smaller --model, freeze more of it (--freeze), try --precision bf16 or "
             "--set compute.recompute=true, or give each process more memory.",
         )
@@ -52,7 +52,7 @@ def _lower_micro_batch(run: Run, state: TrainState, phase: Phase, decision: Deci
         run.folder.write_json("plan.json", replace(plan, lowered=state.lowered).to_mapping())
     recorder.say(
         f"Warning: step {decision.step} did not fit into the memory of {decision.lacking} process(es). Micro-batches "
-        f"are of {half} pictures from here on, not {most}; the batch and its pictures stay "
+        f"are of {half} images from here on, not {most}; the batch and its images stay "
         f"(grade {plan.grade_elsewhere} from here on)."
     )
 
@@ -120,6 +120,6 @@ def write_to_the_end(run: Run) -> None:
 
 
 def settle_damage(run: Run, say: Say) -> None:
-    """On all ranks: write down the damaged pictures that they have met; UserError if there are too many."""
+    """On all ranks: write down the damaged images that they have met; UserError if there are too many."""
     if run.splits.quarantine is not None:
         run.splits.quarantine.settle(run.world, say)

@@ -1,4 +1,4 @@
-"""What a run shows besides its curves: the first batch, and pictures of what the best model gets right and wrong.
+"""What a run shows besides its curves: the first batch, and images of what the best model gets right and wrong.
 
 Here is decided what is drawn; `charts` draws it, in another process.
 """
@@ -22,9 +22,9 @@ from ddp_ft.trackers.fan_out import FanOut, harmless
 from ddp_ft.training.progress import Progress
 from ddp_ft.training.run import Run
 
-# TensorBoard sorts groups by their names: pictures stand behind the curves.
-PICTURES = "8_pictures"
-GRID_PICTURES = 16
+# TensorBoard sorts groups by their names: images stand behind the curves.
+IMAGES = "8_images"
+GRID_IMAGES = 16
 # Of each: most confident mistakes, least certain hits. More fill the page, and the curves are to be found on it.
 SHOWN_SAMPLES = 8
 # Precision-recall curves of so many classes, the rarest ones: those that accuracy says least about.
@@ -34,16 +34,16 @@ MOST_SCATTERS = 4
 
 
 def show_first_batch(run: Run, micro_batch: Batch, trackers: FanOut) -> None:
-    """Before a run's first step: its first pictures as the model sees them, with what it is to learn of them."""
+    """Before a run's first step: its first images as the model sees them, with what it is to learn of them."""
     if run.config.log.graph:
         _show_graph(run, trackers)
     if not run.config.log.pictures:
         return
     with harmless("the first batch is not shown"):
-        batch = first_samples(micro_batch, GRID_PICTURES)
-        if seen := run.model.processor.pictures(run.prepare(batch)):
+        batch = first_samples(micro_batch, GRID_IMAGES)
+        if seen := run.model.processor.pixels(run.prepare(batch)):
             captions = [_targets(batch, place, run.task) for place in range(len(seen))]
-            trackers.draw(f"{PICTURES}/1_first_batch", 0, charts.pixels_png, seen, captions)
+            trackers.draw(f"{IMAGES}/1_first_batch", 0, charts.pixels_png, seen, captions)
 
 
 def _show_graph(run: Run, trackers: FanOut) -> None:
@@ -94,7 +94,7 @@ def _show_evaluation(run: Run, progress: Progress, evaluation: Evaluation, split
         return
     source = run.splits.test if split == "test" and run.splits.test else run.splits.val
     prefix = "test/" if split == "test" else "probe/" if progress.phase == PROBE else ""
-    group = f"{prefix}{PICTURES}"
+    group = f"{prefix}{IMAGES}"
     _draw_charts(scored_set, group, step, trackers)
     for tag, indices in (
         ("4_worst_mistakes", scored_set.worst(SHOWN_SAMPLES)),

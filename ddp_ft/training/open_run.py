@@ -55,7 +55,7 @@ def _writable(folder: RunFolder) -> Iterator[None]:
 def describe_run(run: Run) -> None:
     """Write what a run is described by into its folder. UserError if it cannot be written to."""
     run.world.from_main(lambda: _write_description(run))
-    run.splits.record.clear()  # it names every picture, and is needed no more
+    run.splits.record.clear()  # it names every image, and is needed no more
 
 
 def _write_description(run: Run) -> None:

@@ -29,7 +29,7 @@ BIT_FIELDS = ("device", "world_size", "micro_batch", "threads")
 class Plan:
     """What `auto` became and what follows from the sizes. Written to plan.json.
 
-    `lowered`: from how many pictures of a micro-batch to how many, because a process was out of memory.
+    `lowered`: from how many images of a micro-batch to how many, because a process was out of memory.
     `tuned` are the keys that were decided by measuring, with their values, and `measured` the rows that led to them;
     both hold for all further starts.
     """
@@ -55,7 +55,7 @@ class Plan:
 
     @property
     def cut(self) -> int | None:
-        """The most pictures of a forward pass; None: a process's whole share of the batch."""
+        """The most images of a forward pass; None: a process's whole share of the batch."""
         return self.lowered[1] if self.lowered else self.micro_batch
 
     def after(self, earlier: "Plan | None") -> "Plan":
@@ -105,7 +105,7 @@ class Decided(TypedDict):
 def make_plan(
     config: RunConfig, machine: Machine, module: nn.Module, samples: tuple[int, int], **decided: "Unpack[Decided]"
 ) -> Plan:
-    """Resolve a run of `samples` = (train, val) pictures; the module is in the mode that it is trained in.
+    """Resolve a run of `samples` = (train, val) images; the module is in the mode that it is trained in.
 
     UserError for what cannot be done here.
     """

@@ -19,7 +19,7 @@ def choose_recipe(config: RunConfig, built: BuiltModel, train_samples: int) -> t
     """What the recipe `auto` becomes, and why.
 
     Probing first was better than training all layers at once on all small sets that were measured (docs/accuracy.md;
-    on a larger one, of 1,500 pictures, once worse), and the better of both models is kept, so it is chosen wherever it
+    on a larger one, of 1,500 images, once worse), and the better of both models is kept, so it is chosen wherever it
     can be done.
     """
     if config.model.weights == "none":
@@ -30,8 +30,8 @@ def choose_recipe(config: RunConfig, built: BuiltModel, train_samples: int) -> t
         return "full", "this architecture does not end with its head, so its features cannot be cut off"
     size = 4 * train_samples * feature_width(built)
     if train_samples > MOST_PROBED_SAMPLES or size > MOST_FEATURE_BYTES:
-        return "full", f"features of {train_samples} pictures would take {size / 2**30:.1f} GiB in each process"
-    return "lp_ft", f"a pretrained model and {train_samples} pictures"
+        return "full", f"features of {train_samples} images would take {size / 2**30:.1f} GiB in each process"
+    return "lp_ft", f"a pretrained model and {train_samples} images"
 
 
 def build(config: RunConfig, outputs: int) -> BuiltModel:

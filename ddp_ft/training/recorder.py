@@ -1,4 +1,4 @@
-"""What a run reports of itself while it trains: rows, pictures, traces, speed, how far its batch job will come."""
+"""What a run reports of itself while it trains: rows, images, traces, speed, how far its batch job will come."""
 
 import math
 import time
@@ -89,7 +89,7 @@ class Recorder:
 
     def evaluating(self) -> None:
         """An evaluation on the validation set begins."""
-        self.console.doing(f"evaluating on {len(self.run.splits.val)} pictures")
+        self.console.doing(f"evaluating on {len(self.run.splits.val)} images")
 
     def evaluation(self, row: Mapping[str, float], best: Evaluation | None) -> None:
         """Log an evaluation on the validation set; and what it shows, if it is the best so far."""
@@ -130,7 +130,7 @@ class Recorder:
         self._report_trace(lambda step: self._trace.finish())
 
     def close(self, is_done: bool) -> None:
-        """Close the trackers, once pictures are drawn; a run that was told to stop does not wait for many."""
+        """Close the trackers, once images are drawn; a run that was told to stop does not wait for many."""
         self._trace.drop()
         self.trackers.close(PATIENCE if is_done else PATIENCE_OF_A_STOP)
         self.watch.look()

@@ -8,10 +8,10 @@ from torch import Tensor
 from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.contracts import Address, BadSample, Processor, Source
 from ddp_ft.data.image.decode import decode_by_pillow
-from ddp_ft.data.image.picture import Image
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.data.image.transforms import eval_transform, train_transform
+from ddp_ft.data.image.undecoded import Image
 from ddp_ft.data.open_sample import open_sample
 from ddp_ft.data.rng import drawing_from
 from ddp_ft.features.dataset import one_thread
@@ -57,7 +57,7 @@ class Decoding:
                     transform(self._open(address, decoder))
 
     def difference(self, decoder: str) -> int:
-        """The largest difference, in grey levels of 0 to 255, of the pictures of evaluation from those by Pillow."""
+        """The largest difference, in grey levels of 0 to 255, of the images of evaluation from those by Pillow."""
         ours, pillows = eval_transform(self._by(decoder)), eval_transform(self._by(FULL))
         worst = 0
         for address in self.addresses:

@@ -22,7 +22,7 @@ def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
     if fits(most):
         return most
     fitting, failing = 0, most
-    # A few pictures more would bring next to nothing, and each question takes a step.
+    # A few images more would bring next to nothing, and each question takes a step.
     while failing - fitting > max(1, fitting // 8):
         middle = (fitting + failing) // 2
         if fits(middle):

@@ -39,14 +39,14 @@ SECONDS = 15.0
 # A turn is as many steps as take so long; with five rounds of four candidates that fills the time of a question.
 TURN_SECONDS = 0.5
 MOST_STEPS = 50
-# A step on a batch in memory that takes longer is measured with fewer pictures, but no fewer than FEWEST: with these
+# A step on a batch in memory that takes longer is measured with fewer images, but no fewer than FEWEST: with these
 # the optimizer and the reduction still are a small part of it.
 SLOW_STEP, FEWEST = 1.0, 8
-# Below these a micro-batch has nothing left to gain; and batch norm's statistics of so few pictures become so noisy
+# Below these a micro-batch has nothing left to gain; and batch norm's statistics of so few images become so noisy
 # that the result suffers (arXiv 1803.08494, figure 1), which no speed is worth.
 SMALLEST, SMALLEST_WITH_BATCH_NORM = 4, 16
 NUMBERS_OF_WORKERS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
-PICTURES = 32  # to decode: a second or two of photos of 12 megapixels
+IMAGES = 32  # to decode: a second or two of photos of 12 megapixels
 T = TypeVar("T")
 
 
@@ -62,7 +62,7 @@ class Questions:
 
     def __post_init__(self) -> None:
         self._batch: Batch | None = None
-        self._pictures: int | None = None  # of the share, in memory; None: all
+        self._images: int | None = None  # of the share, in memory; None: all
 
     def formats(self) -> None:
         """Memory format and precision: whole steps on a batch in memory."""
@@ -70,14 +70,14 @@ class Questions:
         precisions = _all_of(self.values[PRECISION], self._precisions() if PRECISION in self.keys else ())
         choices = {f"{f}, {p}": {FORMAT: f, PRECISION: p} for p in precisions for f in formats}
         if len(choices) > 1:
-            self._pictures = self._few_if_slow()
+            self._images = self._few_if_slow()
             self._ask("format", choices, self._turn_in_memory)
-            self._pictures = None
+            self._images = None
 
     def _few_if_slow(self) -> int | None:
-        """With how many pictures of the share a step takes SLOW_STEP at most; None: with all.
+        """With how many images of the share a step takes SLOW_STEP at most; None: with all.
 
-        What is faster for a few pictures is so for many, while there may be no time for steps of them all.
+        What is faster for a few images is so for many, while there may be no time for steps of them all.
         """
         batch, phase = self._in_memory(), open_steps(self.run, self.values, ENDLESS)
         pace = slowest(self.run.world, self._steps(phase, itertools.repeat([batch]), 1))
@@ -114,14 +114,14 @@ class Questions:
         self.values[MICRO_BATCH] = None if size >= share - 1 else size
 
     def decoders(self) -> None:
-        """Pictures of one core, from the file to the model's size."""
+        """Images of one core, from the file to the model's size."""
         run, processor = self.run, self.run.model.processor
         if DECODER not in self.keys or not isinstance(processor, ImageProcessor):
             return
         sampler = open_steps(run, self.values, ENDLESS).sampler
         addresses = itertools.chain.from_iterable(map(sampler.global_batch, range(sampler.steps_per_epoch)))
         source = run.splits.train
-        jpegs = find_jpegs(source, itertools.islice(addresses, PICTURES))
+        jpegs = find_jpegs(source, itertools.islice(addresses, IMAGES))
         if not jpegs:
             return
         decoding = Decoding(source, jpegs, processor.preprocess, run.config.augment, run.config.seed)
@@ -161,11 +161,11 @@ class Questions:
 
     def _turn_in_memory(self, values: Values) -> Turn:
         batch, phase = self._in_memory(), open_steps(self.run, values, ENDLESS)
-        size, pictures = values[MICRO_BATCH], phase.sampler.batch_length(0)
-        if self._pictures is not None:
-            batch, pictures = first_samples(batch, self._pictures), self._pictures * self.run.world.size
+        size, images = values[MICRO_BATCH], phase.sampler.batch_length(0)
+        if self._images is not None:
+            batch, images = first_samples(batch, self._images), self._images * self.run.world.size
         batches = itertools.repeat(cut([batch], _whole_pairs(size, phase)) if size else [batch])
-        return self._turn(phase, batches, pictures, warm_up=1)
+        return self._turn(phase, batches, images, warm_up=1)
 
     def _turn_with_loader(self, values: Values) -> Turn:
         phase = open_steps(self.run, values, ENDLESS)
@@ -181,13 +181,13 @@ class Questions:
                 [self._batch] = next(batches)
         return self._batch
 
-    def _turn(self, phase: DataPhase, batches: Iterator[list[Batch]], pictures: int, warm_up: int) -> Turn:
+    def _turn(self, phase: DataPhase, batches: Iterator[list[Batch]], images: int, warm_up: int) -> Turn:
         self._steps(phase, batches, warm_up)
         first = self._steps(phase, batches, 1)
         count = min(MOST_STEPS, round(TURN_SECONDS / slowest(self.run.world, first)))
         if count <= 1:  # it was a turn of its own
-            return pictures, first
-        return count * pictures, self._steps(phase, batches, count)
+            return images, first
+        return count * images, self._steps(phase, batches, count)
 
     def _steps(self, phase: DataPhase, batches: Iterator[list[Batch]], count: int) -> float:
         """The seconds that so many steps take, until the device has done them."""
@@ -218,7 +218,7 @@ def _halves(share: int, least: int) -> list[int]:
 
 
 def _whole_pairs(size: int, phase: DataPhase) -> int:
-    """The size that the loader takes in place of it: one less where it would part a pair of mixed pictures."""
+    """The size that the loader takes in place of it: one less where it would part a pair of mixed images."""
     return max(2, size - size % 2) if phase.sampler.pairs else size
 
 

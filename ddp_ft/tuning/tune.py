@@ -1,4 +1,4 @@
-"""`--tune`: what a run leaves open, decided by measuring on the processes, the model and the pictures that will train.
+"""`--tune`: what a run leaves open, decided by measuring on the processes, the model and the images that will train.
 
 Nothing of it reaches the training: it works on parts that are thrown away and composed anew with the answer.
 """
@@ -97,4 +97,4 @@ def show(answer: Answer, console: Console) -> None:
         what = row["what"] if row["what"] != before.get("what") else ""
         name = f"{'*' if row['chosen'] else ' '} {row['candidate']}"
         rows.append((what, name, f"{row['per_second']:.3g}", f"{row['ratio']:.2f}", row["note"]))
-    console.grid("Measured; * is taken", ("", "  candidate", "pictures/s", "ratio", ""), rows)
+    console.grid("Measured; * is taken", ("", "  candidate", "images/s", "ratio", ""), rows)

@@ -1,4 +1,4 @@
-"""Draws of pictures: disjoint, stratified, the same each time; and the three real sets."""
+"""Draws of images: disjoint, stratified, the same each time; and the three real sets."""
 
 import gzip
 import importlib.util
@@ -45,9 +45,9 @@ def test_apportion_by_hand():
 
 
 def test_more_than_there_is():
-    with pytest.raises(ValueError, match="120 pictures are wanted, 100"):
+    with pytest.raises(ValueError, match="120 images are wanted, 100"):
         draw(LABELS, (100, 10, 10), seed=0)
-    with pytest.raises(ValueError, match="class 0 has 1 pictures, 2 are wanted"):
+    with pytest.raises(ValueError, match="class 0 has 1 images, 2 are wanted"):
         draw(np.array([0, 1]), (1, 1), seed=0)
 
 

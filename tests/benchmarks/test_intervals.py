@@ -56,7 +56,7 @@ def test_over_seeds_of_one_set_is_student_s():
     assert (one.mean, one.low, one.high) == pytest.approx((plain.mean, plain.low, plain.high))
 
 
-def test_models_that_share_their_pictures_add_no_certainty():
+def test_models_that_share_their_images_add_no_certainty():
     table = {"a": [1.0, 2.0, 4.0], "b": [0.0, 1.0, -1.0]}
     one, five = over_seeds(places(table)), over_seeds(places(table, models="vwxyz"))
     assert (five.low, five.high, five.count) == pytest.approx((one.low, one.high, one.count))

@@ -84,7 +84,7 @@ def test_what_else_the_page_says(results):
     for text in (
         FACTS.command,
         "Left out: A set: needs a file.",
-        "400 pictures",
+        "400 images",
         "600 for `test/`",
         "`--recipe lp_ft`",
     ):

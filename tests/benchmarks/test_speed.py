@@ -29,45 +29,45 @@ from ddp_ft.training import progress
 from tests.support.ranks import run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = jpegs.PictureSet(20, 10, copies=2, size=(64, 48), size_in_bytes=1500)
+SMALL = jpegs.ImageSet(20, 10, copies=2, size=(64, 48), size_in_bytes=1500)
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     return jpegs.write_jpegs(tmp_path_factory.mktemp("jpegs"), SMALL)
 
 
 @pytest.fixture(scope="module")
-def workload(pictures):
-    """Five steps of eight pictures in one process."""
-    return Workload(str(pictures), 40, "test_resnet", 32, 8, 1, 1, 0, 1, "cpu", "fp32")
+def workload(images):
+    """Five steps of eight images in one process."""
+    return Workload(str(images), 40, "test_resnet", 32, 8, 1, 1, 0, 1, "cpu", "fp32")
 
 
-# Pictures
+# Images
 
 
-def test_the_set_is_class_folders_of_jpeg_files_with_copies(pictures):
-    files = sorted((pictures / "train").glob("class_*/*.jpg"))
-    assert len(files) == 40 and len(list((pictures / "val").glob("class_*/*.jpg"))) == 10
+def test_the_set_is_class_folders_of_jpeg_files_with_copies(images):
+    files = sorted((images / "train").glob("class_*/*.jpg"))
+    assert len(files) == 40 and len(list((images / "val").glob("class_*/*.jpg"))) == 10
     assert len({file.read_bytes() for file in files}) == 20
     with Image.open(files[0]) as image:
         assert (image.format, image.size, image.mode) == ("JPEG", (64, 48), "RGB")
-    assert "20 x 2 JPEG files of 64 x 48 in 10 classes" in jpegs.describe(pictures)
+    assert "20 x 2 JPEG files of 64 x 48 in 10 classes" in jpegs.describe(images)
 
 
-def test_a_set_that_is_there_is_left_alone(pictures):
-    before = (pictures / "about.json").stat().st_mtime_ns
-    assert jpegs.write_jpegs(pictures.parent, SMALL) == pictures
-    assert (pictures / "about.json").stat().st_mtime_ns == before
+def test_a_set_that_is_there_is_left_alone(images):
+    before = (images / "about.json").stat().st_mtime_ns
+    assert jpegs.write_jpegs(images.parent, SMALL) == images
+    assert (images / "about.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("photos", [(), tuple(jpegs.find_photos())], ids=["generated", "photos"])
-def test_pictures_follow_from_their_number_and_weigh_what_imagenets_do(photos, monkeypatch):
+def test_images_follow_from_their_number_and_weigh_what_imagenets_do(photos, monkeypatch):
     monkeypatch.setattr(jpegs, "SAMPLES", 5)
-    first, again, other = (jpegs.make_picture(number, jpegs.SIZE, photos) for number in (3, 3, 18))
+    first, again, other = (jpegs.make_image(number, jpegs.SIZE, photos) for number in (3, 3, 18))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
     quality = jpegs.choose_quality(jpegs.SIZE, photos, jpegs.BYTES)
-    mean = np.mean([len(jpegs.encode(jpegs.make_picture(number, jpegs.SIZE, photos), quality)) for number in range(5)])
+    mean = np.mean([len(jpegs.encode(jpegs.make_image(number, jpegs.SIZE, photos), quality)) for number in range(5)])
     assert 0.7 < mean / jpegs.BYTES < 1.4  # the next quality is a third away
 
 
@@ -102,7 +102,7 @@ def test_all_train_what_ddp_ft_trains_by_default(workload):
     assert (config.train.batch_size, config.train.epochs) == (workload.global_batch, workload.epochs)
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves pictures open
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves images open
 @pytest.mark.parametrize("key", [LIMIT, "torch_best", "torch", "timm"])
 def test_contenders_in_one_process(key, workload):
     contender = CONTENDERS[key]
@@ -229,7 +229,7 @@ def test_unknown_contenders_are_named():
 @pytest.mark.parametrize(("processes", "says"), [("two", "no list of numbers"), ("2", "1 steps")])
 def test_mistakes_are_told_before_anything_is_measured(processes, says, tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.throughput.CACHE", tmp_path)
-    arguments = ["--processes", processes, "--pictures", "8", "--device", "cpu", "--output", str(tmp_path / "page")]
+    arguments = ["--processes", processes, "--images", "8", "--device", "cpu", "--output", str(tmp_path / "page")]
     with pytest.raises(UserError, match=says):
         throughput.main(arguments, standalone_mode=False)
     assert not (tmp_path / "page.md").exists()
@@ -244,8 +244,8 @@ def test_a_command_is_timed_and_a_failing_one_is_told(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_first_step_comes_before_the_exit(pictures):
-    times = time_case(cases(pictures)[-2])
+def test_the_first_step_comes_before_the_exit(images):
+    times = time_case(cases(images)[-2])
     assert 0 < times["first step"] < times["exit"]
 
 
@@ -277,7 +277,7 @@ def test_both_have_as_many_cores():
 @pytest.mark.skipif(usable_cores() < 2, reason="needs two cores")
 def test_side_by_side(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    given = ["--rivals", "limit", "--model", "test_resnet", "--image-size", "32", "--batch", "4", "--pictures", "40"]
+    given = ["--rivals", "limit", "--model", "test_resnet", "--image-size", "32", "--batch", "4", "--images", "40"]
     done = CliRunner().invoke(side_by_side, [*given, "--rounds", "1"], standalone_mode=False, catch_exceptions=False)
     ratio = float(re.search(r"\| limit: .* \| ([\d.]+) \|", done.output)[1])
     assert 0 < ratio < 3, done.output

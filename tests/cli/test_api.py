@@ -11,7 +11,7 @@ from PIL import Image
 
 import ddp_ft
 from ddp_ft.errors import UserError
-from tests.support.pictures import SHAPES
+from tests.support.images import SHAPES
 from tests.support.trained import write_model
 
 
@@ -46,7 +46,7 @@ def test_the_numbers_are_those_of_predict(model, folder, shapes, tmp_path):
         assert prediction.probability == pytest.approx(row["probability"], abs=1e-6)
 
 
-def test_all_kinds_of_pictures_are_the_same_picture(model, shapes):
+def test_all_kinds_of_images_are_the_same_image(model, shapes):
     file = shapes / "val/disc/10.png"
     image = Image.open(file)
     pixels = np.asarray(image)
@@ -73,11 +73,11 @@ def test_its_parts_work_alone(model, shapes):
         (np.zeros((4, 4)), "Pixels of float64, 4 x 4"),
         (torch.zeros(3, 4, 5, dtype=torch.uint8), "Pixels of uint8, 3 x 4 x 5"),
         (np.zeros((0, 4, 3), np.uint8), "0 x 4 x 3"),
-        (7, "A int is no picture"),
+        (7, "A int is no image"),
         ("nowhere.png", "nowhere.png: No such file"),
     ],
 )
-def test_what_is_no_picture(model, given, message):
+def test_what_is_no_image(model, given, message):
     with pytest.raises(UserError, match=message):
         model(given)
 

@@ -91,7 +91,7 @@ def test_evaluate_and_predict_take_it(plain_run, shapes, tmp_path, capsys):
 
 
 def first_layer_outputs(run, output):
-    """What the averaged model's first layer gives for each training picture, in their order."""
+    """What the averaged model's first layer gives for each training image, in their order."""
     trained = load_trained(output, torch.device("cpu"))
     splits = open_splits(RunFolder(run).stored_config().data, 0)
     [batch] = list(eval_loader(splits.train, eval_transform(trained.processor.preprocess), 64))
@@ -118,8 +118,8 @@ def test_statistics_are_those_of_the_training_set(norm_run, tmp_path, capsys):
     assert all(torch.equal(tensor, found[name]) for name, tensor in call(norm_run, tmp_path / "2", "--last", 3).items())
 
 
-def test_statistics_over_several_chunks_count_pictures_alike(norm_run, tmp_path, monkeypatch):
-    """30 pictures as 20 and 10; and as 29 and 1, which has no variance worth counting."""
+def test_statistics_over_several_chunks_count_images_alike(norm_run, tmp_path, monkeypatch):
+    """30 images as 20 and 10; and as 29 and 1, which has no variance worth counting."""
     for chunk, parts in ((20, (20, 10)), (29, (29,))):
         monkeypatch.setattr("ddp_ft.inference.averager.EVAL_CHUNK", chunk)
         output = tmp_path / str(chunk)
@@ -228,7 +228,7 @@ def test_places_that_do_not_fit(plain_run, shapes, tmp_path):
 
 
 def test_data_of_another_run_is_refused(plain_run, tmp_path):
-    from tests.support.pictures import write_shapes
+    from tests.support.images import write_shapes
 
     other = write_shapes(tmp_path / "other", train=3, val=2)
     with pytest.raises(UserError, match="other data"):

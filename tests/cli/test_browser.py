@@ -8,7 +8,7 @@ from tests.support.runs import train_here
 
 
 @pytest.mark.slow
-def test_the_page_shows_curves_and_pictures(shapes, tmp_path):
+def test_the_page_shows_curves_and_images(shapes, tmp_path):
     train_here(shapes, tmp_path / "r", "--set", "log.pictures=true", "--set", "log.histograms=true", epochs=2)
     with served(tmp_path / "r/tensorboard", "true") as ask, browser() as page:
         page.open(f"{ask.address}#timeseries")
@@ -17,7 +17,7 @@ def test_the_page_shows_curves_and_pictures(shapes, tmp_path):
         text = page.text()
         assert [text.index(group) for group in groups] == sorted(text.index(group) for group in groups)
         for dashboard, wanted in {
-            "images": ["8_pictures/1_first_batch", "8_pictures/2_confusion", "8_pictures/4_worst_mistakes"],
+            "images": ["8_images/1_first_batch", "8_images/2_confusion", "8_images/4_worst_mistakes"],
             "pr_curves": ["disc", "square", "stripes"],
             "hparams": ["optim.lr", "val/accuracy"],
             "custom_scalars": ["learning rates", "images per second"],
@@ -28,4 +28,4 @@ def test_the_page_shows_curves_and_pictures(shapes, tmp_path):
             page.open(f"{ask.address}#{dashboard}")
             assert page.wait(lambda names=wanted: all(name in page.text() for name in names)), (dashboard, page.text())
             if dashboard == "images":
-                assert page.wait(lambda: len(page.pictures()) >= 4), page.pictures()
+                assert page.wait(lambda: len(page.images()) >= 4), page.images()

@@ -32,7 +32,7 @@ PARTS = ["none", "backbone", "stages:1", "type:Conv2d", "regex:^0", "norm"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Twelve pictures, a table of labels and numbers for them, and a file of the user's own code."""
+    """Twelve images, a table of labels and numbers for them, and a file of the user's own code."""
     folder = tmp_path_factory.mktemp("table")
     rows = ["image,kind,tags,size,weight"]
     for number in range(12):

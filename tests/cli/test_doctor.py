@@ -14,7 +14,7 @@ from ddp_ft.diagnostics import disk, speed
 from ddp_ft.doctor import doctor
 from ddp_ft.errors import UserError
 from ddp_ft.training.ema import Ema
-from tests.support.pictures import write_shapes
+from tests.support.images import write_shapes
 from tests.support.runs import call_on, train_here
 
 GOLDEN = Path(__file__).with_name("doctor.txt")
@@ -24,8 +24,8 @@ OF_THE_MACHINE = ("machine", "job", "disk", "speed")
 
 
 @pytest.fixture
-def pictures(tmp_path, monkeypatch):
-    """A set with a torn picture, a leak and a double, in the folder that doctor is started in."""
+def images(tmp_path, monkeypatch):
+    """A set with a torn image, a leak and a double, in the folder that doctor is started in."""
     monkeypatch.chdir(tmp_path)
     write_shapes(Path("shapes"), train=12, val=4)
     shutil.copy("shapes/train/disc/00.png", "shapes/val/disc/seen.png")
@@ -62,9 +62,9 @@ def without_machine(text):
     return "\n".join(lines) + "\n"
 
 
-def test_what_it_prints(pictures, tmp_path, capsys):
+def test_what_it_prints(images, tmp_path, capsys):
     before = files_below(tmp_path)
-    code, out = call(capsys, "--data", pictures, *RUN)
+    code, out = call(capsys, "--data", images, *RUN)
     *text, last = without_machine(out).splitlines()
     assert "\n".join(text) + "\n" == GOLDEN.read_text()
     assert re.fullmatch(r"\d problems, \d+ warnings?, \d+ notes?, \d+ ok", last)
@@ -72,7 +72,7 @@ def test_what_it_prints(pictures, tmp_path, capsys):
     assert files_below(tmp_path) == before
 
 
-def test_steps_are_measured_with_the_moving_average(pictures, capsys, monkeypatch):
+def test_steps_are_measured_with_the_moving_average(images, capsys, monkeypatch):
     """Its memory and its part of a step are training's too."""
     updates, update = [], Ema.update
 
@@ -80,16 +80,16 @@ def test_steps_are_measured_with_the_moving_average(pictures, capsys, monkeypatc
         updates.append(update(self, module, is_bad))
 
     monkeypatch.setattr(Ema, "update", counted)
-    call(capsys, "--data", pictures, *RUN, "--ema", 0.9)
+    call(capsys, "--data", images, *RUN, "--ema", 0.9)
     assert len(updates) >= 2
 
 
-def test_json_has_every_path_and_warnings_are_no_failure(pictures, capsys):
+def test_json_has_every_path_and_warnings_are_no_failure(images, capsys):
     Path("shapes/val/disc/seen.png").unlink()
     for number in range(8):
         shutil.copy("shapes/train/disc/02.png", f"shapes/train/disc/copy{number}.png")
     parts = ("--micro-batch", 5, "--mixup", 0.2)
-    code, out = call(capsys, "--data", pictures, *RUN, *parts, "--set", "data.on_error=skip", "--json")
+    code, out = call(capsys, "--data", images, *RUN, *parts, "--set", "data.on_error=skip", "--json")
     told = json.loads(out)
     assert (code, told["schema"], told["verdict"]) == (0, 1, "warning")
     found = {finding["name"]: finding for finding in told["findings"]}
@@ -106,8 +106,8 @@ def test_the_machine_alone(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_data_without_a_model_and_quickly(pictures, capsys):
-    code, out = call(capsys, "--data", pictures, "--quick", "--run-dir", "run")
+def test_data_without_a_model_and_quickly(images, capsys):
+    code, out = call(capsys, "--data", images, "--quick", "--run-dir", "run")
     assert code == 0 and "classes in val" in out
     assert "readable" not in out and "loading" not in out
 
@@ -131,7 +131,7 @@ def test_a_port_that_is_taken(monkeypatch, tmp_path, capsys):
         (["--data", "shapes", *RUN, "--precision", "fp16"], "needs a CUDA device"),
     ],
 )
-def test_what_train_would_refuse_is_a_problem_among_others(args, told, pictures, capsys):
+def test_what_train_would_refuse_is_a_problem_among_others(args, told, images, capsys):
     code, out = call(capsys, *args, "--quick")
     assert code == 2 and told in out
     assert "file locks" in out or "is a file" in told  # the checks behind it
@@ -160,23 +160,23 @@ def test_options_that_make_no_sense(tmp_path):
         doctor.main(["--set", "optim.ls=3"], standalone_mode=False)
 
 
-def test_a_run_folder_with_another_recipe(pictures, capsys):
+def test_a_run_folder_with_another_recipe(images, capsys):
     Path("shapes/train/square/00.png").unlink()
-    train_here(pictures, Path("run"))
+    train_here(images, Path("run"))
     before = {file: file.read_bytes() for file in Path("run").rglob("*") if file.is_file()}
-    _, out = call(capsys, "--data", pictures, *RUN, "--run-dir", "run", "--quick")
+    _, out = call(capsys, "--data", images, *RUN, "--run-dir", "run", "--quick")
     assert "holds a run of another recipe" in out
     assert {file: file.read_bytes() for file in Path("run").rglob("*") if file.is_file()} == before
 
 
 @pytest.mark.slow
-def test_two_ranks(pictures):
-    told = json.loads(call_on(2, "ddp_ft.doctor", "--data", pictures.absolute(), *RUN, "--json"))
+def test_two_ranks(images):
+    told = json.loads(call_on(2, "ddp_ft.doctor", "--data", images.absolute(), *RUN, "--json"))
     found = {finding["name"]: finding for finding in told["findings"]}
     assert found["process group"]["value"] == found["start"]["value"] == 2
     assert [found[name]["verdict"] for name in ("same data", "same run folder", "clocks")] == ["ok"] * 3
     assert found["leakage"]["verdict"] == "problem"
-    assert found["learning"]["value"] > 0 and "16 pictures a process" in found["memory"]["text"]
+    assert found["learning"]["value"] > 0 and "16 images a process" in found["memory"]["text"]
 
 
 def test_help_without_torch():

@@ -79,7 +79,7 @@ def test_predict_under_torchrun(digits_run, digits, tmp_path, torchrun):
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_predict_gives_one_row_for_each_input_in_order(digits_run, digits, tmp_path, world_size):
     bad = tmp_path / "bad.png"
-    bad.write_text("no picture")
+    bad.write_text("no image")
     call_on(
         world_size,
         "ddp_ft.predict",

@@ -1,4 +1,4 @@
-"""Several models as one, and several views of each picture."""
+"""Several models as one, and several views of each image."""
 
 import csv
 import importlib
@@ -14,7 +14,7 @@ from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.data.image.transforms import eval_transform
 from ddp_ft.data.image.views import ImageViews
 from ddp_ft.data.sources.folder import FileSource
-from ddp_ft.data.sources.predict_inputs import list_pictures
+from ddp_ft.data.sources.predict_inputs import list_images
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.inference.ensemble import VIEWS, combine_members, load_ensemble, with_views
@@ -54,7 +54,7 @@ def predict(output, *args):
 
 
 def probabilities_by_hand(model, paths, views=lambda image: [image], preprocess=None):
-    """Softmax of the bare module's outputs, one picture and view at a time: pictures x views x classes."""
+    """Softmax of the bare module's outputs, one image and view at a time: images x views x classes."""
     trained = load_trained(model, CPU)
     own = trained.processor.preprocess
     transform, source = eval_transform(preprocess or own), FileSource(paths)
@@ -88,11 +88,11 @@ def test_a_model_with_itself_is_that_model(models, shapes, tmp_path, capsys):
 
 
 def test_two_models_predict_their_mean_probability(models, shapes, tmp_path):
-    """Each sees the picture at its own size."""
+    """Each sees the image at its own size."""
     bad = tmp_path / "bad.png"
-    bad.write_text("no picture")
+    bad.write_text("no image")
     rows = predict(tmp_path / "p.csv", models[0], shapes / "val", bad, "--also", models[1])
-    paths = list_pictures([str(shapes / "val")])
+    paths = list_images([str(shapes / "val")])
     expected = torch.stack([probabilities_by_hand(model, paths)[:, 0] for model in models]).mean(0)
     assert [row["file"] for row in rows if row["error"]] == [str(bad)] and len(rows) == 13
     torch.testing.assert_close(shares(rows[:-1]), expected, rtol=0, atol=2e-6)
@@ -103,7 +103,7 @@ def test_two_models_predict_their_mean_probability(models, shapes, tmp_path):
 
 def test_two_models_are_evaluated_by_their_mean_probability(models, shapes, capsys):
     found = evaluate(capsys, models[0], "--also", models[1], "--data", shapes)
-    paths = list_pictures([str(shapes / "val")])
+    paths = list_images([str(shapes / "val")])
     expected = torch.stack([probabilities_by_hand(model, paths)[:, 0] for model in models]).mean(0)
     target = torch.arange(3).repeat_interleave(4)
     assert found["accuracy"] == pytest.approx(float((expected.argmax(1) == target).float().mean()))
@@ -129,7 +129,7 @@ def ten_crops(image):
 )
 def test_views_are_combined_to_their_mean_probability(models, shapes, tmp_path, views, by_hand, preprocess):
     rows = predict(tmp_path / "p.csv", models[0], shapes / "val", "--tta", views)
-    expected = probabilities_by_hand(models[0], list_pictures([str(shapes / "val")]), by_hand, preprocess)
+    expected = probabilities_by_hand(models[0], list_images([str(shapes / "val")]), by_hand, preprocess)
     assert expected.shape[1] == {"flip": 2, "crops": 10}[views]
     torch.testing.assert_close(shares(rows), expected.mean(1), rtol=0, atol=2e-6)
     assert float((shares(rows) - expected[:, 0]).abs().max()) > 1e-3
@@ -158,7 +158,7 @@ def test_views_keep_the_memory_format():
         assert len(seen) == 10 and all(view["image"].is_contiguous(memory_format=memory_format) for view in seen)
 
 
-def test_crops_of_a_model_that_sees_little_of_the_picture_stay_within_that():
+def test_crops_of_a_model_that_sees_little_of_the_image_stay_within_that():
     narrow = replace(PREPROCESS, size=(20, 30), crop_pct=0.5)
     member = with_views(load_like(narrow), "crops")
     assert (member.processor.preprocess.size, member.processor.preprocess.crop_pct) == ((40, 60), 1.0)

@@ -13,7 +13,7 @@ from ddp_ft.errors import UserError
 from tests.faults.forks import run_forked
 from tests.support import nets
 from tests.support.commands import run_module
-from tests.support.pictures import write_shapes
+from tests.support.images import write_shapes
 from tests.support.runs import arguments, train_here, train_on
 
 
@@ -52,10 +52,10 @@ def test_a_class_that_training_lacks(own_shapes, tmp_path):
     assert "blob" in refused(own_shapes, tmp_path / "r")
 
 
-def test_damaged_pictures_are_all_named_once(own_shapes, tmp_path):
+def test_damaged_images_are_all_named_once(own_shapes, tmp_path):
     good = (own_shapes / "train/disc/00.png").read_bytes()
     (own_shapes / "train/disc/03.png").write_bytes(good[: len(good) // 2])
-    (own_shapes / "train/square/07.png").write_text("this is no picture")
+    (own_shapes / "train/square/07.png").write_text("this is no image")
     message = refused(own_shapes, tmp_path / "r")
     assert message.count("disc/03.png") == message.count("square/07.png") == 1
 
@@ -145,8 +145,8 @@ def test_batch_smaller_than_the_world(shapes, tmp_path):
     assert not (tmp_path / "r").exists()
 
 
-def test_a_damaged_picture_ends_all_ranks_with_one_message(own_shapes, tmp_path):
-    (own_shapes / "train/disc/03.png").write_text("no picture")
+def test_a_damaged_image_ends_all_ranks_with_one_message(own_shapes, tmp_path):
+    (own_shapes / "train/disc/03.png").write_text("no image")
     codes, said = run_forked(2, arguments(own_shapes, tmp_path / "r"))
     assert 2 in codes and 0 not in codes, said
     assert said.count("Error: ") == said.count("disc/03.png") == 1 and "Connection" not in said, said
@@ -201,7 +201,7 @@ def test_elastic_error_file_holds_the_message(tmp_path):
     assert json.loads(file.read_text())["message"] == "--data and --model must be given."
 
 
-def test_pictures_of_one_pixel_are_fine(tmp_path):
+def test_images_of_one_pixel_are_fine(tmp_path):
     for part in ("train", "val"):
         for name in ("a", "b"):
             (tmp_path / "d" / part / name).mkdir(parents=True)

@@ -16,14 +16,14 @@ from torch import nn
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import eval_transform
 from ddp_ft.data.sources.folder import FileSource
-from ddp_ft.data.sources.predict_inputs import list_pictures
+from ddp_ft.data.sources.predict_inputs import list_images
 from ddp_ft.errors import UserError
 from ddp_ft.exporters.onnx import preprocessing_text
 from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.models import build_model
 from ddp_ft.run_folder.model_folder import describe_model, save_model_folder
 from ddp_ft.tasks.registry import restore_task
-from tests.support.pictures import SHAPES, draw_shape
+from tests.support.images import SHAPES, draw_shape
 from tests.support.trained import write_model, write_run
 
 CPU = torch.device("cpu")
@@ -86,9 +86,9 @@ def run(shapes, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(run, shapes):
-    """Pictures as the model takes them, and its outputs."""
+    """Images as the model takes them, and its outputs."""
     trained = load_trained(run, CPU)
-    source, transform = FileSource(list_pictures([str(shapes / "val")])), eval_transform(trained.processor.preprocess)
+    source, transform = FileSource(list_images([str(shapes / "val")])), eval_transform(trained.processor.preprocess)
     images = torch.stack([transform(source.read(k)["image"]) for k in range(len(source))]).float() / 255
     images = (images - torch.tensor(trained.processor.preprocess.mean).view(3, 1, 1)) / 0.25
     with torch.no_grad():
@@ -98,7 +98,7 @@ def prepared(run, shapes):
 def test_onnx_gives_what_the_model_gives(run, prepared, tmp_path, capsys):
     assert export(run, "--format", "onnx", "--output", tmp_path / "m.onnx") == 0
     said = capsys.readouterr().out
-    assert "12 pictures that the run is evaluated on" in said and "12 of 12 the same" in said
+    assert "12 images that the run is evaluated on" in said and "12 of 12 the same" in said
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
     images, outputs = prepared
     for batch in (images, images[:1]):
@@ -137,14 +137,14 @@ def test_preprocessing_inside_is_that_of_the_loader(preprocess):
     mean, std = (np.array(each, np.float32).reshape(3, 1, 1) for each in (preprocess.mean, preprocess.std))
     generator = np.random.default_rng(0)
     for size in ((48, 40), (40, 48), (24, 24), (301, 187), (33, 90), (20, 31)):
-        picture = draw_shape(1, size, generator)
-        [[found]] = session.run(None, {"pictures": picture[None]})
-        wanted = eval_transform(preprocess)(torch.from_numpy(picture).permute(2, 0, 1)).numpy()
+        image = draw_shape(1, size, generator)
+        [[found]] = session.run(None, {"pictures": image[None]})
+        wanted = eval_transform(preprocess)(torch.from_numpy(image).permute(2, 0, 1)).numpy()
         off = np.abs((found * std + mean) * 255 - wanted)
         assert off.max() < 1.01 and off.mean() < 0.1, size
 
 
-def test_a_file_with_preprocessing_takes_pictures_and_predicts_as_the_run_does(run, shapes, tmp_path, capsys):
+def test_a_file_with_preprocessing_takes_images_and_predicts_as_the_run_does(run, shapes, tmp_path, capsys):
     file = tmp_path / "m.onnx"
     assert export(run, "--format", "onnx", "--with-preprocessing", "--output", file) == 0
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -171,7 +171,7 @@ def test_an_export_that_differs_is_removed(kind, tmp_path, capsys):
     output = tmp_path / ("m.onnx" if kind == "onnx" else "m.pt2")
     assert export(model, "--format", kind, "--output", output, "--check", 5) == 1
     told = capsys.readouterr()
-    assert "compared on  5 pictures of noise" in told.out and "it was removed" in told.err
+    assert "compared on  5 images of noise" in told.out and "it was removed" in told.err
     assert [each.name for each in tmp_path.iterdir()] == ["noisy"]
 
 

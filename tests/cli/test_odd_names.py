@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ddp_ft.cli.runs import runs
-from tests.support.pictures import write_shapes
+from tests.support.images import write_shapes
 from tests.support.runs import call_on, read, train_here, train_on
 
 ODD = {
@@ -24,7 +24,7 @@ def odd_data(tmp_path):
         for plain, odd in ODD.items():
             (folder / part / plain).rename(folder / part / odd)
         first = next((folder / part / ODD["disc"]).iterdir())
-        first.rename(first.with_name('-a, "picture"\nof Ähm.png'))
+        first.rename(first.with_name('-a, "image"\nof Ähm.png'))
     return folder
 
 

@@ -22,9 +22,9 @@ TESTED = {
     "data.val_split": "test_val_split",
     "data.workers": "test_workers",
     "data.decoder": "test_decoder",
-    "data.on_error": "../faults/test_damaged_pictures.py::test_runs_go_on_without_damaged_pictures",
-    "data.max_damaged": "../faults/test_damaged_pictures.py::test_runs_go_on_without_damaged_pictures",
-    "data.image": "../data/test_data_tables.py::test_column_of_pictures",
+    "data.on_error": "../faults/test_damaged_images.py::test_runs_go_on_without_damaged_images",
+    "data.max_damaged": "../faults/test_damaged_images.py::test_runs_go_on_without_damaged_images",
+    "data.image": "../data/test_data_tables.py::test_column_of_images",
     "data.target": "../data/test_data_tables.py::test_targets_of_several_values",
     "data.group": "../data/test_data_tables.py::test_groups_stay_together",
     "data.weight": "../data/test_data_tables.py::test_samples_of_a_table",
@@ -44,7 +44,7 @@ TESTED = {
     "head.bias": "test_toolkit_options.py::test_head_bias",
     "freeze.parts": "test_toolkit_options.py::test_frozen_parts_stay",
     "freeze.schedule": "test_toolkit_options.py::test_frozen_parts_stay",
-    "freeze.cache_features": "test_toolkit_options.py::test_cached_features_give_what_frozen_pictures_give",
+    "freeze.cache_features": "test_toolkit_options.py::test_cached_features_give_what_frozen_images_give",
     "freeze.views": "../faults/test_features.py::test_views",
     "freeze.cache_dir": "../faults/test_features.py::test_a_cache_folder_for_several_runs",
     "freeze.cache_gb": "../faults/test_features.py::test_a_bound_is_told_before_anything_is_computed",
@@ -114,9 +114,9 @@ TESTED = {
     "log.every_steps": "test_log_cadence",
     "log.trackers": "../unit/test_background.py::test_a_run_feeds_its_services",
     "log.level": "test_terminal.py::test_how_much_is_said_and_what_is_logged",
-    "log.pictures": "test_showing.py::test_a_run_shows_its_pictures_and_learns_the_same",
-    "log.histograms": "test_showing.py::test_a_run_shows_its_pictures_and_learns_the_same",
-    "log.graph": "test_showing.py::test_a_run_shows_its_pictures_and_learns_the_same",
+    "log.pictures": "test_showing.py::test_a_run_shows_its_images_and_learns_the_same",
+    "log.histograms": "test_showing.py::test_a_run_shows_its_images_and_learns_the_same",
+    "log.graph": "test_showing.py::test_a_run_shows_its_images_and_learns_the_same",
     "log.profile": "test_showing.py::test_profile",
     "log.report": "test_report_command.py::test_log_report",
     "compute.device": "test_errors.py::test_what_the_machine_lacks",
@@ -215,7 +215,7 @@ def test_rates(shapes, tmp_path):
 
 
 def test_schedules(shapes, tmp_path):
-    """30 pictures in batches of 8, 5 epochs: 20 steps."""
+    """30 images in batches of 8, 5 epochs: 20 steps."""
     for name in ("constant", "linear"):
         more = ["--schedule", name, "--lr", 1, "--set", "schedule.warmup=0.2", "--set", "schedule.final_factor=0.5"]
         train_here(shapes, tmp_path / name, *more, epochs=5)
@@ -291,12 +291,12 @@ def test_memory_format(shapes, tmp_path, wanted):
 
 
 def test_decoder(tmp_path):
-    """Pictures that are four times as large as needed, in finer patterns than a shrunk one can have."""
-    pictures = np.random.default_rng(0).integers(0, 255, (4, 160, 160, 3), dtype=np.uint8)
-    for number, picture in enumerate(pictures):
+    """Images that are four times as large as needed, in finer patterns than a shrunk one can have."""
+    images = np.random.default_rng(0).integers(0, 255, (4, 160, 160, 3), dtype=np.uint8)
+    for number, image in enumerate(images):
         for part in ("train", "val"):
             (folder := tmp_path / "data" / part / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(folder / f"{number}.jpg")
+            Image.fromarray(image).save(folder / f"{number}.jpg")
     for decoder in ("auto", "shrink", "full"):
         train_here(tmp_path / "data", tmp_path / decoder, "--set", f"data.decoder={decoder}")
     losses = [column(tmp_path / run, "loss")[0] for run in ("auto", "shrink", "full")]
@@ -374,7 +374,7 @@ def test_a_test_set_is_measured_once_with_the_best_model(shapes, tmp_path):
     train_here(tmp_path / "data", tmp_path / "r", "--lr", 0.01, epochs=3)
     summary = read(tmp_path / "r", "summary.json")
     assert len(rows(tmp_path / "r", "test")) == 1
-    assert summary["test"] == summary["val"]  # the same pictures
+    assert summary["test"] == summary["val"]  # the same images
 
 
 @pytest.mark.parametrize("wanted", [True, False])

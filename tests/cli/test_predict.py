@@ -13,7 +13,7 @@ import pytest
 
 from ddp_ft.errors import UserError
 from ddp_ft.inference.partial_output import Part, Parts
-from tests.support.pictures import SHAPES
+from tests.support.images import SHAPES
 from tests.support.runs import call_on
 from tests.support.tables import write_csv
 from tests.support.trained import write_model
@@ -28,9 +28,9 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many(shapes, tmp_path_factory):
-    """A table of a few pictures again and again, and some that are not there: 5 chunks, the last one not whole."""
-    pictures = sorted((shapes / "val").rglob("*.png"))
-    paths = [str(pictures[k % len(pictures)]) if k % 50 else f"gone{k}.png" for k in range(64 * CHUNKS - 20)]
+    """A table of a few images again and again, and some that are not there: 5 chunks, the last one not whole."""
+    images = sorted((shapes / "val").rglob("*.png"))
+    paths = [str(images[k % len(images)]) if k % 50 else f"gone{k}.png" for k in range(64 * CHUNKS - 20)]
     return write_csv(tmp_path_factory.mktemp("many") / "t.csv", {"path": paths})
 
 
@@ -47,7 +47,7 @@ def read_csv(file):
 
 def test_all_formats_say_the_same(model, shapes, tmp_path):
     bad = tmp_path / "bad.png"
-    bad.write_text("no picture")
+    bad.write_text("no image")
     for name in ("p.csv", "p.jsonl", "p.parquet"):
         predict(model, shapes / "val", bad, "--output", tmp_path / name, "--top-k", 2)
     rows = read_csv(tmp_path / "p.csv")
@@ -66,7 +66,7 @@ def test_all_formats_say_the_same(model, shapes, tmp_path):
             assert float(row[f"prob_{name}"]) == pytest.approx(cells[f"prob_{name}"], abs=1e-6)
         assert float(row["probability_2"]) == pytest.approx(cells["probability_2"], abs=1e-6)
         assert cells["error"] is None and row["error"] == "" and "error" not in line
-    assert rows[-1]["error"] == lines[-1]["error"] == table["error"][-1].as_py() == "not a picture"
+    assert rows[-1]["error"] == lines[-1]["error"] == table["error"][-1].as_py() == "not an image"
     assert table["class"][-1].as_py() is None and list(lines[-1]) == ["file", "error"]
     assert len(rows) == len(lines) == len(table) == 13
 

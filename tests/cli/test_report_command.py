@@ -65,8 +65,8 @@ def hostile_data(shapes, tmp_path_factory):
     for part in ("train", "val"):
         for source, name in zip(sorted((shapes / part).iterdir()), HOSTILE, strict=True):
             (folder / part / name).mkdir(parents=True)
-            for picture in source.iterdir():
-                shutil.copy(picture, folder / part / name / f"<script>{picture.name}")
+            for image in source.iterdir():
+                shutil.copy(image, folder / part / name / f"<script>{image.name}")
     return folder
 
 
@@ -84,9 +84,9 @@ def test_a_finished_run_has_a_page(trained):
     assert f"{accuracy * 100:.1f} %" in page.text and "95 % interval" in page.text
     for name in HOSTILE:
         assert name in page.text.replace("\n", "")
-    pictures = page.of("img")
-    assert len(pictures) >= 12 and any("<script>" in each["alt"] for each in pictures)
-    for each in pictures:
+    images = page.of("img")
+    assert len(images) >= 12 and any("<script>" in each["alt"] for each in images)
+    for each in images:
         Image.open(io.BytesIO(base64.b64decode(each["src"].partition(",")[2]))).verify()
     charts = {each["aria-label"] for each in page.of("svg")}
     assert {"Loss", "Quality on the validation set", "Gradient norm before clipping", "Reliability diagram"} <= charts
@@ -127,12 +127,12 @@ def test_an_unfinished_run_has_a_page_too(tmp_path, capsys):
     assert (run / "model_card.md").read_text() == "mine"
 
 
-def test_pictures_are_those_of_the_evaluation(trained, hostile_data, tmp_path):
+def test_images_are_those_of_the_evaluation(trained, hostile_data, tmp_path):
     moved = shutil.copytree(hostile_data, tmp_path / "moved")
     facts = read_run(trained)
     assert len(open_evaluated(facts, "val")) == len(open_evaluated(facts, "val", moved)) == 12
     next((moved / "val" / HOSTILE[2]).iterdir()).unlink()
-    with pytest.raises(UserError, match="other val pictures"):
+    with pytest.raises(UserError, match="other val images"):
         open_evaluated(facts, "val", moved)
 
 
@@ -164,7 +164,7 @@ def test_other_tasks(task, tmp_path):
     assert_is_harmless(page)
     wanted = {"multi-label": ("Thresholds", "mAP, test set"), "regression": ("predicted over true", "RMSE, test set")}
     assert all(text in page.text for text in ("<i>cat 猫", *wanted[task]))
-    assert "The pictures cannot be shown:" in page.text and "nowhere does not exist" in page.text
+    assert "The images cannot be shown:" in page.text and "nowhere does not exist" in page.text
     assert "name: MAE\n" in (run / "model_card.md").read_text() or task == "multi-label"
 
 
@@ -174,7 +174,7 @@ def compare(tmp_path, capsys, *runs):
     return capsys.readouterr().out
 
 
-def test_runs_are_compared_on_the_same_pictures(tmp_path, capsys):
+def test_runs_are_compared_on_the_same_images(tmp_path, capsys):
     runs = [
         write_finished(
             tmp_path / f"run{skill}", seed=seed, skill=skill, samples=200, settings={"optim.lr": skill / 100}
@@ -190,12 +190,12 @@ def test_runs_are_compared_on_the_same_pictures(tmp_path, capsys):
     assert "corrected for 2 comparisons" in said and "not to be told apart" in said
 
 
-def test_runs_on_other_pictures_are_not_tested(tmp_path, capsys):
+def test_runs_on_other_images_are_not_tested(tmp_path, capsys):
     first, second = (write_finished(tmp_path / f"run{n}", seed=n, skill=1 + n) for n in range(2))
     split = read(second, "split.json")
     (second / "split.json").write_text(json.dumps({**split, "fingerprint": "0" * 32}))
     said = compare(tmp_path, capsys, first, second)
-    assert "cannot be compared picture by picture: run1 is on other data than run0" in said and "better" not in said
+    assert "cannot be compared image by image: run1 is on other data than run0" in said and "better" not in said
     other = write_finished(tmp_path / "numbers", task="regression")
     with pytest.raises(UserError, match="no metric in common"):
         call(first, other)
@@ -245,7 +245,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-def test_a_browser_shows_all_pictures_without_a_network(trained, tmp_path):
+def test_a_browser_shows_all_images_without_a_network(trained, tmp_path):
     page = (trained / "report.html").read_text(encoding="utf-8")
     count = "[...document.images].filter(each => each.complete && each.naturalWidth > 1).length"
     wide = "document.documentElement.scrollWidth - innerWidth"

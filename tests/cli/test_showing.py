@@ -17,8 +17,8 @@ from ddp_ft.trackers.charts import CELL, MARGIN
 from ddp_ft.training.profiler import parse_steps
 from tests.support.runs import arguments, read, start_process, train_here, train_on
 
-PICTURES = [
-    "8_pictures/1_first_batch", "8_pictures/2_confusion", "8_pictures/3_reliability", "8_pictures/4_worst_mistakes",
+IMAGES = [
+    "8_images/1_first_batch", "8_images/2_confusion", "8_images/3_reliability", "8_images/4_worst_mistakes",
 ]  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def shown(run):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_run_shows_its_pictures_and_learns_the_same(shapes, tmp_path, world_size):
+def test_a_run_shows_its_images_and_learns_the_same(shapes, tmp_path, world_size):
     on, off = tmp_path / "on", tmp_path / "off"
     more = ["--set", "log.histograms=true", "--set", "log.graph=true", "--mixup", "0.3"]
     train_on(world_size, shapes, on, "--set", "log.pictures=true", *more)
@@ -35,7 +35,7 @@ def test_a_run_shows_its_pictures_and_learns_the_same(shapes, tmp_path, world_si
     assert (on / "best/model.safetensors").read_bytes() == (off / "best/model.safetensors").read_bytes()
     events = shown(on)
     tags = events.Tags()
-    assert set(PICTURES) <= set(tags["images"]) and not shown(off).Tags()["images"]
+    assert set(IMAGES) <= set(tags["images"]) and not shown(off).Tags()["images"]
     assert {"disc", "square", "stripes"} <= set(tags["tensors"])  # precision-recall curves
     assert tags["graph"] and any(tag.startswith("weights/") for tag in tags["histograms"])
     assert any(tag.startswith("gradients/") for tag in tags["histograms"])
@@ -48,8 +48,8 @@ def test_a_run_shows_its_pictures_and_learns_the_same(shapes, tmp_path, world_si
 def test_the_first_batch_is_what_the_model_sees(shapes, tmp_path):
     """Turned upside down by an augmentation that the grid must show, in the model's size."""
     train_here(shapes, tmp_path / "r", "--set", "log.pictures=true", "--augment", "none", "--set", "augment.flip=1")
-    picture = shown(tmp_path / "r").Images(PICTURES[0])[0]
-    grid = np.asarray(Image.open(io.BytesIO(picture.encoded_image_string)))
+    image = shown(tmp_path / "r").Images(IMAGES[0])[0]
+    grid = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
     cell = grid[MARGIN : MARGIN + CELL, MARGIN : MARGIN + CELL]
     small = np.asarray(Image.fromarray(cell).resize((32, 32), Image.Resampling.NEAREST), dtype=int)
     files = sorted((shapes / "train").rglob("*.png"))
@@ -66,10 +66,10 @@ def test_regression_and_labels(shapes, tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("\n".join(rows))
     train_here(table, tmp_path / "age", "--set", "data.target=age", "--set", "log.pictures=true")
-    assert "8_pictures/2_predicted_over_true_0" in shown(tmp_path / "age").Tags()["images"]
+    assert "8_images/2_predicted_over_true_0" in shown(tmp_path / "age").Tags()["images"]
     train_here(table, tmp_path / "sky", "--task", "multi-label", "--set", "log.pictures=true")
     tags = shown(tmp_path / "sky").Tags()
-    assert "8_pictures/3_reliability" in tags["images"] and "rain" in tags["tensors"]
+    assert "8_images/3_reliability" in tags["images"] and "rain" in tags["tensors"]
 
 
 def test_profile(shapes, tmp_path):

@@ -36,7 +36,7 @@ def test_a_table_is_trained_on_evaluated_and_predicted(table, tmp_path, task):
     for world_size in (1, 2):
         told = json.loads(call_on(world_size, "ddp_ft.evaluate", run, "--data", table, "--device", "cpu"))
         assert {name: told[name] for name in val} == val
-    call_on(2, "ddp_ft.predict", run, table.parent / "pictures", "--output", tmp_path / "p.csv", "--device", "cpu")
+    call_on(2, "ddp_ft.predict", run, table.parent / "images", "--output", tmp_path / "p.csv", "--device", "cpu")
     with (tmp_path / "p.csv").open() as lines:
         rows = list(csv.DictReader(lines))
     assert len(rows) == 36 and all(not row["error"] for row in rows)

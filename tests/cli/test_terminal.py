@@ -31,7 +31,7 @@ def test_on_a_terminal_there_is_a_bar_and_evaluations_stay(shapes, tmp_path):
     assert "━" in text
     assert re.search(r"step \d/8 .*left: epoch 0:00:0\d  run 0:00:0\d", text), text
     assert "no evaluation yet" in text and re.search(r"best accuracy 0\.\d{4} \(epoch 1\)", text), text
-    assert "checkpoint in 0:00:0" in text and "evaluating on 12 pictures" in text
+    assert "checkpoint in 0:00:0" in text and "evaluating on 12 images" in text
     assert text.count("val   step") == 2 and "train step" not in text
     assert "train step 8/8" in (tmp_path / "r/logs/rank_0.txt").read_text()
 
@@ -42,9 +42,9 @@ def test_how_much_is_said_and_what_is_logged(shapes, tmp_path):
     assert quiet and all(line.startswith("Warning: ") for line in quiet)
     assert train_on(1, shapes, tmp_path / "error", "--log-level", "error") == ""
     loud = train_on(1, shapes, tmp_path / "debug", "--log-level", "debug")
-    assert "evaluating on 12 pictures" in loud and "train step 4/4" in loud
+    assert "evaluating on 12 images" in loud and "train step 4/4" in loud
     log = (tmp_path / "quiet/logs/rank_0.txt").read_text()
-    assert "INFO train step 4/4" in log and "DEBUG evaluating on 12 pictures" in log and "run folder" in log
+    assert "INFO train step 4/4" in log and "DEBUG evaluating on 12 images" in log and "run folder" in log
     assert (tmp_path / "quiet/logs/rank_1.txt").exists()
 
 

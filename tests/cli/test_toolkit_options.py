@@ -93,8 +93,8 @@ def test_head_bias(shapes, tmp_path):
     for kind in ("zero", "prior"):
         table = ["--set", "data.target=label", "--lr", 1e-9]
         file = tmp_path / "table.csv"
-        pictures = [*(shapes / "train/disc").iterdir(), *sorted((shapes / "train/square").iterdir())[:3]]
-        file.write_text("image,label\n" + "".join(f"{each},{each.parent.name}\n" for each in pictures))
+        images = [*(shapes / "train/disc").iterdir(), *sorted((shapes / "train/square").iterdir())[:3]]
+        file.write_text("image,label\n" + "".join(f"{each},{each.parent.name}\n" for each in images))
         train_here(file, tmp_path / kind, *table, SET, f"head.bias={kind}")
         bias[kind] = last(tmp_path / kind)["6.bias"]
     assert bias["zero"].tolist() == pytest.approx([0, 0], abs=1e-6)
@@ -117,17 +117,17 @@ def test_frozen_parts_stay(shapes, tmp_path, start):
         assert moved == (set(after) if run == "late" else head)
 
 
-def test_cached_features_give_what_frozen_pictures_give(shapes, tmp_path, start):
+def test_cached_features_give_what_frozen_images_give(shapes, tmp_path, start):
     """Without augmentation the head sees the same features either way; the order of samples differs by its seed."""
     more = ["--weights", start, "--freeze", "backbone", "--augment", "none", "--lr", 0.01]
     train_here(shapes, tmp_path / "cached", *more, SET, "freeze.cache_features=true", epochs=2)
-    train_here(shapes, tmp_path / "pictures", *more, epochs=2)
+    train_here(shapes, tmp_path / "images", *more, epochs=2)
     assert read(tmp_path / "cached", "plan.json")["recipe"] == "full"
-    for run in ("cached", "pictures"):
+    for run in ("cached", "images"):
         assert column(tmp_path / run, "step") == list(range(1, 9))
         assert torch.equal(last(tmp_path / run)["0.weight"], torch.load(start)["0.weight"])
-    cached, pictures = (column(tmp_path / run, "loss", "val")[-1] for run in ("cached", "pictures"))
-    assert cached == pytest.approx(pictures, rel=0.05)
+    cached, images = (column(tmp_path / run, "loss", "val")[-1] for run in ("cached", "images"))
+    assert cached == pytest.approx(images, rel=0.05)
 
 
 def test_probe(shapes, tmp_path, start):
@@ -142,7 +142,7 @@ def test_probe(shapes, tmp_path, start):
 
 
 def test_the_probes_model_is_worth_what_was_said(shapes, tmp_path, start):
-    """It was measured on features; evaluation goes by the pictures, and gives the same to the last digit."""
+    """It was measured on features; evaluation goes by the images, and gives the same to the last digit."""
     train_here(shapes, tmp_path / "r", "--weights", start, "--recipe", "lp_ft", "--lr", 1e-12)
     summary = read(tmp_path / "r", "summary.json")
     assert summary["best_phase"] == "probe"
@@ -238,7 +238,7 @@ def test_recipe(shapes, tmp_path, start, capsys):
     for recipe, found in (("auto", "lp_ft"), ("linear_probe", "linear_probe")):
         train_here(shapes, tmp_path / recipe, "--weights", start, "--recipe", recipe)
         assert read(tmp_path / recipe, "plan.json")["recipe"] == found
-    assert "lp_ft: a pretrained model and 30 pictures" in capsys.readouterr().out
+    assert "lp_ft: a pretrained model and 30 images" in capsys.readouterr().out
     train_here(shapes, tmp_path / "none")
     assert read(tmp_path / "none", "plan.json")["recipe"] == "full"
 

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from picture_files import NumberSource
+from image_files import NumberSource
 from torchvision.transforms import v2
 
 from ddp_ft.config.loading import AUGMENT_PRESETS
@@ -31,15 +31,15 @@ ONE_EACH = {
 }
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (40, 50)) -> torch.Tensor:
-    """A smooth picture, as geometric distortions of noise are noise."""
+def image(seed: int = 0, size: tuple[int, int] = (40, 50)) -> torch.Tensor:
+    """A smooth image, as geometric distortions of noise are noise."""
     corners = torch.randint(0, 256, (1, 3, 4, 4), generator=torch.Generator().manual_seed(seed)).float()
     return torch.nn.functional.interpolate(corners, size, mode="bilinear")[0].to(torch.uint8)
 
 
 def augmented(augment: AugmentConfig, count: int = 30) -> list[torch.Tensor]:
-    """The same picture under `count` states of the generator."""
-    transform, given = train_transform(PREPROCESS, augment), picture()
+    """The same image under `count` states of the generator."""
+    transform, given = train_transform(PREPROCESS, augment), image()
     results = []
     for seed in range(count):
         torch.manual_seed(seed)
@@ -96,9 +96,9 @@ def test_all_in_their_order_are_torchvisions_own(policy: str) -> None:
     ours = train_transform(PREPROCESS, augment)
     for seed in range(60):
         torch.manual_seed(seed)
-        expected = theirs(picture(seed))
+        expected = theirs(image(seed))
         torch.manual_seed(seed)
-        assert torch.equal(ours(picture(seed)), expected)
+        assert torch.equal(ours(image(seed)), expected)
 
 
 def test_erased_places_are_the_models_mean_behind_all_else() -> None:
@@ -120,8 +120,8 @@ def test_places_that_a_policy_leaves_empty_are_the_models_mean(policy: str) -> N
     assert found > 5
 
 
-def test_the_picture_itself_is_left_as_it_is() -> None:
-    given = picture(size=(24, 32))
+def test_the_image_itself_is_left_as_it_is() -> None:
+    given = image(size=(24, 32))
     before = given.clone()
     transform = train_transform(PREPROCESS, AugmentConfig("none", 1.0, 0.0, "none", color_jitter=0.5, erasing=1.0))
     assert not torch.equal(transform(given), before) and torch.equal(given, before)
@@ -161,7 +161,7 @@ def test_pixels_depend_on_neither_ranks_nor_workers() -> None:
 
 
 def test_distortions_run_on_one_thread_whatever_the_caller_has() -> None:
-    # The mean of a picture, which contrast takes, depends on the number of threads in its last bits.
+    # The mean of an image, which contrast takes, depends on the number of threads in its last bits.
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -177,20 +177,20 @@ def test_nothing_is_added_where_nothing_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 60), (300, 2)])
-def test_odd_pictures(size: tuple[int, int]) -> None:
+def test_odd_images(size: tuple[int, int]) -> None:
     for augment in (ALL, replace(ALL, policy="trivialaugment", erasing=1.0)):
         transform = train_transform(PREPROCESS, augment)
         for seed in range(20):
             torch.manual_seed(seed)
-            assert transform(picture(size=size)).shape == (3, 24, 32)
+            assert transform(image(size=size)).shape == (3, 24, 32)
 
 
 def test_transforms_can_be_sent_to_spawned_workers() -> None:
     copy = pickle.loads(pickle.dumps(train_transform(PREPROCESS, ALL)))
     torch.manual_seed(5)
-    expected = copy(picture())
+    expected = copy(image())
     torch.manual_seed(5)
-    assert torch.equal(train_transform(PREPROCESS, ALL)(picture()), expected)
+    assert torch.equal(train_transform(PREPROCESS, ALL)(image()), expected)
 
 
 def test_unknown_policy() -> None:
@@ -211,7 +211,7 @@ def test_a_preset_sets_all_but_the_magnitude(name: str) -> None:
     assert set(AUGMENT_PRESETS[name]) == wanted
 
 
-def test_presets_vary_pictures_as_much_as_their_names_say() -> None:
+def test_presets_vary_images_as_much_as_their_names_say() -> None:
     def spread(name: str) -> float:
         settings = {key.removeprefix("augment."): value for key, value in AUGMENT_PRESETS[name].items()}
         results = torch.stack(augmented(AugmentConfig(name, **settings), 60)).float()

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from picture_files import save_picture
+from image_files import save_image
 from PIL import Image, ImageOps
 
 from ddp_ft.contracts import BadSample
@@ -39,14 +39,14 @@ def assert_grey(file: Path, expected: np.ndarray, atol: float = 1) -> None:
 
 @pytest.mark.parametrize("suffix", [".png", ".PNG", ".bmp", ".tif", ".TIFF", ".ppm"])
 def test_lossless_rgb_is_exact(tmp_path: Path, suffix: str) -> None:
-    file = save_picture(tmp_path / f"a{suffix}")
+    file = save_image(tmp_path / f"a{suffix}")
     np.testing.assert_array_equal(pixels(file), np.asarray(opened(file)))
     assert decode(file).shape == (3, 16, 20)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".webp", ".gif"])
 def test_other_formats_match_pillow(tmp_path: Path, suffix: str) -> None:
-    file = save_picture(tmp_path / f"a{suffix}")
+    file = save_image(tmp_path / f"a{suffix}")
     np.testing.assert_array_equal(pixels(file), np.asarray(opened(file).convert("RGB")))
 
 
@@ -107,12 +107,12 @@ def test_1_bit_and_8_bit_grey(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_alpha_is_dropped(tmp_path: Path, mode: str) -> None:
-    picture = opened(save_picture(tmp_path / "rgb.png")).convert(mode[:-1])
-    transparent = picture.copy()
-    transparent.putalpha(Image.new("L", picture.size, 0))
+    image = opened(save_image(tmp_path / "rgb.png")).convert(mode[:-1])
+    transparent = image.copy()
+    transparent.putalpha(Image.new("L", image.size, 0))
     transparent.save(tmp_path / "a.png")
     assert mode_of(tmp_path / "a.png") == mode
-    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), np.asarray(picture.convert("RGB")))
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("transparency", [None, 1, bytes([0, 128, 255])], ids=["opaque", "one colour", "bytes"])
@@ -143,7 +143,7 @@ def test_cmyk_jpeg_is_not_inverted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None:
-    file = save_picture(tmp_path / f"plain{suffix}")
+    file = save_image(tmp_path / f"plain{suffix}")
     exif = Image.Exif()
     exif[0x0112] = orientation
     opened(file).save(tmp_path / f"a{suffix}", exif=exif)
@@ -153,8 +153,8 @@ def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None
     np.testing.assert_array_equal(pixels(tmp_path / f"a{suffix}"), expected)
 
 
-def test_garbled_exif_does_not_spoil_the_picture(tmp_path: Path) -> None:
-    opened(save_picture(tmp_path / "a.png")).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+def test_garbled_exif_does_not_spoil_the_image(tmp_path: Path) -> None:
+    opened(save_image(tmp_path / "a.png")).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert decode(tmp_path / "a.jpg").shape == (3, 16, 20)
 
 
@@ -166,7 +166,7 @@ def test_first_frame_of_an_animation(tmp_path: Path, suffix: str) -> None:
 
 
 def truncated(file: Path) -> None:
-    whole = save_picture(file, size=(200, 200)).read_bytes()
+    whole = save_image(file, size=(200, 200)).read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
 
 
@@ -178,12 +178,12 @@ def test_truncated_file(tmp_path: Path, suffix: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_picture(tmp_path: Path) -> None:
+def test_what_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("hello")
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "link.jpg").symlink_to(tmp_path / "nowhere.jpg")
     for name, reason in (
-        ("text", "not a picture"),
+        ("text", "not an image"),
         ("empty", "the file is empty"),
         ("link", "No such file or directory"),
         ("absent", "No such file or directory"),
@@ -196,7 +196,7 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", [300, 100])
 def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     # Pillow warns above its limit and refuses above twice as much; both count as damaged here.
-    file = save_picture(tmp_path / "a.png")
+    file = save_image(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -205,7 +205,7 @@ def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lim
 
 
 def test_file_source_names_paths_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_picture(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     monkeypatch.chdir(tmp_path)
     source = FileSource(["a.png", tmp_path / "a.png"])
     assert (len(source), source.name(0), source.name(1)) == (2, "a.png", str(tmp_path / "a.png"))

@@ -101,7 +101,7 @@ def test_rare_labels_are_on_both_sides() -> None:
     targets = np.zeros((100, 6), np.float32)
     targets[:, 0] = 1
     for label in range(1, 6):
-        targets[2 * label : 2 * label + 2, label] = 1  # two pictures each
+        targets[2 * label : 2 * label + 2, label] = 1  # two images each
     for seed in range(10):
         drawn = draw(Pool([f"{k}" for k in range(100)], LABELS, targets), 0.15, seed)
         assert targets[drawn].any(0).all() and targets[~drawn].any(0).all()
@@ -109,7 +109,7 @@ def test_rare_labels_are_on_both_sides() -> None:
 
 
 def test_rare_classes_in_groups_are_on_both_sides() -> None:
-    # Each class has three patients of five pictures, all of that class.
+    # Each class has three patients of five images, all of that class.
     groups = [f"patient{k // 5}" for k in range(60)]
     targets = np.arange(60) // 15
     for seed in range(10):
@@ -166,7 +166,7 @@ def test_folds() -> None:
     assert parse_fold("2/5") == (2, 5) and parse_fold(" 1 / 2 ") == (1, 2)
     pool = Pool(["a", "b", "c"], LABEL, np.array([0, 1, 1]))
     assert sorted(deal(pool, 3, 0).tolist()) == [0, 1, 2]
-    with pytest.raises(UserError, match=r"4 parts.* 3 pictures"):
+    with pytest.raises(UserError, match=r"4 parts.* 3 images"):
         deal(pool, 4, 0)
     with pytest.raises(UserError, match=r"3 parts.* 2 groups"):
         deal(Pool(pool.names, LABEL, pool.targets, ["x", "y", "y"]), 3, 0)

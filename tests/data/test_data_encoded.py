@@ -1,4 +1,4 @@
-"""JPEGs that a loader hands on undecoded: the same pictures in the end, whoever decodes them."""
+"""JPEGs that a loader hands on undecoded: the same images in the end, whoever decodes them."""
 
 from pathlib import Path
 
@@ -31,8 +31,8 @@ NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Six pictures: JPEGs of several sizes, one grey, one that EXIF turns, and a PNG."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """Six images: JPEGs of several sizes, one grey, one that EXIF turns, and a PNG."""
+    folder = tmp_path_factory.mktemp("images")
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8))
     for number, size in enumerate([(90, 70), (200, 120), (64, 128)]):
         photo.resize(size, Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=95 - 20 * number)
@@ -72,7 +72,7 @@ def test_the_model_sees_the_same(files, device, mixing):
     for [found], [wanted] in zip(prepared(encoded, device), expected, strict=True):
         assert found.keys() == wanted.keys()
         assert torch.equal(found["index"], wanted["index"])
-        # Half a grey level for another decoder on the CPU; on CUDA pictures are not rounded alike anywhere.
+        # Half a grey level for another decoder on the CPU; on CUDA images are not rounded alike anywhere.
         levels = 255 * 0.2 * (found["image"] - wanted["image"]).abs()
         assert levels.mean() < (0.5 if device == "cpu" else 3)
         assert levels.max() < (3 if device == "cpu" else 40)
@@ -94,7 +94,7 @@ def test_what_nothing_decodes_is_told_by_its_number(files):
     [batch] = steps(files, EncodedTransform(PREPROCESS, AUGMENT))[0]
     row = int(batch[LENGTH].argmax())
     batch[JPEG][row, 200:] = 0
-    with pytest.raises(UserError, match=rf"Picture {int(batch['index'][row])} of the training set") as raised:
+    with pytest.raises(UserError, match=rf"Image {int(batch['index'][row])} of the training set") as raised:
         DeviceTransform(PREPROCESS, "cpu", channels_last=True)(batch)
     assert "nvjpeg" in raised.value.hint
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picture_files import save_classes, save_picture
+from image_files import save_classes, save_image
 
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.config.user_cache import FOLDER_VARIABLE
@@ -31,7 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def data(tmp_path: Path) -> Path:
     save_classes(tmp_path / "data" / "train", {"a": 4, "a b": 3, "c": 2})
     save_classes(tmp_path / "data" / "val", {"a": 2, "c": 1})
-    save_picture(tmp_path / "data" / "train" / "a" / "deep" / "x.png")
+    save_image(tmp_path / "data" / "train" / "a" / "deep" / "x.png")
     (tmp_path / "data" / "train" / "c" / "notes.txt").touch()
     return tmp_path / "data"
 
@@ -72,15 +72,15 @@ def test_says_the_same_and_reads_nothing(data: Path, cache: Path, scans: list[Pa
 
 
 def _add(data: Path) -> None:
-    save_picture(data / "train" / "a" / "new.png")
+    save_image(data / "train" / "a" / "new.png")
 
 
 def _add_deep(data: Path) -> None:
-    save_picture(data / "train" / "a" / "deep" / "new.png")
+    save_image(data / "train" / "a" / "deep" / "new.png")
 
 
 def _add_to_val(data: Path) -> None:
-    save_picture(data / "val" / "c" / "new.png")
+    save_image(data / "val" / "c" / "new.png")
 
 
 def _remove(data: Path) -> None:
@@ -96,7 +96,7 @@ def _move(data: Path) -> None:
 
 
 def _add_class(data: Path) -> None:
-    save_picture(data / "train" / "d" / "1.png")
+    save_image(data / "train" / "d" / "1.png")
 
 
 def _remove_class(data: Path) -> None:
@@ -111,7 +111,7 @@ def _write_over(data: Path) -> None:
 def _add_and_set_the_time_back(data: Path) -> None:
     folder = data / "train" / "a"
     before = folder.stat()
-    save_picture(folder / "new.png")
+    save_image(folder / "new.png")
     os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 

@@ -1,4 +1,4 @@
-"""JPEGs decoded in part and shrunk: the same whoever decodes them, and near to what whole pictures give."""
+"""JPEGs decoded in part and shrunk: the same whoever decodes them, and near to what whole images give."""
 
 import io
 from pathlib import Path
@@ -12,10 +12,10 @@ from torchvision.transforms.v2.functional import resize_image
 from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.contracts import BadSample
 from ddp_ft.data.image import jpeg
-from ddp_ft.data.image.decode import JpegFile, decode, open_picture
-from ddp_ft.data.image.picture import Box, Sized, cut
+from ddp_ft.data.image.decode import JpegFile, decode, open_image
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import eval_transform, train_transform
+from ddp_ft.data.image.undecoded import Box, Sized, cut
 from ddp_ft.data.open_sample import open_sample
 from ddp_ft.data.sources.folder import FileSource
 
@@ -71,9 +71,9 @@ def test_upright_as_pillow_turns_it(tmp_path: Path, monkeypatch, orientation: in
     with Image.open(file) as image:
         expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     np.testing.assert_array_equal(decode(file).permute(1, 2, 0).numpy(), expected)
-    picture = open_picture(file)
-    assert isinstance(picture, JpegFile) and picture.size == expected.shape[:2]
-    part = cut(picture, Sized(Box(3, 5, 20, 30), 20, 30))
+    image = open_image(file)
+    assert isinstance(image, JpegFile) and image.size == expected.shape[:2]
+    part = cut(image, Sized(Box(3, 5, 20, 30), 20, 30))
     np.testing.assert_array_equal(part.permute(1, 2, 0).numpy(), expected[3:23, 5:35])
 
 
@@ -91,31 +91,31 @@ def preprocess(side: int) -> Preprocess:
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_large_pictures_are_shrunk_and_look_the_same(tmp_path: Path, orientation: int) -> None:
+def test_large_images_are_shrunk_and_look_the_same(tmp_path: Path, orientation: int) -> None:
     file = write_jpeg(tmp_path / "a.jpg", photo(1210, 907), orientation)
-    picture = open_picture(file)
-    assert cut(picture, Sized(Box(0, 0, *picture.size), 112, 112)).shape[-1] <= 1210 // 4 + 1  # decoded as a quarter
-    shown = [eval_transform(preprocess(96))(image).float() for image in (picture, decode(file))]
-    # These waves rise by 19 grey levels a pixel, and the sides of the shrunk picture are rounded up.
+    image = open_image(file)
+    assert cut(image, Sized(Box(0, 0, *image.size), 112, 112)).shape[-1] <= 1210 // 4 + 1  # decoded as a quarter
+    shown = [eval_transform(preprocess(96))(image).float() for image in (image, decode(file))]
+    # These waves rise by 19 grey levels a pixel, and the sides of the shrunk image are rounded up.
     assert (shown[0] - shown[1]).abs().mean() < 2.0
     assert shown[0].std() > 30
 
 
-def test_a_part_of_a_large_picture_is_the_same_part_when_it_is_shrunk(tmp_path: Path) -> None:
-    """Up to half a pixel of the shrunk picture; none here, where the box begins at whole ones."""
+def test_a_part_of_a_large_image_is_the_same_part_when_it_is_shrunk(tmp_path: Path) -> None:
+    """Up to half a pixel of the shrunk image; none here, where the box begins at whole ones."""
     file = write_jpeg(tmp_path / "a.jpg", photo(1208, 904))
     wanted = Sized(Box(16, 80, 856, 1072), 96, 96)
-    parts = [cut(image, wanted) for image in (open_picture(file), decode(file))]
+    parts = [cut(image, wanted) for image in (open_image(file), decode(file))]
     assert [part.shape for part in parts] == [(3, 214, 268), (3, 856, 1072)]
     shown = [resize_image(part, [96, 96], antialias=True).float() for part in parts]
     assert (shown[0] - shown[1]).abs().mean() < 1.0
 
 
-def test_pictures_near_the_needed_size_are_not_shrunk(tmp_path: Path) -> None:
+def test_images_near_the_needed_size_are_not_shrunk(tmp_path: Path) -> None:
     file = write_jpeg(tmp_path / "a.jpg", photo(500, 375))
     for transform in (eval_transform(preprocess(128)), train_transform(preprocess(128), AugmentConfig())):
         shown = []
-        for image in (open_picture(file), decode(file)):
+        for image in (open_image(file), decode(file)):
             torch.manual_seed(3)
             shown.append(transform(image))
         assert torch.equal(*shown)
@@ -125,9 +125,9 @@ def test_pictures_near_the_needed_size_are_not_shrunk(tmp_path: Path) -> None:
 def test_damage_is_named_when_it_is_met(tmp_path: Path, shrink: int) -> None:
     file = write_jpeg(tmp_path / "a.jpg", photo(500, 375))
     file.write_bytes(file.read_bytes()[:9000])
-    picture = open_sample(FileSource([file]), 0)["image"]
+    image = open_sample(FileSource([file]), 0)["image"]
     with pytest.raises(BadSample, match=rf"^{file}: .*truncated"):
-        picture.pixels(shrink)
+        image.pixels(shrink)
     with pytest.raises(BadSample, match="truncated"):
         decode(file)
 
@@ -144,4 +144,4 @@ def test_more_pixels_than_pillow_allows(tmp_path: Path, monkeypatch) -> None:
     file = write_jpeg(tmp_path / "a.jpg", photo(80, 60))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(BadSample, match="decompression bomb"):
-        open_picture(file)
+        open_image(file)

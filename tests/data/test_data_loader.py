@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from picture_files import NumberSource, save_classes, save_picture
+from image_files import NumberSource, save_classes, save_image
 
 from ddp_ft.config.schema import AugmentConfig, DataConfig
 from ddp_ft.contracts import Batch, Source
@@ -16,7 +16,7 @@ from ddp_ft.data.image.transforms import eval_transform, train_transform
 from ddp_ft.data.loader import TrainLoader
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.data.sources.folder import FileSource
-from ddp_ft.data.sources.predict_inputs import list_pictures
+from ddp_ft.data.sources.predict_inputs import list_images
 from ddp_ft.data.splits.open import open_splits
 from ddp_ft.data.workers import default_workers
 from ddp_ft.distributed import environment
@@ -172,29 +172,29 @@ def damaged_folder(tmp_path: Path) -> Path:
 
 
 def test_scan_finds_all(damaged_folder: Path) -> None:
-    source = FileSource(list_pictures([str(damaged_folder)]))
+    source = FileSource(list_images([str(damaged_folder)]))
     found = scan(source)
     assert [Path(name).name for name, _ in found] == ["007.png", "011.png", "002.png", "033.png"]
-    assert found[1] == (str(damaged_folder / "a" / "011.png"), "not a picture")
+    assert found[1] == (str(damaged_folder / "a" / "011.png"), "not an image")
     assert all(reason and "\n" not in reason for _, reason in found)
     assert scan(NumberSource(3)) == []
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_damaged_pictures_are_all_listed_once(damaged_folder: Path, workers: int) -> None:
+def test_damaged_images_are_all_listed_once(damaged_folder: Path, workers: int) -> None:
     splits = open_splits(DataConfig(path=damaged_folder, val_split=0.05), seed=2)
     bad = [name for name in ("a/007", "a/011", "b/002", "b/033") if f"{name}.png" in splits.train.paths]
     assert len(bad) >= 3
     loader = train_loader(batch=4, workers=workers, total=100, source=splits.train)
     with pytest.raises(UserError) as caught:
         list(loader)
-    assert caught.value.message.startswith(f"{len(bad)} of {len(splits.train)} pictures")
+    assert caught.value.message.startswith(f"{len(bad)} of {len(splits.train)} images")
     for name in bad:
         assert str(caught.value).count(f"{damaged_folder}/{name}.png: ") == 1
     assert "Traceback" not in str(caught.value)
 
 
-def test_many_damaged_pictures_are_counted() -> None:
+def test_many_damaged_images_are_counted() -> None:
     with pytest.raises(UserError) as caught:
         list(eval_loader(NumberSource(200, bad=range(50, 150)), CENTRE, 16))
     assert caught.value.message.startswith("100 of 200")
@@ -222,8 +222,8 @@ def test_prediction_gets_damage_beside_the_batch(workers: int) -> None:
     assert [portion.damaged for portion in portions] == [{1: reason}, dict.fromkeys((4, 5, 6, 7), reason), {}]
 
 
-def test_pictures_for_prediction(tmp_path: Path) -> None:
-    files = [save_picture(tmp_path / "a.jpg"), save_picture(tmp_path / "b.png", seed=1, size=(9, 30))]
+def test_images_for_prediction(tmp_path: Path) -> None:
+    files = [save_image(tmp_path / "a.jpg"), save_image(tmp_path / "b.png", seed=1, size=(9, 30))]
     batch = next(iter(eval_loader(FileSource(files), CENTRE, 4)))
     assert set(batch) == set(KEYS) - {"target"} and batch["image"].shape == (2, 3, 8, 8)
 

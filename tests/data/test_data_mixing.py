@@ -1,11 +1,11 @@
-"""Mixup and cutmix: what is drawn, what becomes of the pictures, and that no split of the batch changes either."""
+"""Mixup and cutmix: what is drawn, what becomes of the images, and that no split of the batch changes either."""
 
 import itertools
 import random
 
 import pytest
 import torch
-from picture_files import NumberSource
+from image_files import NumberSource
 
 from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.contracts import Address, Batch
@@ -77,7 +77,7 @@ def test_share_of_cutmix_is_the_area_that_is_left() -> None:
     torch.testing.assert_close(mixed["mix_share"], 1 - (tall * wide).float() / 600)
     # Cutting boxes off at the border makes them smaller than the uniform 1/2 that was drawn.
     assert 0.6 < float(mixed["mix_share"].mean()) < 0.75
-    # The picture's own shape, but for rounding, where nothing was cut off.
+    # The image's own shape, but for rounding, where nothing was cut off.
     inner = (top > 0) & (left > 0) & (top + tall < 20) & (left + wide < 30) & (tall > 6)
     assert inner.any() and (wide[inner].float() / tall[inner] - 1.5).abs().max() < 0.4
     narrow = draws(Mixing(cutmix=50.0))["mix_box"]
@@ -126,7 +126,7 @@ def mixed_one_by_one(images: torch.Tensor, mixes: Batch) -> torch.Tensor:
 
 @pytest.mark.parametrize("mixing", [Mixing(mixup=1.0), Mixing(cutmix=1.0), BOTH])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_pictures_are_blended_or_patched(mixing: Mixing, memory_format: torch.memory_format) -> None:
+def test_images_are_blended_or_patched(mixing: Mixing, memory_format: torch.memory_format) -> None:
     images = torch.randn(33, 3, 8, 12).to(memory_format=memory_format)
     mixes = draw_mixes(mixing, 5, addresses(33), 8, 12)
     given = mix_images(images.clone(), mixes["mix_share"], mixes["mix_partner"], mixes["mix_box"])
@@ -215,12 +215,12 @@ def test_alphas_that_mean_nothing(alphas: tuple[float, float]) -> None:
         Mixing.of(AugmentConfig(cutmix=float("inf")))
 
 
-def test_damaged_pictures_are_still_named() -> None:
+def test_damaged_images_are_still_named() -> None:
     with pytest.raises(UserError, match="torn in two"):
         list(loader(source=NumberSource(20, bad=[3])))
 
 
-def test_mixing_leaves_the_pictures_own_draws_alone() -> None:
+def test_mixing_leaves_the_images_own_draws_alone() -> None:
     plain, mixed = next(iter(loader(mixing=None)))[0], next(iter(loader()))[0]
     assert all(torch.equal(plain[name], mixed[name]) for name in plain)
 

@@ -5,12 +5,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from picture_files import save_classes, save_picture
+from image_files import save_classes, save_image
 
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LABEL, NUMBERS, Schema
 from ddp_ft.data.sources.folder import FolderSource, open_folder
-from ddp_ft.data.sources.predict_inputs import list_pictures
+from ddp_ft.data.sources.predict_inputs import list_images
 from ddp_ft.data.splits.open import open_splits
 from ddp_ft.data.splits.part import open_part
 from ddp_ft.errors import UserError
@@ -81,12 +81,12 @@ def test_stored_split_is_taken_exactly(tmp_path: Path) -> None:
     save_classes(tmp_path, {"a": 10, "b": 10})
     first = split(tmp_path)
     stored = json.loads(json.dumps(first.record))
-    save_picture(tmp_path / "a" / "new.png")
+    save_image(tmp_path / "a" / "new.png")
     again = split(tmp_path, seed=5, share=0.5, stored=stored)
     assert names(again.train) == names(first.train) and names(again.val) == names(first.val)
     assert again.train.targets.tolist() == first.train.targets.tolist()
     assert again.record == first.record
-    assert any("1 pictures are new" in note for note in again.notes)
+    assert any("1 images are new" in note for note in again.notes)
     assert again.fingerprint != first.fingerprint
 
 
@@ -95,7 +95,7 @@ def test_stored_split_whose_files_are_gone(tmp_path: Path) -> None:
     stored = split(tmp_path).record
     (tmp_path / "a" / "003.png").unlink()
     (tmp_path / "b" / "004.png").unlink()
-    fails(tmp_path, "2 pictures", "a/003.png", "b/004.png", stored=stored)
+    fails(tmp_path, "2 images", "a/003.png", "b/004.png", stored=stored)
 
 
 def test_stored_split_of_another_layout(tmp_path: Path) -> None:
@@ -128,14 +128,14 @@ def test_fingerprint_sees_names_sizes_and_labels(tmp_path: Path) -> None:
 
 def test_suffixes_nesting_hidden_files_and_links(tmp_path: Path) -> None:
     data = save_classes(tmp_path / "data", {"a": 1, "b": 2})
-    save_picture(data / "a" / "deep" / "er" / "UPPER.JPG")
-    save_picture(data / "a" / "t.TIF")
-    save_picture(data / "a" / "w.webp")
-    save_picture(data / "a" / ".hidden.png")
-    save_picture(data / "a" / ".hidden" / "x.png")
-    save_picture(data / ".cache" / "x.png")
-    (data / "a" / "notes.txt").write_text("no picture")
-    save_picture(tmp_path / "elsewhere" / "z.png")
+    save_image(data / "a" / "deep" / "er" / "UPPER.JPG")
+    save_image(data / "a" / "t.TIF")
+    save_image(data / "a" / "w.webp")
+    save_image(data / "a" / ".hidden.png")
+    save_image(data / "a" / ".hidden" / "x.png")
+    save_image(data / ".cache" / "x.png")
+    (data / "a" / "notes.txt").write_text("no image")
+    save_image(tmp_path / "elsewhere" / "z.png")
     (data / "a" / "folder_link").symlink_to(tmp_path / "elsewhere")
     (data / "a" / "file_link.png").symlink_to(tmp_path / "elsewhere" / "z.png")
     (data / "c").symlink_to(tmp_path / "elsewhere")
@@ -187,32 +187,32 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 
 def test_notes_on_what_is_left_out(tmp_path: Path) -> None:
     save_classes(tmp_path / "train", {"a": 2, "b": 2})
-    save_picture(tmp_path / "train" / "loose.png")
-    save_picture(tmp_path / "test" / "1.png")
+    save_image(tmp_path / "train" / "loose.png")
+    save_image(tmp_path / "test" / "1.png")
     (tmp_path / "extra").mkdir()
     splits = split(tmp_path)
     text = "\n".join(splits.notes)
-    assert "extra" in text and "1 pictures beside the class folders" in text and "test has no class folders" in text
+    assert "extra" in text and "1 images beside the class folders" in text and "test has no class folders" in text
     assert splits.test is None
 
 
 def test_folder_that_is_none(tmp_path: Path) -> None:
     save_classes(tmp_path / "pets", {"a": 1})
     fails(tmp_path / "pet", "does not exist", "pets")
-    save_picture(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     fails(tmp_path / "a.png", "is a file")
     with pytest.raises(UserError, match="--data"):
         open_splits(DataConfig(), 0)
 
 
-def test_folders_without_pictures(tmp_path: Path) -> None:
-    fails(tmp_path, "no pictures", "CLASS")
+def test_folders_without_images(tmp_path: Path) -> None:
+    fails(tmp_path, "no images", "CLASS")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "readme.txt").touch()
-    fails(tmp_path, "no pictures", ".jpg")
-    save_picture(tmp_path / "x.png")
-    save_picture(tmp_path / "Y.PNG")
-    fails(tmp_path, "no pictures in class folders", "2 pictures lie in it directly")
+    fails(tmp_path, "no images", ".jpg")
+    save_image(tmp_path / "x.png")
+    save_image(tmp_path / "Y.PNG")
+    fails(tmp_path, "no images in class folders", "2 images lie in it directly")
 
 
 def test_one_class_only(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_one_class_only(tmp_path: Path) -> None:
 
 def test_empty_classes_are_all_named(tmp_path: Path) -> None:
     save_classes(tmp_path, {"a": 3, "b": 0, "c": 2, "d": 0})
-    fails(tmp_path, "without pictures", "b, d")
+    fails(tmp_path, "without images", "b, d")
 
 
 @pytest.mark.parametrize("part", ["val", "test"])
@@ -244,7 +244,7 @@ def test_other_layouts(tmp_path: Path) -> None:
 
 def test_too_few_to_split(tmp_path: Path) -> None:
     save_classes(tmp_path / "train", {"a": 1, "b": 1})
-    fails(tmp_path, "too few pictures", "val/")
+    fails(tmp_path, "too few images", "val/")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -264,7 +264,7 @@ def test_open_folder_uses_the_classes_of_the_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not know: d"):
         open_folder(tmp_path, ["a", "b"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no pictures"):
+    with pytest.raises(UserError, match="no images"):
         open_folder(tmp_path / "empty", ["a", "b"])
 
 
@@ -292,7 +292,7 @@ def test_folds_of_a_folder(tmp_path: Path, inner: str) -> None:
 
 def test_folds_that_cannot_be(tmp_path: Path) -> None:
     save_classes(tmp_path / "train", {"a": 2, "b": 2})
-    for fold, text in {"3/2": "not k/n", "1/5": "only 4 pictures"}.items():
+    for fold, text in {"3/2": "not k/n", "1/5": "only 4 images"}.items():
         with pytest.raises(UserError, match=text):
             open_splits(DataConfig(path=tmp_path, fold=fold), 0)
     save_classes(tmp_path / "val", {"a": 1, "b": 1})
@@ -330,7 +330,7 @@ def test_parts_of_a_drawn_split(tmp_path: Path) -> None:
     assert part(tmp_path, "train", stored) == ("train", names(splits.train), splits.train.targets.tolist())
     assert len(part(tmp_path, "all", stored)[1]) == 30
     assert part(tmp_path)[0] == part(tmp_path, None, {"given": True})[0] == "all"
-    save_picture(tmp_path / "a" / "new.png")
+    save_image(tmp_path / "a" / "new.png")
     assert part(tmp_path, None, stored)[0] == "all"
     with pytest.raises(UserError, match="no val part"):
         part(tmp_path, "val", stored)
@@ -338,19 +338,19 @@ def test_parts_of_a_drawn_split(tmp_path: Path) -> None:
         part(tmp_path / "gone", "val", stored)
 
 
-def test_list_pictures(tmp_path: Path) -> None:
+def test_list_images(tmp_path: Path) -> None:
     save_classes(tmp_path / "set", {"b": 1, "a": 2})
-    save_picture(tmp_path / "set" / ".hidden.png")
+    save_image(tmp_path / "set" / ".hidden.png")
     (tmp_path / "set" / "x.txt").touch()
     (tmp_path / "odd.dat").touch()
     given = [str(tmp_path / "odd.dat"), str(tmp_path / "set"), str(tmp_path / "set" / "b" / "000.png")]
     expected = ["odd.dat", "set/a/000.png", "set/a/001.png", "set/b/000.png", "set/b/000.png"]
-    assert list(list_pictures(given)) == [str(tmp_path / name) for name in expected]
+    assert list(list_images(given)) == [str(tmp_path / name) for name in expected]
 
 
-def test_list_pictures_of_nothing(tmp_path: Path) -> None:
+def test_list_images_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        list_pictures([str(tmp_path), "not/there.png", ""])
+        list_images([str(tmp_path), "not/there.png", ""])
     assert "'not/there.png', ''" in caught.value.message
-    with pytest.raises(UserError, match="no pictures"):
-        list_pictures([str(tmp_path)])
+    with pytest.raises(UserError, match="no images"):
+        list_images([str(tmp_path)])

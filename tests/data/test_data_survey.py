@@ -1,4 +1,4 @@
-"""All pictures looked at: real damage, doubles, oddities, sizes; and the findings that follow."""
+"""All images looked at: real damage, doubles, oddities, sizes; and the findings that follow."""
 
 import shutil
 
@@ -11,30 +11,30 @@ from ddp_ft.data.splits.open import open_splits
 from ddp_ft.data.survey import ALPHA, ANIMATED, CMYK, DEEP, ODDITIES, PALETTE, SUFFIX, TURNED, survey
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING
 from ddp_ft.diagnostics.images import HUGE_PIXELS, about_survey
-from tests.data.picture_files import save_classes, save_picture
+from tests.data.image_files import save_classes, save_image
 
 ORIENTATION = 0x0112
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """12 sound pictures, and one of each kind of trouble."""
+    """12 sound images, and one of each kind of trouble."""
     root = tmp_path_factory.mktemp("survey")
     train = save_classes(root / "train", {"cat": 4, "dog": 4})
     save_classes(root / "val", {"cat": 2, "dog": 2}).joinpath("dog", "001.png").unlink()
-    save_picture(root / "val" / "dog" / "001.png", seed=77)
-    save_picture(root / "val" / "cat" / "000.png", seed=78)
-    save_picture(root / "val" / "cat" / "001.png", seed=79)
-    save_picture(root / "val" / "dog" / "000.png", seed=80)
-    torn = save_picture(train / "cat" / "torn.jpg", seed=90, size=(200, 200))
+    save_image(root / "val" / "dog" / "001.png", seed=77)
+    save_image(root / "val" / "cat" / "000.png", seed=78)
+    save_image(root / "val" / "cat" / "001.png", seed=79)
+    save_image(root / "val" / "dog" / "000.png", seed=80)
+    torn = save_image(train / "cat" / "torn.jpg", seed=90, size=(200, 200))
     torn.write_bytes(torn.read_bytes()[:-300])
     (train / "cat" / "empty.png").touch()
     (train / "cat" / "again.png").write_bytes((train / "cat" / "empty.png").read_bytes())  # as damaged, and no double
     shutil.copy(train / "cat" / "000.png", root / "val" / "cat" / "leak.png")
     shutil.copy(train / "cat" / "001.png", train / "dog" / "mistaken.png")
     shutil.copy(train / "cat" / "002.png", train / "cat" / "copy.png")
-    shutil.move(save_picture(train / "dog" / "x.png", seed=91), train / "dog" / "really_png.jpg")
-    sound = Image.open(save_picture(train / "dog" / "base.png", seed=92))
+    shutil.move(save_image(train / "dog" / "x.png", seed=91), train / "dog" / "really_png.jpg")
+    sound = Image.open(save_image(train / "dog" / "base.png", seed=92))
     sound.convert("CMYK").save(train / "dog" / "cmyk.jpg")
     sound.convert("P").save(train / "dog" / "palette.png")
     sound.convert("RGBA").save(train / "dog" / "alpha.png")
@@ -83,7 +83,7 @@ def test_findings(found):
     told = {finding.name: finding for finding in about_survey(found, tolerates=False, input_size=(32, 64))}
     assert {name: finding.verdict for name, finding in told.items()} == {
         "readable": PROBLEM, "leakage": PROBLEM, "label noise": WARNING, "duplicates": NOTE, "formats": NOTE,
-        "modes": NOTE, "sizes": OK, "small pictures": WARNING,
+        "modes": NOTE, "sizes": OK, "small images": WARNING,
     }  # fmt: skip
     assert all(finding.remedy for finding in told.values() if finding.verdict != OK)
     paths = {name: [path.replace(found.sources[0].root, "") for path in told[name].paths] for name in told}
@@ -102,9 +102,9 @@ def test_a_sound_set_has_no_findings(tmp_path):
     assert [f for f in about_survey(seen, False, (16, 16)) if f.verdict != OK] == []
     seen.sizes[3] = (4000, HUGE_PIXELS // 4000 + 1)
     [huge] = [f for f in about_survey(seen, False, (16, 16)) if f.verdict != OK]
-    assert (huge.name, len(huge.paths)) == ("huge pictures", 1)
+    assert (huge.name, len(huge.paths)) == ("huge images", 1)
     seen.sizes[5] = (15, 20)
-    assert {f.name: f.verdict for f in about_survey(seen, False, (16, 16))}["small pictures"] == NOTE
+    assert {f.name: f.verdict for f in about_survey(seen, False, (16, 16))}["small images"] == NOTE
 
 
 def test_the_same_file_twice_in_a_table_with_other_numbers(tmp_path):

@@ -1,4 +1,4 @@
-"""Tables of pictures: what they are read as, how they are split, and what is wrong with them."""
+"""Tables of images: what they are read as, how they are split, and what is wrong with them."""
 
 import json
 import os
@@ -19,12 +19,12 @@ from ddp_ft.errors import UserError
 from tests.support.tables import write_csv, write_parquet, write_shape_table
 
 
-def pictures(count: int) -> list[str]:
+def images(count: int) -> list[str]:
     return [f"p/{k:03d}.png" for k in range(count)]
 
 
 def columns(count: int = 40, **more: list[Any]) -> dict[str, list[Any]]:
-    return {"image": pictures(count), "label": [("cat", "dog")[k % 2] for k in range(count)], **more}
+    return {"image": images(count), "label": [("cat", "dog")[k % 2] for k in range(count)], **more}
 
 
 def names(source: LabelledSource | None) -> list[str]:
@@ -95,7 +95,7 @@ def test_targets_of_several_values(tmp_path: Path, target: str, kind: str, expec
     ],
 )
 def test_kind_of_one_column(tmp_path: Path, cells: list[Any], kind: str, classes: tuple[str, ...]) -> None:
-    table = write_csv(tmp_path / "t.csv", {"image": pictures(4), "label": cells})
+    table = write_csv(tmp_path / "t.csv", {"image": images(4), "label": cells})
     splits = opened(table)
     assert splits.schema == Schema(kind, classes)
     assert any("--task" in note for note in splits.notes)
@@ -103,16 +103,16 @@ def test_kind_of_one_column(tmp_path: Path, cells: list[Any], kind: str, classes
 
 def test_labels_of_one_column(tmp_path: Path) -> None:
     cells = ["b; a", "a", "", "b;b"] * 3
-    splits = opened(write_csv(tmp_path / "t.csv", {"image": pictures(12), "label": cells}))
-    rows = [target_of(splits, name).tolist() for name in pictures(4)]
+    splits = opened(write_csv(tmp_path / "t.csv", {"image": images(12), "label": cells}))
+    rows = [target_of(splits, name).tolist() for name in images(4)]
     assert rows == [[1, 1], [1, 0], [0, 0], [0, 1]]
-    other = write_csv(tmp_path / "u.csv", {"image": pictures(4), "label": ["a|b", "a", "b", "b"]})
+    other = write_csv(tmp_path / "u.csv", {"image": images(4), "label": ["a|b", "a", "b", "b"]})
     assert opened(other, separator="|").schema == Schema(LABELS, ("a", "b"))
     assert opened(other).schema == Schema(LABEL, ("a", "a|b", "b"))
 
 
 def test_kind_of_several_columns(tmp_path: Path) -> None:
-    flags = {"image": pictures(8), "x": [0, 1] * 4, "y": ["1.0", "False"] * 4, "z": [0.5, 2] * 4}
+    flags = {"image": images(8), "x": [0, 1] * 4, "y": ["1.0", "False"] * 4, "z": [0.5, 2] * 4}
     table = write_csv(tmp_path / "t.csv", flags)
     splits = opened(table, target="y, x")
     assert splits.schema == Schema(LABELS, ("y", "x"))
@@ -125,36 +125,36 @@ def test_kind_of_several_columns(tmp_path: Path) -> None:
 
 
 def test_a_name_with_a_comma(tmp_path: Path) -> None:
-    table = write_csv(tmp_path / "t.csv", {"image": pictures(4), "kind, fine": ["a", "b", "a", "b"]})
+    table = write_csv(tmp_path / "t.csv", {"image": images(4), "kind, fine": ["a", "b", "a", "b"]})
     assert opened(table, target="kind, fine").schema.names == ("a", "b")
 
 
 def test_task_decides_how_targets_are_read(tmp_path: Path) -> None:
-    table = write_csv(tmp_path / "t.csv", {"image": pictures(40), "label": [k % 20 for k in range(40)]})
+    table = write_csv(tmp_path / "t.csv", {"image": images(40), "label": [k % 20 for k in range(40)]})
     assert opened(table).schema.kind == LABEL
     assert opened(table, task="single-label").notes == ()
     assert opened(table, task="regression").schema == Schema(NUMBERS, ("label",))
     assert opened(table, task="multi-label").schema.kind == LABELS
-    scores = write_csv(tmp_path / "s.csv", {"image": pictures(8), "label": [0.5, 1.5] * 4})
+    scores = write_csv(tmp_path / "s.csv", {"image": images(8), "label": [0.5, 1.5] * 4})
     assert opened(scores, task="single-label").schema.names == ("0.5", "1.5")
 
 
 @pytest.mark.parametrize("cells", [list(range(42)) + list(range(42)), list(range(9))])
 def test_whole_numbers_that_may_be_either(tmp_path: Path, cells: list[int]) -> None:
-    table = write_csv(tmp_path / "t.csv", {"image": pictures(len(cells)), "label": cells})
+    table = write_csv(tmp_path / "t.csv", {"image": images(len(cells)), "label": cells})
     fails(table, "classes or quantities", "--task single-label or --task regression")
     assert opened(table, task="regression").schema.kind == NUMBERS
 
 
 @pytest.mark.parametrize("bad", ["", "nan", "n/a", "inf", "1e99", "1_000", "0,5"])
 def test_cells_that_are_no_numbers(tmp_path: Path, bad: str) -> None:
-    table = write_csv(tmp_path / "t.csv", {"image": pictures(9), "label": [0.5] * 3 + [bad] + [1.5] * 5})
+    table = write_csv(tmp_path / "t.csv", {"image": images(9), "label": [0.5] * 3 + [bad] + [1.5] * 5})
     fails(table, "1 cells of column 'label' are no finite numbers", f"line 5: '{bad}'", task="regression")
     fails(table, "no finite numbers", task="auto")
 
 
 def test_listed_are_the_first_five(tmp_path: Path) -> None:
-    table = write_csv(tmp_path / "t.csv", {"image": pictures(9), "label": [""] * 7 + ["a", "b"]})
+    table = write_csv(tmp_path / "t.csv", {"image": images(9), "label": [""] * 7 + ["a", "b"]})
     fails(table, "7 cells of column 'label' are empty", "line 6: ''", "... and 2 more", "--task multi-label")
     with pytest.raises(UserError) as caught:
         opened(table)
@@ -182,7 +182,7 @@ def test_weights_that_leave_nothing(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "t.csv", columns(8, w=[0] * 8))
     fails(table, "weights of all", "are 0", weight="w")
     parts = write_csv(tmp_path / "u.csv", columns(8, w=[0] * 4 + [1] * 4, split=["train"] * 4 + ["val"] * 4))
-    fails(parts, "weights of all 4 pictures for training are 0", weight="w")
+    fails(parts, "weights of all 4 images for training are 0", weight="w")
 
 
 def test_given_splits(tmp_path: Path) -> None:
@@ -207,11 +207,11 @@ def test_a_column_named_split_is_taken(tmp_path: Path) -> None:
 def test_validation_is_drawn_from_training_rows(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "t.csv", columns(40, split=["train"] * 30 + ["test"] * 10))
     splits = opened(table, val_split=0.2)
-    assert names(splits.test) == pictures(40)[30:]
-    assert sorted(names(splits.train) + names(splits.val)) == pictures(30)
+    assert names(splits.test) == images(40)[30:]
+    assert sorted(names(splits.train) + names(splits.val)) == images(30)
     assert np.bincount(splits.val.targets).tolist() == [3, 3]
     folded = opened(table, fold="1/3")
-    assert len(folded.val) == 10 and names(folded.test) == pictures(40)[30:]
+    assert len(folded.val) == 10 and names(folded.test) == images(40)[30:]
 
 
 def test_splits_that_do_not_fit(tmp_path: Path) -> None:
@@ -221,10 +221,10 @@ def test_splits_that_do_not_fit(tmp_path: Path) -> None:
     fails(new, "only its val or test rows have: c")
     labels = {"label": ["a", "b;a", "a", "b;c"]}
     tags = write_csv(tmp_path / "c.csv", columns(4, split=["train"] * 3 + ["val"]) | labels)
-    assert any("no picture for training has: c" in note for note in opened(tags).notes)
+    assert any("no image for training has: c" in note for note in opened(tags).notes)
     twice = {"image": ["p/1.png", "p/2.png", "p/../p/1.png", "p/3.png"]}
     double = write_csv(tmp_path / "d.csv", columns(4, split=["train", "train", "val", "val"]) | twice)
-    fails(double, "1 pictures in more than one of its splits: p/1.png")
+    fails(double, "1 images in more than one of its splits: p/1.png")
     torn = write_csv(tmp_path / "e.csv", columns(4, split=["train", "train", "val", "val"], who=["x", "y", "y", "z"]))
     fails(torn, "1 groups (data.group) in more than one of its splits: y", group="who")
 
@@ -234,7 +234,7 @@ def test_groups_stay_together(tmp_path: Path, options: dict[str, str]) -> None:
     who = [f"w{k // 4}" for k in range(60)]
     table = write_csv(tmp_path / "t.csv", columns(60, who=who))
     splits = opened(table, group="who", val_split=0.3, **options)
-    home = dict(zip(pictures(60), who, strict=True))
+    home = dict(zip(images(60), who, strict=True))
     train, val = ({home[name] for name in names(source)} for source in (splits.train, splits.val))
     assert not train & val and train | val == set(who)
     assert len(splits.val) == 20 if options else 16 <= len(splits.val) <= 20
@@ -249,19 +249,19 @@ def test_groups_that_cannot_be_split(tmp_path: Path) -> None:
     fails(table, "2 cells of column 'gap' are empty", "line 4", group="gap")
     fails(table, "2 parts", "1 groups", group="one", fold="1/2")
     double = write_csv(tmp_path / "u.csv", columns(3, who=["x", "y", "z"]) | {"image": ["a.png", "b.png", "./a.png"]})
-    fails(double, "1 pictures in more than one group: a.png", group="who")
+    fails(double, "1 images in more than one group: a.png", group="who")
 
 
 def test_far_share_is_told(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "t.csv", columns(40, who=[f"w{k // 20}" for k in range(40)]))
-    assert any("50% of the pictures validate" in note for note in opened(table, group="who").notes)
+    assert any("50% of the images validate" in note for note in opened(table, group="who").notes)
 
 
-def test_rows_of_one_picture_stay_together(tmp_path: Path) -> None:
+def test_rows_of_one_image_stay_together(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "t.csv", columns(60) | {"image": [f"{k // 3}.png" for k in range(60)]})
     splits = opened(table, val_split=0.3)
     assert not set(names(splits.train)) & set(names(splits.val)) and len(splits.train) + len(splits.val) == 60
-    assert any("40 rows name a picture" in note for note in splits.notes)
+    assert any("40 rows name an image" in note for note in splits.notes)
     again = opened(table, seed=3, stored=json.loads(json.dumps(splits.record)))
     assert names(again.train) == names(splits.train) and again.train.targets.tolist() == splits.train.targets.tolist()
 
@@ -271,8 +271,8 @@ def test_folds_cover_everything_once(tmp_path: Path, grouped: bool) -> None:
     table = write_csv(tmp_path / "t.csv", columns(50, who=[f"w{k % 17}" for k in range(50)]))
     group = "who" if grouped else None
     folds = [opened(table, fold=f"{k}/5", group=group) for k in range(1, 6)]
-    assert sorted(name for splits in folds for name in names(splits.val)) == pictures(50)
-    assert all(sorted(names(splits.val) + names(splits.train)) == pictures(50) for splits in folds)
+    assert sorted(name for splits in folds for name in names(splits.val)) == images(50)
+    assert all(sorted(names(splits.val) + names(splits.train)) == images(50) for splits in folds)
     assert names(opened(table, fold="2/5", group=group).val) == names(folds[1].val)
     assert folds[1].record["fold"] == "2/5" and "val_split" not in folds[1].record
     fails(table, "data.fold", fold="6/5", group=group)
@@ -282,8 +282,8 @@ def test_folds_cover_everything_once(tmp_path: Path, grouped: bool) -> None:
 def test_a_fold_without_a_class_is_told(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "t.csv", columns(9) | {"label": ["a", "b"] * 4 + ["once"]})
     notes = [note for k in (1, 2, 3) for note in opened(table, fold=f"{k}/3").notes if "once" in note]
-    assert notes == ["Classes without a picture for training: once."]
-    fails(write_csv(tmp_path / "u.csv", columns(2)), "too few pictures")
+    assert notes == ["Classes without an image for training: once."]
+    fails(write_csv(tmp_path / "u.csv", columns(2)), "too few images")
 
 
 def test_stored_split(tmp_path: Path) -> None:
@@ -294,9 +294,9 @@ def test_stored_split(tmp_path: Path) -> None:
     again = opened(table, seed=4, stored=stored, val_split=0.5)
     assert names(again.train) == names(first.train) and names(again.val) == names(first.val)
     assert again.train.targets.tolist() == first.train.targets.tolist()
-    assert any("2 pictures are new" in note for note in again.notes)
+    assert any("2 images are new" in note for note in again.notes)
     write_csv(table, columns(38))
-    fails(table, "2 pictures of this run are gone", "p/038.png", stored=stored)
+    fails(table, "2 images of this run are gone", "p/038.png", stored=stored)
     write_csv(table, columns(40, split=["train", "val"] * 20) | {"label": ["a", "a", "b", "b"] * 10})
     fails(table, "began without a validation folder or rows", stored=stored)
 
@@ -418,7 +418,7 @@ def test_lines_are_counted_as_editors_do(tmp_path: Path) -> None:
     fails(tmp_path / "t.csv", "line 5: ''")
 
 
-def test_column_of_pictures(tmp_path: Path) -> None:
+def test_column_of_images(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "t.csv", columns(40))
     table.write_text(table.read_text().replace("image,", "file name,"))
     assert len(opened(table, image="file name").train) == 34
@@ -439,17 +439,17 @@ def test_columns_that_are_not_there(tmp_path: Path) -> None:
     fails(table, "'lable' (data.target)", "Did you mean label?", target="label,lable")
 
 
-def test_pictures_that_are_not_there(tmp_path: Path) -> None:
+def test_images_that_are_not_there(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "t.csv", columns(40))
     for k in range(5, 30):
         (tmp_path / "p" / f"{k:03d}.png").unlink()
     (tmp_path / "p" / "005.png").mkdir()
-    fails(table, "25 of 40 pictures are not there", "line 7: 'p/005.png'", "line 26: 'p/024.png'", "and 5 more")
+    fails(table, "25 of 40 images are not there", "line 7: 'p/005.png'", "line 26: 'p/024.png'", "and 5 more")
     empty = write_csv(tmp_path / "e.csv", {"image": ["p/000.png", " ", "p/001.png"], "label": list("aba")})
     fails(empty, "1 cells of column 'image' are empty", "line 3")
     slashes = write_csv(tmp_path / "s.csv", {"image": ["p\\000.png", "p\\005.png"], "label": list("ab")})
     (tmp_path / "p\\005.png").unlink()
-    fails(slashes, "1 of 2 pictures", "line 3: 'p\\\\005.png'")
+    fails(slashes, "1 of 2 images", "line 3: 'p\\\\005.png'")
 
 
 def test_absolute_paths(tmp_path: Path) -> None:
@@ -484,7 +484,7 @@ def test_parts_of_a_given_split(tmp_path: Path) -> None:
     schema = Schema(LABEL, ("ant", "cat", "dog"))
     for split, expected in {None: (4, 7), "val": (4, 7), "train": (0, 4), "test": (7, 8), "all": (0, 8)}.items():
         name, source = part(table, schema, split, {"given": True}, split="part", weight="w", group="gone")
-        assert name == (split or "val") and names(source) == pictures(8)[slice(*expected)]
+        assert name == (split or "val") and names(source) == images(8)[slice(*expected)]
         assert source.targets.tolist() == [1 + k % 2 for k in range(*expected)] and source.weights is None
     assert part(table, schema)[0] == "all"
     with pytest.raises(UserError, match=r"no val rows.*\n.*no column of splits.*all"):

@@ -91,12 +91,12 @@ def test_train_is_torchvisions_own_at_the_place_that_was_drawn(photos, interpola
     flip = v2.RandomHorizontalFlip(0.5)
     ours = train_transform(preprocess((48, 64), interpolation), AugmentConfig(crop_min=0.35, flip=0.5))
     for seed, photo in enumerate(photos * 3):
-        picture = to_tensor(photo)
+        image = to_tensor(photo)
         torch.manual_seed(seed)
-        box = draw_crop(*picture.shape[1:], 0.35)
-        expected = flip(v2.functional.resized_crop(picture, *box, [48, 64], mode, antialias=True))
+        box = draw_crop(*image.shape[1:], 0.35)
+        expected = flip(v2.functional.resized_crop(image, *box, [48, 64], mode, antialias=True))
         torch.manual_seed(seed)
-        assert torch.equal(ours(picture), expected)
+        assert torch.equal(ours(image), expected)
 
 
 @pytest.mark.parametrize(
@@ -121,11 +121,11 @@ def test_what_no_crop_fits_is_cut_from_the_middle(height: int, width: int, expec
 
 
 def test_flip_is_honoured() -> None:
-    picture = torch.arange(64, dtype=torch.uint8).repeat(3, 64, 1)
+    image = torch.arange(64, dtype=torch.uint8).repeat(3, 64, 1)
 
     def flipped(probability: float) -> int:
         transform = train_transform(preprocess(), AugmentConfig(crop_min=1.0, flip=probability))
-        return sum(bool(image[0, 0, 0] > image[0, 0, -1]) for image in (transform(picture) for _ in range(200)))
+        return sum(bool(image[0, 0, 0] > image[0, 0, -1]) for image in (transform(image) for _ in range(200)))
 
     torch.manual_seed(0)
     assert flipped(0.0) == 0
@@ -136,11 +136,11 @@ def test_flip_is_honoured() -> None:
 def test_crop_min_is_honoured() -> None:
     # In a ramp from 0 to 250 over both sides, the values' span tells the crop's width and height.
     ramp = torch.arange(0, 251, dtype=torch.uint8)
-    picture = torch.stack([ramp.repeat(251, 1), ramp.repeat(251, 1).T, ramp.repeat(251, 1)])
+    image = torch.stack([ramp.repeat(251, 1), ramp.repeat(251, 1).T, ramp.repeat(251, 1)])
 
     def smallest_area(crop_min: float) -> float:
         transform = train_transform(preprocess(interpolation="nearest"), AugmentConfig(crop_min=crop_min, flip=0))
-        spans = [[int(c.max()) - int(c.min()) for c in transform(picture)[:2]] for _ in range(300)]
+        spans = [[int(c.max()) - int(c.min()) for c in transform(image)[:2]] for _ in range(300)]
         return min(width * height for width, height in spans) / 250**2
 
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ import pytest
 from ddp_ft.diagnostics import ranks
 from ddp_ft.diagnostics.finding import OK, PROBLEM, WARNING, Finding
 from ddp_ft.diagnostics.ranks import Seen
-from tests.data.picture_files import save_classes
+from tests.data.image_files import save_classes
 from tests.support.ranks import run_ranks
 
 ALIKE = Seen("a", {"torch": "2.15"}, "c0de", "da7a")

@@ -35,7 +35,7 @@ COMPILED, REGIONAL = ["--set", "compute.compile=true"], ["--set", "compute.compi
 # Compiling takes seconds on a quiet machine, and minutes on a busy one.
 PATIENCE = 400.0
 pytestmark = pytest.mark.timeout(3 * PATIENCE)
-# Steps of 7 and 8 pictures, and so micro-batches of 3, 2 and 1.
+# Steps of 7 and 8 images, and so micro-batches of 3, 2 and 1.
 UNEVEN = ["--set", "train.micro_batch=3"]
 NEEDS_COMPILER = pytest.mark.skipif(
     not (shutil.which(os.environ.get("CXX", "g++"))), reason="torch.compile needs a C++ compiler, and there is none"

@@ -14,7 +14,7 @@ from tests.support.ranks import run_ranks
 
 
 class Noise:
-    """A source of random pictures in seven unequal classes."""
+    """A source of random images in seven unequal classes."""
 
     def __init__(self, count):
         self.pixels = nets.images(count)

@@ -14,7 +14,7 @@ from tests.support.ranks import run_ranks
 SAMPLES, CHUNK = 22, 4
 
 
-class Pictures:
+class Images:
     """Noise."""
 
     targets = np.arange(SAMPLES) % 3
@@ -31,7 +31,7 @@ class Pictures:
 
 
 def _extract(world, folder, common):
-    """Features, and how many pictures this rank's backbone saw."""
+    """Features, and how many images this rank's backbone saw."""
     torch.manual_seed(0)
     net, seen = nets.plain(), []
     net[0].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
@@ -42,7 +42,7 @@ def _extract(world, folder, common):
     store = ChunkStore(folder if common else folder / f"node{world.rank}", SAMPLES, CHUNK)
     store.folder.mkdir(parents=True, exist_ok=True)
     world.barrier()
-    found = extractor.extract(Pictures(), ImageTransform(lambda image: image), store, common)
+    found = extractor.extract(Images(), ImageTransform(lambda image: image), store, common)
     assert torch.equal(found.chosen, torch.arange(SAMPLES)) and not found.error
     return found.features, sum(seen)
 

@@ -1,4 +1,4 @@
-"""Mixed pictures and targets through the real loader and a real backward pass, on any split of the batch."""
+"""Mixed images and targets through the real loader and a real backward pass, on any split of the batch."""
 
 import pytest
 import torch

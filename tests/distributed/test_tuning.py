@@ -81,9 +81,9 @@ def test_what_is_faster_is_chosen_and_stays(shapes, tmp_path, world_size):
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_micro_batch_alone(shapes, tmp_path, world_size):
-    """Shares of 8 pictures; a single part of them is quicker than two."""
+    """Shares of 8 images; a single part of them is quicker than two."""
     options = ["--batch-size", 8 * world_size, "--micro-batch", "auto"]
-    args = arguments(shapes, tmp_path / "run", *options, net="slow_with_many_pictures")
+    args = arguments(shapes, tmp_path / "run", *options, net="slow_with_many_images")
     told = run_ranks(world_size, _run, 0.5, args, connected=False)[0]
     assert "micro-batch" in told and "channels_last, fp32" not in told
     plan = read(tmp_path / "run", "plan.json")
@@ -135,11 +135,11 @@ def test_the_smallest_batch_and_large_jpegs(tmp_path, hasty, capsys):
     import numpy as np
     from PIL import Image
 
-    pictures = np.random.default_rng(0).integers(0, 255, (4, 160, 160, 3), dtype=np.uint8)
-    for number, picture in enumerate(pictures):
+    images = np.random.default_rng(0).integers(0, 255, (4, 160, 160, 3), dtype=np.uint8)
+    for number, image in enumerate(images):
         for part in ("train", "val"):
             (folder := tmp_path / "data" / part / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(folder / f"{number}.jpg")
+            Image.fromarray(image).save(folder / f"{number}.jpg")
     train_here(tmp_path / "data", tmp_path / "r", "--tune", "--batch-size", 1, "--workers", 0, "--precision", "fp32")
     rows = {row["candidate"]: row for row in read(tmp_path / "r", "plan.json")["measured"]}
     assert not any(row["what"] == "micro-batch" for row in rows.values())

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from ddp_ft import __version__
-from tests.support.pictures import write_digits
+from tests.support.images import write_digits
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,7 +82,7 @@ def test_the_sdist_has_what_the_repository_has(tmp_path):
 
 
 def test_the_readme_as_a_page_elsewhere():
-    """Links into the repository lead nowhere there; of pictures the text stands in their place."""
+    """Links into the repository lead nowhere there; of images the text stands in their place."""
     targets = re.findall(r"(?<!!)\[[^\]]*\]\(([^)]*)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert [target for target in targets if not target.startswith("https://")] == []
 

@@ -57,8 +57,8 @@ def pets(shapes, tmp_path_factory):
     """A trained run for the commands that use one, and the folder from which they start."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "pets").symlink_to(shapes)
-    pictures = sorted((shapes / "train").rglob("*.png"))
-    lines = [f"{picture},{20 + number / 2},{number // 3}" for number, picture in enumerate(pictures)]
+    images = sorted((shapes / "train").rglob("*.png"))
+    lines = [f"{image},{20 + number / 2},{number // 3}" for number, image in enumerate(images)]
     (folder / "scans.csv").write_text("\n".join(["path,age,patient", *lines]))
     options = f"--model {TINY} --weights none --image-size 32 --epochs 2 --run-dir runs/pets"
     assert run(f"python -m ddp_ft.train --data pets {options}", folder).returncode == 0
@@ -113,7 +113,7 @@ def test_commands_that_show(command, pets):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", sorted(set(DOCTORS)))
 def test_doctor_commands(command, pets):
-    """Pictures and machine are sound."""
+    """Images and machine are sound."""
     command = re.sub(r"--model \S+", f"--model {TINY} --weights none --image-size 32", command).replace(
         "~/pets", "pets"
     )

@@ -1,4 +1,4 @@
-"""Models that run out of memory: on one rank, at one step, in one pass, above some number of pictures."""
+"""Models that run out of memory: on one rank, at one step, in one pass, above some number of images."""
 
 import os
 from typing import Any
@@ -25,7 +25,7 @@ class _Breaks(torch.autograd.Function):
 
 
 class Exhausted(nn.Module):
-    """Lets no more than `most` pictures through at once, on the last rank in those training steps (counted from 0); in
+    """Lets no more than `most` images through at once, on the last rank in those training steps (counted from 0); in
     the pass of that number of a step, or in any if it is None."""
 
     def __init__(self, most: int, number: int | None, forward: bool, steps: range = range(99)) -> None:
@@ -62,7 +62,7 @@ def outside_of_compiling(num_classes: int = 3) -> nn.Module:
 
 
 def at_once(num_classes: int = 3) -> nn.Module:
-    """Room for 2 pictures in the second backward pass of a step."""
+    """Room for 2 images in the second backward pass of a step."""
     return net(Exhausted(most=2, number=1, forward=False), num_classes)
 
 
@@ -72,12 +72,12 @@ def never(num_classes: int = 3) -> nn.Module:
 
 
 def always(num_classes: int = 3) -> nn.Module:
-    """No room for a single picture."""
+    """No room for a single image."""
     return net(Exhausted(most=0, number=None, forward=True), num_classes)
 
 
 def later(num_classes: int = 3) -> nn.Module:
-    """Without batch norm and dropout; room for 2 pictures in the backward passes from step 5 on."""
+    """Without batch norm and dropout; room for 2 images in the backward passes from step 5 on."""
     module = nets.plain(num_classes)
     return nn.Sequential(*module[:2], Exhausted(2, None, forward=False, steps=range(5, 99)), *module[2:])
 
@@ -96,7 +96,7 @@ def heavy(num_classes: int = 3) -> nn.Module:
 
 
 def in_evaluation(num_classes: int = 3) -> nn.Module:
-    """`plain` that has room for 5 pictures when it is evaluated, and for all when it is trained."""
+    """`plain` that has room for 5 images when it is evaluated, and for all when it is trained."""
     return nn.Sequential(_FewToEvaluate(5), *nets.plain(num_classes))
 
 

@@ -113,7 +113,7 @@ def watch_forward(training: bool, count: Callable[[int], None]) -> None:
     def before(module: nn.Module, inputs: Any) -> None:
         nonlocal seen
         is_net = isinstance(module, nn.Sequential) and module.training == training
-        # Black or abstract pictures are trials of the net, before it is trained.
+        # Black or abstract images are trials of the net, before it is trained.
         if is_net and not inputs[0].is_meta and inputs[0].any():
             seen += 1
             count(seen)

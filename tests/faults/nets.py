@@ -1,4 +1,4 @@
-"""Nets for runs under faults, as FILE.py:factory: they strike, tell which pictures they see, and take their time."""
+"""Nets for runs under faults, as FILE.py:factory: they strike, tell which images they see, and take their time."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def armed(num_classes: int = 3) -> nn.Module:
 
 
 def recording(num_classes: int = 3) -> nn.Module:
-    """Without batch norm and dropout; writes down the pictures of each training step by their mean brightness.
+    """Without batch norm and dropout; writes down the images of each training step by their mean brightness.
 
     One file a process in the folder $DDP_FT_TEST_RECORDS, one line a step; each takes $DDP_FT_TEST_PAUSE seconds.
     """
@@ -31,25 +31,25 @@ def recording(num_classes: int = 3) -> nn.Module:
 
 
 class Recording(nn.Sequential):
-    def forward(self, pictures: Tensor) -> Tensor:
-        if self.training and not pictures.is_meta and pictures.any():  # black ones are trials of the net
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training and not images.is_meta and images.any():  # black ones are trials of the net
             time.sleep(float(os.environ.get(PAUSE, "0")))
-            _record([round(value, 3) for value in pictures.mean((1, 2, 3)).tolist()])
-        return super().forward(pictures)
+            _record([round(value, 3) for value in images.mean((1, 2, 3)).tolist()])
+        return super().forward(images)
 
 
-def _record(pictures: list[float]) -> None:
+def _record(images: list[float]) -> None:
     if folder := os.environ.get(RECORDS):
         size = os.environ.get("WORLD_SIZE", "1")
         Path(folder).mkdir(parents=True, exist_ok=True)
         with (Path(folder) / f"{os.getpid()}.jsonl").open("a") as stream:
-            stream.write(json.dumps({"world_size": int(size), "time": time.time(), "pictures": pictures}) + "\n")
+            stream.write(json.dumps({"world_size": int(size), "time": time.time(), "images": images}) + "\n")
 
 
 def read_steps(folder: Path) -> list[list[float]]:
-    """The pictures of each step of one start, those of all its processes together, sorted."""
-    files = [[json.loads(line)["pictures"] for line in file.read_text().splitlines()] for file in folder.iterdir()]
-    return [sorted(picture for share in shares for picture in share) for shares in zip(*files, strict=True)]
+    """The images of each step of one start, those of all its processes together, sorted."""
+    files = [[json.loads(line)["images"] for line in file.read_text().splitlines()] for file in folder.iterdir()]
+    return [sorted(image for share in shares for image in share) for shares in zip(*files, strict=True)]
 
 
 def read_world_sizes(folder: Path) -> list[int]:

@@ -1,6 +1,6 @@
 """A run that an earlier version began: its checkpoint is gone on with, and its model is loaded.
 
-`earlier/` holds the pictures, the model, what a start wrote that was killed after step 8 of 12, and the rows of a start
+`earlier/` holds the images, the model, what a start wrote that was killed after step 8 of 12, and the rows of a start
 that was not; `scores.json` is what best/ said of data/val. Version 0.1.0 made it with the options below; the folders of
 logs are left out.
 """
@@ -53,10 +53,8 @@ def test_the_rest_is_as_it_would_have_been(earlier, capsys):
 
 
 def test_its_best_model_is_loaded(earlier):
-    pictures = sorted(Path("data/val").rglob("*.png"))
-    scores = {
-        str(file): made.probabilities for file, made in zip(pictures, ddp_ft.load("run/best")(pictures), strict=True)
-    }
+    images = sorted(Path("data/val").rglob("*.png"))
+    scores = {str(file): made.probabilities for file, made in zip(images, ddp_ft.load("run/best")(images), strict=True)}
     wanted = json.loads(Path("scores.json").read_text())
     assert scores.keys() == wanted.keys()
     for file, values in wanted.items():

@@ -19,9 +19,9 @@ from ddp_ft.features.cache import ROWS
 from ddp_ft.features.precompute import FOLDER
 from tests.faults.comparing import assert_same_result
 from tests.support import counting
-from tests.support.counting import COUNTS, LIMIT, pictures_seen
+from tests.support.counting import COUNTS, LIMIT, images_seen
+from tests.support.images import write_shapes
 from tests.support.loading import eval_loader
-from tests.support.pictures import write_shapes
 from tests.support.runs import arguments, call_on, column, read, start_process, train_here, train_on, wait_for
 
 SET = "--set"
@@ -72,10 +72,10 @@ def test_a_restart_computes_nothing(shapes, tmp_path, options, counts):
     wait_for(tmp_path / "cut/checkpoints/step_00000012", process)
     process.kill()
     process.communicate()
-    assert pictures_seen(counts) == TRAIN + VAL
+    assert images_seen(counts) == TRAIN + VAL
     for run, seen in (("cut", 0), ("whole", TRAIN + VAL)):
         train_here(shapes, tmp_path / run, *more, epochs=40)
-        assert pictures_seen(counts) == seen
+        assert images_seen(counts) == seen
     assert read(tmp_path / "cut", "summary.json")["restarts"] == 1
     assert_same_result(tmp_path / "cut", tmp_path / "whole")
 
@@ -97,7 +97,7 @@ def test_the_same_bits_on_any_number_of_processes(shapes, tmp_path, options, cou
         ("without", TRAIN + VAL, SET, "freeze.cache_gb=0"),
     ):
         train_on(world_size, shapes, tmp_path / run, *options, *more, epochs=EPOCHS)
-        assert pictures_seen(counts) == seen, run
+        assert images_seen(counts) == seen, run
         assert_same_result(tmp_path / run, whole)
         assert (tmp_path / run / FOLDER).exists() == (run != "without")
     assert rows_of(tmp_path / "new") == rows_of(tmp_path / "torn") == rows_of(whole)
@@ -121,24 +121,24 @@ def test_a_kill_in_the_middle_costs_only_what_was_not_complete(
     process = start_process(arguments(shapes, tmp_path / "r", *options, SET, "data.workers=1", epochs=EPOCHS))
     process.communicate()
     assert process.returncode != 0 and not (tmp_path / "r/summary.json").exists()
-    before = pictures_seen(counts)
+    before = images_seen(counts)
     assert before < TRAIN + VAL
     monkeypatch.delenv(LIMIT)
     train_here(shapes, tmp_path / "r", *options, epochs=EPOCHS)
     assert_same_result(tmp_path / "r", whole)
-    assert pictures_seen(counts) == (TRAIN + VAL - 64 if threads == "1" else pytest.approx(TRAIN + VAL, abs=64))
+    assert images_seen(counts) == (TRAIN + VAL - 64 if threads == "1" else pytest.approx(TRAIN + VAL, abs=64))
 
 
 def test_a_cache_folder_for_several_runs(shapes, tmp_path, options, counts, whole):
-    """Another seed and rate, the same features; another size of pictures has other ones."""
+    """Another seed and rate, the same features; another size of images has other ones."""
     shared = [SET, f"freeze.cache_dir={tmp_path / 'cache'}"]
     train_here(shapes, tmp_path / "a", *options, *shared, epochs=EPOCHS)
-    assert pictures_seen(counts) == TRAIN + VAL
+    assert images_seen(counts) == TRAIN + VAL
     assert_same_result(tmp_path / "a", whole)
     train_here(shapes, tmp_path / "b", *options, *shared, "--seed", 3, "--lr", 0.1)
-    assert pictures_seen(counts) == 0 and len(list((tmp_path / "cache").iterdir())) == 2
+    assert images_seen(counts) == 0 and len(list((tmp_path / "cache").iterdir())) == 2
     train_here(shapes, tmp_path / "c", *options, *shared, "--image-size", 40)
-    assert pictures_seen(counts) == TRAIN + VAL and len(list((tmp_path / "cache").iterdir())) == 4
+    assert images_seen(counts) == TRAIN + VAL and len(list((tmp_path / "cache").iterdir())) == 4
     assert not (tmp_path / "a" / FOLDER).exists()
 
 
@@ -172,11 +172,11 @@ def test_a_full_disk_fails_no_run(shapes, tmp_path, options, whole, world_size):
 def test_a_bound_is_told_before_anything_is_computed(shapes, tmp_path, options, counts):
     with pytest.raises(UserError, match=r"freeze.cache_gb allows 1e-06"):
         train_here(shapes, tmp_path / "r", *options, SET, "freeze.cache_gb=1e-6")
-    assert pictures_seen(counts) == 0
+    assert images_seen(counts) == 0
 
 
 def test_outputs_on_features_are_those_of_the_whole_model(shapes, whole):
-    """And so is the accuracy of evaluation on pictures: the head was trained on what it will see."""
+    """And so is the accuracy of evaluation on images: the head was trained on what it will see."""
     module = counting.counting()
     module.load_state_dict(load_file(whole / "best/model.safetensors"))
     preprocess = Preprocess.from_mapping(read(whole, "best/model.json")["preprocessing"])
@@ -204,9 +204,9 @@ def test_views(shapes, tmp_path, options, counts):
     """Each is computed once; which of them a sample is seen in follows from epoch and sample, on any world."""
     views = [SET, "freeze.views=3", "--augment", "light"]
     train_here(shapes, tmp_path / "a", *options, *views, epochs=EPOCHS)
-    assert pictures_seen(counts) == 3 * TRAIN + VAL
+    assert images_seen(counts) == 3 * TRAIN + VAL
     train_here(shapes, tmp_path / "b", *options, "--augment", "light", epochs=EPOCHS)
-    assert pictures_seen(counts) == TRAIN + VAL
+    assert images_seen(counts) == TRAIN + VAL
     assert column(tmp_path / "a", "loss") != column(tmp_path / "b", "loss")
     assert len(set(rows_of(tmp_path / "a").values())) == 4, "each view is another one"
     train_on(2, shapes, tmp_path / "c", *options, *views, epochs=EPOCHS)

@@ -121,7 +121,7 @@ def damage(fault: str, run: Path) -> None:
 
 
 def try_cell(shapes: Path, run: Path, unbroken: Path, fault: str, moment: str, world_size: int) -> None:
-    # Loader workers hand on pictures in files in memory, which then cannot grow either.
+    # Loader workers hand on images in files in memory, which then cannot grow either.
     more = ["--workers", "0"] if fault == "full" else []
     strike(fault, moment, world_size, [*options(shapes, run), *more], run)
     if fault in DAMAGES:

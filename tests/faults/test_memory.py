@@ -23,7 +23,7 @@ from tests.support.ranks import run_ranks
 from tests.support.runs import arguments, column, read, train_here, train_on
 
 SLOW = pytest.mark.slow
-# Passes of the last rank in micro-batches of 3: 3, 3, 3 and 1 pictures, or 3, 3, 3, 3 and 1.
+# Passes of the last rank in micro-batches of 3: 3, 3, 3 and 1 images, or 3, 3, 3, 3 and 1.
 BATCH = {1: 10, 2: 20, 3: 40}
 CASES = [(number, forward) for number in (0, 1, 3) for forward in (True, False)]
 
@@ -90,7 +90,7 @@ def test_a_run_has_the_bits_of_the_smaller_micro_batch(shapes, tmp_path):
     """Half of 5 is 2: the micro-batches in memory are cut at other places."""
     run, whole, more = tmp_path / "r", tmp_path / "whole", ("--batch-size", 30, "--ema", 0.9)
     output = train_on(2, shapes, run, *options("at_once", *more, "--micro-batch", 5), epochs=2)
-    assert "step 1 did not fit into the memory of 1 process(es). Micro-batches are of 2 pictures" in " ".join(
+    assert "step 1 did not fit into the memory of 1 process(es). Micro-batches are of 2 images" in " ".join(
         output.split()
     )
     assert (read(run, "plan.json")["lowered"], read(run, "plan.json")["micro_batch"]) == ([5, 2], 5)
@@ -130,7 +130,7 @@ def test_a_restart_begins_with_the_smaller_micro_batch(shapes, tmp_path, lowered
     """Behind the lowering it has the bits of the run that went on; before it, the curve."""
     run = go_on_from(kept, lowered, tmp_path / "r")
     output = " ".join(train_on(2, shapes, run, *options("later", *EACH), epochs=2).split())
-    assert "did not fit" not in output and "micro-batches are of 2 pictures, since an earlier start" in output
+    assert "did not fit" not in output and "micro-batches are of 2 images, since an earlier start" in output
     assert read(run, "plan.json")["lowered"] == [4, 2]
     assert column(run, "loss") == pytest.approx(column(lowered, "loss"), rel=1e-4)
     if kept == 7:
@@ -187,7 +187,7 @@ def test_ranks_that_learn_of_it_one_step_later(shapes, tmp_path, world_size):
 
 def test_when_it_cannot_be_less(shapes, tmp_path):
     with pytest.raises(
-        UserError, match=r"1 of 2 process\(es\) ran out of memory in step 1, with 1 picture\(s\)"
+        UserError, match=r"1 of 2 process\(es\) ran out of memory in step 1, with 1 image\(s\)"
     ) as caught:
         train_on(2, shapes, tmp_path / "r", *options("always"))
     assert "--image-size" in caught.value.hint
@@ -206,7 +206,7 @@ def test_rows_have_the_memory_of_the_largest_process(shapes, tmp_path):
 
 
 def test_evaluation_in_smaller_parts(shapes, tmp_path):
-    """Chunks of 12 pictures through a net that takes 5, then 3, at once: the metrics of one that takes them all."""
+    """Chunks of 12 images through a net that takes 5, then 3, at once: the metrics of one that takes them all."""
     train_on(2, shapes, tmp_path / "r", *options("in_evaluation"))
     train_on(2, shapes, tmp_path / "whole", *options("plain"))
     for name, value in read(tmp_path / "whole", "summary.json")["val"].items():
@@ -216,5 +216,5 @@ def test_evaluation_in_smaller_parts(shapes, tmp_path):
 def test_evaluation_without_room_for_one():
     module, learner = make_learner(World(0, 1, 0, torch.device("cpu")), exhausted.in_no_evaluation)
     batch = next(micro_batches(GlobalOrderSampler(40, 8, 1, 0, seed=3).share(0), None))
-    with pytest.raises(UserError, match="with a single picture"):
+    with pytest.raises(UserError, match="with a single image"):
         Scorer(module, call_with_images, learner.task, learner.prepare, learner.world, "fp32").predictions(batch)

@@ -103,9 +103,9 @@ def test_any_step_is_repeated_as_it_was(run, step):
     loss, grad_norm = numbers(output)
     assert loss == pytest.approx(column(run, "loss")[step - 1], rel=1e-4)
     assert grad_norm == pytest.approx(column(run, "grad_norm")[step - 1], rel=1e-4)
-    pictures = [line.split() for line in output.splitlines() if line.endswith(".png")]
-    assert len(pictures) in (7, 8) and [int(row[0]) for row in pictures] == sorted(int(row[0]) for row in pictures)
-    assert all(row[1] in row[5] and row[3] == "yes" for row in pictures), "a picture's label is its folder"
+    images = [line.split() for line in output.splitlines() if line.endswith(".png")]
+    assert len(images) in (7, 8) and [int(row[0]) for row in images] == sorted(int(row[0]) for row in images)
+    assert all(row[1] in row[5] and row[3] == "yes" for row in images), "an image's label is its folder"
 
 
 def test_the_first_step_begins_with_the_initial_weights(run):
@@ -129,8 +129,8 @@ def test_a_bad_step_is_repeated_with_its_weights(run, tmp_path):
     assert output.count("  NO  ") > 8
 
 
-def test_one_bad_picture_is_told_from_the_others(shapes, tmp_path):
-    """A net that gives NaN for pictures of one kind: the table says which they are."""
+def test_one_bad_image_is_told_from_the_others(shapes, tmp_path):
+    """A net that gives NaN for images of one kind: the table says which they are."""
     net = tmp_path / "net.py"
     net.write_text(PICKY)
     args = ["--model", f"{net}:picky", "--augment", "none", "--set", "loss.label_smoothing=0"]
@@ -199,5 +199,5 @@ def test_what_cannot_be_replayed(run, shapes, tmp_path):
         tmp_path / "weights.safetensors",
     ]
     train_here(shapes, tmp_path / "cached", *cached)
-    with pytest.raises(UserError, match="steps on pictures"):
+    with pytest.raises(UserError, match="steps on images"):
         replay(tmp_path / "cached", 1)

@@ -13,16 +13,16 @@ from tests.faults import nets
 from tests.faults.comparing import assert_same_result
 from tests.faults.fault import Fault
 from tests.faults.forks import ForkedJob, run_forked
-from tests.support import pictures
+from tests.support import images
 from tests.support.runs import arguments, read
 
-VAL_EACH = 220  # 660 pictures are 11 chunks of an evaluation
+VAL_EACH = 220  # 660 images are 11 chunks of an evaluation
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Few pictures to train on, and enough to validate on for an evaluation that can be slow."""
-    return pictures.write_shapes(tmp_path_factory.mktemp("many"), train=8, val=VAL_EACH, size=(24, 24))
+    """Few images to train on, and enough to validate on for an evaluation that can be slow."""
+    return images.write_shapes(tmp_path_factory.mktemp("many"), train=8, val=VAL_EACH, size=(24, 24))
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -1,4 +1,4 @@
-"""Files from elsewhere: weights, run folders, pictures, tables and names do nothing but what they are for."""
+"""Files from elsewhere: weights, run folders, images, tables and names do nothing but what they are for."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from ddp_ft.evaluate import evaluate
 from ddp_ft.predict import predict
 from ddp_ft.train import train
 from tests.support import nets
-from tests.support.pictures import write_shapes
+from tests.support.images import write_shapes
 from tests.support.runs import arguments, read, train_here
 
 TIMM = ["--model", "timm/resnet10t", "--weights", "none"]
@@ -179,17 +179,17 @@ def test_a_decompression_bomb_is_found_before_it_takes_memory(tmp_path):
     assert time.monotonic() - start < 5
 
 
-def test_a_bomb_among_the_pictures_is_damage(tmp_path, capsys):
+def test_a_bomb_among_the_images_is_damage(tmp_path, capsys):
     data = write_shapes(tmp_path / "data")
     write_bomb(data / "train/disc/03.png")
     message = outcome(train, arguments(data, tmp_path / "r"), capsys)
-    assert "1 of 30 pictures cannot be read" in message
+    assert "1 of 30 images cannot be read" in message
     assert "train/disc/03.png: Image size (2500000000 pixels) exceeds limit" in message
     train_here(data, tmp_path / "skipping", "--set", "data.on_error=skip")
     assert read(tmp_path / "skipping", "summary.json")["status"] == "done"
 
 
-def test_formats_that_run_programs_are_no_pictures(tmp_path, monkeypatch):
+def test_formats_that_run_programs_are_no_images(tmp_path, monkeypatch):
     """Pillow gives EPS to Ghostscript, whatever the file is called."""
     (tmp_path / "bin").mkdir()
     ghostscript = tmp_path / "bin/gs"
@@ -198,26 +198,26 @@ def test_formats_that_run_programs_are_no_pictures(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     Image.new("RGB", (20, 20)).save(tmp_path / "x.eps")
     (tmp_path / "x.eps").rename(tmp_path / "x.png")
-    with pytest.raises(BadSample, match="not a picture"):
+    with pytest.raises(BadSample, match="not an image"):
         decode(tmp_path / "x.png")
     assert not (tmp_path / "trap").exists()
 
 
-def test_a_pipe_among_the_pictures_does_not_hang(tmp_path):
+def test_a_pipe_among_the_images_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "x.png")
     with pytest.raises(BadSample, match="pipe"):
         decode(tmp_path / "x.png")
 
 
 def test_paths_of_a_table(shapes, tmp_path, capsys):
-    """Relative to the table, detours and absolute ones too; what is no picture is never shown."""
+    """Relative to the table, detours and absolute ones too; what is no image is never shown."""
     (tmp_path / "table").mkdir()
     (tmp_path / "secret.txt").write_text("the password")
     rows = [f"{shapes}/train/{kind}/0{k}.png,{kind}" for kind in ("disc", "square") for k in range(6)]
     table = tmp_path / "table/t.csv"
     table.write_text("\n".join(["image,label", *rows, "../secret.txt,disc", ""]))
     message = outcome(train, arguments(table, tmp_path / "r"), capsys)
-    assert "secret.txt: not a picture" in message and "password" not in message
+    assert "secret.txt: not an image" in message and "password" not in message
     for path in ("/dev/zero", "/proc/self/environ\0", ".."):
         table.write_text("\n".join(["image,label", *rows, f"{path},disc", ""]))
         assert "are not there" in outcome(train, arguments(table, tmp_path / "r2"), capsys)
@@ -278,12 +278,12 @@ def test_names_of_files_and_folders_may_hold_anything(tmp_path, capsys):
     assert {path for path in new if not path.startswith("in/r")} == {"in/p.csv"}
 
 
-def predict_to(run: Path, pictures: Path, output: Path) -> None:
-    predict.main([str(run), str(pictures), "--output", str(output), "--device", "cpu"], standalone_mode=False)
+def predict_to(run: Path, images: Path, output: Path) -> None:
+    predict.main([str(run), str(images), "--output", str(output), "--device", "cpu"], standalone_mode=False)
 
 
 def test_errors_name_odd_files_in_one_line(tmp_path, capsys):
     data = write_shapes(tmp_path / "data", train=3, val=1)
     (data / "train/disc/new\nline\x1b[31m.png").write_text("torn")
     message = outcome(train, arguments(data, tmp_path / "r"), capsys)
-    assert "train/disc/new\\nline\\x1b[31m.png: not a picture" in message
+    assert "train/disc/new\\nline\\x1b[31m.png: not an image" in message

@@ -1,4 +1,4 @@
-"""A run that goes on on another number of processes sees the same pictures in the same steps."""
+"""A run that goes on on another number of processes sees the same images in the same steps."""
 
 import signal
 from pathlib import Path
@@ -16,7 +16,7 @@ EPOCHS, STEPS, STOP_AT = 3, 12, 6
 
 @pytest.fixture(scope="module")
 def greys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 pictures in 3 classes of one grey each, by which the net knows them however they are cropped."""
+    """30 images in 3 classes of one grey each, by which the net knows them however they are cropped."""
     folder = tmp_path_factory.mktemp("greys")
     for number in range(36):
         file = folder / ("train" if number < 30 else "val") / "abc"[number % 3] / f"{number:02d}.png"
@@ -37,17 +37,17 @@ def whole(greys: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_net_tells_all_pictures_apart(whole):
+def test_the_net_tells_all_images_apart(whole):
     steps = nets.read_steps(whole / "seen")
     assert len(steps) == STEPS
     for epoch in range(EPOCHS):
-        seen = [picture for step in steps[4 * epoch : 4 * epoch + 4] for picture in step]
+        seen = [image for step in steps[4 * epoch : 4 * epoch + 4] for image in step]
         assert len(seen) == len(set(seen)) == 30
     assert steps[:4] != steps[4:8]
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 4])
-def test_the_pictures_that_were_left_come_in_the_same_steps(greys, whole, tmp_path, world_size):
+def test_the_images_that_were_left_come_in_the_same_steps(greys, whole, tmp_path, world_size):
     run, fault = tmp_path / "run", Fault(str(tmp_path / "fault"), "wait", "train", STOP_AT)
     job = ForkedJob(2, options(greys, run), {nets.RECORDS: str(tmp_path / "before"), **fault.environment()})
     job.wait_for(fault.reached)

@@ -423,9 +423,9 @@ def _step_with_a_prefix(world, frozen):
 
 def test_a_frozen_prefix_has_neither_a_graph_nor_a_place_in_the_buckets() -> None:
     sizes = {name: 4 * parameter.numel() for name, parameter in nets.plain().named_parameters()}
-    pictures, inside = (5, 3, 16, 16), (5, 8, 7, 7)
-    for frozen, keeps_pictures in ((set(), True), ({"0.weight", "0.bias"}, False)):
+    images, inside = (5, 3, 16, 16), (5, 8, 7, 7)
+    for frozen, keeps_images in ((set(), True), ({"0.weight", "0.bias"}, False)):
         for size, asking, kept in run_ranks(2, _step_with_a_prefix, frozen):
             assert size == sum(bytes_ for name, bytes_ in sizes.items() if name not in frozen)
-            assert asking == [keeps_pictures, keeps_pictures, True]
-            assert (pictures in kept) == keeps_pictures and inside in kept
+            assert asking == [keeps_images, keeps_images, True]
+            assert (images in kept) == keeps_images and inside in kept

@@ -17,7 +17,7 @@ from tests.support import nets
 
 
 def on_meta(name: str) -> tuple[nn.Module, frozenset[str], tuple[int, int]]:
-    """The module without its weights, the names of its head, and the size of its pictures."""
+    """The module without its weights, the names of its head, and the size of its images."""
     found = []
 
     def create() -> nn.Module:

@@ -25,7 +25,7 @@ PLAIN, WITH_DROPOUT = f"{nets.THIS_FILE}:plain", f"{nets.THIS_FILE}:with_batch_n
 
 
 def _dropped(module: nn.Module, layer: str) -> float:
-    """The share of zeros in what `layer` multiplies, in training mode; the pictures have none."""
+    """The share of zeros in what `layer` multiplies, in training mode; the images have none."""
     seen: list[torch.Tensor] = []
     part = module.get_submodule(layer)
 

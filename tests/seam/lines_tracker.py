@@ -18,7 +18,7 @@ class Lines:
     def warn(self, step: int, text: str) -> None:
         pass
 
-    def picture(self, tag: str, step: int, png: bytes) -> None:
+    def image(self, tag: str, step: int, png: bytes) -> None:
         pass
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:

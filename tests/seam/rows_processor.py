@@ -76,7 +76,7 @@ class RowsProcessor:
     def viewed(self, views: str) -> NoReturn:
         raise UserError(f"--tta {views} is for images, not for rows.")
 
-    def pictures(self, batch: Batch) -> list[Any]:
+    def pixels(self, batch: Batch) -> list[Any]:
         return []
 
     def extent(self, batch: Batch, place: int) -> tuple[str, str]:

@@ -16,7 +16,7 @@ const read = node => node.nodeType === 3 ? node.textContent :
   [...(node.shadowRoot ? [node.shadowRoot] : []), ...node.childNodes].map(read).join(" ");
 return read(document.body);
 """
-_PICTURES = """
+_IMAGES = """
 const found = [];
 const look = node => {
   if (node.nodeName === "IMG" && node.complete && node.naturalWidth > 1) found.push(node.src);
@@ -40,13 +40,13 @@ class Page:
         """All text of the page, in one line."""
         return " ".join(self.driver.execute_script(_TEXT).split())
 
-    def pictures(self) -> list[str]:
-        """The addresses of all pictures that have come."""
-        found: list[str] = self.driver.execute_script(_PICTURES)
+    def images(self) -> list[str]:
+        """The addresses of all images that have come."""
+        found: list[str] = self.driver.execute_script(_IMAGES)
         return found
 
     def save(self, file: Path) -> None:
-        """A picture of what is seen."""
+        """An image of what is seen."""
         self.driver.save_screenshot(str(file))
 
     def wait(self, is_there: Callable[[], Any], seconds: float = 30) -> Any:

@@ -1,4 +1,4 @@
-"""A net that counts the pictures its backbone sees in evaluation mode, also in processes that it is forked into."""
+"""A net that counts the images its backbone sees in evaluation mode, also in processes that it is forked into."""
 
 import os
 import resource
@@ -14,18 +14,18 @@ COUNTS, LIMIT = "DDP_FT_TEST_COUNTS", "DDP_FT_TEST_LIMIT"
 
 
 class _Counts(nn.Module):
-    """Notes each forward pass by a byte a picture; kills its process before more than
+    """Notes each forward pass by a byte an image; kills its process before more than
     $DDP_FT_TEST_LIMIT of them were seen."""
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         folder = os.environ.get(COUNTS)
-        if folder and not self.training and not pictures.is_meta and pictures.any():  # black ones are trials of the net
+        if folder and not self.training and not images.is_meta and images.any():  # black ones are trials of the net
             with (Path(folder) / str(os.getpid())).open("ab") as stream:
                 seen = sum(file.stat().st_size for file in Path(folder).iterdir())
-                if seen + len(pictures) > int(os.environ.get(LIMIT, "1000000")):
+                if seen + len(images) > int(os.environ.get(LIMIT, "1000000")):
                     os.kill(os.getpid(), signal.SIGKILL)
-                stream.write(b"." * len(pictures))
-        return pictures
+                stream.write(b"." * len(images))
+        return images
 
 
 def counting(num_classes: int = 3) -> nn.Module:
@@ -33,8 +33,8 @@ def counting(num_classes: int = 3) -> nn.Module:
     return nn.Sequential(_Counts(), nets.plain(num_classes))
 
 
-def pictures_seen(folder: Path) -> int:
-    """How many pictures backbones have seen since the folder was made, in all processes; and begin anew."""
+def images_seen(folder: Path) -> int:
+    """How many images backbones have seen since the folder was made, in all processes; and begin anew."""
     files = list(folder.iterdir())
     total = sum(file.stat().st_size for file in files)
     for file in files:
@@ -43,12 +43,12 @@ def pictures_seen(folder: Path) -> int:
 
 
 class _Squeezes(nn.Module):
-    """From its first pictures on no file of the process can grow beyond one chunk of features."""
+    """From its first images on no file of the process can grow beyond one chunk of features."""
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        if not self.training and not pictures.is_meta and pictures.any():
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training and not images.is_meta and images.any():
             _limit_files(4096)
-        return pictures
+        return images
 
 
 class _Loosens(nn.Linear):

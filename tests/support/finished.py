@@ -45,7 +45,7 @@ def write_finished(
     run: Path, names: Sequence[str] = ("cat", "dog", "bird"), task: str = "single-label", samples: int = 60,
     seed: int = 0, skill: float = 2.0, test: bool = False, settings: dict[str, Any] | None = None,
 ) -> Path:  # fmt: skip
-    """A run folder with evaluations of `samples` pictures that are nowhere; its data has one fingerprint for all."""
+    """A run folder with evaluations of `samples` images that are nowhere; its data has one fingerprint for all."""
     fixed = {"mean": [0.0] * len(names), "std": [1.0] * len(names)} if task == "regression" else {}
     write_model(run / "best", seed, task=task, names=tuple(names), settings=fixed, preprocess=PREPROCESS)
     made = restore_task(task, {"classes": list(names), **fixed})

@@ -121,6 +121,6 @@ def slow_in_contiguous_memory(num_classes: int = 3) -> nn.Module:
     return nn.Sequential(_Dawdles(lambda images: images.is_contiguous()), *plain(num_classes))
 
 
-def slow_with_many_pictures(num_classes: int = 3) -> nn.Module:
-    """`plain`, slower by far with more than 4 pictures at a time."""
+def slow_with_many_images(num_classes: int = 3) -> nn.Module:
+    """`plain`, slower by far with more than 4 images at a time."""
     return nn.Sequential(_Dawdles(lambda images: len(images) > 4), *plain(num_classes))

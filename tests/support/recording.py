@@ -22,8 +22,8 @@ class Recorder:
     def warn(self, step, text):
         self.tell("warn", step, text)
 
-    def picture(self, tag, step, png):
-        self.tell("picture", tag, step, len(png))
+    def image(self, tag, step, png):
+        self.tell("image", tag, step, len(png))
 
     def finish(self, settings, metrics):
         self.tell("finish", metrics)

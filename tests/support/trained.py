@@ -15,13 +15,13 @@ from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.run_folder.model_folder import describe_model, save_model_folder
 from ddp_ft.tasks.registry import restore_task
 from tests.support import nets
-from tests.support.pictures import SHAPES
+from tests.support.images import SHAPES
 
 PREPROCESS = Preprocess((24, 24), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bilinear", crop_pct=0.9)
 
 
 def draw_weights(net: str, outputs: int, seed: int) -> dict[str, Tensor]:
-    """Weights of a network of `nets`, with outputs that differ from picture to picture."""
+    """Weights of a network of `nets`, with outputs that differ from image to image."""
     torch.manual_seed(seed)
     module = getattr(nets, net)(outputs)
     weights: dict[str, Tensor] = {name: tensor.clone() for name, tensor in module.state_dict().items()}

@@ -40,7 +40,7 @@ def refuses(*parts: str, kind: str = LABEL, data=None, **settings) -> None:
 
 
 def batch_of(kind: str, data=None, weight=None, **more):
-    """All samples as one batch, without the pictures."""
+    """All samples as one batch, without the images."""
     targets = torch.from_numpy((data or DATA[kind])[1])
     weight = torch.ones(len(targets)) if weight is None else weight
     return {"target": targets, "weight": weight, **more}

@@ -56,7 +56,7 @@ def test_a_task_that_does_not_fit_the_data(kind, asked, parts):
 
 def test_targets_that_cannot_be_learned():
     refuses("one class only", "ant", data=(("ant",), np.zeros(4, np.int64)))
-    refuses("No training picture has any label", kind=LABELS, data=(CLASSES, np.zeros((4, 3), np.float32)))
+    refuses("No training image has any label", kind=LABELS, data=(CLASSES, np.zeros((4, 3), np.float32)))
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_cross_entropy_as_torch_weighs_it():
     assert float(loss / weight) == pytest.approx(float(expected))
 
 
-def test_labels_weigh_by_class_within_a_picture():
+def test_labels_weigh_by_class_within_a_image():
     task, batch = make(LABELS, loss__class_weights="1,0,4", loss__label_smoothing=0), batch_of(LABELS)
     outputs = outputs_for(task)
     terms = F.binary_cross_entropy_with_logits(outputs, batch["target"], reduction="none")

@@ -13,8 +13,8 @@ from ddp_ft.data.image.headers import glance
 from ddp_ft.diagnostics.advice import Situation, advise, half_width
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding, guarded, worst
 from ddp_ft.errors import UserError
-from tests.data.picture_files import NumberSource, save_picture
-from tests.support.pictures import write_shapes
+from tests.data.image_files import NumberSource, save_image
+from tests.support.images import write_shapes
 from tests.support.runs import train_here
 
 
@@ -47,7 +47,7 @@ def test_a_sound_run_is_not_warned_of():
     assert warned() == []
     names = [finding.name for finding in advise(SOUND)]
     assert names == [
-        "classes", "imbalance", "classes in val", "validation set", "picture sizes", "learning rate", "batch size",
+        "classes", "imbalance", "classes in val", "validation set", "image sizes", "learning rate", "batch size",
         "steps",
     ]  # fmt: skip
 
@@ -60,7 +60,7 @@ def test_a_sound_run_is_not_warned_of():
         ("imbalance", {"counts": counts(20, 401)}),
         ("classes in val", {"val_counts": counts(0, 50)}),
         ("validation set", {"val": 384}),
-        ("picture sizes", {"sizes": [(400, 223)] * 33 + [(224, 224)] * 31}),
+        ("image sizes", {"sizes": [(400, 223)] * 33 + [(224, 224)] * 31}),
         ("weights", {"keys": {"model.weights": "none"}, "train": 9_999}),
         ("learning rate", {"lr": 6e-3}),
         ("learning rate", {"lr": 1e-4, "keys": {"optim.name": "sgd"}}),
@@ -126,7 +126,7 @@ class Files(NumberSource):
 
 
 def test_a_glance_sees_some_sizes_and_passes_over_what_is_damaged(tmp_path):
-    sound = save_picture(tmp_path / "a.png", size=(20, 16))
+    sound = save_image(tmp_path / "a.png", size=(20, 16))
     (tmp_path / "torn.png").write_bytes(b"torn")
     files = [sound, tmp_path / "torn.png", tmp_path / "gone.png", tmp_path] * 50
     assert set(glance(Files(files))) == {(16, 20)}
@@ -153,24 +153,24 @@ START = """\
 ddp_ft
   data        shapes: 6 train, 6 val; 3 classes of 2
   recipe      full: nothing is pretrained (--weights none)
-  task        single-label (one of 3 classes for each picture: disc, square, stripes)
-  model       timm/test_resnet: 0.37 M parameters, 0.0082 GFLOP a picture, input 32 x 32
+  task        single-label (one of 3 classes for each image: disc, square, stripes)
+  model       timm/test_resnet: 0.37 M parameters, 0.0082 GFLOP an image, input 32 x 32
   weights     random initial weights
   learning    all 372,979 parameters
   steps       3 = 3 epochs x 1, global batch 8
   machine     1 x cpu, 1 threads and 0 loader workers each, fp32, channels_last
   grade       a on this machine, c on another number of processes
   run folder  run
-Warning: classes: 3 of 3 classes have hardly any pictures to learn from: disc (2), square (2), stripes (2). \
-Add pictures of them, or leave them out.
-Warning: validation set: 6 pictures tell an accuracy to ±40.0 points (95 %, at worst). \
+Warning: classes: 3 of 3 classes have hardly any images to learn from: disc (2), square (2), stripes (2). \
+Add images of them, or leave them out.
+Warning: validation set: 6 images tell an accuracy to ±40.0 points (95 %, at worst). \
 Smaller differences mean nothing. Hold back more (--val-split), or average folds (--set data.fold=1/5).
-Warning: picture sizes: 100% of 6 have a short side below the model's 32 px; the median is 30 px. \
+Warning: image sizes: 100% of 6 have a short side below the model's 32 px; the median is 30 px. \
 Enlarging them takes time and adds nothing.
-Warning: weights: all is learned from 6 pictures (--weights none). Pretrained weights are far better here.
+Warning: weights: all is learned from 6 images (--weights none). Pretrained weights are far better here.
 Warning: learning rate: 0.5 with adamw; usual for fine-tuning are 1e-05 to 0.005. \
 See --lr; --optimizer sgd and adamw want other rates.
-Warning: batch size: 8 of 6 pictures in a step. Each step sees every picture. Try --batch-size 1.
+Warning: batch size: 8 of 6 images in a step. Each step sees every image. Try --batch-size 1.
 Warning: steps: only 3 in the whole run. \
 Weights move little in so few. Give more --epochs or a smaller --batch-size.
 Dry run: nothing was trained and nothing was written.

@@ -48,13 +48,13 @@ def test_a_service_gets_all_in_order(serve, tmp_path, capfd):
     said = []
     tracker = serve(Recorder, said.append)
     tracker.log("train", 1, 0.5, {"loss": 2.0})
-    tracker.picture("wrong", 1, b"png")
+    tracker.image("wrong", 1, b"png")
     tracker.warn(1, "look")
     tracker.sync()
     tracker.finish({}, {"val/loss": 1.0})
     tracker.close()
     assert told(tmp_path) == [
-        ["start", 0, None], ["log", "train", 1, 2.0], ["picture", "wrong", 1, 3],
+        ["start", 0, None], ["log", "train", 1, 2.0], ["image", "wrong", 1, 3],
         ["warn", 1, "look"], ["finish", {"val/loss": 1.0}], ["close"],
     ]  # fmt: skip
     assert said == ["the recorder is here"] and capfd.readouterr().err == ""
@@ -71,24 +71,24 @@ def test_one_that_fails_is_told_of_once_and_left_out(serve, capfd):
     assert error == "Warning: json failed and is left out from now on: ConnectionError: no route\n"
 
 
-def test_one_that_cannot_follow_loses_pictures_first(serve, tmp_path, monkeypatch, capfd):
+def test_one_that_cannot_follow_loses_images_first(serve, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(background, "MOST_WAITING", 6)
-    monkeypatch.setattr(background, "MOST_PICTURES", 3)
+    monkeypatch.setattr(background, "MOST_IMAGES", 3)
     tracker = serve(Waiting)
     tracker.log("train", 0, 0.5, {"loss": 2.0})
     wait_until(lambda: ["log", "train", 0, 2.0] in told(tmp_path))
     large = b"0" * 400_000  # more than a pipe holds: the first is on its way for good
-    tracker.picture("first", 0, large)
+    tracker.image("first", 0, large)
     wait_until(lambda: not tracker._waiting)
     for step in range(1, 5):
-        tracker.picture("p", step, large[:9])
+        tracker.image("p", step, large[:9])
     for step in range(1, 8):
         tracker.log("train", step, 0.5, {"loss": 2.0})
     (tmp_path / "go").touch()
     tracker.finish({}, {})
     tracker.close()
     assert [what[:3] for what in told(tmp_path)[2:]] == [
-        ["picture", "first", 0],
+        ["image", "first", 0],
         *(["log", "train", step] for step in range(1, 7)),
         ["finish", {}],
         ["close"],

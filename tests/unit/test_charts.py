@@ -31,19 +31,19 @@ def test_charts_of_many_and_of_nothing():
     assert charts.scatter_png(np.array([1.0, 2]), np.array([1.5, 2]), "age")
 
 
-def test_a_grid_has_its_pictures_and_their_captions(tmp_path: Path):
+def test_a_grid_has_its_images_and_their_captions(tmp_path: Path):
     red = np.full((10, 10, 3), (255, 0, 0), dtype=np.uint8)
     Image.fromarray(red).save(tmp_path / "red.png")
-    (tmp_path / "not.png").write_text("no picture")
+    (tmp_path / "not.png").write_text("no image")
     files = [str(tmp_path / name) for name in ("red.png", "not.png", "missing.png", "red.png", "red.png")]
     page = pixels(charts.files_png(files, [["says a", f"{'long ' * 30}", "\x1b[31m"]] * 5))
     middles = [
         page[charts.MARGIN + 64, charts.MARGIN + 64 + place * (128 + charts.MARGIN)].tolist() for place in (0, 1)
     ]
     assert middles == [[255, 0, 0], [128, 128, 128]]
-    assert page.shape[1] == 4 * (128 + charts.MARGIN) + charts.MARGIN  # five pictures: a second row
+    assert page.shape[1] == 4 * (128 + charts.MARGIN) + charts.MARGIN  # five images: a second row
     below = page[charts.MARGIN + 128 : charts.MARGIN + 128 + 3 * charts.LINE, : 128 + charts.MARGIN]
-    assert (below < 100).any() and (below[:, -charts.MARGIN :] == 255).all()  # text, cut at the picture's width
+    assert (below < 100).any() and (below[:, -charts.MARGIN :] == 255).all()  # text, cut at the image's width
 
 
 def slow_png(seconds: float, name: str) -> bytes:
@@ -86,7 +86,7 @@ def test_a_studio_that_dies_is_told_of(capsys):
 
 
 def test_it_ends_with_its_parent(tmp_path: Path):
-    """Which is killed while a picture is being drawn."""
+    """Which is killed while an image is being drawn."""
     pid = os.fork()
     if pid == 0:
         studio = Studio()

@@ -250,15 +250,15 @@ disk
 
 
 def test_a_group_of_thousands_is_cut_in_the_text_alone():
-    families = {"data": [Finding("duplicates", NOTE, "1 group", "Harmless.", 1.0, "groups", ("picture = " * 1000,))]}
+    families = {"data": [Finding("duplicates", NOTE, "1 group", "Harmless.", 1.0, "groups", ("image = " * 1000,))]}
     assert max(map(len, as_text(families).splitlines())) < 400
-    assert len(json.loads(as_json(families))["findings"][0]["paths"][0]) == 10_000
+    assert len(json.loads(as_json(families))["findings"][0]["paths"][0]) == 8_000
 
 
 def test_the_report():
     families = {
         "data": [Finding("splits", OK, "30 train", "unused"), Finding("readable", PROBLEM, "2 of 30", "Mend them.", 2.0,
-                 "pictures", tuple("abcdef"))],
+                 "images", tuple("abcdef"))],
         "disk": [Finding("speed", NOTE, "slow\nso it is")],
     }  # fmt: skip
     assert as_text(families) == REPORT
@@ -267,5 +267,5 @@ def test_the_report():
     assert (told["schema"], told["verdict"]) == (1, PROBLEM)
     assert told["findings"][1] == {
         "family": "data", "name": "readable", "verdict": "problem", "text": "2 of 30", "remedy": "Mend them.",
-        "value": 2.0, "unit": "pictures", "paths": list("abcdef"),
+        "value": 2.0, "unit": "images", "paths": list("abcdef"),
     }  # fmt: skip

@@ -11,12 +11,12 @@ from ddp_ft.diagnostics.speed import Room, Speed
 from ddp_ft.slurm.walltime import Allocation
 from ddp_ft.trackers.console import clock
 
-FAST_DISK = Speed(loading=1000.0, learning=100.0, pictures=32)
-GPU = Speed(loading=200.0, learning=1000.0, pictures=32)
+FAST_DISK = Speed(loading=1000.0, learning=100.0, images=32)
+GPU = Speed(loading=200.0, learning=1000.0, images=32)
 
 
 def run(**keys):
-    """3 epochs of 10 steps of 32 pictures, 64 to validate on."""
+    """3 epochs of 10 steps of 32 images, 64 to validate on."""
     plan = SimpleNamespace(train_samples=320, val_samples=64, steps_per_epoch=10, total_steps=30)
     return SimpleNamespace(config=make_config(keys), plan=plan)
 
@@ -60,7 +60,7 @@ def test_the_rate_of_the_whole_job():
 
 
 def test_how_long_the_run_takes():
-    """At 32 pictures/s a step is 1 s, and an evaluation of 64 pictures 2/3 s."""
+    """At 32 images/s a step is 1 s, and an evaluation of 64 images 2/3 s."""
     pace = speed.pace_of(run(), 32.0, save_seconds=0.0)
     assert (pace.step, pace.evaluation) == (1.0, pytest.approx(2 / 3))
     assert speed.duration(run(), pace, 32.0).value == pytest.approx(32.0)

@@ -47,7 +47,7 @@ def start(run, resume_step, name):
 
 
 def two_starts(run, name):
-    """Steps 1 to 4, of which 3 and 4 are run again, and more; with a probe before, and a picture."""
+    """Steps 1 to 4, of which 3 and 4 are run again, and more; with a probe before, and an image."""
     first = start(run, 0, name)
     for step in (1, 2):
         first.log("train", step, 0.0, {"loss": 3.0}, "probe")
@@ -58,8 +58,8 @@ def two_starts(run, name):
     service = first.trackers[-1]
     with io.BytesIO() as stream:
         Image.new("RGB", (8, 6), (200, 0, 0)).save(stream, "png")
-        picture = stream.getvalue()
-    service.picture("wrong ones", 4, picture)
+        image = stream.getvalue()
+    service.image("wrong ones", 4, image)
     first.warn(4, "a step was skipped")
     first.close()
     second = start(run, 2, name)
@@ -68,7 +68,7 @@ def two_starts(run, name):
         if step == 4:
             second.log("val", 4, 1.0, {"loss": 1.5, "accuracy": 0.5})
     for step in (4, 6):  # drawn meanwhile; the first one again
-        second.trackers[-1].picture("wrong ones", step, picture)
+        second.trackers[-1].image("wrong ones", step, image)
     second.log("val", 6, 1.5, {"loss": 1.25, "accuracy": 0.75})
     second.finish({"optim.lr": 0.5}, {"val/accuracy": 0.75})
     second.close()
@@ -101,9 +101,9 @@ def test_one_run_of_mlflow_over_two_starts(tmp_path, capfd):
     assert run.data.params["optim.lr"] == "0.5" and run.data.tags["train.epochs"] == "7"
     assert run.data.tags["ddp_ft.run_folder"].endswith("one run") and run.data.tags["warning.4"]
     assert (run.info.status, run.info.run_name) == ("FINISHED", "one run")
-    assert [file.path for file in client.list_artifacts(run.info.run_id, "pictures/wrong ones")] == [
-        "pictures/wrong ones/step_00000004.png",
-        "pictures/wrong ones/step_00000006.png",
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "images/wrong ones")] == [
+        "images/wrong ones/step_00000004.png",
+        "images/wrong ones/step_00000006.png",
     ]
 
 
@@ -133,9 +133,9 @@ def test_one_run_of_wandb_over_two_starts(tmp_path, capfd, monkeypatch):
     assert [(row["step"], row["loss/val"]) for _, row in rows if "loss/val" in row] == [(4, 1.5), (6, 1.25)]
     assert [row["probe/step"] for _, row in rows if "probe/loss/train" in row] == [1, 2]
     assert json.loads(summary["best/val/accuracy"]) == 0.75
-    shown = [row for _, row in rows if any(name.startswith("pictures/wrong ones") for name in row)]
-    assert [row["picture_step"] for row in shown] == [4, 6]
-    assert len(list(run.glob("wandb/offline-run-*/files/media/images/pictures/wrong ones_*.png"))) == 2
+    shown = [row for _, row in rows if any(name.startswith("images/wrong ones") for name in row)]
+    assert [row["image_step"] for row in shown] == [4, 6]
+    assert len(list(run.glob("wandb/offline-run-*/files/media/images/images/wrong ones_*.png"))) == 2
     listed = subprocess.run(
         [sys.executable, "-m", "wandb", "sync", "--dry-run", *map(str, run.glob("wandb/offline-run-*"))],
         capture_output=True, text=True, timeout=60,

@@ -93,11 +93,11 @@ PNG = (
 
 
 def test_what_is_shown_outlives_a_restart_once(tmp_path):
-    """Pictures and texts up to the step that a run goes on from, those of the probe too; the others come again."""
+    """Images and texts up to the step that a run goes on from, those of the probe too; the others come again."""
     first = start(tmp_path, 0)
     for phase in ("probe/", ""):
         for step in (4, 9, 12):
-            first._tell_all("picture", f"{phase}8_pictures/confusion", step, PNG)
+            first._tell_all("image", f"{phase}8_images/confusion", step, PNG)
             first.pr_curve(f"{phase}cat", step, np.array([True, False]), np.array([0.8, 0.3]))
             first.text(f"{phase}profile", step, "table")
     first.close()
@@ -106,21 +106,21 @@ def test_what_is_shown_outlives_a_restart_once(tmp_path):
         second.close()
         events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0, "tensors": 0}).Reload()
         shown = {tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]}
-        assert shown == {"probe/8_pictures/confusion": [4, 9, 12], "8_pictures/confusion": [4, 9]}
+        assert shown == {"probe/8_images/confusion": [4, 9, 12], "8_images/confusion": [4, 9]}
         tensors = {tag: [event.step for event in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
         assert tensors["cat"] == [4, 9] and tensors["probe/cat"] == [4, 9, 12]
         assert tensors["profile/text_summary"] == [4, 9] and tensors["recipe/text_summary"] == [0]
-        image = events.Images("8_pictures/confusion")[0]
+        image = events.Images("8_images/confusion")[0]
         assert (image.width, image.height, image.encoded_image_string) == (2, 1, PNG)
     make_trackers(tmp_path, make_console(False), Resumed(9, evaluation_due=True)).close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [event.step for event in events.Images("8_pictures/confusion")] == [4]  # that of step 9 comes again
+    assert [event.step for event in events.Images("8_images/confusion")] == [4]  # that of step 9 comes again
 
 
 def test_a_graph_outlives_a_restart_and_the_test_set_comes_again(tmp_path):
     first = start(tmp_path, 0)
     first.graph(torch.nn.Linear(2, 1), torch.zeros(1, 2))
-    first._tell_all("picture", "test/8_pictures/confusion", 5, PNG)
+    first._tell_all("image", "test/8_images/confusion", 5, PNG)
     first.close()
     for _ in range(2):
         start(tmp_path, 5).close()
@@ -129,15 +129,15 @@ def test_a_graph_outlives_a_restart_and_the_test_set_comes_again(tmp_path):
 
 
 def test_what_cannot_be_shown_harms_nothing(tmp_path, capsys, monkeypatch):
-    """Values that are not finite, and a disk without room for orders of pictures: the curves go on."""
+    """Values that are not finite, and a disk without room for orders of images: the curves go on."""
     trackers = start(tmp_path, 0)
     trackers.histogram("weights/w", 1, np.array([np.nan, 1.0, np.inf, 2.0], dtype=np.float32))
     trackers.histogram("weights/v", 1, np.array([np.nan], dtype=np.float32))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
-    trackers.draw("8_pictures/2_confusion", 1, bytes)
+    trackers.draw("8_images/2_confusion", 1, bytes)
     trackers.log("train", 2, 0.1, {"loss": 1.0})
     trackers.close()
-    assert "8_pictures/2_confusion is not drawn: FileNotFoundError" in capsys.readouterr().err
+    assert "8_images/2_confusion is not drawn: FileNotFoundError" in capsys.readouterr().err
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert events.Tags()["histograms"] == ["weights/w"] and curve(tmp_path / "tensorboard", "2_loss/train") == [
         (2, 1.0)

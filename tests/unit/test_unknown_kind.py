@@ -29,7 +29,7 @@ class Captions:
     """Tells what is in an image, in a sentence."""
 
     name, kinds, primary_metric, ranks = "captions", ("text",), "accuracy", False
-    words = TaskWords("a text for each picture", "words", "writes with", "image-to-text", "image-to-text")
+    words = TaskWords("a text for each image", "words", "writes with", "image-to-text", "image-to-text")
     has_sets = True
 
     def __init__(self, names):
@@ -82,7 +82,7 @@ class Told(list):
     pr_curve = draw
 
 
-def test_pictures_are_shown_without_what_is_not_there(task, capsys):
+def test_images_are_shown_without_what_is_not_there(task, capsys):
     log = SimpleNamespace(graph=False, pictures=True)
     run = SimpleNamespace(
         config=SimpleNamespace(log=log), task=task, world=SimpleNamespace(is_main=True), prepare=lambda batch: batch,

@@ -50,7 +50,7 @@ def reason_of(source: Source, index: int, error: BadSample) -> str:
 
 def storage_error(source: Source, index: int, error: BadSample) -> UserError:
     """The error for a sample that may be whole."""
-    hint = "The disk or network failed, or the memory is full; the picture may be whole. Run the same command again."
+    hint = "The disk or network failed, or the memory is full; the image may be whole. Run the same command again."
     return UserError(f"{printable(source.name(index))} could not be read: {reason_of(source, index, error)}.", hint)
 
 
@@ -63,4 +63,4 @@ def damaged_error(source: Source, seen: Mapping[int, str]) -> UserError:
     lines = [f"  {printable(name)}: {printable(reason)}" for name, reason in list(bad.items())[:_LISTED]]
     lines += [f"  ... and {len(bad) - _LISTED} more"] if len(bad) > _LISTED else []
     lines += ["Mend or remove them, then run the same command again."]
-    return UserError(f"{len(bad)} of {len(source)} pictures cannot be read:", "\n".join(lines))
+    return UserError(f"{len(bad)} of {len(source)} images cannot be read:", "\n".join(lines))

@@ -1,4 +1,4 @@
-"""The record of damaged pictures that a run goes on without: counted over the whole job, one line a picture."""
+"""The record of damaged images that a run goes on without: counted over the whole job, one line an image."""
 
 import math
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ Key = tuple[str, str]  # split, path
 
 
 class Quarantine:
-    """Damaged pictures of a run, told by any rank with `report`, brought together by `settle`.
+    """Damaged images of a run, told by any rank with `report`, brought together by `settle`.
 
     The file has a line "path, split, reason" for each, with tabs between; the path is as in split.json. Rank 0 alone
-    writes it, since appending from several nodes tears lines on network file systems. Pictures are counted by their
+    writes it, since appending from several nodes tears lines on network file systems. Images are counted by their
     path, over all ranks, epochs and starts, so the step in which they become too many is the same however the run is
     divided and interrupted.
 
-    `sizes` are the numbers of pictures of the splits; more than `max_share` of one, and more than one, are too many.
+    `sizes` are the numbers of images of the splits; more than `max_share` of one, and more than one, are too many.
     """
 
     def __init__(self, sizes: Mapping[str, int], max_share: float) -> None:
@@ -41,7 +41,7 @@ class Quarantine:
         return bool(self._news)
 
     def report(self, split: str, path: str, reason: str) -> None:
-        """Tell of a damaged picture, in the process that trains; again and again does no harm."""
+        """Tell of a damaged image, in the process that trains; again and again does no harm."""
         key = (split, printable(path))
         if key not in self._told:
             self._told.add(key)
@@ -76,11 +76,11 @@ class Quarantine:
                 stream.write("".join(f"{path}\t{split}\t{reason}\n" for (split, path), reason in found.items()))
         for (split, path), reason in found.items():
             if split == TRAIN:  # those of other splits are told of when the data is opened
-                say(f"Damaged, another picture takes its place: {path}: {reason}")
+                say(f"Damaged, another image takes its place: {path}: {reason}")
         self.check()
 
     def check(self) -> None:
-        """UserError if more pictures of a split are damaged than may be."""
+        """UserError if more images of a split are damaged than may be."""
         everything = {**self.known, **self._news}
         for split, limit in self.limits.items():
             bad = [f"  {path}: {reason}" for (of, path), reason in everything.items() if of == split]
@@ -88,7 +88,7 @@ class Quarantine:
                 lines = bad[:_LISTED] + ([f"  ... and {len(bad) - _LISTED} more"] if len(bad) > _LISTED else [])
                 lines.append("Mend or remove them, or allow more: --set data.max_damaged=SHARE.")
                 raise UserError(
-                    f"{len(bad)} of {self.sizes[split]} {split} pictures cannot be read; "
+                    f"{len(bad)} of {self.sizes[split]} {split} images cannot be read; "
                     f"data.max_damaged = {self.max_share:g} allows {limit}:",
                     "\n".join(lines),
                 )

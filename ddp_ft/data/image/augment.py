@@ -1,4 +1,4 @@
-"""Distortions of a training picture behind crop and flip: a policy of shape and colour, colour jitter, erasing."""
+"""Distortions of a training image behind crop and flip: a policy of shape and colour, colour jitter, erasing."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ POLICIES = ("none", "randaugment", "trivialaugment")
 
 
 class Distortions:
-    """Transforms of a picture, one after the other, to the same bits on any number of threads."""
+    """Transforms of an image, one after the other, to the same bits on any number of threads."""
 
     def __init__(self, steps: Sequence[Callable[[Tensor], Tensor]]) -> None:
         self.steps = steps
@@ -61,7 +61,7 @@ def _policy(augment: AugmentConfig, fill: list[float]) -> Callable[[Tensor], Ten
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """As in a loader's worker. Contrast takes the picture's mean, whose last bits follow the number of threads."""
+    """As in a loader's worker. Contrast takes the image's mean, whose last bits follow the number of threads."""
     threads = torch.get_num_threads()
     if threads == 1:
         yield

@@ -1,4 +1,4 @@
-"""A picture file to a tensor, whatever its format."""
+"""An image file to a tensor, whatever its format."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ddp_ft.contracts import BadSample, StorageFault
-from ddp_ft.data.image import picture
+from ddp_ft.data.image import undecoded
 from ddp_ft.data.image.jpeg import START, Header, Pixels, decode_jpeg, read_header
 from ddp_ft.data.image.pillow import as_pixels, quiet_pillow, read_pixels
 
@@ -21,41 +21,41 @@ _OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENO
 
 
 def decode(path: Path | str) -> Tensor:
-    """The picture as uint8, 3 x H x W, upright (EXIF), the first frame of an animation, without its alpha.
+    """The image as uint8, 3 x H x W, upright (EXIF), the first frame of an animation, without its alpha.
 
     Grey of more than 8 bits is scaled down and never clipped. The tensor is a view of interleaved pixels, which
-    is the layout that resizing is fastest on. Raises as `open_picture`.
+    is the layout that resizing is fastest on. Raises as `open_image`.
     """
-    return picture.whole(open_picture(path))
+    return undecoded.whole(open_image(path))
 
 
 def decode_by_pillow(path: Path | str) -> Tensor:
     """As `decode`, whatever else there is: what other tools see of the file."""
     with _damage_named(path):
-        return picture.as_tensor(read_pixels(path))
+        return undecoded.as_tensor(read_pixels(path))
 
 
 def from_pillow(image: Image.Image) -> Tensor:
-    """A picture of Pillow's as `decode` gives one; it is left as it is. Raises BadSample for what Pillow cannot do."""
+    """An image of Pillow's as `decode` gives one; it is left as it is. Raises BadSample for what Pillow cannot do."""
     try:
         with quiet_pillow():
-            return picture.as_tensor(as_pixels(image.copy()))
+            return undecoded.as_tensor(as_pixels(image.copy()))
     except Exception as error:  # it may be a file that is read only now, and damaged
-        raise BadSample(f"The picture cannot be read: {' '.join(str(error).split())}") from error
+        raise BadSample(f"The image cannot be read: {' '.join(str(error).split())}") from error
 
 
-def open_picture(path: Path | str) -> picture.Image:
-    """A JPEG as a picture that is decoded when parts of it are asked for, which may raise as well; all else decoded.
+def open_image(path: Path | str) -> undecoded.Image:
+    """A JPEG as an image that is decoded when parts of it are asked for, which may raise as well; all else decoded.
 
-    Raises BadSample, "path: reason", for what is no whole picture; a file beyond Pillow's limit of pixels is one of
-    them, and found out before any is decoded. StorageFault where the picture may be whole.
+    Raises BadSample, "path: reason", for what is no whole image; a file beyond Pillow's limit of pixels is one of
+    them, and found out before any is decoded. StorageFault where the image may be whole.
     """
     with _damage_named(path):
-        if stat.S_ISFIFO(os.stat(path).st_mode):  # noqa: PTH116  (a Path for each picture takes longer)
+        if stat.S_ISFIFO(os.stat(path).st_mode):  # noqa: PTH116  (a Path for each image takes longer)
             raise BadSample("a pipe, which might never end")
         data = _read_jpeg(path)
         header = read_header(data) if data else None
-        return JpegFile(path, data, header) if header else picture.as_tensor(read_pixels(path))
+        return JpegFile(path, data, header) if header else undecoded.as_tensor(read_pixels(path))
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class JpegFile:
         return (width, height) if self.header.is_turned else (height, width)
 
     def pixels(self, shrink: int) -> Pixels:
-        """The whole picture, with sides of 1/shrink, rounded up; of 1 where only Pillow makes something of it."""
+        """The whole image, with sides of 1/shrink, rounded up; of 1 where only Pillow makes something of it."""
         with _damage_named(self.path):
             try:
                 return decode_jpeg(self.data, self.header, shrink)
@@ -109,7 +109,7 @@ def _reason(error: Exception, path: Path) -> str:
     if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
         return " ".join(str(error).split())
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture" if path.stat().st_size else "the file is empty"
+        return "not an image" if path.stat().st_size else "the file is empty"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__

@@ -12,7 +12,7 @@ class DeviceTransform:
     """Moves a batch to the device, normalises its "image" and mixes it where the batch says so.
 
     "image" uint8 B x C x H x W becomes float32 of the same shape, (value / 255 - mean) / std, in channels-last
-    memory if asked; with "mix_share", "mix_partner" and "mix_box" in the batch, partners' pictures are mixed. All
+    memory if asked; with "mix_share", "mix_partner" and "mix_box" in the batch, partners' images are mixed. All
     other tensors are only moved. On CUDA pinned tensors are moved without waiting, in a stream of their own: the next
     batch travels while the device computes with the one before. JPEGs that the loader has not decoded are decoded on
     the device, which is waited for.

@@ -1,4 +1,4 @@
-"""The sizes of a few pictures, from their headers: what a start has time for."""
+"""The sizes of a few images, from their headers: what a start has time for."""
 
 import os
 import stat
@@ -11,7 +11,7 @@ from ddp_ft.data.image.pillow import known_formats, quiet_pillow
 
 
 def glance(source: Source, most: int = 64, seconds: float = 0.5) -> list[tuple[int, int]]:
-    """(height, width) of at most so many pictures, evenly spread over the set; as many as there is time for.
+    """(height, width) of at most so many images, evenly spread over the set; as many as there is time for.
 
     Nothing is decoded. What is no file, or cannot be read, is passed over.
     """

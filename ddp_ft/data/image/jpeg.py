@@ -39,7 +39,7 @@ class Header(NamedTuple):
 
     @property
     def is_turned(self) -> bool:
-        """Whether height and width change places when the picture is brought upright."""
+        """Whether height and width change places when the image is brought upright."""
         return self.orientation >= 5
 
 
@@ -88,7 +88,7 @@ def _opened(data: bytes) -> Image.Image:
 
 
 def decode_jpeg(data: bytes, header: Header, shrink: int) -> Pixels:
-    """The picture upright, with sides of 1/shrink of the stored ones, rounded up; shrink is 1, 2, 4 or 8.
+    """The image upright, with sides of 1/shrink of the stored ones, rounded up; shrink is 1, 2, 4 or 8.
 
     Shrinking takes place in the frequency domain, where it saves work instead of costing some. Raises ValueError or
     OSError for damaged data.

@@ -15,14 +15,14 @@ from ddp_ft.errors import UserError
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 NO_BOX: Box = (0, 0, 0, 0)
-_OF_PAIR = 1  # tells a pair's seed from that of its first picture
+_OF_PAIR = 1  # tells a pair's seed from that of its first image
 
 
 @dataclass(frozen=True)
 class Mixing:
     """Alphas of mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899), one of them above 0 at least.
 
-    Where both are, each pair of pictures gets the one or the other with equal probability.
+    Where both are, each pair of images gets the one or the other with equal probability.
     """
 
     mixup: float = 0.0
@@ -55,16 +55,16 @@ class Mixing:
         names = " and ".join(f"--{name}" for name in ("mixup", "cutmix") if getattr(self, name) > 0)
         if batch_size < 2:
             raise UserError(
-                f"{names}: pictures are mixed in pairs, but --batch-size is {batch_size}.", "Make it 2 or more."
+                f"{names}: images are mixed in pairs, but --batch-size is {batch_size}.", "Make it 2 or more."
             )
         if micro_batch is not None and micro_batch < 2:
             raise UserError(
-                f"{names}: pictures are mixed in pairs, but --micro-batch is {micro_batch}.",
+                f"{names}: images are mixed in pairs, but --micro-batch is {micro_batch}.",
                 "Make it 2 or more, or leave it out.",
             )
 
     def draw(self, height: int, width: int) -> tuple[float, Box]:
-        """A pair's share of the own picture and target, and the box that is taken from the partner.
+        """A pair's share of the own image and target, and the box that is taken from the partner.
 
         The box is empty for mixup, and the share that of the pixels outside it for cutmix. Draws from torch's
         global CPU generator.
@@ -80,7 +80,7 @@ class Mixing:
 
 
 def _draw_box(area: float, height: int, width: int) -> Box:
-    """A box of that share of the picture round a uniform centre, cut off at the borders: the paper's."""
+    """A box of that share of the image round a uniform centre, cut off at the borders: the paper's."""
     side = math.sqrt(area)
     top, tall = _draw_side(int(height * side), height)
     left, wide = _draw_side(int(width * side), width)
@@ -94,12 +94,12 @@ def _draw_side(length: int, whole: int) -> tuple[int, int]:
 
 
 def draw_mixes(mixing: Mixing, seed: int, addresses: Sequence[Address], height: int, width: int) -> Batch:
-    """How a micro-batch of pictures of that size is mixed; its samples 0 and 1, 2 and 3 and so on are partners.
+    """How a micro-batch of images of that size is mixed; its samples 0 and 1, 2 and 3 and so on are partners.
 
-    "mix_share" (float32, B): share of a sample's own picture and target, 1 for a last one without a partner;
+    "mix_share" (float32, B): share of a sample's own image and target, 1 for a last one without a partner;
     "mix_partner" (int64, B): the partner's place in the micro-batch, its own if there is none;
     "mix_box" (int64, B x 4): top, left, height and width of the box that comes from the partner; zeros: the whole
-    picture is blended. Drawn for each pair from (seed, epoch, its first position), the same for both.
+    image is blended. Drawn for each pair from (seed, epoch, its first position), the same for both.
     """
     mixes = []
     for first, second in zip(addresses[::2], addresses[1::2], strict=False):

@@ -13,9 +13,9 @@ from ddp_ft.data.image.augment import distortions
 from ddp_ft.data.image.decode import JpegFile
 from ddp_ft.data.image.jpeg import decode_jpeg as decode_here
 from ddp_ft.data.image.jpeg import read_header
-from ddp_ft.data.image.picture import Image, as_tensor, size_of
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import draw_crop, interpolation_of, train_transform
+from ddp_ft.data.image.undecoded import Image, as_tensor, size_of
 from ddp_ft.errors import UserError
 
 # A sample's encoded bytes; how many they are, 0 for one that is decoded already; the part that is wanted, as top, left,
@@ -63,26 +63,26 @@ def check_nvjpeg(config: RunConfig, preprocess: Preprocess, device: torch.device
         )
     if distortions(preprocess, config.augment) is not None:
         raise UserError(
-            "data.decoder = nvjpeg leaves pictures undecoded until they are on the GPU; augment.policy, color_jitter "
+            "data.decoder = nvjpeg leaves images undecoded until they are on the GPU; augment.policy, color_jitter "
             "and erasing change them before.",
             "Use --augment light or none, or leave data.decoder out.",
         )
 
 
 def decoded_on(device: torch.device, batch: Batch, preprocess: Preprocess) -> Batch:
-    """The batch with all pictures in "image", on the device (uint8, B x 3 x the model's size), and nothing encoded.
+    """The batch with all images in "image", on the device (uint8, B x 3 x the model's size), and nothing encoded.
 
-    Waits for the device. UserError for a picture that nothing decodes.
+    Waits for the device. UserError for an image that nothing decodes.
     """
     rest = {name: tensor for name, tensor in batch.items() if name not in (JPEG, LENGTH, CUT, FLIP)}
     rows = batch[LENGTH].nonzero().flatten().tolist()
     files = [batch[JPEG][row, : batch[LENGTH][row]] for row in rows]
     images = rest["image"].to(device, copy=True)
-    pictures = _decode(files, device) or [_decode_alone(file, device, int(batch["index"][row])) for file, row in
+    decoded = _decode(files, device) or [_decode_alone(file, device, int(batch["index"][row])) for file, row in
                                           zip(files, rows, strict=True)]  # fmt: skip
     size, interpolation = list(preprocess.size), interpolation_of(preprocess)
-    for row, picture in zip(rows, pictures, strict=True):
-        part = F.resized_crop_image(picture, *batch[CUT][row].tolist(), size, interpolation, antialias=True)
+    for row, pixels in zip(rows, decoded, strict=True):
+        part = F.resized_crop_image(pixels, *batch[CUT][row].tolist(), size, interpolation, antialias=True)
         images[row] = F.horizontal_flip_image(part) if batch[FLIP][row] else part
     return {**rest, "image": images}
 
@@ -103,7 +103,7 @@ def _decode(files: list[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def _decode_alone(file: Tensor, device: torch.device, index: int) -> Tensor:
-    """One of a batch that has a picture which the GPU does not decode: there if it can be, else on the CPU."""
+    """One of a batch that has an image which the GPU does not decode: there if it can be, else on the CPU."""
     if found := _decode([file], device):
         return found[0]
     data = file.numpy().tobytes()
@@ -114,7 +114,7 @@ def _decode_alone(file: Tensor, device: torch.device, index: int) -> Tensor:
         return as_tensor(decode_here(data, header, 1)).to(device)
     except (ValueError, OSError) as error:
         raise UserError(
-            f"Picture {index} of the training set (counted from 0, in the order of split.json) cannot be decoded: "
+            f"Image {index} of the training set (counted from 0, in the order of split.json) cannot be decoded: "
             f"{error}.",
-            "Leave data.decoder=nvjpeg out: then damaged pictures are named, and data.on_error=skip replaces them.",
+            "Leave data.decoder=nvjpeg out: then damaged images are named, and data.on_error=skip replaces them.",
         ) from None

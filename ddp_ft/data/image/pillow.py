@@ -1,4 +1,4 @@
-"""Pictures read by Pillow, in the formats of photographs. Free of torch."""
+"""Images read by Pillow, in the formats of photographs. Free of torch."""
 
 import functools
 import warnings
@@ -18,15 +18,15 @@ FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM",
 
 
 def read_pixels(path: Path | str) -> Pixels:
-    """The picture upright (EXIF), the first frame of an animation, without its alpha; grey of more than 8 bits scaled
-    down. Raises what Pillow raises, of all sorts, for what is no whole picture."""
+    """The image upright (EXIF), the first frame of an animation, without its alpha; grey of more than 8 bits scaled
+    down. Raises what Pillow raises, of all sorts, for what is no whole image."""
     with quiet_pillow(), Image.open(path, formats=known_formats()) as image:
         image.load()
         return as_pixels(image)
 
 
 def as_pixels(image: Image.Image) -> Pixels:
-    """A picture of Pillow's as `read_pixels` gives one; it is turned itself, where it is to be turned."""
+    """An image of Pillow's as `read_pixels` gives one; it is turned itself, where it is to be turned."""
     _turn_upright(image)
     # A copy, because the array that Pillow lends is read-only and torch warns of those.
     return np.array(_to_rgb(image))

@@ -102,7 +102,7 @@ class ImageProcessor:
         """FLIP or CROPS, as in `data.image.views`."""
         return ImageProcessor(widened(self.preprocess, views)), ImageViews(views, self.preprocess.size)
 
-    def pictures(self, batch: Batch) -> list[Pixels]:
+    def pixels(self, batch: Batch) -> list[Pixels]:
         """The images of a prepared batch as they were before they were normalised."""
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.preprocess.mean, self.preprocess.std))
         shown = (batch["image"].float().cpu() * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""From decoded pictures to those of the model's size, on the CPU."""
+"""From decoded images to those of the model's size, on the CPU."""
 
 import math
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from torchvision.transforms.v2 import functional as F
 
 from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.data.image.augment import distortions
-from ddp_ft.data.image.picture import Box, Image, Sized, cut, size_of
 from ddp_ft.data.image.preprocess import Preprocess
+from ddp_ft.data.image.undecoded import Box, Image, Sized, cut, size_of
 from ddp_ft.errors import UserError, nearest
 
 # An image of any size, or a tensor, to a tensor of the model's size.
@@ -43,7 +43,7 @@ def train_transform(preprocess: Preprocess, augment: AugmentConfig) -> ImageFunc
 
 
 def eval_transform(preprocess: Preprocess) -> ImageFunction:
-    """What timm's evaluation does to a picture: uint8 C x H x W of any size -> uint8 C x preprocess.size.
+    """What timm's evaluation does to an image: uint8 C x H x W of any size -> uint8 C x preprocess.size.
 
     Follows timm.data.transforms_factory.transforms_imagenet_eval for all three crop modes; on uint8 tensors
     instead of Pillow's images, which is twice as fast. Raises UserError for an unknown interpolation or mode.
@@ -55,7 +55,7 @@ def eval_transform(preprocess: Preprocess) -> ImageFunction:
 
 
 def interpolation_of(preprocess: Preprocess) -> InterpolationMode:
-    """What a picture is resized with. UserError for an unknown name."""
+    """What an image is resized with. UserError for an unknown name."""
     name = preprocess.interpolation
     if name not in INTERPOLATIONS:
         hint = nearest(name, list(INTERPOLATIONS)) or f"Known: {', '.join(INTERPOLATIONS)}."
@@ -80,7 +80,7 @@ class _TrainTransform:
 
 
 def draw_crop(height: int, width: int, least_area: float) -> Box:
-    """The part of a picture that training looks at: `least_area` of it or more, in one of CROP_RATIO's shapes.
+    """The part of an image that training looks at: `least_area` of it or more, in one of CROP_RATIO's shapes.
 
     Where no shape that was drawn fits, it is the largest in the middle that does. Area and logarithm of the ratio are
     uniform, and so is the place. Draws once, from torch's global CPU generator.
@@ -142,7 +142,7 @@ class _EvalTransform:
 def _without_far_ends(box: Box, size: tuple[int, int]) -> Box:
     """The middle of a very long strip, much more of it than is seen in the end.
 
-    Scaled by its short side, a picture of 5000 x 1 pixels would take a gigabyte.
+    Scaled by its short side, an image of 5000 x 1 pixels would take a gigabyte.
     """
     kept = 8 * min(box.height, box.width) * -(-max(size) // min(size))
     top, left = max(0, (box.height - kept) // 2), max(0, (box.width - kept) // 2)
@@ -150,7 +150,7 @@ def _without_far_ends(box: Box, size: tuple[int, int]) -> Box:
 
 
 def _crop_or_pad(image: Tensor, size: tuple[int, int], fill: list[float]) -> Tensor:
-    """The middle of the picture, with `fill` around it where it is smaller than `size` (timm's CenterCropOrPad)."""
+    """The middle of the image, with `fill` around it where it is smaller than `size` (timm's CenterCropOrPad)."""
     missing = [max(0, wanted - given) for wanted, given in zip(size, image.shape[-2:], strict=True)]
     if any(missing):
         down, across = missing

@@ -1,4 +1,4 @@
-"""Sources of pictures: labelled ones in class folders, and plain files for prediction."""
+"""Sources of images: labelled ones in class folders, and plain files for prediction."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from ddp_ft.contracts import Batch, Sample
-from ddp_ft.data.image.decode import open_picture
-from ddp_ft.data.image.picture import decoded
+from ddp_ft.data.image.decode import open_image
+from ddp_ft.data.image.undecoded import decoded
 from ddp_ft.data.sources.paths import Paths
 from ddp_ft.data.sources.scan import list_classes, subfolders
 from ddp_ft.data.sources.table_file import SUFFIXES
@@ -17,9 +17,9 @@ from ddp_ft.errors import UserError, shortened
 
 
 class FolderSource:
-    """Pictures below a root with one label each.
+    """Images below a root with one label each.
 
-    `paths` are relative to `root`, with forward slashes; `targets` (int64, one a picture) number the classes.
+    `paths` are relative to `root`, with forward slashes; `targets` (int64, one an image) number the classes.
     """
 
     kind = "image"
@@ -35,12 +35,12 @@ class FolderSource:
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        """The picture's path, with the root as it was given."""
+        """The image's path, with the root as it was given."""
         return f"{self.root}/{self.paths[index]}"
 
     def open(self, index: int) -> Sample:
         """The "image", not yet decoded, and "target" (int64, a scalar). Raises BadSample."""
-        return {"image": open_picture(self.name(index)), "target": torch.tensor(int(self.targets[index]))}
+        return {"image": open_image(self.name(index)), "target": torch.tensor(int(self.targets[index]))}
 
     def read(self, index: int) -> Batch:
         """ "image" (uint8, 3 x H x W) and "target". Raises BadSample."""
@@ -48,7 +48,7 @@ class FolderSource:
 
 
 class FileSource:
-    """Pictures without labels, named by the paths as they were given."""
+    """Images without labels, named by the paths as they were given."""
 
     kind = "image"
 
@@ -64,7 +64,7 @@ class FileSource:
 
     def open(self, index: int) -> Sample:
         """The "image", not yet decoded. Raises BadSample."""
-        return {"image": open_picture(self.paths[index])}
+        return {"image": open_image(self.paths[index])}
 
     def read(self, index: int) -> Batch:
         """ "image" (uint8, 3 x H x W). Raises BadSample."""
@@ -74,7 +74,7 @@ class FileSource:
 def open_folder(folder: Path, classes: Sequence[str]) -> FolderSource:
     """The class folders in `folder` as a source with the labels of a model's classes, to evaluate it.
 
-    Raises UserError if the folder cannot be read, holds no pictures, or has a class that the model lacks.
+    Raises UserError if the folder cannot be read, holds no images, or has a class that the model lacks.
     """
     check_folder(folder)
     numbers = {name: number for number, name in enumerate(classes)}
@@ -86,7 +86,7 @@ def open_folder(folder: Path, classes: Sequence[str]) -> FolderSource:
     listing = list_classes(folder)
     if not listing.paths:
         raise UserError(
-            f"There are no pictures in class folders in {folder}.",
+            f"There are no images in class folders in {folder}.",
             f"Expected e.g. {folder}/{classes[0]}/1.jpg",
         )
     labels = np.array([numbers[name] for name in listing.classes], np.int64)[listing.labels]

@@ -25,9 +25,9 @@ from ddp_ft.data.sources.scan import THREADS, Listing, Stamp, size_of, stamp_of
 from ddp_ft.errors import UserError
 
 _FORMAT = 1
-# A smaller folder is read as quickly as it is compared: 50,000 pictures in half a second.
+# A smaller folder is read as quickly as it is compared: 50,000 images in half a second.
 WORTH_STORING = 50_000
-# Of the pictures, this many are asked for their sizes, which no folder's times tell.
+# Of the images, this many are asked for their sizes, which no folder's times tell.
 _SAMPLED = 10_000
 # A change within the same tick of a file system's clock leaves no trace; the coarsest (FAT) has ticks of 2 s.
 SETTLED_SECONDS = 2.0
@@ -37,7 +37,7 @@ _ABANDONED_SECONDS = 3600.0
 
 @dataclass
 class Index:
-    """The pictures of each role's folder, and the fingerprint of them all."""
+    """The images of each role's folder, and the fingerprint of them all."""
 
     parts: dict[str, Listing]
     fingerprint: str
@@ -46,7 +46,7 @@ class Index:
 def load_index(root: Path, folders: Mapping[str, Path]) -> Index | None:
     """What was stored of these folders of `root`, if it still holds; None if not.
 
-    It holds if no folder's entries were added, removed or renamed since, as its times say, and if 10,000 pictures,
+    It holds if no folder's entries were added, removed or renamed since, as its times say, and if 10,000 images,
     evenly spread and others at each start, have the sizes they had. Not noticed is: a single file that was written over
     in place, or that a link leads to, unless it is among those 10,000; and what was added, removed or renamed on a file
     system that does not keep the times of folders.
@@ -129,7 +129,7 @@ def _still_holds(root: Path, folders: Mapping[str, Path], part: Listing) -> bool
     every = max(1, -(-count // _SAMPLED))
     rows = range(int.from_bytes(os.urandom(4), "big") % every, count, every)
     with ThreadPoolExecutor(THREADS) as pool:
-        # A share for each thread: a task for each picture would take longer than the picture.
+        # A share for each thread: a task for each image would take longer than the image.
         return all(pool.map(lambda first: _have_sizes(root, part, rows[first::THREADS]), range(THREADS)))
 
 

@@ -1,4 +1,4 @@
-"""Paths of very many pictures in two arrays, which forked workers share and ranks send as they are."""
+"""Paths of very many images in two arrays, which forked workers share and ranks send as they are."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
@@ -13,7 +13,7 @@ class Paths(Sequence[str]):
     """Strings without NUL, never changed.
 
     Not a list of str: every look at one writes its count of references, so that a forked worker would copy, page by
-    page, all that it reads from: 100 bytes for each picture and worker. `text` (uint8) has the strings in UTF-8, each
+    page, all that it reads from: 100 bytes for each image and worker. `text` (uint8) has the strings in UTF-8, each
     with a NUL behind it, and `starts` (int64, one more than strings) says where each begins.
     """
 

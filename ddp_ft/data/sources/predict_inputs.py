@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ddp_ft.data.sources.folder import FileSource
 from ddp_ft.data.sources.paths import Paths
-from ddp_ft.data.sources.scan import find_pictures, is_picture, suffix_list
+from ddp_ft.data.sources.scan import find_images, is_image, suffix_list
 from ddp_ft.data.sources.table_file import is_table, read_table
 from ddp_ft.errors import UserError, nearest, printable
 
@@ -16,14 +16,14 @@ STDIN = "-"
 IMAGE_COLUMN = "image"
 
 
-def list_pictures(inputs: Sequence[str], column: str | None = None, lines: Iterable[str] | None = None) -> Paths:
-    """The pictures that these stand for, in their order.
+def list_images(inputs: Sequence[str], column: str | None = None, lines: Iterable[str] | None = None) -> Paths:
+    """The images that these stand for, in their order.
 
-    A file that is named is taken whatever its suffix; a folder's pictures are sorted by path, and so is what a pattern
-    (`*`, `?`, `[ab]`, `**` for any depth) matches, pictures and folders of them. A table has them in `column` (None:
+    A file that is named is taken whatever its suffix; a folder's images are sorted by path, and so is what a pattern
+    (`*`, `?`, `[ab]`, `**` for any depth) matches, images and folders of them. A table has them in `column` (None:
     "image"), relative to where it lies; "-" stands for `lines`, one path each (None: standard input's). What a table or
     standard input names need not be there: reading it will say so. Raises UserError for an argument that does not exist
-    or matches nothing (all of them), for a folder without pictures, and for a column that is not there.
+    or matches nothing (all of them), for a folder without images, and for a column that is not there.
     """
     missing = [given for given in inputs if given != STDIN and not _is_there(given)]
     if missing:
@@ -41,8 +41,8 @@ def list_pictures(inputs: Sequence[str], column: str | None = None, lines: Itera
 
 
 def open_inputs(inputs: Sequence[str], column: str | None) -> FileSource:
-    """The images of `list_pictures`."""
-    return FileSource(list_pictures(inputs, column))
+    """The images of `list_images`."""
+    return FileSource(list_images(inputs, column))
 
 
 def _is_there(given: str) -> bool:
@@ -68,23 +68,23 @@ def _expanded(given: str, column: str, lines: Iterable[str]) -> Iterator[str]:
 
 
 def _in_folder(folder: Path) -> Iterator[str]:
-    paths = find_pictures(folder).paths
+    paths = find_images(folder).paths
     if not paths:
-        raise UserError(f"There are no pictures in {folder}.", f"Pictures are files that end in {suffix_list()}.")
+        raise UserError(f"There are no images in {folder}.", f"Images are files that end in {suffix_list()}.")
     return (str(folder / relative) for relative in paths)
 
 
 def _matching(pattern: str) -> list[str]:
-    """Pictures that match, and those in folders that do, each once."""
+    """Images that match, and those in folders that do, each once."""
     found: dict[str, None] = {}
     for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207  (Path.glob takes no absolute ones)
         path = Path(match)
         if path.is_dir():
-            found.update(dict.fromkeys(str(path / relative) for relative in find_pictures(path).paths))
-        elif is_picture(path.name):
+            found.update(dict.fromkeys(str(path / relative) for relative in find_images(path).paths))
+        elif is_image(path.name):
             found[str(path)] = None
     if not found:
-        raise UserError(f"No picture matches {pattern!r}.", f"Pictures are files that end in {suffix_list()}.")
+        raise UserError(f"No image matches {pattern!r}.", f"Images are files that end in {suffix_list()}.")
     return list(found)
 
 

@@ -1,4 +1,4 @@
-"""The one scanner: which pictures lie in a folder. It reads directories and sizes and opens no file."""
+"""The one scanner: which images lie in a folder. It reads directories and sizes and opens no file."""
 
 import hashlib
 import os
@@ -29,10 +29,10 @@ Stamp = tuple[int, int]  # st_mtime_ns and st_ctime_ns of a folder; the latter m
 
 @dataclass
 class Found:
-    """The pictures of a folder: relative posix paths in sorted order and their sizes in bytes.
+    """The images of a folder: relative posix paths in sorted order and their sizes in bytes.
 
-    `others` counts the files that are no pictures, by suffix. `stamps` says of each folder that was read, before it
-    was, when its entries were last changed. Plain values, and no object for each picture, because a data set may have
+    `others` counts the files that are no images, by suffix. `stamps` says of each folder that was read, before it
+    was, when its entries were last changed. Plain values, and no object for each image, because a data set may have
     millions.
     """
 
@@ -42,16 +42,16 @@ class Found:
     stamps: dict[str, Stamp] = field(default_factory=dict)
 
 
-def is_picture(name: str) -> bool:
-    """Whether the name ends as a picture's does; upper and lower case alike."""
+def is_image(name: str) -> bool:
+    """Whether the name ends as an image's does; upper and lower case alike."""
     return _suffix(name) in SUFFIXES
 
 
-def find_pictures(folder: Path, prefix: str = "") -> Found:
-    """All pictures below the folder; `prefix` is put before each path.
+def find_images(folder: Path, prefix: str = "") -> Found:
+    """All images below the folder; `prefix` is put before each path.
 
     Hidden files and folders are left out; symbolic links are followed, but not to a folder that the link lies
-    in. A broken link with a picture's name counts as a picture, so that it is noticed. Raises UserError for a
+    in. A broken link with an image's name counts as an image, so that it is noticed. Raises UserError for a
     folder that cannot be read.
     """
     found = Found()
@@ -74,7 +74,7 @@ def loose_files(folder: Path) -> Counter[str]:
 
 
 def suffix_list() -> str:
-    """The suffixes of pictures, for messages."""
+    """The suffixes of images, for messages."""
     return ", ".join(sorted(SUFFIXES))
 
 
@@ -85,7 +85,7 @@ def _walk(folder: str, prefix: str, above: frozenset[Identity], found: Found) ->
             identity = _identity(entry.path)
             if identity not in above:
                 yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {identity}, found)
-        elif is_picture(entry.name):
+        elif is_image(entry.name):
             yield prefix + entry.name, _size(entry)
         else:
             found.others[_suffix(entry.name) or "no suffix"] += 1
@@ -127,7 +127,7 @@ def _size(entry: "os.DirEntry[str]") -> int:
 
 
 def size_of(file: str) -> int:
-    """The size of a picture in bytes; 0 for a broken link and for what is gone."""
+    """The size of an image in bytes; 0 for a broken link and for what is gone."""
     try:
         return os.stat(file).st_size  # noqa: PTH116  (as above)
     except OSError:
@@ -153,10 +153,10 @@ def _suffix(name: str) -> str:
 
 @dataclass
 class Listing:
-    """The pictures in the class folders of `folder`, in the order of their whole paths.
+    """The images in the class folders of `folder`, in the order of their whole paths.
 
-    `counts` says how many each of `classes` (sorted) has, `labels` (int64) is a picture's place in `classes`, `sizes`
-    (int64) are bytes. `others` counts files that are no pictures, by suffix; `stamps` are those of `Found`, for every
+    `counts` says how many each of `classes` (sorted) has, `labels` (int64) is an image's place in `classes`, `sizes`
+    (int64) are bytes. `others` counts files that are no images, by suffix; `stamps` are those of `Found`, for every
     folder.
     """
 
@@ -170,7 +170,7 @@ class Listing:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """The class of each picture."""
+        """The class of each image."""
         order = _by_path(self.classes)
         return np.repeat(np.array(order, np.int64), [self.counts[label] for label in order])
 
@@ -184,7 +184,7 @@ class _Class:
 
 
 def list_classes(folder: Path, prefix: str = "") -> Listing:
-    """Read all class folders in `folder`; `prefix` is put before each path. Raises UserError as find_pictures does."""
+    """Read all class folders in `folder`; `prefix` is put before each path. Raises UserError as find_images does."""
     stamps = {str(folder): stamp_of(str(folder))}
     names = subfolders(folder)
     order = _by_path(names)
@@ -202,12 +202,12 @@ def list_classes(folder: Path, prefix: str = "") -> Listing:
 
 def _read_class(folder: Path, prefix: str, name: str) -> _Class:
     """In arrays at once, so that strings of few classes alone are held."""
-    found = find_pictures(folder / name, f"{prefix}{name}/")
+    found = find_images(folder / name, f"{prefix}{name}/")
     return _Class(Paths.of(found.paths), np.array(found.sizes, np.int64), found.others, found.stamps)
 
 
 def _by_path(classes: Sequence[str]) -> list[int]:
-    """The classes in the order of their pictures' paths: "a b/" comes before "a/", though "a" is before "a b"."""
+    """The classes in the order of their images' paths: "a b/" comes before "a/", though "a" is before "a b"."""
     return sorted(range(len(classes)), key=lambda label: f"{classes[label]}/")
 
 

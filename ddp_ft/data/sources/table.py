@@ -1,4 +1,4 @@
-"""Pictures and targets from a table, checked: which columns mean what, and a source of its rows."""
+"""Images and targets from a table, checked: which columns mean what, and a source of its rows."""
 
 import os
 import stat
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import Batch, Sample, Schema
 from ddp_ft.data.cells import Table, read_numbers
-from ddp_ft.data.image.decode import open_picture
-from ddp_ft.data.image.picture import decoded
+from ddp_ft.data.image.decode import open_image
+from ddp_ft.data.image.undecoded import decoded
 from ddp_ft.data.roles import ROLES
 from ddp_ft.data.sources.paths import Paths
 from ddp_ft.data.sources.table_file import read_table
@@ -30,7 +30,7 @@ SPLIT_COLUMN = "split"
 
 
 class TableSource:
-    """Pictures of a table's rows. `paths` are relative to `root` or absolute; see LabelledSource for the rest."""
+    """Images of a table's rows. `paths` are relative to `root` or absolute; see LabelledSource for the rest."""
 
     kind = "image"
 
@@ -47,13 +47,13 @@ class TableSource:
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        """The picture's path, with the table's folder before a relative one."""
+        """The image's path, with the table's folder before a relative one."""
         return os.path.join(self.root, self.paths[index])  # noqa: PTH118  (as in inspect)
 
     def open(self, index: int) -> Sample:
         """The "image", not yet decoded, "target", and "weight" (float32, a scalar) where there are any. Raises
         BadSample."""
-        sample = {"image": open_picture(self.name(index)), "target": torch.tensor(self.targets[index])}
+        sample = {"image": open_image(self.name(index)), "target": torch.tensor(self.targets[index])}
         return sample if self.weights is None else {**sample, "weight": torch.tensor(self.weights[index])}
 
     def read(self, index: int) -> Batch:
@@ -63,7 +63,7 @@ class TableSource:
 
 @dataclass
 class Rows:
-    """The rows of a table, sorted by path: what `config` names of them, and the pictures' sizes in bytes.
+    """The rows of a table, sorted by path: what `config` names of them, and the images' sizes in bytes.
 
     `roles` has "train", "val" or "test" for each; None without a column that says it.
     """
@@ -100,7 +100,7 @@ class _Columns:
 def read_rows(config: DataConfig, path: Path, task: str = "auto", schema: Schema | None = None) -> Rows:
     """A table's rows; with a schema, that of a trained model, targets are numbered as there.
 
-    Raises UserError for columns that are not there, cells that do not fit and pictures that do not exist.
+    Raises UserError for columns that are not there, cells that do not fit and images that do not exist.
     """
     asked: list[_Columns] = []
 
@@ -152,7 +152,7 @@ def _find_columns(config: DataConfig, path: Path, header: list[str]) -> _Columns
 def _paths(table: Table, column: str) -> list[str]:
     cells = table.columns[column]
     if empty := [row for row, cell in enumerate(cells) if not cell]:
-        raise table.error(empty, f"cells of column '{column}' are empty", cells, "Every row needs a picture's path.")
+        raise table.error(empty, f"cells of column '{column}' are empty", cells, "Every row needs an image's path.")
     root = f"{table.path.parent.absolute()}/"
     return [_normal(_of_this_system(cell, root), root) for cell in cells]
 
@@ -175,7 +175,7 @@ def _sizes(table: Table, paths: Sequence[str]) -> "array[int]":
     sizes = array("q", (_size(os.path.join(root, path)) for path in paths))  # noqa: PTH118
     if missing := [row for row, size in enumerate(sizes) if size < 0]:
         hint = f"Paths are relative to {root}, or absolute."
-        raise table.error(missing, f"of {len(paths)} pictures are not there", paths, hint, _LISTED_FILES)
+        raise table.error(missing, f"of {len(paths)} images are not there", paths, hint, _LISTED_FILES)
     return sizes
 
 
@@ -191,7 +191,7 @@ def _size(file: str) -> int:
 def _weights(table: Table, column: str) -> NDArray[np.float32]:
     weights = read_numbers(table, column)
     if negative := np.flatnonzero(weights < 0).tolist():
-        hint = "A weight says how much a picture counts: 0 or more."
+        hint = "A weight says how much an image counts: 0 or more."
         raise table.error(negative, f"cells of column '{column}' are negative", table.columns[column], hint)
     return weights
 
@@ -199,7 +199,7 @@ def _weights(table: Table, column: str) -> NDArray[np.float32]:
 def _groups(table: Table, column: str) -> list[str]:
     cells = table.columns[column]
     if empty := [row for row, cell in enumerate(cells) if not cell]:
-        hint = "Give each picture a group; one that is alone may have its own."
+        hint = "Give each image a group; one that is alone may have its own."
         raise table.error(empty, f"cells of column '{column}' are empty", cells, hint)
     return cells
 

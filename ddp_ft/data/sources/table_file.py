@@ -1,4 +1,4 @@
-"""Tables of pictures: CSV and Parquet files to columns of text. What the columns mean is for others to say."""
+"""Tables of images: CSV and Parquet files to columns of text. What the columns mean is for others to say."""
 
 import csv
 from array import array
@@ -36,7 +36,7 @@ def read_table(path: Path, choose: Choose) -> Table:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
     if not len(table):
-        raise UserError(f"{path} has a header and no rows.", "Expected one row for each picture.")
+        raise UserError(f"{path} has a header and no rows.", "Expected one row for each image.")
     return table
 
 
@@ -63,7 +63,7 @@ def _delimiter(path: Path, header: str) -> str:
 def _parse_csv(path: Path, reader: Any, choose: Choose) -> Table:
     header = [name.strip() for name in next(reader, [])]
     if not any(header):
-        raise UserError(f"{path} is empty.", "Expected a header with the columns' names, and one row for each picture.")
+        raise UserError(f"{path} is empty.", "Expected a header with the columns' names, and one row for each image.")
     chosen = list(dict.fromkeys(choose(header)))
     _check_unique(path, header, chosen)
     places = [header.index(name) for name in chosen]
@@ -128,7 +128,7 @@ def _texts(path: Path, name: str, column: Any, pa: Any) -> list[str]:
     """A column of any simple type as the texts that a CSV file would have."""
     kind = column.type
     if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        hint = "Expected texts or numbers: paths of pictures, and labels joined by data.separator."
+        hint = "Expected texts or numbers: paths of images, and labels joined by data.separator."
         raise UserError(f"Column '{name}' of {path} holds {kind}.", hint)
     if pa.types.is_boolean(kind):
         return ["" if value is None else str(value) for value in column.to_pylist()]

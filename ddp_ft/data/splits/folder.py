@@ -16,7 +16,7 @@ from ddp_ft.data.sources.index import Index, load_index, store_index
 from ddp_ft.data.sources.scan import (
     Listing,
     fingerprint,
-    is_picture,
+    is_image,
     list_classes,
     loose_files,
     subfolders,
@@ -137,7 +137,7 @@ def _roles(root: Path, names: Sequence[str]) -> dict[str, str]:
             raise UserError(f"{root} has both {roles[role]}/ and {name}/.", "Keep one of them.")
         if role:
             roles[role] = name
-    # A class may be called "train" (cars, trains, planes): then it holds pictures and not class folders.
+    # A class may be called "train" (cars, trains, planes): then it holds images and not class folders.
     if TRAIN in roles and len(names) > len(roles) and not subfolders(root / roles[TRAIN]):
         return {}
     return roles
@@ -151,27 +151,27 @@ def _check_lone_roles(root: Path, roles: Mapping[str, str]) -> None:
 
 def _check_part(part: Listing) -> None:
     if not part.paths:
-        raise UserError(f"There are no pictures in class folders in {part.folder}.", _empty_hint(part.folder))
+        raise UserError(f"There are no images in class folders in {part.folder}.", _empty_hint(part.folder))
     empty = [name for name, count in zip(part.classes, part.counts, strict=True) if not count]
     if empty:
-        hint = f"Remove them, or put pictures in ({suffix_list()})."
-        raise UserError(f"Class folders without pictures in {part.folder}: {shortened(empty)}.", hint)
+        hint = f"Remove them, or put images in ({suffix_list()})."
+        raise UserError(f"Class folders without images in {part.folder}: {shortened(empty)}.", hint)
 
 
 def _empty_hint(folder: Path) -> str:
-    loose = sum(count for suffix, count in loose_files(folder).items() if is_picture(f"a{suffix}"))
+    loose = sum(count for suffix, count in loose_files(folder).items() if is_image(f"a{suffix}"))
     if loose:
-        return f"{loose} pictures lie in it directly; put each into a folder with its class's name.\n{EXAMPLE}"
-    return f"{EXAMPLE}\nPictures are files that end in {suffix_list()}."
+        return f"{loose} images lie in it directly; put each into a folder with its class's name.\n{EXAMPLE}"
+    return f"{EXAMPLE}\nImages are files that end in {suffix_list()}."
 
 
 def _part_notes(folder: Path, others: Counter[str]) -> Iterator[str]:
-    loose = sum(count for suffix, count in loose_files(folder).items() if is_picture(f"a{suffix}"))
+    loose = sum(count for suffix, count in loose_files(folder).items() if is_image(f"a{suffix}"))
     if loose:
-        yield f"{loose} pictures beside the class folders of {folder} are ignored."
+        yield f"{loose} images beside the class folders of {folder} are ignored."
     if others:
         kinds = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(5))
-        yield f"{sum(others.values())} files in {folder} are no pictures and are ignored ({kinds})."
+        yield f"{sum(others.values())} files in {folder} are no images and are ignored ({kinds})."
 
 
 def _check_classes(root: Path, parts: Mapping[str, Listing]) -> None:

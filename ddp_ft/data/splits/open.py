@@ -1,4 +1,4 @@
-"""Which pictures are for training, validation and test: given by the data, drawn, or read back."""
+"""Which images are for training, validation and test: given by the data, drawn, or read back."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -21,10 +21,10 @@ def open_splits(config: DataConfig, seed: int, stored: Mapping[str, Any] | None 
 
     `task` is the configuration's; it decides how a table's targets are read. Raises UserError, with all that is
     wrong of its kind in one message: for data that is missing, empty, damaged or of another layout, for a single
-    class, empty class folders, classes that training lacks, pictures that are not there, too few pictures to
-    split, and for a stored split whose pictures are gone.
+    class, empty class folders, classes that training lacks, images that are not there, too few images to
+    split, and for a stored split whose images are gone.
 
-    With data.on_error = skip the validation and test sets are read now, and come without their damaged pictures; in
+    With data.on_error = skip the validation and test sets are read now, and come without their damaged images; in
     the training set others take the place of those as they are met. UserError if there are too many.
     """
     if config.path is None:
@@ -59,7 +59,7 @@ def _notes(given: Mapping[str, LabelledSource], rest: Mapping[str, LabelledSourc
     for name, source in rest.items():
         if lost := left_out(source):
             told = shortened([f"{printable(path)} ({printable(reason)})" for path, reason in lost.items()], 5)
-            yield f"{len(lost)} of {len(given[name])} {name} pictures cannot be read and count in no metric: {told}."
+            yield f"{len(lost)} of {len(given[name])} {name} images cannot be read and count in no metric: {told}."
 
 
 def lenient(splits: Splits, seed: int) -> Splits:

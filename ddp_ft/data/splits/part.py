@@ -24,7 +24,7 @@ def open_part(
     `split` None is val if there is one, else all. `schema` is the model's, and numbers the classes. `stored` is
     split.json of the model's run; it says what validates where the data is the run's own. Of `config`, the run's
     with another `path` perhaps, groups and weights do not matter. With on_error = skip the part comes without its
-    damaged pictures. Raises UserError for a part that is not there, for classes that the model lacks, and for data that
+    damaged images. Raises UserError for a part that is not there, for classes that the model lacks, and for data that
     cannot be read.
     """
     name, source = _open_part(replace(config, on_error="fail"), schema, split, stored)
@@ -65,7 +65,7 @@ def _drawn_part(
     try:
         splits = open_splits(config, 0, stored, fitting_tasks(schema.kind)[0])
     except UserError:
-        return None  # other data: its pictures are not those of the split
+        return None  # other data: its images are not those of the split
     if splits.fingerprint != stored["fingerprint"] or splits.schema != schema:
         return None
     return splits.train if role == TRAIN else splits.val

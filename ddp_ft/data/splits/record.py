@@ -26,10 +26,10 @@ _FAR_FROM_SHARE = 0.05
 class Splits:
     """The data of a run.
 
-    `fingerprint` hashes paths, sizes and targets of all pictures, whichever split they are in. `record` is what
+    `fingerprint` hashes paths, sizes and targets of all images, whichever split they are in. `record` is what
     split.json stores, and what `open_splits` takes back; it stays behind where the splits travel to other ranks, as it
-    names every picture and rank 0 alone writes. `notes` are lines to print. `quarantine` takes the record of
-    damaged pictures that the run goes on without; None: it ends at the first.
+    names every image and rank 0 alone writes. `notes` are lines to print. `quarantine` takes the record of
+    damaged images that the run goes on without; None: it ends at the first.
     """
 
     train: LabelledSource
@@ -55,17 +55,17 @@ class Division:
     val: NDArray[np.bool_]
 
     def notes(self, pool: Pool, classes: Sequence[str]) -> list[str]:
-        """What the user should know: new pictures, classes on one side alone, a share that is far off."""
+        """What the user should know: new images, classes on one side alone, a share that is far off."""
         if self.record["given"]:
             return []
         train, val = np.count_nonzero(self.train), np.count_nonzero(self.val)
         new = len(pool) - train - val
-        notes = [f"{new} pictures are new since the run began and are left out."] if new else []
+        notes = [f"{new} images are new since the run began and are left out."] if new else []
         if lost := KINDS[pool.kind].absent(pool.targets[self.train], classes):
-            notes.append(f"Classes without a picture for training: {shortened(lost)}.")
+            notes.append(f"Classes without an image for training: {shortened(lost)}.")
         asked, share = self.record.get("val_split"), val / max(train + val, 1)
         if pool.groups is not None and asked is not None and abs(share - asked) > _FAR_FROM_SHARE:
-            notes.append(f"Whole groups make {share:.0%} of the pictures validate, where {asked:.0%} were asked for.")
+            notes.append(f"Whole groups make {share:.0%} of the images validate, where {asked:.0%} were asked for.")
         return notes
 
 
@@ -82,7 +82,7 @@ def divide_pool(request: SplitRequest, pool: Pool, where: Path | None, given: bo
     """The pool as the stored record divides it, else as it is drawn now; `given`: the data says it itself.
 
     Raises UserError where nothing can be held back, for a `data.fold` beside a given validation part, and unless the
-    data still divides as stored and has all its pictures.
+    data still divides as stored and has all its images.
     """
     stored = request.stored
     if stored is not None:
@@ -92,7 +92,7 @@ def divide_pool(request: SplitRequest, pool: Pool, where: Path | None, given: bo
         nobody = np.zeros(len(pool), np.bool_)
         return Division(record, nobody, nobody)
     val = _are_in(pool.names, record[VAL])
-    # The same data as then has no new pictures and has lost none: a million names need not be compared once more.
+    # The same data as then has no new images and has lost none: a million names need not be compared once more.
     if stored is None or record.get("fingerprint") == fingerprint:
         return Division(record, ~val, val)
     _check_all_there(where, pool.names, record)
@@ -129,8 +129,8 @@ def _make_record(config: DataConfig, seed: int, pool: Pool, where: Path | None, 
 
 def _cannot_divide(pool: Pool, where: Path | None) -> UserError:
     if pool.groups is None:
-        hint = "Add pictures, or a val/ folder beside train/ (in a table: a column for data.split)."
-        return UserError(f"{where} has too few pictures to hold some back for validation.", hint)
+        hint = "Add images, or a val/ folder beside train/ (in a table: a column for data.split)."
+        return UserError(f"{where} has too few images to hold some back for validation.", hint)
     hint = "Add groups, or say in a column for data.split what validates."
     groups = shortened(sorted(set(pool.groups)), 5)
     return UserError(f"No group of {where} can be held back for validation without losing a class: {groups}.", hint)
@@ -147,4 +147,4 @@ def _check_all_there(where: Path | None, names: Sequence[str], record: Mapping[s
     gone = [name for name in (*record[TRAIN], *record[VAL]) if name not in here]
     if gone:
         hint = "Put them back, or start a new run in another --run-dir."
-        raise UserError(f"{len(gone)} pictures of this run are gone from {where}: {shortened(gone)}.", hint)
+        raise UserError(f"{len(gone)} images of this run are gone from {where}: {shortened(gone)}.", hint)

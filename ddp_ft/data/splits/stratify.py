@@ -74,7 +74,7 @@ def deal(pool: Pool, folds: int, seed: int) -> Ints:
     """
     count = len(pool) if pool.groups is None else len(set(pool.groups))
     if folds > count:
-        what = "pictures" if pool.groups is None else "groups"
+        what = "images" if pool.groups is None else "groups"
         raise UserError(f"data.fold asks for {folds} parts, but there are only {count} {what}.", "Ask for fewer parts.")
     strata = _strata(pool, len(pool) // folds)
     if pool.groups is not None or strata.ndim > 1:

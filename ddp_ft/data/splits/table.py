@@ -53,12 +53,12 @@ def open_part(config: DataConfig, path: Path, schema: Schema, split: str | None)
 def open_splits(request: SplitRequest, path: Path, task: str) -> Splits:
     """As its layout.
 
-    Raises UserError as `read_rows` does, and for a picture or group on two sides of the given splits, classes
+    Raises UserError as `read_rows` does, and for an image or group on two sides of the given splits, classes
     that training lacks, targets that are all the same, and weights that leave nothing to train on.
     """
     rows = read_rows(request.config, path, task)
     parts = _given_parts(rows, path)
-    groups = _groups_of_pictures(rows, path)
+    groups = _groups_of_images(rows, path)
     pool = _pool(rows, groups, parts[TRAIN])
     given = VAL in parts
     missing = KINDS[rows.schema.kind].check_candidates(rows.targets[parts[TRAIN]], rows.schema.names, path)
@@ -84,7 +84,7 @@ def _given_parts(rows: Rows, path: Path) -> dict[str, Any]:
     parts = {role: np.flatnonzero(roles == role) for role in (TRAIN, VAL, TEST) if role in rows.roles}
     if TRAIN not in parts:
         raise UserError(f"{path} has no rows for training, only for {' and '.join(parts)}.", "Name some of them train.")
-    _check_apart(rows.paths, rows.roles, path, "pictures")
+    _check_apart(rows.paths, rows.roles, path, "images")
     if rows.groups is not None:
         _check_apart(rows.groups, rows.roles, path, "groups (data.group)")
     return parts
@@ -103,14 +103,14 @@ def _check_apart(names: Sequence[str], roles: Sequence[str], path: Path, what: s
         )
 
 
-def _groups_of_pictures(rows: Rows, path: Path) -> Sequence[str] | None:
-    """What must stay together: the groups, or the rows of one picture where it has several."""
+def _groups_of_images(rows: Rows, path: Path) -> Sequence[str] | None:
+    """What must stay together: the groups, or the rows of one image where it has several."""
     if rows.groups is None:
         return rows.paths if len(set(rows.paths)) < len(rows.paths) else None
     first: dict[str, str] = {}
     pairs = zip(rows.paths, rows.groups, strict=True)
-    if torn := [picture for picture, group in pairs if first.setdefault(picture, group) != group]:
-        raise UserError(f"{path} has {len(torn)} pictures in more than one group: {shortened(torn, 5)}.")
+    if torn := [image for image, group in pairs if first.setdefault(image, group) != group]:
+        raise UserError(f"{path} has {len(torn)} images in more than one group: {shortened(torn, 5)}.")
     return rows.groups
 
 
@@ -121,17 +121,17 @@ def _pool(rows: Rows, groups: Sequence[str] | None, those: Any) -> Pool:
 
 def _check_training(source: TableSource, schema: Schema, path: Path) -> None:
     if source.weights is not None and not source.weights.any():
-        raise UserError(f"{path}: the weights of all {len(source)} pictures for training are 0.")
+        raise UserError(f"{path}: the weights of all {len(source)} images for training are 0.")
     KINDS[schema.kind].check_training(source.targets, schema.names, path)
 
 
 def _duplicate_notes(rows: Rows) -> Iterator[str]:
     if doubles := len(rows.paths) - len(set(rows.paths)):
-        yield f"{doubles} rows name a picture that an earlier one has named; each row is a sample, all on one side."
+        yield f"{doubles} rows name an image that an earlier one has named; each row is a sample, all on one side."
 
 
 def fingerprint(rows: Rows) -> str:
-    """A hash of all that the columns say and of the pictures' sizes, whatever the order of the table's rows."""
+    """A hash of all that the columns say and of the images' sizes, whatever the order of the table's rows."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update("\0".join([rows.schema.kind, *rows.schema.names]).encode())
     targets = np.ascontiguousarray(rows.targets)

@@ -68,7 +68,7 @@ class TargetKind(ABC):
         """UserError if there is nothing to learn from what is left for training."""
 
     def describe(self, names: Sequence[str]) -> str:
-        """What a picture has, in a few words."""
+        """What an image has, in a few words."""
         return self.name
 
     def looks_like(self, columns: TargetColumns) -> bool:

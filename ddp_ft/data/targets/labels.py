@@ -44,11 +44,11 @@ class Labels(TargetKind):
     def check_candidates(self, targets: NDArray[Any], names: Sequence[str], path: Path) -> list[str]:
         """The labels that none has."""
         lost = self.absent(targets, names)
-        return [f"Labels that no picture for training has: {shortened(lost)}."] if lost else []
+        return [f"Labels that no image for training has: {shortened(lost)}."] if lost else []
 
     def describe(self, names: Sequence[str]) -> str:
         """With the number of labels."""
-        return f"any of {len(names)} labels for each picture"
+        return f"any of {len(names)} labels for each image"
 
     def looks_like(self, columns: TargetColumns) -> bool:
         """One column: if a cell holds the separator. Several: if all cells are 0 or 1."""

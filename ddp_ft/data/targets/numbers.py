@@ -30,7 +30,7 @@ class Numbers(TargetKind):
         same = (targets == targets[0]).all(0).tolist()
         if constant := [name for name, is_same in zip(names, same, strict=True) if is_same]:
             hint = "There is nothing to learn from it; leave it out of data.target."
-            raise UserError(f"{path}: the same number for all training pictures: {shortened(constant)}.", hint)
+            raise UserError(f"{path}: the same number for all training images: {shortened(constant)}.", hint)
 
     def looks_like(self, columns: TargetColumns) -> bool:
         """One column: if most cells are numbers and one has a fraction. Several always."""

@@ -46,7 +46,7 @@ class OneClass(TargetKind):
 
     def describe(self, names: Sequence[str]) -> str:
         """With the number of classes."""
-        return f"one of {len(names)} classes for each picture"
+        return f"one of {len(names)} classes for each image"
 
     def looks_like(self, columns: TargetColumns) -> bool:
         """Always; UserError for whole numbers that are too many for classes."""
@@ -80,7 +80,7 @@ class OneClass(TargetKind):
 def _cells(columns: TargetColumns) -> list[str]:
     if len(columns.names) > 1:
         hint = "Name one column, or say --task multi-label or --task regression."
-        raise UserError(f"data.target names {len(columns.names)} columns; one label for each picture is in one.", hint)
+        raise UserError(f"data.target names {len(columns.names)} columns; one label for each image is in one.", hint)
     cells = columns.first
     if empty := [row for row, cell in enumerate(cells) if not cell]:
         hint = "Fill them in or remove the rows. If an empty cell means that no label is there: --task multi-label."

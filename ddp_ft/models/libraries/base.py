@@ -52,7 +52,7 @@ class Library(Protocol):
         """The library's weights for `name`, from its cache or the network; UserError if there are none."""
 
     def input_sizes(self, name: str) -> dict[str, list[int]]:
-        """[height, width] of the pictures for each tag of a model without a tag that has weights; "" is the default."""
+        """[height, width] of the images for each tag of a model without a tag that has weights; "" is the default."""
 
     def parameters(self, name: str, may_build: bool) -> int | None:
         """How many parameters the model has, with the head of its weights; None if it would have to be built for it."""

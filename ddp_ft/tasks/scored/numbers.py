@@ -12,7 +12,7 @@ from ddp_ft.tasks.scored.resampled import mean_of
 class ScoredNumbers(ScoredSet):
     """`scores` and `truth` are in the target's units, N x names each. None is simply right or wrong."""
 
-    worst_heading: ClassVar[str] = "Pictures that are farthest off"
+    worst_heading: ClassVar[str] = "Images that are farthest off"
 
     @cached_property
     def error(self) -> Floats:

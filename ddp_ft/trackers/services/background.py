@@ -15,8 +15,8 @@ from ddp_ft.contracts import TRAIN
 from ddp_ft.trackers.services.base import Start
 from ddp_ft.trackers.services.registry import SERVICES
 
-# How many rows and pictures wait at most. A run logs a row in a second or so: many minutes without a network.
-MOST_WAITING, MOST_PICTURES = 10_000, 32
+# How many rows and images wait at most. A run logs a row in a second or so: many minutes without a network.
+MOST_WAITING, MOST_IMAGES = 10_000, 32
 # How long closing may take at the end of a run, and where it was stopped, as whoever stops it may not wait long.
 CLOSE_SECONDS, STOP_SECONDS = 30.0, 4.0
 # Looks up nothing in the working folder that this process would not have found there.
@@ -26,7 +26,7 @@ COMMAND = "import sys; sys.path[:] = {path!r}; from ddp_ft.trackers.services.hos
 class Background:
     """Feeds the process of a service (`host`) from a queue of bounded length.
 
-    Where the service cannot follow, pictures are dropped first. Where it fails, a warning is printed once and it is
+    Where the service cannot follow, images are dropped first. Where it fails, a warning is printed once and it is
     left out. What it lacks of the rows, the next start of the run sends.
     """
 
@@ -54,9 +54,9 @@ class Background:
         row = {"step": step, "epoch": epoch, "split": split, "phase": phase, **values, "time": time.time()}
         self._put("log", row)
 
-    def picture(self, tag: str, step: int, png: bytes) -> None:
-        """Hand on a picture, as the bytes of a PNG."""
-        self._put("picture", tag, step, png)
+    def image(self, tag: str, step: int, png: bytes) -> None:
+        """Hand on an image, as the bytes of a PNG."""
+        self._put("image", tag, step, png)
 
     def warn(self, step: int, text: str) -> None:
         """Hand on a warning."""
@@ -103,14 +103,14 @@ class Background:
             self._changed.notify()
 
     def _make_room(self, method: str) -> bool:
-        """Whether there is room for one more, if need be in the place of the oldest picture."""
-        pictures = sum(name == "picture" for name, _ in self._waiting) if method == "picture" else 0
-        if len(self._waiting) < MOST_WAITING and pictures < MOST_PICTURES:
+        """Whether there is room for one more, if need be in the place of the oldest image."""
+        images = sum(name == "image" for name, _ in self._waiting) if method == "image" else 0
+        if len(self._waiting) < MOST_WAITING and images < MOST_IMAGES:
             return True
         if not self._dropped:
             self._dropped = True
-            self._warn("cannot follow: pictures are left out, and rows where that does not suffice")
-        oldest = next((place for place, (name, _) in enumerate(self._waiting) if name == "picture"), None)
+            self._warn("cannot follow: images are left out, and rows where that does not suffice")
+        oldest = next((place for place, (name, _) in enumerate(self._waiting) if name == "image"), None)
         if oldest is not None:
             del self._waiting[oldest]
         return oldest is not None or method in ("finish", "close")

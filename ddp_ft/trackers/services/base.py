@@ -41,8 +41,8 @@ class Service(Protocol):
     def warn(self, step: int, text: str) -> None:
         """Something that a person should know of."""
 
-    def picture(self, tag: str, step: int, png: bytes) -> None:
-        """A picture, as the bytes of a PNG."""
+    def image(self, tag: str, step: int, png: bytes) -> None:
+        """An image, as the bytes of a PNG."""
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """The run has ended: its recipe, and the metrics of its best model."""

@@ -115,10 +115,10 @@ class Mlflow:
         """As a tag."""
         self._client.log_batch(self._run_id, tags=[RunTag(f"warning.{step}", text[:LONGEST_VALUE])])
 
-    def picture(self, tag: str, step: int, png: bytes) -> None:
+    def image(self, tag: str, step: int, png: bytes) -> None:
         """As an artifact whose name has the step, so that one that is made again replaces it."""
         image = Image.open(BytesIO(png))
-        self._client.log_image(self._run_id, image, artifact_file=f"pictures/{_allowed(tag)}/step_{step:08d}.png")
+        self._client.log_image(self._run_id, image, artifact_file=f"images/{_allowed(tag)}/step_{step:08d}.png")
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """As of Service."""

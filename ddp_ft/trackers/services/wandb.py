@@ -65,7 +65,7 @@ class WeightsAndBiases:
         write_facts(self._start, "wandb", self._facts)
 
     def _define_axes(self) -> None:
-        self._run.define_metric("pictures/*", step_metric="picture_step")
+        self._run.define_metric("images/*", step_metric="image_step")
         for prefix in ("", "probe/"):
             for name in FOLDERS:
                 self._run.define_metric(f"{prefix}{name}/*", step_metric=f"{prefix}step")
@@ -85,13 +85,13 @@ class WeightsAndBiases:
     def _number(self, before: int, step: int, what: str) -> int:
         return (before + step) * len(PLACES) + PLACES[what]
 
-    def picture(self, tag: str, step: int, png: bytes) -> None:
+    def image(self, tag: str, step: int, png: bytes) -> None:
         """Beside a step of its own, as it comes when it is drawn; goes out with the next row."""
-        shown = self._facts.get("pictures", {})
+        shown = self._facts.get("images", {})
         if step > shown.get(tag, -1):
-            values = {f"pictures/{tag}": wandb.Image(Image.open(BytesIO(png))), "picture_step": step}
+            values = {f"images/{tag}": wandb.Image(Image.open(BytesIO(png))), "image_step": step}
             self._run.log(values, step=self._next, commit=False)
-            self._store(pictures={**shown, tag: step})
+            self._store(images={**shown, tag: step})
 
     def warn(self, step: int, text: str) -> None:
         """As an alert."""

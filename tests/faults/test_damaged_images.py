@@ -1,4 +1,4 @@
-"""data.on_error: damaged pictures end the run, or others take their place: the same ones however it is run."""
+"""data.on_error: damaged images end the run, or others take their place: the same ones however it is run."""
 
 import itertools
 from pathlib import Path
@@ -17,8 +17,8 @@ from ddp_ft.data.splits.open import open_splits
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from tests.support import nets
+from tests.support.images import write_shapes
 from tests.support.loading import eval_loader, train_loader
-from tests.support.pictures import write_shapes
 from tests.support.ranks import run_ranks
 from tests.support.runs import arguments, call_on, column, read, start_process, train_here, train_on, wait_for
 
@@ -81,7 +81,7 @@ def test_the_same_samples_stand_in_however_it_is_run():
     whole = visits(Numbers(20))
     for position, (index, target, pixels) in whole.items():
         stands_in = expected[position]
-        assert stands_in[0] not in (2, 11) and stands_in[1] == stands_in[0] % 3, "label and picture go together"
+        assert stands_in[0] not in (2, 11) and stands_in[1] == stands_in[0] % 3, "label and image go together"
         if index not in (2, 11):
             assert stands_in == (index, target, pixels)
     stand_ins = {index: {expected[p][0] for p, seen in whole.items() if seen[0] == index} for index in (2, 11)}
@@ -119,7 +119,7 @@ def test_what_is_never_drawn_never_stands_in():
 
 
 def _train_on_damage(world, folder: Path, share: float) -> tuple[int, list[str], str]:
-    """The loop's part in it: (steps taken, what was said, the error) with 4 of 30 pictures damaged."""
+    """The loop's part in it: (steps taken, what was said, the error) with 4 of 30 images damaged."""
     source = lenient(30, (1, 7, 8, 21), share=share)
     said: list[str] = []
     if world.is_main:
@@ -159,7 +159,7 @@ def test_too_many_end_the_run_at_the_same_step_on_any_number_of_ranks(tmp_path):
         outcomes.add((ranks[0][0], ranks[0][2]))
         assert len((folder / "quarantine.txt").read_text().splitlines()) > 3
     ((steps, message),) = outcomes
-    assert steps < 12 and "of 30 train pictures cannot be read; data.max_damaged = 0.1 allows 3" in message
+    assert steps < 12 and "of 30 train images cannot be read; data.max_damaged = 0.1 allows 3" in message
     assert "number/7: torn in two" in message and "--set data.max_damaged" in message
 
 
@@ -215,25 +215,25 @@ def test_an_exception_beside_damage_names_the_sample(make, workers):
 
 @pytest.fixture
 def torn(tmp_path):
-    """The shapes, with two pictures for training and one for validation cut short."""
+    """The shapes, with two images for training and one for validation cut short."""
     data = write_shapes(tmp_path / "data")
     for name in ("train/disc/03.png", "train/square/07.png", "val/disc/11.png"):
         (data / name).write_bytes((data / name).read_bytes()[:70])
     return data
 
 
-def test_evaluation_is_without_damaged_pictures(torn):
+def test_evaluation_is_without_damaged_images(torn):
     splits = open_splits(DataConfig(path=torn, on_error="skip", max_damaged=0.1), seed=0)
     assert len(splits.train) == 30 and len(splits.val) == 11 == len(splits.val.targets)
     assert list(left_out(splits.val)) == ["val/disc/11.png"]
-    assert any("1 of 12 val pictures" in note and "val/disc/11.png" in note for note in splits.notes)
+    assert any("1 of 12 val images" in note and "val/disc/11.png" in note for note in splits.notes)
     plain = open_splits(DataConfig(path=torn), seed=0)
     assert plain.fingerprint == splits.fingerprint and plain.quarantine is None
     for world in (1, 2, 3):
         ranks = [eval_loader(splits.val, noisy_size, 4, world, rank) for rank in range(world)]
         batches = list(itertools.chain.from_iterable(ranks))
         assert sorted(k for batch in batches for k in batch["position"].tolist()) == list(range(11))
-    with pytest.raises(UserError, match=r"1 of 12 pictures cannot be read"):
+    with pytest.raises(UserError, match=r"1 of 12 images cannot be read"):
         list(eval_loader(plain.val, noisy_size, 4))
 
 
@@ -242,8 +242,8 @@ def noisy_size(image):
 
 
 def test_too_many_damaged_for_validation(torn):
-    (torn / "val/disc/12.png").write_text("no picture")
-    with pytest.raises(UserError, match=r"2 of 12 val pictures cannot be read; .* allows 1"):
+    (torn / "val/disc/12.png").write_text("no image")
+    with pytest.raises(UserError, match=r"2 of 12 val images cannot be read; .* allows 1"):
         open_splits(DataConfig(path=torn, on_error="skip"), seed=0)
 
 
@@ -254,12 +254,12 @@ def lines(run: Path) -> list[tuple[str, str]]:
 RECORD = [("train/disc/03.png", "train"), ("train/square/07.png", "train"), ("val/disc/11.png", "val")]
 
 
-def test_runs_go_on_without_damaged_pictures(torn, tmp_path):
+def test_runs_go_on_without_damaged_images(torn, tmp_path):
     """On one rank, on three, and continued on one: the same curve, and the same record."""
     constant = ["--schedule", "constant", "--set", "schedule.warmup=0"]
-    with pytest.raises(UserError, match="2 of 30 pictures cannot be read"):
+    with pytest.raises(UserError, match="2 of 30 images cannot be read"):
         train_here(torn, tmp_path / "w1", *constant, epochs=2)
-    with pytest.raises(UserError, match=r"2 of 30 train pictures .* allows 1"):
+    with pytest.raises(UserError, match=r"2 of 30 train images .* allows 1"):
         train_here(torn, tmp_path / "w1", *constant, *SKIP, epochs=2)
     train_here(torn, tmp_path / "w1", *constant, *MANY, epochs=2)  # the same folder: on_error may change
     output = train_on(3, torn, tmp_path / "w3", *constant, *MANY)
@@ -285,7 +285,7 @@ def test_a_killed_run_goes_on_with_the_same_stand_ins(torn, tmp_path):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_features_of_a_damaged_picture_are_those_of_its_stand_in(tmp_path, threads):
+def test_features_of_a_damaged_image_are_those_of_its_stand_in(tmp_path, threads):
     """And so are its labels: a probe trains on them by their place. Its chunk is read again at each start, lest nobody
     be told of the damage."""
     from ddp_ft.data.image.processor import ImageTransform

@@ -1,6 +1,6 @@
-"""Make docs/pictures/ anew: a run on scikit-learn's digits, its TensorBoard and its report in headless Chromium.
+"""Make docs/images/ anew: a run on scikit-learn's digits, its TensorBoard and its report in headless Chromium.
 
-Run as `python docs/make_pictures.py` in a clone with the `test` extra, Chromium and its chromedriver installed.
+Run as `python docs/make_images.py` in a clone with the `test` extra, Chromium and its chromedriver installed.
 """
 
 import os
@@ -14,9 +14,9 @@ sys.path.insert(0, str(ROOT))
 
 from tests.faults.test_curves import served  # noqa: E402
 from tests.support.browser import browser  # noqa: E402
-from tests.support.pictures import write_digits  # noqa: E402
+from tests.support.images import write_digits  # noqa: E402
 
-PICTURES = ROOT / "docs" / "pictures"
+IMAGES = ROOT / "docs" / "images"
 OPTIONS = [
     "--model", "timm/test_resnet", "--weights", "none", "--image-size", "32", "--epochs", "6", "--lr", "3e-3",
     "--seed", "0", "--device", "cpu",
@@ -30,7 +30,7 @@ def train(data: Path, run: Path) -> None:
 
 
 def make() -> None:
-    PICTURES.mkdir(exist_ok=True)
+    IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # pages show paths as they are given
         data, run = write_digits(Path("digits")), Path("runs/digits")
@@ -39,15 +39,15 @@ def make() -> None:
             for dashboard in ("timeseries", "images"):
                 page.open("about:blank")
                 page.open(f"{ask.address}#{dashboard}")
-                wanted = "2_loss" if dashboard == "timeseries" else "8_pictures"
+                wanted = "2_loss" if dashboard == "timeseries" else "8_images"
                 page.wait(lambda text=wanted: text in page.text())
-                time.sleep(5)  # curves and pictures come one after the other
-                page.save(PICTURES / f"tensorboard_{dashboard}.png")
+                time.sleep(5)  # curves and images come one after the other
+                page.save(IMAGES / f"tensorboard_{dashboard}.png")
         with browser(1100, 1300) as page:
             page.open((run / "report.html").absolute().as_uri())
             time.sleep(1)
-            page.save(PICTURES / "report.png")
-    for file in sorted(PICTURES.glob("*.png")):
+            page.save(IMAGES / "report.png")
+    for file in sorted(IMAGES.glob("*.png")):
         print(file, file.stat().st_size)
 
 

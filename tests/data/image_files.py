@@ -1,4 +1,4 @@
-"""Small real picture files, and a source that needs none."""
+"""Small real image files, and a source that needs none."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,8 +10,8 @@ from PIL import Image
 from ddp_ft.contracts import BadSample, Batch
 
 
-def save_picture(file: Path, seed: int = 0, size: tuple[int, int] = (20, 16)) -> Path:
-    """A smooth coloured picture that differs with the seed, in the format that its suffix says."""
+def save_image(file: Path, seed: int = 0, size: tuple[int, int] = (20, 16)) -> Path:
+    """A smooth coloured image that differs with the seed, in the format that its suffix says."""
     file.parent.mkdir(parents=True, exist_ok=True)
     corners = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
     Image.fromarray(corners).resize(size, Image.Resampling.BILINEAR).save(file)
@@ -22,12 +22,12 @@ def save_classes(folder: Path, counts: dict[str, int], suffix: str = ".png") -> 
     for number, (name, count) in enumerate(counts.items()):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for k in range(count):
-            save_picture(folder / name / f"{k:03}{suffix}", seed=1000 * number + k)
+            save_image(folder / name / f"{k:03}{suffix}", seed=1000 * number + k)
     return folder
 
 
 class NumberSource:
-    """A picture of 12 x 10 pixels that differs with the index; the indices in `bad` are damaged."""
+    """An image of 12 x 10 pixels that differs with the index; the indices in `bad` are damaged."""
 
     def __init__(self, size: int, bad: Iterable[int] = ()) -> None:
         self.size = size

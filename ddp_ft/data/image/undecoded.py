@@ -1,4 +1,4 @@
-"""A part of a picture, decoded no further than it is needed."""
+"""A part of an image, decoded no further than it is needed."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -10,14 +10,14 @@ from torch import Tensor
 from ddp_ft.contracts import Batch, Sample
 from ddp_ft.data.image.jpeg import Pixels
 
-# How much larger than needed a picture stays when it is shrunk while it is decoded: Pillow's thumbnails take 2 as well,
-# from where on the result is hard to tell from that of the whole picture.
+# How much larger than needed an image stays when it is shrunk while it is decoded: Pillow's thumbnails take 2 as well,
+# from where on the result is hard to tell from that of the whole image.
 SPARE = 2
 _SHRINKS = (8, 4, 2)
 
 
 class Box(NamedTuple):
-    """A part of a picture, in its pixels."""
+    """A part of an image, in its pixels."""
 
     top: int
     left: int
@@ -25,8 +25,8 @@ class Box(NamedTuple):
     width: int
 
 
-class Picture(Protocol):
-    """A picture that is decoded when a part of it is asked for; `size` is its (height, width), upright."""
+class Undecoded(Protocol):
+    """An image that is decoded when a part of it is asked for; `size` is its (height, width), upright."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -36,13 +36,13 @@ class Picture(Protocol):
         """All of it, with sides of about 1/shrink (1, 2, 4, 8); with whole ones if it cannot. Raises BadSample."""
 
 
-# What transforms take: a picture, or one in memory (uint8, 3 x H x W).
-Image = Picture | Tensor
+# What transforms take: an image, or one in memory (uint8, 3 x H x W).
+Image = Undecoded | Tensor
 
 
 @dataclass(frozen=True)
 class Sized:
-    """What `cut` is to end with, for a given picture: the part, and the size that it is resized to."""
+    """What `cut` is to end with, for a given image: the part, and the size that it is resized to."""
 
     box: Box
     height: int

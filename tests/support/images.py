@@ -15,20 +15,18 @@ def write_digits(folder: Path, side: int = 32) -> Path:
 
     data = load_digits()
     for number, (values, label) in enumerate(zip(data.images, data.target, strict=True)):
-        picture = Image.fromarray((values * (255 / 16)).astype(np.uint8)).resize(
-            (side, side), Image.Resampling.BILINEAR
-        )
-        _save(picture, folder / ("train" if number < TRAIN_DIGITS else "val") / str(label) / f"{number:04d}.png")
+        image = Image.fromarray((values * (255 / 16)).astype(np.uint8)).resize((side, side), Image.Resampling.BILINEAR)
+        _save(image, folder / ("train" if number < TRAIN_DIGITS else "val") / str(label) / f"{number:04d}.png")
     return folder
 
 
 def write_shapes(folder: Path, train: int = 10, val: int = 4, size: tuple[int, int] = (48, 40)) -> Path:
-    """Pictures of three classes that any model tells apart; `train` and `val` of each, `size` = (width, height)."""
+    """Images of three classes that any model tells apart; `train` and `val` of each, `size` = (width, height)."""
     generator = np.random.default_rng(0)
     for label, name in enumerate(SHAPES):
         for number in range(train + val):
-            picture = Image.fromarray(draw_shape(label, size, generator))
-            _save(picture, folder / ("train" if number < train else "val") / name / f"{number:02d}.png")
+            image = Image.fromarray(draw_shape(label, size, generator))
+            _save(image, folder / ("train" if number < train else "val") / name / f"{number:02d}.png")
     return folder
 
 
@@ -43,11 +41,11 @@ def draw_shape(label: int, size: tuple[int, int], generator: np.random.Generator
         np.maximum(abs(y - middle_y), abs(x - middle_x)) < radius * 0.8,
         (x + int(middle_x)) % 8 < 4,
     )[label]
-    picture = generator.integers(0, 80, (height, width, 3))
-    picture[inside] += generator.integers(100, 175, 3)
-    return picture.astype(np.uint8)
+    image = generator.integers(0, 80, (height, width, 3))
+    image[inside] += generator.integers(100, 175, 3)
+    return image.astype(np.uint8)
 
 
-def _save(picture: Image.Image, file: Path) -> None:
+def _save(image: Image.Image, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(file)
+    image.save(file)
