@@ -1,13 +1,16 @@
-"""The one exception that stands for a mistake of the user, and how messages put names and errors of others."""
+"""The exception for a mistake of the user, and how messages quote names and exceptions of others."""
 
 from collections.abc import Sequence
 
+# Characters of an exception of a library in a message.
+MOST_REASON = 300
+
 
 class UserError(Exception):
-    """Something the user can mend.
+    """Something that the user can mend.
 
-    `message` says in one line what was given and what was expected; `hint` says what to do, and may have
-    several lines. The command line prints both, without a traceback, and ends with exit code 2.
+    `message` says in one line what was given and what was expected; `hint` says what to do, in one or several lines.
+    The command line prints both without a traceback and ends with exit code 2.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -24,29 +27,47 @@ class UserError(Exception):
 
 
 def nearest(given: str, known: list[str], limit: int = 3) -> str:
-    """'Did you mean a, b?' for the names of `known` that are like `given`; empty when none is."""
+    """'Did you mean a, b?' with the names of `known` that are like `given`; empty if none is."""
     import difflib
 
     close = difflib.get_close_matches(given, known, n=limit, cutoff=0.5)
     return f"Did you mean {', '.join(close)}?" if close else ""
 
 
-def printable(text: str) -> str:
-    """The text in one line that can be shown and written anywhere.
+def known_names(given: str, known: Sequence[str]) -> str:
+    """The hint for a name that is unknown: `nearest`, or all known names if none is like it."""
+    return nearest(given, list(known)) or f"Known: {', '.join(known)}."
 
-    File names and labels may hold line breaks, codes that steer a terminal, and bytes that are no UTF-8, on which
-    writing fails: such characters become escapes.
+
+def printable(text: str) -> str:
+    """The text in one line that can be printed and written anywhere.
+
+    Line breaks, terminal codes and bytes that are not UTF-8, as file names and labels may hold, become escapes.
     """
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
 
 
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """What a library's exception says, short enough to stand in a message."""
+def one_line(error: BaseException) -> str:
+    """Return what an exception says in one line of at most MOST_REASON characters, without a full stop at its end.
+
+    The name of its type if it says nothing.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
-    return text.rstrip(".") if len(text) <= limit else f"{text[:limit]}..."
+    return text.rstrip(".") if len(text) <= MOST_REASON else f"{text[:MOST_REASON]}..."
+
+
+def typed_line(error: BaseException) -> str:
+    """`one_line` after the name of the exception's type: "KeyError: 'size'"."""
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def shortened(names: Sequence[str], limit: int = 10) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names, and how many more there are: "a, b and 3 more"."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def listed(lines: Sequence[str], limit: int = 20) -> list[str]:
+    """Return the first lines, each indented by two spaces, and one that says how many more there are."""
+    more = [f"  ... and {len(lines) - limit} more"] if len(lines) > limit else []
+    return [*(f"  {line}" for line in lines[:limit]), *more]

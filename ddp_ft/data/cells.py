@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, listed
 
 LISTED = 5  # rows or lines, in a message about many
 
@@ -35,9 +35,8 @@ class Table:
         self, rows: Sequence[int], problem: str, shown: Sequence[str], hint: str = "", limit: int = LISTED
     ) -> UserError:
         """The error for these rows: how many there are, and of the first ones the place and what `shown` has for it."""
-        lines = [f"  {self.where(row)}: {shown[row]!r}" for row in rows[:limit]]
-        lines += [f"  ... and {len(rows) - limit} more"] if len(rows) > limit else []
-        return UserError(f"{self.path}: {len(rows)} {problem}:", "\n".join([*lines, *([hint] if hint else [])]))
+        lines = listed([f"{self.where(row)}: {shown[row]!r}" for row in rows], limit)
+        return UserError(f"{self.path}: {len(rows)} {problem}:", "\n".join([*lines, hint] if hint else lines))
 
 
 def number_in(cell: str) -> float:

@@ -11,7 +11,7 @@ from torch.utils.data.distributed import DistributedSampler
 from ddp_ft.contracts import Address
 from ddp_ft.data.rng import derive_seed
 from ddp_ft.data.targets.registry import KINDS
-from ddp_ft.errors import UserError, nearest
+from ddp_ft.errors import UserError, known_names
 
 SAMPLINGS = ("natural", "balanced", "weighted")
 
@@ -173,8 +173,7 @@ def sampling_weights(
     no classes.
     """
     if kind not in SAMPLINGS:
-        hint = nearest(kind, list(SAMPLINGS)) or f"Known: {', '.join(SAMPLINGS)}."
-        raise UserError(f"data.sampling = '{kind}' is unknown.", hint)
+        raise UserError(f"data.sampling = '{kind}' is unknown.", known_names(kind, SAMPLINGS))
     if kind == "natural":
         return None
     if kind == "weighted":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import Batch, Task
-from ddp_ft.errors import UserError, nearest
+from ddp_ft.errors import UserError, known_names
 from ddp_ft.plugins import is_reference
 from ddp_ft.tasks.losses import LossChoice, weighted_sum
 from ddp_ft.tasks.scored.base import Floats, ScoredSet
@@ -76,8 +76,9 @@ class SupervisedTask(Task):
         known = self.directions()
         if metric not in known:
             names = [*known, *([self.user_metric.name] if self.user_metric else [])]
-            hint = nearest(metric, names) or f"Known: {', '.join(names)}."
-            raise UserError(f"eval.metric = '{metric}' is no metric of the task {self.name}.", hint)
+            raise UserError(
+                f"eval.metric = '{metric}' is no metric of the task {self.name}.", known_names(metric, names)
+            )
         return known[metric]
 
     def check(self) -> None:

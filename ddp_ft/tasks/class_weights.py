@@ -12,7 +12,7 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddp_ft.errors import UserError, nearest
+from ddp_ft.errors import UserError, nearest, one_line, shortened
 
 CLASS_KEY, POSITIVE_KEY = "loss.class_weights", "loss.positive_weights"
 # The bounds of balanced positive weights: a label seen once in 10,000 images would else drown all others.
@@ -70,7 +70,9 @@ def _given(key: str, text: str, rules: list[str], names: Sequence[str]) -> list[
     if not isinstance(listed, list):
         raise UserError(f"{origin}: this is no list and no mapping of weights.", 'Example: {"cat": 1.0, "dog": 2.5}')
     if len(listed) != len(names):
-        raise UserError(f"{origin}: {len(listed)} weights for {len(names)} classes.", f"In the order {_few(names)}.")
+        raise UserError(
+            f"{origin}: {len(listed)} weights for {len(names)} classes.", f"In the order {shortened(names)}."
+        )
     weights = [_checked(origin, value, name) for value, name in zip(listed, names, strict=True)]
     if not any(weights):
         raise UserError(f"{origin}: all weights are 0.", "At least one must be above 0.")
@@ -88,7 +90,7 @@ def _read(key: str, text: str, rules: list[str]) -> Any:
         # JSON by its own reader: YAML makes numbers and truth values of names.
         return json.loads(content) if file.suffix.lower() == ".json" else yaml.safe_load(content)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{key}: {file} cannot be read as JSON or YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{key}: {file} cannot be read as JSON or YAML: {one_line(error)}.") from None
 
 
 def _in_order(origin: str, content: Mapping[Any, Any], names: Sequence[str]) -> list[Any]:
@@ -96,11 +98,11 @@ def _in_order(origin: str, content: Mapping[Any, Any], names: Sequence[str]) -> 
     if unknown := sorted(by_name.keys() - set(names)):
         hint = (
             nearest(unknown[0], list(names))
-            or f"The classes: {_few(names)}. In YAML, quote names such as '01' or 'no'."
+            or f"The classes: {shortened(names)}. In YAML, quote names such as '01' or 'no'."
         )
-        raise UserError(f"{origin}: there is no class {_few(unknown)}.", hint)
+        raise UserError(f"{origin}: there is no class {shortened(unknown)}.", hint)
     if missing := [name for name in names if name not in by_name]:
-        raise UserError(f"{origin}: no weight for {_few(missing)}.", "Give each class one.")
+        raise UserError(f"{origin}: no weight for {shortened(missing)}.", "Give each class one.")
     return [by_name[name] for name in names]
 
 
@@ -109,8 +111,3 @@ def _checked(origin: str, value: Any, name: str) -> float:
     if not is_number or not math.isfinite(value) or value < 0:
         raise UserError(f"{origin}: {value!r} for {name} is no weight.", "Expected a finite number of at least 0.")
     return float(value)
-
-
-def _few(names: Sequence[str], limit: int = 8) -> str:
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest

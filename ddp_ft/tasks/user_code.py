@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, typed_line
 from ddp_ft.plugins import is_reference, load_object
 
 KEY = "eval.extra"
@@ -61,7 +61,7 @@ class UserLoss:
             return factory()
         except Exception as error:
             raise UserError(
-                f"{self.reference}() failed: {_one_line(error)}", "It is called without arguments."
+                f"{self.reference}() failed: {typed_line(error)}", "It is called without arguments."
             ) from error
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
@@ -90,7 +90,7 @@ class UserLoss:
             return loss(outputs, targets)
         except Exception as error:
             shapes = f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} ({targets.dtype})"
-            raise UserError(f"{self.reference} failed on {shapes}: {_one_line(error)}", CONTRACT) from error
+            raise UserError(f"{self.reference} failed on {shapes}: {typed_line(error)}", CONTRACT) from error
 
 
 def _is_factory(found: Any) -> bool:
@@ -99,10 +99,6 @@ def _is_factory(found: Any) -> bool:
         return False
     parameters = inspect.signature(found).parameters.values()
     return not any(p.kind != p.VAR_KEYWORD and p.default is p.empty for p in parameters)
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 class UserMetric:
@@ -127,7 +123,7 @@ class UserMetric:
             value = metric.compute()
         except Exception as error:
             shapes = f"predictions {tuple(predictions.shape)} and targets {tuple(targets.shape)}"
-            raise UserError(f"{KEY}: {self.reference} failed on {shapes}: {_one_line(error)}", EXPECTED) from error
+            raise UserError(f"{KEY}: {self.reference} failed on {shapes}: {typed_line(error)}", EXPECTED) from error
         try:
             return float(value)
         except (TypeError, ValueError, RuntimeError):
@@ -172,7 +168,7 @@ class UserMetric:
                 metric = factory(**{name: self.outputs for name in _COUNTS if name in parameters})
         except Exception as error:
             raise UserError(
-                f"{KEY}: {self.reference} could not be made: {_one_line(error)}",
+                f"{KEY}: {self.reference} could not be made: {typed_line(error)}",
                 "It is called with num_classes or num_labels if it has such a parameter, else without arguments.",
             ) from error
         if not (callable(getattr(metric, "update", None)) and callable(getattr(metric, "compute", None))):

@@ -6,9 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from ddp_ft.contracts import BadSample, Source, StorageFault
 from ddp_ft.data.image.pillow import quiet_pillow
 from ddp_ft.distributed.environment import usable_cores
-from ddp_ft.errors import UserError, printable
+from ddp_ft.errors import UserError, listed, printable
 
-_LISTED = 20
 _PART = 64  # samples a thread takes at a time: a task for each of a million would take a gigabyte
 
 
@@ -60,7 +59,6 @@ def damaged_error(source: Source, seen: Mapping[int, str]) -> UserError:
     All others are looked at too. What was seen is listed even if it reads well now, as it may on a network disk.
     """
     bad = dict(scan(source)) | {source.name(index): reason for index, reason in seen.items()}
-    lines = [f"  {printable(name)}: {printable(reason)}" for name, reason in list(bad.items())[:_LISTED]]
-    lines += [f"  ... and {len(bad) - _LISTED} more"] if len(bad) > _LISTED else []
-    lines += ["Mend or remove them, then run the same command again."]
-    return UserError(f"{len(bad)} of {len(source)} images cannot be read:", "\n".join(lines))
+    lines = listed([f"{printable(name)}: {printable(reason)}" for name, reason in bad.items()])
+    hint = "\n".join([*lines, "Mend or remove them, then run the same command again."])
+    return UserError(f"{len(bad)} of {len(source)} images cannot be read:", hint)

@@ -7,10 +7,9 @@ from pathlib import Path
 from ddp_ft.contracts import Say
 from ddp_ft.data.roles import TRAIN
 from ddp_ft.distributed.world import World
-from ddp_ft.errors import UserError, printable
+from ddp_ft.errors import UserError, listed, printable
 
 FILE = "quarantine.txt"
-_LISTED = 20
 
 Key = tuple[str, str]  # split, path
 
@@ -83,12 +82,8 @@ class Quarantine:
         """UserError if more images of a split are damaged than may be."""
         everything = {**self.known, **self._news}
         for split, limit in self.limits.items():
-            bad = [f"  {path}: {reason}" for (of, path), reason in everything.items() if of == split]
+            bad = [f"{path}: {reason}" for (of, path), reason in everything.items() if of == split]
             if len(bad) > limit:
-                lines = bad[:_LISTED] + ([f"  ... and {len(bad) - _LISTED} more"] if len(bad) > _LISTED else [])
-                lines.append("Mend or remove them, or allow more: --set data.max_damaged=SHARE.")
-                raise UserError(
-                    f"{len(bad)} of {self.sizes[split]} {split} images cannot be read; "
-                    f"data.max_damaged = {self.max_share:g} allows {limit}:",
-                    "\n".join(lines),
-                )
+                hint = "\n".join([*listed(bad), "Mend or remove them, or allow more: --set data.max_damaged=SHARE."])
+                count = f"{len(bad)} of {self.sizes[split]} {split} images cannot be read"
+                raise UserError(f"{count}; data.max_damaged = {self.max_share:g} allows {limit}:", hint)

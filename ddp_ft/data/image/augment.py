@@ -9,7 +9,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.data.image.preprocess import Preprocess
-from ddp_ft.errors import UserError, nearest
+from ddp_ft.errors import UserError, known_names
 
 POLICIES = ("none", "randaugment", "trivialaugment")
 
@@ -55,8 +55,7 @@ def _policy(augment: AugmentConfig, fill: list[float]) -> Callable[[Tensor], Ten
         return v2.RandAugment(magnitude=augment.magnitude, interpolation=how, fill=fill)
     if augment.policy == "trivialaugment":
         return v2.TrivialAugmentWide(interpolation=how, fill=fill)
-    hint = nearest(augment.policy, list(POLICIES)) or f"Known: {', '.join(POLICIES)}."
-    raise UserError(f"augment.policy = '{augment.policy}' is unknown.", hint)
+    raise UserError(f"augment.policy = '{augment.policy}' is unknown.", known_names(augment.policy, POLICIES))
 
 
 @contextmanager

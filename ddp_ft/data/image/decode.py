@@ -15,6 +15,7 @@ from ddp_ft.contracts import BadSample, StorageFault
 from ddp_ft.data.image import undecoded
 from ddp_ft.data.image.jpeg import START, Header, Pixels, decode_jpeg, read_header
 from ddp_ft.data.image.pillow import as_pixels, quiet_pillow, read_pixels
+from ddp_ft.errors import one_line
 
 # Errors of the system that say something of the file itself, and so are the same at each try.
 _OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -41,7 +42,7 @@ def from_pillow(image: Image.Image) -> Tensor:
         with quiet_pillow():
             return undecoded.as_tensor(as_pixels(image.copy()))
     except Exception as error:  # it may be a file that is read only now, and damaged
-        raise BadSample(f"The image cannot be read: {' '.join(str(error).split())}") from error
+        raise BadSample(f"The image cannot be read: {one_line(error)}") from error
 
 
 def open_image(path: Path | str) -> undecoded.Image:
@@ -106,10 +107,8 @@ def _is_of_the_machine(error: Exception) -> bool:
 
 
 def _reason(error: Exception, path: Path) -> str:
-    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
-        return " ".join(str(error).split())
     if isinstance(error, UnidentifiedImageError):
         return "not an image" if path.stat().st_size else "the file is empty"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)

@@ -13,7 +13,7 @@ from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.data.image.augment import distortions
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.undecoded import Box, Image, Sized, cut, size_of
-from ddp_ft.errors import UserError, nearest
+from ddp_ft.errors import UserError, known_names
 
 # An image of any size, or a tensor, to a tensor of the model's size.
 ImageFunction = Callable[[Any], Tensor]
@@ -58,7 +58,7 @@ def interpolation_of(preprocess: Preprocess) -> InterpolationMode:
     """What an image is resized with. UserError for an unknown name."""
     name = preprocess.interpolation
     if name not in INTERPOLATIONS:
-        hint = nearest(name, list(INTERPOLATIONS)) or f"Known: {', '.join(INTERPOLATIONS)}."
+        hint = known_names(name, list(INTERPOLATIONS))
         raise UserError(f"The model's preprocessing asks for interpolation '{name}'.", hint)
     return INTERPOLATIONS[name]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_ft.data.cells import LISTED, Table
-from ddp_ft.errors import UserError, nearest
+from ddp_ft.errors import UserError, listed, nearest, one_line
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*DELIMITERS, ".parquet")
@@ -75,7 +75,7 @@ def _parse_csv(path: Path, reader: Any, choose: Choose) -> Table:
             for column, place in zip(cells, places, strict=True):
                 column.append(row[place].strip())
         elif row:  # an empty line is no row
-            uneven.append(f"  line {start}: {len(row)}")
+            uneven.append(f"line {start}: {len(row)}")
         start = reader.line_num + 1
     if uneven:
         raise _uneven(path, len(header), uneven)
@@ -83,8 +83,7 @@ def _parse_csv(path: Path, reader: Any, choose: Choose) -> Table:
 
 
 def _uneven(path: Path, width: int, uneven: list[str]) -> UserError:
-    lines = [*uneven[:LISTED], *([f"  ... and {len(uneven) - LISTED} more"] if len(uneven) > LISTED else [])]
-    hint = "\n".join([*lines, "A cell that holds the delimiter needs quotes around it."])
+    hint = "\n".join([*listed(uneven, LISTED), "A cell that holds the delimiter needs quotes around it."])
     return UserError(f"{path}: the header has {width} cells, {len(uneven)} rows have another number:", hint)
 
 
@@ -120,8 +119,7 @@ def _read_parquet(path: Path, choose: Choose) -> Table:
             cells = {name: _texts(path, name, columns.column(name), pa) for name in chosen}
             return Table(path, cells, range(1, columns.num_rows + 1))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is no whole Parquet file: {reason}", "Write it again.") from None
+        raise UserError(f"{path} is no whole Parquet file: {one_line(error)}.", "Write it again.") from None
 
 
 def _texts(path: Path, name: str, column: Any, pa: Any) -> list[str]:
