@@ -217,13 +217,12 @@ class BuiltModel:
 
 @dataclass(frozen=True)
 class TaskWords:
-    """How a task is told of. `targets` is what data has that is made for it, with their number as {count}.
+    """How reports and model cards speak of a task.
 
-    `names` is what its names are those of, and `verb` stands between an image and these names. `hub_type`,
+    `names` is the plural of what its outputs are: "classes"; `verb` is between "the image" and these names. `hub_type`,
     `pipeline_tag` (None if there is none) and `tags` are for hubs of models.
     """
 
-    targets: str
     names: str
     verb: str
     hub_type: str
@@ -295,8 +294,8 @@ class Task(Protocol):
     def row(self, answer: Mapping[str, Any]) -> list[str]:
         """The same as text."""
 
-    def told(self, batch: Batch, place: int) -> list[str]:
-        """The target of a sample of a batch in words, such as its labels; empty if there are none for it."""
+    def target_words(self, batch: Batch, place: int) -> list[str]:
+        """The target of a batch's sample in words, such as its labels; empty if there are no words for it."""
 
     def initial_bias(self) -> Tensor | None:
         """What the head's bias begins with where that is asked for (`outputs` values); None: 0."""

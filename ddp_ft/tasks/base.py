@@ -1,8 +1,8 @@
-"""What the tasks have in common: summed losses of single samples, and the names of metrics."""
+"""What all tasks that learn from targets share: sums of single samples' losses, metrics, and code of the user's own."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,12 +13,15 @@ from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import Batch, Task
 from ddp_ft.errors import UserError, known_names
 from ddp_ft.plugins import is_reference
-from ddp_ft.tasks.losses import LossChoice, weighted_sum
+from ddp_ft.tasks.losses import LossChoice, choose_loss, weighted_sum
 from ddp_ft.tasks.scored.base import Floats, ScoredSet
 from ddp_ft.tasks.user_code import UserLoss, UserMetric
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 LOSS_DECIMALS = 5
-# What of `settings` names code of the user's own.
+# The keys of `settings` that may name code of the user's own.
 CODE_SETTINGS = ("loss", "extra")
 SEPARATOR = ";"
 # Samples on which code of the user's own is tried at the start.
@@ -28,27 +31,50 @@ TRIAL_SAMPLES = 64
 class SupervisedTask(Task):
     """A task whose batches carry "target" and "weight"; evaluation counts all samples alike.
 
-    `names` are those of the outputs. `extra` is a metric of the user's own, as FILE.py:CLASS.
+    `names` are those of the outputs. `loss` None is the first of `losses`. `extra` is a metric of the user's own, as
+    FILE.py:CLASS.
     """
 
-    # The losses that fit it; the first is what `auto` stands for.
+    # The losses that fit the task; `auto` is the first.
     losses: tuple[str, ...]
     ranks = False
-    # How numbers stand in a table of texts.
+    # Format of numbers in a table of texts.
     digits = ".6f"
 
-    def __init__(self, names: tuple[str, ...], loss: LossChoice, extra: str | None) -> None:
+    def __init__(self, names: tuple[str, ...], loss: LossChoice | None = None, extra: str | None = None) -> None:
         self.names = names
         self.outputs = len(names)
-        self.choice = loss
-        self.user_loss = UserLoss(loss.name) if is_reference(loss.name) else None
+        self.choice = loss or LossChoice(self.losses[0])
+        self.user_loss = UserLoss(self.choice.name) if is_reference(self.choice.name) else None
         self.user_metric = UserMetric(extra, self.outputs) if extra else None
+        self.user_names = [self.user_metric.name] if self.user_metric else []
+
+    @classmethod
+    def configured(cls, config: RunConfig, names: tuple[str, ...]) -> "Self":
+        """Return the task with the configured loss and metric. UserError for a loss that does not fit."""
+        return cls(names, choose_loss(config.loss, cls.name, cls.losses), config.eval.extra)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "Self":
+        """Return the task for evaluation and prediction, from its `settings`; older models store no loss."""
+        loss = LossChoice.from_mapping(settings["loss"]) if "loss" in settings else None
+        return cls(tuple(settings["classes"]), loss, settings.get("extra"))
+
+    @classmethod
+    def unfitted(cls, names: tuple[str, ...]) -> "Self":
+        """Return the task as it is before there is a model, as far as predictions need it."""
+        return cls(names)
+
+    def settings(self) -> dict[str, Any]:
+        """The names, the loss and the user's metric; a task adds what else it needs."""
+        extra = self.user_metric.reference if self.user_metric else None
+        return {"classes": list(self.names), "loss": self.choice.to_mapping(), "extra": extra}
 
     def loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed loss and summed weight of a micro-batch: float32 scalars, the first with a gradient."""
         target = self.targets(batch)
         weight = batch["weight"] * self.class_weight(target)
-        return weighted_sum(self.train_losses, outputs.float(), target, weight, batch)
+        return weighted_sum(self.user_loss or self.train_losses, outputs.float(), target, weight, batch)
 
     def records(self, batch: Batch) -> Batch:
         """Targets and weights."""
@@ -57,16 +83,15 @@ class SupervisedTask(Task):
     def metrics(self, predictions: Batch, records: Batch) -> dict[str, float]:
         """All metrics over a whole set; its loss is without smoothing and weights."""
         outputs, target = self.as_outputs(predictions), self.targets(records)
-        if self.user_loss:
-            losses = self.user_loss(outputs.float(), target)
-        else:
-            losses = self.plain_losses(outputs.double(), target)
+        losses = (
+            self.user_loss(outputs.float(), target) if self.user_loss else self.plain_losses(outputs.double(), target)
+        )
         # The last digits follow the number of threads and processes; they are cut, so that the same model
         # has the same loss anywhere.
         found = {"loss": round(float(losses.double().mean()), LOSS_DECIMALS), **self.other_metrics(predictions, target)}
         if self.user_metric:
-            found[self.user_metric.name] = self.user_metric.compute(*self.judged(predictions, target))
-        assert found.keys() == {*self.directions(), *([self.user_metric.name] if self.user_metric else [])}
+            found[self.user_metric.name] = self.user_metric.compute(*self.metric_inputs(predictions, target))
+        assert found.keys() == {*self.directions(), *self.user_names}
         return found
 
     def higher_is_better(self, metric: str) -> bool:
@@ -75,48 +100,45 @@ class SupervisedTask(Task):
             return self.user_metric.higher_is_better()
         known = self.directions()
         if metric not in known:
-            names = [*known, *([self.user_metric.name] if self.user_metric else [])]
-            raise UserError(
-                f"eval.metric = '{metric}' is no metric of the task {self.name}.", known_names(metric, names)
-            )
+            hint = known_names(metric, [*known, *self.user_names])
+            raise UserError(f"eval.metric = '{metric}' is no metric of the task {self.name}.", hint)
         return known[metric]
 
     def check(self) -> None:
-        """Try the user's own loss and metric on a few samples; UserError if they do not do what they are to."""
+        """Try the user's own loss and metric on a few samples; UserError if they break their contract."""
         generator = torch.Generator().manual_seed(0)
         samples = min(TRIAL_SAMPLES, 2 * self.outputs + 2)
         outputs = torch.randn(samples, self.outputs, generator=generator)
         target = self.trial_targets(samples, generator)
         if self.user_metric:
-            self.user_metric.check(list(self.directions()), *self.judged(self.predictions(outputs, {}), target))
+            self.user_metric.check(self.directions(), *self.metric_inputs(self.predictions(outputs, {}), target))
         if self.user_loss:
             self.user_loss.check(outputs, target)
 
-    def settings(self) -> dict[str, Any]:
-        """The names, the loss and the user's metric; a task adds what else it needs."""
-        extra = self.user_metric.reference if self.user_metric else None
-        return {"classes": list(self.names), "loss": self.choice.to_mapping(), "extra": extra}
-
     def score(self, predictions: Batch, records: Batch) -> ScoredSet:
-        """As in the contract of a task; what is no number in the predictions counts as 0, or as the largest."""
+        """As in `Task`; a NaN among the predictions counts as 0, an infinite value as the largest number."""
         try:
             estimates = self.estimates(predictions)
         except KeyError:
             raise UserError(f"not of the task {self.name}.") from None
         if not len(estimates) or estimates.shape[1:] != (len(self.names),):
             raise UserError(f"not of {len(self.names)} outputs.")
-        return self.scored(np.nan_to_num(estimates.double().numpy()), records["target"].numpy())
+        return self.scored_set(np.nan_to_num(estimates.double().numpy()), records["target"].numpy())
 
     def answers(self, predictions: Batch) -> list[dict[str, Any]]:
-        """As in the contract of a task."""
+        """As in `Task`."""
         return [self.answer(row) for row in self.estimates(predictions).tolist()]
 
     def decision(self, answer: Mapping[str, Any]) -> tuple[Any, float]:
         """Nothing is decided."""
         return None, 1.0
 
+    def cells(self, answer: Mapping[str, Any]) -> list[Any]:
+        """The values of the answer in its order, those of a mapping one by one."""
+        return [cell for each in answer.values() for cell in (each.values() if isinstance(each, dict) else [each])]
+
     def row(self, answer: Mapping[str, Any]) -> list[str]:
-        """Labels are joined, and numbers have the digits that mean something."""
+        """The cells as texts: labels joined, numbers with their significant digits."""
         return [self._text(cell) for cell in self.cells(answer)]
 
     def _text(self, cell: Any) -> str:
@@ -124,28 +146,19 @@ class SupervisedTask(Task):
             return SEPARATOR.join(cell)
         return cell if isinstance(cell, str) else format(cell, self.digits)
 
-    @classmethod
-    def unfitted(cls, names: tuple[str, ...]) -> "SupervisedTask":
-        """As it is before there is a model, as far as predictions need it."""
-        return cls.from_settings({"classes": names})
-
-    def judged(self, predictions: Batch, target: Tensor) -> tuple[Tensor, Tensor]:
-        """What the user's metric is given: estimates and targets."""
+    def metric_inputs(self, predictions: Batch, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The arguments of the user's metric: estimates and targets."""
         return self.estimates(predictions), target
 
     def class_weight(self, target: Tensor) -> Tensor | float:
-        """What each sample counts by its class (B)."""
+        """The weight of each sample by its class (B)."""
         return 1.0
 
     @classmethod
     @abstractmethod
-    def from_data(cls, config: RunConfig, names: tuple[str, ...], targets: NDArray[Any]) -> "SupervisedTask":
-        """For training on samples with these targets; UserError for settings and targets that do not fit."""
-
-    @classmethod
-    @abstractmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> "SupervisedTask":
-        """For evaluation and prediction, from what `settings` gave."""
+    def from_data(cls, config: RunConfig, names: tuple[str, ...], targets: NDArray[Any]) -> "Self":
+        """Return the task for training on samples with these targets; UserError for settings and targets that do not
+        fit."""
 
     @abstractmethod
     def targets(self, batch: Batch) -> Tensor:
@@ -165,29 +178,24 @@ class SupervisedTask(Task):
 
     @abstractmethod
     def directions(self) -> dict[str, bool]:
-        """The names of all metrics, the user's apart, and whether more is better."""
+        """The names of all metrics but the user's, and whether more is better."""
 
     @abstractmethod
     def trial_targets(self, samples: int, generator: torch.Generator) -> Tensor:
-        """Targets as `targets` gives them, with every class among them where there is room."""
+        """Targets as `targets` returns them, with every class among them if there are enough samples."""
 
     @abstractmethod
     def as_outputs(self, predictions: Batch) -> Tensor:
-        """The outputs that they were made of, as the losses take them."""
+        """The outputs that the predictions were made of, as the losses take them."""
 
     @abstractmethod
     def estimates(self, predictions: Batch) -> Tensor:
-        """What is told of each sample, N x outputs: probabilities, or numbers in the target's units."""
+        """What is written of each sample, N x outputs: probabilities, or numbers in the target's units."""
 
     @abstractmethod
-    def scored(self, scores: Floats, target: NDArray[Any]) -> ScoredSet:
-        """The scored set of estimates (N x outputs) and the targets beside them."""
+    def scored_set(self, estimates: Floats, target: NDArray[Any]) -> ScoredSet:
+        """The scored set of estimates (N x outputs) and their targets."""
 
     @abstractmethod
     def answer(self, estimate: Sequence[float]) -> dict[str, Any]:
         """One of the `answers`, from one row of the estimates."""
-
-
-def stored_loss(settings: Mapping[str, Any], losses: Sequence[str]) -> LossChoice:
-    """The loss that `settings` holds; the first of the task's in those of models from before there was a choice."""
-    return LossChoice.from_mapping(settings["loss"]) if "loss" in settings else LossChoice(losses[0])

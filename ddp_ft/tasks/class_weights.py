@@ -1,4 +1,4 @@
-"""What a class, or a present label, counts in the loss."""
+"""Weights of the classes, and of labels that are present, in the loss."""
 
 import json
 import math
@@ -12,6 +12,7 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddp_ft.config.schema import LossConfig
 from ddp_ft.errors import UserError, nearest, one_line, shortened
 
 CLASS_KEY, POSITIVE_KEY = "loss.class_weights", "loss.positive_weights"
@@ -19,14 +20,17 @@ CLASS_KEY, POSITIVE_KEY = "loss.class_weights", "loss.positive_weights"
 LARGEST_POSITIVE = 100.0
 
 
-def class_weights(text: str, names: Sequence[str], counts: NDArray[np.int64], beta: float) -> Tensor:
-    """Weights of the classes (float32, C), scaled so that their mean over the training samples is 1.
+def class_weights(settings: LossConfig, names: Sequence[str], counts: NDArray[np.int64]) -> Tensor | None:
+    """Weights of the classes (float32, C), scaled so that their mean over the training samples is 1; None if not set.
 
-    `text` is `balanced` (N / (C n)), `effective` ((1 - beta) / (1 - beta^n), arXiv 1901.05555), numbers in the
-    order of the classes, or a JSON or YAML file with a list or {class: weight}. `counts` are the training samples n
-    of each class. The scale has no part in the result: a step divides by the sum of the weights.
-    UserError for what is none of these, and for weights that are negative, not finite, or too many or too few.
+    loss.class_weights is `balanced` (N / (C n)), `effective` ((1 - beta) / (1 - beta^n), arXiv 1901.05555), numbers in
+    the order of the classes, or a JSON or YAML file with a list or {class: weight}. `counts` are the training samples n
+    of each class. The scale does not change the result: a step divides by the sum of the weights.
+    UserError for any other value, and for weights that are negative, not finite, or too many or too few.
     """
+    text, beta = settings.class_weights, settings.effective_beta
+    if text is None:
+        return None
     rules: dict[str, Callable[[], Any]] = {
         "balanced": lambda: counts.sum() / (len(names) * np.maximum(counts, 1)),
         "effective": lambda: (1 - beta) / (1 - beta ** np.maximum(counts, 1).astype(np.float64)),
@@ -40,12 +44,17 @@ def class_weights(text: str, names: Sequence[str], counts: NDArray[np.int64], be
     return torch.tensor(values / mean, dtype=torch.float32)
 
 
-def positive_weights(text: str, names: Sequence[str], positives: NDArray[np.int64], samples: int) -> Tensor:
-    """What a present label counts, against 1 for an absent one (float32, C).
+def positive_weights(
+    settings: LossConfig, names: Sequence[str], positives: NDArray[np.int64], samples: int
+) -> Tensor | None:
+    """The weight of a present label, where an absent one has 1 (float32, C); None if not set.
 
-    `text` is `balanced` (absent / present, within 1/100 and 100), or as for `class_weights`. A label that no training
-    sample has counts 1.
+    loss.positive_weights is `balanced` (absent / present, within 1/100 and 100), or as for `class_weights`. The weight
+    of a label that no training sample has is 1.
     """
+    text = settings.positive_weights
+    if text is None:
+        return None
     ratio = (samples - positives) / np.maximum(positives, 1)
     bounded = np.clip(ratio, 1 / LARGEST_POSITIVE, LARGEST_POSITIVE)
     rules: dict[str, Callable[[], Any]] = {"balanced": lambda: np.where(positives > 0, bounded, 1.0)}

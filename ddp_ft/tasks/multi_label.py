@@ -1,7 +1,7 @@
 """Classification with any number of labels for each image."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,31 +13,27 @@ from ddp_ft.config.schema import LossConfig, RunConfig
 from ddp_ft.config.tasks import TASKS
 from ddp_ft.contracts import Batch, TaskWords
 from ddp_ft.errors import UserError
-from ddp_ft.tasks.base import SupervisedTask, stored_loss
+from ddp_ft.tasks.class_task import LOGITS, ClassTask
 from ddp_ft.tasks.class_weights import CLASS_KEY, POSITIVE_KEY, class_weights, positive_weights
-from ddp_ft.tasks.losses import LossChoice, choose_loss, multi_label_terms, soft_f1
+from ddp_ft.tasks.losses import LossChoice, multi_label_terms, soft_f1
 from ddp_ft.tasks.metric_table import directions_of
 from ddp_ft.tasks.metrics import mean_auroc, mean_average_precision, mean_f1
-from ddp_ft.tasks.scored.base import Floats
 from ddp_ft.tasks.scored.labels import ScoredLabels
-from ddp_ft.tasks.scored.probabilities import THRESHOLD, truth_of
+from ddp_ft.tasks.scored.probabilities import THRESHOLD
 
-LOGITS = "logits"
 TERM_LOSSES = ("bce", "focal")
 
 
-class MultiLabel(SupervisedTask):
+class MultiLabel(ClassTask):
     """Each of `classes` there or not; batches carry "target" (float32 of 0 and 1, B x classes; or int64, B).
 
-    The loss of an image is the mean over the classes, weighted by `weights`; `positive` is what a label that is there
-    counts (float32, classes each). `shares` of the training images have each label, for the bias that a head may
-    begin with.
+    The loss of an image is the mean over the classes, weighted by `weights`; `positive` is the weight of a label that
+    is there (float32, classes each). `shares` of the training images have each label, for the head's initial bias.
     """
 
     name = "multi-label"
     kinds = TASKS[name].kinds
     words = TaskWords(
-        targets="any number of {count} labels for each image",
         names="labels",
         verb="finds labels:",
         hub_type="image-classification",
@@ -46,50 +42,32 @@ class MultiLabel(SupervisedTask):
     )
     losses = ("bce", "focal", "soft_f1")
     primary_metric = TASKS[name].metric
+    decided: ClassVar[Mapping[str, type]] = {"classes": list}
+    set_class = ScoredLabels
+    shares: NDArray[np.float64] | None = None
 
-    def __init__(
-        self,
-        classes: tuple[str, ...],
-        label_smoothing: float = 0.0,
-        loss: LossChoice = LossChoice("bce"),  # noqa: B008  # frozen
-        extra: str | None = None,
-        weights: Tensor | None = None,
-        positive: Tensor | None = None,
-        shares: NDArray[np.float64] | None = None,
-    ) -> None:
-        super().__init__(classes, loss, extra)
-        self.label_smoothing = label_smoothing
-        self.weights = torch.ones(self.outputs) if weights is None else weights
-        self.positive = torch.ones(self.outputs) if positive is None else positive
-        self.shares = shares
+    def __init__(self, names: tuple[str, ...], loss: LossChoice | None = None, extra: str | None = None) -> None:
+        super().__init__(names, loss, extra)
+        self.weights = torch.ones(self.outputs)
+        self.positive = torch.ones(self.outputs)
 
     @classmethod
     def from_data(cls, config: RunConfig, classes: tuple[str, ...], targets: NDArray[Any]) -> "MultiLabel":
-        """For training on samples with these targets (0 and 1, N x classes; or class numbers, int64, N).
+        """Return the task for training on targets that are 0 and 1 (N x classes) or class numbers (int64, N).
 
-        UserError for settings that do not fit.
+        UserError for targets without any label and for settings that do not fit.
         """
         positives = np.bincount(targets, minlength=len(classes)) if targets.ndim == 1 else (targets > 0.5).sum(0)
         if not positives.any():
             raise UserError("No training image has any label.", "Are data.target and data.separator right?")
-        settings, samples = config.loss, len(targets)
-        loss = choose_loss(settings, cls.name, cls.losses)
-        _check_weights(settings, loss)
-        by_class, present = settings.class_weights, settings.positive_weights
-        return cls(
-            classes,
-            settings.label_smoothing,
-            loss,
-            config.eval.extra,
-            None if by_class is None else class_weights(by_class, classes, positives, settings.effective_beta),
-            None if present is None else positive_weights(present, classes, positives, samples),
-            (positives + 1) / (samples + 2),
-        )
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> "MultiLabel":
-        """For evaluation and prediction."""
-        return cls(tuple(settings["classes"]), loss=stored_loss(settings, cls.losses), extra=settings.get("extra"))
+        task = cls.configured(config, classes)
+        _check_weights(config.loss, task.choice)
+        weights = class_weights(config.loss, classes, positives)
+        positive = positive_weights(config.loss, classes, positives, len(targets))
+        task.weights = task.weights if weights is None else weights
+        task.positive = task.positive if positive is None else positive
+        task.shares = (positives + 1) / (len(targets) + 2)
+        return task
 
     def targets(self, batch: Batch) -> Tensor:
         """0 and 1, float32, B x classes; class numbers are spread out."""
@@ -97,9 +75,7 @@ class MultiLabel(SupervisedTask):
         return F.one_hot(target, self.outputs).float() if target.ndim == 1 else target
 
     def train_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Smoothing draws each target towards 0.5 by its share, as in timm; soft_f1 and the user's loss have none."""
-        if self.user_loss:
-            return self.user_loss(outputs, target)
+        """Smoothing draws each target towards 0.5 by its share, as in timm; soft_f1 has none. B."""
         if self.choice.name not in TERM_LOSSES:
             return self.plain_losses(outputs, target)
         self.weights, self.positive = self.weights.to(outputs.device), self.positive.to(outputs.device)
@@ -136,25 +112,13 @@ class MultiLabel(SupervisedTask):
         drawn = torch.randint(0, 2, (samples, self.outputs), generator=generator)
         return (drawn | F.one_hot(torch.arange(samples) % self.outputs, self.outputs)).float()
 
-    def judged(self, predictions: Batch, target: Tensor) -> tuple[Tensor, Tensor]:
+    def metric_inputs(self, predictions: Batch, target: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities, and targets as int64, which torchmetrics wants."""
         return self.estimates(predictions), (target > 0.5).long()
-
-    def predictions(self, outputs: Tensor, batch: Batch) -> Batch:
-        """ "logits": float32, B x classes."""
-        return {LOGITS: outputs.float()}
-
-    def as_outputs(self, predictions: Batch) -> Tensor:
-        """The logits."""
-        return predictions[LOGITS]
 
     def estimates(self, predictions: Batch) -> Tensor:
         """Sigmoid of each class, float32, N x classes."""
         return torch.sigmoid(predictions[LOGITS])
-
-    def scored(self, scores: Floats, target: NDArray[Any]) -> ScoredLabels:
-        """As in the contract of a task."""
-        return ScoredLabels(self.names, scores, truth_of(target, scores))
 
     def combine(self, predictions: Sequence[Batch]) -> Batch:
         """Logits of the mean probability."""
@@ -162,24 +126,16 @@ class MultiLabel(SupervisedTask):
         present, absent = (torch.logsumexp(F.logsigmoid(sign * logits), dim=0) for sign in (1, -1))
         return {LOGITS: (present - absent).float()}
 
-    def columns(self) -> dict[str, type]:
-        """The labels that are there, and the probabilities of all."""
-        return {"classes": list, **{f"prob_{name}": float for name in self.names}}
-
     def answer(self, estimate: Sequence[float]) -> dict[str, Any]:
         """The labels that are there, and the probabilities of all."""
         by_name = dict(zip(self.names, estimate, strict=True))
         return {"classes": [name for name, p in by_name.items() if p >= THRESHOLD], "probabilities": by_name}
 
     def decision(self, answer: Mapping[str, Any]) -> tuple[Any, float]:
-        """The labels that are there, and twice how far the least sure one is from THRESHOLD."""
+        """The labels that are there, and twice the least distance of a probability from THRESHOLD."""
         return answer["classes"], 2 * min(abs(p - THRESHOLD) for p in answer["probabilities"].values())
 
-    def cells(self, answer: Mapping[str, Any]) -> list[Any]:
-        """As `columns` says."""
-        return [answer["classes"], *answer["probabilities"].values()]
-
-    def told(self, batch: Batch, place: int) -> list[str]:
+    def target_words(self, batch: Batch, place: int) -> list[str]:
         """The labels that are there."""
         there = self.targets({"target": batch["target"][place : place + 1]})[0].tolist()
         return [name for name, value in zip(self.names, there, strict=True) if value > THRESHOLD] or ["none"]

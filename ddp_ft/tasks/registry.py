@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.config.tasks import TASKS, fitting_tasks
 from ddp_ft.contracts import Schema, Task, TaskWords
+from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.errors import UserError, printable
 from ddp_ft.tasks.base import CODE_SETTINGS
 
@@ -92,5 +93,4 @@ def _choose(config: RunConfig, schema: Schema) -> str:
 
 def _describe(schema: Schema) -> str:
     shown = ", ".join(map(printable, schema.names[:SHOWN_NAMES])) + (", ..." if len(schema.names) > SHOWN_NAMES else "")
-    made_for = task_class(fitting_tasks(schema.kind)[0])
-    return f"{made_for.words.targets.format(count=len(schema.names))}: {shown}"
+    return f"{KINDS[schema.kind].describe(schema.names)}: {shown}"

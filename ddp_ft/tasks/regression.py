@@ -1,4 +1,4 @@
-"""Numbers to be told from an image."""
+"""Numbers estimated from an image."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,9 +12,9 @@ from ddp_ft.config.schema import RunConfig
 from ddp_ft.config.tasks import TASKS
 from ddp_ft.contracts import Batch, TaskWords
 from ddp_ft.errors import UserError
-from ddp_ft.tasks.base import SupervisedTask, stored_loss
+from ddp_ft.tasks.base import SupervisedTask
 from ddp_ft.tasks.class_weights import CLASS_KEY, POSITIVE_KEY
-from ddp_ft.tasks.losses import LossChoice, choose_loss, regression_losses
+from ddp_ft.tasks.losses import LossChoice, regression_losses
 from ddp_ft.tasks.metric_table import directions_of
 from ddp_ft.tasks.scored.base import Floats
 from ddp_ft.tasks.scored.numbers import ScoredNumbers
@@ -25,58 +25,47 @@ VALUES = "values"
 class Regression(SupervisedTask):
     """One number for each of `names`; batches carry "target" (float32, B x names).
 
-    The network's outputs are standardised: they stand for output * `std` + `mean`. So is the loss, in training and
-    evaluation; predictions and all other metrics are in the target's own units.
+    The network's outputs are standardised: output * `std` + `mean` (float64, names each) is in the target's own units.
+    So is the loss, in training and evaluation; predictions and all other metrics are in the target's own units.
     """
 
     name = "regression"
     kinds = TASKS[name].kinds
-    words = TaskWords(targets="numbers", names="numbers", verb="estimates", hub_type="image-regression")
+    words = TaskWords(names="numbers", verb="estimates", hub_type="image-regression")
     losses = ("mse", "l1", "huber")
-    # Those that a float32 has.
+    # As many as a float32 has.
     digits = ".9g"
     primary_metric = TASKS[name].metric
 
-    def __init__(
-        self,
-        names: tuple[str, ...],
-        mean: Sequence[float],
-        std: Sequence[float],
-        loss: LossChoice = LossChoice("mse"),  # noqa: B008  # frozen
-        extra: str | None = None,
-    ) -> None:
+    def __init__(self, names: tuple[str, ...], loss: LossChoice | None = None, extra: str | None = None) -> None:
         super().__init__(names, loss, extra)
         # Double: a deviation may be small beside its mean, as with years or temperatures in kelvin.
-        self.mean = torch.tensor(mean, dtype=torch.float64)
-        self.std = torch.tensor(std, dtype=torch.float64)
+        self.mean = torch.zeros(self.outputs, dtype=torch.float64)
+        self.std = torch.ones(self.outputs, dtype=torch.float64)
 
     @classmethod
     def from_data(cls, config: RunConfig, names: tuple[str, ...], targets: NDArray[Any]) -> "Regression":
-        """For training on samples with these targets (float32, N x names).
+        """Return the task for training on targets that are float32 (N x names).
 
         UserError for targets that are missing, infinite or all the same, and for settings that do not fit.
         """
         for key in (CLASS_KEY, POSITIVE_KEY):
             if getattr(config.loss, key.partition(".")[2]) is not None:
-                raise UserError(
-                    f"{key} is for classes; the task is {cls.name}.", "data.weight gives each sample its own."
-                )
+                hint = "data.weight gives each sample its own."
+                raise UserError(f"{key} is for classes; the task is {cls.name}.", hint)
         values = targets.astype(np.float64).reshape(len(targets), len(names))
         for column, name in enumerate(names):
             _check_column(name, values[:, column])
-        loss = choose_loss(config.loss, cls.name, cls.losses)
-        return cls(names, values.mean(0).tolist(), values.std(0).tolist(), loss, config.eval.extra)
+        task = cls.configured(config, names)
+        task.mean, task.std = torch.from_numpy(values.mean(0)), torch.from_numpy(values.std(0))
+        return task
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "Regression":
-        """For evaluation and prediction."""
-        loss = stored_loss(settings, cls.losses)
-        return cls(tuple(settings["classes"]), settings["mean"], settings["std"], loss, settings.get("extra"))
-
-    @classmethod
-    def unfitted(cls, names: tuple[str, ...]) -> "Regression":
-        """Numbers count as standardised by nothing."""
-        return cls(names, [0.0] * len(names), [1.0] * len(names))
+        """As in `SupervisedTask`, with mean and deviation."""
+        task = super().from_settings(settings)
+        task.mean, task.std = (torch.tensor(settings[name], dtype=torch.float64) for name in ("mean", "std"))
+        return task
 
     def targets(self, batch: Batch) -> Tensor:
         """Standardised, float32, B x names."""
@@ -86,14 +75,14 @@ class Regression(SupervisedTask):
 
     def train_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
         """The mean over the numbers of an image, of standardised outputs and targets, B."""
-        return self.user_loss(outputs, target) if self.user_loss else regression_losses(self.choice, outputs, target)
+        return regression_losses(self.choice, outputs, target)
 
     def plain_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
         """The same in double precision."""
         return regression_losses(self.choice, outputs, target.double())
 
     def other_metrics(self, predictions: Batch, target: Tensor) -> dict[str, float]:
-        """In the target's units; of several numbers the mean of their scores, and each one's mean error.
+        """In the target's units; for several numbers the mean of their metrics, and each one's mean error.
 
         r2 is 0 for a number that is the same in the whole set, where it is not defined.
         """
@@ -120,7 +109,7 @@ class Regression(SupervisedTask):
         """Drawn, of mean 0 and deviation 1."""
         return torch.randn(samples, self.outputs, generator=generator)
 
-    def judged(self, predictions: Batch, target: Tensor) -> tuple[Tensor, Tensor]:
+    def metric_inputs(self, predictions: Batch, target: Tensor) -> tuple[Tensor, Tensor]:
         """In the target's units, float64, N x names; N for a single number, as torchmetrics wants it."""
         given, wanted = predictions[VALUES], self._in_units(target)
         return (given[:, 0], wanted[:, 0]) if self.outputs == 1 else (given, wanted)
@@ -138,12 +127,12 @@ class Regression(SupervisedTask):
         """The values."""
         return predictions[VALUES]
 
-    def scored(self, scores: Floats, target: NDArray[Any]) -> ScoredNumbers:
-        """As in the contract of a task."""
-        return ScoredNumbers(self.names, scores, np.asarray(target, dtype=np.float64))
+    def scored_set(self, estimates: Floats, target: NDArray[Any]) -> ScoredNumbers:
+        """The set of the numbers."""
+        return ScoredNumbers(self.names, estimates, np.asarray(target, dtype=np.float64))
 
     def combine(self, predictions: Sequence[Batch]) -> Batch:
-        """Their mean: in the target's units, as each model standardises by a training set of its own."""
+        """Their mean in the target's units, because each model standardises by its own training set."""
         return {VALUES: torch.stack([each[VALUES] for each in predictions]).mean(0)}
 
     def columns(self) -> dict[str, type]:
@@ -154,11 +143,7 @@ class Regression(SupervisedTask):
         """The numbers by name."""
         return {"values": dict(zip(self.names, estimate, strict=True))}
 
-    def cells(self, answer: Mapping[str, Any]) -> list[Any]:
-        """As `columns` says."""
-        return list(answer["values"].values())
-
-    def told(self, batch: Batch, place: int) -> list[str]:
+    def target_words(self, batch: Batch, place: int) -> list[str]:
         """The numbers."""
         return [f"{value:.4g}" for value in batch["target"][place].reshape(-1).tolist()]
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,29 +13,25 @@ from ddp_ft.config.schema import RunConfig
 from ddp_ft.config.tasks import TASKS
 from ddp_ft.contracts import Batch, TaskWords
 from ddp_ft.errors import UserError
-from ddp_ft.tasks.base import SupervisedTask, stored_loss
+from ddp_ft.tasks.class_task import LOGITS, ClassTask
 from ddp_ft.tasks.class_weights import POSITIVE_KEY, class_weights
-from ddp_ft.tasks.losses import LossChoice, choose_loss, single_label_losses
+from ddp_ft.tasks.losses import single_label_losses
 from ddp_ft.tasks.metric_table import directions_of
 from ddp_ft.tasks.metrics import mean_auroc
-from ddp_ft.tasks.scored.base import Floats
 from ddp_ft.tasks.scored.classes import ScoredClasses
-from ddp_ft.tasks.scored.probabilities import BINS, truth_of
-
-LOGITS = "logits"
+from ddp_ft.tasks.scored.probabilities import BINS
 
 
-class SingleLabel(SupervisedTask):
+class SingleLabel(ClassTask):
     """One of `classes` for each image; batches carry "target" (int64 class numbers, B).
 
-    `counts` are the training samples of each class, for the bias that a head may begin with; `weights` (float32,
-    classes) say what a sample of each class counts.
+    For training, `counts` are the samples of each class, for the head's initial bias; `weights` (float32, classes) are
+    those of the classes.
     """
 
     name = "single-label"
     kinds = TASKS[name].kinds
     words = TaskWords(
-        targets="one of {count} classes for each image",
         names="classes",
         verb="tells apart",
         hub_type="image-classification",
@@ -44,24 +40,14 @@ class SingleLabel(SupervisedTask):
     losses = ("cross_entropy", "focal", "bce", "soft_f1")
     ranks = True
     primary_metric = TASKS[name].metric
-
-    def __init__(
-        self,
-        classes: tuple[str, ...],
-        label_smoothing: float = 0.0,
-        loss: LossChoice = LossChoice("cross_entropy"),  # noqa: B008  # frozen
-        extra: str | None = None,
-        weights: Tensor | None = None,
-        counts: NDArray[np.int64] | None = None,
-    ) -> None:
-        super().__init__(classes, loss, extra)
-        self.label_smoothing = label_smoothing
-        self.weights = weights
-        self.counts = counts
+    decided: ClassVar[Mapping[str, type]] = {"class": str, "probability": float}
+    set_class = ScoredClasses
+    counts: NDArray[np.int64] | None = None
+    weights: Tensor | None = None
 
     @classmethod
     def from_data(cls, config: RunConfig, classes: tuple[str, ...], targets: NDArray[Any]) -> "SingleLabel":
-        """For training on samples with these targets (int64, N); UserError for settings that do not fit."""
+        """Return the task for training on targets that are int64 (N); UserError for settings that do not fit."""
         if len(classes) < 2:
             raise UserError(
                 f"The data has one class only, {', '.join(classes)}.", f"{cls.name} learns to tell two or more apart."
@@ -70,17 +56,10 @@ class SingleLabel(SupervisedTask):
             raise UserError(
                 f"{POSITIVE_KEY} is for the task multi-label; this one is {cls.name}.", "Use --class-weights."
             )
-        counts = np.bincount(targets, minlength=len(classes))
-        text, beta = config.loss.class_weights, config.loss.effective_beta
-        weights = None if text is None else class_weights(text, classes, counts, beta)
-        loss = choose_loss(config.loss, cls.name, cls.losses)
-        return cls(classes, config.loss.label_smoothing, loss, config.eval.extra, weights, counts)
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> "SingleLabel":
-        """For evaluation and prediction."""
-        loss = stored_loss(settings, cls.losses)
-        return cls(tuple(settings["classes"]), loss=loss, extra=settings.get("extra"))
+        task = cls.configured(config, classes)
+        task.counts = np.bincount(targets, minlength=len(classes))
+        task.weights = class_weights(config.loss, classes, task.counts)
+        return task
 
     def targets(self, batch: Batch) -> Tensor:
         """Class numbers, int64, B."""
@@ -94,9 +73,7 @@ class SingleLabel(SupervisedTask):
         return self.weights[target]
 
     def train_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """With label smoothing, but for soft_f1 and the user's own loss, which takes class numbers."""
-        if self.user_loss:
-            return self.user_loss(outputs, target)
+        """With label smoothing, but for soft_f1, B."""
         return single_label_losses(self.choice, outputs, target, self.label_smoothing)
 
     def plain_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
@@ -136,47 +113,27 @@ class SingleLabel(SupervisedTask):
         """All classes in turn."""
         return torch.arange(samples) % self.outputs
 
-    def predictions(self, outputs: Tensor, batch: Batch) -> Batch:
-        """ "logits": float32, B x classes."""
-        return {LOGITS: outputs.float()}
-
-    def as_outputs(self, predictions: Batch) -> Tensor:
-        """The logits."""
-        return predictions[LOGITS]
-
     def estimates(self, predictions: Batch) -> Tensor:
         """Softmax over the classes, float32, N x classes."""
         return torch.softmax(predictions[LOGITS], dim=-1)
-
-    def scored(self, scores: Floats, target: NDArray[Any]) -> ScoredClasses:
-        """As in the contract of a task."""
-        return ScoredClasses(self.names, scores, truth_of(target, scores))
 
     def combine(self, predictions: Sequence[Batch]) -> Batch:
         """Logarithm of the mean probability."""
         logs = torch.stack([torch.log_softmax(each[LOGITS].double(), dim=-1) for each in predictions])
         return {LOGITS: (torch.logsumexp(logs, dim=0) - math.log(len(predictions))).float()}
 
-    def columns(self) -> dict[str, type]:
-        """The likeliest class, its probability, and those of all classes."""
-        return {"class": str, "probability": float, **{f"prob_{name}": float for name in self.names}}
-
     def answer(self, estimate: Sequence[float]) -> dict[str, Any]:
-        """The likeliest class, its probability, and those of all classes."""
-        best = _likeliest(estimate)
+        """The likeliest class (the first, if several are equal), its probability, and those of all classes."""
+        best = max(range(len(estimate)), key=estimate.__getitem__)
         by_name = dict(zip(self.names, estimate, strict=True))
         return {"class": self.names[best], "probability": estimate[best], "probabilities": by_name}
 
     def decision(self, answer: Mapping[str, Any]) -> tuple[Any, float]:
-        """The class, and how far the next one is behind."""
+        """The class, and how much more probable it is than the next one."""
         first, second = sorted(answer["probabilities"].values(), reverse=True)[:2]
         return answer["class"], first - second
 
-    def cells(self, answer: Mapping[str, Any]) -> list[Any]:
-        """As `columns` says."""
-        return [answer["class"], answer["probability"], *answer["probabilities"].values()]
-
-    def told(self, batch: Batch, place: int) -> list[str]:
+    def target_words(self, batch: Batch, place: int) -> list[str]:
         """The class."""
         return [self.names[int(batch["target"][place])]]
 
@@ -185,8 +142,3 @@ class SingleLabel(SupervisedTask):
         if self.counts is None:
             return None
         return torch.tensor((self.counts + 1) / (self.counts.sum() + self.outputs)).log().float()
-
-
-def _likeliest(estimate: Sequence[float]) -> int:
-    """The first of them, where several are equal."""
-    return max(range(len(estimate)), key=estimate.__getitem__)

@@ -77,7 +77,7 @@ def _targets(batch: Batch, place: int, task: Task) -> list[str]:
 
 
 def _told(batch: Batch, place: int, task: Task) -> str:
-    return ", ".join(short(word) for word in task.told(batch, place))
+    return ", ".join(short(word) for word in task.target_words(batch, place))
 
 
 def show_evaluation(run: Run, progress: Progress, evaluation: Evaluation, split: str, trackers: FanOut) -> None:

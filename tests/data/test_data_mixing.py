@@ -7,8 +7,8 @@ import pytest
 import torch
 from image_files import NumberSource
 
-from ddp_ft.config.schema import AugmentConfig
-from ddp_ft.contracts import Address, Batch
+from ddp_ft.config.schema import AugmentConfig, TrainConfig
+from ddp_ft.contracts import LABEL, NUMBERS, Address, Batch
 from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.data.image.mixup import Mixing, draw_mixes, mix_images
 from ddp_ft.data.image.preprocess import Preprocess
@@ -192,9 +192,11 @@ def test_micro_batches_are_cut_at_pairs() -> None:
 
 def test_micro_batch_or_batch_of_one() -> None:
     with pytest.raises(UserError, match=r"--mixup and --cutmix.*--micro-batch is 1\."):
-        BOTH.check(batch_size=8, micro_batch=1)
+        BOTH.check(LABEL, TrainConfig(batch_size=8, micro_batch=1))
     with pytest.raises(UserError, match=r"^--cutmix: .*--batch-size is 1\."):
-        Mixing(cutmix=1.0).check(batch_size=1, micro_batch=None)
+        Mixing(cutmix=1.0).check(LABEL, TrainConfig(batch_size=1))
+    with pytest.raises(UserError, match="--mixup"):
+        BOTH.check(NUMBERS, TrainConfig())
     with pytest.raises(AssertionError, match="no pair fits"):
         next(iter(loader(micro=1)))
     next(iter(loader(micro=1, mixing=None)))

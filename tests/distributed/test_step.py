@@ -24,16 +24,18 @@ TARGETS = torch.arange(40) % 3
 PREPROCESS = Preprocess((16, 16), (0.5,) * 3, (0.5,) * 3)
 
 
-def make_learner(world, net=nets.plain, clip_norm=0.0, optimizer="sgd", precision="fp32", **task_options):
+def make_learner(world, net=nets.plain, clip_norm=0.0, optimizer="sgd", precision="fp32", smoothing=0.0):
     torch.manual_seed(0)
     module = net().to(world.device)
+    task = SingleLabel(("a", "b", "c"))
+    task.label_smoothing = smoothing
     settings = {"optim.name": optimizer, "optim.lr": 0.1, "optim.momentum": 0.9, "optim.weight_decay": 0}
     settings["train.clip_norm"] = clip_norm
     config, train = make_config(settings).optim, make_config(settings).train
     groups = make_optimizer(param_groups(module, {"6.weight", "6.bias"}, config), config)
     return module, DataLearner(
         replica=replicate(module, call_with_images, world, distributed=world.store is not None),
-        task=SingleLabel(("a", "b", "c"), **task_options),
+        task=task,
         optimizer=groups,
         scaler=make_scaler(world.device, precision),
         world=world,
@@ -95,7 +97,7 @@ def test_one_sgd_step_is_the_same_on_any_split(world_size, micro_batch):
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_many_steps_stay_together_with_an_empty_share(world_size):
     """5 samples in batches of 4 leave the third of 3 ranks without a sample now and then."""
-    options = {"clip_norm": 1.0, "optimizer": "adamw", "label_smoothing": 0.1, "samples": 5}
+    options = {"clip_norm": 1.0, "optimizer": "adamw", "smoothing": 0.1, "samples": 5}
     expected, rows = alone(6, 4, None, **options)
     outcomes = run_ranks(world_size, work, options, 6, 4, None)
     for weights, rank_rows in outcomes:

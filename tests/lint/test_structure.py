@@ -24,7 +24,6 @@ MANY_PARAMETERS = {
     "config.keys:key": 8,
     "data.sampler:GlobalOrderSampler.__init__": 8, "models.build:build_model": 6,
     "run_folder.checkpoints:Checkpoints.save": 6, "run_folder.model_folder:describe_model": 6,
-    "tasks.multi_label:MultiLabel.__init__": 7, "tasks.single_label:SingleLabel.__init__": 6,
 }  # fmt: skip
 # Names that say nothing about what is inside, and so collect everything.
 EMPTY_NAMES = {"utils", "util", "helper", "helpers", "manager", "managers", "misc", "common"}

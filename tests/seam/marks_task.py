@@ -19,7 +19,7 @@ DIRECTIONS = {"loss": False, "accuracy": True}
 class MarksTask:
     name = "mark-rows"
     kinds: tuple[str, ...] = ("marks",)
-    words = TaskWords("a mark for each number", "marks", "marks", "row-marking")
+    words = TaskWords("marks", "marks", "row-marking")
     primary_metric = "accuracy"
     ranks = False
 
@@ -91,7 +91,7 @@ class MarksTask:
     def decision(self, answer: Mapping[str, Any]) -> tuple[Any, float]:
         return answer["marks"], 1.0
 
-    def told(self, batch: Batch, place: int) -> list[str]:
+    def target_words(self, batch: Batch, place: int) -> list[str]:
         return [" ".join(map(str, batch["marks"][place, : batch["marks_length"][place]].tolist()))]
 
     def columns(self) -> dict[str, type]:

@@ -23,6 +23,9 @@ class Marks(TargetKind):
 
     name = "marks"
 
+    def describe(self, names: Sequence[str]) -> str:
+        return "a mark for each number"
+
     def read(self, columns: TargetColumns) -> tuple[tuple[str, ...], NDArray[Any]]:
         raise NotImplementedError
 

@@ -47,7 +47,7 @@ def test_reliability_gives_the_calibration_error():
     scored_set = single()
     bins = scored_set.reliability()
     gap = float((np.abs(bins.confidence - bins.accuracy) * bins.samples).sum() / len(scored_set))
-    probabilities = torch.from_numpy(scored_set.scores)
+    probabilities = torch.from_numpy(scored_set.estimates)
     wanted = multiclass_calibration_error(probabilities, torch.from_numpy(scored_set.target), 4, n_bins=15)
     assert gap == pytest.approx(float(wanted), rel=1e-6) and bins.samples.sum() == len(scored_set)
 
@@ -86,7 +86,7 @@ def test_scoring_leaves_predictions_as_they_are():
     task = restore_task("regression", {"classes": ["age"], "mean": [40.0], "std": [10.0]})
     predictions = task.predictions(torch.tensor([[float("nan")], [1.0]]), {})
     before = predictions["values"].clone()
-    assert task.score(predictions, {"target": torch.tensor([[40.0], [20.0]])}).scores[0, 0] == 0
+    assert task.score(predictions, {"target": torch.tensor([[40.0], [20.0]])}).estimates[0, 0] == 0
     assert torch.equal(predictions["values"].isnan(), before.isnan())
 
 
@@ -94,7 +94,7 @@ def test_numbers():
     task = restore_task("regression", {"classes": ["age"], "mean": [40.0], "std": [10.0]})
     predictions = task.predictions(torch.tensor([[0.0], [1.0], [-1.0]]), {})
     scored_set = task.score(predictions, {"target": torch.tensor([[40.0], [20.0], [31.0]])})
-    assert isinstance(scored_set, ScoredNumbers) and scored_set.scores[:, 0].tolist() == [40, 50, 30]
+    assert isinstance(scored_set, ScoredNumbers) and scored_set.estimates[:, 0].tolist() == [40, 50, 30]
     assert scored_set.worst(2) == [1, 2] and scored_set.least_certain(5) == []
     assert scored_set.caption(1) == ("50", "20")
 

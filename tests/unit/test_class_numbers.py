@@ -28,7 +28,7 @@ def test_class_table(scored_set):
 
 
 def test_expected_calibration_error(scored_set):
-    scores, target = torch.tensor(scored_set.scores), torch.tensor(scored_set.target)
+    scores, target = torch.tensor(scored_set.estimates), torch.tensor(scored_set.target)
     expected = multiclass_calibration_error(scores, target, num_classes=4, n_bins=15)
     assert scored_set.reliability().calibration_error == pytest.approx(float(expected))
 

@@ -51,7 +51,7 @@ def test_a_weight_of_two_is_a_sample_given_twice(task):
     scored_set, _ = evaluated(task)
     weights = np.random.default_rng(0).integers(0, 3, 60)
     rows = np.repeat(np.arange(60), weights)
-    repeated = replace(scored_set, scores=scored_set.scores[rows], truth=scored_set.truth[rows])
+    repeated = replace(scored_set, estimates=scored_set.estimates[rows], truth=scored_set.truth[rows])
     expected = {name: metric(np.ones((1, len(rows))))[0] for name, metric in repeated.statistics().items()}
     found = {name: metric(weights[None].astype(float))[0] for name, metric in scored_set.statistics().items()}
     assert found == {name: pytest.approx(value) for name, value in expected.items()}
@@ -60,7 +60,7 @@ def test_a_weight_of_two_is_a_sample_given_twice(task):
 def test_scipy_gives_the_same_interval():
     scored_set, _ = evaluated("regression", samples=40)
     found = intervals(scored_set, count=4000)["rmse"]
-    off = (scored_set.scores - scored_set.truth) ** 2
+    off = (scored_set.estimates - scored_set.truth) ** 2
 
     def rmse(rows):
         return np.sqrt(off[rows].mean(0)).mean()

@@ -29,7 +29,7 @@ class Captions:
     """Tells what is in an image, in a sentence."""
 
     name, kinds, primary_metric, ranks = "captions", ("text",), "accuracy", False
-    words = TaskWords("a text for each image", "words", "writes with", "image-to-text", "image-to-text")
+    words = TaskWords("words", "writes with", "image-to-text", "image-to-text")
     has_sets = True
 
     def __init__(self, names):
@@ -53,7 +53,7 @@ class Captions:
     def higher_is_better(self, metric):
         return True
 
-    def told(self, batch, place):
+    def target_words(self, batch, place):
         return []
 
     def columns(self):

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Beta
 
-from ddp_ft.config.schema import AugmentConfig
-from ddp_ft.contracts import NUMBERS, Address, Batch
+from ddp_ft.config.schema import AugmentConfig, TrainConfig
+from ddp_ft.contracts import Address, Batch
 from ddp_ft.data.rng import drawing_from
+from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.errors import UserError
 
 Box = tuple[int, int, int, int]  # top, left, height, width
@@ -41,27 +42,16 @@ class Mixing:
                 raise UserError(f"--{name} is infinite; expected a number such as 0.2 or 1.", "0 turns it off.")
         return Mixing(config.mixup, config.cutmix) if config.mixup > 0 or config.cutmix > 0 else None
 
-    @staticmethod
-    def check_kind(kind: str) -> None:
-        """Raises UserError where targets of that kind cannot be mixed."""
-        if kind == NUMBERS:
-            raise UserError(
-                "augment.mixup and augment.cutmix mix classes; this task is regression.",
-                "Leave --mixup and --cutmix at 0, or use another --augment.",
-            )
-
-    def check(self, batch_size: int, micro_batch: int | None) -> None:
-        """Raises UserError where the global batch or the micro-batch has no room for a pair."""
+    def check(self, kind: str, train: TrainConfig) -> None:
+        """Raise UserError if targets of that kind cannot be mixed, or the global batch or micro-batch has no pair."""
+        if not KINDS[kind].can_be_mixed:
+            hint = "Leave --mixup and --cutmix at 0, or use another --augment."
+            raise UserError(f"augment.mixup and augment.cutmix mix classes; the targets are {kind}.", hint)
         names = " and ".join(f"--{name}" for name in ("mixup", "cutmix") if getattr(self, name) > 0)
-        if batch_size < 2:
-            raise UserError(
-                f"{names}: images are mixed in pairs, but --batch-size is {batch_size}.", "Make it 2 or more."
-            )
-        if micro_batch is not None and micro_batch < 2:
-            raise UserError(
-                f"{names}: images are mixed in pairs, but --micro-batch is {micro_batch}.",
-                "Make it 2 or more, or leave it out.",
-            )
+        hint = "Make it 2 or more, or leave it out."
+        for flag, size in (("--batch-size", train.batch_size), ("--micro-batch", train.micro_batch)):
+            if size is not None and size < 2:
+                raise UserError(f"{names}: images are mixed in pairs, but {flag} is {size}.", hint)
 
     def draw(self, height: int, width: int) -> tuple[float, Box]:
         """A pair's share of the own image and target, and the box that is taken from the partner.

@@ -71,8 +71,7 @@ class ImageProcessor:
     def check(self, config: RunConfig, target_kind: str, device: torch.device) -> None:
         """Of mixing, and of decoding on the GPU."""
         if (mixing := Mixing.of(config.augment)) is not None:
-            mixing.check(config.train.batch_size, config.train.micro_batch)
-            mixing.check_kind(target_kind)
+            mixing.check(target_kind, config.train)
         check_nvjpeg(config, self.preprocess, device)
 
     def pairs(self, config: RunConfig) -> bool:

@@ -40,6 +40,8 @@ class TargetKind(ABC):
     called = "names"
     # Whether every stratum that a sample is in must stay in training, as classes must.
     keeps_strata = False
+    # Whether mixup and cutmix may mix two targets.
+    can_be_mixed = True
 
     def strata(self, targets: NDArray[Any], bins: int) -> NDArray[Any]:
         """What each side of a split should have its share of: int64 (N,), the stratum of each sample, or bool

@@ -48,7 +48,7 @@ class Labels(TargetKind):
 
     def describe(self, names: Sequence[str]) -> str:
         """With the number of labels."""
-        return f"any of {len(names)} labels for each image"
+        return f"any number of {len(names)} labels for each image"
 
     def looks_like(self, columns: TargetColumns) -> bool:
         """One column: if a cell holds the separator. Several: if all cells are 0 or 1."""

@@ -17,7 +17,7 @@ from ddp_ft.errors import UserError, shortened
 class Numbers(TargetKind):
     """Targets are float32 (N, names), one column of a table each."""
 
-    name, called = NUMBERS, "numbers"
+    name, called, can_be_mixed = NUMBERS, "numbers", False
 
     def strata(self, targets: NDArray[Any], bins: int) -> NDArray[np.int64]:
         """Which of that many bins of equal frequency the number (of several the first) is in."""

@@ -1,4 +1,4 @@
-"""What charts, reports and comparisons ask of a set that was evaluated; here, for a task that has none of it."""
+"""What charts, reports and comparisons ask of a set that was evaluated, and means in resamples of it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-# Of the weights of samples in some resamples (B x N; how often each was drawn), a metric in each (B).
+# A metric in each of some resamples (B), from how often each drew each sample (B x N).
 Statistic = Callable[[Floats], Floats]
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Bins of equal width in confidence: of those that hold samples, mean confidence, share that is right, samples."""
+    """Bins of equal width in confidence that hold samples: mean confidence, share that is right, number of samples."""
 
     confidence: Floats
     accuracy: Floats
@@ -28,7 +28,7 @@ class Reliability:
 
 @dataclass(frozen=True)
 class ThresholdHint:
-    """From which probability on a label should count as there, so that F1 is largest, and F1 then and at 0.5."""
+    """The least probability of a label that is there for the largest F1, and F1 with it and with 0.5."""
 
     threshold: float
     f1: float
@@ -37,32 +37,32 @@ class ThresholdHint:
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """What a model made of each sample of a set, beside the truth: all that charts, reports and comparisons ask for.
+    """A model's estimates of all samples of a set and the truth, for charts, reports and comparisons.
 
-    The first dimension of `scores` and `truth` counts samples, in the set's order. What is in them only the task's own
-    class knows, and answers what it can. The answers here are those of a task that has no such thing.
+    The first dimension of `estimates` and `truth` counts samples in the set's order. Only the task's own subclass knows
+    what they hold, and overrides what it can answer; the answers here mean that there is no such thing.
     """
 
     names: tuple[str, ...]
-    scores: Floats
+    estimates: Floats
     truth: Floats
 
-    # What stands above the worst samples in a report; nothing where none is worse than another.
+    # Heading of the worst samples in a report; empty if none is worse than another.
     worst_heading: ClassVar[str] = ""
     # The metric that is the mean of `correct`.
     correct_metric: ClassVar[str] = ""
 
     def __len__(self) -> int:
-        return len(self.scores)
+        return len(self.estimates)
 
     @property
     def correct(self) -> NDArray[np.bool_] | None:
-        """Whether each sample is right (N); None where it is not simply right or wrong."""
+        """Whether each sample is right (N); None if samples are not simply right or wrong."""
         return None
 
     @property
     def sureness(self) -> float | None:
-        """How sure the model is of its answers on average, to be compared with the mean of `correct`."""
+        """Mean confidence of the model, to compare with the mean of `correct`."""
         return None
 
     def worst(self, count: int) -> list[int]:
@@ -70,19 +70,19 @@ class ScoredSet:
         return []
 
     def least_certain(self, count: int) -> list[int]:
-        """Samples that are right, those first of which the model was least sure."""
+        """Samples that are right, the least sure first."""
         return []
 
     def caption(self, index: int) -> tuple[str, str]:
-        """What the model says of a sample, and what is true."""
+        """The model's answer for a sample, and the true one."""
         return "", ""
 
     def confusion(self) -> NDArray[np.int64] | None:
-        """How many samples of each class (rows) are taken for each class (columns)."""
+        """How many samples of each class (rows) are predicted as each class (columns)."""
         return None
 
     def reliability(self) -> Reliability | None:
-        """How often the model is right where it says so."""
+        """How often the model is right at each confidence."""
         return None
 
     def class_table(self) -> list[dict[str, Any]]:
@@ -90,7 +90,7 @@ class ScoredSet:
         return []
 
     def thresholds(self) -> list[ThresholdHint | None]:
-        """For each label what suits this very set best; None for labels that no sample has."""
+        """The best threshold of each label on this very set; None for labels that no sample has."""
         return []
 
     def points(self, count: int) -> list[tuple[str, Floats, Floats]]:
@@ -102,15 +102,34 @@ class ScoredSet:
         return []
 
     def statistics(self) -> dict[str, Statistic]:
-        """The metrics that can be drawn again, as the task defines them."""
+        """The metrics that can be resampled, as the task defines them."""
         return {}
 
     def has_targets(self, targets: NDArray[Any]) -> bool:
-        """Whether the targets of a LabelledSource are the truth here. ValueError if they are of another form."""
+        """Whether the targets of a LabelledSource are the truth here. ValueError if they have another shape."""
         return bool(np.allclose(targets.reshape(self.truth.shape), self.truth))
 
 
 def most_confused(matrix: NDArray[np.int64], count: int) -> list[int]:
-    """The classes that take part in most mistakes, in their own order; all of them if there are no more."""
+    """The `count` classes that are in most mistakes, in their own order."""
     mistakes = matrix.sum(0) + matrix.sum(1) - 2 * matrix.diagonal()
     return sorted(int(each) for each in np.argsort(-mistakes, kind="stable")[:count])
+
+
+def mean_of(values: Floats) -> Statistic:
+    """The mean of a value of each sample (N)."""
+    return lambda weights: np.asarray(weights @ values / weights.sum(1))
+
+
+def mean_where(parts: Floats, wholes: Floats, usable: NDArray[np.bool_]) -> Floats:
+    """The mean share part / whole over those that are usable, in each resample (B x names each, to B); 0 if none is."""
+    shares = np.divide(parts, wholes, out=np.zeros_like(parts), where=usable)
+    return np.asarray(shares.sum(1) / np.maximum(usable.sum(1), 1))
+
+
+def mean_f1(hits: Floats, both: Floats) -> Floats:
+    """The mean F1 in each resample (B), over classes that a sample has or is predicted to have.
+
+    `hits` (B x names) are the samples of each class that are right, `both` those that have it plus those predicted.
+    """
+    return mean_where(2 * hits, both, both > 0)

@@ -1,27 +1,26 @@
 """Sets of samples of one class each."""
 
-from functools import cached_property, partial
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_ft.tasks.scored.base import Floats, Reliability, Statistic
+from ddp_ft.tasks.scored.base import Floats, Reliability, Statistic, mean_f1, mean_of, mean_where
 from ddp_ft.tasks.scored.probabilities import ScoredProbabilities, binned
-from ddp_ft.tasks.scored.resampled import mean_of, mean_where
 
 _TOP = 5
 
 
 class ScoredClasses(ScoredProbabilities):
-    """`scores` sum to 1 in each row, and `truth` has one 1 in each row."""
+    """`estimates` sum to 1 in each row, and `truth` has one 1 in each row."""
 
     correct_metric: ClassVar[str] = "accuracy"
 
     @cached_property
     def predicted(self) -> NDArray[np.int64]:
         """The likeliest class of each sample."""
-        return np.asarray(np.argmax(self.scores, 1), dtype=np.int64)
+        return np.asarray(np.argmax(self.estimates, 1), dtype=np.int64)
 
     @cached_property
     def correct(self) -> NDArray[np.bool_]:
@@ -31,7 +30,7 @@ class ScoredClasses(ScoredProbabilities):
     @cached_property
     def confidence(self) -> Floats:
         """The probability of the likeliest class."""
-        return np.asarray(np.max(self.scores, 1))
+        return np.asarray(np.max(self.estimates, 1))
 
     @property
     def sureness(self) -> float:
@@ -40,13 +39,13 @@ class ScoredClasses(ScoredProbabilities):
 
     @cached_property
     def error(self) -> Floats:
-        """1 - the probability of the true class: as they sum to 1, no other is further off."""
-        return np.asarray(1 - np.take_along_axis(self.scores, self.target[:, None], 1)[:, 0])
+        """1 - the probability of the true class, which is the largest error because all sum to 1."""
+        return np.asarray(1 - np.take_along_axis(self.estimates, self.target[:, None], 1)[:, 0])
 
     def caption(self, index: int) -> tuple[str, str]:
         """The likeliest class with its probability, and the true one."""
-        said, true = int(self.predicted[index]), int(self.target[index])
-        return f"{self.names[said]} {self.scores[index, said]:.0%}", self.names[true]
+        likeliest = int(self.predicted[index])
+        return f"{self.names[likeliest]} {self.estimates[index, likeliest]:.0%}", self.names[int(self.target[index])]
 
     def confusion(self) -> NDArray[np.int64]:
         """Of all classes."""
@@ -59,7 +58,7 @@ class ScoredClasses(ScoredProbabilities):
         return binned(self.confidence, self.correct.astype(float))
 
     def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Counted, as a table of 50,000 x 1,000 takes seconds."""
+        """By bincount: a table of 50,000 x 1,000 takes seconds."""
         hits = np.bincount(self.target[self.correct], minlength=len(self.names))
         return hits, np.bincount(self.predicted, minlength=len(self.names))
 
@@ -67,30 +66,25 @@ class ScoredClasses(ScoredProbabilities):
         """top5_accuracy for more than 5 classes."""
         found: dict[str, Statistic] = {
             "accuracy": mean_of(self.correct.astype(float)),
-            "balanced_accuracy": partial(_mean_recall, self),
-            "macro_f1": partial(_mean_f1, self),
+            "balanced_accuracy": self._mean_recall,
+            "macro_f1": self._mean_f1,
         }
         if len(self.names) > _TOP:
-            own = np.take_along_axis(self.scores, self.target[:, None], 1)
-            found["top5_accuracy"] = mean_of(((self.scores > own).sum(1) < _TOP).astype(float))
+            own = np.take_along_axis(self.estimates, self.target[:, None], 1)
+            found["top5_accuracy"] = mean_of(((self.estimates > own).sum(1) < _TOP).astype(float))
         return found
 
+    def _mean_recall(self, weights: Floats) -> Floats:
+        there = self._per_class(weights, self.target)
+        return mean_where(self._hits(weights), there, there > 0)
 
-def _per_class(weights: Floats, classes: NDArray[np.int64], count: int) -> Floats:
-    """Sums of weights by class, B x count."""
-    return np.stack([np.bincount(classes, weights=row, minlength=count) for row in weights])
+    def _mean_f1(self, weights: Floats) -> Floats:
+        both = self._per_class(weights, self.target) + self._per_class(weights, self.predicted)
+        return mean_f1(self._hits(weights), both)
 
+    def _hits(self, weights: Floats) -> Floats:
+        return self._per_class(weights * self.correct, self.target)
 
-def _mean_recall(scored_set: ScoredClasses, weights: Floats) -> Floats:
-    classes = len(scored_set.names)
-    there = _per_class(weights, scored_set.target, classes)
-    hits = _per_class(weights * scored_set.correct, scored_set.target, classes)
-    return mean_where(hits, there, there > 0)
-
-
-def _mean_f1(scored_set: ScoredClasses, weights: Floats) -> Floats:
-    classes = len(scored_set.names)
-    there = _per_class(weights, scored_set.target, classes)
-    said = _per_class(weights, scored_set.predicted, classes)
-    hits = _per_class(weights * scored_set.correct, scored_set.target, classes)
-    return mean_where(2 * hits, there + said, there + said > 0)
+    def _per_class(self, weights: Floats, classes: NDArray[np.int64]) -> Floats:
+        """Sums of weights by class, B x names."""
+        return np.stack([np.bincount(classes, weights=row, minlength=len(self.names)) for row in weights])

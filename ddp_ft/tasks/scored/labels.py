@@ -8,24 +8,22 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_ft.tasks.scored.base import Floats, Reliability, Statistic, ThresholdHint
+from ddp_ft.tasks.scored.base import Floats, Reliability, Statistic, ThresholdHint, mean_f1, mean_of, mean_where
 from ddp_ft.tasks.scored.probabilities import THRESHOLD, ScoredProbabilities, binned
-from ddp_ft.tasks.scored.resampled import mean_of, mean_where
 
-# Metrics that look at every output in every resample are left without an interval above so many samples x outputs:
-# 4 s on one core.
+# Metrics that need every output in every resample have no interval above so many samples x outputs: 4 s on one core.
 MOST_OUTPUTS = 200_000
 
 
 class ScoredLabels(ScoredProbabilities):
-    """Each label is there or not, from a probability of THRESHOLD on."""
+    """Sets in which each label is predicted from a probability of THRESHOLD on."""
 
     correct_metric: ClassVar[str] = "exact_match"
 
     @cached_property
-    def said(self) -> NDArray[np.bool_]:
-        """Which labels are said to be there, N x names."""
-        return np.asarray(self.scores >= THRESHOLD)
+    def predicted(self) -> NDArray[np.bool_]:
+        """Which labels are predicted, N x names."""
+        return np.asarray(self.estimates >= THRESHOLD)
 
     @cached_property
     def there(self) -> NDArray[np.bool_]:
@@ -35,47 +33,47 @@ class ScoredLabels(ScoredProbabilities):
     @cached_property
     def correct(self) -> NDArray[np.bool_]:
         """Whether all labels of a sample are right."""
-        return np.asarray((self.said == self.there).all(1))
+        return np.asarray((self.predicted == self.there).all(1))
 
     @cached_property
     def confidence(self) -> Floats:
-        """That of the least sure label."""
-        return np.asarray(np.maximum(self.scores, 1 - self.scores).min(1))
+        """The confidence of the least sure label."""
+        return np.asarray(np.maximum(self.estimates, 1 - self.estimates).min(1))
 
     @cached_property
     def error(self) -> Floats:
-        """That of the worst label."""
-        return np.asarray(np.max(np.abs(self.scores - self.truth), 1))
+        """The error of the worst label."""
+        return np.asarray(np.max(np.abs(self.estimates - self.truth), 1))
 
     def caption(self, index: int) -> tuple[str, str]:
         """The label that is farthest off with its probability, and whether it is there."""
-        wrong = int(np.abs(self.scores[index] - self.truth[index]).argmax())
+        wrong = int(np.abs(self.estimates[index] - self.truth[index]).argmax())
         name = self.names[wrong]
-        return f"{name} {self.scores[index, wrong]:.0%}", name if self.there[index, wrong] else f"no {name}"
+        return f"{name} {self.estimates[index, wrong]:.0%}", name if self.there[index, wrong] else f"no {name}"
 
     def reliability(self) -> Reliability:
         """Over all labels of all samples."""
-        return binned(self.scores.ravel(), self.truth.ravel())
+        return binned(self.estimates.ravel(), self.truth.ravel())
 
     def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Of each label."""
-        return (self.said & self.there).sum(0), self.said.sum(0)
+        return (self.predicted & self.there).sum(0), self.predicted.sum(0)
 
     def thresholds(self) -> list[ThresholdHint | None]:
         """The threshold of each label with the largest F1."""
-        return [_best_threshold(self.scores[:, c], self.there[:, c]) for c in range(len(self.names))]
+        return [_best_threshold(self.estimates[:, c], self.there[:, c]) for c in range(len(self.names))]
 
     def statistics(self) -> dict[str, Statistic]:
         """macro_f1 and mAP for up to MOST_OUTPUTS outputs."""
-        said, there = self.said, self.there
-        hits, both = (said & there).sum(1).astype(float), (said.sum(1) + there.sum(1)).astype(float)
+        right, both = (self.predicted & self.there).astype(float), self.predicted.astype(float) + self.there
+        hits, sizes = right.sum(1), both.sum(1)
         found: dict[str, Statistic] = {
             "exact_match": mean_of(self.correct.astype(float)),
-            "micro_f1": lambda weights: np.asarray(2 * (weights @ hits) / np.maximum(weights @ both, 1e-12)),
+            "micro_f1": lambda weights: np.asarray(2 * (weights @ hits) / np.maximum(weights @ sizes, 1e-12)),
         }
-        if self.scores.size <= MOST_OUTPUTS:
-            rankings = [_Ranking.of(self.scores[:, c], there[:, c]) for c in range(len(self.names))]
-            found["macro_f1"] = partial(_mean_f1, (said & there).astype(float), said.astype(float) + there)
+        if self.estimates.size <= MOST_OUTPUTS:
+            rankings = [_Ranking.of(self.estimates[:, c], self.there[:, c]) for c in range(len(self.names))]
+            found["macro_f1"] = lambda weights: mean_f1(weights @ right, weights @ both)
             found["mAP"] = partial(_mean_average_precision, rankings)
         return found
 
@@ -86,28 +84,23 @@ def _best_threshold(scores: Floats, there: NDArray[np.bool_]) -> ThresholdHint |
     order = np.argsort(-scores, kind="stable")
     falling, hits = scores[order], np.cumsum(there[order])
     f1 = 2 * hits / (np.arange(1, len(order) + 1) + there.sum())
-    f1[:-1][falling[1:] == falling[:-1]] = -1  # no threshold parts equal scores
+    f1[:-1][falling[1:] == falling[:-1]] = -1  # no threshold lies between equal scores
     best = int(f1.argmax())
-    # Halfway to the next score, as the set says nothing about where in between.
+    # Halfway to the next score: the set does not tell where in between is best.
     threshold = (falling[best] + (falling[best + 1] if best + 1 < len(falling) else 0.0)) / 2
-    said = scores >= THRESHOLD
-    at_half = 2 * (said & there).sum() / (said.sum() + there.sum())
+    predicted = scores >= THRESHOLD
+    at_half = 2 * (predicted & there).sum() / (predicted.sum() + there.sum())
     return ThresholdHint(float(threshold), float(f1[best]), float(at_half))
-
-
-def _mean_f1(hits: Floats, both: Floats, weights: Floats) -> Floats:
-    wholes = weights @ both
-    return mean_where(2 * (weights @ hits), wholes, wholes > 0)
 
 
 @dataclass(frozen=True)
 class _Ranking:
-    """Samples by falling score: `order`, the samples that have the label (`holders`, in that order), and where runs of
-    equal scores end that hold one of them: how many samples (`said`) and holders (`hits`) there are up to each end."""
+    """Samples by falling score: `order`; `holders`, those that have the label, in that order; and at each end of a run
+    of equal scores that has a holder, how many samples (`counts`) and holders (`hits`) there are up to it."""
 
     order: NDArray[np.int64]
     holders: NDArray[np.int64]
-    said: NDArray[np.int64]
+    counts: NDArray[np.int64]
     hits: NDArray[np.int64]
 
     @classmethod
@@ -116,15 +109,15 @@ class _Ranking:
         ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
         hits = np.cumsum(truth[order])[ends]
         held = np.diff(hits, prepend=0) > 0
-        # Behind the last holder nothing counts.
+        # Samples after the last holder change nothing.
         last = ends[held][-1] + 1 if held.any() else 0
         return cls(order[:last], order[truth[order]], ends[held] + 1, hits[held])
 
     def average_precision(self, weights: Floats) -> tuple[Floats, Floats]:
         """Average precision in each resample (B), and how many samples have the label there (B)."""
-        said = np.cumsum(weights[:, self.order], 1)[:, self.said - 1]
+        counts = np.cumsum(weights[:, self.order], 1)[:, self.counts - 1]
         hits = np.cumsum(weights[:, self.holders], 1)[:, self.hits - 1]
-        precision = np.divide(hits, said, out=np.zeros_like(hits), where=said > 0)
+        precision = np.divide(hits, counts, out=np.zeros_like(hits), where=counts > 0)
         there = hits[:, -1] if hits.shape[1] else np.zeros(len(weights))
         return (precision * np.diff(hits, axis=1, prepend=0)).sum(1) / np.maximum(there, 1), there
 

@@ -5,12 +5,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from ddp_ft.tasks.scored.base import Floats, ScoredSet, Statistic
-from ddp_ft.tasks.scored.resampled import mean_of
+from ddp_ft.tasks.scored.base import Floats, ScoredSet, Statistic, mean_of
 
 
 class ScoredNumbers(ScoredSet):
-    """`scores` and `truth` are in the target's units, N x names each. None is simply right or wrong."""
+    """`estimates` and `truth` are in the target's units, N x names each. None is simply right or wrong."""
 
     worst_heading: ClassVar[str] = "Images that are farthest off"
 
@@ -18,7 +17,7 @@ class ScoredNumbers(ScoredSet):
     def error(self) -> Floats:
         """The largest distance of a sample's numbers, in standard deviations of the truth."""
         spread = self.truth.std(0)
-        return np.asarray(np.max(np.abs(self.scores - self.truth) / np.where(spread > 0, spread, 1), 1))
+        return np.asarray(np.max(np.abs(self.estimates - self.truth) / np.where(spread > 0, spread, 1), 1))
 
     def worst(self, count: int) -> list[int]:
         """Those that are farthest off."""
@@ -26,7 +25,7 @@ class ScoredNumbers(ScoredSet):
 
     def caption(self, index: int) -> tuple[str, str]:
         """The numbers, with their names if there are several."""
-        return self._text(self.scores[index]), self._text(self.truth[index])
+        return self._text(self.estimates[index]), self._text(self.truth[index])
 
     def _text(self, values: Floats) -> str:
         if len(self.names) == 1:
@@ -35,12 +34,12 @@ class ScoredNumbers(ScoredSet):
 
     def points(self, count: int) -> list[tuple[str, Floats, Floats]]:
         """In the target's units."""
-        return [(name, self.truth[:, c], self.scores[:, c]) for c, name in enumerate(self.names[:count])]
+        return [(name, self.truth[:, c], self.estimates[:, c]) for c, name in enumerate(self.names[:count])]
 
     def statistics(self) -> dict[str, Statistic]:
-        """Of several numbers the means, and each one's mean error."""
-        off = self.scores - self.truth
-        # Around the mean, as a large one would leave few digits to its square.
+        """For several numbers the means, and each one's mean error."""
+        off = self.estimates - self.truth
+        # Around the mean: the square of a large mean would leave few digits.
         apart = self.truth - self.truth.mean(0)
         found: dict[str, Statistic] = {
             "mae": mean_of(np.abs(off).mean(1)),

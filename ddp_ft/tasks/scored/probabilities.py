@@ -1,4 +1,4 @@
-"""What sets have in common whose scores are probabilities, and whose samples are right or wrong."""
+"""What sets share whose estimates are probabilities, and whose samples are right or wrong."""
 
 from abc import ABC, abstractmethod
 from functools import cached_property
@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from ddp_ft.tasks.scored.base import Floats, Reliability, ScoredSet
 
-# A label is said to be there from this probability on.
+# A label is predicted from this probability on.
 THRESHOLD = 0.5
 # Bins of the reliability diagram and of the metric `ece`, as in arXiv 1706.04599.
 BINS = 15
 
 
 class ScoredProbabilities(ScoredSet, ABC):
-    """`scores` are probabilities and `truth` is 0 or 1, N x names each."""
+    """`estimates` are probabilities and `truth` is 0 or 1, N x names each."""
 
     worst_heading: ClassVar[str] = "Worst mistakes: where it believed least in what is true"
 
@@ -33,19 +33,19 @@ class ScoredProbabilities(ScoredSet, ABC):
     @property
     @abstractmethod
     def error(self) -> Floats:
-        """How far off each sample is: what of the truth the model did not believe."""
+        """How far off each sample is: the share of the truth that the model did not believe."""
 
     @abstractmethod
     def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Of each class how many samples are rightly said to have it, and how many are said to have it."""
+        """For each class the samples that are rightly predicted to have it, and all that are predicted to."""
 
     @abstractmethod
     def reliability(self) -> Reliability:
-        """How often the model is right where it says so (arXiv 1706.04599)."""
+        """How often the model is right at each confidence (arXiv 1706.04599)."""
 
     @cached_property
     def target(self) -> NDArray[np.int64]:
-        """The true class of each sample, where it has one."""
+        """The true class of each sample, if it has one."""
         return np.asarray(np.argmax(self.truth, 1), dtype=np.int64)
 
     def worst(self, count: int) -> list[int]:
@@ -73,24 +73,24 @@ class ScoredProbabilities(ScoredSet, ABC):
         """Of the classes that any sample has."""
         counts = self.truth.sum(0)
         rarest = [int(c) for c in np.argsort(counts, kind="stable") if counts[c]][:count]
-        return [(self.names[c], self.truth[:, c] > THRESHOLD, self.scores[:, c]) for c in rarest]
+        return [(self.names[c], self.truth[:, c] > THRESHOLD, self.estimates[:, c]) for c in rarest]
 
     def has_targets(self, targets: NDArray[Any]) -> bool:
-        """They may be class numbers."""
+        """As in `ScoredSet`; targets may be class numbers too."""
         return np.array_equal(targets, self.target) if targets.ndim == 1 else super().has_targets(targets)
 
 
-def truth_of(target: NDArray[Any], scores: Floats) -> Floats:
-    """Targets as 0 and 1, N x names, as the scores are; class numbers (int64, N) are spread out."""
+def truth_of(target: NDArray[Any], estimates: Floats) -> Floats:
+    """Targets as 0 and 1, N x names as the estimates; class numbers (int64, N) are spread out."""
     if target.ndim > 1:
         return np.asarray(target, dtype=np.float64)
-    truth = np.zeros_like(scores)
+    truth = np.zeros_like(estimates)
     np.put_along_axis(truth, target[:, None], 1.0, 1)
     return truth
 
 
 def binned(sure: Floats, right: Floats) -> Reliability:
-    """The bins of answers, from how sure the model is of each and whether it is right (1 or 0)."""
+    """The bins of answers, from the confidence of each and whether it is right (1 or 0)."""
     places = np.clip((sure * BINS).astype(int), 0, BINS - 1)
     samples = np.bincount(places, minlength=BINS)
     held = samples > 0
