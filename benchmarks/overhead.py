@@ -39,7 +39,7 @@ PARTS = (
     ("agreement", "ddp_ft.distributed.agreement", "Agreement.decide"),
     ("agreement", "ddp_ft.training.step", "StepSums.numbers"),
     ("sum of numbers over ranks", "ddp_ft.distributed.world", "World.sum"),
-    (STEP, "ddp_ft.training.step", "Learner.step"), (STEP, "ddp_ft.training.step", "Learner._backward"),
+    (STEP, "ddp_ft.training.step", "Learner.step"), (STEP, "ddp_ft.training.step", "Learner.backward"),
     ("step: modes of modules", "ddp_ft.models.freezing", "TrainingMode.__call__"),
     ("step: copies of statistics", "ddp_ft.training.step", "copy_all"),
     ("step: copies of statistics", "ddp_ft.training.step", "_restore_where"),

@@ -106,7 +106,7 @@ def _measure_steps(run: Run, images: int) -> tuple[float, bool]:
             ema.update(run.model.module, sums.is_bad)
         return sums
 
-    if float(step().lacking):
+    if float(step().oom_ranks):
         return 1.0, True
     seconds, spent = math.inf, 0.0
     for number in range(MOST_STEPS):

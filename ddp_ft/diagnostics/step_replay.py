@@ -17,7 +17,6 @@ from ddp_ft.distributed.machine import Machine
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError, printable
 from ddp_ft.models.blocks import block_depths
-from ddp_ft.models.precision import autocast
 from ddp_ft.run_folder.bad_batches import BadBatches
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.run_folder.model_folder import restore_weights
@@ -115,8 +114,7 @@ def _look(phase: DataPhase, batch: Batch, findings: _Findings, loss_scale: float
     """One micro-batch forwards and backwards, as `Learner.step` does it, and each of its samples on its own."""
     learner, processor = phase.learner, phase.run.model.processor
     prepared = learner.prepare(batch)
-    with autocast(learner.world.device, learner.precision):
-        outputs = learner.replica(prepared)
+    outputs = learner.forward(prepared)
     loss, weight = learner.task.loss(outputs, prepared)
     torch.autograd.backward(loss * loss_scale)
     findings.loss += float(loss.detach())

@@ -19,7 +19,7 @@ class StopAgreed(Exception):
 class Decision(NamedTuple):
     """What all ranks know of a step, and what they do now. `loss` is a sum over samples of that `weight`.
 
-    `lacking` ranks were out of memory: this step and those behind it have changed nothing.
+    `oom_ranks` ranks were out of memory: this step and those after it have changed nothing.
     """
 
     step: int = 0
@@ -27,7 +27,7 @@ class Decision(NamedTuple):
     weight: float = 0.0
     grad_norm: float = 0.0
     is_bad: bool = False
-    lacking: int = 0
+    oom_ranks: int = 0
     stop: bool = False
     save: bool = False
     failed_writes: int = 0
@@ -73,7 +73,7 @@ class Agreement:
         if to_the_end or any(each.stop or each.save for each in decisions):
             decisions.append(_arrived(*self._arriving))
             self._arriving = None
-        if any(each.lacking for each in decisions):
+        if any(each.oom_ranks for each in decisions):
             self._arriving = None  # that step is done again
         return decisions
 
@@ -114,7 +114,7 @@ def _arrived(step: int, numbers: Tensor, arrived: torch.cuda.Event | None) -> De
 
 
 def _read(step: int, numbers: Tensor) -> Decision:
-    loss, weight, grad_norm, is_bad, lacking, stop, save, failed_writes, damage = numbers.tolist()
+    loss, weight, grad_norm, is_bad, oom_ranks, stop, save, failed_writes, damage = numbers.tolist()
     return Decision(
-        step, loss, weight, grad_norm, is_bad > 0, int(lacking), stop > 0, save > 0, int(failed_writes), damage > 0
+        step, loss, weight, grad_norm, is_bad > 0, int(oom_ranks), stop > 0, save > 0, int(failed_writes), damage > 0
     )

@@ -1,6 +1,7 @@
 """The predictions of every sample once, in the order of the data set, on any number of ranks."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,8 @@ from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.models.precision import autocast
 
-# Images per forward pass of an evaluation, and the unit in which the set is dealt to ranks. Fixed, so that
-# the numbers do not depend on the machine.
+# Images per forward pass of an evaluation, and the unit in which the set is dealt to ranks. Fixed, so that the numbers
+# do not depend on the machine.
 EVAL_CHUNK = 64
 
 
@@ -22,9 +23,9 @@ EVAL_CHUNK = 64
 class Scorer:
     """A model and all that an evaluation pass needs.
 
-    `module` is the bare one: DDP's forward pass would wait for ranks that have no batch. `views` makes several batches
-    of one, whose predictions are combined. `most` is how many samples go through it at once, where that had to be
-    bounded for want of memory: each rank finds it for itself.
+    `module` is not in DDP, whose forward pass would wait for ranks that have no batch. `views` makes several batches of
+    one, whose predictions are combined. `most`: how many samples fit into memory at once, which each rank finds for
+    itself; None: all that were tried.
     """
 
     module: nn.Module
@@ -38,8 +39,8 @@ class Scorer:
 
     @torch.no_grad()
     def predictions(self, batch: Batch) -> Batch:
-        """The task's predictions for one batch, in evaluation mode; on the CPU. UserError if the memory is too small
-        for one sample."""
+        """Return the task's predictions for one batch, in evaluation mode; on the CPU. UserError if the memory is too
+        small for one sample."""
         self.module.eval()
         while (found := self._predictions_if_they_fit(batch)) is None:
             size = min(self.most or len(batch["index"]), len(batch["index"]))
@@ -64,7 +65,7 @@ class Scorer:
 
     @torch.no_grad()
     def outputs(self, batch: Batch) -> Tensor:
-        """The network's own outputs for one batch, in evaluation mode: float32 on the CPU, B x outputs."""
+        """Return the network's own outputs for one batch, in evaluation mode: float32 on the CPU, B x outputs."""
         self.module.eval()
         outputs: Tensor = self._forward(self.prepare(batch))
         return outputs.float().cpu()
@@ -74,7 +75,7 @@ class Scorer:
             return self.call(self.module, batch)
 
     def collect(self, batches: Iterable[Batch], total: int) -> tuple[Batch, Batch] | None:
-        """On rank 0: predictions and records of all `total` samples in the set's order, each once. None elsewhere."""
+        """Return on rank 0 predictions and records of all `total` samples in the set's order, each once; else None."""
         parts = [(self.predictions(batch), self.task.records(batch), batch["index"]) for batch in batches]
         gathered = self.world.gather(parts)
         if gathered is None:
@@ -85,7 +86,13 @@ class Scorer:
         return chosen(joined(predictions), order), chosen(joined(records), order)
 
     def evaluate(self, batches: Iterable[Batch], total: int) -> Evaluation:
-        """Metrics over the whole set, computed once on rank 0 from all predictions."""
+        """Return the metrics over the whole set, computed once on rank 0 from all predictions."""
         collected = self.collect(batches, total)
         metrics = self.world.from_main(lambda: self.task.metrics(*collected))  # type: ignore[misc]
         return Evaluation(metrics, *(collected or ()))
+
+
+def quality_of(task: Task, metric: str, metrics: Mapping[str, float]) -> float:
+    """Return a metric as a number that is larger for a better model; -inf for NaN."""
+    value = metrics[metric] if task.higher_is_better(metric) else -metrics[metric]
+    return -math.inf if math.isnan(value) else value

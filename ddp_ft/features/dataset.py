@@ -32,8 +32,8 @@ class FeatureSet:
     def batch(self, indices: Tensor, epoch: int = 0) -> Batch:
         """These samples (int64, on the CPU), as the task's loss wants them.
 
-        In epoch e sample i is seen in view (e + i) mod views: each sample in all its views in turn, and each batch
-        in a mixture of views.
+        In epoch e sample i is seen in view (e + i) mod views: each sample in all its views in turn, and each batch in a
+        mixture of views.
         """
         device = self.targets.device
         rows = indices.to(device)

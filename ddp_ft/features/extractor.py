@@ -1,4 +1,4 @@
-"""Features of a data set, computed once: what the head is trained on while the backbone does not change."""
+"""Computes the features of a data set: what the head is trained on while the backbone does not change."""
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -14,6 +14,7 @@ from ddp_ft.data.batch import cut
 from ddp_ft.data.loader import EvalLoader, Reader
 from ddp_ft.data.rng import drawing_from
 from ddp_ft.distributed.world import World
+from ddp_ft.evaluation.evaluator import EVAL_CHUNK
 from ddp_ft.features.cache import ChunkStore
 from ddp_ft.features.dataset import FeatureSet, one_thread
 from ddp_ft.models.backbone import features as features_of
@@ -24,7 +25,7 @@ FORWARD_ON_CPU = 16
 
 
 class AugmentedView:
-    """A training transform that draws from (seed, view, sample), whatever the loader's own seed is."""
+    """A training transform whose random draws follow (seed, view, sample), whatever the loader's own seed is."""
 
     def __init__(self, transform: Transform, seed: int, view: int) -> None:
         self.transform = transform
@@ -33,7 +34,7 @@ class AugmentedView:
 
     def __call__(self, sample: Sample) -> Batch:
         """The sample, augmented."""
-        place = int(torch.randint(2**62, ()))  # the loader's generator stands at the sample's place
+        place = int(torch.randint(2**62, ()))  # the loader has seeded the generator for the sample's position
         with drawing_from(self.seed, self.view, place):
             return self.transform(sample)
 
@@ -42,16 +43,16 @@ class AugmentedView:
         return self.transform.collate(samples)
 
     def finish(self, batch: Batch, addresses: Sequence[Address]) -> Batch:
-        """Nothing: samples whose features are stored are not mixed."""
+        """Return the batch as it is: samples whose features are stored are not mixed."""
         return batch
 
 
+@dataclass(frozen=True)
 class _Finished:
-    """A transform whose batches have something done to them where they are read, in a worker."""
+    """A transform after which `work` is applied to each batch, in the worker that reads it."""
 
-    def __init__(self, transform: Transform, work: Callable[[Batch], Batch]) -> None:
-        self.transform = transform
-        self.work = work
+    transform: Transform
+    work: Callable[[Batch], Batch]
 
     def __call__(self, sample: Sample) -> Batch:
         return self.transform(sample)
@@ -65,10 +66,9 @@ class _Finished:
 
 @dataclass(frozen=True)
 class Extracted:
-    """What became of a source and one transform: its features, which sample is in each place, and how it went.
+    """The features of a source under one transform, float32 (N, ...), and which sample is in each place, int64 (N,).
 
-    `damaged` counts the stored chunks, of all ranks, that were not whole; `error` is why this rank could not store
-    its own.
+    `damaged`: how many stored chunks, of all ranks, were not whole. `error`: why this rank could not store its own.
     """
 
     features: Tensor
@@ -81,9 +81,9 @@ class Extracted:
 class Extractor:
     """A frozen backbone and all that computing features needs.
 
-    On a CPU each chunk is computed in one thread, in several worker processes at a time where `threads` and `workers`
-    allow it: so its bits depend on neither, and no thread waits for another. `in_rounds` passes this rank's chunks on,
-    and is where ranks agree on a stop; it is given how many rounds there are on any rank.
+    On a CPU each chunk is computed in one thread, in several worker processes at a time if `threads` and `workers`
+    allow it: so its bits depend on neither, and no thread waits for another. `in_rounds(chunks, rounds)`: iterate
+    chunks with a stop check before each of `rounds` (the same number on all ranks).
     """
 
     module: nn.Module
@@ -92,19 +92,19 @@ class Extractor:
     prepare: ToDevice
     world: World
     precision: str
-    chunk: int
     threads: int
     workers: int
     in_rounds: Callable[[Iterable[Batch], int], Iterator[Batch]]
+    chunk: int = EVAL_CHUNK
 
     def extract(
         self, source: LabelledSource, transform: Transform, store: ChunkStore | None, common: bool
     ) -> Extracted:
-        """The features of all samples, on every rank.
+        """Return the features of all samples, on every rank.
 
-        The chunks are dealt whole to ranks in turn; each computes those of its own that the store does not hold. If
-        the store is `common` to all ranks and took everything, they map it. Else each fills its rows of a table of
-        zeros, and the sum over ranks is the whole: exact, as every row has one rank. Raises what `in_rounds` raises.
+        Whole chunks are dealt to ranks in turn; each computes those of its own that the store does not hold. If the
+        store is `common` to all ranks and took everything, they map it. Else each fills its rows of a table of zeros,
+        and the table is summed over ranks: exact, since every row has one rank. Raises what `in_rounds` raises.
         """
         mine = range(self.world.rank, math.ceil(len(source) / self.chunk), self.world.size)
         missing = [chunk for chunk in mine if store is None or not store.holds(chunk)]
@@ -114,7 +114,7 @@ class Extractor:
             rows, first = batch["features"], int(batch["position"][0])
             others = (batch["index"] != batch["position"]).nonzero().flatten().tolist()
             moved |= {first + place: int(batch["index"][place]) for place in others}
-            # A damaged image is to be met, and told of, at every start.
+            # A damaged image must be found, and reported, at every start.
             if store is None or not store.write(first // self.chunk, rows, lasting=not others):
                 kept[first // self.chunk] = rows
         if store is not None:
@@ -139,7 +139,7 @@ class Extractor:
     def _computed(
         self, source: LabelledSource, transform: Transform, chunks: list[int]
     ) -> Generator[Batch, None, None]:
-        """The batches of these chunks, with their "features" on the CPU instead of their inputs."""
+        """Yield the batches of these chunks, with their "features" on the CPU instead of their inputs."""
         if not chunks:
             return
         self.module.eval()
@@ -162,7 +162,7 @@ class Extractor:
             return features_of(self.module, self.head_path, self.call, self.prepare(batch)).float()
 
     def _row_shape(self, kept: dict[int, Tensor], store: ChunkStore | None) -> tuple[int, ...]:
-        """Rank 0 always has the first chunk."""
+        """The shape of a row, as rank 0 knows it, which always has the first chunk."""
         return self.world.from_main(
             lambda: tuple(next(iter(kept.values())).shape[1:]) if kept else (store.shape if store else None) or ()
         )
@@ -179,7 +179,7 @@ class Extractor:
         return self.world.sum(table)
 
     def _chosen(self, samples: int, moved: dict[int, int], any_moved: bool) -> Tensor:
-        """Which sample is in each place: the place's own, or what stands in for it."""
+        """Which sample is in each place: the place's own, or its replacement."""
         chosen = torch.arange(samples)
         if any_moved:
             shifts = torch.zeros(samples, dtype=torch.int64)
@@ -190,9 +190,10 @@ class Extractor:
 
 
 def labelled(views: Sequence[Extracted], source: LabelledSource, device: torch.device, on_device: int) -> FeatureSet:
-    """The features with the targets and weights of the samples that they are of; on the device up to that many bytes.
+    """Return the features with their samples' targets and weights; on the device if they take `on_device` bytes at
+    most.
 
-    A sample that cannot be read has the same stand-in in all views.
+    A sample that cannot be read has the same replacement in all views.
     """
     chosen = views[0].chosen
     targets = torch.from_numpy(np.asarray(source.targets))[chosen].to(device)

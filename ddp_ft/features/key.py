@@ -1,4 +1,4 @@
-"""What features depend on: two starts with the same key compute the same features, and so may share them."""
+"""What features depend on: two starts with the same key compute the same features, and may share them."""
 
 import hashlib
 import json
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from ddp_ft.contracts import BuiltModel
+from ddp_ft.contracts import BuiltModel, LabelledSource
+from ddp_ft.data.bad_samples.replace import path_of
 
-# What of a plan has no part in features. All else has, also what a later version may resolve.
+# Fields of a plan that features do not depend on. They depend on all others, also those of later versions.
 WITHOUT_EFFECT = (
     "recipe", "task", "world_size", "threads", "micro_batch", "workers", "train_samples", "val_samples",
     "steps_per_epoch", "total_steps", "lr", "grade_elsewhere", "lowered", "tuned", "measured",
@@ -21,8 +21,8 @@ WITHOUT_EFFECT = (
 # Libraries that read, change or look at images, where they are installed.
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "PyTurboJPEG", "torchcodec")
 PACKAGE = Path(__file__).parent.parent
-# What besides data/image has a part in features: the draws of augmented views, how images come in batches, what takes a
-# damaged one's place, the pass.
+# What features depend on besides data/image: the draws of augmented views, how images come in batches, what replaces a
+# damaged one, the forward pass.
 _OTHERS = (
     "data/rng.py", "data/loader.py", "data/batch.py", "data/bad_samples/replace.py", "features/extractor.py",
     "models/backbone.py", "models/precision.py",
@@ -30,7 +30,7 @@ _OTHERS = (
 
 
 def describe_backbone(built: BuiltModel, plan: Mapping[str, Any]) -> dict[str, Any]:
-    """The backbone with its weights, the preprocessing, and where and with what it is computed, as JSON values."""
+    """Return the backbone with its weights, the preprocessing, and where and with what it computes, as JSON values."""
     return {
         "model": {name: value for name, value in built.spec.items() if name != "head"},
         "modules": _digest(_modules(built)),
@@ -44,13 +44,14 @@ def describe_backbone(built: BuiltModel, plan: Mapping[str, Any]) -> dict[str, A
 
 
 def key_of(description: Mapping[str, Any]) -> str:
-    """A name for a folder: 32 digits of the description's hash."""
+    """Return a name for a folder: 32 digits of the description's hash."""
     return hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def digest_names(names: Iterable[str]) -> str:
-    """A hash of names in their order."""
-    return _digest(name.encode("utf-8", "surrogateescape") + b"\n" for name in names)
+def digest_names(source: LabelledSource) -> str:
+    """Return a hash of the paths of a source's samples, in their order."""
+    paths = (path_of(source, index) for index in range(len(source)))
+    return _digest(path.encode("utf-8", "surrogateescape") + b"\n" for path in paths)
 
 
 def _digest(parts: Iterable[bytes | memoryview]) -> str:
@@ -74,18 +75,15 @@ def _tensors(built: BuiltModel) -> Iterable[bytes]:
 
 
 def _modules(built: BuiltModel) -> Iterable[bytes]:
-    """What the weights do not tell: strides, activations and the like."""
+    """What weights do not hold: strides, activations and the like."""
     for name, module in built.module.named_modules():
         if not _is_of_head(built, name):
-            yield f"{name} {_kind(module)} {module.extra_repr()}\n".encode()
-
-
-def _kind(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+            kind = type(module)
+            yield f"{name} {kind.__module__}.{kind.__qualname__} {module.extra_repr()}\n".encode()
 
 
 def _code(model_name: str) -> Iterable[bytes]:
-    """The files that make an image a feature: ours, and the user's file with the model, if it is one."""
+    """The files that turn an image into a feature: ours, and the user's file with the model, if there is one."""
     images = sorted((PACKAGE / "data/image").rglob("*.py"))
     yield from (file.read_bytes() for file in [*images, *(PACKAGE / name for name in _OTHERS)])
     theirs = Path(model_name.rpartition(":")[0])

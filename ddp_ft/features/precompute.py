@@ -1,4 +1,4 @@
-"""The features of images: taken from their cache on the disk, and computed once where they are not there."""
+"""The features of a run's images: read from their cache on the disk, or computed once; and what is refused."""
 
 import json
 import math
@@ -12,21 +12,21 @@ from typing import Any
 
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import BuiltModel, LabelledSource, Processor, Say, Transform
-from ddp_ft.data.bad_samples.replace import path_of
 from ddp_ft.distributed.world import World
+from ddp_ft.errors import UserError
 from ddp_ft.evaluation.evaluator import EVAL_CHUNK
 from ddp_ft.features.cache import ChunkStore
 from ddp_ft.features.dataset import FeatureSet
 from ddp_ft.features.extractor import AugmentedView, Extracted, Extractor, labelled
 from ddp_ft.features.key import describe_backbone, digest_names, key_of
-from ddp_ft.models.backbone import MOST_FEATURE_BYTES
+from ddp_ft.models.backbone import MOST_FEATURE_BYTES, feature_width
 from ddp_ft.run_folder.shared import wait_for
 
 # In the run folder; named by the key, so that a later start with other weights or another torch finds nothing.
 FOLDER = Path("cache/features")
 _TOKEN = ".seen_"
 
-# A source, how its images are transformed, and what besides the backbone that depends on, as JSON values.
+# A source, its transform, and what besides the backbone the transform depends on, as JSON values.
 Table = tuple[LabelledSource, Transform, Mapping[str, Any]]
 
 
@@ -34,8 +34,8 @@ Table = tuple[LabelledSource, Transform, Mapping[str, Any]]
 class FeatureFiles:
     """Where features are kept, and what they depend on. `root` None: in memory alone.
 
-    `is_own`: the folder is the run's, so that what other weights or another version left in it is removed. `plan` is
-    that of `Plan.to_mapping`, `fingerprint` the data's.
+    `is_own`: the folder is the run's, so features of other weights or another version are removed from it. `plan` is
+    the result of `Plan.to_mapping`, `fingerprint` the data's.
     """
 
     root: Path | None
@@ -44,18 +44,13 @@ class FeatureFiles:
     plan: Mapping[str, Any]
     fingerprint: str
 
-    def describe(self) -> dict[str, Any]:
-        """What all tables of features depend on, as JSON values."""
-        backbone = describe_backbone(self.built, self.plan)
-        return {**backbone, "data": self.fingerprint, "chunk": EVAL_CHUNK}
-
 
 def open_features(
     extractor: Extractor, files: FeatureFiles, train: Sequence[Table], val: Table, say: Say
 ) -> tuple[FeatureSet, FeatureSet]:
-    """The features of the training set, in all its views, and of the validation set; the same on every rank.
+    """Return the features of the training set, in all its views, and of the validation set; the same on every rank.
 
-    Raises StopAgreed if all ranks were asked to stop: chunks that are complete are there at the next start.
+    Raises StopAgreed if all ranks were asked to stop; the next start has the chunks that are complete.
     """
     tables = [*train, val]
     stores, common, trouble = _open_stores(extractor.world, files, tables)
@@ -69,7 +64,7 @@ def open_features(
 
 
 def training_views(train: LabelledSource, processor: Processor, config: RunConfig) -> list[Table]:
-    """View 0 is as in evaluation; what the others are drawn from is part of their key."""
+    """Return a table for each view: view 0 as in evaluation; the seed of the others is part of their key."""
     views: list[Table] = [(train, processor.eval_transform(), {})]
     decoded = replace(config, data=replace(config.data, decoder="auto"))  # by the loader, whatever training steps do
     for view in range(1, config.freeze.views):
@@ -81,7 +76,7 @@ def training_views(train: LabelledSource, processor: Processor, config: RunConfi
 def _open_stores(
     world: World, files: FeatureFiles, tables: Sequence[Table]
 ) -> tuple[Sequence[ChunkStore | None], bool, str]:
-    """A store for each table, whether all ranks see the same ones, and why there are none, if there are none."""
+    """Return a store for each table, whether all ranks see the same ones, and why there are none, if there are none."""
     nothing: list[ChunkStore | None] = [None] * len(tables)
     root = files.root
     if root is None:
@@ -93,19 +88,23 @@ def _open_stores(
     common = world.from_main(lambda: all(is_common or []))
     world.from_main(lambda: (root / names[0] / f"{_TOKEN}{token}").unlink(missing_ok=True))
     for name in names:  # on a node with a disk of its own they are not there yet
-        with suppress(OSError):  # writing will say so
+        with suppress(OSError):  # writing will fail with the reason
             (root / name).mkdir(parents=True, exist_ok=True)
     return [ChunkStore(root / n, len(t[0]), EVAL_CHUNK) for n, t in zip(names, tables, strict=True)], common, ""
 
 
 def _prepare(files: FeatureFiles, root: Path, tables: Sequence[Table]) -> tuple[list[str], str, str]:
-    """Rank 0: make the folders, and put something there that the others can look for."""
-    common = files.describe()
-    descriptions = [{**common, **about, "pictures": _digest_of(source)} for source, _, about in tables]
+    """On rank 0 make the folders, and a file there that the other ranks can look for; return the folders' names, the
+    file's token, and what went wrong."""
+    common = {**describe_backbone(files.built, files.plan), "data": files.fingerprint, "chunk": EVAL_CHUNK}
+    descriptions = [{**common, **about, "pictures": digest_names(source)} for source, _, about in tables]
     names, token = [key_of(description) for description in descriptions], secrets.token_hex(8)
     try:
         for name, description in zip(names, descriptions, strict=True):
-            _describe(root / name, description)
+            (root / name).mkdir(parents=True, exist_ok=True)
+            (root / name / "key.json").write_text(
+                json.dumps(description, indent=2, default=str) + "\n", encoding="utf-8"
+            )
         (root / names[0] / f"{_TOKEN}{token}").touch()
     except OSError as error:
         return names, token, f"{root} cannot be written to ({error.strerror})"
@@ -114,15 +113,6 @@ def _prepare(files: FeatureFiles, root: Path, tables: Sequence[Table]) -> tuple[
             if other.name not in names:
                 shutil.rmtree(other, ignore_errors=True)
     return names, token, ""
-
-
-def _describe(folder: Path, description: Mapping[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "key.json").write_text(json.dumps(description, indent=2, default=str) + "\n", encoding="utf-8")
-
-
-def _digest_of(source: LabelledSource) -> str:
-    return digest_names(path_of(source, index) for index in range(len(source)))
 
 
 def _announce(files: FeatureFiles, tables: Sequence[Table], stores: Sequence[ChunkStore | None]) -> str:
@@ -141,3 +131,37 @@ def _report_troubles(world: World, found: Sequence[Extracted], say: Say) -> None
     errors = {each.error for each in found if each.error}
     if lost := sorted({error for rank in world.gather(errors) or [] for error in rank}):
         say(f"Warning: features could not be stored ({'; '.join(lost)}); they are kept in memory.")
+
+
+def check_features(config: RunConfig, built: BuiltModel) -> None:
+    """Raise UserError for settings of features that do not go together, or not with the model."""
+    cached, probed = config.freeze.cache_features, config.probe.epochs > 0
+    mixes = bool(config.augment.mixup or config.augment.cutmix)
+    if (cached or probed) and built.head_path is None:
+        what = "freeze.cache_features" if cached else "probe.epochs"
+        raise UserError(
+            f"{what}: {config.model.name} does not end with its head, so its features cannot be cut off.",
+            "Use --recipe full, or --freeze backbone to train the head alone on images.",
+        )
+    if cached and (config.freeze.parts != "backbone" or config.freeze.schedule or mixes):
+        raise UserError(
+            "freeze.cache_features trains on features that never change: it needs --freeze backbone, "
+            "no freeze.schedule, and neither mixup nor cutmix.",
+            "Leave freeze.cache_features out, or use --recipe linear_probe.",
+        )
+    if config.freeze.views > 1 and not (cached or probed):
+        raise UserError(
+            f"freeze.views = {config.freeze.views} is of features, and this run computes none.",
+            "Add --recipe linear_probe or --set probe.epochs=20, or leave freeze.views at 1.",
+        )
+
+
+def check_size(built: BuiltModel, samples: int, most: float) -> None:
+    """Raise UserError if the features of so many samples, each view counted, take more than `most` GiB; 0: any size."""
+    size = 4 * feature_width(built) * samples
+    if most and size > most * 2**30:
+        raise UserError(
+            f"The features of this data would take {size / 2**30:.1f} GiB; freeze.cache_gb allows {most:g}.",
+            "Raise --set freeze.cache_gb=..., lower freeze.views, or train on images: --freeze backbone without "
+            "freeze.cache_features.",
+        )

@@ -1,6 +1,5 @@
 """Averages of checkpoints' weights, with batch norm's statistics that fit them, and how good they are."""
 
-import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from ddp_ft.data.splits.record import Splits
 from ddp_ft.data.workers import default_workers
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
-from ddp_ft.evaluation.evaluator import EVAL_CHUNK, Scorer
+from ddp_ft.evaluation.evaluator import EVAL_CHUNK, Scorer, quality_of
 from ddp_ft.inference.trained_model import Trained
 from ddp_ft.models.batch_norm import batch_statistics
 from ddp_ft.models.precision import autocast
@@ -135,8 +134,7 @@ class Averager:
 
     def _score(self, metrics: dict[str, float]) -> float:
         """Larger is better; NaN is worst."""
-        value = metrics[self.metric]
-        return -math.inf if math.isnan(value) else value if self.is_higher_better else -value
+        return quality_of(self.trained.task, self.metric, metrics)
 
     def _shown(self, score: float) -> str:
         return f"{self.metric} {score if self.is_higher_better else -score:.4f}"

@@ -18,7 +18,7 @@ from ddp_ft.reporting.evaluated_samples import UNREADABLE, read_error
 from ddp_ft.reporting.facts import RunFacts
 from ddp_ft.reporting.formats import brief, count, plural
 from ddp_ft.reporting.svg_charts import data_uri, reliability_svg, scatter_svg
-from ddp_ft.tasks.scored.base import ScoredSet, most_confused
+from ddp_ft.tasks.scored.base import MOST_SCATTERS, ScoredSet, most_confused
 
 TITLES = {"val": "validation", "test": "test"}
 # Classes whose whole matrix is shown; of more, those that are confused most.
@@ -28,7 +28,6 @@ MOST_PAIRS = 12
 # Rows of a table that are not folded away, and the most that the page has at all.
 OPEN_ROWS, MOST_ROWS = 12, 2000
 MISTAKES, HITS = 12, 8
-MOST_SCATTERS = 4
 # Images with fewer pixels a side are enlarged by whole pixels.
 SMALL = 100
 

@@ -1,4 +1,4 @@
-"""Joining the processes of a job: connected, watched, and listening for what asks them to stop."""
+"""Joining the processes of a job: connected, watched, and listening for requests to stop."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,10 +15,10 @@ from ddp_ft.distributed.world import connect
 
 @contextmanager
 def joined(config: ComputeConfig, launch: Launch, stop_files: Sequence[Path], stacks: Path) -> Iterator[Machine]:
-    """Within the block this process is one of the job's: connected, heeding signals and stop files, and watched.
+    """Within the block this process is one of the job's: connected, obeying signals and stop files, and watched.
 
-    Whoever hangs, or whose peer does, ends, and leaves its stacks in that folder. UserError for a device or peers that
-    are not there.
+    A process that hangs, or whose peer hangs, ends, and writes its stacks to the folder `stacks`. UserError if the
+    device or the peers are not there.
     """
     device = pick_device(config.device, launch)
     stop = StopRequest(stop_files, looks=launch.rank == 0)

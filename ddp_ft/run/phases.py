@@ -1,4 +1,4 @@
-"""A run that is composed and described: gone on with, trained to its end, tested, summarised and reported."""
+"""A run that is composed and described: resumed, trained to its end, tested, summarised and reported."""
 
 from ddp_ft.config.keys import RECIPE
 from ddp_ft.config.loading import to_flat
@@ -16,18 +16,18 @@ from ddp_ft.training.open_phase import close_probe, open_phase
 from ddp_ft.training.recorder import Recorder
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
-from ddp_ft.training.testing import test_best
+from ddp_ft.training.validation import test_best
 
 
 def resume(run: Run, state: TrainState, console: Console) -> None:
-    """Take up what an earlier start left in the run folder."""
+    """Continue from what an earlier start left in the run folder."""
     settle_damage(run, console.say)
     for trouble in restore(run, state):
         console.say(f"Warning: a checkpoint is damaged and was set aside. {trouble}")
 
 
 def train_run(run: Run, state: TrainState, console: Console, allocation: Allocation) -> str:
-    """Train all phases, from the state's step on; then test the best model, and report. Returns DONE or STOPPED."""
+    """Train all phases, from the state's step on; test the best model, and report. Return DONE or STOPPED."""
     recorder = Recorder(run, state, console, _open_trackers(run, state, console), allocation)
     status = ""
     try:
@@ -37,7 +37,7 @@ def train_run(run: Run, state: TrainState, console: Console, allocation: Allocat
         write_to_the_end(run)
         if status == DONE:
             _finish(run, state, recorder)
-    except StopAgreed:  # outside of training's steps: the newest checkpoint has all there is
+    except StopAgreed:  # outside of steps: the newest checkpoint has everything
         status = STOPPED
     finally:
         run.writer.wait()
@@ -52,10 +52,10 @@ def train_run(run: Run, state: TrainState, console: Console, allocation: Allocat
 
 
 def stop_before_training(run: Run, state: TrainState, console: Console, writes: bool) -> str:
-    """All ranks agreed to stop while something was measured; `writes`: there is a run folder to say so in."""
-    console.say("Stopped before training. The same command goes on from there.")
+    """Report that all ranks agreed to stop while something was measured; `writes`: also in the run folder."""
+    console.say("Stopped before training. The same command continues from there.")
     if writes:
-        restore(run, state)  # an earlier start may have trained; the summary tells of that
+        restore(run, state)  # an earlier start may have trained, which the summary contains
         _write_summary(run, state, STOPPED, {})
     return STOPPED
 
@@ -71,7 +71,7 @@ def _open_trackers(run: Run, state: TrainState, console: Console) -> FanOut:
 def _train_phases(run: Run, state: TrainState, recorder: Recorder) -> str:
     progress = state.progress
     if progress.restarts:
-        recorder.say(f"Going on at step {progress.step} of phase {progress.phase}.")
+        recorder.say(f"Continuing at step {progress.step} of phase {progress.phase}.")
     was_probing = progress.phase == PROBE
     if was_probing:
         if train(run, state, open_phase(run, state, recorder.say), recorder) == STOPPED:
@@ -80,12 +80,12 @@ def _train_phases(run: Run, state: TrainState, recorder: Recorder) -> str:
         recorder.leave()
     phase = open_phase(run, state, recorder.say)
     if was_probing:
-        save(run, state, recorder)  # the probe is not to be done again
+        save(run, state, recorder)  # so that the probe is not trained again
     return train(run, state, phase, recorder)
 
 
 def _finish(run: Run, state: TrainState, recorder: Recorder) -> None:
-    """Evaluate the best model on the test set, where there is one, and write summary.json. Raises StopAgreed."""
+    """Evaluate the best model on the test set, if there is one, and write summary.json. Raises StopAgreed."""
     metrics = test_best(run, state, recorder) if run.splits.test is not None else {}
     recorder.watch.look()
     best = {f"val/{name}": value for name, value in state.progress.best.metrics.items()}
@@ -98,7 +98,7 @@ def _write_summary(run: Run, state: TrainState, status: str, test: dict[str, flo
 
 
 def _report(run: Run, console: Console) -> None:
-    """On rank 0, outside of collectives. A run that was stopped has no time for it; `ddp-ft report` writes its page."""
+    """Write the report on rank 0. A run that was stopped has no time for it; `ddp-ft report` writes its page."""
     if not run.config.log.report:
         return
     sets = {"val": run.splits.val} | ({"test": run.splits.test} if run.splits.test else {})

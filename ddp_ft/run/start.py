@@ -1,4 +1,4 @@
-"""The start of a run: from what is asked for to all its parts, composed, tuned, claimed and introduced."""
+"""The start of a run: what is asked for is composed, tuned, given its run folder, described, and trained."""
 
 import os
 from contextlib import nullcontext
@@ -20,30 +20,30 @@ from ddp_ft.trackers.rank_log import logging_to
 from ddp_ft.trackers.services.registry import service_names
 from ddp_ft.training.build import compose
 from ddp_ft.training.compile import check_compiling
-from ddp_ft.training.earlier import after_earlier, is_finished
 from ddp_ft.training.open_run import describe_run, open_folder
-from ddp_ft.training.request import Request
+from ddp_ft.training.plan import read_plan
+from ddp_ft.training.request import Request, is_finished
 from ddp_ft.tuning.tune import generators_kept, keys_to_measure, show, tune
 
 
 def fine_tune(request: Request, launch: Launch) -> str:
-    """Run or continue a run; returns DONE or STOPPED. Raises UserError for what the user can mend."""
+    """Begin or continue a run; return DONE or STOPPED. Raises UserError for what the user can correct."""
     config = request.config()
-    service_names(config.log.trackers)  # a mistake in it is told now
+    service_names(config.log.trackers)  # an unknown name is reported now
     with joined(config.compute, launch, _stop_files(request), request.run_dir / "stacks") as machine:
         return _fine_tune(request, machine)
 
 
 def _stop_files(request: Request) -> list[Path]:
     named = os.environ.get(STOP_FILE_VARIABLE)
-    own = [] if request.dry_run else [request.run_dir / STOP_FILE]  # an old one is not removed by a dry run
+    own = [] if request.dry_run else [request.run_dir / STOP_FILE]  # a dry run does not remove an old one
     return [*own, *([Path(named)] if named else [])]
 
 
 def _fine_tune(request: Request, machine: Machine) -> str:
     world, folder = machine.world, RunFolder(request.run_dir)
     console = make_console(world.is_main, request.config().log.level)
-    request = after_earlier(folder, request, world)
+    request = request.after(world.from_main(lambda: read_plan(folder)))
     recipe = request.earlier.recipe if request.earlier else None  # what `auto` became holds for all further starts
     config = request.config(recipe)
     if world.from_main(lambda: is_finished(folder, config, request.extend)):
@@ -74,7 +74,7 @@ def _fine_tune(request: Request, machine: Machine) -> str:
             resume(run, state, console)
             lease.begin_at(state.progress.step)
             return train_run(run, state, console, allocation)
-    except StopAgreed:  # while it was measured
+    except StopAgreed:  # while something was measured
         return stop_before_training(run, state, console, writes=not request.dry_run)
     finally:
         run.writer.wait()

@@ -1,4 +1,4 @@
-"""Which samples a run's steps and evaluations are made of, and the loaders that bring them to this rank."""
+"""Which samples a run's steps and evaluations take, and the loaders that bring them to this rank."""
 
 import copy
 import math
@@ -14,13 +14,13 @@ from ddp_ft.training.run import Run
 
 
 def training_order(run: Run) -> GlobalOrderSampler:
-    """The order of the training samples, and this rank's share of it; in pairs, where they are mixed."""
+    """Return the order of the training samples, with this rank's share; in pairs if samples are mixed."""
     train, pairs = run.config.train, run.model.processor.pairs(run.config)
     return _order(run, run.world, train.batch_size, run.config.seed, pairs)
 
 
 def head_order(run: Run, solo: World, phase: str) -> GlobalOrderSampler:
-    """The order of their features, of which each rank takes all."""
+    """Return the order of the training samples' features, of which each rank takes all."""
     sizes = run.config.probe if phase == PROBE else run.config.train
     return _order(run, solo, sizes.batch_size, derive_seed(run.config.seed, *phase.encode()), pairs=False)
 
@@ -31,7 +31,7 @@ def _order(run: Run, world: World, batch_size: int, seed: int, pairs: bool) -> G
 
 
 def training_source(run: Run) -> LabelledSource:
-    """The training set; without its weights where the order follows them already, lest they count twice."""
+    """Return the training set; without its weights if the order follows them already, lest they count twice."""
     if run.config.data.sampling != "weighted":
         return run.splits.train
     source = copy.copy(run.splits.train)
@@ -42,7 +42,7 @@ def training_source(run: Run) -> LabelledSource:
 def training_batches(
     run: Run, order: GlobalOrderSampler, micro_batch: int | None, start: int
 ) -> Generator[list[Batch], None, None]:
-    """This rank's micro-batches of each step from `start` on, read by workers that end with the generator."""
+    """Yield this rank's micro-batches of each step from `start` on; the workers end with the generator."""
     reader = _reader(run, training_source(run), run.model.processor.train_transform(run.config))
     return iter(TrainLoader(reader, order, micro_batch, range(start, run.plan.total_steps)))
 
@@ -52,8 +52,8 @@ def _reader(run: Run, source: LabelledSource, transform: Transform) -> Reader:
 
 
 def evaluation_batches(run: Run, source: LabelledSource) -> Iterator[Batch]:
-    """This rank's chunks of a source. Between two of them the ranks agree on whether to stop, which they do equally
-    often by arithmetic: their numbers of chunks differ by one at most."""
+    """Yield this rank's chunks of a source. Before each the ranks agree on whether to stop: equally often, since their
+    numbers of chunks differ by one at most."""
     world, reader = run.world, _reader(run, source, run.model.processor.eval_transform())
     loader = EvalLoader(reader, EVAL_CHUNK, chunks_of(source, EVAL_CHUNK, world.size, world.rank))
     chunks = math.ceil(len(source) / EVAL_CHUNK)

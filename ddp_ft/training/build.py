@@ -1,7 +1,7 @@
 """The parts of a run, composed from a configuration."""
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import PROBE, TRAIN, LoadReport, Task
+from ddp_ft.contracts import PROBE, TRAIN, LoadReport
 from ddp_ft.data.sampler import sampling_weights
 from ddp_ft.data.splits.of_run import open_splits_of
 from ddp_ft.data.splits.record import Splits
@@ -14,7 +14,7 @@ from ddp_ft.tasks.registry import make_task, outputs_of
 from ddp_ft.training.checks import check_alone, check_restorable, check_together
 from ddp_ft.training.gradients import anchors_of
 from ddp_ft.training.malloc import keep_freed_memory
-from ddp_ft.training.optim import groups_of, make_optimizer
+from ddp_ft.training.optim import optimizer_of
 from ddp_ft.training.plan import make_plan
 from ddp_ft.training.progress import Progress
 from ddp_ft.training.recipe import build, settle_recipe
@@ -26,9 +26,9 @@ from ddp_ft.training.state import TrainState
 def compose(
     config: RunConfig, request: Request, machine: Machine, splits: Splits | None = None
 ) -> tuple[Run, TrainState, LoadReport]:
-    """All parts of a run, and its state at the first step; nothing is written yet. Collective.
+    """Return all parts of a run, its state before the first step, and what was loaded. Writes nothing. Collective.
 
-    `splits` are its data, if that is open already. UserError for whatever cannot be.
+    `splits` are its data, if that is open already. UserError for settings, data or a model that cannot be trained.
     """
     world, folder = machine.world, RunFolder(request.run_dir)
     if world.device.type == "cpu":
@@ -37,7 +37,8 @@ def compose(
     built = build(config, outputs_of(config, splits.schema))
     config, recipe, why = settle_recipe(config, request, built, len(splits.train))
     check_alone(config)
-    task = _make_task(config, splits)
+    task = make_task(config, splits.schema, splits.train.targets)
+    task.higher_is_better(config.eval.metric or task.primary_metric)  # an unknown metric is reported now
     model, stages = prepare(built, config, task.initial_bias() if config.head.bias == "prior" else None, world)
     plan = make_plan(
         config, machine, model.module, (len(splits.train), len(splits.val)),
@@ -65,17 +66,6 @@ def compose(
         checkpoints=Checkpoints(folder.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best),
         agreement=Agreement(world, machine.stop),
     )
-    return run, fresh_state(run), report
-
-
-def fresh_state(run: Run) -> TrainState:
-    """The state before a run's first step, from its model as it is."""
-    optimizer = make_optimizer(groups_of(run.model, run.config.optim, run.plan.lr), run.config.optim)
-    progress = Progress(phase=PROBE if run.config.probe.epochs else TRAIN)
-    return TrainState(run.model.module, optimizer, run.plan, progress, run.config.ema.decay)
-
-
-def _make_task(config: RunConfig, splits: Splits) -> Task:
-    task = make_task(config, splits.schema, splits.train.targets)
-    task.higher_is_better(config.eval.metric or task.primary_metric)  # a mistake in it is told now
-    return task
+    progress = Progress(phase=PROBE if config.probe.epochs else TRAIN)
+    optimizer = optimizer_of(model, config.optim, plan.lr)
+    return run, TrainState(model.module, optimizer, plan, progress, config.ema.decay), report

@@ -1,4 +1,4 @@
-"""A run's state, copied and handed to the background writer, and taken up again."""
+"""A run's state, copied and handed to the background writer, and restored."""
 
 import time
 from functools import partial
@@ -15,8 +15,8 @@ from ddp_ft.training.state import Snapshot, TrainState
 
 
 def save(run: Run, state: TrainState, recorder: Recorder) -> None:
-    """Copy the state, and write it in the background as a checkpoint from which any number of ranks can go on; what was
-    logged before it is made durable first. Collective."""
+    """Copy the state, and write it in the background as a checkpoint from which any number of ranks can continue, after
+    what was logged is durable. Collective."""
     progress, began = state.progress, time.perf_counter()
     progress.saves += 1
     snapshot = state.state_dict(run.world)
@@ -34,7 +34,7 @@ def _write(run: Run, snapshot: Snapshot, step: int, phase: str, score: float | N
 
 
 def restore(run: Run, state: TrainState) -> list[str]:
-    """Go on from the newest checkpoint that is whole, if there is one; returns what was wrong with newer ones.
+    """Continue from the newest checkpoint that is whole, if there is one; return what was wrong with newer ones.
 
     The optimizer's part waits until the phase is opened. UserError if none of the checkpoints is whole.
     """

@@ -1,4 +1,4 @@
-"""Which settings of a run go together: asked of those who know, before anything is trained."""
+"""Checks, before anything is trained, that the settings of a run go together."""
 
 import json
 
@@ -9,7 +9,7 @@ from ddp_ft.contracts import BuiltModel, Task
 from ddp_ft.data.processors import processor_from
 from ddp_ft.data.splits.record import Splits
 from ddp_ft.errors import UserError
-from ddp_ft.features.check import check_features
+from ddp_ft.features.precompute import check_features
 from ddp_ft.models.build import check_arguments
 from ddp_ft.models.libraries.registry import get_library
 from ddp_ft.tasks.registry import restore_task
@@ -19,14 +19,14 @@ from ddp_ft.training.profiler import parse_steps
 
 
 def check_alone(config: RunConfig) -> None:
-    """UserError for settings that are wrong whatever the others are, and that the configuration cannot tell."""
+    """Raise UserError for settings that are wrong whatever the others are, and that the schema cannot check."""
     check_optimizer(config.optim.name)
     parse_steps(config.log.profile)
 
 
 def check_restorable(built: BuiltModel, task: Task) -> None:
-    """UserError, before hours are spent, for what model.json would not bring back. It happens where something was added
-    to ddp_ft, and not to its tables of names."""
+    """Raise UserError, before hours are spent, for what could not be loaded from model.json: something that was added
+    to ddp_ft, but not to its tables of names."""
     described = json.loads(json.dumps({"input": built.processor.to_mapping(), "task": task.settings()}))
     processor_from(described["input"])
     check_arguments(get_library(built.spec["library"]), built.spec["arguments"])
@@ -34,7 +34,7 @@ def check_restorable(built: BuiltModel, task: Task) -> None:
 
 
 def check_together(config: RunConfig, built: BuiltModel, splits: Splits, device: torch.device) -> None:
-    """UserError for settings that are right alone and wrong together, or with the data."""
+    """Raise UserError for settings that are right alone and wrong together, or with the data."""
     if splits.train.kind != built.processor.kind:
         raise UserError(
             f"{config.data.path} has samples of the kind '{splits.train.kind}'; {config.model.name} takes "

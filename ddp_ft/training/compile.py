@@ -1,7 +1,7 @@
 """torch.compile for what training runs: the forward and backward pass of the whole model, or of its repeated blocks.
 
-All compiling is done on blank batches before the first step that counts, always in the same order of sizes: so the code
-follows neither from where a restart begins nor from what came first, and no step waits for it.
+All code is compiled on blank batches before the first step, always in the same order of sizes: so it depends neither on
+where a restart begins nor on which batch is first, and no step waits for it.
 """
 
 import logging
@@ -13,7 +13,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import Batch, BuiltModel, Say
@@ -31,21 +30,20 @@ from ddp_ft.distributed.stop_request import CutShort
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.models.blocks import repeated_blocks
-from ddp_ft.models.precision import autocast
 from ddp_ft.training.phase import Phase
 from ddp_ft.training.state import TrainState
 from ddp_ft.training.step import Learner
 
 OFF, REGIONAL = "false", "regional"
 CACHE_VARIABLE, THREADS_VARIABLE = "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS"
-# All blocks of a network share one limit, and torch's own of 8 is below the number of different blocks of most.
+# All blocks of a network share one limit; most networks have more different blocks than torch's default of 8.
 RECOMPILE_LIMIT = 64
 TIMED_PASSES = 3
 _chosen_caches: set[str] = set()
 
 
 class Times(NamedTuple):
-    """Seconds: for compiling, and of a forward and backward pass of the largest micro-batch without it and with it."""
+    """Seconds of compiling, and of a forward and backward pass of the largest micro-batch without and with it."""
 
     compiling: float
     eager: float
@@ -88,30 +86,29 @@ def _missing_for_cpu() -> str:
     return ""
 
 
-def wanted_code(phase: Phase, state: TrainState) -> tuple[int, int | None] | None:
-    """What the coming steps want compiled: a stage of unfreezing and a size of micro-batches; None: nothing."""
-    return None if phase.run.config.compute.compile == OFF else (state.progress.stage, state.micro_batch)
-
-
 def compile_phase(phase: Phase, state: TrainState, say: Say, again: bool) -> None:
-    """Compile the model for the present stage of unfreezing and size of micro-batches; `again`: instead of others.
+    """Compile the model for the current unfreezing stage and micro-batch size; `again`: it was compiled for others.
 
-    Collective. Weights, buffers, random numbers and gradients stay as they are. Raises StopAgreed, and UserError if
-    torch fails.
+    Collective. Weights, buffers, random numbers and gradients are unchanged. Raises StopAgreed, and UserError if torch
+    fails.
     """
     run, order = phase.run, phase.sampler
     _configure(run.folder.path, say)
     sizes = micro_batch_sizes(order, state.micro_batch)
     compile_in_place(run.model, run.config.compute.compile, dynamic=len([size for size in sizes if size > 1]) > 1)
     times, children = None, _children()
-    # Asked to stop, a rank leaves the compiler at once, as that may take longer than torchrun or Slurm wait.
-    with suppress(CutShort), run.agreement.stop.cutting_short(), _without_noise():
+    # Asked to stop, a rank leaves the compiler at once: it may take longer than torchrun or Slurm wait.
+    with suppress(CutShort), run.agreement.stop.cutting_short(), warnings.catch_warnings():
+        # torch itself looks at the gradients of a block's input.
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor", UserWarning)
         times = _warm_up(phase, sizes)
     _end_workers()
-    if times is None:
-        _terminate(_children() - children)  # a thread that waits for its compiler would keep this process alive
+    # A thread that waits for its compiler would keep this process alive.
+    for process in () if times else _children() - children:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
     run.agreement.check()
-    if times is not None:  # as nobody was asked to stop
+    if times is not None:  # nobody was asked to stop
         state.progress.compile_seconds += times.compiling
         passes = -(-max(map(order.share_length, range(order.steps_per_epoch))) // sizes[0])
         steps_left = phase.last_step(state.progress) - state.progress.step
@@ -119,10 +116,10 @@ def compile_phase(phase: Phase, state: TrainState, say: Say, again: bool) -> Non
 
 
 def compile_in_place(built: BuiltModel, mode: str, dynamic: bool) -> None:
-    """Have the module, or with "regional" its repeated blocks, compiled when they are next called.
+    """Mark the module, or with "regional" its repeated blocks, to be compiled at their next call.
 
-    Names in state_dict stay. `dynamic`: for any number of samples, and not for each anew. Equal blocks share their
-    code. UserError if there are no blocks.
+    Names in state_dict stay. `dynamic`: the code is for any number of samples. Equal blocks share their code. UserError
+    if there are no blocks.
     """
     names = repeated_blocks(built.module, built.head) if mode == REGIONAL else [""]
     if not names:
@@ -130,7 +127,7 @@ def compile_in_place(built: BuiltModel, mode: str, dynamic: bool) -> None:
             "compute.compile = regional: this architecture has no repeated blocks.",
             "Use compute.compile=true, or leave it out.",
         )
-    torch._dynamo.reset()  # of an earlier stage nothing is needed, nor may it change what is compiled now
+    torch._dynamo.reset()  # code of an earlier stage is not needed, nor may it change what is compiled now
     for name in names:
         part = built.module.get_submodule(name)
         part.compile(options=_options())
@@ -140,7 +137,7 @@ def compile_in_place(built: BuiltModel, mode: str, dynamic: bool) -> None:
 
 
 def _any_number(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The call, with the first dimension of its input, and of all that have as many samples, marked as free."""
+    """Call with the number of samples marked as dynamic, in the input and in all tensors of as many samples."""
     samples = args[0].shape[0]
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor) and value.ndim and value.shape[0] == samples:
@@ -153,14 +150,14 @@ def _options() -> dict[str, Any]:
 
     # Random masks are drawn as without compiling, so they follow (seed, step, rank) in the same way.
     options = {"fallback_random": True}
-    if hasattr(inductor, "deterministic"):  # no kernels that are chosen by their time, as the choice changes bits
+    if hasattr(inductor, "deterministic"):  # no kernels chosen by their time, since the choice changes bits
         options["deterministic"] = True
     return options
 
 
 @contextmanager
 def eager(module: nn.Module) -> Iterator[None]:
-    """Within the block nothing of the module runs compiled: an evaluation then gives what it gives anywhere else."""
+    """Within the block nothing of the module runs compiled, so that an evaluation has the same result everywhere."""
     parts = {part: part._compiled_call_impl for part in module.modules() if part._compiled_call_impl is not None}
     for part in parts:
         part._compiled_call_impl = None
@@ -172,35 +169,30 @@ def eager(module: nn.Module) -> Iterator[None]:
 
 
 def _warm_up(phase: Phase, sizes: list[int]) -> Times:
-    """Compile for batches of these sizes, and time a pass of the first with and without it."""
-    learner, module = phase.learner, phase.run.model.module
-    batches = [_blank(phase, size) for size in sizes]
+    """Compile for batches of these sizes, and time a pass of the first with and without compiled code."""
+    learner, model = phase.learner, phase.run.model
+    batches = [learner.prepare(model.processor.example(size)) for size in sizes]
     learner.set_training()
+    plain, compiled = [], []
     with _without_trace(learner.replica, learner.world.device):
-        with eager(module):
-            _pass(learner, batches[0])  # a mistake in the model is told as ever
-        began = time.perf_counter()
-        _compile(phase, batches)
-        compiling = time.perf_counter() - began
-        pairs = [_time_both(module, learner, batches[0]) for _ in range(TIMED_PASSES)]
-    plain, compiled = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
-    return Times(compiling, plain, compiled)
+        with eager(model.module):
+            _pass(learner, batches[0])  # an error of the model itself is not blamed on the compiler
+        compiling = _compile(phase, batches)
+        for _ in range(TIMED_PASSES):
+            with eager(model.module):
+                plain.append(_pass(learner, batches[0]))
+            compiled.append(_pass(learner, batches[0]))
+    return Times(compiling, statistics.median(plain), statistics.median(compiled))
 
 
-def _blank(phase: Phase, size: int) -> Batch:
-    """What the replica is called with, of `size` samples of noise."""
-    return phase.learner.prepare(phase.run.model.processor.example(size))
-
-
-def _compile(phase: Phase, batches: list[Batch]) -> None:
+def _compile(phase: Phase, batches: list[Batch]) -> float:
     run = phase.run
     try:
-        for batch in batches:
-            _pass(phase.learner, batch)
+        return sum(_pass(phase.learner, batch) for batch in batches)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        if run.agreement.stop.asked:  # the compiler, a process of its own, died of the same signal
+        if run.agreement.stop.asked:  # the same signal ended the compiler, a process of its own
             raise CutShort from None
         logging.getLogger("ddp_ft").debug("torch.compile failed", exc_info=True)
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
@@ -210,24 +202,14 @@ def _compile(phase: Phase, batches: list[Batch]) -> None:
         ) from error
 
 
-def _pass(learner: Learner, batch: Batch) -> None:
-    """Forward and backward as in a step, but for the reduction over ranks."""
-    replica, world = learner.replica, learner.world
-    with replica.no_sync() if isinstance(replica, DistributedDataParallel) else nullcontext():
-        with autocast(world.device, learner.precision):
-            outputs = replica(batch)
-        outputs.float().square().sum().backward()
-    if world.device.type == "cuda":
-        torch.cuda.synchronize(world.device)
-
-
-def _time_both(module: nn.Module, learner: Learner, batch: Batch) -> tuple[float, float]:
+def _pass(learner: Learner, batch: Batch) -> float:
+    """Run forward and backward as in a step, without the reduction over ranks; return the seconds that it took."""
     began = time.perf_counter()
-    with eager(module):
-        _pass(learner, batch)
-    between = time.perf_counter()
-    _pass(learner, batch)
-    return between - began, time.perf_counter() - between
+    with learner.unsynchronised():
+        learner.forward(batch).float().square().sum().backward()
+    if learner.world.device.type == "cuda":
+        torch.cuda.synchronize(learner.world.device)
+    return time.perf_counter() - began
 
 
 @contextmanager
@@ -245,22 +227,28 @@ def _without_trace(replica: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def _verdict(times: Times, passes: int, steps_left: int, steps_per_epoch: int, again: bool) -> str:
-    """One line on what compiling cost, and whether that comes back. `passes`: micro-batches of a step."""
-    done = "Compiled again, as other parts learn or micro-batches are smaller now," if again else "Compiled"
+    """One line on what compiling cost, and whether it pays. `passes`: micro-batches of a step."""
+    done = "Compiled again, since other parts learn or micro-batches are smaller now," if again else "Compiled"
     share = times.compiled / times.eager
     text = (
         f"{done} in {times.compiling:.0f} s: forward and backward take {share:.2f} of their time without it "
         f"({1000 * times.compiled:.3g} and {1000 * times.eager:.3g} ms)."
     )
-    if share >= 1:
+    steps = steps_to_pay(times, passes)
+    if steps is None:
         return f"{text} That does not pay here."
-    steps = int(times.compiling / (times.eager - times.compiled) / passes) + 1
     text += f" That pays after {steps} steps ({steps / steps_per_epoch:.1f} epochs)"
     return f"{text}." if steps <= steps_left else f"{text}, and {steps_left} are left: not in this run."
 
 
+def steps_to_pay(times: Times, passes: int) -> int | None:
+    """After how many steps compiling has saved more time than it took; None: never. `passes`: micro-batches of each."""
+    saved = times.eager - times.compiled
+    return int(times.compiling / saved / passes) + 1 if saved > 0 else None
+
+
 def _configure(folder: Path, say: Say) -> None:
-    """Where torch keeps what it compiles, on how many cores it compiles, and what it does not say."""
+    """Set where torch keeps compiled code, on how many cores it compiles, and what it does not print."""
     launch = read_launch()
     _choose_cache(folder, launch)
     _quieten()
@@ -269,18 +257,19 @@ def _configure(folder: Path, say: Say) -> None:
     import torch._inductor.config as inductor
 
     dynamo.recompile_limit = RECOMPILE_LIMIT
-    # Backward is compiled with forward: on CUDA it would be in another thread, where no signal is handled.
+    # Backward is compiled with forward: on CUDA it would be compiled in another thread, where no signal is handled.
     functorch.force_non_lazy_backward_lowering = True
     if THREADS_VARIABLE not in os.environ:
         inductor.compile_threads = max(1, usable_cores() // launch.local_world_size)
-    _tell_of_limit_once(say)
+    logger = logging.getLogger("torch._dynamo.convert_frame")
+    logger.filters = [each for each in logger.filters if not isinstance(each, _LimitFilter)] + [_LimitFilter(say)]
 
 
 def _choose_cache(folder: Path, launch: Launch) -> None:
-    """In the run folder, unless the user has named a place or this process may not write there.
+    """Keep compiled code in the run folder, unless the user has named a place or this process may not write there.
 
-    Each kind of processor has a folder of its own, as code is compiled for the instructions that it has; where several
-    machines share the run folder each has one, as locks of files do not hold between machines everywhere.
+    Each kind of processor has its own folder, since code is compiled for its instructions; so has each of several
+    machines that share the run folder, since file locks do not work between machines everywhere.
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
@@ -307,21 +296,13 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
 
 
-@contextmanager
-def _without_noise() -> Iterator[None]:
-    """Within the block torch does not warn of what it does itself: it looks at the gradients of a block's input."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor", UserWarning)
-        yield
-
-
 def _quieten() -> None:
-    """No warning from each rank that a CUDA toolkit is here and no GPU."""
+    """Silence each rank's warning that there is a CUDA toolkit and no GPU."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 def _end_workers() -> None:
-    """End the processes and threads that compile; all is compiled."""
+    """End the processes and threads that compile."""
     from torch._inductor.async_compile import AsyncCompile, shutdown_compile_workers
 
     threads = AsyncCompile.pool
@@ -332,40 +313,26 @@ def _end_workers() -> None:
 
 
 def _children() -> set[int]:
-    """The processes that this one has started; empty where there is no /proc."""
-    files = Path("/proc/self/task").glob("*/children")
+    """Return the ids of the processes that this one has started; none if there is no /proc."""
     found: set[int] = set()
-    for file in files:
+    for file in Path("/proc/self/task").glob("*/children"):
         with suppress(OSError):  # a thread that has just ended
             found.update(map(int, file.read_text().split()))
     return found
 
 
-def _terminate(processes: set[int]) -> None:
-    for process in processes:
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGTERM)
-
-
 class _LimitFilter(logging.Filter):
-    """Turns torch's many lines on reaching its limit of recompilations into one."""
+    """Replaces torch's many lines about its limit of recompilations by one."""
 
     def __init__(self, say: Say) -> None:
         super().__init__()
         self.say = say
-        self.told = False
+        self.is_reported = False
 
     def filter(self, record: logging.LogRecord) -> bool:
         if "recompile_limit" not in record.getMessage():
             return True
-        if not self.told:
-            self.say("Warning: torch no longer compiles a part of the model, as it would have to for each input anew.")
-        self.told = True
+        if not self.is_reported:
+            self.say("Warning: torch no longer compiles a part of the model: it would have to for each input anew.")
+        self.is_reported = True
         return False
-
-
-def _tell_of_limit_once(say: Say) -> None:
-    logger = logging.getLogger("torch._dynamo.convert_frame")
-    for old in [each for each in logger.filters if isinstance(each, _LimitFilter)]:
-        logger.removeFilter(old)
-    logger.addFilter(_LimitFilter(say))

@@ -1,17 +1,17 @@
-"""Training on the data itself: the model in DDP, let learn part by part, and compiled where that is wanted."""
+"""Training on the data itself: the model in DDP, unfrozen stage by stage, and compiled if that is asked for."""
 
 import gc
 from collections.abc import Generator
 
 import torch
 
-from ddp_ft.contracts import TRAIN, Batch, Evaluation, Say
+from ddp_ft.contracts import TRAIN, Batch, Evaluation, LabelledSource, Say
 from ddp_ft.distributed.agreement import Decision
+from ddp_ft.evaluation.evaluator import Scorer
 from ddp_ft.models.freezing import freeze_parameters
-from ddp_ft.training.batches import training_batches, training_order
-from ddp_ft.training.compile import compile_phase, wanted_code
+from ddp_ft.training.batches import evaluation_batches, training_batches, training_order
+from ddp_ft.training.compile import OFF, compile_phase, eager
 from ddp_ft.training.learners import DataLearner, data_learner, mode_of, penalties_of, replica_of
-from ddp_ft.training.measure import measure
 from ddp_ft.training.optim import extend_groups, groups_of
 from ddp_ft.training.phase import Phase
 from ddp_ft.training.run import Run
@@ -38,44 +38,51 @@ class DataPhase(Phase):
         return measure(self.run, self.run.splits.val)
 
     def decide(self, state: TrainState, sums: StepSums, flags: list[float], flush: bool) -> list[Decision]:
-        """The sums are those of all ranks, and so are the flags among them."""
+        """Return the decisions that became known; `sums`, with the flags among them, are those of all ranks."""
         return self.run.agreement.decide(state.progress.step, sums.numbers(), flush)
 
     def prepare(self, state: TrainState, say: Say) -> None:
-        """Enter the next stage of unfreezing, and compile for it, where either is due."""
+        """Enter the next stage of unfreezing, and compile for it, if either is due."""
         if self.stage_at(state.progress.step) > state.progress.stage:
             self.enter_stage(state, state.progress.stage + 1)
-        wanted = wanted_code(self, state)
-        if wanted != self._compiled_for:
-            again, self._compiled_for = self._compiled_for is not None, wanted
+        needed = (state.progress.stage, state.micro_batch)
+        if self.run.config.compute.compile != OFF and needed != self._compiled_for:
+            again, self._compiled_for = self._compiled_for is not None, needed
             compile_phase(self, state, say, again)
 
     def stage_at(self, step: int) -> int:
-        """Which stage of unfreezing a step, counted from 0, belongs to."""
+        """Return the stage of unfreezing of a step, counted from 0."""
         epoch = step // self.run.plan.steps_per_epoch
         return max(number for number, stage in enumerate(self.run.stages) if stage.epoch <= epoch)
 
     def enter_stage(self, state: TrainState, stage: int) -> None:
-        """Let those parts of the model learn that learn in that stage; the optimizer keeps the state of the others."""
+        """Unfreeze what learns in that stage; the optimizer keeps the state of the other parameters."""
         run = self.run
-        self._let_replica_go()
+        self._drop_replica()
         freeze_parameters(run.model.module, run.stages[stage].frozen)
         extend_groups(state.optimizer, groups_of(run.model, run.config.optim, run.plan.lr))
         self.learner.mode, self.learner.penalties = mode_of(run), penalties_of(run)
-        self._begin_anew()
+        self._make_replica()
         state.progress.stage = stage
 
     def renew(self) -> None:
-        """After a step that some rank could not finish: DDP cannot be used after a backward pass that broke off."""
-        self._let_replica_go()
+        """Make the replica anew: DDP cannot be used after a backward pass that broke off on some rank."""
+        self._drop_replica()
         if self.run.world.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._begin_anew()
+        self._make_replica()
 
-    def _let_replica_go(self) -> None:
+    def _drop_replica(self) -> None:
         self.learner.replica = self.run.model.module
         gc.collect()  # the hooks of the old DDP stay on the parameters as long as it lives
 
-    def _begin_anew(self) -> None:
+    def _make_replica(self) -> None:
         self.learner.replica = replica_of(self.run)
         self.learner.begin()
+
+
+def measure(run: Run, source: LabelledSource) -> Evaluation:
+    """Evaluate the bare module over a source; rank 0 alone has the outputs. Collective; may raise StopAgreed."""
+    scorer = Scorer(run.model.module, run.model.call, run.task, run.prepare, run.world, run.plan.precision)
+    with eager(run.model.module):
+        return scorer.evaluate(evaluation_batches(run, source), len(source))

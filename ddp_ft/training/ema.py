@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +10,9 @@ from ddp_ft.errors import UserError
 
 
 def decay_at(update: Tensor, decay: float) -> Tensor:
-    """The decay of an update, counted from 1: min(decay, (1 + update) / (10 + update)).
+    """Return the decay of an update, counted from 1: min(decay, (1 + update) / (10 + update)).
 
-    The first weights, a new head's above all, are so forgotten early. As in TensorFlow's
+    So the first weights, above all those of a new head, are soon forgotten; as in TensorFlow's
     tf.train.ExponentialMovingAverage with num_updates.
     """
     return ((1 + update) / (10 + update)).clamp(max=decay)
@@ -22,9 +21,9 @@ def decay_at(update: Tensor, decay: float) -> Tensor:
 class Ema:
     """Averages of a module's floating point parameters and buffers; integer buffers are copied.
 
-    `tensors` are the averages by their names in state_dict, on the module's device and in its dtypes. Parameters are
-    equal on all ranks, and so are their averages; batch norm's running statistics are each rank's own, and so are
-    theirs. Buffers that state_dict leaves out are not averaged.
+    `tensors` are the averages by their names in state_dict, on the module's device and in its dtypes. The averages of
+    parameters are equal on all ranks, as these are; those of batch norm's running statistics are each rank's own.
+    Buffers that are not in state_dict are not averaged.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -44,7 +43,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, module: nn.Module, is_bad: Tensor | None = None) -> None:
-        """Take in the module's weights, after an optimizer step; nothing changes if that `is_bad` (a bool, 0-dim).
+        """Average in the module's weights after an optimizer step, unless that `is_bad` (bool, 0-dim).
 
         Does not wait for the device.
         """
@@ -54,7 +53,7 @@ class Ema:
         own = module.state_dict()
         means = {name: mean for name, mean in self.tensors.items() if mean.is_floating_point()}
         counts = {name: count for name, count in self.tensors.items() if name not in means}
-        # No lerp: its fast kernel wants the share as a number, which would have to come from the device.
+        # No lerp: its fast kernel takes the share as a number, for which the device would have to be waited for.
         moves = torch._foreach_sub([own[name] for name in means], list(means.values()))
         torch._foreach_mul_(moves, share)
         torch._foreach_add_(list(means.values()), moves)
@@ -65,7 +64,7 @@ class Ema:
     def swapped(self, module: nn.Module) -> Iterator[None]:
         """Within the block the module has the averages; after it its own values again, bit for bit.
 
-        Values are copied in place, because DDP and the optimizer hold the tensors.
+        Values are copied in place, since DDP and the optimizer hold the tensors.
         """
         own = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         _copy(self.tensors, module)
@@ -74,20 +73,14 @@ class Ema:
         finally:
             _copy(own, module)
 
-    def state(self) -> dict[str, Any]:
-        """{"count": int, "tensors": copies of the averages on the CPU}, as `load` takes it."""
-        tensors = {name: tensor.detach().cpu().clone() for name, tensor in self.tensors.items()}
-        return {"count": self.count, "tensors": tensors}
-
     @torch.no_grad()
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave. UserError if it is of another model."""
-        stored: Mapping[str, Tensor] = state["tensors"]
+    def load(self, count: int, stored: Mapping[str, Tensor]) -> None:
+        """Continue from the averages that a snapshot stored, after `count` updates. UserError if of another model."""
         if strangers := sorted(stored.keys() ^ self.tensors.keys()):
             raise UserError(
                 f"The stored average is of another model: {', '.join(strangers[:3])} is in one of them only."
             )
-        self._count.fill_(state["count"])
+        self._count.fill_(count)
         for name, tensor in self.tensors.items():
             tensor.copy_(stored[name])
 

@@ -14,17 +14,19 @@ from ddp_ft.training.recorder import Recorder
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
 
+MAKE_ROOM = "Make room in the run folder. The same command then continues from the newest checkpoint that is there."
+
 
 def take_notes(
     run: Run, state: TrainState, phase: Phase, decisions: Sequence[Decision], recorder: Recorder
 ) -> Decision:
-    """Record bad steps and damaged images; returns the decisions as one.
+    """Record bad steps and damaged images; return the merged decision.
 
-    If a step ran out of memory, its own decision is returned: it and later steps must be done again, with smaller
-    micro-batches. UserError, on every rank, past the configured limits.
+    If a step ran out of memory, return that decision unmerged: it and later steps must be redone, with smaller
+    micro-batches. Raises UserError, on every rank, past the configured limits.
     """
     for decision in decisions:
-        if decision.lacking:
+        if decision.oom_ranks:
             _lower_micro_batch(run, state, phase, decision, recorder)
             return decision
         _count_bad_steps(run, state, phase, decision, recorder)
@@ -34,14 +36,14 @@ def take_notes(
 
 
 def _lower_micro_batch(run: Run, state: TrainState, phase: Phase, decision: Decision, recorder: Recorder) -> None:
-    """Halve the micro-batch on all ranks, for all steps from this one on. UserError if it cannot be less."""
+    """Halve the micro-batch on all ranks, from this step on. UserError if it cannot be smaller."""
     sampler, plan = phase.sampler, run.plan
     least = 2 if sampler.pairs else 1
     most = min(state.micro_batch or sampler.largest_share, sampler.largest_share)
     half = most // 2 // least * least
     if half < least:
         raise UserError(
-            f"{decision.lacking} of {run.world.size} process(es) ran out of memory in step {decision.step}, with "
+            f"{decision.oom_ranks} of {run.world.size} process(es) ran out of memory in step {decision.step}, with "
             f"{most} image(s) in a forward pass; it cannot be less{' where pairs are mixed' if least == 2 else ''}.",
             "Lower --image-size, take a smaller --model, freeze more of it (--freeze), try --precision bf16 or "
             "--set compute.recompute=true, or give each process more memory.",
@@ -51,15 +53,15 @@ def _lower_micro_batch(run: Run, state: TrainState, phase: Phase, decision: Deci
     if run.world.is_main:
         run.folder.write_json("plan.json", replace(plan, lowered=state.lowered).to_mapping())
     recorder.say(
-        f"Warning: step {decision.step} did not fit into the memory of {decision.lacking} process(es). Micro-batches "
+        f"Warning: step {decision.step} did not fit into the memory of {decision.oom_ranks} process(es). Micro-batches "
         f"are of {half} images from here on, not {most}; the batch and its images stay "
         f"(grade {plan.grade_elsewhere} from here on)."
     )
 
 
 def _count_bad_steps(run: Run, state: TrainState, phase: Phase, decision: Decision, recorder: Recorder) -> None:
-    """Count steps that were not finite and so were skipped; write down what they were made of; end a run that has
-    nothing else. The same on all ranks."""
+    """Count a step that was not finite and so was skipped, and record what it was made of. UserError, on all ranks,
+    after too many in a row."""
     progress, most = state.progress, run.config.train.max_bad_steps
     progress.bad_in_row = progress.bad_in_row + 1 if decision.is_bad else 0
     if not decision.is_bad:
@@ -95,31 +97,28 @@ def _describe_bad(run: Run, state: TrainState, phase: Phase, decision: Decision)
 
 
 def check_writes(run: Run, failed: int, known: int, recorder: Recorder) -> int:
-    """Warn of checkpoints that could not be written, on each rank; UserError after too many in a row."""
+    """Warn on each rank of checkpoints that could not be written, and return how many; UserError after too many."""
     if failed > known:
-        # Rank 0 alone knows the reason; each node's log is to have the fact.
+        # Only rank 0 knows the reason, but each node's log must contain the fact.
         reason = f" ({run.writer.error})" if run.writer.error else ""
-        text = f"Warning: writing failed {failed} times in a row{reason}; training goes on."
+        text = f"Warning: writing failed {failed} times in a row{reason}; training continues."
         print(f"[rank {run.world.rank}] {text}", file=sys.stderr, flush=True)  # noqa: T201
         recorder.warn(text)
     if failed > run.config.checkpoint.max_failures:
         raise UserError(
-            f"Checkpoints could not be written {failed} times in a row: {run.writer.error or 'rank 0 says why'}.",
-            "Make room in the run folder. The same command then goes on from the newest checkpoint that is there.",
+            f"Checkpoints could not be written {failed} times in a row: {run.writer.error or 'rank 0 reports why'}.",
+            MAKE_ROOM,
         )
     return failed
 
 
 def write_to_the_end(run: Run) -> None:
-    """Wait for what is being written. UserError if it cannot be."""
+    """Wait for what is being written. UserError if it cannot be written."""
     if error := run.world.from_main(run.writer.finish):
-        raise UserError(
-            f"The last state of the run could not be written: {error}.",
-            "Make room in the run folder. The same command then goes on from the newest checkpoint that is there.",
-        )
+        raise UserError(f"The last state of the run could not be written: {error}.", MAKE_ROOM)
 
 
 def settle_damage(run: Run, say: Say) -> None:
-    """On all ranks: write down the damaged images that they have met; UserError if there are too many."""
+    """Record on all ranks the damaged images that they have met; UserError if there are too many."""
     if run.splits.quarantine is not None:
         run.splits.quarantine.settle(run.world, say)

@@ -6,14 +6,14 @@ import torch
 
 from ddp_ft.contracts import PROBE, Batch, Evaluation, Say
 from ddp_ft.distributed.agreement import Decision
-from ddp_ft.distributed.world import World
 from ddp_ft.features.dataset import FeatureSet, evaluate_head, is_small, train_batches
-from ddp_ft.models.backbone import head_module
-from ddp_ft.training.batches import head_order
+from ddp_ft.features.extractor import Extractor
+from ddp_ft.features.precompute import FOLDER, FeatureFiles, check_size, open_features, training_views
+from ddp_ft.training.batches import head_order, training_source
 from ddp_ft.training.learners import head_learner
 from ddp_ft.training.phase import Phase
 from ddp_ft.training.run import Run
-from ddp_ft.training.schedule import lr_factor
+from ddp_ft.training.schedule import Schedule
 from ddp_ft.training.state import TrainState
 from ddp_ft.training.step import StepSums
 
@@ -22,14 +22,16 @@ STEPS_BETWEEN_AGREEMENTS = 20
 
 
 class FeaturePhase(Phase):
-    """The probe of a head, or the whole recipe where only the head learns; on features of `train` and `val`."""
+    """The probe of a head, or the whole recipe if only the head learns; on features of both sets, computed first.
 
-    def __init__(self, run: Run, state: TrainState, train: FeatureSet, val: FeatureSet) -> None:
-        solo = World(0, 1, 0, run.world.device)
-        name, learner = state.progress.phase, head_learner(run, state, solo)
-        super().__init__(run, name, learner, head_order(run, solo, name), noise=0)
-        self.head = head_module(run.model.module, run.model.head_path or "")
-        self.train, self.val = train, val
+    Collective. Raises StopAgreed, and UserError if the features are more than is allowed.
+    """
+
+    def __init__(self, run: Run, state: TrainState, say: Say) -> None:
+        self.train, self.val = _feature_sets(run, say)
+        name, learner = state.progress.phase, head_learner(run, state)
+        super().__init__(run, name, learner, head_order(run, learner.world, name), noise=0)
+        self.head = learner.replica.get_submodule("module")
 
     @property
     def total_steps(self) -> int:
@@ -42,7 +44,7 @@ class FeaturePhase(Phase):
         """The probe's rate falls along a cosine; else it is the recipe's."""
         if self.name != PROBE:
             return super().rate(step, total_steps)
-        return self.run.config.probe.lr * lr_factor(step, total_steps, "cosine")
+        return self.run.config.probe.lr * Schedule("cosine", total_steps).factor(step)
 
     def batches(self, state: TrainState) -> Generator[list[Batch], None, None]:
         """The whole batch of each step from the present one on."""
@@ -50,10 +52,10 @@ class FeaturePhase(Phase):
         return train_batches(self.train, self.sampler, state.progress.step, self.total_steps, in_one_thread)
 
     def prepare(self, state: TrainState, say: Say) -> None:
-        """Nothing: the head learns from the first step to the last."""
+        """Do nothing: the head learns from the first step to the last."""
 
     def renew(self) -> None:
-        """Nothing: a rank that runs out of memory ends the run."""
+        """Do nothing: a rank that runs out of memory ends the run."""
 
     def measure(self) -> Evaluation:
         """Evaluate the head on the features of the validation set; outputs are for rank 0 alone, metrics for all."""
@@ -67,10 +69,25 @@ class FeaturePhase(Phase):
         return found[0] if found else Evaluation(metrics)
 
     def decide(self, state: TrainState, sums: StepSums, flags: list[float], flush: bool) -> list[Decision]:
-        """No step sums anything over ranks, and each is quick, so the flags are summed now and then; the rest is the
-        same on all ranks anyway."""
+        """Sum the flags every STEPS_BETWEEN_AGREEMENTS steps only, since no step needs a sum over ranks; the rest is
+        the same on all ranks."""
         step, agreement = state.progress.step, self.run.agreement
         numbers = sums.numbers()[: -len(flags)].tolist()
         if step % STEPS_BETWEEN_AGREEMENTS and step < self.last_step(state.progress):
             return agreement.read(step, numbers, [0.0] * len(flags))
         return agreement.read(step, numbers, self.run.world.sum(torch.tensor(flags)).tolist())
+
+
+def _feature_sets(run: Run, say: Say) -> tuple[FeatureSet, FeatureSet]:
+    """The features of the training set, in all its views, and of the validation set."""
+    config, model, plan, train, val = run.config, run.model, run.plan, training_source(run), run.splits.val
+    cache = config.freeze
+    check_size(model, cache.views * len(train) + len(val), cache.cache_gb)
+    root = (cache.cache_dir or run.folder.path / FOLDER) if cache.cache_gb else None
+    files = FeatureFiles(root, cache.cache_dir is None, model, plan.to_mapping(), run.splits.fingerprint)
+    extractor = Extractor(
+        model.module, model.head_path or "", model.call, run.prepare, run.world, plan.precision,
+        plan.threads, plan.workers, run.agreement.in_rounds,
+    )  # fmt: skip
+    views = training_views(train, model.processor, config)
+    return open_features(extractor, files, views, (val, model.processor.eval_transform(), {}), say)

@@ -12,14 +12,13 @@ from ddp_ft.training.optim import undecayed
 
 
 def clip(parameters: Sequence[nn.Parameter], config: TrainConfig, head: Collection[nn.Parameter] = ()) -> Tensor:
-    """Bound the gradients in place: by AGC, then by value, then by norm, as far as each is above 0.
+    """Bound the gradients in place: by AGC, by value, by norm, each if its bound is above 0.
 
-    AGC (arXiv 2102.06171, timm's) leaves out the parameters of `head`, as the paper does with the last layer.
-    Gives the norm of all gradients before clipping: a scalar on the device, which no host has waited for.
+    AGC (arXiv 2102.06171, timm's) leaves out the parameters of `head`, as the paper does with the last layer. Return
+    the norm of all gradients before clipping: a scalar on the device, for which no host has waited.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm_before = nn.utils.get_total_norm(gradients)
-    norm = norm_before
+    norm = norm_before = nn.utils.get_total_norm(gradients)
     if config.clip_agc > 0:
         in_head = {id(p) for p in head}
         body = [p for p in parameters if id(p) not in in_head]
@@ -36,8 +35,8 @@ def clip(parameters: Sequence[nn.Parameter], config: TrainConfig, head: Collecti
 class Penalties:
     """Gradients of L1, l1 |w|, and of L2-SP, l2_sp/2 |w - w0|^2 (arXiv 1802.01483), to be added once per step.
 
-    w0 are the `anchors`, the weights that training began with; those of the head are pulled towards 0, as in the
-    paper. Vectors (biases, norms) and what the model itself exempts are left alone, as by weight decay.
+    w0 are the `anchors`, the weights that training began with; those of the head are pulled towards 0, as in the paper.
+    Vectors (biases, norms) and what the model itself exempts are left alone, as by weight decay.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class Penalties:
 
     @torch.no_grad()
     def add_to_gradients(self) -> None:
-        """Add them to the gradients of the parameters that have one. Nothing if both are 0."""
+        """Add them to the gradients of the parameters that have one. Do nothing if both are 0."""
         if not (self.l1 or self.l2_sp):
             return
         learning = {name: (p, p.grad) for name, p in self.parameters.items() if p.grad is not None}
@@ -60,13 +59,13 @@ class Penalties:
             signs = [weight.sign() for weight, _ in learning.values()]
             torch._foreach_add_(gradients, signs, alpha=self.l1)
         if self.l2_sp and gradients:
-            # The difference first: it is exactly 0 where nothing has moved yet.
+            # The difference first: it is exactly 0 if nothing has moved yet.
             moved = [w - self.anchors[name] if name in self.anchors else w for name, (w, _) in learning.items()]
             torch._foreach_add_(gradients, moved, alpha=self.l2_sp)
 
 
 def check_penalties(config: RunConfig) -> None:
-    """UserError for a penalty that has nothing to pull towards."""
+    """Raise UserError for a penalty that has nothing to pull towards."""
     if config.optim.l2_sp and config.model.weights == "none":
         raise UserError(
             "optim.l2_sp pulls towards the pretrained weights, but --weights is none.",
@@ -75,8 +74,8 @@ def check_penalties(config: RunConfig) -> None:
 
 
 def anchors_of(module: nn.Module, head: Collection[str]) -> dict[str, Tensor]:
-    """Copies of the weights outside the head that a penalty may pull at, by name; also of those that are still frozen,
-    as a later stage may let them learn."""
+    """Return copies of the weights outside the head that a penalty may pull at, by name; also of frozen ones, which a
+    later stage may let learn."""
     return {
         name: parameter.detach().clone()
         for name, parameter in module.named_parameters()

@@ -1,6 +1,7 @@
 """What a step learns from: batches of the data by the whole model, or stored features by its head."""
 
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -14,78 +15,59 @@ from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
 from ddp_ft.training.step import Learner
 
+L = TypeVar("L", bound=Learner)
+
 
 @dataclass
 class DataLearner(Learner):
-    """Learns from batches of the data, which `to_device` brings there; `mode` keeps frozen parts in evaluation mode."""
+    """Learns from batches that `to_device` brings to the device; `mode` keeps frozen parts in evaluation mode."""
 
     to_device: ToDevice = field(kw_only=True)
     mode: TrainingMode = field(kw_only=True)
 
     def prepare(self, batch: Batch) -> Batch:
-        """As the processor has it on the device."""
+        """Return the batch as the processor has it on the device."""
         return self.to_device(batch)
 
     def set_training(self) -> None:
-        """Training mode, but for what is frozen."""
+        """Put into training mode all but what is frozen."""
         self.mode()
 
 
-@dataclass
-class HeadLearner(Learner):
-    """Learns from stored features. Each rank is alone: what one did about a lack of memory, the others would not."""
-
-    recovers: bool = field(default=False, kw_only=True)
-
-
 def data_learner(run: Run, state: TrainState) -> DataLearner:
-    """The learner of the parts of the model that learn at present."""
-    return DataLearner(
-        replica=replica_of(run),
-        task=run.task,
-        optimizer=state.optimizer,
-        scaler=state.scaler,
-        world=run.world,
-        precision=run.plan.precision,
-        bounds=run.config.train,
-        penalties=penalties_of(run),
-        head=_head_parameters(run),
-        recomputes=run.config.compute.recompute,
-        to_device=run.prepare,
-        mode=mode_of(run),
-    )
+    """Return the learner of the parts of the model that learn at present."""
+    more = {"recomputes": run.config.compute.recompute, "to_device": run.prepare, "mode": mode_of(run)}
+    return _make(DataLearner, run, state, replica_of(run), run.world, **more)
 
 
-def head_learner(run: Run, state: TrainState, solo: World) -> HeadLearner:
-    """The learner of the head alone, in the world of this rank alone."""
-    return HeadLearner(
-        replica=Trainee(head_module(run.model.module, run.model.head_path or ""), call_with_features),
-        task=run.task,
-        optimizer=state.optimizer,
-        scaler=state.scaler,
-        world=solo,
-        precision=run.plan.precision,
-        bounds=run.config.train,
-        penalties=penalties_of(run),
-        head=_head_parameters(run),
-    )
+def head_learner(run: Run, state: TrainState) -> Learner:
+    """Return the learner of the head alone, on stored features, in a world of this rank alone.
+
+    It does not recover from a lack of memory, since the other ranks would not know of it.
+    """
+    head = Trainee(head_module(run.model.module, run.model.head_path or ""), call_with_features)
+    return _make(Learner, run, state, head, World(0, 1, 0, run.world.device), recovers=False)
+
+
+def _make(kind: type[L], run: Run, state: TrainState, replica: nn.Module, world: World, **more: Any) -> L:
+    head = [parameter for name, parameter in run.model.module.named_parameters() if name in run.model.head]
+    return kind(
+        replica, run.task, state.optimizer, state.scaler, world, run.plan.precision, run.config.train,
+        penalties_of(run), head, **more,
+    )  # fmt: skip
 
 
 def replica_of(run: Run) -> nn.Module:
-    """The model as a step calls it: in DDP, if there are several processes."""
+    """Return the model as a step calls it: in DDP, if there are several processes."""
     model, compression = run.model, run.config.compute.compress_gradients
     return replicate(model.module, model.call, run.world, run.distributed, compression)
 
 
 def mode_of(run: Run) -> TrainingMode:
-    """The mode that the model is trained in, with what is frozen at present."""
+    """Return the mode that the model is trained in, with what is frozen at present."""
     return TrainingMode(run.model.module, run.config.model.batch_norm)
 
 
 def penalties_of(run: Run) -> Penalties:
-    """The penalties on all parameters that the model has."""
+    """Return the penalties on all parameters of the model."""
     return Penalties(run.model.module, run.model.head, run.config.optim, run.anchors)
-
-
-def _head_parameters(run: Run) -> list[nn.Parameter]:
-    return [parameter for name, parameter in run.model.module.named_parameters() if name in run.model.head]

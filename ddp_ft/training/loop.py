@@ -15,16 +15,16 @@ from ddp_ft.training.validation import is_stale, validate
 
 
 def train(run: Run, state: TrainState, phase: Phase, recorder: Recorder) -> str:
-    """Run the loop to the end of the phase: DONE, or STOPPED if that was asked for; all is saved or being saved.
+    """Run the loop to the end of the phase; return DONE, or STOPPED if that was asked for. All is saved or being saved.
 
-    UserError on all ranks alike: out of memory with one sample, too many bad steps, a disk that stays full.
+    UserError on all ranks: out of memory with one sample, too many bad steps, a disk that stays full.
     """
     progress, cadence, failed_writes = state.progress, phase.cadence(state.progress), 0
     recorder.begin(phase)
     # The loader's workers end with the block: they ignore signals, and a process that has some never exits.
     with closing(Recut(phase.batches(state), keeps=1 + run.agreement.late)) as batches:
         while True:
-            if progress.evaluation_due:  # also where an earlier start was stopped before it, or in the middle of it
+            if progress.evaluation_due:  # also if an earlier start was stopped before or during it
                 was_evaluated = validate(run, state, phase, recorder)
                 save(run, state, recorder)
                 if not was_evaluated:
@@ -38,7 +38,7 @@ def train(run: Run, state: TrainState, phase: Phase, recorder: Recorder) -> str:
                 sums = phase.step(state, micro_batches, flags)
                 decisions = phase.decide(state, sums, flags, flush=cadence.reads_weights(progress.step))
                 decision = take_notes(run, state, phase, decisions, recorder)
-                if decision.lacking:  # on some rank, of memory: that step and those after it changed nothing
+                if decision.oom_ranks:  # that step and those after it changed nothing
                     batches.back(progress.step - decision.step + 1, state.micro_batch or 1)
                     state.rewind(decision.step)
                     continue
@@ -56,9 +56,9 @@ def train(run: Run, state: TrainState, phase: Phase, recorder: Recorder) -> str:
 
 
 def _fix_budget(run: Run, state: TrainState) -> bool:
-    """Turn --max-minutes into steps, once, so that the schedule stays a function of the step; whether it did.
+    """Turn --max-minutes into steps, once, so that the schedule stays a function of the step; return whether it did.
 
-    One step comes at least, so that the last one is known to be the last before it is taken.
+    At least one step follows, so that the last one is known to be the last before it is taken.
     """
     progress, minutes = state.progress, run.config.train.max_minutes
     if minutes is None or progress.budget is not None or progress.timed_steps < STEPS_TO_MEASURE:

@@ -10,11 +10,11 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees; whether the C library could be told so.
+    """Let this process keep the memory that it frees; return whether the C library can do that.
 
-    Training on a CPU allocates and frees the same large activations in every step. By default glibc hands them
-    back to the kernel each time, and their return costs page faults: up to 12 % of a step, with one round of five
-    that showed no gain (docs/measurements.md). Peak memory stays as it is.
+    Training on a CPU allocates and frees the same large activations in every step. By default glibc hands them back to
+    the kernel each time, and their return costs page faults: up to 12 % of a step, with one round of five that showed
+    no gain (docs/measurements.md). Peak memory stays as it is.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,10 +1,10 @@
-"""What a run shows besides its curves: the first batch, and images of what the best model gets right and wrong.
+"""What a run logs besides its curves: the first batch, and images of what the best model gets right and wrong.
 
-Here is decided what is drawn; `charts` draws it, in another process.
+This module decides what is drawn; `charts` draws it, in another process.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,28 +15,26 @@ from ddp_ft.contracts import PROBE, Batch, Evaluation, LabelledSource, Task
 from ddp_ft.data.batch import first_samples
 from ddp_ft.distributed.ddp import Trainee
 from ddp_ft.run_folder.background_writer import copied
-from ddp_ft.tasks.scored.base import ScoredSet, most_confused
+from ddp_ft.tasks.scored.base import MOST_SCATTERS, ScoredSet, most_confused
 from ddp_ft.trackers import charts
 from ddp_ft.trackers.charts import MOST_CLASSES, short
 from ddp_ft.trackers.fan_out import FanOut, harmless
 from ddp_ft.training.progress import Progress
 from ddp_ft.training.run import Run
 
-# TensorBoard sorts groups by their names: images stand behind the curves.
+# TensorBoard sorts groups by their names: images come after the curves.
 IMAGES = "8_images"
 GRID_IMAGES = 16
-# Of each: most confident mistakes, least certain hits. More fill the page, and the curves are to be found on it.
+# Most confident mistakes, and least certain hits, so many of each: more would leave no room for the curves.
 SHOWN_SAMPLES = 8
-# Precision-recall curves of so many classes, the rarest ones: those that accuracy says least about.
+# Precision-recall curves of so many classes, the rarest ones: accuracy depends least on them.
 MOST_CURVES = 20
-# Scatter plots, of the first ones of several numbers.
-MOST_SCATTERS = 4
 
 
-def show_first_batch(run: Run, micro_batch: Batch, trackers: FanOut) -> None:
-    """Before a run's first step: its first images as the model sees them, with what it is to learn of them."""
+def log_first_batch(run: Run, micro_batch: Batch, trackers: FanOut) -> None:
+    """Log the first images of a run as the model sees them, with their targets; and its graph, on request."""
     if run.config.log.graph:
-        _show_graph(run, trackers)
+        _log_graph(run, trackers)
     if not run.config.log.pictures:
         return
     with harmless("the first batch is not shown"):
@@ -46,8 +44,8 @@ def show_first_batch(run: Run, micro_batch: Batch, trackers: FanOut) -> None:
             trackers.draw(f"{IMAGES}/1_first_batch", 0, charts.pixels_png, seen, captions)
 
 
-def _show_graph(run: Run, trackers: FanOut) -> None:
-    """Of a copy, since tracing runs the model."""
+def _log_graph(run: Run, trackers: FanOut) -> None:
+    """Log the graph of a copy, since tracing runs the model."""
     trainee, batch = Trainee(copy.deepcopy(run.model.module), run.model.call).eval(), run.model.processor.example(1)
     with harmless("the model's graph is not shown"), torch.no_grad():
         prepared = run.prepare(batch)
@@ -56,7 +54,7 @@ def _show_graph(run: Run, trackers: FanOut) -> None:
 
 
 def _given_to(trainee: Trainee, prepared: Batch) -> tuple[Any, ...] | None:
-    """What the call gives the module; None where it does so by name, which cannot be traced."""
+    """Return what the call passes to the module; None if by name, which cannot be traced."""
     given: list[tuple[Any, ...] | None] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -69,25 +67,25 @@ def _given_to(trainee: Trainee, prepared: Batch) -> tuple[Any, ...] | None:
 
 def _targets(batch: Batch, place: int, task: Task) -> list[str]:
     """Lines of a sample's target; of a mixed one its own and its partner's, with their shares."""
-    own = _told(batch, place, task)
+
+    def text(place: int) -> str:
+        return ", ".join(short(word) for word in task.target_words(batch, place))
+
+    own = text(place)
     share = float(batch["mix_share"][place]) if "mix_share" in batch else 1.0
     if share == 1 or not own:
         return [own] if own else []
-    return [f"{share:.0%} {own}", f"{1 - share:.0%} {_told(batch, int(batch['mix_partner'][place]), task)}"]
+    return [f"{share:.0%} {own}", f"{1 - share:.0%} {text(int(batch['mix_partner'][place]))}"]
 
 
-def _told(batch: Batch, place: int, task: Task) -> str:
-    return ", ".join(short(word) for word in task.target_words(batch, place))
-
-
-def show_evaluation(run: Run, progress: Progress, evaluation: Evaluation, split: str, trackers: FanOut) -> None:
-    """What the best model so far makes of a set ("val" or "test"): charts, and the samples that it is worst at."""
+def log_evaluation(run: Run, progress: Progress, evaluation: Evaluation, split: str, trackers: FanOut) -> None:
+    """Log charts of the best model so far on a set ("val" or "test"), and the samples on which it is worst."""
     if run.config.log.pictures and run.world.is_main:
         with harmless("the evaluation is not shown"):
-            _show_evaluation(run, progress, evaluation, split, trackers)
+            _draw_evaluation(run, progress, evaluation, split, trackers)
 
 
-def _show_evaluation(run: Run, progress: Progress, evaluation: Evaluation, split: str, trackers: FanOut) -> None:
+def _draw_evaluation(run: Run, progress: Progress, evaluation: Evaluation, split: str, trackers: FanOut) -> None:
     assert evaluation.predictions is not None and evaluation.records is not None
     scored_set, step = run.task.score(evaluation.predictions, evaluation.records), progress.step
     if scored_set is None:
@@ -110,16 +108,13 @@ def _show_evaluation(run: Run, progress: Progress, evaluation: Evaluation, split
 def _samples(
     scored_set: ScoredSet, source: LabelledSource, indices: Sequence[int]
 ) -> tuple[list[str], list[list[str]]]:
-    """Files, and what is written below each: what the model says, what is true, and the file."""
-    files, captions = [source.name(index) for index in indices], []
-    for index, file in zip(indices, files, strict=True):
-        said, true = scored_set.caption(index)
-        captions.append([f"says {said}", f"is {true}", file])
-    return files, captions
+    """Return files, and the caption of each: what the model predicts, what is true, and the file."""
+    files, captions = [source.name(index) for index in indices], map(scored_set.caption, indices)
+    return files, [[f"says {said}", f"is {true}", file] for (said, true), file in zip(captions, files, strict=True)]
 
 
 def _draw_charts(scored_set: ScoredSet, group: str, step: int, trackers: FanOut) -> None:
-    """Confusion matrix, reliability diagram, predicted over true values: what the set has of them."""
+    """Draw those of predicted over true values, confusion matrix and reliability diagram that the set has."""
     for c, (name, true, predicted) in enumerate(scored_set.points(MOST_SCATTERS)):
         trackers.draw(f"{group}/2_predicted_over_true_{c}", step, charts.scatter_png, true, predicted, name)
     matrix, bins = scored_set.confusion(), scored_set.reliability()
@@ -132,16 +127,12 @@ def _draw_charts(scored_set: ScoredSet, group: str, step: int, trackers: FanOut)
         trackers.draw(f"{group}/3_reliability", step, charts.reliability_png, *values)
 
 
-def show_spread(run: Run, step: int, trackers: FanOut) -> None:
-    """On request: how the values of each weight, and of the newest gradient, are spread."""
+def log_histograms(run: Run, step: int, trackers: FanOut) -> None:
+    """Log on request how the values of each weight, and of the newest gradient, are distributed."""
     if not (run.config.log.histograms and run.world.is_main):
         return
-    module = run.model.module
-    _send_spread({f"weights/{name}": each for name, each in module.named_parameters()}, step, trackers)
-    gradients = {f"gradients/{n}": each.grad for n, each in module.named_parameters() if each.grad is not None}
-    _send_spread(gradients, step, trackers)
-
-
-def _send_spread(tensors: Mapping[str, Tensor], step: int, trackers: FanOut) -> None:
-    for name, tensor in tensors.items():
+    parameters = list(run.model.module.named_parameters())
+    tensors: list[tuple[str, Tensor]] = [(f"weights/{name}", each) for name, each in parameters]
+    tensors += [(f"gradients/{name}", each.grad) for name, each in parameters if each.grad is not None]
+    for name, tensor in tensors:
         trackers.histogram(name, step, copied(tensor).float().numpy())

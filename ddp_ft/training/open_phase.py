@@ -7,53 +7,41 @@ from ddp_ft.models.freezing import freeze_parameters
 from ddp_ft.training.compile import OFF
 from ddp_ft.training.data_phase import DataPhase
 from ddp_ft.training.feature_phase import FeaturePhase
-from ddp_ft.training.feature_sets import feature_sets
-from ddp_ft.training.optim import groups_of, make_optimizer
+from ddp_ft.training.optim import make_optimizer, optimizer_of
 from ddp_ft.training.phase import Phase
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
 
 
 def open_phase(run: Run, state: TrainState, say: Say) -> Phase:
-    """The phase that the state is in, ready for the state's next step."""
-    if state.progress.phase == PROBE:
-        return _open_probe(run, state, say)
-    if run.config.freeze.cache_features:
-        return _open_on_features(run, state, say)
-    phase = DataPhase(run, state)
-    for stage in range(1, state.progress.stage + 1):
-        phase.enter_stage(state, stage)
+    """Return the phase that the state is in, ready for the state's next step."""
+    phase: Phase
+    if state.progress.phase == PROBE or run.config.freeze.cache_features:
+        if state.progress.phase == PROBE:
+            _begin_probe(run, state)
+        elif run.config.compute.compile != OFF:
+            say("Note: compute.compile does nothing here: the head alone is trained, on cached features.")
+        phase = FeaturePhase(run, state, say)
+    else:
+        phase = data_phase = DataPhase(run, state)
+        for stage in range(1, state.progress.stage + 1):
+            data_phase.enter_stage(state, stage)
     state.load_optimizer()
     return phase
 
 
-def _open_probe(run: Run, state: TrainState, say: Say) -> FeaturePhase:
+def _begin_probe(run: Run, state: TrainState) -> None:
     probe = run.config.probe
-    head = head_module(run.model.module, run.model.head_path or "")
-    for parameter in head.parameters():
+    parameters = list(head_module(run.model.module, run.model.head_path or "").parameters())
+    for parameter in parameters:
         parameter.requires_grad_(True)
     settings = OptimConfig(name="adamw", lr=probe.lr, weight_decay=probe.weight_decay)
-    groups = [{"params": list(head.parameters()), "name": "head", "lr_scale": 1.0, "weight_decay": probe.weight_decay}]
+    groups = [{"params": parameters, "name": "head", "lr_scale": 1.0, "weight_decay": probe.weight_decay}]
     state.optimizer = make_optimizer(groups, settings)
-    return _open_feature_phase(run, state, say)
-
-
-def _open_on_features(run: Run, state: TrainState, say: Say) -> FeaturePhase:
-    if run.config.compute.compile != OFF:
-        say("Note: compute.compile does nothing here, as the head alone is trained, on cached features.")
-    return _open_feature_phase(run, state, say)
-
-
-def _open_feature_phase(run: Run, state: TrainState, say: Say) -> FeaturePhase:
-    phase = FeaturePhase(run, state, *feature_sets(run, say))
-    state.load_optimizer()
-    return phase
 
 
 def close_probe(run: Run, state: TrainState) -> None:
-    """After the probe: all ranks have rank 0's head, and the parts learn that learn in the first stage."""
+    """After the probe give all ranks rank 0's head, and let the parts learn that learn in the first stage."""
     run.world.broadcast_module(run.model.module)
     freeze_parameters(run.model.module, run.stages[0].frozen)
-    state.begin_training(
-        make_optimizer(groups_of(run.model, run.config.optim, run.plan.lr), run.config.optim), run.plan
-    )
+    state.begin_training(optimizer_of(run.model, run.config.optim, run.plan.lr), run.plan)

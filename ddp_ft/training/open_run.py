@@ -1,4 +1,4 @@
-"""The run folder at a start: made, claimed, checked to be shared, and the run described in it."""
+"""The run folder at a start: made, locked, checked to be shared; and the files that describe the run."""
 
 import secrets
 from collections.abc import Iterator
@@ -13,14 +13,13 @@ from ddp_ft.training.run import Run
 
 
 def open_folder(run: Run, lease: Lease) -> None:
-    """Make the run folder and take the right to write it; check that every node sees it. UserError if that cannot be.
+    """Make the run folder, take its lease, and check that every node sees it. UserError if one of these fails.
 
     A request to stop that is older than this launch is removed, and so is the summary of an earlier start.
     """
     folder, world = run.folder, run.world
     token = world.from_main(lambda: _create_folder(run, lease))
-    sees = wait_for(folder.path / ".shared", token)
-    seen = world.gather(sees)
+    seen = world.gather(wait_for(folder.path / ".shared", token))
     blind = world.from_main(lambda: [rank for rank, good in enumerate(seen or []) if not good])
     if blind:
         raise UserError(
@@ -53,23 +52,19 @@ def _writable(folder: RunFolder) -> Iterator[None]:
 
 
 def describe_run(run: Run) -> None:
-    """Write what a run is described by into its folder. UserError if it cannot be written to."""
+    """Write the files that describe the run into its folder. UserError if it cannot be written to."""
     run.world.from_main(lambda: _write_description(run))
-    run.splits.record.clear()  # it names every image, and is needed no more
+    run.splits.record.clear()  # it names every image, and is not needed any more
 
 
 def _write_description(run: Run) -> None:
-    folder = run.folder
+    folder, splits = run.folder, run.splits
     with _writable(folder):
-        _write_small_files(run, folder)
-
-
-def _write_small_files(run: Run, folder: RunFolder) -> None:
-    folder.write_config(run.config)
-    folder.write_json("classes.json", list(run.splits.schema.names))
-    if not (folder.path / "split.json").exists():
-        folder.write_json("split.json", {"fingerprint": run.splits.fingerprint, **run.splits.record})
-    folder.write_json("plan.json", run.plan.to_mapping())
-    record_start(folder.path, run.world)
-    if run.splits.quarantine is not None:
-        run.splits.quarantine.open(folder.path)
+        folder.write_config(run.config)
+        folder.write_json("classes.json", list(splits.schema.names))
+        if not (folder.path / "split.json").exists():
+            folder.write_json("split.json", {"fingerprint": splits.fingerprint, **splits.record})
+        folder.write_json("plan.json", run.plan.to_mapping())
+        record_start(folder.path, run.world)
+        if splits.quarantine is not None:
+            splits.quarantine.open(folder.path)

@@ -1,6 +1,7 @@
 """Parameter groups by name, and the optimizer over them (timm's, by name)."""
 
 import inspect
+import itertools
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -19,21 +20,21 @@ from ddp_ft.models.libraries import bare_timm as timm
 ParamGroups = list[dict[str, Any]]
 
 LOOKAHEAD = "lookahead_"
-# Optimizers that timm makes but that a training step here cannot serve, and why.
-UNUSABLE = {"adahessian": "it wants second derivatives, which training does not compute"}
-# Arguments of optimizers that have keys of their own in OptimConfig.
+# Optimizers of timm that training cannot use, and why.
+UNUSABLE = {"adahessian": "it needs second derivatives, which training does not compute"}
+# Arguments of optimizers that are keys of OptimConfig.
 OWN_KEYS = ("lr", "weight_decay", "momentum", "betas")
 # Kron draws random numbers. Only with this argument are they the same on all ranks and after a restart.
 DETERMINISTIC = "deterministic"
-# One kernel updates all that a parameter needs, in a quarter of the time on a CPU; and these look at `found_inf` on the
-# device, so that no step waits to know whether it was bad. Not if optim.options names one of the ways to go.
-FUSED_ONES = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
-WAYS = {"fused", "foreach", "capturable", "differentiable"}
+# Optimizers whose fused kernels take a quarter of the time on a CPU, and read `found_inf` on the device, so that no
+# step waits to know whether it was bad; and the arguments by which optim.options chooses an implementation itself.
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+IMPLEMENTATIONS = {"fused", "foreach", "capturable", "differentiable"}
 
 
 @dataclass(frozen=True)
 class Override:
-    """What optim.overrides says of the parameters whose name `pattern` is found in."""
+    """An entry of optim.overrides: it is for the parameters in whose name `pattern` is found."""
 
     pattern: "re.Pattern[str]"
     lr_scale: float | None
@@ -41,53 +42,49 @@ class Override:
 
     @property
     def label(self) -> str:
-        """The key that it stands under, for messages."""
+        """Its name in messages."""
         return f"optim.overrides '{self.pattern.pattern}'"
 
 
 def param_groups(
     module: nn.Module, head: Collection[str], config: OptimConfig, depths: Mapping[str, int] | None = None
 ) -> ParamGroups:
-    """Groups of all parameters that learn: by backbone and head, depth, override, with and without weight decay.
+    """Return groups of all parameters that learn: by backbone and head, depth, override, with and without weight decay.
 
-    Norm weights, biases and what the model lists in `no_weight_decay()` are not decayed: decay there only
-    hurts (arXiv 1812.01187, section 3.1). Each group has a `name` and the `lr_scale` its rate is multiplied by:
-    that of an override; else `head_lr_scale` in the head, and layer_decay ^ (largest depth - depth) elsewhere
-    (arXiv 2106.08254). `depths` has the depth of each parameter, 0 in the stem; needed for a layer decay alone.
-
-    Raises UserError for overrides that say nothing, or nothing that can be done.
+    Norm weights, biases and the model's `no_weight_decay()` are not decayed: decay there only hurts (arXiv 1812.01187,
+    section 3.1). Each group has a `name` and the `lr_scale` by which its rate is multiplied: that of an override; else
+    `head_lr_scale` in the head, and layer_decay ^ (largest depth - depth) elsewhere (arXiv 2106.08254). `depths`: the
+    depth of each parameter, 0 in the stem; needed only for a layer decay. Raises UserError for overrides without
+    effect.
     """
-    overrides = parse_overrides(config.overrides)
-    exempt = undecayed(module)
+    overrides = [_parse_override(pattern, values) for pattern, values in (config.overrides or {}).items()]
+    exempt, depths = undecayed(module), depths or {}
     rules = _match(overrides, [name for name, _ in module.named_parameters()], exempt)
     groups: dict[tuple[bool, int, int, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            depth = _depth(name, depths) if config.layer_decay < 1 and name not in head else 0
+            depth = depths[name] if config.layer_decay < 1 and name not in head else 0
             key = (name in head, depth, rules[name], name not in exempt)
             groups.setdefault(key, []).append(parameter)
-    largest = max(depths.values(), default=0) if depths else 0
-    return [
-        _group(params, key, overrides, config, largest)
-        for key, params in sorted(groups.items(), key=lambda item: item[0])
-    ]
+    largest = max(depths.values(), default=0)
+    return [_group(groups[key], key, overrides, config, largest) for key in sorted(groups)]
 
 
 def groups_of(model: BuiltModel, config: OptimConfig, lr: float) -> ParamGroups:
-    """The groups of all parameters of a model that learn now, at that base rate."""
+    """Return the groups of all parameters of a model that learn now, at that base rate."""
     depths = block_depths(model.module, model.head) if config.layer_decay < 1 else None
     return param_groups(model.module, model.head, replace(config, lr=lr), depths)
 
 
+def optimizer_of(model: BuiltModel, config: OptimConfig, lr: float) -> torch.optim.Optimizer:
+    """Return a fresh optimizer over all parameters of a model that learn now, at that base rate."""
+    return make_optimizer(groups_of(model, config, lr), config)
+
+
 def undecayed(module: nn.Module) -> frozenset[str]:
-    """Names of the parameters that neither weight decay nor a penalty pulls at: vectors, and the model's own list."""
+    """Return the names of parameters without weight decay and penalties: vectors, and the model's own list."""
     own_list: Callable[[], Collection[str]] = getattr(module, "no_weight_decay", tuple)
     return frozenset(own_list()) | {name for name, p in module.named_parameters() if p.ndim <= 1}
-
-
-def _depth(name: str, depths: Mapping[str, int] | None) -> int:
-    assert depths is not None, "a layer decay needs depths"
-    return depths[name]
 
 
 def _group(
@@ -115,11 +112,6 @@ def _group(
         "lr": config.lr * scale,
         "weight_decay": weight_decay if decays else 0.0,
     }
-
-
-def parse_overrides(given: Mapping[str, Any] | None) -> list[Override]:
-    """The values of optim.overrides, in their order. UserError for a bad regex, an unknown name or a bad value."""
-    return [_parse_override(pattern, values) for pattern, values in (given or {}).items()]
 
 
 def _parse_override(pattern: str, values: Any) -> Override:
@@ -154,7 +146,7 @@ def _number(label: str, value: Any) -> float:
 
 
 def _as_number(value: Any) -> Any:
-    """YAML reads 1e-3 as a text; here it is the number that was meant. Anything else stays."""
+    """Return a text such as 1e-3, which YAML does not read as a number, as the number; anything else as it is."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -162,7 +154,7 @@ def _as_number(value: Any) -> Any:
 
 
 def _match(overrides: list[Override], names: list[str], exempt: Collection[str]) -> dict[str, int]:
-    """Which override each parameter goes by, as its place; their number stands for none."""
+    """Return for each parameter the position of its override in the list; the list's length means none."""
     rules = {name: len(overrides) for name in names}
     for place, override in enumerate(overrides):
         matched = [name for name in names if override.pattern.search(name)]
@@ -184,14 +176,14 @@ def _match(overrides: list[Override], names: list[str], exempt: Collection[str])
 
 
 def make_optimizer(groups: ParamGroups, config: OptimConfig) -> torch.optim.Optimizer:
-    """timm's optimizer of that name over these groups, which bring their rates where config.lr is `auto`.
+    """Return timm's optimizer of that name over these groups, which have their rates if config.lr is `auto`.
 
-    A step on two small tensors is tried first, so that UserError tells here of all that the optimizer refuses:
-    betas and options that it does not have, values out of range, a missing compiler. Also if nothing is to learn.
+    A step on two small tensors is tried first. UserError for all that the optimizer refuses then: betas and options
+    that it does not have, values out of range, a missing compiler; and if nothing is to learn.
     """
     if not groups:
         raise UserError("Nothing of the model learns: all its parameters are frozen.", "See --freeze.")
-    # Never without a rate: some optimizers (adafactor) would make one up and not follow the schedule.
+    # Never without a rate: some optimizers (adafactor) would choose one and not follow the schedule.
     config = replace(config, lr=config.lr or groups[0]["lr"])
     try:
         arguments = _arguments(config)
@@ -205,7 +197,7 @@ def make_optimizer(groups: ParamGroups, config: OptimConfig) -> torch.optim.Opti
 
 
 def _create(groups: ParamGroups, config: OptimConfig, arguments: dict[str, Any]) -> torch.optim.Optimizer:
-    # weight_decay = 0 here, since each group brings its own.
+    # weight_decay = 0 here, since each group has its own.
     optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
         groups, opt=config.name, lr=config.lr, weight_decay=0.0, momentum=config.momentum, **arguments
     )
@@ -215,7 +207,7 @@ def _create(groups: ParamGroups, config: OptimConfig, arguments: dict[str, Any])
 
 
 def _set_peak_rate(group: dict[str, Any]) -> None:
-    """The "corrected" decays of timm compare the rate with its peak, which is each group's own here."""
+    """Set the peak with which the "corrected" decays of timm compare the rate: here each group has its own."""
     if "max_lr_snapshot" in group:
         group["max_lr_snapshot"] = group["lr"]
 
@@ -227,7 +219,7 @@ def _try_a_step(config: OptimConfig, arguments: dict[str, Any], device: torch.de
 
 
 def _arguments(config: OptimConfig) -> dict[str, Any]:
-    """The optimizer's arguments besides rate, weight decay and momentum."""
+    """Return the optimizer's arguments besides rate, weight decay and momentum."""
     info = timm.optim.get_optimizer_info(_base_name(config.name))
     accepted = _accepted_arguments(config.name)
     arguments: dict[str, Any] = {}
@@ -243,7 +235,7 @@ def _arguments(config: OptimConfig) -> dict[str, Any]:
     if DETERMINISTIC in accepted:
         arguments[DETERMINISTIC] = True
     optimizer_class = timm.optim.get_optimizer_class(_base_name(config.name), bind_defaults=False)
-    if optimizer_class in FUSED_ONES and not arguments.keys() & WAYS:
+    if optimizer_class in FUSED and not arguments.keys() & IMPLEMENTATIONS:
         arguments["fused"] = True
     return arguments
 
@@ -283,7 +275,7 @@ def _as_argument(value: Any) -> Any:
 
 
 def check_optimizer(name: str) -> None:
-    """UserError unless timm has an optimizer of that name (also as lookahead_NAME) that can train here."""
+    """Raise UserError unless timm has an optimizer of that name (also as lookahead_NAME) that can train here."""
     known = [str(known_name) for known_name in timm.optim.list_optimizers()]
     base = _base_name(name)
     if base not in known:
@@ -297,10 +289,10 @@ def check_optimizer(name: str) -> None:
 
 
 def extend_groups(optimizer: torch.optim.Optimizer, groups: ParamGroups) -> None:
-    """Take in the parameters of `groups` that the optimizer does not have yet, as further groups.
+    """Add the parameters of `groups` that the optimizer does not have yet, as further groups.
 
-    Those that it has keep their place, group and state. A name that is taken gets a number: backbone_2. The result
-    depends on the calls alone, so the same calls on a fresh optimizer make it ready for a stored state.
+    The others keep their group and state. A name that is taken gets a number: backbone_2. The result depends on the
+    calls alone, so the same calls on a fresh optimizer make it ready for a stored state.
     """
     present = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for group in groups:
@@ -312,14 +304,11 @@ def extend_groups(optimizer: torch.optim.Optimizer, groups: ParamGroups) -> None
 
 
 def _free_name(name: str, taken: Collection[str]) -> str:
-    number = 2
-    free = name
-    while free in taken:
-        free, number = f"{name}_{number}", number + 1
-    return free
+    numbered = (f"{name}_{number}" for number in itertools.count(2))
+    return next(free for free in itertools.chain([name], numbered) if free not in taken)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give each group `rate` times its own scale."""
+    """Set the rate of each group to `rate` times the group's own scale."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]

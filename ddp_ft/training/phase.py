@@ -1,4 +1,4 @@
-"""A phase: a stretch of training whose steps are all made in the same way."""
+"""A phase: a part of training whose steps are all made in the same way."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator
@@ -19,7 +19,7 @@ from ddp_ft.training.step import Learner, StepSums
 class Phase(ABC):
     """How the steps of a phase are made, and how their result is measured.
 
-    `noise` is the stream of random masks: the rank, or 0 where all ranks compute the same.
+    `noise`: seed offset of dropout masks (the rank; 0 if all ranks compute the same).
     """
 
     # Whether batches are of the data itself, and not of features.
@@ -34,7 +34,7 @@ class Phase(ABC):
 
     @abstractmethod
     def batches(self, state: TrainState) -> Generator[list[Batch], None, None]:
-        """This rank's micro-batches of each step from the present one on."""
+        """Yield this rank's micro-batches of each step from the present one on."""
 
     @abstractmethod
     def measure(self) -> Evaluation:
@@ -42,12 +42,12 @@ class Phase(ABC):
 
     @abstractmethod
     def decide(self, state: TrainState, sums: StepSums, flags: list[float], flush: bool) -> list[Decision]:
-        """What all ranks decide together after a step, from its sums and this rank's flags: the decisions that became
-        known. On CUDA they lag one step unless `flush`."""
+        """Return the decisions of all ranks that became known after a step with these sums and this rank's flags: on
+        CUDA they lag one step unless `flush`."""
 
     @abstractmethod
     def prepare(self, state: TrainState, say: Say) -> None:
-        """Whatever is due before the next step."""
+        """Do what is due before the next step."""
 
     @abstractmethod
     def renew(self) -> None:
@@ -55,35 +55,30 @@ class Phase(ABC):
 
     @property
     def total_steps(self) -> int:
-        """How many steps the phase has, if no budget of time ends it earlier."""
+        """The number of steps of the phase, if no budget of time ends it earlier."""
         return self.run.plan.total_steps
 
     def rate(self, step: int, total_steps: int) -> float:
-        """The base learning rate of a step, counted from 0, of so many."""
+        """Return the base learning rate of a step, counted from 0, of `total_steps`."""
         return rate_at(self.run.config, self.run.plan, step, total_steps)
 
     def last_step(self, progress: Progress) -> int:
-        """How many steps the phase has in all."""
+        """Return the number of the phase's last step."""
         is_bounded = self.name == TRAIN and progress.budget is not None
         return (progress.budget or 0) if is_bounded else self.total_steps
 
     def epoch(self, step: int) -> float:
-        """Epochs of the phase that have passed after so many steps."""
+        """Return the epochs of the phase after so many steps: 1.5 in the middle of the second."""
         return step / self.sampler.steps_per_epoch
 
     def cadence(self, progress: Progress) -> Cadence:
-        """When rows, evaluations and checkpoints are due. The probe has one evaluation, after its last step."""
+        """Return when rows, evaluations and checkpoints are due. The probe is evaluated after its last step only."""
         config, epoch = self.run.config, self.sampler.steps_per_epoch if self.name == TRAIN else 0
-        return Cadence(
-            last=self.last_step(progress),
-            row_every=config.log.every_steps,
-            evaluation_every=config.eval.every_epochs * epoch,
-            checkpoint_every=config.checkpoint.every_steps,
-            epoch=epoch,
-        )
+        evaluations, checkpoints = config.eval.every_epochs * epoch, config.checkpoint.every_steps
+        return Cadence(self.last_step(progress), config.log.every_steps, evaluations, checkpoints, epoch)
 
     def step(self, state: TrainState, micro_batches: list[Batch], flags: list[float]) -> StepSums:
-        """One optimizer step over the global batch, counted in the state; `flags` are summed over ranks on the way."""
+        """Take an optimizer step over the global batch and count it; `flags` are summed over ranks with it."""
         step, progress = state.progress.step, state.progress
         falls = Plateau(**progress.plateau)
         set_rates(state.optimizer, self.rate(step, self.last_step(progress)) * falls.factor)

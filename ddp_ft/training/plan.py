@@ -1,4 +1,4 @@
-"""All that is resolved for a run and its machine, in one frozen value; the fixed rules that resolve it."""
+"""All settings that are resolved for a run and its machine, in one frozen value; and the fixed rules for it."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ddp_ft.config.schema import RunConfig, ScheduleConfig
 from ddp_ft.data.workers import default_workers
 from ddp_ft.distributed.machine import Machine
-from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError, one_line
 from ddp_ft.models.precision import resolve_format, resolve_precision
 from ddp_ft.run_folder.folder import RunFolder
@@ -21,7 +20,7 @@ from ddp_ft.training.schedule import Schedule
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-# A restart that changes one of these leaves grade a: the same curve or the same samples, but other bits.
+# A restart that changes one of these is not of grade a: the same curve or the same samples, but other bits.
 BIT_FIELDS = ("device", "world_size", "micro_batch", "threads")
 
 
@@ -29,9 +28,9 @@ BIT_FIELDS = ("device", "world_size", "micro_batch", "threads")
 class Plan:
     """What `auto` became and what follows from the sizes. Written to plan.json.
 
-    `lowered`: from how many images of a micro-batch to how many, because a process was out of memory.
-    `tuned` are the keys that were decided by measuring, with their values, and `measured` the rows that led to them;
-    both hold for all further starts.
+    `lowered`: from how many images of a micro-batch to how many, since a process ran out of memory. `tuned`: the keys
+    that were decided by measuring, with their values; `measured`: the rows that led to them. Both hold for later
+    starts.
     """
 
     recipe: str
@@ -59,31 +58,32 @@ class Plan:
         return self.lowered[1] if self.lowered else self.micro_batch
 
     def after(self, earlier: "Plan | None") -> "Plan":
-        """With the micro-batch that an earlier start had to lower, if this one is on the same kind of machine."""
+        """Return the plan with the micro-batch that an earlier start lowered, if that was on the same kind of
+        machine."""
         machine = ("device", "world_size", "micro_batch")
         if earlier is None or any(getattr(earlier, name) != getattr(self, name) for name in machine):
             return self
         return replace(self, lowered=earlier.lowered)
 
     def to_mapping(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the plan as JSON values."""
         return asdict(self)
 
     @staticmethod
     def from_mapping(values: Mapping[str, Any]) -> "Plan":
-        """The inverse of `to_mapping`; fields of later versions are left out. TypeError if one is missing."""
+        """Invert `to_mapping`; fields of later versions are left out. TypeError if a field is missing."""
         known = {each.name: values[each.name] for each in fields(Plan) if each.name in values}
         lowered = known.pop("lowered", None)
         return Plan(**known, lowered=tuple(lowered) if lowered else None)
 
     def changes_from(self, earlier: "Plan") -> list[str]:
-        """What differs from an earlier start among the things that change bits, as 'name: old -> new'."""
+        """Return what differs from an earlier start and changes bits, as 'name: old -> new'."""
         pairs = [(name, getattr(earlier, name), getattr(self, name)) for name in BIT_FIELDS]
         return [f"{name}: {before} -> {now}" for name, before, now in pairs if before != now]
 
 
 def read_plan(folder: RunFolder) -> Plan | None:
-    """The plan of a run's newest start; None if it had none. UserError for one that cannot be read."""
+    """Return the plan of a run's newest start; None if there is none. UserError if it cannot be read."""
     try:
         stored = folder.read_json("plan.json")
         return None if stored is None else Plan.from_mapping(stored)
@@ -105,15 +105,20 @@ class Decided(TypedDict):
 def make_plan(
     config: RunConfig, machine: Machine, module: nn.Module, samples: tuple[int, int], **decided: "Unpack[Decided]"
 ) -> Plan:
-    """Resolve a run of `samples` = (train, val) images; the module is in the mode that it is trained in.
+    """Return the plan of a run of `samples` = (train, val) images; the module is in the mode in which it is trained.
 
-    UserError for what cannot be done here.
+    UserError for what this machine or this data does not allow.
     """
     world, (train_samples, val_samples) = machine.world, samples
-    _check_batch(config, world, train_samples)
+    if config.train.batch_size < world.size:
+        raise UserError(
+            f"--batch-size {config.train.batch_size} is smaller than the {world.size} processes that share it.",
+            "It is the global batch, images per optimizer step. Make it larger, or start fewer processes.",
+        )
+    assert train_samples > 0  # `open_splits` refuses an empty training set
     steps_per_epoch = math.ceil(train_samples / config.train.batch_size)
     total_steps = config.train.epochs * steps_per_epoch
-    make_schedule(config.schedule, total_steps, steps_per_epoch)  # a mistake in it is told now
+    make_schedule(config.schedule, total_steps, steps_per_epoch)  # an impossible one is reported now
     return Plan(
         **decided,
         device=world.device.type,
@@ -138,48 +143,32 @@ def _workers(config: RunConfig, machine: Machine) -> int:
     return default_workers(machine.world.device.type, machine.launch.local_world_size)
 
 
-def _check_batch(config: RunConfig, world: World, train_samples: int) -> None:
-    if config.train.batch_size < world.size:
-        raise UserError(
-            f"--batch-size {config.train.batch_size} is smaller than the {world.size} processes that share it.",
-            "It is the global batch, images per optimizer step. Make it larger, or start fewer processes.",
-        )
-    assert train_samples > 0  # `open_splits` refuses an empty training set
-
-
 def rate_at(config: RunConfig, plan: Plan, step: int, total_steps: int) -> float:
-    """The base learning rate of a step, counted from 0, of a run of `total_steps`."""
+    """Return the base learning rate of a step, counted from 0, of a run of `total_steps`."""
     return plan.lr * make_schedule(config.schedule, total_steps, plan.steps_per_epoch).factor(step)
 
 
 def make_schedule(config: ScheduleConfig, total_steps: int, steps_per_epoch: int) -> Schedule:
-    """The schedule of a run of that many steps. UserError for milestones that cannot be."""
+    """Return the schedule of a run of that many steps. UserError for impossible milestones."""
     return Schedule(
-        config.name,
-        total_steps,
-        round(config.warmup * total_steps),
-        config.final_factor,
-        steps_per_epoch,
-        config.every_epochs,
-        config.milestones,
-        config.gamma,
-        config.power,
-    )
+        config.name, total_steps, round(config.warmup * total_steps), config.final_factor, steps_per_epoch,
+        config.every_epochs, config.milestones, config.gamma, config.power,
+    )  # fmt: skip
 
 
 # AdamW's usual rates for fine-tuning. With batch norm, 1e-3 was as good as 3e-4 on small sets (docs/accuracy.md);
-# transformers and other models with layer norm are tuned with about 1e-4 for batches of this size (arXiv 2111.06377
-# and 2106.10270).
+# transformers and other models with layer norm are tuned with about 1e-4 for batches of this size (arXiv 2111.06377 and
+# 2106.10270).
 RATE_WITH_BATCH_NORM, RATE_WITHOUT = 1e-3, 1e-4
 
 
 def usual_rate(module: nn.Module) -> float:
-    """The learning rate that `auto` stands for."""
+    """Return the learning rate that `auto` means."""
     return RATE_WITH_BATCH_NORM if any(isinstance(m, _BatchNorm) for m in module.modules()) else RATE_WITHOUT
 
 
 def has_rank_noise(module: nn.Module) -> bool:
-    """Whether the curve depends on the number of processes: batch norm in train mode, or random masks."""
+    """Return whether the curve depends on the number of processes: batch norm in train mode, or random masks."""
     return any(m.training and (isinstance(m, _BatchNorm) or _masks_at_random(m)) for m in module.modules())
 
 
@@ -193,7 +182,7 @@ def _masks_at_random(module: nn.Module) -> bool:
 
 
 def describe_grade(plan: Plan, earlier: Plan | None) -> str:
-    """The grade of equality that holds for this start, in one line."""
+    """Return the grade of equality that holds for this start, as one line."""
     if earlier is not None and (changed := plan.changes_from(earlier)):
         return f"{plan.grade_elsewhere} from here on ({', '.join(changed)})"
     return f"a on this machine, {plan.grade_elsewhere} on another number of processes"

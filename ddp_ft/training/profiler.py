@@ -16,7 +16,7 @@ MOST_OPERATIONS = 25
 
 
 def parse_steps(text: str | None) -> range:
-    """The steps to trace, counted from 1 as in metrics.jsonl; none of None. UserError for what is no FIRST-LAST."""
+    """Return the steps to trace, counted from 1 as in metrics.jsonl; none for None. UserError unless FIRST-LAST."""
     if text is None:
         return range(0)
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
@@ -29,7 +29,7 @@ def parse_steps(text: str | None) -> range:
 class StepTrace:
     """Traces the steps asked for on this rank; without any it does nothing.
 
-    One step before them is traced too and thrown away, since the first one holds what starting the profiler takes.
+    One step before them is traced too and dropped, since the first one includes the start of the profiler.
     """
 
     def __init__(self, steps: range, folder: Path, rank: int, device: torch.device) -> None:
@@ -41,7 +41,7 @@ class StepTrace:
         self._begun = 0  # the newest step that is traced
 
     def before(self, step: int, phase: str) -> None:
-        """The step of that number comes next, counted from 1. Those of the probe are not traced."""
+        """Prepare for the next step, counted from 1. Steps of the probe are not traced."""
         if not self.steps or phase != TRAIN or step not in range(self.steps[0] - 1, self.steps[-1] + 1):
             return
         self._begun = step
@@ -51,13 +51,13 @@ class StepTrace:
             self._profiler.step()
 
     def after(self, step: int) -> str:
-        """The step of that number is done. Behind the last traced one the table of operations, else nothing."""
+        """Return the table of operations after the last traced step, else nothing."""
         return self.finish() if self._profiler is not None and step >= self.steps[-1] else ""
 
     def finish(self) -> str:
-        """Write the trace of the steps that were done; gives the table of the operations that took longest.
+        """Write the trace of the steps that were done; return the table of the operations that took longest.
 
-        Empty where nothing was traced: no step yet, or the one before the first alone.
+        Empty if nothing was traced: no step yet, or only the one before the first.
         """
         if self._profiler is None or self._begun < self.steps[0]:
             self.drop()
@@ -72,7 +72,7 @@ class StepTrace:
         return table
 
     def drop(self) -> None:
-        """Stop tracing, where that has not been done: a process that ends while it is traced crashes."""
+        """Stop tracing if it still goes on: a process that ends while it is traced crashes."""
         if self._profiler is not None:
             self._profiler.stop()
             self._profiler = None
@@ -89,6 +89,6 @@ class StepTrace:
         active = max(1, steps - warm_up)
         profiler = profile(activities=activities, schedule=schedule(wait=0, warmup=warm_up, active=active + 1))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a missing warm-up, where the first step is asked for
+            warnings.simplefilter("ignore")  # about a missing warm-up, if the first step is asked for
             profiler.start()
         return profiler

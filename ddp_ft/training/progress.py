@@ -11,15 +11,15 @@ from torch import Tensor
 
 from ddp_ft.contracts import TRAIN
 
-# The first steps of a start build kernels and fill queues; they say nothing about the speed.
+# The first steps of a start build kernels and fill queues; they do not count for the speed.
 WARM_UP_STEPS = 3
-# So many steps are timed before anything is foretold from them.
+# So many steps are timed before anything is predicted from them.
 STEPS_TO_MEASURE = 20
 
 
 @dataclass
 class Best:
-    """The best evaluation so far; without metrics: none yet. `weights` says whose it is: "raw" or "ema"."""
+    """The best evaluation so far; without metrics: none yet. `weights`: "raw" or "ema" (their moving average)."""
 
     step: int = 0
     epoch: float = 0.0
@@ -32,10 +32,10 @@ class Best:
 class Progress:
     """Counters of a run over all its starts. Times are seconds on this rank's clock.
 
-    `step` counts those of the phase. `evaluation_due`: what comes next is an evaluation. `stage` is the stage of
+    `step` counts the steps of the phase. `evaluation_due`: an evaluation comes next. `stage` is the stage of
     unfreezing; `budget` the number of steps that --max-minutes became; `stale` the evaluations since the last better
-    one; `length` the keys of run length that this was under. `bad_steps` and `bad_in_row` count steps whose loss or
-    gradient was not finite; `saves` checkpoints, whose copies took `copy_seconds` of the loop's time.
+    one; `length` the keys of run length of this start. `bad_steps` and `bad_in_row` count steps whose loss or gradient
+    was not finite; `saves` checkpoints, whose copies took `copy_seconds` of the loop's time.
     """
 
     phase: str = TRAIN
@@ -61,17 +61,17 @@ class Progress:
     best: Best = field(default_factory=Best)
 
     def to_mapping(self) -> dict[str, Any]:
-        """As plain values, for the checkpoint."""
+        """Return plain values, for the checkpoint."""
         return asdict(self)
 
     @staticmethod
     def from_mapping(values: dict[str, Any]) -> "Progress":
-        """The inverse of `to_mapping`."""
+        """Invert `to_mapping`."""
         return Progress(**{**values, "best": Best(**values["best"])})
 
     @property
     def images_per_second(self) -> float:
-        """Training steps alone, loading and logging included."""
+        """Speed of the training steps alone, loading and logging included."""
         return self.timed_images / self.timed_seconds if self.timed_seconds else 0.0
 
     @property
@@ -83,7 +83,7 @@ class Progress:
 class Stopwatch:
     """Times the steps of one start into a Progress; evaluation and saving are outside its blocks.
 
-    The wall clock goes on from its creation to its last look.
+    The wall clock runs from its creation to its last look.
     """
 
     def __init__(self, progress: Progress, clock: Any = time.perf_counter) -> None:
@@ -98,11 +98,11 @@ class Stopwatch:
         self._saves = (progress.saves, progress.copy_seconds, progress.stall_seconds)
 
     def begin(self, counts: bool) -> None:
-        """Begin a phase. Unless it `counts`, only the wall clock goes on: the probe's steps say nothing about speed."""
+        """Begin a phase. Unless it `counts`, only the wall clock runs: the probe's steps do not count for the speed."""
         self._counts, self._steps = counts, 0
 
     def look(self) -> None:
-        """Bring the wall clock up to now."""
+        """Update the wall clock."""
         self.progress.wall_seconds = self._wall_before + self._clock() - self._created
 
     @contextmanager
@@ -133,8 +133,8 @@ class Stopwatch:
         return (self.progress.timed_images - images) / passed if passed > 0 else 0.0
 
     def interval_saves(self) -> dict[str, float]:
-        """Seconds for which copying the state, and waiting for the write before, held up the loop since the last call;
-        nothing if no checkpoint was made."""
+        """Return the seconds that copying the state, and waiting for the write before, took of the loop's time since
+        the last call; empty if no checkpoint was made."""
         progress, (saves, copying, stalling) = self.progress, self._saves
         self._saves = (progress.saves, progress.copy_seconds, progress.stall_seconds)
         if saves == progress.saves:

@@ -1,4 +1,4 @@
-"""The model that a run begins with, and the recipe that it is trained by, as far as that was left open."""
+"""The model that a run begins with, and what the recipe `auto` becomes."""
 
 from dataclasses import replace
 
@@ -11,16 +11,15 @@ from ddp_ft.models.backbone import MOST_FEATURE_BYTES, feature_width
 from ddp_ft.models.head import check_head
 from ddp_ft.training.request import Request
 
-# Above this many samples features are no longer computed as a matter of course.
+# Above this many samples `auto` does not compute features.
 MOST_PROBED_SAMPLES = 100_000
 
 
 def choose_recipe(config: RunConfig, built: BuiltModel, train_samples: int) -> tuple[str, str]:
-    """What the recipe `auto` becomes, and why.
+    """Return what the recipe `auto` becomes, and why.
 
-    Probing first was better than training all layers at once on all small sets that were measured (docs/accuracy.md;
-    on a larger one, of 1,500 images, once worse), and the better of both models is kept, so it is chosen wherever it
-    can be done.
+    Probing first was better than training all layers at once on all small sets that were measured (docs/accuracy.md; on
+    a larger one, of 1,500 images, once worse), and the better of both models is kept, so it is chosen if possible.
     """
     if config.model.weights == "none":
         return "full", "nothing is pretrained (--weights none)"
@@ -35,7 +34,7 @@ def choose_recipe(config: RunConfig, built: BuiltModel, train_samples: int) -> t
 
 
 def build(config: RunConfig, outputs: int) -> BuiltModel:
-    """The model that is asked for, with a head of so many outputs, its weights drawn from the run's seed."""
+    """Return the model that is asked for, with a head of so many outputs, its weights drawn from the run's seed."""
     model = config.model
     assert model.name is not None  # the command line has checked
     check_head(config.head.name)
@@ -45,7 +44,7 @@ def build(config: RunConfig, outputs: int) -> BuiltModel:
 
 
 def settle_recipe(config: RunConfig, request: Request, built: BuiltModel, samples: int) -> tuple[RunConfig, str, str]:
-    """The configuration with its recipe, and the recipe's name and reason; `samples` are for training."""
+    """Return the configuration with its recipe, and the recipe's name and reason; `samples`: of the training set."""
     if config.recipe != "auto":
         return config, config.recipe, "as asked for"
     recipe, why = choose_recipe(config, built, samples)

@@ -1,4 +1,4 @@
-"""What a run reports of itself while it trains: rows, images, traces, speed, how far its batch job will come."""
+"""What a run reports while it trains: rows, images, traces, speed, and how far its batch job will get."""
 
 import math
 import time
@@ -11,7 +11,7 @@ from ddp_ft.contracts import PROBE, TRAIN, Batch, Evaluation
 from ddp_ft.slurm.walltime import Allocation, Pace
 from ddp_ft.trackers.console import Console, Outlook
 from ddp_ft.trackers.fan_out import PATIENCE, PATIENCE_OF_A_STOP, FanOut, harmless
-from ddp_ft.training.media import show_evaluation, show_first_batch, show_spread
+from ddp_ft.training.media import log_evaluation, log_first_batch, log_histograms
 from ddp_ft.training.phase import Phase
 from ddp_ft.training.profiler import FOLDER, StepTrace, parse_steps
 from ddp_ft.training.progress import STEPS_TO_MEASURE, Stopwatch
@@ -24,10 +24,7 @@ EVALUATION_SHARE = 1 / 3
 
 
 class Recorder:
-    """The console, the trackers, the stopwatch and the profiler of a run. Off rank 0 most of it is silent.
-
-    `begin` tells it which phase the steps after it are of.
-    """
+    """The console, the trackers, the stopwatch and the profiler of a run. Off rank 0 most of it is silent."""
 
     def __init__(self, run: Run, state: TrainState, console: Console, trackers: FanOut, allocation: Allocation) -> None:
         self.run, self.state = run, state
@@ -38,20 +35,20 @@ class Recorder:
         self._saved_at = 0.0
 
     def begin(self, phase: Phase) -> None:
-        """The next steps are of this phase."""
+        """Record the steps of this phase from now on."""
         self.phase, progress, epoch = phase, self.state.progress, phase.sampler.steps_per_epoch
         self.saved()
         self.console.start(progress.step, phase.last_step(progress), epoch, self._look_ahead)
         self.watch.begin(counts=phase.name == TRAIN)
 
     def leave(self) -> None:
-        """The phase is over: the display of it goes, and what it holds may, such as features."""
+        """End the display of the phase, and let go of it and of what it holds, such as features."""
         self.console.close()
         del self.phase
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Around a step: traced if that was asked for, timed, and shown by the console's bar."""
+        """Around a step: trace it if that was asked for, time it, and advance the console's bar."""
         step = self.state.progress.step
         self._trace.before(step + 1, self.phase.name)
         with self.watch.step(self.phase.sampler.batch_length(step)):
@@ -59,16 +56,16 @@ class Recorder:
             self.console.advance(self.state.progress.step)
 
     def wait_for(self, batches: Iterator[list[Batch]]) -> list[Batch]:
-        """The next batch's micro-batches; the time until they are there counts as waiting. The first are shown."""
+        """Return the next batch's micro-batches, and count the time as waiting. The first ones are logged."""
         with self.watch.waiting():
             micro_batches = next(batches)
         is_first = self.state.progress.step == 0 and self.phase.name == TRAIN
         if is_first and self.run.world.is_main and self.phase.is_on_data:
-            show_first_batch(self.run, micro_batches[0], self.trackers)
+            log_first_batch(self.run, micro_batches[0], self.trackers)
         return micro_batches
 
     def row(self, grad_norm: Tensor) -> None:
-        """Log the mean loss since the last row, and how training goes. Collective; waits for the device."""
+        """Log the mean loss since the last row, rates and speed. Collective; waits for the device."""
         progress = self.state.progress
         rates = {f"lr/{group['name']}": float(group["lr"]) for group in self.state.optimizer.param_groups}
         row = {"loss": self.state.window.mean(), "grad_norm": float(grad_norm), **rates}
@@ -81,30 +78,30 @@ class Recorder:
         self._log("train", row)
 
     def after_step(self) -> None:
-        """What is reported once: the trace, after its last step, and how far the batch job will come."""
+        """Report, once each, the trace after its last step, and how far the batch job will get."""
         self._report_trace(self._trace.after)
         if self.allocation.wants_forecast and (pace := self._pace()) is not None:
             progress = self.state.progress
             self.say(self.allocation.forecast_once(pace, self.phase.last_step(progress) - progress.step))
 
     def evaluating(self) -> None:
-        """An evaluation on the validation set begins."""
+        """Report that an evaluation on the validation set begins."""
         self.console.doing(f"evaluating on {len(self.run.splits.val)} images")
 
     def evaluation(self, row: Mapping[str, float], best: Evaluation | None) -> None:
-        """Log an evaluation on the validation set; and what it shows, if it is the best so far."""
+        """Log an evaluation on the validation set; and its charts, if it is the best so far."""
         self._log("val", row)
-        show_spread(self.run, self.state.progress.step, self.trackers)
+        log_histograms(self.run, self.state.progress.step, self.trackers)
         if best is not None:
-            show_evaluation(self.run, self.state.progress, best, "val", self.trackers)
+            log_evaluation(self.run, self.state.progress, best, "val", self.trackers)
 
     def test(self, evaluation: Evaluation) -> None:
         """Log the evaluation of the best model on the test set."""
         self._log("test", evaluation.metrics)
-        show_evaluation(self.run, self.state.progress, evaluation, "test", self.trackers)
+        log_evaluation(self.run, self.state.progress, evaluation, "test", self.trackers)
 
     def saved(self) -> None:
-        """A checkpoint was made just now."""
+        """Note that a checkpoint was made just now."""
         self._saved_at = time.monotonic()
 
     @property
@@ -126,11 +123,11 @@ class Recorder:
         self.trackers.warn(self.state.progress.step, text)
 
     def end(self) -> None:
-        """Training is over: report a trace that was asked for beyond its last step."""
+        """Report a trace that was asked for beyond the last step of training."""
         self._report_trace(lambda step: self._trace.finish())
 
     def close(self, is_done: bool) -> None:
-        """Close the trackers, once images are drawn; a run that was told to stop does not wait for many."""
+        """Close the trackers, once images are drawn; a run that was asked to stop waits only a little for them."""
         self._trace.drop()
         self.trackers.close(PATIENCE if is_done else PATIENCE_OF_A_STOP)
         self.watch.look()
@@ -140,7 +137,7 @@ class Recorder:
         self.trackers.log(split, step, phase.epoch(step), row, phase.name)
 
     def _pace(self) -> Pace | None:
-        """How fast the run goes, as soon as steps were timed."""
+        """Return the run's speed; None until enough steps were timed."""
         progress, plan, config = self.state.progress, self.run.plan, self.run.config
         if progress.timed_steps < STEPS_TO_MEASURE:
             return None
@@ -151,7 +148,7 @@ class Recorder:
         return Pace(step, evaluation, save, plan.steps_per_epoch)
 
     def _look_ahead(self) -> Outlook:
-        """What the live display shows besides the newest row."""
+        """Return what the live display shows besides the newest row."""
         progress, best, metric = self.state.progress, self.state.progress.best, self.run.metric
         when = "the probe" if best.phase == PROBE else f"epoch {best.epoch:g}"
         shown = f"{metric} {best.metrics[metric]:.4f} ({when})" if best.metrics else ""
@@ -160,7 +157,7 @@ class Recorder:
         return Outlook(shown, next_step, self._saved_at + 60 * minutes)
 
     def _report_trace(self, finish: Callable[[int], str]) -> None:
-        """Where the trace is, and which operations took longest; nothing if it is not finished."""
+        """Report where the trace is, and log which operations took longest; nothing if it is not finished."""
         steps = self.run.config.log.profile
         with harmless(f"no trace of steps {steps}"):
             if table := finish(self.state.progress.step):

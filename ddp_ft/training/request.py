@@ -1,21 +1,24 @@
-"""What is asked of a run."""
+"""What is asked of a run, and what an earlier start of it decided."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ddp_ft.config.loading import make_config
+from ddp_ft.config.keys import LENGTH
+from ddp_ft.config.loading import make_config, to_flat
 from ddp_ft.config.schema import RunConfig
+from ddp_ft.contracts import DONE
+from ddp_ft.run_folder.folder import RunFolder, check_same_recipe
 from ddp_ft.training.plan import Plan
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted besides the recipe. `layers` are the settings as given, later ones winning.
+    """What is asked for besides the recipe. `layers` are the settings as given, later ones winning.
 
-    `tune`: measure what the layers leave open. `tuned` and `measured` are what was found by that, as in Plan.
-    `earlier` is the plan of an earlier start of the run.
+    `tune`: measure what the layers leave open. `tuned` and `measured` are the results, as in Plan. `earlier` is the
+    plan of an earlier start of the run.
     """
 
     run_dir: Path
@@ -28,5 +31,20 @@ class Request:
     earlier: Plan | None = None
 
     def config(self, recipe: str | None = None) -> RunConfig:
-        """The whole configuration; `recipe` is what auto became."""
+        """Return the whole configuration; `recipe` is what auto became."""
         return make_config(*self.layers, recipe=recipe, tuned=self.tuned)
+
+    def after(self, earlier: Plan | None) -> "Request":
+        """Return the request after an earlier start, if there was one: what that measured holds for all starts."""
+        if earlier is None:
+            return self
+        return replace(self, earlier=earlier, tuned=earlier.tuned, measured=earlier.measured)
+
+
+def is_finished(folder: RunFolder, config: RunConfig, extend: bool) -> bool:
+    """Return whether the folder's run has ended, at the length asked for. UserError if it is of another recipe."""
+    stored, summary = folder.stored_config(), folder.read_json("summary.json")
+    check_same_recipe(folder, config, extend)
+    if stored is None or summary is None:
+        return False
+    return summary["status"] == DONE and to_flat(stored, [LENGTH]) == to_flat(config, [LENGTH])

@@ -1,5 +1,6 @@
-"""A run as it was composed: what its phases, its loop and its reports read. None of them puts others in their place."""
+"""A run as it was composed: what its phases, its loop and its reports read, and never replace."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from ddp_ft.contracts import BuiltModel, Task, ToDevice
 from ddp_ft.data.splits.record import Splits
 from ddp_ft.distributed.agreement import Agreement
 from ddp_ft.distributed.world import World
+from ddp_ft.evaluation.evaluator import quality_of
 from ddp_ft.models.freezing import Stage
 from ddp_ft.run_folder.background_writer import BackgroundWriter
 from ddp_ft.run_folder.checkpoints import Checkpoints
@@ -18,7 +20,7 @@ from ddp_ft.training.plan import Plan
 
 @dataclass(frozen=True)
 class Run:
-    """The parts of a run. What changes as it goes on is in its TrainState.
+    """The parts of a run. What changes during training is in its TrainState.
 
     `launched` is when this launch began (seconds since 1970). `anchors` are the weights that L2-SP pulls towards,
     `sampling` those that the order is drawn by. `prepare` brings batches to the device.
@@ -47,7 +49,11 @@ class Run:
         """The metric that decides which model is best."""
         return self.config.eval.metric or self.task.primary_metric
 
+    def quality(self, metrics: Mapping[str, float]) -> float:
+        """Return the metric that decides as a number that is larger for a better model; -inf for NaN."""
+        return quality_of(self.task, self.metric, metrics)
+
     def wishes(self, save: bool) -> list[float]:
-        """What this rank wants after the next step, to be summed over ranks: see Agreement."""
+        """Return this rank's flags for the next step, to be summed over ranks: see Agreement."""
         damage = self.splits.quarantine is not None and self.splits.quarantine.has_news
         return self.agreement.flags(save, self.writer.failures, damage)

@@ -9,22 +9,22 @@ from ddp_ft.errors import UserError
 
 # Where onecycle begins, as a multiple of the peak (div_factor of torch's OneCycleLR).
 ONECYCLE_START = 1 / 25
-# 0.3 / 0.1 is 2.9999999999999996: an epoch counts as reached this little before it is.
+# 0.3 / 0.1 is 2.9999999999999996: an epoch counts as reached this much before its end.
 ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What the base rate is multiplied by, over the optimizer steps of a run.
+    """The factor of the base rate, over the optimizer steps of a run.
 
     A warm-up of `warmup_steps` steps ends at 1: linear, but for onecycle, which rises from 1/25 along half a cosine
-    (torch's OneCycleLR; its momentum does not change). What follows goes by `name`:
+    (torch's OneCycleLR; its momentum does not change). Then it depends on `name`:
 
-    - constant: 1, and so does plateau, whose falls are a `Plateau`;
+    - constant: 1; so is plateau, whose falls are a `Plateau`;
     - cosine (arXiv 1608.03983, without restarts), onecycle, linear, polynomial (with exponent `power`): down to
-      `final_factor`, which the step behind the last one would have;
-    - step, multistep: times `gamma` every `every_epochs` epochs, or at each of `milestones`, down to `final_factor`
-      at the least. Epochs count from the first step; a fall within the warm-up counts once that is over.
+      `final_factor`, which the step after the last one would have;
+    - step, multistep: times `gamma` every `every_epochs` epochs, or at each of `milestones`, but not below
+      `final_factor`. Epochs count from the first step; a fall within the warm-up takes effect at its end.
 
     Raises UserError for multistep without milestones, or with milestones that do not rise.
     """
@@ -45,7 +45,7 @@ class Schedule:
             _check_milestones(self.milestones)
 
     def factor(self, step: int) -> float:
-        """The factor of `step`, counted from 0."""
+        """Return the factor of `step`, counted from 0."""
         if step < self.warmup_steps:
             if self.name == "onecycle":
                 return _between(ONECYCLE_START, 1.0, _half_cosine(step / self.warmup_steps))
@@ -57,7 +57,7 @@ class Schedule:
         return _between(1.0, self.final_factor, self._descent(step))
 
     def _falls(self, step: int) -> int:
-        epochs = epoch_of(step, self.steps_per_epoch)
+        epochs = step / self.steps_per_epoch
         if self.name == "multistep":
             return sum(milestone <= epochs + ROUNDING for milestone in self.milestones or ())
         return math.floor(epochs / self.every_epochs + ROUNDING)
@@ -80,8 +80,8 @@ def _between(start: float, end: float, share: float) -> float:
 def _check_milestones(milestones: tuple[float, ...] | None) -> None:
     if not milestones:
         raise UserError(
-            "--schedule multistep needs to know when the rate falls.",
-            "Give the epochs: --set schedule.milestones=[10,20]",
+            "--schedule multistep needs the epochs at which the rate falls.",
+            "Example: --set schedule.milestones=[10,20]",
         )
     if any(later <= earlier for earlier, later in pairwise(milestones)):
         given = ", ".join(f"{milestone:g}" for milestone in milestones)
@@ -91,14 +91,9 @@ def _check_milestones(milestones: tuple[float, ...] | None) -> None:
         )
 
 
-def lr_factor(step: int, total_steps: int, name: str, warmup_steps: int = 0, final_factor: float = 0.0) -> float:
-    """The factor of `step` in a Schedule that has no epochs."""
-    return Schedule(name, total_steps, warmup_steps, final_factor).factor(step)
-
-
 @dataclass(frozen=True)
 class Plateau:
-    """What the plateau schedule remembers: the factor so far, the best value, and how many were no better since."""
+    """The state of the plateau schedule: the factor so far, the best value, and how many were no better since."""
 
     factor: float = 1.0
     best: float | None = None
@@ -107,10 +102,10 @@ class Plateau:
     def after(
         self, value: float, higher_is_better: bool, patience: int, gamma: float, final_factor: float = 0.0
     ) -> "Plateau":
-        """The state after an evaluation that gave `value`.
+        """Return the state after an evaluation that gave `value`.
 
-        As torch's ReduceLROnPlateau with a threshold of 0: `patience` values that are no better are forgiven, the
-        next one multiplies the factor by `gamma`, down to `final_factor`. NaN is never better.
+        As torch's ReduceLROnPlateau with a threshold of 0: after `patience` values that are no better the next one
+        multiplies the factor by `gamma`, but not below `final_factor`. NaN is never better.
         """
         if self._is_better(value, higher_is_better):
             return Plateau(self.factor, value, 0)
@@ -128,8 +123,8 @@ class Plateau:
 class Cadence:
     """After which steps of a phase rows, evaluations and checkpoints are due.
 
-    Each every so many steps (0: never), rows and evaluations at the `last` one in any case. Checkpoints are made at the
-    end of each `epoch` (in steps; 0: of none) too.
+    Each every so many steps (0: never), rows and evaluations also at the `last` one. Checkpoints also at the end of
+    each `epoch` (in steps; 0: of none).
     """
 
     last: int
@@ -139,36 +134,28 @@ class Cadence:
     epoch: int = 0
 
     def row(self, step: int) -> bool:
-        """Whether a row of metrics is due once `step` steps are done."""
+        """Return whether a row of metrics is due after `step` steps."""
         return is_due(step, self.row_every, self.last)
 
     def evaluation(self, step: int) -> bool:
-        """Whether an evaluation is."""
+        """Return whether an evaluation is due after `step` steps."""
         return is_due(step, self.evaluation_every, self.last)
 
     def checkpoint(self, step: int) -> bool:
-        """Whether a checkpoint is."""
+        """Return whether a checkpoint is due after `step` steps."""
         ends_epoch = self.epoch > 0 and is_due(step, self.epoch, self.last)
         return ends_epoch or (self.checkpoint_every > 0 and step % self.checkpoint_every == 0)
 
     def reads_weights(self, step: int) -> bool:
-        """Whether what comes after the step takes it for done: a row, a checkpoint, an evaluation, a stage, the end."""
+        """Return whether the step's result must be known before the next: it is logged, saved or evaluated then."""
         return self.row(step) or self.checkpoint(step) or self.evaluation(step)
 
     def next_checkpoint(self, step: int) -> int:
-        """The first step after this one at which a checkpoint is due."""
+        """Return the first step after this one at which a checkpoint is due."""
         periods = [every for every in (self.epoch, self.checkpoint_every) if every > 0]
         return min([self.last, *((step // every + 1) * every for every in periods)])
 
 
 def is_due(step: int, every: int, last: int) -> bool:
-    """Whether something done every `every` steps is due once `step` steps are done; always at the `last` one.
-
-    `every` = 0 means at the last step only.
-    """
+    """Return whether something is due after `step` steps: every `every` steps (0: never), and at the `last` one."""
     return step == last or (every > 0 and step > 0 and step % every == 0)
-
-
-def epoch_of(step: int, steps_per_epoch: int) -> float:
-    """Epochs passed after `step` steps: 1.5 in the middle of the second."""
-    return step / steps_per_epoch

@@ -1,6 +1,7 @@
-"""What of a run changes as it trains, and goes into its checkpoints."""
+"""What changes in a run as it trains, and goes into its checkpoints."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,9 @@ from ddp_ft.training.plan import Plan
 from ddp_ft.training.progress import LossWindow, Progress
 from ddp_ft.training.step import StepSums
 
+# Which weights an evaluation is of: those of the model, or their moving average.
+RAW, AVERAGED = "raw", "ema"
+
 
 class Snapshot(NamedTuple):
     """Copies of a state, on the CPU: `weights` and their moving average `ema` by name, and `rest`, all else."""
@@ -26,12 +30,12 @@ class Snapshot(NamedTuple):
 
 
 class TrainState:
-    """A run's weights, and all that their further course depends on.
+    """A run's weights, and all that further steps depend on.
 
     `optimizer` and `scaler` are those of the present phase. `score` is that of an evaluation at the present step,
-    larger being better; None: there was none. `micro_batch` is the most images of a forward pass (None: a process's
-    whole share), which running out of memory lowers: `lowered` tells from how many to how many, and is not in the
-    checkpoint but in plan.json, since it is about the machine.
+    larger for a better model; None: there was none. `micro_batch` is the most images of a forward pass (None: a
+    process's whole share), which running out of memory lowers; `lowered` (from, to) is in plan.json and not in the
+    checkpoint, since it is about the machine.
     """
 
     def __init__(
@@ -51,7 +55,7 @@ class TrainState:
         self._waiting: dict[str, Any] = {}
 
     def advance(self, sums: StepSums) -> None:
-        """Count a step of the loop, which moved the weights unless it was bad."""
+        """Count a step, which changed the weights unless it was bad."""
         self.score = None
         if self.ema is not None and self.progress.phase == TRAIN:
             self.ema.update(self.module, sums.is_bad)
@@ -59,11 +63,11 @@ class TrainState:
         self.progress.step += 1
 
     def rewind(self, step: int) -> None:
-        """Go back to before that step, counted from 1: it and those after it changed nothing, and are done again."""
+        """Go back to before that step, counted from 1: it and later ones changed nothing, and are done again."""
         self.progress.step = step - 1
 
     def lower(self, most: int, size: int) -> None:
-        """Pass no more than `size` images at once from here on, where `most` did not fit."""
+        """Pass at most `size` images at once from now on, since `most` did not fit."""
         self.lowered = (self.lowered[0] if self.lowered else most, size)
         self.micro_batch = size
 
@@ -75,7 +79,7 @@ class TrainState:
             self.ema.reset(self.module)
 
     def state_dict(self, world: World) -> Snapshot | None:
-        """Copies of it all, on rank 0; None on the others. Collective: running statistics are each rank's own."""
+        """Return copies of all of it on rank 0, None on the others. Collective: each rank has its own statistics."""
         statistics = _gathered(batch_statistics(self.module), world)
         averages = _gathered(self._averaged_statistics(), world) if self.ema else []
         with averaged_statistics(self.module, world):
@@ -97,40 +101,48 @@ class TrainState:
         return Snapshot(copied(self.module.state_dict()), ema, copied(rest))
 
     def load_state_dict(self, snapshot: Snapshot, world: World) -> None:
-        """Go on from a snapshot; what the phase adds to it waits for `load_optimizer`."""
+        """Continue from a snapshot; what it has of the optimizer waits for `load_optimizer`."""
         restore_weights(self.module, snapshot.weights)
         _restore(batch_statistics(self.module), snapshot.rest["statistics"], world)
         if self.ema is not None:
-            self.ema.load({"count": snapshot.rest["ema"]["count"], "tensors": snapshot.ema})
+            self.ema.load(snapshot.rest["ema"]["count"], snapshot.ema or {})
             _restore(self._averaged_statistics(), snapshot.rest["ema"]["statistics"], world)
         self.window.sums.copy_(snapshot.rest["window"])
         self.progress = Progress.from_mapping(snapshot.rest["progress"])
         self._waiting = {name: snapshot.rest[name] for name in ("optimizer", "scaler")}
 
     def load_optimizer(self) -> None:
-        """Take up what a snapshot has of the optimizer, once that has the parameter groups of the stage it is in."""
+        """Load a snapshot's part of the optimizer, once this has the parameter groups of the present stage."""
         if self._waiting:
             self.optimizer.load_state_dict(self._waiting["optimizer"])
             self.scaler.load_state_dict(self._waiting["scaler"])
             self._waiting = {}
+
+    @contextmanager
+    def as_evaluated(self, kind: str, world: World) -> Iterator[None]:
+        """Within the block the module has its weights (RAW) or their moving average (AVERAGED), with the running
+        statistics averaged over ranks. Collective."""
+        averages = self.ema.swapped(self.module) if self.ema and kind == AVERAGED else nullcontext()
+        with averages, averaged_statistics(self.module, world):
+            yield
 
     def _averaged_statistics(self) -> dict[str, Tensor]:
         return {name: self.ema.tensors[name] for name in batch_statistics(self.module)} if self.ema else {}
 
 
 def make_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
-    """The scaler of losses that fp16 needs; one that does nothing in any other precision."""
+    """Return the loss scaler that fp16 needs; one that does nothing in any other precision."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 def _gathered(statistics: Mapping[str, Tensor], world: World) -> list[dict[str, Tensor]]:
-    """On rank 0 each rank's statistics, copied to the CPU; in one vector, since each of many would be pickled."""
+    """Return on rank 0 each rank's statistics on the CPU; sent as one vector, to pickle one tensor and not many."""
     names, tensors = list(statistics), list(statistics.values())
     vectors = world.gather(copied(in_one(tensors))) or []
     return [dict(zip(names, in_parts(vector, tensors), strict=True)) for vector in vectors]
 
 
 def _restore(tensors: Mapping[str, Tensor], stored: list[dict[str, Tensor]], world: World) -> None:
-    if len(stored) == world.size:  # with another number of ranks all take the mean, which the weights hold
+    if len(stored) == world.size:  # on another number of ranks all have the mean, which is in the weights
         for name, tensor in tensors.items():
             tensor.copy_(stored[world.rank][name])

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,32 +19,32 @@ from ddp_ft.training.gradients import Penalties, clip
 
 @dataclass(frozen=True)
 class StepSums:
-    """What one step gave, summed over all ranks: on the device, read only when it is needed.
+    """The result of one step, summed over ranks: tensors on the device, all but `flags` 0-dim.
 
-    `is_bad` says that the loss or the gradient was not finite, or a rank out of memory, and so that nothing was
-    changed; `lacking` is the number of ranks that were out of memory, `flags` the sum of what the ranks handed in.
+    `is_bad` (bool): the loss or the gradient was not finite, or a rank out of memory; the update was skipped.
+    `oom_ranks`: how many ran out of memory. `flags` (F,): float32, as handed to `Learner.step`.
     """
 
     loss: Tensor
     weight: Tensor
     grad_norm: Tensor
     is_bad: Tensor
-    lacking: Tensor
+    oom_ranks: Tensor
     flags: Tensor
 
     def numbers(self) -> Tensor:
-        """All of it in one float32 vector."""
-        own = [self.loss, self.weight, self.grad_norm, self.is_bad.float(), self.lacking]
+        """All fields in one float32 vector."""
+        own = [self.loss, self.weight, self.grad_norm, self.is_bad.float(), self.oom_ranks]
         return torch.cat([torch.stack(own), self.flags])
 
 
 @dataclass
 class Learner:
-    """The parts of an optimizer step, and the step itself. What is learned from is up to its subclasses.
+    """The parts of an optimizer step, and the step itself.
 
-    `bounds` tells how the gradient is clipped, for which `head` are the parameters of the last layer. Where it
-    `recovers`, a rank that is out of memory makes the step one that changes nothing on any rank. Where it `recomputes`,
-    backward passes run layers forward again, which must not count for batch norm's statistics.
+    `bounds`: how the gradient is clipped; `head`: the parameters of the last layer, for AGC. `recovers`: if a rank runs
+    out of memory, the step changes nothing on any rank. `recomputes`: backward passes run layers forward again, which
+    must not count for batch norm's statistics.
     """
 
     replica: nn.Module
@@ -62,26 +63,26 @@ class Learner:
         self.begin()
 
     def prepare(self, batch: Batch) -> Batch:
-        """A batch of the loader, as the loss wants it: on the device."""
+        """Return a batch of the loader as the model and the loss take it: on the device."""
         return batch
 
     def set_training(self) -> None:
-        """Put the modules into the mode that they are trained in."""
+        """Put the modules into the mode in which they are trained."""
         self.replica.train()
 
     def begin(self) -> None:
-        """To be called when the replica or the mode of its modules has changed."""
+        """Prepare for steps; call it whenever the replica or the mode of its modules has changed."""
         self.set_training()
         self._statistics = forward_statistics(self.replica)
         self._backup = [tensor.clone() for tensor in self._statistics]
-        self._is_lacking = False
+        self._is_out_of_memory = False
 
     def step(self, micro_batches: list[Batch], flags: Sequence[float] = ()) -> StepSums:
-        """One optimizer step over this rank's share of the global batch; `flags` are summed over ranks on the way.
+        """Take an optimizer step over this rank's share of the global batch; `flags` are summed over ranks with it.
 
         Backward runs on summed losses, and gradients are summed over ranks and divided by the weight of the whole
-        global batch: exact for uneven shares and micro-batches. After a step in which it was out of memory, a rank
-        computes nothing and only lets the others finish, until `begin`.
+        global batch: exact for uneven shares and micro-batches. A rank that ran out of memory computes nothing until
+        `begin`, and only lets the others finish.
         """
         self.set_training()
         self._forget_gradients()
@@ -89,33 +90,33 @@ class Learner:
         sums = _sent([0.0, 0.0, 0.0, *flags], self.world.device)
         if isinstance(self.replica, Replica):
             self.replica.sums.begin()
-        self._is_lacking = self._is_lacking or not self._pass_through(micro_batches, sums)
-        if self._is_lacking:
+        self._is_out_of_memory = self._is_out_of_memory or not self._pass_through(micro_batches, sums)
+        if self._is_out_of_memory:
             return self._give_up(sums)
         self.world.sum(sums)
-        is_lacking = sums[2] > 0
-        self._unscale(is_lacking)
+        any_oom = sums[2] > 0
+        self._unscale(any_oom)
         grad_norm = self._finish_gradient(weight=sums[1])
         # 0 if both are finite, else NaN: in fewer small operations, which a step without much else consists of.
         is_bad = ((sums[0] + grad_norm) * 0 + sums[2]) != 0
-        self._update(is_bad, is_lacking)
+        self._update(is_bad, any_oom)
         return StepSums(sums[0], sums[1], grad_norm, is_bad, sums[2], sums[3:])
 
     def _pass_through(self, micro_batches: list[Batch], sums: Tensor) -> bool:
-        """All forward and backward passes; False if there is not the memory for one."""
+        """Run all forward and backward passes; return False if the memory is too small for one."""
         try:
             for number, batch in enumerate(micro_batches, start=1):
-                with self._synchronising(number == len(micro_batches)):
-                    sums[:2].add_(self._backward(batch))
+                with nullcontext() if number == len(micro_batches) else self.unsynchronised():
+                    sums[:2].add_(self.backward(batch))
         except torch.OutOfMemoryError:
-            # Statistics over all ranks' samples are exchanged in forward passes; who waits there cannot be met.
+            # SyncBatchNorm's forward passes wait for all ranks, and this one cannot take part any more.
             if not self.recovers or any(isinstance(m, nn.SyncBatchNorm) for m in self.replica.modules()):
                 raise
             return False  # what the passes held goes with the exception
         return True
 
     def _give_up(self, sums: Tensor) -> StepSums:
-        """The step of a rank without a gradient. It is bad on all ranks; here at least that is known at once."""
+        """Finish the step without a gradient of this rank; it is bad on all ranks."""
         self._forget_gradients()
         if isinstance(self.replica, Replica):
             self.replica.sums.join()
@@ -125,27 +126,27 @@ class Learner:
         is_bad = torch.ones((), dtype=torch.bool, device=sums.device)
         return StepSums(sums[0], sums[1], torch.zeros_like(sums[0]), is_bad, sums[2], sums[3:])
 
-    def _unscale(self, is_lacking: Tensor) -> None:
+    def _unscale(self, any_oom: Tensor) -> None:
         if self.scaler.is_enabled():
-            # The scaler takes no other sign of a step that must not move the weights.
-            factor = torch.where(is_lacking, torch.nan, 1.0)
+            # Only a gradient that is not finite makes the scaler skip the update.
+            factor = torch.where(any_oom, torch.nan, 1.0)
             torch._foreach_mul_([p.grad for p in self._parameters() if p.grad is not None], factor)
             self.scaler.unscale_(self.optimizer)
 
-    def _update(self, is_bad: Tensor, is_lacking: Tensor) -> None:
-        """Move the weights, unless the step was bad: then nothing may change, as even a zero gradient would decay them.
+    def _update(self, is_bad: Tensor, any_oom: Tensor) -> None:
+        """Update the weights, unless the step was bad: even a zero gradient would decay them.
 
         Every rank has the same sums, and so decides the same.
         """
-        if self.scaler.is_enabled():  # looks for what is not finite by itself
+        if self.scaler.is_enabled():  # it looks for what is not finite itself
             self.scaler.step(self.optimizer)
             scale = [tensor for tensor in (self.scaler._scale, self.scaler._growth_tracker) if tensor is not None]
             before = [tensor.clone() for tensor in scale]
             self.scaler.update()
-            _restore_where(is_lacking, scale, before)  # the scale was not to blame
+            _restore_where(any_oom, scale, before)  # the scale was not to blame
             _restore_where(is_bad, self._statistics, self._backup)
         elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            # Fused optimizers look at this on the device, so that no step waits for it (as GradScaler does).
+            # Fused optimizers read this on the device, so that no step waits for it (GradScaler does the same).
             self.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
             self.optimizer.step()
             _restore_where(is_bad, self._statistics, self._backup)
@@ -154,22 +155,26 @@ class Learner:
         else:
             self.optimizer.step()
 
-    def _synchronising(self, is_last: bool) -> AbstractContextManager[object]:
-        is_ddp = isinstance(self.replica, Replica)
-        return self.replica.no_sync() if is_ddp and not is_last else nullcontext()  # type: ignore[operator]
+    def unsynchronised(self) -> AbstractContextManager[object]:
+        """Within the block backward passes do not reduce gradients over ranks."""
+        return self.replica.no_sync() if isinstance(self.replica, Replica) else nullcontext()
 
-    def _backward(self, batch: Batch) -> Tensor:
-        batch = self.prepare(batch)
+    def forward(self, prepared: Batch) -> Any:
+        """Return the model's outputs for a prepared batch, in the run's precision."""
         with autocast(self.world.device, self.precision):
-            outputs = self.replica(batch)
-        loss, weight = self.task.loss(outputs, batch)
+            return self.replica(prepared)
+
+    def backward(self, batch: Batch) -> Tensor:
+        """Add a micro-batch's gradients to those of the parameters; return its (loss, weight), float32 (2,)."""
+        batch = self.prepare(batch)
+        loss, weight = self.task.loss(self.forward(batch), batch)
         once = [tensor.clone() for tensor in self._statistics] if self.recomputes else []
         torch.autograd.backward(self.scaler.scale(loss))
         copy_all(once, self._statistics)
         return torch.stack([loss.detach(), weight])
 
     def _forget_gradients(self) -> None:
-        for parameter in self._parameters():  # the optimizer's own way notes each call for a profiler, in 0.1 ms
+        for parameter in self._parameters():  # optimizer.zero_grad() records each call for the profiler, in 0.1 ms
             parameter.grad = None
 
     def _parameters(self) -> list[nn.Parameter]:
@@ -178,14 +183,14 @@ class Learner:
     def _finish_gradient(self, weight: Tensor) -> Tensor:
         parameters = self._parameters()
         gradients = [p.grad for p in parameters if p.grad is not None]
-        # A batch may weigh nothing, where weights are 0; its gradient is 0 then, and stays so.
+        # A batch whose weights are all 0 has a gradient of 0, which stays so.
         torch._foreach_mul_(gradients, 1 / weight.clamp_min(1e-12))
         self.penalties.add_to_gradients()
         return clip(parameters, self.bounds, self.head)
 
 
 def _sent(values: list[float], device: torch.device) -> Tensor:
-    """A float32 vector on the device, which is not waited for."""
+    """Return a float32 vector on the device, without waiting for it."""
     return torch.tensor(values, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 

@@ -1,4 +1,4 @@
-"""What the machine was used: memory of this process and its device, the load of processor and GPU."""
+"""How far the machine is used: memory of this process and its device, the load of processor and GPU."""
 
 import resource
 import sys
@@ -9,8 +9,8 @@ import torch
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """The most memory that this rank has had, in MiB: of the GPU since the last call, as tensors and as torch holds it;
-    on a CPU of the process since it began."""
+    """Return the most memory that this rank has had, in MiB: of the GPU since the last call, as tensors and as torch
+    reserves it; on a CPU of the process since it began."""
     if device.type == "cuda":
         peaks = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -20,13 +20,10 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 
 def machine_use(device: torch.device) -> dict[str, float]:
-    """`peak_memory`, and shares that are in use: of all cores since the last call, of the machine's memory now, and of
-    the GPU where its driver's library is installed."""
-    use = {
-        "cpu_load": psutil.cpu_percent() / 100,
-        "host_memory_share": psutil.virtual_memory().percent / 100,
-    }
+    """Return `peak_memory`, and shares in use: of all cores since the last call, of the machine's memory now, and of
+    the GPU if its driver's library is installed."""
+    use = {"cpu_load": psutil.cpu_percent() / 100, "host_memory_share": psutil.virtual_memory().percent / 100}
     if device.type == "cuda":
-        with suppress(Exception):  # without NVML, and on GPUs whose owner shows nothing
+        with suppress(Exception):  # without NVML, and on GPUs whose owner hides it
             use["gpu_load"] = torch.cuda.utilization(device) / 100
     return peak_memory(device) | use

@@ -1,33 +1,33 @@
-"""Evaluation, and what follows from it: which model is the best so far, and whether training still gains."""
+"""Evaluation, and what follows from it: which model is the best so far, whether training still gains, the test."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from safetensors.torch import load_file
+
 from ddp_ft.contracts import PROBE, TRAIN, Evaluation
 from ddp_ft.distributed.agreement import StopAgreed
-from ddp_ft.models.batch_norm import averaged_statistics
 from ddp_ft.run_folder.background_writer import BEST, copied, in_order
 from ddp_ft.run_folder.evaluations import save_evaluation
-from ddp_ft.run_folder.model_folder import describe_model, save_model_folder
+from ddp_ft.run_folder.model_folder import describe_model, restore_weights, save_model_folder
+from ddp_ft.training.data_phase import measure
 from ddp_ft.training.phase import Phase
 from ddp_ft.training.progress import Best, Progress
 from ddp_ft.training.recorder import Recorder
 from ddp_ft.training.run import Run
 from ddp_ft.training.schedule import Plateau
-from ddp_ft.training.state import TrainState
+from ddp_ft.training.state import AVERAGED, RAW, TrainState
 
-# Whose an evaluation is: of the weights, or of their moving average; and what its metrics begin with.
-RAW, AVERAGED = "raw", "ema"
+# What names of metrics begin with.
 PREFIXES = {RAW: "", AVERAGED: "ema_"}
 
 
 def validate(run: Run, state: TrainState, phase: Phase, recorder: Recorder) -> bool:
-    """Evaluate the weights, and their average where there is one; keep in best/ what is best so far.
+    """Evaluate the weights, and their moving average if there is one; keep the best so far in best/.
 
-    False if all ranks were asked to stop on the way: nothing has changed then, and the evaluation is still due.
+    Return False if all ranks were asked to stop meanwhile: then nothing has changed, and the evaluation is still due.
     """
     recorder.evaluating()
     try:
@@ -35,8 +35,8 @@ def validate(run: Run, state: TrainState, phase: Phase, recorder: Recorder) -> b
     except StopAgreed:
         return False
     progress, best = state.progress, state.progress.best.metrics
-    before = score(run, best) if best else -math.inf
-    state.score = max(score(run, found.metrics) for found in results.values())
+    before = run.quality(best) if best else -math.inf
+    state.score = max(run.quality(found.metrics) for found in results.values())
     winners = [found for kind, found in results.items() if _keep_if_best(run, state, phase, kind, found)]
     progress.evaluation_due = False
     row = {f"{PREFIXES[kind]}{name}": value for kind, found in results.items() for name, value in found.metrics.items()}
@@ -47,26 +47,22 @@ def validate(run: Run, state: TrainState, phase: Phase, recorder: Recorder) -> b
 
 
 def _measure_all(run: Run, state: TrainState, phase: Phase) -> dict[str, Evaluation]:
-    """Evaluations of the weights ("raw") and of their average ("ema")."""
+    """Evaluate the weights ("raw") and their moving average ("ema")."""
     kinds = (RAW,) if state.ema is None or phase.name == PROBE else (RAW, AVERAGED)
     results = {}
     for kind in kinds:
-        with _weights(state, kind), averaged_statistics(state.module, run.world):
+        with state.as_evaluated(kind, run.world):
             results[kind] = phase.measure()
     return results
 
 
-def _weights(state: TrainState, kind: str) -> AbstractContextManager[None]:
-    return state.ema.swapped(state.module) if state.ema and kind == AVERAGED else nullcontext()
-
-
 def _keep_if_best(run: Run, state: TrainState, phase: Phase, kind: str, evaluation: Evaluation) -> bool:
-    """Begin to write the model to best/ if it is better than the one there; whether it is."""
+    """Begin to write the model to best/ if it is better than the one there; return whether it is."""
     progress, best, metrics = state.progress, state.progress.best, evaluation.metrics
-    if best.metrics and score(run, metrics) <= score(run, best.metrics):
+    if best.metrics and run.quality(metrics) <= run.quality(best.metrics):
         return False
     progress.best = Best(progress.step, phase.epoch(progress.step), phase.name, kind, metrics)
-    with _weights(state, kind), averaged_statistics(state.module, run.world):
+    with state.as_evaluated(kind, run.world):
         if run.world.is_main:
             keep_model = partial(save_model_folder, run.folder.best, copied(state.module.state_dict()), _describe(run))
             keep_outputs = partial(save_evaluation, run.folder.path, "val", evaluation)
@@ -80,24 +76,28 @@ def _describe(run: Run) -> dict[str, Any]:
     return describe_model(model.spec, model.processor, run.task, names, precision, plan.channels_last)
 
 
-def score(run: Run, metrics: dict[str, float]) -> float:
-    """The metric that decides, as a number of which more is better; NaN is worst."""
-    value = metrics[run.metric]
-    upwards = value if run.task.higher_is_better(run.metric) else -value
-    return -math.inf if math.isnan(upwards) else upwards
-
-
 def is_stale(run: Run, progress: Progress) -> bool:
-    """Whether early stopping has had enough."""
+    """Return whether early stopping ends the run."""
     return 0 < run.config.eval.patience <= progress.stale
 
 
 def _count_patience(run: Run, progress: Progress, before: float, value: float) -> None:
-    """Count evaluations without a better one, for early stopping and for the plateau schedule."""
-    gained = score(run, progress.best.metrics) - before > run.config.eval.min_gain
+    """Count evaluations that were no better, for early stopping and for the plateau schedule."""
+    gained = run.quality(progress.best.metrics) - before > run.config.eval.min_gain
     progress.stale = 0 if gained else progress.stale + 1
     schedule = run.config.schedule
     if schedule.name == "plateau":
         upwards = run.task.higher_is_better(run.metric)
         falls = (schedule.patience, schedule.gamma, schedule.final_factor)
         progress.plateau = asdict(Plateau(**progress.plateau).after(value, upwards, *falls))
+
+
+def test_best(run: Run, state: TrainState, recorder: Recorder) -> dict[str, float]:
+    """Return the metrics of best/ on the test set; its weights stay in the module. Collective; may raise StopAgreed."""
+    assert run.splits.test is not None
+    restore_weights(state.module, load_file(run.folder.best / "model.safetensors"))
+    evaluation = measure(run, run.splits.test)
+    if run.world.is_main:
+        save_evaluation(run.folder.path, "test", evaluation)
+    recorder.test(evaluation)
+    return evaluation.metrics

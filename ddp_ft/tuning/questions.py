@@ -39,11 +39,11 @@ SECONDS = 15.0
 # A turn is as many steps as take so long; with five rounds of four candidates that fills the time of a question.
 TURN_SECONDS = 0.5
 MOST_STEPS = 50
-# A step on a batch in memory that takes longer is measured with fewer images, but no fewer than FEWEST: with these
-# the optimizer and the reduction still are a small part of it.
+# A step on a batch in memory that takes longer is measured with fewer images, but no fewer than FEWEST: with these the
+# optimizer and the reduction still are a small part of it.
 SLOW_STEP, FEWEST = 1.0, 8
-# Below these a micro-batch has nothing left to gain; and batch norm's statistics of so few images become so noisy
-# that the result suffers (arXiv 1803.08494, figure 1), which no speed is worth.
+# Below these a micro-batch has nothing left to gain; and batch norm's statistics of so few images become so noisy that
+# the result suffers (arXiv 1803.08494, figure 1), which no speed is worth.
 SMALLEST, SMALLEST_WITH_BATCH_NORM = 4, 16
 NUMBERS_OF_WORKERS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
 IMAGES = 32  # to decode: a second or two of photos of 12 megapixels

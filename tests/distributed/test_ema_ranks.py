@@ -31,7 +31,7 @@ def train_some(world, net, steps):
 
 
 def averages(world):
-    return train_some(world, nets.plain, 5)[1].state()["tensors"]
+    return train_some(world, nets.plain, 5)[1].tensors
 
 
 def test_the_average_is_the_same_on_any_number_of_processes():

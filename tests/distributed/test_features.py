@@ -37,7 +37,7 @@ def _extract(world, folder, common):
     net[0].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     extractor = Extractor(
         net, "6", call_with_images, lambda batch: {"image": batch["image"] / 255}, world, "fp32",
-        chunk=CHUNK, threads=1, workers=0, in_rounds=lambda items, _: iter(items),
+        threads=1, workers=0, in_rounds=lambda items, _: iter(items), chunk=CHUNK,
     )  # fmt: skip
     store = ChunkStore(folder if common else folder / f"node{world.rank}", SAMPLES, CHUNK)
     store.folder.mkdir(parents=True, exist_ok=True)

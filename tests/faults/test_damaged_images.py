@@ -299,7 +299,7 @@ def test_features_of_a_damaged_image_are_those_of_its_stand_in(tmp_path, threads
         assert store.known == known
         extractor = Extractor(
             net, "6", call_with_images, lambda batch: {**batch, "image": batch["image"] / 255}, ALONE, "fp32",
-            chunk=5, threads=threads, workers=1, in_rounds=lambda items, _: iter(items),
+            threads=threads, workers=1, in_rounds=lambda items, _: iter(items), chunk=5,
         )  # fmt: skip
         found = extractor.extract(source, ImageTransform(lambda image: image.repeat(1, 4, 4)), store, common=True)
         features = labelled([found], source, ALONE.device, on_device=2**30)

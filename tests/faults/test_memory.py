@@ -40,7 +40,7 @@ def first_steps(world, case, precision):
     for step, most in [(0, 3), (0, 2), (1, 2)] if case else [(0, 2), (1, 2)]:
         seed_masks(SEEDS_OF[step][world.rank], world.device)
         sums = learner.step(list(micro_batches(sampler.share(step), most)), [1.0])
-        assert (float(sums.lacking), bool(sums.is_bad)) == ((1.0, True) if most == 3 else (0.0, False))
+        assert (float(sums.oom_ranks), bool(sums.is_bad)) == ((1.0, True) if most == 3 else (0.0, False))
         assert float(sums.flags) == world.size
         if most == 3:
             learner.replica = module

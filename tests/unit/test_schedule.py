@@ -9,7 +9,7 @@ import pytest
 
 from ddp_ft.config.schema import SCHEDULES
 from ddp_ft.errors import UserError
-from ddp_ft.training.schedule import Cadence, Plateau, Schedule, is_due, lr_factor
+from ddp_ft.training.schedule import Cadence, Plateau, Schedule, is_due
 
 EPOCHS_100 = {"steps_per_epoch": 100, "milestones": (5.0,)}
 
@@ -39,17 +39,17 @@ def test_the_rate_never_rises_again_and_ends_at_the_final_factor(name):
 
 
 def test_cosine_halves_in_the_middle_and_ends_at_the_final_factor():
-    assert lr_factor(50, 100, "cosine") == pytest.approx(0.5)
-    assert lr_factor(100, 100, "cosine", final_factor=0.1) == pytest.approx(0.1)
+    assert Schedule("cosine", 100).factor(50) == pytest.approx(0.5)
+    assert Schedule("cosine", 100, final_factor=0.1).factor(100) == pytest.approx(0.1)
 
 
 def test_linear_falls_in_equal_steps():
-    assert [lr_factor(s, 4, "linear") for s in range(5)] == [1, 0.75, 0.5, 0.25, 0]
+    assert [Schedule("linear", 4).factor(s) for s in range(5)] == [1, 0.75, 0.5, 0.25, 0]
 
 
 @pytest.mark.parametrize("name", ["constant", "plateau"])
 def test_constant_stays(name):
-    assert {lr_factor(s, 10, name) for s in range(10)} == {1.0}
+    assert {Schedule(name, 10).factor(s) for s in range(10)} == {1.0}
 
 
 def torch_rates(make_scheduler, steps):
@@ -92,7 +92,7 @@ def test_shapes_are_those_of_torch(schedule, make_scheduler):
 
 
 def test_polynomial_of_power_1_is_linear():
-    assert Schedule("polynomial", 8, power=1.0).factor(3) == pytest.approx(lr_factor(3, 8, "linear"))
+    assert Schedule("polynomial", 8, power=1.0).factor(3) == pytest.approx(Schedule("linear", 8).factor(3))
 
 
 def test_a_fall_is_due_at_the_epoch_in_spite_of_rounding():

@@ -18,7 +18,7 @@ from ddp_ft.reporting.facts import read_run
 from ddp_ft.reporting.page import report_page
 from ddp_ft.reporting.set_section import set_intervals
 from ddp_ft.tasks.scored.base import ScoredSet
-from ddp_ft.training.media import show_evaluation, show_first_batch
+from ddp_ft.training.media import log_evaluation, log_first_batch
 from tests.support.finished import write_finished
 from tests.support.trained import PREPROCESS
 
@@ -89,10 +89,10 @@ def test_images_are_shown_without_what_is_not_there(task, capsys):
         model=SimpleNamespace(processor=ImageProcessor(PREPROCESS)), splits=SimpleNamespace(test=None, val=None),
     )  # fmt: skip
     told = Told()
-    show_first_batch(run, {"image": torch.zeros(2, 3, 8, 8), "mix_share": torch.tensor([0.5, 1])}, told)
+    log_first_batch(run, {"image": torch.zeros(2, 3, 8, 8), "mix_share": torch.tensor([0.5, 1])}, told)
     assert [captions for *_, captions in told] == [[[], []]]
     records = {"target": torch.zeros(3, 5)}
-    show_evaluation(run, SimpleNamespace(step=1, phase=PROBE), Evaluation({}, {}, records), "val", told)
+    log_evaluation(run, SimpleNamespace(step=1, phase=PROBE), Evaluation({}, {}, records), "val", told)
     assert len(told) == 1 and not capsys.readouterr().err
 
 

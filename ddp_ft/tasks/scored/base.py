@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+# Scatter plots of predictions that charts and reports draw: of the first numbers of a sample.
+MOST_SCATTERS = 4
 # A metric in each of some resamples (B), from how often each drew each sample (B x N).
 Statistic = Callable[[Floats], Floats]
 
