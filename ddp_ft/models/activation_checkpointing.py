@@ -1,6 +1,7 @@
-"""Activations that are computed once more in the backward pass instead of being kept: less memory, more time."""
+"""Activations that are recomputed in the backward pass instead of kept: less memory, more time."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import wraps
 from typing import Any
 
@@ -12,14 +13,16 @@ from ddp_ft.errors import UserError
 
 
 def recompute_blocks(module: nn.Module, name: str) -> None:
-    """Keep only what goes into the blocks of a network, in training; random masks are the same when its inside is
-    computed again. A batch norm inside counts each batch twice: the caller has to take the second one back.
+    """Keep only the inputs of a network's blocks in training; a block that is recomputed draws the same random masks.
+    A batch norm inside counts each batch twice: the caller has to undo the second count.
 
-    By the model's own `set_grad_checkpointing`, timm's name for it, where it has one; else for the blocks in its
+    Uses the model's own `set_grad_checkpointing` (timm's name for it) if there is one, else the blocks in its
     sequences. UserError if there are none. `name` is the model's.
     """
-    if _recomputes_by_itself(module):
-        return
+    if hasattr(module, "set_grad_checkpointing"):
+        with suppress(AssertionError):  # how timm reports that a model cannot do it
+            module.set_grad_checkpointing(True)  # type: ignore[operator]
+            return
     blocks = list(_blocks(module))
     if not blocks:
         raise UserError(
@@ -30,19 +33,8 @@ def recompute_blocks(module: nn.Module, name: str) -> None:
         block.forward = _recomputing(block.forward)
 
 
-def _recomputes_by_itself(module: nn.Module) -> bool:
-    switch = getattr(module, "set_grad_checkpointing", None)
-    if switch is None:
-        return False
-    try:
-        switch(True)
-    except AssertionError:  # timm's way to say that a model cannot do it
-        return False
-    return True
-
-
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The outermost members of plain sequences that have an inside. A subclass of Sequential, such as torchvision's
+    """The outermost members of plain sequences that have children. A subclass of Sequential, such as torchvision's
     convolution with its norm, is a block."""
     for child in module.children():
         if type(module) is nn.Sequential and type(child) is not nn.Sequential and any(child.children()):

@@ -1,4 +1,4 @@
-"""A network as two parts: what computes features, and the head that stands on them.
+"""A network as two parts: what computes features, and the head on top of them.
 
 `head_path` is that of `BuiltModel`: head_module(...)(features(...)) is the network's own output, bit for bit.
 """
@@ -9,16 +9,12 @@ from torch import Tensor, nn
 
 from ddp_ft.contracts import Batch, BuiltModel, Call
 
-# Above this size the features of a data set are no longer held in memory as a matter of course.
+# The largest size of a data set's features that are held in memory without being asked for.
 MOST_FEATURE_BYTES = 2**30
 
 
 class _Reached(BaseException):
     """Carries the head's input out of the forward pass; no `except Exception` of a network stops it."""
-
-    def __init__(self, features: Tensor) -> None:
-        super().__init__()
-        self.features = features
 
 
 def _stop(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -26,36 +22,36 @@ def _stop(module: nn.Module, inputs: tuple[Any, ...]) -> None:
 
 
 def features(module: nn.Module, head_path: str, call: Call, batch: Batch) -> Tensor:
-    """What goes into the head for a prepared batch, in the network's current mode.
+    """Return the head's input for a prepared batch, in the network's current mode.
 
-    B x features, or B x channels x 1 x 1 where the head is a convolution; of the dtype that autocast gives. The
-    forward pass ends there, so nothing of the head runs, not even its batch norm. Where a library's dropout stands
-    right before the head's module, it is part of the features: a head that is trained on features which were
-    computed in evaluation mode learns without that dropout. All dropout of an mlp, and the dropout that ddp_ft adds
-    where the library has none, belong to the head.
+    B x features, or B x channels x 1 x 1 if the head is a convolution; of autocast's dtype. The forward pass ends
+    there, so nothing of the head runs, not even its batch norm. A library's dropout right before the head's module is
+    part of the features: a head trained on features of evaluation mode learns without it. All dropout of an mlp, and
+    the dropout that ddp_ft adds if the library has none, belong to the head.
     """
     handle = module.get_submodule(head_path).register_forward_pre_hook(_stop, prepend=True)
     try:
         call(module, batch)
     except _Reached as reached:
-        return reached.features
+        found: Tensor = reached.args[0]
+        return found
     finally:
         handle.remove()
     raise AssertionError(f"the network did not call {head_path}")  # `find_head` has seen it do so
 
 
 def call_with_features(head: nn.Module, batch: Batch) -> Any:
-    """The call of a head that stands alone."""
+    """Call a head without its network."""
     return head(batch["features"])
 
 
 def head_module(module: nn.Module, head_path: str) -> nn.Module:
-    """The head as a module of its own, from features to B x outputs. It shares its parameters with the network."""
-    return nn.Sequential(module.get_submodule(head_path), nn.Flatten(1))  # a convolution gives B x outputs x 1 x 1
+    """Return the head as a module of its own, from features to B x outputs. It shares the network's parameters."""
+    return nn.Sequential(module.get_submodule(head_path), nn.Flatten(1))  # a convolution returns B x outputs x 1 x 1
 
 
 def feature_width(built: BuiltModel) -> int:
-    """How many values the head is given for each sample."""
+    """Return the number of values per sample that go into the head."""
     if "in_features" in built.spec.get("head", {}):
         return int(built.spec["head"]["in_features"])
     head = built.module.get_submodule(built.head_path or "")

@@ -18,13 +18,13 @@ def copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:
 
 
 def forward_statistics(module: nn.Module) -> list[Tensor]:
-    """The buffers of normalisation layers that a forward pass in training mode changes."""
+    """Return the buffers of normalisation layers that a forward pass in training mode changes."""
     layers = [layer for layer in module.modules() if isinstance(layer, _NormBase) and layer.training]
     return [buffer for layer in layers for buffer in layer.buffers()]
 
 
 def batch_statistics(module: nn.Module) -> dict[str, Tensor]:
-    """Running mean and variance of every normalisation layer that keeps them, by their names in state_dict."""
+    """Return running mean and variance of every normalisation layer that has them, by their names in state_dict."""
     return {
         f"{name}.{kind}" if name else kind: getattr(layer, kind)
         for name, layer in module.named_modules()
@@ -35,14 +35,14 @@ def batch_statistics(module: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def averaged_statistics(module: nn.Module, world: World) -> Iterator[None]:
-    """Within the block the running statistics are the mean over ranks; after it each rank has its own again.
+    """In the block the running statistics are the mean over ranks; after it each rank has its own again.
 
-    Restoring them keeps training independent of how often it is evaluated or saved, to the bit.
+    So training does not depend, to the bit, on how often it is evaluated or saved.
     """
     statistics = list(batch_statistics(module).values())
     own = [tensor.clone() for tensor in statistics]
     if statistics and world.size > 1:
-        # In one sum: one for each of a hundred small tensors took a fifth of a step.
+        # One sum of all: one for each of a hundred small tensors took a fifth of a step.
         copy_all(in_parts(world.sum(in_one(statistics)).div_(world.size), statistics), statistics)
     try:
         yield
@@ -51,19 +51,19 @@ def averaged_statistics(module: nn.Module, world: World) -> Iterator[None]:
 
 
 def in_one(tensors: Iterable[Tensor]) -> Tensor:
-    """All elements in one vector; empty for no tensors."""
+    """Return all elements in one vector; an empty one for no tensors."""
     flat = [tensor.detach().flatten() for tensor in tensors]
     return torch.cat(flat) if flat else torch.empty(0)
 
 
 def in_parts(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """The inverse of `in_one`: views of the vector, in the shapes of the tensors it was made of."""
+    """Return views of the vector in the shapes of `like`, the tensors that `in_one` joined."""
     parts = torch.split(vector, [tensor.numel() for tensor in like])
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
 
 def prepare_batch_norm(module: nn.Module, batch_norm: str, device_type: str, world_size: int) -> nn.Module:
-    """The module with its batch norm synchronised over processes, if `batch_norm` is "sync" and there are several.
+    """Return the module, its batch norm synchronised over processes if `batch_norm` is "sync" and there are several.
 
     Parameters, buffers and their names stay. Raises UserError for several processes without CUDA.
     """
@@ -76,6 +76,6 @@ def prepare_batch_norm(module: nn.Module, batch_norm: str, device_type: str, wor
         )
     from timm.layers import convert_sync_batchnorm
 
-    # timm's does what torch's does, and keeps the activation inside of its own BatchNormAct2d, which torch's loses.
+    # timm's does the same as torch's, and keeps the activation inside its own BatchNormAct2d, which torch's loses.
     converted: nn.Module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
     return converted

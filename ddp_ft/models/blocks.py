@@ -1,13 +1,15 @@
 """The blocks of a network in the order of its forward pass: for layer-wise rates, and for freezing up to a depth.
 
-timm's models tell their blocks themselves (`group_matcher`). Those of all others are read off the tree of modules,
-whose order of registration is taken for that of the forward pass; a model of your own for which that is wrong can
-have a `group_matcher(coarse)` as timm's have: {"stem": regex, "blocks": regex with a group for the number}.
+timm's models name their blocks themselves (`group_matcher`). Those of all others are read from the tree of modules,
+whose order of registration is taken for that of the forward pass; if that is wrong for a model of your own, give it a
+`group_matcher(coarse)` as timm's have: {"stem": regex, "blocks": regex with a group for the number}.
 """
 
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 from torch import nn
 
@@ -15,16 +17,16 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Two places that hold blocks are parts of one chain (CaiT's two kinds of blocks); networks with stages have three
 # (LeViT, ShuffleNet) or more.
 _FEWEST_STAGES = 3
-# A matcher that finds less than two blocks between the stem and the rest says nothing.
+# A matcher that finds fewer than two blocks between the stem and the rest is ignored.
 _FEWEST_GROUPS = 3
 
 
 def block_depths(module: nn.Module, head: Collection[str]) -> dict[str, int]:
-    """The depth of every parameter, by its name: 0 for the stem, then the blocks, and the head's is the largest.
+    """Return the depth of every parameter by its name: 0 for the stem, then the blocks; the head's is the largest.
 
-    The stem is all before the first block: patch embedding, positional tables, class token. What stands behind the
-    blocks, such as a final norm, is as deep as the head (as in BEiT, arXiv 2106.08254), unless timm counts it to the
-    last block.
+    The stem is all before the first block: patch embedding, positional tables, class token. What follows the blocks,
+    such as a final norm, is as deep as the head (as in BEiT, arXiv 2106.08254), unless timm counts it to the last
+    block.
     """
     groups = _timm_groups(module, head, coarse=False) or _read_tree(module, head).by_depth
     depths = {name: depth for depth, names in enumerate(groups) for name in names}
@@ -32,10 +34,10 @@ def block_depths(module: nn.Module, head: Collection[str]) -> dict[str, int]:
 
 
 def stages(module: nn.Module, head: Collection[str]) -> list[list[str]]:
-    """The names of the parameters of the stem, and of each stage behind it, in order; those of the head in none.
+    """Return the names of the parameters of the stem, and of each stage after it, in order, without the head's.
 
-    A transformer's stages are its blocks. What stands between the last stage and the head belongs to that stage, so
-    that all stages together are all but the head.
+    A transformer's stages are its blocks. What is between the last stage and the head belongs to that stage, so that
+    all stages together are all but the head.
     """
     *first, last = _timm_groups(module, head, coarse=True) or _read_tree(module, head).by_stage
     if first:
@@ -44,45 +46,37 @@ def stages(module: nn.Module, head: Collection[str]) -> list[list[str]]:
 
 
 def repeated_blocks(module: nn.Module, head: Collection[str]) -> list[str]:
-    """The names of the modules that are blocks and of whose class there are several, in order; none for a network
-    that has no such blocks (VGG)."""
+    """Return the names of the modules that are blocks of a class with several instances, in order; none for a network
+    without such blocks (VGG)."""
     tree = _Tree(module, head)
     blocks = [unit for unit in tree.units(module) if unit.place is not None and unit.path]
-    return [unit.path for unit in blocks if _recurs(unit.kind, tree)]
-
-
-def _recurs(kind: type | None, tree: "_Tree") -> bool:
-    return kind is not None and kind not in _CONTAINERS and tree.counts[kind] > 1
+    return [unit.path for unit in blocks if unit.kind not in (None, *_CONTAINERS) and tree.counts[unit.kind] > 1]
 
 
 def _timm_groups(module: nn.Module, head: Collection[str], coarse: bool) -> list[list[str]] | None:
-    """The stem, the blocks or stages, and what is behind them, as the model tells; None if it does not."""
+    """The stem, the blocks or stages, and the rest, from the model's own matcher; None if it has none that works."""
     if not hasattr(module, "group_matcher"):
         return None
     from timm.models import group_parameters
 
     try:
         matcher = module.group_matcher(coarse=coarse)  # type: ignore[operator]
-        # The one that is no table and matters, CaiT's, counts its last blocks twice.
+        # CaiT's, the only relevant one that is no table, counts its last blocks twice.
         if not isinstance(matcher, dict):
             return None
         found = group_parameters(module, matcher, reverse=True)
-    except Exception:  # RDNet has no coarse one; and what a user's own does cannot be known
+    except Exception:  # RDNet has no coarse one, and a user's own may do anything
         return None
     deepest = max(found.values())
-    behind = deepest if any(found[name] == deepest for name in head) else deepest + 1
-    groups: list[list[str]] = [[] for _ in range(behind + 1)]
-    for name, depth in found.items():
-        if name not in head:
-            groups[depth].append(name)
-    return groups if behind >= _FEWEST_GROUPS else None
+    last = deepest if any(found[name] == deepest for name in head) else deepest + 1
+    groups = [[name for name in found if found[name] == depth and name not in head] for depth in range(last + 1)]
+    return groups if last >= _FEWEST_GROUPS else None
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """Parameters that stand together. `kind` is the class of their module, None for a module's parameters of its own
-    beside modules that it holds; `place` is the path of what holds the block, None for what is no block; `path` is
-    the module's own."""
+    """Parameters that belong together. `kind` is their module's class, None for parameters that a module has besides
+    its children; `place` is the path of the block's parent, None for what is no block; `path` is the module's own."""
 
     names: list[str]
     kind: type | None = None
@@ -92,7 +86,7 @@ class _Unit:
 
 @dataclass(frozen=True)
 class _Chain:
-    """The stem, the blocks with the place of each, and what stands behind them."""
+    """The stem, the blocks with the place of each, and what follows them."""
 
     stem: list[str]
     blocks: list[list[str]]
@@ -107,17 +101,12 @@ class _Chain:
     def by_stage(self) -> list[list[str]]:
         if len(set(self.places)) < _FEWEST_STAGES:
             return self.by_depth
-        found: list[list[str]] = []
-        for number, names in enumerate(self.blocks):
-            if number and self.places[number] == self.places[number - 1]:
-                found[-1] += names
-            else:
-                found.append(list(names))
-        return [self.stem, *found, self.rest]
+        runs = groupby(zip(self.places, self.blocks, strict=True), key=itemgetter(0))
+        return [self.stem, *([name for _, names in run for name in names] for _, run in runs), self.rest]
 
 
 def _read_tree(module: nn.Module, head: Collection[str]) -> _Chain:
-    """The chain of blocks; of a network without any (VGG) each layer with a matrix of weights is one."""
+    """Return the chain of blocks; in a network without any (VGG) each layer with a matrix of weights is one."""
     units = list(_Tree(module, head).units(module))
     if sum(unit.place is not None for unit in _without_stem(units)) < 2:
         units = list(_Layers(module, head).units(module))
@@ -131,22 +120,21 @@ def _read_tree(module: nn.Module, head: Collection[str]) -> _Chain:
             places.append(unit.place)
             rest = []
         elif blocks:
-            rest += unit.names  # such as a downsampling: the next block's, as in timm
+            rest += unit.names  # such as a downsampling: it belongs to the next block, as in timm
         else:
             stem += unit.names
     return _Chain(stem, blocks, places, rest)
 
 
 def _without_stem(units: list[_Unit]) -> Iterator[_Unit]:
-    """The first module is the stem even if it looks like a block: several convolutions, say."""
-    modules = (number for number, unit in enumerate(units) if unit.kind is not None)
-    first = next(modules, None)
-    for number, unit in enumerate(units):
-        yield _Unit(unit.names, unit.kind) if number == first else unit
+    """The first module is the stem even if it looks like a block, such as several convolutions."""
+    first = next((unit for unit in units if unit.kind is not None), None)
+    for unit in units:
+        yield _Unit(unit.names, unit.kind) if unit is first else unit
 
 
 class _Tree:
-    """Walks the modules in their order, going into what holds blocks and never into a block."""
+    """Walks the modules in their order, into those that hold blocks and never into a block."""
 
     def __init__(self, module: nn.Module, head: Collection[str]) -> None:
         self.head = set(head)
@@ -156,7 +144,7 @@ class _Tree:
         self.block_classes = {type(each) for each in module.modules() if _matrices(each) > 1} - set(_CONTAINERS)
 
     def units(self, module: nn.Module, path: str = "", stage: str | None = None) -> Iterator[_Unit]:
-        """What the module holds, in order, without the head. `stage` is the path of the stage that it is part of."""
+        """Yield the module's parts in order, without the head. `stage` is the path of the stage that contains it."""
         if own := self._known(module, path, recurse=False):
             yield _Unit(own)
         for name, child in module.named_children():
@@ -173,12 +161,12 @@ class _Tree:
         return [name for name, _ in module.named_parameters(path, recurse) if name in self.body]
 
     def place(self, child: nn.Module, holder: str, path: str) -> str | None:
-        """Where the block stands. One has at least two matrices: a convolution with its norm is none, nor is a
-        downsampling. A smaller one of the same class is one too (the first of EfficientNetV2)."""
+        """Return the block's place, None if it is no block. A block has at least two matrices, unlike a convolution
+        with its norm or a downsampling; a smaller one of the same class is one too (the first of EfficientNetV2)."""
         return holder if _matrices(child) > 1 or type(child) in self.block_classes else None
 
     def opens(self, child: nn.Module, path: str) -> bool:
-        """Whether it is no block, but holds some; or holds the head besides others."""
+        """Whether it is no block but holds some, or holds the head besides other modules."""
         inside = _with_parameters(child)
         if not inside:
             return False
@@ -197,13 +185,13 @@ class _Tree:
 
 
 class _Layers(_Tree):
-    """Goes into everything: the blocks are the single layers."""
+    """Walks into everything: the blocks are the single layers."""
 
     def opens(self, child: nn.Module, path: str) -> bool:
         return bool(_with_parameters(child))
 
     def place(self, child: nn.Module, holder: str, path: str) -> str | None:
-        # Each has a place of its own, and so is a stage. A layer of vectors alone, a norm, is counted to the next.
+        # Each has a place of its own, and so is a stage. A layer with only vectors, a norm, belongs to the next.
         return path if _matrices(child) else None
 
 
@@ -212,7 +200,7 @@ def _with_parameters(module: nn.Module) -> list[nn.Module]:
 
 
 def _matrices(module: nn.Module) -> int:
-    """How many parameters have two dimensions or more of more than one value."""
+    """The number of parameters with at least two dimensions of more than one value."""
     return sum(sum(side > 1 for side in parameter.shape) > 1 for parameter in module.parameters())
 
 

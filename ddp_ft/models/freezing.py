@@ -1,10 +1,10 @@
-"""What of a model does not learn: the language of `freeze.parts`, its schedule, and the mode of frozen modules.
+"""Which parameters are frozen: the language of `freeze.parts`, its schedule, and the mode of frozen modules.
 
-A frozen module is kept in evaluation mode, so that its batch norm keeps its statistics and its dropout is off.
+A frozen module stays in evaluation mode, so its batch norm keeps its statistics and its dropout is off.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
@@ -22,7 +22,7 @@ _TORCH_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 @dataclass(frozen=True)
 class Stage:
-    """From `epoch` on the parameters named in `frozen` do not learn; `parts` is how that was written."""
+    """From `epoch` on the parameters named in `frozen` do not learn; `parts` is the user's text for them."""
 
     epoch: int
     parts: str
@@ -30,17 +30,15 @@ class Stage:
 
 
 def frozen_names(module: nn.Module, head: Collection[str], parts: str) -> frozenset[str]:
-    """The parameters that `parts` means, by name.
+    """Return the names of the parameters that `parts` freezes.
 
     none: none. backbone: all but the head. stages:K: the stem and the first K of `blocks.stages`; stages:-K: the
     stem and all stages but the last K. norm: those of all normalisation layers. type:CLASS: those of all modules of
-    that class or of one made from it. regex:PATTERN: those in whose name re.search finds it; the rest of the text is
-    the pattern. Several joined by + add up.
-    Raises UserError for what cannot be read, matches nothing, or leaves nothing to learn.
+    that class or a subclass. regex:PATTERN: those in whose name re.search finds it; the rest of the text is the
+    pattern. Several joined by + add up.
+    Raises UserError for a text that is unknown, matches nothing, or leaves nothing to learn.
     """
-    found: set[str] = set()
-    for part in _split(parts):
-        found |= _names_of(part, module, head)
+    found = {name for part in _split(parts) for name in _names_of(part, module, head)}
     if found and found >= {name for name, _ in module.named_parameters()}:
         raise UserError(
             f"freeze.parts = {parts} freezes every parameter of the model, so nothing would learn.",
@@ -68,7 +66,8 @@ def _names_of(part: str, module: nn.Module, head: Collection[str]) -> set[str]:
     if part == "backbone":
         return _some(part, {name for name, _ in module.named_parameters() if name not in head}, "Nothing but a head.")
     if part == "norm":
-        return _some(part, _norm_names(module), "The model has no normalisation layers that learn.")
+        found = _names_within(module, _is_norm, recurse=False)
+        return _some(part, found, "The model has no normalisation layers that learn.")
     if kind == "stages" and colon:
         return _first_stages(part, value, stages(module, head))
     if kind == "type" and colon:
@@ -89,7 +88,7 @@ def _first_stages(part: str, value: str, known: list[list[str]]) -> set[str]:
     most = len(known) - 1
     if not re.fullmatch(r"-?[0-9]{1,9}", value.strip()) or not -most <= int(value) <= most:
         raise UserError(
-            f"freeze.parts: expected a number from -{most} to {most} behind 'stages:', not '{value}'.",
+            f"freeze.parts: expected a number from -{most} to {most} after 'stages:', not '{value}'.",
             f"This model has a stem and {most} stages; 'ddp-ft models NAME --layers' lists them.",
         )
     first = int(value) if "-" not in value else most + int(value)
@@ -101,14 +100,15 @@ def _of_type(part: str, value: str, module: nn.Module) -> set[str]:
         return [base.__name__ for base in type(each).__mro__ if issubclass(base, nn.Module)]
 
     known = {name for each in module.modules() for name in classes(each)}
-    found = {
-        f"{path}.{name}" if path else name
-        for path, each in module.named_modules()
-        if value.strip() in classes(each)
-        for name, _ in each.named_parameters()
-    }
+    found = _names_within(module, lambda each: value.strip() in classes(each), recurse=True)
     near = nearest(value.strip(), sorted(known))
-    return _some(part, _known(found, module), near or "'ddp-ft models NAME --layers' lists the classes of a model.")
+    return _some(part, found, near or "'ddp-ft models NAME --layers' lists the classes of a model.")
+
+
+def _names_within(module: nn.Module, is_one: Callable[[nn.Module], bool], recurse: bool) -> set[str]:
+    """The names of all parameters of such modules. Found by identity: a shared parameter has only its first name."""
+    found = {id(each) for part in module.modules() if is_one(part) for each in part.parameters(recurse)}
+    return {name for name, each in module.named_parameters() if id(each) in found}
 
 
 def _matching(part: str, pattern: str, module: nn.Module) -> set[str]:
@@ -122,29 +122,12 @@ def _matching(part: str, pattern: str, module: nn.Module) -> set[str]:
     return _some(part, found, f"The names of its parameters are such as {', '.join(names[:3])}, {names[-1]}.")
 
 
-def _norm_names(module: nn.Module) -> set[str]:
-    found = {
-        f"{path}.{name}" if path else name
-        for path, each in module.named_modules()
-        if _is_norm(each)
-        for name, _ in each.named_parameters(recurse=False)
-    }
-    return _known(found, module)
-
-
 def _is_norm(module: nn.Module) -> bool:
-    """Of torch, or called so and with vectors alone (timm's RmsNorm, its norms with activations, a user's own)."""
+    """One of torch, or named so and with only vectors (timm's RmsNorm, its norms with activations, a user's own)."""
     if isinstance(module, _TORCH_NORMS):
         return True
     vectors = (max(p.shape, default=1) == p.numel() for p in module.parameters(recurse=False))
     return "norm" in type(module).__name__.lower() and all(vectors)
-
-
-def _known(names: set[str], module: nn.Module) -> set[str]:
-    """A parameter that stands at two places has the name of the first alone, so ask for the tensors."""
-    by_any_name = dict(module.named_parameters(remove_duplicate=False))
-    wanted = {id(by_any_name[name]) for name in names}
-    return {name for name, parameter in module.named_parameters() if id(parameter) in wanted}
 
 
 def freeze_parameters(module: nn.Module, names: Collection[str]) -> None:
@@ -157,10 +140,10 @@ def freeze_parameters(module: nn.Module, names: Collection[str]) -> None:
 def unfreeze_plan(
     schedule: Mapping[str, Any] | None, parts: str, module: nn.Module, head: Collection[str]
 ) -> list[Stage]:
-    """What is frozen from which epoch on, in their order; without a schedule one stage for all epochs.
+    """Return the stages in order of epochs; without a schedule one stage for all epochs.
 
     `schedule` maps epochs to texts as of `frozen_names`. Raises UserError if it does not begin at epoch 0, is out of
-    order, freezes again what has learned already, or stands beside other `parts` than none.
+    order, freezes again what has learned already, or is given besides `parts` other than none.
     """
     if schedule is None:
         return [Stage(0, parts, frozen_names(module, head, parts))]
@@ -217,8 +200,8 @@ def _check_only_unfreezes(before: Stage, after: Stage) -> None:
 class TrainingMode:
     """Puts a module into training mode, but its frozen parts into evaluation mode.
 
-    A part is frozen if it has parameters and none of them learns. With `batch_norm` = "frozen" all batch norm stays
-    in evaluation mode. What is frozen is read once, here; calling costs what `module.train()` does.
+    A part is frozen if it has parameters and none of them learns; this is read once, here. With `batch_norm` =
+    "frozen" all batch norm stays in evaluation mode. Calling costs what `module.train()` does.
     """
 
     def __init__(self, module: nn.Module, batch_norm: str) -> None:
@@ -245,9 +228,9 @@ def _frozen_parts(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def frozen_table(module: nn.Module, frozen: Collection[str]) -> dict[str, str]:
-    """Rows for a table: how many parameters learn, and how many of each part of the model if not all do.
+    """Return table rows: how many parameters learn and, if not all do, how many of each part.
 
-    The parts are those at the top of the module; neighbours that learn wholly, or not at all, share a row.
+    The parts are the module's children; neighbours that are all learning, or all frozen, share a row.
     """
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     counts = {part: [0, 0] for part in (name.partition(".")[0] for name in sizes)}
@@ -261,6 +244,6 @@ def frozen_table(module: nn.Module, frozen: Collection[str]) -> dict[str, str]:
         parts = list(group)
         label = parts[0] if len(parts) == 1 else f"{parts[0]} ... {parts[-1]}"
         free, held = (sum(counts[part][which] for part in parts) for which in (0, 1))
-        told = ((held, "frozen"), (free, "learning"))
-        rows[f"  {label}"] = ", ".join(f"{count:,} {state}" for count, state in told if count)
+        counted = ((held, "frozen"), (free, "learning"))
+        rows[f"  {label}"] = ", ".join(f"{count:,} {state}" for count, state in counted if count)
     return rows

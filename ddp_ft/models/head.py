@@ -1,9 +1,10 @@
-"""What stands on top of a network in the place of the library's own classifier, and how a new head begins."""
+"""Heads in place of a library's own classifier, and the first weights of a new head."""
 
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,22 +15,21 @@ from torch.nn import functional as F
 from ddp_ft.errors import UserError, nearest, one_line
 from ddp_ft.plugins import is_reference, load_object
 
-# Small, so that the first predictions are nearly uniform and the first gradients do not tear at the pretrained
-# layers; not zero, since a ReLU behind the head (SqueezeNet) would then stay dead. The libraries' own
-# initialisations are meant for training from scratch: timm's EfficientNets start at +-1/sqrt(outputs), a first
-# loss of several times ln(outputs).
+# Small, so that the first predictions are nearly uniform and the first gradients do not disturb the pretrained layers;
+# not zero, since a ReLU after the head (SqueezeNet) would then stay dead. The libraries' own initialisations are for
+# training from scratch: timm's EfficientNets start at +-1/sqrt(outputs), a first loss of several times ln(outputs).
 HEAD_STD = 0.01
 
 LINEAR = "linear"
 _MLP = "mlp"
-_WIDEST = 2**16  # far beyond what helps; without an end a slip of the key would take all memory
+_WIDEST = 2**16  # far beyond what helps; without a limit a typing error would take all memory
 _FORMS = "Expected linear, mlp:WIDTH,WIDTH... such as mlp:256, or FILE.py:CLASS."
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 _NORMS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
 
 def check_head(name: str) -> None:
-    """Whether `head.name` is one of its three forms. Raises UserError; a user's file is looked at only later."""
+    """Raise UserError unless `head.name` has one of its three forms; a user's file is opened only later."""
     if is_mlp(name):
         _widths(name)
 
@@ -40,12 +40,12 @@ def _is_file(name: str) -> bool:
 
 
 def is_mlp(name: str) -> bool:
-    """Whether `head.name` is an mlp; it has been checked."""
+    """Whether `head.name`, which `check_head` has seen, is an mlp."""
     return name != LINEAR and not _is_file(name)
 
 
 def _widths(name: str) -> list[int]:
-    """256 and 128 of mlp:256,128."""
+    """256 and 128 for mlp:256,128."""
     kind, colon, listed = name.partition(":")
     if kind != _MLP:
         hint = f"Did you mean {name}:CLASS?" if name.endswith(".py") else nearest(kind, [LINEAR, _MLP])
@@ -53,7 +53,7 @@ def _widths(name: str) -> list[int]:
     widths = [int(each) if each.strip().isdecimal() else 0 for each in listed.split(",")] if colon else []
     if not widths or min(widths) < 1 or max(widths) > _WIDEST:
         raise UserError(
-            f"head.name = {name} does not say how wide the hidden layers are.",
+            f"head.name = {name} does not name the widths of the hidden layers.",
             f"Expected whole numbers from 1 to {_WIDEST}, separated by commas, such as mlp:256,128.",
         )
     return widths
@@ -63,9 +63,9 @@ def _widths(name: str) -> list[int]:
 class HeadSpec:
     """A head that the library's create function does not build: what model.json holds under "head".
 
-    `path` names the module in whose place it stands, `in_features` and `outputs` are of one sample, `dimensions` are
-    those of the output of the module that stood there. `dropout_at` names the nn.Dropout or the head before which
-    `dropout` works; "": nowhere but in the mlp.
+    `path` names the module that it replaces, `in_features` and `outputs` are of one sample, `dimensions` those of the
+    replaced module's output. `dropout_at` names the nn.Dropout that gets the rate `dropout`, or the head before which
+    it is applied; "": only in the mlp.
     """
 
     name: str
@@ -78,13 +78,9 @@ class HeadSpec:
     dimensions: int
     dropout_at: str
 
-    def to_mapping(self) -> dict[str, Any]:
-        """As JSON values."""
-        return dataclasses.asdict(self)
-
     @staticmethod
     def from_mapping(values: Mapping[str, Any]) -> "HeadSpec":
-        """The inverse of `to_mapping`; UserError if it is not what that gives."""
+        """Return the head of these fields; UserError for others."""
         try:
             return HeadSpec(**values)
         except TypeError:
@@ -93,9 +89,9 @@ class HeadSpec:
 
 
 class NewHead(nn.Sequential):
-    """A head in the place of the library's own: takes features of any shape, gives outputs of that one's dimensions.
+    """A head in place of the library's own: takes features of any shape, returns outputs of that one's dimensions.
 
-    The mlp has the layers linear1, norm1, activation1, dropout2, linear2, ...; a user's class is `own`.
+    An mlp has the layers linear1, norm1, activation1, dropout2, linear2, ...; a user's class is `own`.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], dimensions: int) -> None:
@@ -103,7 +99,7 @@ class NewHead(nn.Sequential):
         self.dimensions = dimensions
 
     def forward(self, features: Tensor) -> Tensor:
-        """B x in_features, or with further dimensions of size 1, to B x outputs with as many as before."""
+        """Map B x in_features, or with further dimensions of size 1, to B x outputs with `dimensions` dimensions."""
         outputs = features.flatten(1)
         for layer in self:
             outputs = layer(outputs)
@@ -111,7 +107,7 @@ class NewHead(nn.Sequential):
 
 
 def _mlp_layers(spec: HeadSpec) -> dict[str, nn.Module]:
-    """The names do not depend on dropout or norm, so that weights fit whatever these are."""
+    """The layers by name; names do not depend on dropout or norm, so that weights fit whatever these are."""
     widths = [spec.in_features, *_widths(spec.name), spec.outputs]
     layers: dict[str, nn.Module] = {}
     for number, (inputs, outputs) in enumerate(pairwise(widths), start=1):
@@ -154,17 +150,12 @@ def _check_shape(spec: HeadSpec, module: nn.Module, device: torch.device) -> Non
         module.train()
     if not isinstance(outputs, Tensor) or outputs.shape != (2, spec.outputs):
         given = " x ".join(map(str, outputs.shape)) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise UserError(f"{spec.name} gave {given}; expected {wanted}.", "A head gives one row of outputs a sample.")
+        raise UserError(f"{spec.name} returned {given}; expected {wanted}.", "A head returns one row for each sample.")
 
 
-class _InputDropout:
-    """A hook that drops part of a head's input. Not a module, so that the names of the weights stay the library's."""
-
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
-
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        return (F.dropout(inputs[0], self.rate, module.training),)
+def _drop_input(rate: float, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """Drop part of a head's input. A hook and no module, so that the names of the weights stay the library's."""
+    return (F.dropout(inputs[0], rate, module.training),)
 
 
 def attach_head(module: nn.Module, spec: HeadSpec) -> None:
@@ -184,16 +175,16 @@ def attach_head(module: nn.Module, spec: HeadSpec) -> None:
         assert isinstance(place, nn.Dropout)
         place.p = rate
     else:
-        place.register_forward_pre_hook(_InputDropout(rate))
+        place.register_forward_pre_hook(partial(_drop_input, rate))
 
 
 @torch.no_grad()
 def initialise_head(module: nn.Module, head: Collection[str], bias: Tensor | None = None) -> None:
-    """Draw the weights of the head, whose parameters have the names `head`, anew.
+    """Draw new weights for the head, whose parameters have the names `head`.
 
-    A linear head and the last layer of an mlp: normal of width HEAD_STD; hidden layers of an mlp: normal of width
-    sqrt(2 / inputs) (arXiv 1502.01852); all biases 0. A user's class keeps what it made. `bias` (float, as many as
-    outputs) is then put into the last bias; UserError if there is none of that size.
+    A linear head and the last layer of an mlp: normal with deviation HEAD_STD; hidden layers of an mlp: normal with
+    deviation sqrt(2 / inputs) (arXiv 1502.01852); all biases 0. A user's class keeps its own. `bias` (float, one per
+    output) then replaces the last bias; UserError if there is none of that size.
     """
     new = next((part for part in module.modules() if isinstance(part, NewHead)), None)
     if new is None:
@@ -206,7 +197,7 @@ def initialise_head(module: nn.Module, head: Collection[str], bias: Tensor | Non
         last = _last_biases(module, head, new)
         if not last or any(each.shape != bias.shape for each in last):
             raise UserError(
-                f"The head's last layer has no bias of {len(bias)} values that could begin as asked.",
+                f"The head's last layer has no bias of {len(bias)} values that head.bias could set.",
                 "Use head.bias = zero.",
             )
         for each in last:
@@ -217,13 +208,13 @@ def _initialise_mlp(head: NewHead) -> None:
     layers = [part for part in head.children() if isinstance(part, nn.Linear)]
     for layer in layers[:-1]:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        nn.init.zeros_(layer.bias)
     nn.init.normal_(layers[-1].weight, std=HEAD_STD)
-    nn.init.zeros_(layers[-1].bias)
+    for layer in layers:
+        nn.init.zeros_(layer.bias)
 
 
 def _last_biases(module: nn.Module, head: Collection[str], new: NewHead | None) -> list[Tensor]:
-    """That of the new head's last layer; of the library's own, which may be several side by side, all."""
+    """The bias of the new head's last layer, or all biases of the library's own, which may be several side by side."""
     if new is None:
         return [each for name, each in module.named_parameters() if name in head and name.endswith("bias")]
     layers = [part for part in new.modules() if next(part.parameters(recurse=False), None) is not None]

@@ -1,12 +1,14 @@
-"""What can be told of an architecture only by trying it: its head, and whether it takes an input.
+"""What can be found out about an architecture only by calling it: its head, the inputs it takes, what it costs.
 
-Tried on the meta device, where tensors have shapes alone, so that even a large model costs little.
+It is called on the meta device, where tensors have only shapes, so that even a large model costs little.
 """
 
+import copy
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from ddp_ft.contracts import Call, Processor
 from ddp_ft.errors import one_line
@@ -23,9 +26,9 @@ from ddp_ft.errors import one_line
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Modules built meanwhile keep the shapes of their parameters alone; all other tensors are real.
+    """Modules built in the block keep only the shapes of their parameters; all other tensors are real.
 
-    For what cannot be built under `torch.device("meta")`: torchvision's regnets compute widths with tensors.
+    For models that cannot be built under `torch.device("meta")`: torchvision's regnets compute widths with tensors.
     """
     hook: Any = _shape_alone  # torch declares that hooks return nothing, and uses what they return
     handle = register_module_parameter_registration_hook(hook)
@@ -36,20 +39,20 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 def _shape_alone(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-    # None means: as it is. A parameter that is on the meta device already may be shared and must stay one.
+    # None keeps the parameter. One that is already on the meta device may be shared, and must stay one.
     if parameter is None or parameter.is_meta or is_lazy(parameter):
         return None
     return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
 
 
-# What initialises a parameter. In place none of these changes a shape.
+# Operations that initialise a parameter in place; none changes its shape.
 _INITIALISING = frozenset(
     ("uniform_", "normal_", "erfinv_", "mul_", "add_", "sub_", "div_", "clamp_", "zero_", "fill_", "copy_")
 )
 
 
 class WithoutValues(TorchFunctionMode):
-    """Leaves tensors that have shapes alone as they are: to initialise them takes half the time of building."""
+    """Skips the initialisation of tensors without values, which takes half the time of building."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -60,8 +63,8 @@ class WithoutValues(TorchFunctionMode):
 
 
 def build_shapes(create: Callable[[], nn.Module]) -> nn.Module:
-    """The module on the meta device, or for real if it cannot be built there; draws no random numbers."""
-    # A factory that loads weights of its own is warned that doing so on the meta device has no effect.
+    """Return the module on the meta device, or a real one if it cannot be built there; draws no random numbers."""
+    # A factory that loads weights of its own causes a warning that this has no effect on the meta device.
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         for cheap in (torch.device("meta"), parameters_on_meta()):
@@ -81,33 +84,31 @@ def head_names(module: nn.Module, other: nn.Module) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Trial:
-    """How a model is tried: called with two samples of noise, as its processor prepares them."""
+    """How a model is tried: called with a few samples of noise, as its processor prepares them."""
 
     processor: Processor
     call: Call
 
     def __call__(self, module: nn.Module, samples: int = 2) -> Any:
-        """What the module gives for them, on its device."""
+        """Return the module's outputs for them, on its device."""
         to_device = self.processor.on_device(next(module.parameters()).device, channels_last=False)
         return self.call(module, to_device(self.processor.example(samples)))
 
 
 def why_not(module: nn.Module, shapes: nn.Module, trial: Trial) -> str:
-    """Why the model cannot take such input, in one line; empty if it can."""
-    # Some operations know no meta device, so what fails there is asked once more for real.
-    return _why_not(shapes, trial) and _why_not(module, trial)
+    """Return why the model cannot take such input, in one line; empty if it can. `shapes` is it on the meta device."""
+    reason = ""
+    for tried in (shapes, module):  # some operations have no meta device
+        try:
+            _run(tried, trial, training=False)
+            return ""
+        except Exception as error:
+            reason = one_line(error)
+    return reason
 
 
-def _why_not(module: nn.Module, trial: Trial) -> str:
-    try:
-        _run(module, trial, training=False)
-    except Exception as error:
-        return one_line(error)
-    return ""
-
-
-def _run(module: nn.Module, trial: Trial, training: bool) -> Any:
-    """What comes of a trial; the module's mode is afterwards as before."""
+def _run(module: nn.Module, trial: Callable[[nn.Module], Any], training: bool) -> Any:
+    """Return the outputs of a trial; the module's mode is restored."""
     was_training = module.training
     module.train(training)
     try:
@@ -118,10 +119,27 @@ def _run(module: nn.Module, trial: Trial, training: bool) -> Any:
         module.train(was_training)
 
 
+def flops_per_sample(module: nn.Module, trial: Trial) -> float | None:
+    """Return the floating-point operations of a forward pass of one sample; a multiplication and an addition are two.
+
+    Convolutions, products of matrices and attention are counted, as torch's FlopCounterMode does. It runs a copy on
+    the meta device: the module is not changed. None if the model does not run there.
+    """
+    memo: dict[int, Any] = {id(each): each.to("meta") for each in module.buffers()}
+    memo |= {id(each): nn.Parameter(each.detach().to("meta"), each.requires_grad) for each in module.parameters()}
+    try:
+        shapes = copy.deepcopy(module, memo)
+        with FlopCounterMode(display=False) as counter:
+            _run(shapes, partial(trial, samples=1), training=False)
+    except Exception:  # an operation that has no meta device, or a network that looks at values
+        return None
+    return float(counter.get_total_flops())
+
+
 @dataclass(frozen=True)
 class HeadSite:
     """Where a network ends: the name of the head's module, how many features of a sample go into it (`in_features`),
-    and how many dimensions its output has (more than 2 where a convolution is the head)."""
+    and how many dimensions its output has (more than 2 if the head is a convolution)."""
 
     path: str
     in_features: int
@@ -129,14 +147,14 @@ class HeadSite:
 
 
 def find_head(module: nn.Module, shapes: nn.Module, head: Collection[str], trial: Trial) -> HeadSite | None:
-    """The smallest module with all parameters of the head, if its output is what the network gives, else None.
+    """Return the smallest module with all parameters of the head if its output is the network's output, else None.
 
-    It must be called once, with one tensor, and nothing may be computed with its output; to give it another shape,
-    such as B x outputs x 1 x 1 as B x outputs, is allowed. Told from the identity of the tensors and not from their
-    values, so that what happens to be equal at the start (a factor of 1) is not mistaken for equality.
+    It must be called once, with one tensor, and nothing may be computed with its output but another shape (B x outputs
+    of B x outputs x 1 x 1). Tensors are compared by identity and not by value: a factor that starts at 1 would look
+    like equality.
     """
     path = _common_path(head)
-    for tried in (shapes, module):  # some operations know no meta device
+    for tried in (shapes, module):  # some operations have no meta device
         try:
             return _watch_head(tried, path, trial) if path else None
         except Exception:
@@ -182,17 +200,16 @@ def _root(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Dropout:
-    """A dropout that stands right before the head: its rate, and the name of its nn.Dropout if it is a module."""
+    """A dropout right before the head: its rate, and the name of its nn.Dropout if it is a module."""
 
     rate: float
     module: str = ""
 
 
 def dropouts_before(module: nn.Module, head: Collection[str], trial: Trial) -> list[Dropout]:
-    """The dropouts between the last layer and the head, in the order in which they work.
+    """Return the dropouts between the last layer and the head, in the order of the forward pass.
 
-    Tells what the network does in training mode, so batch norm's statistics change. Raises what the forward pass
-    raises.
+    The network runs in training mode, so batch norm's statistics change. Raises what the forward pass raises.
     """
     found: list[list[Dropout]] = []
     with _Dropouts() as applied:
@@ -205,7 +222,7 @@ def dropouts_before(module: nn.Module, head: Collection[str], trial: Trial) -> l
         def note(part: nn.Module, inputs: tuple[Any, ...]) -> None:
             found.append([each for tensor, each in applied.seen if _is_same(tensor, inputs[0])])
 
-        # The smallest module of all, and those within it: some are mere lists, and not called.
+        # The smallest module of all, and those inside it: some are only lists, which are not called.
         for name in {_common_path(head), *(each.rpartition(".")[0] for each in head)} - {""}:
             handles.append(module.get_submodule(name).register_forward_pre_hook(note))
         try:
@@ -217,7 +234,7 @@ def dropouts_before(module: nn.Module, head: Collection[str], trial: Trial) -> l
 
 
 class _Dropouts(TorchFunctionMode):
-    """Notes each call of dropout in training mode: its output, kept so that its identity stays its own."""
+    """Records each call of dropout in training mode with its output, which is kept so that no other gets its id."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A built model as a run trains it: its head drawn, normalisation chosen, parts frozen, weights on the device."""
+"""Prepare a built model for training: new head, batch norm, frozen parts, weights on the device."""
 
 from dataclasses import replace
 
@@ -18,9 +18,9 @@ from ddp_ft.models.weights import load_weights
 def prepare(
     built: BuiltModel, config: RunConfig, bias: torch.Tensor | None, world: World
 ) -> tuple[BuiltModel, list[Stage]]:
-    """The model with a head that starts from `bias` (one an output; None: zeros), and the stages of its unfreezing.
+    """Return the model, whose head starts from `bias` (one per output; None: zeros), and the stages of its unfreezing.
 
-    It is left as in the last stage, in which most of it learns.
+    The model is left in the last stage, in which most of it learns.
     """
     initialise_head(built.module, built.head, bias)
     module = prepare_batch_norm(built.module, config.model.batch_norm, world.device.type, world.size)
@@ -33,7 +33,7 @@ def prepare(
 
 
 def load_and_place(built: BuiltModel, first: Stage, config: RunConfig, world: World, channels_last: bool) -> LoadReport:
-    """Freeze as in the first stage, and give all ranks rank 0's weights, on their devices."""
+    """Freeze as in the first stage, load the weights on rank 0 and copy them to all ranks' devices."""
     freeze_parameters(built.module, first.frozen)
     report = world.from_main(lambda: load_weights(built, config.model.name or "", config.model.weights))
     place(built.module, world.device, channels_last)

@@ -10,9 +10,8 @@ from ddp_ft.data.class_counts import ClassCounts, count_classes
 from ddp_ft.diagnostics.advice import advise, situation_of
 from ddp_ft.diagnostics.finding import NOTE, VERDICTS, tried
 from ddp_ft.errors import printable
-from ddp_ft.models.flops import flops_per_sample
 from ddp_ft.models.freezing import frozen_table
-from ddp_ft.models.introspection import Trial
+from ddp_ft.models.introspection import Trial, flops_per_sample
 from ddp_ft.tasks.registry import describe_choice
 from ddp_ft.trackers.console import Console
 from ddp_ft.training.plan import Plan, describe_grade

@@ -178,7 +178,7 @@ def test_own_factory_that_needs_real_tensors(factory_file: Callable[[str], str])
         ("def other(num_classes):\n    return nn.Linear(3, num_classes)", "has no 'make'"),
         ("def make(classes):\n    return nn.Linear(3, classes)", "failed: TypeError"),
         ("def make(num_classes):\n    raise ValueError('broken wing')", "failed: ValueError: broken wing"),
-        ("def make(num_classes):\n    return 'model'", "gave a str"),
+        ("def make(num_classes):\n    return 'model'", "returned a str"),
         ("def make(num_classes):\n    return nn.Linear(3, 7)", "does not follow num_classes"),
         ("make = 3", "failed: TypeError"),
         ("1 / 0", "ZeroDivisionError"),

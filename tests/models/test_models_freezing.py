@@ -164,7 +164,7 @@ def test_a_shared_parameter_is_frozen_by_either_of_its_places() -> None:
         ("stages:", "from -4 to 4", "4 stages"),
         ("stages:-5", "from -4 to 4", "4 stages"),
         ("stages:1.5", "from -4 to 4", "4 stages"),
-        ("stages:5", "from -4 to 4 behind 'stages:', not '5'", "4 stages"),
+        ("stages:5", "from -4 to 4 after 'stages:', not '5'", "4 stages"),
         ("stages:" + "9" * 5000, "from -4 to 4", "4 stages"),
         ("type:Conv2D", "means no parameter", "Did you mean Conv2d"),
         ("type:", "means no parameter", "--layers"),

@@ -41,7 +41,7 @@ def test_name_means(name: str, expected: tuple[str, str]) -> None:
         ("timm/resnet18.a1_in22k", ["timm/resnet18.a1_in1k"]),
         ("torchvision/resnet18.V1", ["torchvision/resnet18.IMAGENET1K_V1"]),
         ("tim/resnet18", ["Unknown model library 'tim'", "Did you mean timm?"]),
-        ("own.py", ["which function", "FILE.py:FACTORY"]),
+        ("own.py", ["--model own.py", "FILE.py:FACTORY"]),
         ("nowhere.py:make", ["No such file: nowhere.py"]),
         ("", ["Expected timm/NAME"]),
     ],

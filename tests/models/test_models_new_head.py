@@ -87,9 +87,9 @@ def test_norm_of_an_mlp(norm: str, expected: type[nn.Module]) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("mlp", "how wide"), ("mlp:", "how wide"), ("mlp:0", "how wide"), ("mlp:64,-1", "how wide"),
-        ("mlp:64,", "how wide"), ("mlp:big", "how wide"), ("mlp:1.5", "how wide"), ("liner", "linear"),
-        ("mpl:64", "Did you mean mlp?"), ("mlp:99999999999", "from 1 to 65536"), ("linear:mlp", "Unknown head"),
+        ("mlp", "65536"), ("mlp:", "65536"), ("mlp:0", "65536"), ("mlp:64,-1", "65536"),
+        ("mlp:64,", "65536"), ("mlp:big", "65536"), ("mlp:1.5", "65536"), ("liner", "linear"),
+        ("mpl:64", "Did you mean mlp?"), ("mlp:99999999999", "65536"), ("linear:mlp", "Unknown head"),
         ("no_such.module:Head", "no_such"),
         ("head.py", "head.py:CLASS"), ("", "Expected linear"), ("none.py:Head", "none.py"),
     ],
@@ -159,8 +159,8 @@ def test_head_of_the_users_own_keeps_how_it_begins(head_file: Callable[[str], st
         ("class Head:\n    def __init__(self, a, b): pass", "is not a class"),
         ("class Head(nn.Module):\n    def __init__(self, a): super().__init__()", "failed: TypeError"),
         ("class Head(nn.Identity): pass", "no parameters"),
-        ("class Head(nn.Linear):\n    def forward(self, x): return super().forward(x)[:, :2]", "gave 2 x 2;"),
-        ("class Head(nn.Linear):\n    def forward(self, x): return [x]", "gave list;"),
+        ("class Head(nn.Linear):\n    def forward(self, x): return super().forward(x)[:, :2]", "returned 2 x 2;"),
+        ("class Head(nn.Linear):\n    def forward(self, x): return [x]", "returned list;"),
         ("class Head(nn.Linear):\n    def forward(self, x): return x @ x", "failed from 2 x 16 to 2 x 5"),
         ("class Other(nn.Linear): pass", "has no 'Head'"),
         ("1 / 0", "ZeroDivisionError"),

@@ -1,7 +1,7 @@
 """timm, imported without Weights & Biases.
 
-timm's helper for logs imports wandb where that is installed, and nothing here uses that helper. It takes as long as the
-rest of timm: 0.5 s of CPU time in each process (timm 1.0.31, wandb 0.31).
+timm's helper for logs, which nothing here uses, imports wandb if it is installed. That takes as long as the rest of
+timm: 0.5 s of CPU time in each process (timm 1.0.31, wandb 0.31).
 """
 
 import sys

@@ -1,8 +1,7 @@
-"""Whether a download can succeed, known within seconds; and where torch.hub keeps what it downloads.
+"""Find out within seconds whether a download can succeed; and where torch.hub keeps its downloads.
 
-huggingface_hub 2.4 retries a name that does not resolve for 47 s (measured, without a network), and urllib
-waits for minutes on a host whose packets are dropped, as on many compute nodes. So a connection is tried
-first.
+huggingface_hub 2.4 retries a name that does not resolve for 47 s (measured, without a network), and urllib waits for
+minutes on a host whose packets are dropped, as on many compute nodes. So a connection is tried first.
 """
 
 import queue
@@ -22,9 +21,9 @@ CONNECT_SECONDS = 4.0
 
 
 def reachable(url: str, seconds: float = CONNECT_SECONDS) -> bool:
-    """Whether a connection to the host of `url`, or to the proxy that stands before it, opens in time."""
+    """Whether a connection to the host of `url`, or to its proxy, opens in time."""
     answers: queue.Queue[bool] = queue.Queue()
-    # Looking up a name has no timeout of its own; a thread that is not waited for gives it one.
+    # Looking up a name has no timeout of its own, so it is done in a thread that is not waited for.
     threading.Thread(target=lambda: answers.put(_connects(_address(url), seconds)), daemon=True).start()
     try:
         return answers.get(timeout=seconds)
@@ -50,7 +49,7 @@ def _address(url: str) -> tuple[str, int]:
 
 
 def hub_reachable() -> bool:
-    """Whether the Hugging Face hub may be asked, and answers."""
+    """Whether the Hugging Face hub may be used, and answers."""
     from huggingface_hub import constants
 
     return not constants.HF_HUB_OFFLINE and reachable(constants.ENDPOINT)
@@ -58,7 +57,7 @@ def hub_reachable() -> bool:
 
 @contextmanager
 def hub_offline(offline: bool) -> Iterator[None]:
-    """While `offline`, huggingface_hub answers from its cache alone, at once."""
+    """In the block huggingface_hub reads only its cache if `offline`, without waiting."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -70,7 +69,7 @@ def hub_offline(offline: bool) -> Iterator[None]:
 
 
 def not_fetched(model: str, reason: str) -> UserError:
-    """The one message for pretrained weights that could not be had."""
+    """Return the error for pretrained weights that could not be fetched."""
     return UserError(
         f"The pretrained weights of {model} could not be fetched: {reason}.",
         f"On a machine with a network, with the same home folder: ddp-ft fetch {model}\n"
@@ -79,16 +78,16 @@ def not_fetched(model: str, reason: str) -> UserError:
 
 
 def hub_folder() -> str:
-    """Where torch.hub keeps weights; TORCH_HOME moves it."""
+    """Return the folder in which torch.hub keeps weights; TORCH_HOME moves it."""
     return str(Path(torch.hub.get_dir()) / "checkpoints")
 
 
 def hub_file_name(url: str) -> str:
-    """The name that torch.hub gives to the file of `url`."""
+    """Return torch.hub's name for the file of `url`."""
     return urlsplit(url).path.rpartition("/")[2]
 
 
 def require_url(url: str, model: str) -> None:
-    """UserError unless the file of `url` is in the cache or its host can be reached."""
+    """Raise UserError unless the file of `url` is in the cache or its host can be reached."""
     if not (Path(hub_folder()) / hub_file_name(url)).exists() and not reachable(url):
         raise not_fetched(model, f"no connection to {urlsplit(url).hostname}")

@@ -1,4 +1,4 @@
-"""Which model libraries there are, and what a model's name means."""
+"""The model libraries by name, and the meaning of a model's name."""
 
 import importlib
 from difflib import get_close_matches
@@ -11,7 +11,7 @@ from ddp_ft.plugins import is_reference
 _FORMS = "Expected timm/NAME, torchvision/NAME, NAME, or FILE.py:FACTORY."
 _SHOWN = 4
 
-# Imported when asked for: timm alone costs 1.5 s. A further library is one file and one line here.
+# Imported when first used: timm alone costs 1.5 s. A further library is one file and one line here.
 LIBRARIES = {
     "timm": "ddp_ft.models.libraries.timm",
     "torchvision": "ddp_ft.models.libraries.torchvision",
@@ -20,30 +20,28 @@ USER_FILES = "file"
 
 
 def get_library(key: str) -> Library:
-    """The library of that key, as `spec["library"]` stores it; UserError names the known ones."""
-    if key == USER_FILES:
-        return cast(Library, importlib.import_module("ddp_ft.models.libraries.user_file"))
-    if key not in LIBRARIES:
-        known = [*LIBRARIES, USER_FILES]
-        hint = nearest(key, known) or f"Known are {', '.join(known)}."
+    """Return the library of that key, the value of `spec["library"]`; UserError names the known ones."""
+    known = {**LIBRARIES, USER_FILES: "ddp_ft.models.libraries.user_file"}
+    if key not in known:
+        hint = nearest(key, list(known)) or f"Known are {', '.join(known)}."
         raise UserError(f"Unknown model library '{key}'.", hint)
-    return cast(Library, importlib.import_module(LIBRARIES[key]))
+    return cast(Library, importlib.import_module(known[key]))
 
 
 def full_name(key: str, name: str) -> str:
-    """How messages call a model, and what `--model` takes."""
+    """Return the model's name in messages and for `--model`."""
     return name if key == USER_FILES else f"{key}/{name}"
 
 
 def resolve(name: str) -> tuple[str, str]:
-    """(library, name in it) of a model name in any of its forms.
+    """Return (library, name in it) of a model name in any of its forms.
 
-    A bare name means the one library that has it. Raises UserError if none has, or several have.
+    A bare name means the one library that has it. Raises UserError if none has it, or several do.
     """
     if is_reference(name):
         return USER_FILES, name
     if name.endswith(".py"):
-        raise UserError(f"--model {name} does not say which function builds the model.", _FORMS)
+        raise UserError(f"--model {name} does not name the function that builds the model.", _FORMS)
     key, slash, inner = name.partition("/")
     if not slash:
         return _resolve_bare(name)
@@ -60,12 +58,12 @@ def _resolve_bare(name: str) -> tuple[str, str]:
         raise _unknown(name)
     if len(having) > 1:
         choices = " or ".join(f"--model {full_name(key, name)}" for key in having)
-        raise UserError(f"Several libraries have a model '{name}'.", f"Say which one you mean: {choices}")
+        raise UserError(f"Several libraries have a model '{name}'.", f"Choose one: {choices}")
     return having[0], name
 
 
 def _unknown(name: str) -> UserError:
-    """With the nearest names of all libraries, in full."""
+    """The error, with the full names nearest to it in all libraries."""
     given, _, inner = name.rpartition("/")
     only_tag_unknown = given in LIBRARIES and get_library(given).knows(inner.partition(".")[0])
     owners: dict[str, list[str]] = {}
@@ -78,7 +76,7 @@ def _unknown(name: str) -> UserError:
 
 
 def _near(inner: str, known: list[str]) -> list[str]:
-    """The tags of the model where it is known, else names that begin alike, else names written alike."""
+    """The tags of the model if it is known, else names that begin alike, else names that are spelled alike."""
     base = inner.partition(".")[0]
     if base != inner and base in known:
         tagged = [each for each in known if each.startswith(f"{base}.")]

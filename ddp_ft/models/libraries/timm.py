@@ -14,16 +14,11 @@ from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.errors import UserError, one_line
 from ddp_ft.models.libraries.bare_timm import timm
 from ddp_ft.models.libraries.base import State, call_with_images
-from ddp_ft.models.libraries.downloads import (
-    hub_offline,
-    hub_reachable,
-    not_fetched,
-    require_url,
-)
+from ddp_ft.models.libraries.downloads import hub_offline, hub_reachable, not_fetched, require_url
 
 _data: Any = timm.data  # untyped, and mypy does not see what it re-exports
 
-# timm calls it thus in nearly all modules; the other two are those of a few older ones.
+# The filter's name in nearly all modules of timm; the other two are those of a few older ones.
 _FILTER_NAMES = ("checkpoint_filter_fn", "_checkpoint_filter_fn", "_filter_fn")
 
 ARGUMENTS = ("img_size",)
@@ -32,7 +27,7 @@ DROP_PATH = ("drop_path_rate",)
 
 
 def names() -> list[str]:
-    """All models that are not deprecated, without and with their tags."""
+    """Return all models that are not deprecated, without and with their tags."""
     return sorted({*timm.list_models(), *timm.list_models(include_tags=True)})
 
 
@@ -40,9 +35,7 @@ def knows(name: str) -> bool:
     """Whether timm has the model, and the tag if there is one."""
     current = _current(name)
     base, tag = timm.models.split_model_name_tag(current)
-    if not timm.is_model(base):
-        return False
-    return not tag or current in timm.models.get_arch_pretrained_cfgs(base)
+    return timm.is_model(base) and (not tag or current in timm.models.get_arch_pretrained_cfgs(base))
 
 
 def _current(name: str) -> str:
@@ -51,7 +44,7 @@ def _current(name: str) -> str:
 
 
 def input_sizes(name: str) -> dict[str, list[int]]:
-    """From the configurations that timm has of the model."""
+    """Read them from timm's configurations of the model."""
     configs = timm.models.get_arch_pretrained_cfgs(name)
     default = timm.get_pretrained_cfg(name)
     sized = {tag.partition(".")[2]: config for tag, config in configs.items() if config.has_weights}
@@ -59,7 +52,7 @@ def input_sizes(name: str) -> dict[str, list[int]]:
 
 
 def parameters(name: str, may_build: bool) -> int | None:
-    """timm has no table of them."""
+    """Count them on the meta device, since timm has no table of them."""
     if not may_build:
         return None
     with torch.device("meta"):
@@ -67,26 +60,26 @@ def parameters(name: str, may_build: bool) -> int | None:
 
 
 def spec_name(name: str) -> str:
-    """The name with its tag: the tag decides the input size of many a model, and the default may change."""
+    """Return the name with its tag, which decides the input size of many models, and whose default may change."""
     config = timm.get_pretrained_cfg(_current(name))
     return f"{config.architecture}.{config.tag}" if config and config.tag else _current(name)
 
 
 def arguments(name: str, outputs: int, image_size: int | None) -> dict[str, Any]:
-    """`img_size` is passed to the models whose shapes depend on it, which are those that timm calls fixed."""
+    """Pass `img_size` only to the models whose shapes depend on it, those of timm's `fixed_input_size`."""
     config = timm.get_pretrained_cfg(_current(name))
     sized = image_size is not None and config is not None and config.fixed_input_size
     return {"num_classes": outputs, **({"img_size": image_size} if sized else {})}
 
 
 def create(spec_name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """timm.create_model."""
+    """Call timm.create_model."""
     module: nn.Module = timm.create_model(spec_name, **arguments)
     return module
 
 
 def processor(name: str, module: nn.Module, image_size: int | None, weights: str) -> ImageProcessor:
-    """The model's own configuration, which does not depend on the file that is loaded."""
+    """Return that of the model's own configuration, which does not depend on the file that is loaded."""
     return ImageProcessor(from_config(module.pretrained_cfg, image_size))
 
 
@@ -94,7 +87,7 @@ call = call_with_images
 
 
 def from_config(pretrained_config: Any, image_size: int | None) -> Preprocess:
-    """What timm reads out of a `pretrained_cfg`, at another size if one is given."""
+    """Return the preprocessing of a `pretrained_cfg`, with another size if one is given."""
     config = _data.resolve_data_config(pretrained_cfg=pretrained_config)
     height, width = config["input_size"][1:] if image_size is None else (image_size, image_size)
     return Preprocess(
@@ -104,7 +97,7 @@ def from_config(pretrained_config: Any, image_size: int | None) -> Preprocess:
 
 
 def pretrained(name: str) -> State:
-    """The state of timm's own model with its own classifier and image size."""
+    """Return the state of timm's own model with its own classifier and image size."""
     config = timm.get_pretrained_cfg(_current(name))
     if config is None or not config.has_weights:
         raise _no_weights(name)
@@ -129,16 +122,16 @@ def _no_weights(name: str) -> UserError:
 
 
 def cache_folder() -> str:
-    """The cache of the Hugging Face hub, from which nearly all weights of timm come."""
+    """Return the cache of the Hugging Face hub, from which nearly all weights of timm come."""
     from huggingface_hub import constants
 
     return str(constants.HF_HUB_CACHE)
 
 
 def adapt(module: nn.Module, state: State) -> State:
-    """The filter of the model's own module: renames foreign formats, resamples positional tables.
+    """Apply the filter of the model's own module: it renames foreign formats and resamples positional tables.
 
-    It is written for timm's own checkpoints, so a file that it stumbles over is left as it is.
+    It is written for timm's own checkpoints; a file on which it fails stays as it is.
     """
     for filter_state in _filters(module):
         takes_model = len(inspect.signature(filter_state).parameters) > 1
@@ -146,7 +139,7 @@ def adapt(module: nn.Module, state: State) -> State:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return dict(filter_state(dict(state), module) if takes_model else filter_state(dict(state)))
-        except Exception:  # whatever it is, this filter is not for this file
+        except Exception:  # this filter is not for this file
             continue
     return state
 

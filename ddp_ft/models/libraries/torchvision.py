@@ -3,6 +3,7 @@
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ models: Any = _torchvision_models  # mypy does not see what it re-exports
 DROPOUT = ("dropout",)
 DROP_PATH = ("stochastic_depth_prob",)
 
-# Their auxiliary classifiers would make the forward pass give several tensors. transform_input is what
-# torchvision sets with its own weights, whose preprocessing would otherwise not be theirs.
+# With auxiliary classifiers the forward pass would return several tensors. torchvision sets transform_input for its own
+# weights, which need that preprocessing.
 _INCEPTIONS = {"googlenet", "inception_v3"}
 _INCEPTION_ARGUMENTS = {"aux_logits": False, "transform_input": True, "init_weights": True}
 ARGUMENTS = ("image_size", "input_size", *_INCEPTION_ARGUMENTS)
 
-# Names in torchvision's own files that its models rename while loading (densenet.py, vision_transformer.py).
+# Names in torchvision's own files that its models rename as they load them (densenet.py, vision_transformer.py).
 _RENAMES = (
     (re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$"), r"\1\2"),
     (re.compile(r"^(.*\.mlp)\.linear_1\.(\w+)$"), r"\1.0.\2"),
@@ -37,17 +38,14 @@ _RENAMES = (
 
 
 def names() -> list[str]:
-    """All classification models, without and with the tags of their weights."""
+    """Return all classification models, without and with the tags of their weights."""
     plain: list[str] = models.list_models(module=models)
     return sorted([*plain, *(f"{name}.{tag}" for name in plain for tag in _weights(name).__members__)])
 
 
 def knows(name: str) -> bool:
     """Whether torchvision has the model, and the weights if a tag names them."""
-    base, dot, tag = name.partition(".")
-    if base not in models.list_models(module=models):
-        return False
-    return not dot or tag in _weights(base).__members__
+    return name in names()
 
 
 def _weights(base: str) -> Any:
@@ -60,23 +58,23 @@ def _member(name: str) -> Any:
 
 
 def input_sizes(name: str) -> dict[str, list[int]]:
-    """From the transforms of the weights."""
+    """Read them from the transforms of the weights."""
     members = {"": _member(name), **{member.name: member for member in _weights(name)}}  # DEFAULT is one of the others
     return {tag: [member.transforms().crop_size[0]] * 2 for tag, member in members.items()}
 
 
 def parameters(name: str, may_build: bool) -> int | None:
-    """As torchvision says."""
+    """Read it from torchvision's table."""
     return int(_member(name).meta["num_params"])
 
 
 def spec_name(name: str) -> str:
-    """The name without the tag of the weights."""
+    """Return the name without the tag of the weights."""
     return name.partition(".")[0]
 
 
 def arguments(name: str, outputs: int, image_size: int | None) -> dict[str, Any]:
-    """The two kinds of transformer with a fixed size are given that of the weights, if not another one."""
+    """Pass the image size, by default that of the weights, to the transformers that have a fixed one."""
     base = spec_name(name)
     given: dict[str, Any] = {"num_classes": outputs}
     if base in _INCEPTIONS:
@@ -89,13 +87,13 @@ def arguments(name: str, outputs: int, image_size: int | None) -> dict[str, Any]
 
 
 def create(spec_name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """torchvision.models.get_model."""
+    """Call torchvision.models.get_model."""
     module: nn.Module = models.get_model(spec_name, **arguments)
     return module
 
 
 def processor(name: str, module: nn.Module, image_size: int | None, weights: str) -> ImageProcessor:
-    """The transforms of the weights: of those that the file's name tells, or the tag, or the default ones."""
+    """Return the transforms of the weights: of the file by its name, else of the tag, else of the default ones."""
     transforms = (_member_of_file(name, weights) or _member(name)).transforms()
     crop, resize = transforms.crop_size[0], transforms.resize_size[0]
     size = image_size or crop
@@ -113,7 +111,7 @@ def _member_of_file(name: str, weights: str) -> Any:
 
 
 def pretrained(name: str) -> State:
-    """The state of torchvision's own model with its own classifier and image size."""
+    """Return the state of torchvision's own model with its own classifier and image size."""
     member = _member(name)
     model = f"torchvision/{spec_name(name)}.{member.name}"
     require_url(member.url, model)
@@ -127,18 +125,16 @@ def pretrained(name: str) -> State:
 
 
 def cache_folder() -> str:
-    """The cache of torch.hub."""
+    """Return the cache of torch.hub."""
     return hub_folder()
 
 
 def adapt(module: nn.Module, state: State) -> State:
-    """Old names renamed, and the positional embedding of a vision transformer resampled."""
+    """Rename old names, and resample the positional embedding of a vision transformer."""
     adapted = OrderedDict((_renamed(name), tensor) for name, tensor in state.items())
     if isinstance(module, VisionTransformer) and "encoder.pos_embedding" in adapted:
-        try:
+        with suppress(ValueError):  # no square grid: the matching will refuse a file of another architecture
             return dict(interpolate_embeddings(module.image_size, module.patch_size, adapted))
-        except ValueError:  # no square grid: not a file of this architecture, as the matching will say
-            return dict(adapted)
     return dict(adapted)
 
 
