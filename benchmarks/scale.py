@@ -31,7 +31,7 @@ from ddp_ft.data.loader import Reader, TrainLoader
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.data.splits import folder as folder_splits
 from ddp_ft.data.splits.open import Splits, open_splits
-from ddp_ft.run_folder.files import to_json, write_text
+from ddp_ft.files import to_json, write_text
 
 T = TypeVar("T")
 BATCH, WORKERS, STEPS = 256, 2, 40

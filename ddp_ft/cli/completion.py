@@ -14,6 +14,7 @@ from click.shell_completion import BashComplete, CompletionItem, add_completion_
 from ddp_ft.config.keys import Key
 from ddp_ft.config.schema import KEYS
 from ddp_ft.config.user_cache import cache_folder
+from ddp_ft.files import write_text
 from ddp_ft.trackers.services.registry import SERVICES
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
@@ -154,11 +155,9 @@ def store_names(names: Iterable[str]) -> None:
         return
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        for old in file.parent.glob("models-*.txt"):
+        for old in file.parent.glob("models-*"):
             old.unlink()
-        aside = file.with_suffix(".writing")
-        aside.write_text("\n".join(names), encoding="utf-8")
-        aside.replace(file)
+        write_text(file, "\n".join(names), durable=False)
 
 
 def _file() -> Path | None:

@@ -1,10 +1,7 @@
 """`ddp-ft runs`: the runs in a folder at a glance, from their small files alone."""
 
-import errno
-import fcntl
 import json
 import os
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -17,11 +14,11 @@ import yaml
 
 from ddp_ft.config.tasks import TASKS
 from ddp_ft.errors import UserError, printable
+from ddp_ft.files import read_json
+from ddp_ft.run_folder.lease import Holder, is_held, read_lease
 from ddp_ft.tasks.metric_table import LOWER_IS_BETTER
 
 RUNNING, DONE, STOPPED, CRASHED, BROKEN = "running", "done", "stopped", "crashed", "broken"
-# After so long without a heartbeat in its lease a run of another machine is dead, as for `lease`.
-DEAD_SECONDS = 60.0
 # Of a metrics.jsonl, only its end is read: at least a hundred rows.
 TAIL_BYTES = 1 << 16
 _WIDEST = 1000
@@ -86,7 +83,8 @@ def read_run(path: Path, root: Path) -> Run:
 
 
 def _read(path: Path, name: str) -> Run:
-    lease, plan, summary = (_json(path / file) for file in ("lease.json", "plan.json", "summary.json"))
+    lease = read_lease(path) or Holder()
+    plan, summary = (read_json(path / file, dict) or {} for file in ("plan.json", "summary.json"))
     state = _state(path, lease, summary)
     rows = [] if state in (DONE, STOPPED) and summary.get("val") else _last_rows(path / "metrics.jsonl")
     metric = _metric(path, plan, rows, summary.get("val", {}))
@@ -94,42 +92,22 @@ def _read(path: Path, name: str) -> Run:
     speeds = [row["images_per_second"] for row in rows if row.get("images_per_second")]
     return Run(
         name, state,
-        step=summary.get("step", lease.get("step") or last.get("step")),
+        step=summary.get("step", lease.step or last.get("step")),
         total_steps=plan.get("total_steps"),
         epoch=summary.get("epoch", last.get("epoch")),
         metric=metric,
         best=_best(rows, summary.get("val", {}), metric),
         images_per_second=summary.get("images_per_second") or (speeds[-1] if speeds else None),
-        updated=lease.get("heartbeat") or _changed(path),
+        updated=lease.heartbeat or _changed(path),
     )  # fmt: skip
 
 
-def _json(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
-    content = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{file.name} holds no object")
-    return content
-
-
-def _state(path: Path, lease: dict[str, Any], summary: dict[str, Any]) -> str:
-    if _is_held(path / ".lease"):
+def _state(path: Path, lease: Holder, summary: dict[str, Any]) -> str:
+    if is_held(path):
         return RUNNING
     if summary:
         return str(summary["status"])
-    foreign = lease.get("host") != socket.gethostname()  # where locks may not reach
-    return RUNNING if foreign and time.time() - float(lease.get("heartbeat", 0)) < DEAD_SECONDS else CRASHED
-
-
-def _is_held(file: Path) -> bool:
-    """Whether a process holds the lock of the lease. Taken, shared, for a moment: who wants it waits longer."""
-    try:
-        with file.open("rb") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno in (errno.EACCES, errno.EAGAIN) and not isinstance(error, PermissionError)
-    return False
+    return RUNNING if lease.is_elsewhere and lease.is_alive else CRASHED
 
 
 def _last_rows(file: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 
 from ddp_ft.cli.process import run_command
-from ddp_ft.slurm.job import Mark, first_host, free_port, read_json, read_mark, read_outcome, words_of_run
+from ddp_ft.files import read_sound_json
+from ddp_ft.slurm.job import Mark, first_host, free_port, read_mark, read_outcome, words_of_run
 from ddp_ft.slurm.requeue import History, decide
 from ddp_ft.slurm.walltime import earliest_stop, read_end_time
 
@@ -52,8 +53,8 @@ def _mark_file(run_dir: Path, job: str) -> Path:
 def begin(run_dir: Path, job: str) -> None:
     """Note what the run folder holds. Print the time (seconds since 1970) before which no warning is heeded."""
     file = _mark_file(run_dir, job)
-    stored = read_json(file)
-    history = History(stored.get("barren", 0), stored.get("crashes", 0))
+    stored = Mark(**read_sound_json(file, dict))
+    history = History(stored.barren, stored.crashes)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(asdict(read_mark(run_dir, history))), encoding="utf-8")
     click.echo(round(earliest_stop(time.time(), read_end_time())))
@@ -72,7 +73,7 @@ def verdict(
 ) -> None:
     """Print `requeue` or `end`, and the exit code if it is not requeued."""
     file = _mark_file(run_dir, job)
-    before = Mark(**{"summary": 0, "lease": None, "newest": "", **read_json(file)})
+    before = Mark(**read_sound_json(file, dict))
     history = History(before.barren, before.crashes)
     found = decide(read_outcome(run_dir, before, code, stop_file, reason), history, restarts, most_restarts)
     click.echo(f"{found.message}; {run_dir}", err=True)

@@ -2,10 +2,10 @@
 
 import hashlib
 import os
-import secrets
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from ddp_ft.diagnostics.disk import nearest_folder
 from ddp_ft.diagnostics.finding import OK, PROBLEM, WARNING, Finding
 from ddp_ft.diagnostics.versions import all_versions, differing
 from ddp_ft.distributed.world import World
-from ddp_ft.run_folder.shared import wait_for
+from ddp_ft.run_folder.shared import put_token, seen_by
 from ddp_ft.tuning.timing import slowest
 
 MIB = 2**20
@@ -25,7 +25,6 @@ REPEATS, SMALL_REPEATS = 3, 20
 # Gradients of a ResNet-50 (98 MiB) take a second at this, as on gigabit Ethernet.
 SLOW_MIB = 100.0
 CLOCK_SECONDS = 2.0  # rendezvous and time limits bear more; logs of several nodes do not
-SHARED_SECONDS = 5.0  # network file systems show a new file that late
 _ENTRIES = 10_000
 
 
@@ -46,32 +45,28 @@ class Seen:
 
 def exchange(world: World, data: Path | None, run_dir: Path, troubles: Sequence[Finding] = ()) -> list[Seen] | None:
     """On rank 0 what each of them sees; None on others. `troubles` are this rank's findings. Collective."""
-    token = world.from_main(lambda: _put_token(run_dir))
+    folder = nearest_folder(run_dir)
+    token = world.from_main(lambda: _put_token(folder))
     mine = Seen(
         host=socket.gethostname(),
         versions=all_versions(),
         code=hash_code(),
         data="" if data is None else hash_names(data),
         troubles=tuple(troubles),
-        has_run=token is None or wait_for(nearest_folder(run_dir) / token, seconds=SHARED_SECONDS),
     )
+    sees = [True] * world.size if token is None else seen_by(world, folder / token)
     clocks = _clocks(world)
     seen = world.gather(mine)
     if seen is None:
         return None
-    if token is not None:
-        (nearest_folder(run_dir) / token).unlink(missing_ok=True)
-    return [replace(each, clock=clocks[rank]) for rank, each in enumerate(seen)]
+    return [replace(each, clock=clocks[rank], has_run=sees[rank]) for rank, each in enumerate(seen)]
 
 
-def _put_token(run_dir: Path) -> str | None:
-    """The name of a file that tells whether the folder is shared; None where none can be written."""
-    name = f".doctor_{secrets.token_hex(8)}"
-    try:
-        (nearest_folder(run_dir) / name).touch()
-    except OSError:  # the disk's own check tells
-        return None
-    return name
+def _put_token(folder: Path) -> str | None:
+    """The name of a file that shows whether the folder is shared; None if it cannot be written."""
+    with suppress(OSError):  # the check of the disk reports it
+        return put_token(folder)
+    return None
 
 
 def _clocks(world: World) -> list[float]:

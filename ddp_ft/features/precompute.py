@@ -2,7 +2,6 @@
 
 import json
 import math
-import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,11 +19,10 @@ from ddp_ft.features.dataset import FeatureSet
 from ddp_ft.features.extractor import AugmentedView, Extracted, Extractor, labelled
 from ddp_ft.features.key import describe_backbone, digest_names, key_of
 from ddp_ft.models.backbone import MOST_FEATURE_BYTES, feature_width
-from ddp_ft.run_folder.shared import wait_for
+from ddp_ft.run_folder.shared import put_token, seen_by
 
 # In the run folder; named by the key, so that a later start with other weights or another torch finds nothing.
 FOLDER = Path("cache/features")
-_TOKEN = ".seen_"
 
 # A source, its transform, and what besides the backbone the transform depends on, as JSON values.
 Table = tuple[LabelledSource, Transform, Mapping[str, Any]]
@@ -84,9 +82,7 @@ def _open_stores(
     names, token, trouble = world.from_main(lambda: _prepare(files, root, tables))
     if trouble:
         return nothing, False, trouble
-    is_common = world.gather(wait_for(root / names[0] / f"{_TOKEN}{token}"))
-    common = world.from_main(lambda: all(is_common or []))
-    world.from_main(lambda: (root / names[0] / f"{_TOKEN}{token}").unlink(missing_ok=True))
+    common = all(seen_by(world, root / names[0] / token))
     for name in names:  # on a node with a disk of its own they are not there yet
         with suppress(OSError):  # writing will fail with the reason
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -95,19 +91,19 @@ def _open_stores(
 
 def _prepare(files: FeatureFiles, root: Path, tables: Sequence[Table]) -> tuple[list[str], str, str]:
     """On rank 0 make the folders, and a file there that the other ranks can look for; return the folders' names, the
-    file's token, and what went wrong."""
+    file's name, and what went wrong."""
     common = {**describe_backbone(files.built, files.plan), "data": files.fingerprint, "chunk": EVAL_CHUNK}
     descriptions = [{**common, **about, "pictures": digest_names(source)} for source, _, about in tables]
-    names, token = [key_of(description) for description in descriptions], secrets.token_hex(8)
+    names = [key_of(description) for description in descriptions]
     try:
         for name, description in zip(names, descriptions, strict=True):
             (root / name).mkdir(parents=True, exist_ok=True)
             (root / name / "key.json").write_text(
                 json.dumps(description, indent=2, default=str) + "\n", encoding="utf-8"
             )
-        (root / names[0] / f"{_TOKEN}{token}").touch()
+        token = put_token(root / names[0])
     except OSError as error:
-        return names, token, f"{root} cannot be written to ({error.strerror})"
+        return names, "", f"{root} cannot be written to ({error.strerror})"
     if files.is_own:
         for other in root.iterdir():
             if other.name not in names:

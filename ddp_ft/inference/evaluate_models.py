@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddp_ft.config.loading import make_config
 from ddp_ft.contracts import Batch
 from ddp_ft.data.bad_samples.replace import left_out
 from ddp_ft.distributed.device import pick_device
@@ -13,10 +12,8 @@ from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import connect
 from ddp_ft.inference.ensemble import combine_members, load_ensemble
 from ddp_ft.inference.evaluation_data import open_source
-from ddp_ft.inference.scoring import make_loader, make_scorer
+from ddp_ft.inference.scoring import TIMEOUT_MINUTES, make_loader, make_scorer
 from ddp_ft.inference.trained_model import Trained
-
-TIMEOUT_MINUTES = make_config().compute.timeout_minutes
 
 
 @dataclass(frozen=True)

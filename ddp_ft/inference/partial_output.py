@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +11,8 @@ from typing import NamedTuple
 
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
+from ddp_ft.files import write_bytes
+from ddp_ft.run_folder.shared import put_token, seen_by
 
 _KEY = re.compile(r"[0-9a-f]{16}")
 
@@ -43,10 +44,8 @@ class Parts:
             self.held[number] = part
 
     def _write(self, number: int, part: Part) -> None:
-        aside = self.folder / f".{number:08d}.{secrets.token_hex(4)}"
-        try:
-            aside.write_bytes(_header(part) + part.content)
-            aside.replace(self.folder / f"{number:08d}")
+        try:  # a lost part is computed again
+            write_bytes(self.folder / f"{number:08d}", _header(part) + part.content, durable=False, contested=True)
         except OSError as error:
             hint = "What is done is kept there: mend it, and the same command goes on."
             if isinstance(error, FileNotFoundError):
@@ -95,16 +94,12 @@ def open_parts(output: Path, key: str, world: World) -> Parts:
     Those of other inputs, models or options are removed. UserError if the folder cannot be written to.
     """
     folder = output.with_name(f"{output.name}.parts") / key
-    seen = world.from_main(lambda: _prepare(folder))
-    is_shared = world.is_main or (folder / seen).exists()
-    world.barrier()  # all have looked
-    if world.is_main:
-        (folder / seen).unlink(missing_ok=True)
-    return Parts(folder, is_shared)
+    token = world.from_main(lambda: _prepare(folder))
+    return Parts(folder, is_shared=seen_by(world, folder / token)[world.rank])
 
 
 def _prepare(folder: Path) -> str:
-    """Rank 0: make the folder, and a file in it by which other ranks know it. Gives that file's name."""
+    """Rank 0: make the folder, and a file in it that the other ranks look for. Return that file's name."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for other in folder.parent.iterdir():
@@ -112,9 +107,7 @@ def _prepare(folder: Path) -> str:
                 shutil.rmtree(other, ignore_errors=True)
         for torn in folder.glob(".*"):
             torn.unlink(missing_ok=True)
-        seen = f".seen_{secrets.token_hex(8)}"
-        (folder / seen).touch()
+        return put_token(folder)
     except OSError as error:
         hint = "Choose another --output."
         raise UserError(f"{folder.parent} cannot be written to: {error.strerror}.", hint) from None
-    return seen

@@ -4,11 +4,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddp_ft.config.loading import make_config
 from ddp_ft.contracts import Source
 from ddp_ft.data.loader import Portion
 from ddp_ft.data.sources.inputs import open_inputs
@@ -17,16 +15,14 @@ from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World, connect
 from ddp_ft.errors import UserError
 from ddp_ft.evaluation.evaluator import EVAL_CHUNK, Scorer
+from ddp_ft.files import add_to_digest, replacing
 from ddp_ft.inference.ensemble import combine_members, load_ensemble
-from ddp_ft.inference.exported import is_exported
 from ddp_ft.inference.partial_output import Part, Parts, open_parts
-from ddp_ft.inference.scoring import make_loader, make_scorer
+from ddp_ft.inference.scoring import TIMEOUT_MINUTES, make_loader, make_scorer
 from ddp_ft.inference.table_writers import Outcome, PredictionTable, check_format, open_format
-from ddp_ft.inference.trained_model import Trained
-from ddp_ft.run_folder.model_folder import model_folder
+from ddp_ft.inference.trained_model import Trained, files_of
 
 _FORM = 2  # to be raised when the same predictions make other rows
-TIMEOUT_MINUTES = make_config().compute.timeout_minutes
 
 
 @dataclass(frozen=True)
@@ -102,21 +98,12 @@ def _key(request: Request, source: Source, members: Sequence[Trained], world: Wo
     for index in range(len(source)):
         digest.update(os.fsencode(source.name(index)) + b"\0")
     for model in request.models:
-        for file in _files_of(model):
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
+        for file in files_of(model):
+            add_to_digest(digest, file)
     settings = [_FORM, request.output.suffix.lower(), request.top_k, request.views, EVAL_CHUNK]
     where = [world.device.type, *(member.precision for member in members)]
     digest.update(json.dumps([*settings, *where]).encode())
     return digest.hexdigest()[:16]
-
-
-def _files_of(model: Path) -> list[Path]:
-    if is_exported(model):
-        return [model]
-    folder = model_folder(model)
-    return [folder / "model.json", folder / "model.safetensors"]
 
 
 def _predicted(work: _Work, missing: Sequence[int], world: World, launch: Launch) -> Iterator[tuple[int, Part]]:
@@ -151,16 +138,10 @@ def _finish(work: _Work, held: Sequence[dict[int, Part]], missing: Sequence[int]
         for number, part in of_a_rank.items():
             parts.put(number, part)
     errors: list[int] = []
-    aside = output.with_name(f".{output.name}.writing")
     try:
-        with aside.open("wb") as stream:
+        with replacing(output, durable=True) as aside, aside.open("wb") as stream:
             work.table.write(stream, _contents(parts.all(work.chunks), errors))
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(output)
     except OSError as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
         hint = f"All rows are kept in {parts.folder.parent}: mend it, and the same command goes on."
         raise UserError(f"--output {output} cannot be written: {error.strerror}.", hint) from None
     parts.remove()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ddp_ft.config.loading import make_config
 from ddp_ft.contracts import Source
 from ddp_ft.data.loader import EvalLoader, Reader, chunks_of
 from ddp_ft.data.workers import default_workers
@@ -9,6 +10,9 @@ from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World
 from ddp_ft.evaluation.evaluator import EVAL_CHUNK, Scorer
 from ddp_ft.inference.trained_model import Trained
+
+# For collectives of evaluation and prediction, which have no configuration of their own.
+TIMEOUT_MINUTES = make_config().compute.timeout_minutes
 
 
 def make_scorer(trained: Trained, world: World) -> Scorer:

@@ -74,6 +74,14 @@ def load_trained(path: Path, device: torch.device) -> Trained:
     )
 
 
+def files_of(path: Path) -> list[Path]:
+    """The files that `load_trained` reads. UserError if there is no model."""
+    if is_exported(path):
+        return [path]
+    folder = model_folder(path)
+    return [folder / "model.json", folder / "model.safetensors"]
+
+
 def _load_exported(path: Path, device: torch.device) -> Trained:
     module, description = open_exported(path, device)
     try:

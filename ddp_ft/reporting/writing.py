@@ -5,12 +5,12 @@ from pathlib import Path
 
 from ddp_ft.contracts import LabelledSource
 from ddp_ft.errors import UserError
+from ddp_ft.files import write_text
 from ddp_ft.reporting.card import FILE as CARD
 from ddp_ft.reporting.card import renewed_card
 from ddp_ft.reporting.facts import read_run
 from ddp_ft.reporting.page import report_page
 from ddp_ft.reporting.set_section import set_intervals
-from ddp_ft.run_folder.files import write_text
 
 FILE = "report.html"
 

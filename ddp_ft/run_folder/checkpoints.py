@@ -14,23 +14,25 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ddp_ft.contracts import PROBE, TRAIN
-from ddp_ft.errors import UserError
-from ddp_ft.run_folder.files import sync_file, sync_folder, to_json
+from ddp_ft.errors import UserError, one_line
+from ddp_ft.files import add_to_digest, read_json, replacing, replacing_folder, sync, to_json
 from ddp_ft.run_folder.model_folder import save_weights
 
-# The phases of a run, oldest first, and what the names of their checkpoints begin with: steps are counted anew in each.
+# The phases of a run, oldest first, and the prefixes of their checkpoints' names: each phase counts its own steps.
 PHASES = {PROBE: "probe_", TRAIN: "step_"}
 # Optional files of a checkpoint.
 SCORE, EMA = "score.json", "ema.safetensors"
-# {file name: {"bytes", "sha256"}} of all others: what a checkpoint is checked against before a run goes on from it.
+# {file name: {"bytes", "sha256"}} of all other files: a checkpoint is checked against it before a run resumes from it.
 MANIFEST = "manifest.json"
+# Prefixes of folders that are about to go, and of damaged ones.
+_REMOVING, _DAMAGED = ".removing_", "damaged_"
 
 
 class Checkpoints:
     """The folder checkpoints/ of a run: step_00000120/ ..., and the links `last` and `best` to two of them.
 
-    Kept are the `keep` newest and the `keep_best` best of those that have a score. The checkpoints of a probe phase,
-    probe_00000040/ ..., are older than all others, and go when the first other one is complete.
+    The `keep` newest are kept, and the `keep_best` best of those with a score. Checkpoints of a probe phase,
+    probe_00000040/ ..., count as older than all others, and are removed when the first other one is complete.
     """
 
     def __init__(self, root: Path, keep: int, keep_best: int = 1) -> None:
@@ -48,53 +50,38 @@ class Checkpoints:
         ema: Mapping[str, Tensor] | None = None,
         phase: str = TRAIN,
     ) -> Path:
-        """Write the checkpoint of `step` aside, make it durable, then rename it and move the links.
+        """Write the checkpoint of `step` durably, then move the links and remove old checkpoints; return its folder.
 
-        `state` holds plain values and tensors only, so that it loads with weights_only. `score` is what the model's
-        evaluation at this step gave, larger being better and NaN worst; None: it was not evaluated. `ema` are the
-        averaged weights, where there are any.
+        `state` holds plain values and tensors only, so that it loads with weights_only. `score` is the result of the
+        model's evaluation at this step, larger being better and NaN worst; None: it was not evaluated. `ema`: the
+        averaged weights, if there are any.
         """
         target = self.root / f"{PHASES[phase]}{step:08d}"
-        # The same step again, after a stop that came right behind a regular checkpoint: it is the same model.
+        # The same step again, after a stop right after a regular checkpoint: it is the same model.
         score = read_score(target) if score is None else score
         self._sweep()
-        aside = self.root / f".writing_{target.name}"
-        aside.mkdir(parents=True)
-        try:
+        with replacing_folder(target, durable=True, old=_REMOVING) as aside:
             _write_files(aside, weights, state, score, ema)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the room
-            raise
-        self._put(aside, target)
         self._move_links(target, phase)
         self._prune()
         return target
 
-    def _put(self, aside: Path, target: Path) -> None:
-        """Rename to the final name; an older one of the same step goes only when the new one is in its place."""
-        old = self.root / f".removing_{target.name}"
-        if target.exists():
-            target.rename(old)
-        aside.rename(target)
-        sync_file(self.root)
-        shutil.rmtree(old, ignore_errors=True)
-
     def _recover(self) -> None:
-        """Bring back a checkpoint that a process was killed while replacing; those it was pruning are older."""
-        there = [*self.complete(PROBE), *self.complete()]
-        for old in self.root.glob(".removing_*"):
-            target = self.root / old.name.removeprefix(".removing_")
-            if all(_age(target) > _age(folder) for folder in there) and not damage_of(old):
+        """Restore a checkpoint left as .removing_* by a kill during its replacement; pruned ones are older."""
+        newest = max(map(_age, self._all()), default=(False, -1))
+        for old in self.root.glob(f"{_REMOVING}*"):
+            target = self.root / old.name.removeprefix(_REMOVING)
+            if _age(target) > newest and not damage_of(old):
                 old.rename(target)
 
     def newest_sound(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that is as it was written, None if there is none; and what was wrong with newer ones.
 
-        These are set aside, as damaged_step_00000120 and the like. UserError if all there are are damaged.
+        Those are renamed to damaged_step_00000120 and the like. UserError if all checkpoints are damaged.
         """
         self._recover()
         troubles: list[str] = []
-        for folder in reversed([*self.complete(PROBE), *self.complete()]):
+        for folder in reversed(self._all()):
             trouble = damage_of(folder)
             if not trouble:
                 # A process may have been killed between putting it there and what `save` does then.
@@ -102,22 +89,22 @@ class Checkpoints:
                 self._prune()
                 return folder, troubles
             troubles.append(f"{folder.name}: {trouble}")
-            _set_aside(folder)
+            target = folder.with_name(f"{_DAMAGED}{folder.name}")
+            shutil.rmtree(target, ignore_errors=True)
+            folder.rename(target)
         if troubles:
             raise UserError(
                 f"No checkpoint in {self.root} is whole: {'; '.join(troubles)}.",
-                f"They are set aside there as damaged_*. To begin anew remove {self.root.parent}.",
+                f"They are kept there as {_DAMAGED}*. To begin anew remove {self.root.parent}.",
             )
         return None, []
-
-    def latest(self) -> Path | None:
-        """The newest complete checkpoint; None if there is none."""
-        found = self.complete() or self.complete(PROBE)
-        return found[-1] if found else None
 
     def complete(self, phase: str = TRAIN) -> list[Path]:
         """The complete checkpoints of a phase, oldest first."""
         return sorted(self.root.glob(f"{PHASES[phase]}{'[0-9]' * 8}"), key=_step_of) if self.root.is_dir() else []
+
+    def _all(self) -> list[Path]:
+        return [folder for phase in PHASES for folder in self.complete(phase)]
 
     def ranking(self, phase: str = TRAIN) -> list[Path]:
         """The complete checkpoints of a phase that have a score, best first; of equals the older one."""
@@ -128,29 +115,23 @@ class Checkpoints:
         _point(self.root / "last", newest.name)
         if ranking := self.ranking(phase):
             _point(self.root / "best", ranking[0].name)
-        else:  # it may point at a checkpoint of the probe, which is about to go
+        else:  # it may point at a checkpoint of the probe, which is about to be removed
             (self.root / "best").unlink(missing_ok=True)
 
     def _prune(self) -> None:
         is_training = bool(self.complete())
         for phase in PHASES:
-            spared = [] if is_training and phase == PROBE else self._spared(phase)
-            for old in self.complete(phase):
-                if old not in spared:
-                    self._remove(old)
-
-    def _remove(self, folder: Path) -> None:
-        """Out of sight first: a process that is killed halfway leaves no half a checkpoint."""
-        shutil.rmtree(folder.rename(self.root / f".removing_{folder.name}"))
+            there = self.complete(phase)
+            spared = there[-self.keep :] + self.ranking(phase)[: self.keep_best]
+            for old in there:
+                if old not in spared or (is_training and phase == PROBE):
+                    # Renamed first: a process that is killed halfway leaves no incomplete checkpoint.
+                    shutil.rmtree(old.rename(self.root / f"{_REMOVING}{old.name}"))
 
     def _sweep(self) -> None:
-        """Remove what killed processes have left behind."""
-        for pattern in (".writing_*", ".removing_*"):
-            for left in self.root.glob(pattern):
-                shutil.rmtree(left)
-
-    def _spared(self, phase: str) -> list[Path]:
-        return self.complete(phase)[-self.keep :] + self.ranking(phase)[: self.keep_best]
+        """Remove what killed processes have left."""
+        for left in (*self.root.glob(".writing_*"), *self.root.glob(f"{_REMOVING}*")):
+            shutil.rmtree(left)
 
 
 def _write_files(
@@ -168,19 +149,15 @@ def _write_files(
         (folder / SCORE).write_text(to_json({"score": score if score > -math.inf else None}), encoding="utf-8")
     manifest = {file.name: _fingerprint(file) for file in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
-    sync_folder(folder)
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(2**20):
-            digest.update(block)
-        return {"bytes": stream.tell(), "sha256": digest.hexdigest()}
+    digest = hashlib.sha256()
+    return {"bytes": add_to_digest(digest, file), "sha256": digest.hexdigest()}
 
 
 def damage_of(folder: Path) -> str:
-    """What is not as the checkpoint's manifest says, in a few words; empty if all is well."""
+    """What differs from the checkpoint's manifest, in a few words; empty if nothing does."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, expected in manifest.items():
@@ -189,18 +166,12 @@ def damage_of(folder: Path) -> str:
             if _fingerprint(folder / name) != expected:
                 return f"{name} has other bytes than were written"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return f"{type(error).__name__}: {one_line(error)}"
     return ""
 
 
-def _set_aside(folder: Path) -> None:
-    target = folder.with_name(f"damaged_{folder.name}")
-    shutil.rmtree(target, ignore_errors=True)
-    folder.rename(target)
-
-
 def _age(folder: Path) -> tuple[bool, int]:
-    """Grows with time: those of the probe come before all others."""
+    """Sorts checkpoints by time: those of the probe come before all others."""
     return not folder.name.startswith(PHASES[PROBE]), _step_of(folder)
 
 
@@ -210,18 +181,17 @@ def _step_of(folder: Path) -> int:
 
 def read_score(folder: Path) -> float | None:
     """The score of a checkpoint, -inf for NaN (JSON has neither); None if it has none."""
-    file = folder / SCORE
-    if not file.is_file():
+    stored = read_json(folder / SCORE, dict)
+    if stored is None:
         return None
-    score = json.loads(file.read_text(encoding="utf-8"))["score"]
-    return -math.inf if score is None else float(score)
+    return -math.inf if stored["score"] is None else float(stored["score"])
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and state as `Checkpoints.save` was given them, on the CPU. UserError if they cannot be read."""
+    weights = checkpoint_weights(folder)
     with _reading(folder):
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        return load_file(folder / "model.safetensors"), state
+        return weights, torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
 
 
 def checkpoint_weights(folder: Path) -> dict[str, Tensor]:
@@ -241,15 +211,12 @@ def _reading(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"The checkpoint {folder} cannot be read: {reason}", "Remove its folder to go on from the one before it."
-        ) from error
+        hint = "Remove its folder to resume from the one before it."
+        raise UserError(f"The checkpoint {folder} cannot be read: {one_line(error)}.", hint) from error
 
 
 def _point(link: Path, target: str) -> None:
-    aside = link.with_name(f".{link.name}.writing")
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(target)
-    aside.replace(link)
-    sync_file(link.parent)
+    with replacing(link, durable=False) as aside:
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(target)
+    sync(link.parent)

@@ -1,21 +1,22 @@
-"""RUN/evaluation/: what the best model made of each sample of val and test. Reports are drawn from it."""
+"""RUN/evaluation/: predictions of the best model for each sample of val and test, from which reports are made."""
 
 from pathlib import Path
 
 from safetensors.torch import load_file
 
 from ddp_ft.contracts import Evaluation, Task
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, one_line
+from ddp_ft.files import replacing
 from ddp_ft.run_folder.model_folder import save_weights
 
 FOLDER = "evaluation"
-# Of larger sets none are kept: 2^26 are those of 50,000 samples and 1,300 classes, 256 MiB.
+# Predictions of more values are not kept: 2^26 is 50,000 samples of 1,300 classes, 256 MiB.
 MOST_VALUES = 2**26
 _PREDICTIONS = "predictions."  # what their names begin with, beside the records
 
 
 def save_evaluation(run: Path, split: str, evaluation: Evaluation) -> None:
-    """Replace the predictions kept of that split, "val" or "test"; too large ones are removed and not replaced."""
+    """Replace the stored predictions of that split, "val" or "test"; too large ones are removed and not replaced."""
     file = _file(run, split)
     assert evaluation.predictions is not None and evaluation.records is not None
     kept = {f"{_PREDICTIONS}{name}": tensor for name, tensor in evaluation.predictions.items()} | evaluation.records
@@ -23,13 +24,12 @@ def save_evaluation(run: Path, split: str, evaluation: Evaluation) -> None:
         file.unlink(missing_ok=True)
         return
     file.parent.mkdir(exist_ok=True)
-    aside = file.with_name(f".{file.name}.writing")
-    save_weights(aside, kept)
-    aside.replace(file)
+    with replacing(file, durable=False) as aside:
+        save_weights(aside, kept)
 
 
 def load_evaluation(run: Path, split: str, task: Task) -> Evaluation | None:
-    """The predictions kept of that split, without metrics; None if there are none. UserError if they cannot be read."""
+    """The stored predictions of that split, without metrics; None if there are none. UserError if they are damaged."""
     file = _file(run, split)
     if not file.is_file():
         return None
@@ -42,7 +42,7 @@ def load_evaluation(run: Path, split: str, task: Task) -> Evaluation | None:
         predictions = {name: kept.pop(name) for name in list(kept) if name.startswith(_PREDICTIONS)}
         return Evaluation({}, {name.removeprefix(_PREDICTIONS): each for name, each in predictions.items()}, kept)
     except Exception as error:
-        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}", "Remove it.") from None
+        raise UserError(f"{file} cannot be read: {one_line(error)}.", "Remove it.") from None
 
 
 def _file(run: Path, split: str) -> Path:

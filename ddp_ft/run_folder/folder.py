@@ -1,6 +1,5 @@
-"""The run folder: its small files, and whether it holds a run that this one goes on with."""
+"""The run folder: its small files, and whether it holds a run that this one resumes."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from ddp_ft.config.keys import LENGTH, RECIPE
 from ddp_ft.config.loading import make_config, read_config_file, to_flat, to_yaml
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.errors import UserError
-from ddp_ft.run_folder.files import to_json, write_text
+from ddp_ft.files import read_json, to_json, write_text
 
 # `touch RUN/stop` asks for a stop; a later launch removes it.
 STOP_FILE = "stop"
@@ -24,14 +23,13 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
 
     def stored_config(self) -> RunConfig | None:
-        """What an earlier start asked for; None in a new folder."""
+        """The configuration of an earlier start; None in a new folder."""
         file = self.path / "config.yaml"
         return make_config(read_config_file(file)) if file.exists() else None
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the folder; None if it is not there."""
-        file = self.path / name
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        """The object in a JSON file of the folder; None if there is no file."""
+        return read_json(self.path / name, dict)
 
     def write_json(self, name: str, value: Mapping[str, Any] | list[Any]) -> None:
         """Replace a JSON file as a whole."""
@@ -82,7 +80,7 @@ def check_same_recipe(folder: RunFolder, config: RunConfig, extend: bool) -> Non
 
 
 def check_same_data(folder: RunFolder, stored: Mapping[str, Any] | None, fingerprint: str) -> None:
-    """UserError if the run, whose split.json is `stored`, was on other data: files, sizes or labels changed since."""
+    """UserError if `stored`, the run's split.json, is of other data: files, sizes or labels have changed since."""
     if stored is not None and stored["fingerprint"] != fingerprint:
         raise UserError(
             f"{folder.path} holds a run on other data: files, their sizes or their labels differ.",

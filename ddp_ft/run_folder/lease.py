@@ -2,31 +2,57 @@
 
 import errno
 import fcntl
-import json
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from ddp_ft.errors import UserError
-from ddp_ft.run_folder.files import to_json
+from ddp_ft.files import read_json, to_json, write_text
 
 # Between two heartbeats, in seconds; and after how long without one a holder on a file system without locks is dead.
 BEAT_SECONDS, DEAD_SECONDS = 5.0, 60.0
 # How long the processes of an earlier start may take to end, such as those that a batch system is killing.
 PATIENCE_SECONDS = 20.0
 UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+_LOCK, _FILE = ".lease", "lease.json"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """lease.json: who holds, or held, the run folder. Times are in seconds since 1970; `job` is Slurm's, or empty.
+
+    `first_step` is the step that this start resumed from, `step` the present one, both of training.
+    """
+
+    host: str = ""
+    job: str = ""
+    pid: int = 0
+    started: float = 0.0
+    heartbeat: float = 0.0
+    first_step: int = 0
+    step: int = 0
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has sent a heartbeat lately."""
+        return time.time() - float(self.heartbeat) < DEAD_SECONDS
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is on another machine, where locks may not reach."""
+        return self.host != socket.gethostname()
 
 
 class Lease:
     """Held from `take` to `release`; the operating system takes it back when the process dies.
 
     A lock by fcntl.lockf on the file .lease, which forked loader workers do not inherit (those of flock they do) and
-    which network file systems pass on. lease.json beside it says who holds it: {"host", "job", "pid", "started",
-    "heartbeat" (seconds since 1970), "first_step", "step"}. `step` gives the present step of training.
+    which network file systems pass on. lease.json beside it is a `Holder`. `step` returns the present step of training.
     """
 
     def __init__(self, folder: Path, step: Callable[[], int], patience: float | None = None) -> None:
@@ -55,12 +81,12 @@ class Lease:
         self._thread.start()
 
     def begin_at(self, step: int) -> None:
-        """The step that this start goes on from is known now; until then lease.json tells of none."""
+        """Note the step that this start resumes from; until then lease.json has 0."""
         self.first_step, self._has_begun = step, True
         self._write()
 
     def release(self) -> None:
-        """Let others have it. Nothing if it was never taken."""
+        """Give it up, if it was taken."""
         if self._file is None:
             return
         self._ended.set()
@@ -71,11 +97,12 @@ class Lease:
 
     def _try(self) -> bool:
         # Opened once and closed last: closing any descriptor of the file would give up this process's lock.
-        file = os.open(self.folder / ".lease", os.O_RDWR | os.O_CREAT, 0o666)
+        file = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in UNSUPPORTED or _is_alive(read_lease(self.folder)):
+            holder = last_holder(self.folder)
+            if error.errno not in UNSUPPORTED or (holder is not None and holder.is_alive):
                 os.close(file)
                 return False
         self._file = file
@@ -86,37 +113,43 @@ class Lease:
             self._write()
 
     def _write(self) -> None:
-        step = self.step() if self._has_begun else 0
-        content = {
-            "host": socket.gethostname(), "job": os.environ.get("SLURM_JOB_ID", ""), "pid": os.getpid(),
-            "started": self.started, "heartbeat": time.time(), "first_step": self.first_step, "step": step,
-        }  # fmt: skip
-        try:  # no fsync: nothing is lost with it
-            aside = self.folder / ".lease.json.writing"
-            aside.write_text(to_json(content), encoding="utf-8")
-            aside.replace(self.folder / "lease.json")
-        except OSError:
-            pass  # a full disk: the lock is what counts
+        holder = Holder(
+            socket.gethostname(), os.environ.get("SLURM_JOB_ID", ""), os.getpid(), self.started, time.time(),
+            self.first_step, self.step() if self._has_begun else 0,
+        )  # fmt: skip
+        with suppress(OSError):  # a full disk: the lock is what counts
+            write_text(self.folder / _FILE, to_json(asdict(holder)), durable=False)
 
 
-def read_lease(folder: Path) -> dict[str, Any]:
-    """What lease.json says; empty if there is none."""
+def read_lease(folder: Path) -> Holder | None:
+    """The holder that lease.json names; None if there is no such file. OSError or ValueError if it is damaged."""
+    content = read_json(folder / _FILE, dict)
+    if content is None:
+        return None
+    return Holder(**{each.name: content[each.name] for each in fields(Holder) if each.name in content})
+
+
+def last_holder(folder: Path) -> Holder | None:
+    """As `read_lease`; None for a damaged file too."""
+    with suppress(OSError, ValueError):
+        return read_lease(folder)
+    return None
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process holds the lock of the lease. It is taken, shared, for a moment: who needs it waits longer."""
     try:
-        content: dict[str, Any] = json.loads((folder / "lease.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content
-
-
-def _is_alive(lease: dict[str, Any]) -> bool:
-    return time.time() - float(lease.get("heartbeat", 0)) < DEAD_SECONDS
+        with (folder / _LOCK).open("rb") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN) and not isinstance(error, PermissionError)
+    return False
 
 
 def describe_holder(folder: Path) -> str:
     """Who holds the lease of a run folder, for a message."""
-    lease = read_lease(folder)
-    if not lease:
-        return "its holder has not said who it is"
-    job = f", job {lease['job']}" if lease["job"] else ""
-    age = time.time() - lease["heartbeat"]
-    return f"process {lease['pid']} on {lease['host']}{job}, last heard of {age:.0f} s ago"
+    holder = last_holder(folder)
+    if holder is None:
+        return "its holder is not known"
+    job = f", job {holder.job}" if holder.job else ""
+    return f"process {holder.pid} on {holder.host}{job}, last heard of {time.time() - holder.heartbeat:.0f} s ago"

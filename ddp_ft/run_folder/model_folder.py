@@ -1,7 +1,6 @@
 """A folder with a model: model.json and model.safetensors, whole or absent."""
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from torch import Tensor, nn
 
 from ddp_ft.contracts import Processor, Task
 from ddp_ft.errors import UserError
-from ddp_ft.run_folder.files import sync_file, sync_folder, to_json
+from ddp_ft.files import OLD, replacing_folder, to_json
 
 
 @torch.no_grad()
 def restore_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy all weights and buffers into the module, by name. UserError if the names are not the module's."""
-    # Not load_state_dict: torchvision's mnasnet wants a version there that safetensors cannot store.
+    # Not load_state_dict: torchvision's mnasnet expects a version there that safetensors cannot store.
     own = module.state_dict()
     if strangers := sorted(own.keys() ^ weights.keys()):
         raise UserError(f"The stored weights are of another model: {', '.join(strangers[:3])} is in one of them only.")
@@ -27,7 +26,7 @@ def restore_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def save_weights(file: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write tensors so that the same values give the same bytes."""
+    """Write tensors, the same values always as the same bytes."""
     # safetensors refuses channels_last and shared memory; one metadata key keeps the header's order stable.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     save_file(plain, file, metadata={"format": "pt"})
@@ -35,32 +34,15 @@ def save_weights(file: Path, weights: Mapping[str, Tensor]) -> None:
 
 def save_model_folder(folder: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     """Replace `folder` (best/) by one with these weights and model.json; durable on return."""
-    aside, old = _beside(folder)
     recover_model_folder(folder)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with replacing_folder(folder, durable=True) as aside:
         save_weights(aside / "model.safetensors", weights)
         (aside / "model.json").write_text(to_json(description), encoding="utf-8")
-        sync_folder(aside)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    aside.rename(folder)
-    sync_file(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _beside(folder: Path) -> tuple[Path, Path]:
-    return folder.with_name(f".writing_{folder.name}"), folder.with_name(f".old_{folder.name}")
 
 
 def recover_model_folder(folder: Path) -> None:
-    """Bring back the older model if a process was killed between taking it away and putting the new one there."""
-    old = _beside(folder)[1]
+    """Bring back the older model if a process was killed between renaming it and renaming the new one."""
+    old = folder.with_name(f"{OLD}{folder.name}")
     if old.is_dir() and not folder.exists():
         old.rename(folder)
 
@@ -69,9 +51,9 @@ def describe_model(
     spec: Mapping[str, Any], processor: Processor, task: Task, names: Sequence[str], precision: str,
     channels_last: bool | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """model.json: all that is needed to build the model again and to feed it; `names` are the outputs' own.
+    """model.json: all that is needed to build the model again and to prepare its input; `names` are its outputs' names.
 
-    Where `channels_last` is None, the rule of `resolve_format` holds.
+    If `channels_last` is None, the rule of `resolve_format` holds.
     """
     return {
         **spec,
@@ -85,7 +67,7 @@ def describe_model(
 
 
 def model_folder(path: Path) -> Path:
-    """The folder with model.json that a run folder, or its best/, stands for; UserError if there is none."""
+    """The folder with model.json: `path` or its best/. UserError if there is none."""
     for folder in (path, path / "best"):
         if (folder / "model.json").is_file():
             return folder

@@ -1,7 +1,6 @@
-"""RUN/provenance.json: with what and on what each start of a run was made. Never part of the model."""
+"""RUN/provenance.json: the command, versions and hardware of each start of a run. Never part of the model."""
 
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -9,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ import torch
 from ddp_ft.distributed.environment import read_launch, usable_cores
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import printable
-from ddp_ft.run_folder.files import to_json, write_text
+from ddp_ft.files import read_sound_json, to_json, write_text
 from ddp_ft.version import __version__
 
 FILE = "provenance.json"
 LIBRARIES = ("torch", "torchvision", "timm", "torchmetrics", "numpy", "pillow", "safetensors")
-# Of a run that is requeued for weeks the first start and the newest ones are kept.
+# If a run is requeued for weeks, its first start and the newest ones are kept.
 MOST_STARTS = 200
 HIDDEN = "***"
 _SECRET = re.compile(r"token|secret|passw|credential|api[-_]?key|access[-_]?key", re.IGNORECASE)
@@ -32,7 +32,7 @@ _GIT_SECONDS = 5
 
 
 def record_start(run: Path, world: World) -> None:
-    """On rank 0: add this start to the list in the run folder. Raises OSError if it cannot be written."""
+    """Add this start to the list in the run folder; on rank 0. Raises OSError if it cannot be written."""
     starts = [*read_starts(run), describe_start(world)]
     if len(starts) > MOST_STARTS:
         starts = [starts[0], *starts[1 - MOST_STARTS :]]
@@ -40,12 +40,8 @@ def record_start(run: Path, world: World) -> None:
 
 
 def read_starts(run: Path) -> list[dict[str, Any]]:
-    """All starts of a run so far, oldest first; those that are not told of in a file that can be read are left out."""
-    try:
-        starts = json.loads((run / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    return [each for each in starts if isinstance(each, dict)] if isinstance(starts, list) else []
+    """All recorded starts of a run, oldest first; none if the file is damaged."""
+    return [each for each in read_sound_json(run / FILE, list) if isinstance(each, dict)]
 
 
 def describe_start(world: World) -> dict[str, Any]:
@@ -56,7 +52,7 @@ def describe_start(world: World) -> dict[str, Any]:
         "command": command_words(sys.orig_argv),
         "launcher": "torchrun" if launch.distributed else "none",
         "world_size": world.size,
-        # Where nodes differ in their number of processes this is that of the nodes like the first.
+        # If nodes differ in their number of processes, as many as there would be if all were like the first.
         "nodes": -(-launch.world_size // launch.local_world_size),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -69,9 +65,9 @@ def describe_start(world: World) -> dict[str, Any]:
 
 
 def command_words(words: Sequence[str]) -> list[str]:
-    """A command as words, in characters that can be shown; the interpreter by its name, and without secrets.
+    """A command as printable words, with the interpreter's name instead of its path, and without secrets.
 
-    A secret is the value of an option or key whose name says so, and the part before the @ of an address.
+    A secret is the value of an option or key with a name such as token, and the part before the @ of an address.
     """
     shown, hides = [], False
     for place, word in enumerate(words):
@@ -91,15 +87,13 @@ def command_words(words: Sequence[str]) -> list[str]:
 def _versions() -> dict[str, str]:
     found = {}
     for name in LIBRARIES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {**found, "torch": str(torch.__version__)}  # with what it was built for, such as +cu128
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """The commit that a folder is at, and whether its tracked files differ from it; None outside of git."""
+    """The commit that is checked out in a folder, and whether its tracked files differ from it; None outside of git."""
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
         return None
@@ -108,7 +102,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    # Optional locks off: looking must not write into the user's repository.
+    # Without optional locks: reading must not write into the user's repository.
     command = ["git", "--no-optional-locks", *arguments]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_GIT_SECONDS, check=False)
@@ -118,16 +112,13 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def _cpu_name() -> str:
-    try:
+    with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or os.uname().machine)
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.processor() or os.uname().machine
 
 
 def _gpu_names(world: World) -> list[str]:
-    """Those of this node, where the run computes on GPUs."""
-    if world.device.type != "cuda":
-        return []
-    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    """The GPUs of this node, if the run computes on GPUs."""
+    count = torch.cuda.device_count() if world.device.type == "cuda" else 0
+    return [torch.cuda.get_device_name(number) for number in range(count)]

@@ -1,17 +1,38 @@
-"""Whether all ranks see what one has written: files of a network file system show up late."""
+"""Whether all ranks see what rank 0 writes to a folder: network file systems show new files late, local disks never."""
 
 import os
+import secrets
 import time
 from pathlib import Path
 
+from ddp_ft.distributed.world import World
+
 # How long files written by rank 0 may take to show up on other nodes (attribute caches of network file systems).
-SHARED_FOLDER_PATIENCE = 5.0
+PATIENCE_SECONDS = 5.0
 
 
-def wait_for(file: Path, content: str = "", seconds: float = SHARED_FOLDER_PATIENCE) -> bool:
-    """Whether the file that another rank wrote is here with that content, or is within so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not (file.is_file() and file.read_text() == content):
+def put_token(folder: Path) -> str:
+    """On rank 0: create a file that the other ranks look for; return its name. Raises OSError."""
+    name = f".shared_{secrets.token_hex(8)}"
+    (folder / name).touch()
+    return name
+
+
+def seen_by(world: World, token: Path) -> list[bool]:
+    """Whether each rank sees the file that rank 0 created, by rank; then rank 0 removes it. The same on every rank.
+
+    Collective. `token` is where this rank looks for it.
+    """
+    seen = world.gather(_appears(token))
+    found = world.from_main(lambda: seen or [])
+    if world.is_main:
+        token.unlink(missing_ok=True)
+    return found
+
+
+def _appears(file: Path) -> bool:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not file.exists():
         if time.monotonic() > deadline:
             return False
         if file.parent.is_dir():

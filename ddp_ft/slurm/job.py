@@ -1,14 +1,14 @@
 """What a batch script asks: where nodes meet, which run an array's task is, how far a start came."""
 
-import json
 import re
 import shlex
 import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ddp_ft.errors import UserError
+from ddp_ft.files import read_sound_json
+from ddp_ft.run_folder.lease import last_holder
 from ddp_ft.slurm.requeue import History, Outcome
 
 FIRST_PORT, PORTS_OF_A_JOB, PORT_BLOCKS = 20000, 4, 3000
@@ -62,46 +62,36 @@ def words_of_run(file: Path, task: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Mark:
-    """What the run folder held when this start began, by which its progress is told; and the crashes before."""
+    """What the run folder held when this start began, by which its progress is seen; and the crashes before."""
 
-    summary: int  # time of change of summary.json, in nanoseconds; 0 if there is none
-    lease: Any  # "started" of lease.json
-    newest: str  # the newest checkpoint
+    summary: int = 0  # time of change of summary.json, in nanoseconds; 0 if there is none
+    lease: float | None = None  # when the newest start took the lease
+    newest: str = ""  # the newest checkpoint
     barren: int = 0
     crashes: int = 0
 
 
 def read_mark(run_dir: Path, history: History) -> Mark:
     """The mark of the run folder as it is."""
-    summary, last = run_dir / "summary.json", run_dir / "checkpoints" / "last"
+    summary, last, holder = run_dir / "summary.json", run_dir / "checkpoints" / "last", last_holder(run_dir)
     return Mark(
         summary.stat().st_mtime_ns if summary.exists() else 0,
-        read_json(run_dir / "lease.json").get("started"),
+        None if holder is None else holder.started,
         str(last.readlink()) if last.is_symlink() else "",
         **asdict(history),
     )
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """What a file of JSON holds; empty if that is no mapping, or there is none."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def read_outcome(run_dir: Path, before: Mark, code: int, stop_file: Path, reason: str) -> Outcome:
     """How the start that began with that mark ended, from its run folder."""
-    after, lease = read_mark(run_dir, History()), read_json(run_dir / "lease.json")
-    status = read_json(run_dir / "summary.json").get("status", "")
+    after, holder = read_mark(run_dir, History()), last_holder(run_dir)
+    status = read_sound_json(run_dir / "summary.json", dict).get("status", "")
     if after.summary == before.summary and not (status == "done" and code == 0):
         status = ""  # an earlier start's; a finished run that is started again leaves it as it is
     events = stop_file.read_text(encoding="utf-8").splitlines() if stop_file.exists() else []
-    new_lease = after.lease != before.lease
     return Outcome(
         code, status, tuple(events),
-        made_step=new_lease and lease.get("step", 0) > lease.get("first_step", 0),
+        made_step=after.lease != before.lease and holder is not None and holder.step > holder.first_step,
         new_checkpoint=after.newest != before.newest,
         reason=reason,
     )  # fmt: skip

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddp_ft.files import write_bytes, write_text
+
 LOOKS_EVERY = 0.02  # seconds, while the end of a run waits for its images
 # How often the drawing process looks whether its parent still lives, in seconds; it usually hears of it at once.
 PATIENCE = 5.0
@@ -136,14 +138,11 @@ def _draw(file: Path) -> None:
         file.unlink()
     except FileNotFoundError:  # a newer one took its place
         return
-    aside = file.with_suffix(".writing")
     try:
         draw, arguments = pickle.loads(order)  # by our own parent, from a folder that is the user's alone
-        aside.write_bytes(draw(*arguments))
-        aside.rename(file.with_suffix(".png"))
+        write_bytes(file.with_suffix(".png"), draw(*arguments), durable=False)
     except Exception as error:  # of many kinds; training does not depend on it
-        aside.write_text(" ".join(f"{type(error).__name__}: {error}".split()))
-        aside.rename(file.with_suffix(".txt"))
+        write_text(file.with_suffix(".txt"), " ".join(f"{type(error).__name__}: {error}".split()), durable=False)
 
 
 if __name__ == "__main__":

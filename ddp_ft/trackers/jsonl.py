@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddp_ft.contracts import PROBE, TRAIN
+from ddp_ft.files import write_text
 
 Row = dict[str, Any]
 
@@ -44,9 +45,7 @@ class JsonLines:
     def __init__(self, file: Path, resumed: Resumed) -> None:
         rows = read_rows(file)
         self.kept = [row for row in rows if _is_passed(row, *resumed)]
-        aside = file.with_name(f".{file.name}.writing")
-        aside.write_text("".join(_line(row) for row in self.kept), encoding="utf-8")
-        aside.replace(file)
+        write_text(file, "".join(_line(row) for row in self.kept), durable=False)
         self._file = os.open(file, os.O_WRONLY | os.O_APPEND)
         self._written = os.fstat(self._file).st_size
         self._waiting = b""

@@ -6,7 +6,7 @@ from typing import Any
 
 from ddp_ft.config.keys import LENGTH
 from ddp_ft.config.loading import to_flat
-from ddp_ft.run_folder.background_writer import CHECKPOINT, in_order
+from ddp_ft.run_folder.background_writer import CHECKPOINT
 from ddp_ft.run_folder.checkpoints import load_checkpoint, load_ema, read_score
 from ddp_ft.run_folder.model_folder import recover_model_folder
 from ddp_ft.training.recorder import Recorder
@@ -24,7 +24,7 @@ def save(run: Run, state: TrainState, recorder: Recorder) -> None:
     if snapshot is not None:
         began = time.perf_counter()
         place = (progress.step, progress.phase, state.score)
-        run.writer.submit(CHECKPOINT, partial(in_order, recorder.sync, partial(_write, run, snapshot, *place)))
+        run.writer.submit(CHECKPOINT, recorder.sync, partial(_write, run, snapshot, *place))
         progress.stall_seconds += time.perf_counter() - began
     recorder.saved()
 

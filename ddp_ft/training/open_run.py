@@ -1,6 +1,5 @@
 """The run folder at a start: made, locked, checked to be shared; and the files that describe the run."""
 
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,7 +7,7 @@ from ddp_ft.errors import UserError
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.run_folder.lease import Lease
 from ddp_ft.run_folder.provenance import record_start
-from ddp_ft.run_folder.shared import wait_for
+from ddp_ft.run_folder.shared import put_token, seen_by
 from ddp_ft.training.run import Run
 
 
@@ -19,12 +18,11 @@ def open_folder(run: Run, lease: Lease) -> None:
     """
     folder, world = run.folder, run.world
     token = world.from_main(lambda: _create_folder(run, lease))
-    seen = world.gather(wait_for(folder.path / ".shared", token))
-    blind = world.from_main(lambda: [rank for rank, good in enumerate(seen or []) if not good])
+    blind = [str(rank) for rank, sees in enumerate(seen_by(world, folder.path / token)) if not sees]
     if blind:
         raise UserError(
             f"Run folder {folder.path} is not shared: rank 0 wrote to it, "
-            f"but rank(s) {', '.join(map(str, blind))} do not see that.",
+            f"but rank(s) {', '.join(blind)} do not see that.",
             "Give --run-dir a folder on a file system that all nodes mount.",
         )
 
@@ -33,12 +31,10 @@ def _create_folder(run: Run, lease: Lease) -> str:
     folder = run.folder
     folder.create()
     lease.take()
-    token = secrets.token_hex(8)
     with _writable(folder):
         folder.clear_old_stop(run.launched)
         (folder.path / "summary.json").unlink(missing_ok=True)
-        (folder.path / ".shared").write_text(token)
-    return token
+        return put_token(folder.path)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from ddp_ft.contracts import PROBE, TRAIN, Evaluation
 from ddp_ft.distributed.agreement import StopAgreed
-from ddp_ft.run_folder.background_writer import BEST, copied, in_order
+from ddp_ft.run_folder.background_writer import BEST, copied
 from ddp_ft.run_folder.evaluations import save_evaluation
 from ddp_ft.run_folder.model_folder import describe_model, restore_weights, save_model_folder
 from ddp_ft.training.data_phase import measure
@@ -66,7 +66,7 @@ def _keep_if_best(run: Run, state: TrainState, phase: Phase, kind: str, evaluati
         if run.world.is_main:
             keep_model = partial(save_model_folder, run.folder.best, copied(state.module.state_dict()), _describe(run))
             keep_outputs = partial(save_evaluation, run.folder.path, "val", evaluation)
-            run.writer.submit(BEST, partial(in_order, keep_outputs, keep_model))
+            run.writer.submit(BEST, keep_outputs, keep_model)
     return True
 
 

@@ -8,6 +8,7 @@ import pytest
 from ddp_ft.diagnostics import ranks
 from ddp_ft.diagnostics.finding import OK, PROBLEM, WARNING, Finding
 from ddp_ft.diagnostics.ranks import Seen
+from ddp_ft.run_folder import shared
 from tests.data.image_files import save_classes
 from tests.support.ranks import run_ranks
 
@@ -16,7 +17,7 @@ ALIKE = Seen("a", {"torch": "2.15"}, "c0de", "da7a")
 
 def look(world, data: Path, run_dirs: list[Path]):
     """Each rank with its own folders, as on nodes that share no disk."""
-    ranks.SHARED_SECONDS = 0.3
+    shared.PATIENCE_SECONDS = 0.3
     seen = ranks.exchange(world, data / str(world.rank), run_dirs[world.rank])
     latency, speeds = ranks.measure_reduction(world)
     found = None if seen is None else list(ranks.compare(seen))
@@ -34,7 +35,7 @@ def test_two_ranks_with_other_folders(tmp_path):
     }  # fmt: skip
     assert (other[0], other[1:]) == (None, (latency, speeds, name))
     assert latency > 0 and all(speeds[size] > 0 for size in (1, 16, 64))
-    assert [path.name for path in tmp_path.rglob(".doctor_*")] == []
+    assert [path.name for path in tmp_path.rglob(".shared_*")] == []
 
 
 def test_two_ranks_with_the_same_folders(tmp_path):

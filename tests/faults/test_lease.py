@@ -48,7 +48,8 @@ def test_the_holder_is_named(held):
     folder, pid = held
     with pytest.raises(UserError, match=rf"being written by another start: process {pid} on .*, last heard of \d+ s"):
         Lease(folder, lambda: 0, patience=0.3).take()
-    assert read_lease(folder)["pid"] == pid and (read_lease(folder)["first_step"], read_lease(folder)["step"]) == (5, 7)
+    holder = read_lease(folder)
+    assert (holder.pid, holder.first_step, holder.step) == (pid, 5, 7)
 
 
 def test_an_orphaned_loader_worker_does_not_hold_it(held):
@@ -58,7 +59,7 @@ def test_an_orphaned_loader_worker_does_not_hold_it(held):
     os.kill(int((folder / "worker").read_text()), 0)  # it lives
     lease = Lease(folder, lambda: 3, patience=0)
     lease.take()
-    assert read_lease(folder)["pid"] == os.getpid()
+    assert read_lease(folder).pid == os.getpid()
     lease.release()
     other = Lease(folder, lambda: 3, patience=0)
     other.take()

@@ -49,8 +49,9 @@ def test_a_bad_step_is_written_down(tmp_path):
     assert batches.read(11) is None and batches.weights_file(11) is None
 
 
-def test_weights_are_kept_of_the_first_bad_steps_only(tmp_path):
-    batches = BadBatches(tmp_path, kept_weights=2)
+def test_weights_are_kept_of_the_first_bad_steps_only(tmp_path, monkeypatch):
+    monkeypatch.setattr("ddp_ft.run_folder.bad_batches.KEPT_WEIGHTS", 2)
+    batches = BadBatches(tmp_path)
     for step in (3, 4, 5, 3):  # the last one comes again, after a restart
         batches.write(bad_batch(step), WEIGHTS)
     assert [batches.weights_file(step) is not None for step in (3, 4, 5)] == [True, True, False]

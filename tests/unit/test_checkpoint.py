@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ddp_ft.errors import UserError
+from ddp_ft.files import write_text
 from ddp_ft.run_folder.checkpoints import Checkpoints, checkpoint_weights, load_checkpoint, load_ema, read_score
-from ddp_ft.run_folder.files import write_text
 from ddp_ft.run_folder.model_folder import save_model_folder, save_weights
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
@@ -52,7 +52,7 @@ def test_links_and_retention(tmp_path):
     assert steps(tmp_path) == [2, 3, 4]
     assert target(tmp_path / "last") == "step_00000004"
     assert target(tmp_path / "best") == "step_00000002"
-    assert checkpoints.latest().name == "step_00000004"
+    assert checkpoints.newest_sound()[0].name == "step_00000004"
 
 
 @pytest.mark.parametrize(("keep", "keep_best", "kept"), [(1, 1, [2, 6]), (1, 3, [2, 3, 5, 6]), (2, 2, [2, 5, 6])])
@@ -86,10 +86,10 @@ def test_the_probe_is_older_than_all_steps_and_goes_when_they_come(tmp_path):
     for step in (10, 40, 99):
         save(checkpoints, step, score=1.0 / step, phase="probe")
     assert names(tmp_path) == ["probe_00000010", "probe_00000040", "probe_00000099"]
-    assert checkpoints.latest().name == "probe_00000099" and target(tmp_path / "best") == "probe_00000010"
+    assert checkpoints.newest_sound()[0].name == "probe_00000099" and target(tmp_path / "best") == "probe_00000010"
     save(checkpoints, 1)
     assert names(tmp_path) == ["step_00000001"]
-    assert checkpoints.latest().name == target(tmp_path / "last") == "step_00000001"
+    assert checkpoints.newest_sound()[0].name == target(tmp_path / "last") == "step_00000001"
     assert not (tmp_path / "best").is_symlink()  # and does not point at what is gone
 
 
@@ -98,7 +98,7 @@ def test_a_probe_killed_before_its_pruning_is_still_older(tmp_path):
     save(checkpoints, 5)
     (tmp_path / "probe_00000099").mkdir()
     (tmp_path / "step_notes").mkdir()
-    assert checkpoints.latest().name == "step_00000005"
+    assert checkpoints.newest_sound()[0].name == "step_00000005"
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
@@ -115,9 +115,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 def test_an_unfinished_write_is_no_checkpoint(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     (tmp_path / ".writing_step_00000009").mkdir()
-    assert checkpoints.latest() is None
+    assert checkpoints.newest_sound() == (None, [])
     save(checkpoints, 9)
-    assert checkpoints.latest().name == "step_00000009"
+    assert checkpoints.newest_sound()[0].name == "step_00000009"
 
 
 def test_leftovers_of_killed_processes_are_swept(tmp_path):

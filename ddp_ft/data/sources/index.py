@@ -7,7 +7,6 @@ DDP_FT_CACHE turns them off. They may be deleted at any time: nothing depends on
 import hashlib
 import json
 import os
-import tempfile
 import time
 import zipfile
 from collections import Counter
@@ -23,6 +22,7 @@ from ddp_ft.config.user_cache import cache_folder
 from ddp_ft.data.sources.paths import Paths
 from ddp_ft.data.sources.scan import THREADS, Listing, Stamp, size_of, stamp_of
 from ddp_ft.errors import UserError
+from ddp_ft.files import replacing
 
 _FORMAT = 1
 # A smaller folder is read as quickly as it is compared: 50,000 images in half a second.
@@ -75,7 +75,8 @@ def store_index(root: Path, folders: Mapping[str, Path], index: Index, begun: fl
         return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        _write(file, _packed(index))
+        with replacing(file, durable=False, contested=True) as aside, aside.open("wb") as stream:
+            np.savez(stream, **_packed(index))
         _tidy(file.parent)
     except OSError:
         return
@@ -137,20 +138,9 @@ def _have_sizes(root: Path, part: Listing, rows: range) -> bool:
     return all(size_of(f"{root}/{part.paths[row]}") == part.sizes[row] for row in rows)
 
 
-def _write(file: Path, arrays: Mapping[str, Any]) -> None:
-    handle, aside = tempfile.mkstemp(".writing", file.stem, file.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, **arrays)
-        Path(aside).replace(file)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
-
-
 def _tidy(folder: Path) -> None:
     """Remove all but the newest, and what a killed process has left half written."""
-    ages = sorted((time.time() - file.stat().st_mtime, file) for file in folder.glob("index-*"))
+    ages = sorted((time.time() - file.stat().st_mtime, file) for file in folder.glob("*index-*"))
     whole = [file for _, file in ages if file.suffix == ".npz"]
     abandoned = [file for age, file in ages if file.suffix == ".writing" and age > _ABANDONED_SECONDS]
     for file in whole[_KEPT:] + abandoned:

@@ -14,9 +14,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
+from ddp_ft.files import read_sound_json, to_json, write_text
 from ddp_ft.plugins import load_object
 from ddp_ft.trackers.services.base import Service, Start
 
@@ -78,15 +78,9 @@ def _serve(service: Service, messages: Any) -> None:
 
 def read_facts(start: Start, name: str) -> dict[str, Any]:
     """What an earlier start stored under that name; empty if there was none."""
-    try:
-        facts: dict[str, Any] = json.loads((start.folder / f"{name}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts
+    return read_sound_json(start.folder / f"{name}.json", dict)
 
 
 def write_facts(start: Start, name: str, facts: Mapping[str, Any]) -> None:
-    """Store what the next start goes on with."""
-    aside: Path = start.folder / f".{name}.json.writing"
-    aside.write_text(json.dumps(dict(facts), indent=2) + "\n", encoding="utf-8")
-    aside.replace(start.folder / f"{name}.json")
+    """Store what the next start resumes with."""
+    write_text(start.folder / f"{name}.json", to_json(dict(facts)), durable=False)

@@ -1,0 +1,119 @@
+"""Files and folders that are whole or absent, whoever is killed while writing them; and durable if that is asked for.
+
+They are written beside the place where they belong, in the same folder: `.NAME.writing`, or `.writing_NAME` for a
+folder. `durable` content is on the disk on return; other content may be lost when the machine fails.
+"""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T", dict[str, Any], list[Any])
+
+# What the name of a folder begins with while another one takes its place.
+OLD = ".old_"
+
+
+@contextmanager
+def replacing(file: Path, *, durable: bool, contested: bool = False) -> Iterator[Path]:
+    """A path to write at, which becomes `file` at the end of the block; after an exception it is removed.
+
+    `contested`: several processes may write the same file at once.
+    """
+    aside = file.with_name(f".{file.name}{f'.{secrets.token_hex(4)}' if contested else ''}.writing")
+    try:
+        yield aside
+        if durable:
+            sync(aside)
+        aside.replace(file)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync(file.parent)
+
+
+@contextmanager
+def replacing_folder(folder: Path, *, durable: bool, old: str = OLD) -> Iterator[Path]:
+    """A new folder to write in, which becomes `folder` at the end of the block; after an exception it is removed."""
+    aside = folder.with_name(f".writing_{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        if durable:
+            for path in (*aside.iterdir(), aside):
+                sync(path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the room
+        raise
+    replace_folder(folder, aside, durable=durable, old=old)
+
+
+def replace_folder(folder: Path, aside: Path, *, durable: bool, old: str = OLD) -> None:
+    """Rename `aside` to `folder`. One of that name is called `old` + NAME until then, and removed afterwards."""
+    earlier = folder.with_name(f"{old}{folder.name}")
+    shutil.rmtree(earlier, ignore_errors=True)
+    if folder.exists():
+        folder.rename(earlier)
+    aside.rename(folder)
+    if durable:
+        sync(folder.parent)
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def write_bytes(file: Path, content: bytes, *, durable: bool = True, contested: bool = False) -> None:
+    """Replace a small file as a whole: readers see the old content or the new one."""
+    with replacing(file, durable=durable, contested=contested) as aside:
+        aside.write_bytes(content)
+
+
+def write_text(file: Path, text: str, *, durable: bool = True) -> None:
+    """`write_bytes` of a text in UTF-8."""
+    write_bytes(file, text.encode("utf-8"), durable=durable)
+
+
+def to_json(value: Any) -> str:
+    """JSON for people: indented, one newline at the end. Bytes of names that are no UTF-8 become escapes."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def read_json(file: Path, kind: type[T]) -> T | None:
+    """The dict or list that a JSON file holds; None if there is no file. ValueError for any other content."""
+    if not file.exists():
+        return None
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, kind):
+        raise ValueError(f"{file.name} holds no {'object' if kind is dict else kind.__name__}")
+    return content
+
+
+def read_sound_json(file: Path, kind: type[T]) -> T:
+    """As `read_json`, but empty if the file cannot be read, is damaged, or is missing."""
+    with suppress(OSError, ValueError):
+        return read_json(file, kind) or kind()
+    return kind()
+
+
+def add_to_digest(digest: Any, file: Path) -> int:
+    """Update a digest of hashlib with the content of a file; return how many bytes that is."""
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+        return stream.tell()
+
+
+def sync(path: Path) -> None:
+    """Have what was written to a file, or the names in a folder, reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
