@@ -40,7 +40,7 @@ def _kind_of(nodes: int, runs: Path | None) -> str:
 @click.option(
     "--lead",
     type=click.IntRange(min=1),
-    default=int(DEFAULT_LEAD),
+    default=DEFAULT_LEAD,
     show_default=True,
     help="Save so many seconds before the end.",
 )

@@ -4,7 +4,7 @@ import socket
 from collections.abc import Iterator, Mapping
 
 from ddp_ft.diagnostics.finding import OK, PROBLEM, WARNING, Finding
-from ddp_ft.distributed.environment import Launch
+from ddp_ft.distributed.environment import Launch, number_or
 
 INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
 
@@ -22,7 +22,7 @@ def all_of(environ: Mapping[str, str], launch: Launch, cores: int, gpus: int) ->
 
 def started(environ: Mapping[str, str], launch: Launch) -> Finding:
     """By whom this process was started, and how often."""
-    tasks = _number(environ, "SLURM_STEP_NUM_TASKS")
+    tasks = number_or(0, environ, "SLURM_STEP_NUM_TASKS")
     if not launch.distributed and tasks > 1:
         text = f"srun started {tasks} processes without torchrun: each would be a run of its own"
         remedy = "Start one task a node with torchrun in it, or use slurm/*.sbatch (docs/slurm.md)."
@@ -38,9 +38,9 @@ def cores_of_task(environ: Mapping[str, str], cores: int) -> Finding:
 
     srun does not inherit --cpus-per-task (since Slurm 22.05): a task without it gets one core.
     """
-    here = _number(environ, "SLURM_CPUS_ON_NODE")
-    tasks = _number(environ, "SLURM_NTASKS_PER_NODE") or 1
-    asked = _number(environ, "SLURM_CPUS_PER_TASK") or here // tasks
+    here = number_or(0, environ, "SLURM_CPUS_ON_NODE")
+    tasks = number_or(0, environ, "SLURM_NTASKS_PER_NODE") or 1
+    asked = number_or(0, environ, "SLURM_CPUS_PER_TASK") or here // tasks
     text = f"{cores} for this process, of {asked} that the task should have"
     if cores >= asked:
         return Finding("cores of task", OK, text, value=float(cores), unit="cores")
@@ -50,7 +50,7 @@ def cores_of_task(environ: Mapping[str, str], cores: int) -> Finding:
 
 def nodes(environ: Mapping[str, str], launch: Launch) -> Iterator[Finding]:
     """Nodes of the job that torchrun does not use."""
-    count = _number(environ, "SLURM_JOB_NUM_NODES") or _number(environ, "SLURM_NNODES")
+    count = number_or(0, environ, "SLURM_JOB_NUM_NODES") or number_or(0, environ, "SLURM_NNODES")
     used = -(-launch.world_size // launch.local_world_size)
     if not count:
         return
@@ -87,9 +87,3 @@ def interfaces(environ: Mapping[str, str], there: list[str]) -> Iterator[Finding
         else:
             text = f"{given}: there is no such interface, only {', '.join(there)}"
             yield Finding(variable, PROBLEM, text, f"unset {variable}, or name one of these.")
-
-
-def _number(environ: Mapping[str, str], name: str) -> int:
-    """0 where it is not set or no number."""
-    given = environ.get(name, "")
-    return int(given) if given.isdecimal() else 0

@@ -1,7 +1,7 @@
-"""What the launcher says in environment variables; the only reader of them, and free of torch.
+"""The launcher's environment variables, which only this module reads. Free of torch.
 
-torchrun outranks Slurm: a job step that runs torchrun sees both, and SLURM_PROCID then counts launchers and not
-ranks. So the Slurm variables are not read for ranks at all.
+torchrun takes precedence over Slurm: a job step that runs torchrun sees both, and SLURM_PROCID then counts launchers
+and not ranks. So ranks are never read from Slurm's variables.
 """
 
 import os
@@ -17,7 +17,7 @@ TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "M
 
 @dataclass(frozen=True)
 class Launch:
-    """Place of this process in its job. `distributed` is false for a plain `python -m`."""
+    """The place of this process in its job. `distributed` is false for a plain `python -m`."""
 
     rank: int = 0
     world_size: int = 1
@@ -26,13 +26,12 @@ class Launch:
     distributed: bool = False
 
 
-def read_launch(environ: Mapping[str, str] | None = None) -> Launch:
-    """The place that torchrun gave this process; a lone process if it gave none.
+def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
+    """The place of this process from torchrun's variables; that of a lone process if none are set.
 
-    Raises UserError if only some of the variables are set, or one that should be a number is not.
+    Raises UserError if only some of them are set, or one that should be a number is not.
     """
-    env = os.environ if environ is None else environ
-    present = [name for name in TORCHRUN_VARIABLES if env.get(name)]
+    present = [name for name in TORCHRUN_VARIABLES if environ.get(name)]
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"}.intersection(present):
         return Launch()  # MASTER_ADDR alone is common in container images and means nothing
     missing = [name for name in TORCHRUN_VARIABLES if name not in present]
@@ -41,31 +40,40 @@ def read_launch(environ: Mapping[str, str] | None = None) -> Launch:
             f"The launcher's variables are half set: {', '.join(present)} without {', '.join(missing)}.",
             "Start with torchrun, which sets them all, or unset them to run in one process.",
         )
-    numbers = [_number(env, name) for name in TORCHRUN_VARIABLES[:4]]
+    numbers = [read_number(environ, name) or 0 for name in TORCHRUN_VARIABLES[:4]]
     rank, world_size, local_rank, local_world_size = numbers
-    if not (0 <= rank < world_size and 0 <= local_rank < local_world_size <= world_size):
+    if not (rank < world_size and local_rank < local_world_size <= world_size):
         raise UserError(
             f"The launcher's variables contradict each other: {dict(zip(TORCHRUN_VARIABLES, numbers, strict=False))}"
         )
     return Launch(rank, world_size, local_rank, local_world_size, distributed=True)
 
 
-def _number(env: Mapping[str, str], name: str) -> int:
-    try:
-        return int(env[name])
-    except ValueError:
-        raise UserError(f"{name}={env[name]!r} in the environment is not a whole number.") from None
+def read_number(environ: Mapping[str, str], name: str, least: int = 0) -> int | None:
+    """A whole number in the environment; None if it is not set or empty. UserError if it is none, or below `least`."""
+    given = environ.get(name, "")
+    if not given:
+        return None
+    if not given.isdecimal() or int(given) < least:
+        raise UserError(f"{name}={given!r} in the environment is not a whole number from {least} on.")
+    return int(given)
+
+
+def number_or(default: int, environ: Mapping[str, str], name: str) -> int:
+    """As `read_number`, or the default if the variable holds none."""
+    given = environ.get(name, "")
+    return int(given) if given.isdecimal() else default
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on: affinity and cgroups count, what the machine has does not."""
+    """The number of cores that affinity and cgroups leave to this process; the machine may have more."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def launch_started(launch: Launch) -> float:
-    """When torchrun's agent on this node was started, or this process where there is none: seconds since 1970.
+    """When torchrun's agent on this node was started, or this process if there is none: seconds since 1970.
 
-    Workers that an agent starts anew belong to the same launch. Where there is no /proc it is now.
+    Workers that an agent starts anew belong to the same launch. Without /proc it is now.
     """
     pid = os.getppid() if launch.distributed else os.getpid()
     try:

@@ -1,7 +1,8 @@
-"""An export beside the original: the largest difference of an output, the answers, the time."""
+"""An export compared with the original: the largest difference of an output, the answers, the time."""
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from ddp_ft.contracts import BadSample, Source, Task
+from ddp_ft.contracts import BadSample, Batch, Source, Task
 from ddp_ft.data.image.undecoded import Image, whole
 from ddp_ft.data.open_sample import open_sample
 from ddp_ft.data.sources.folder import FileSource
@@ -23,19 +24,25 @@ from ddp_ft.inference.scoring import make_scorer
 from ddp_ft.inference.trained_model import Trained, load_trained
 
 # The largest difference of an output that an export may have, as a share of the largest output (or of 1). Other
-# kernels sum in another order: 1e-6 is usual. With the preprocessing inside pixels differ by a grey level here and
-# there, and images that are otherwise shrunk while they are decoded by more.
+# kernels sum in another order: 1e-6 is usual. With the preprocessing inside, some pixels differ by a grey level, and
+# images that the loader shrinks while it decodes them by more.
 BOUND, BOUND_WITH_PREPROCESSING = 1e-3, 0.05
-# Where the original is as near as that to another decision, either answer is as good.
+# If the original is as near as that to another decision, either answer is as good.
 UNDECIDED = 0.02
 BATCH = 8  # images of a pass that is timed
 ROUNDS = 5
 
+# Computes something for decoded images of any size.
+Run = Callable[[Sequence[Image]], Tensor]
+
 
 @dataclass(frozen=True)
 class Report:
-    """How the export compares with the original: largest difference of an output and what was allowed, images with
-    the same answer, milliseconds for an image, of the original and of the export."""
+    """How the export compares with the original on `images` images.
+
+    `difference` is the largest one of an output, `allowed` its bound. `same` images have the same answer; `decided`
+    ones have it too, or a clear one of the original. `times`: milliseconds an image, of the original and of the export.
+    """
 
     size: int
     images: int
@@ -48,11 +55,11 @@ class Report:
 
     @property
     def is_good(self) -> bool:
-        """Whether the export may stay."""
+        """Whether the export may be kept."""
         return self.difference <= self.allowed and self.same >= self.decided
 
     def lines(self) -> list[tuple[str, str]]:
-        """What to print."""
+        """Titles and values to print."""
         undecided = self.images - self.decided
         answers = f"{self.same} of {self.images} the same"
         answers += f" ({undecided} where the model itself is undecided)" if undecided else ""
@@ -67,63 +74,61 @@ class Report:
 
 
 def compare(original: Trained, aside: Path, device: torch.device, images: Sequence[Image], origin: str) -> Report:
-    """The export that was written to `aside` beside the model it was made from, on images of that origin."""
+    """Compare the export written to `aside` with its model, on decoded images of that origin."""
     world = World(0, 1, 0, device)
     export = load_trained(aside, device)
-    runs = [_outputs_of(original, world, original), _outputs_of(export, world, original)]
-    wanted, found = (run(images) for run in runs)
-    same, decided = _answers(original.task, wanted, found)
+    expected, found = (_outputs_of(model, world, original)(images) for model in (original, export))
+    same, decided = _answers(original.task, expected, found)
     share = BOUND_WITH_PREPROCESSING if isinstance(export.module, Framed) else BOUND
-    difference = (wanted - found).abs().max()
     return Report(
-        _size_of(aside),
+        sum(file.stat().st_size for file in (aside.iterdir() if aside.is_dir() else [aside])),
         len(images),
         origin,
-        float(difference) if bool(torch.isfinite(found).all()) else float("inf"),
-        share * max(1.0, float(wanted.abs().max())),
+        float((expected - found).abs().max()) if bool(torch.isfinite(found).all()) else float("inf"),
+        share * max(1.0, float(expected.abs().max())),
         same,
         decided,
         _milliseconds(_calls(original, export, world, images[:BATCH]), min(len(images), BATCH)),
     )
 
 
-def _calls(
-    original: Trained, export: Trained, world: World, images: Sequence[Image]
-) -> tuple[Callable[[], object], ...]:
-    """What is timed: one batch of prepared images; or, if the export prepares them, pixels, one after the other."""
+def _calls(original: Trained, export: Trained, world: World, images: Sequence[Image]) -> list[Callable[[], object]]:
+    """What to time: one batch of prepared images; or, if the export prepares them, pixels, one after the other."""
     pixels = [whole(each) for each in images]
     models = (original, export)
     if isinstance(export.module, Framed):
-        runs = [_outputs_of(model, world, original) for model in models]
-        return tuple(partial(_one_by_one, run, pixels) for run in runs)
-    transform = original.processor.eval_transform()
-    batch = transform.collate([transform({"image": each}) for each in pixels])
-    return tuple(partial(make_scorer(model, world).outputs, batch) for model in models)
+        return [partial(_one_by_one, _outputs_of(model, world, original), pixels) for model in models]
+    batch = _batch(pixels, original)
+    return [partial(make_scorer(model, world).outputs, batch) for model in models]
 
 
-def _one_by_one(run: Callable[[Sequence[Image]], Tensor], images: Sequence[Image]) -> None:
+def _one_by_one(run: Run, images: Sequence[Image]) -> None:
     for each in images:
         run([each])
 
 
-def _outputs_of(model: Trained, world: World, original: Trained) -> Callable[[Sequence[Image]], Tensor]:
-    """What gives the outputs for decoded images: in batches of BATCH, or one after the other if it takes them raw."""
+def _outputs_of(model: Trained, world: World, original: Trained) -> Run:
+    """Computes outputs for decoded images: in batches of BATCH, or one after the other if the model prepares them."""
     if isinstance(model.module, Framed):
         inner = model.module.inner
         return lambda images: torch.cat([inner(whole(each)[None].float()) for each in images])
-    scorer, transform = make_scorer(model, world), original.processor.eval_transform()
+    scorer = make_scorer(model, world)
 
     def outputs(images: Sequence[Image]) -> Tensor:
-        parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-        batches = (transform.collate([transform({"image": each}) for each in part]) for part in parts)
-        return torch.cat([scorer.outputs(batch) for batch in batches])
+        parts = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+        return torch.cat([scorer.outputs(_batch(part, original)) for part in parts])
 
     return outputs
 
 
-def _answers(task: Task, wanted: Tensor, found: Tensor) -> tuple[int, int]:
-    """On how many images both say the same, and on how many the first is sure of what it says."""
-    decided = [[task.decision(each) for each in task.answers(task.predictions(some, {}))] for some in (wanted, found)]
+def _batch(images: Sequence[Image], original: Trained) -> Batch:
+    transform = original.processor.eval_transform()
+    return transform.collate([transform({"image": each}) for each in images])
+
+
+def _answers(task: Task, expected: Tensor, found: Tensor) -> tuple[int, int]:
+    """For how many images both answers are the same, and for how many they are or have to be."""
+    decided = [[task.decision(each) for each in task.answers(task.predictions(some, {}))] for some in (expected, found)]
     same = [first == second for (first, _), (second, _) in zip(*decided, strict=True)]
     sure = [agrees or not margin < UNDECIDED for agrees, (_, margin) in zip(same, decided[0], strict=True)]
     return sum(same), sum(sure)
@@ -142,20 +147,18 @@ def _milliseconds(calls: Sequence[Callable[[], object]], images: int) -> tuple[f
 
 
 def images_to_compare(model: Path, original: Trained, given: Path | None, count: int) -> tuple[list[Image], str]:
-    """Readable images, spread over the set they are from, and what they are.
+    """Readable images, evenly spread over their set, and their origin in words.
 
-    Of `given`, else of what that model's run is evaluated on, else noise. UserError if none of `given` is readable.
+    From `given`, else from what that model's run is evaluated on, else noise. UserError if none of `given` is readable.
     """
     if given is not None:
-        source: Source | None = FileSource(list_images([str(given)]))
-        origin = f"images of {given}"
-    else:
-        source, origin = own_validation(model, original), "images that the run is evaluated on"
-    found = _spread(source, count) if source is not None else []
-    if given is not None and not found:
-        raise UserError(f"--check-images {given}: none of its images can be read.")
-    if found:
-        return found, origin
+        found = _spread(FileSource(list_images([str(given)])), count)
+        if not found:
+            raise UserError(f"--check-images {given}: none of its images can be read.")
+        return found, f"images of {given}"
+    source = own_validation(model, original)
+    if source is not None and (found := _spread(source, count)):
+        return found, "images that the run is evaluated on"
     return _noise(original, count), "images of noise, since the run's data is not here (--check-images DIR)"
 
 
@@ -163,24 +166,17 @@ def _spread(source: Source, count: int) -> list[Image]:
     found: list[Image] = []
     for place in range(min(count, len(source))):
         index = place * len(source) // min(count, len(source))
-        try:
+        with suppress(BadSample):
             image = open_sample(source, index)["image"]
             whole(image)
-        except BadSample:
-            continue
-        found.append(image)
+            found.append(image)
     return found
 
 
 def _noise(original: Trained, count: int) -> list[Image]:
-    """Always the same: coarse noise, so that something is left of it when it is resized."""
+    """Always the same: coarse noise, so that some of it remains when it is resized."""
     generator = torch.Generator().manual_seed(0)
     height, width = (2 * side for side in original.processor.shape())
     coarse = torch.rand(count, 3, 8, 8, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
     return list((255 * smooth).to(torch.uint8))
-
-
-def _size_of(path: Path) -> int:
-    files = path.iterdir() if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files)

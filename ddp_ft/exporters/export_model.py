@@ -10,22 +10,24 @@ import torch
 from ddp_ft.data.image.processor import preprocess_of
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, typed_line
 from ddp_ft.exporters.compare import Report, compare, images_to_compare
 from ddp_ft.exporters.onnx import check_installed, check_preprocessing, quiet, trace, write_onnx
-from ddp_ft.exporters.safetensors import CONFIG, check_buildable, write_folder
+from ddp_ft.exporters.safetensors import CONFIG, README, check_buildable, write_folder
+from ddp_ft.files import replace_folder
 from ddp_ft.inference.exported import DESCRIPTION, ONNX, PT2, describe_exported, is_exported
 from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.run_folder.model_folder import model_folder, read_description
 
 SAFETENSORS, ONNX_FORMAT, TORCH_EXPORT = FORMATS = ("safetensors", "onnx", "torch_export")
 WEIGHTS = ".safetensors"
+_FILES = {"model.safetensors", "model.json", CONFIG, README}  # of an exported folder, which may be replaced
 _SUFFIXES = {SAFETENSORS: "", ONNX_FORMAT: ONNX, TORCH_EXPORT: PT2}
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What is asked for; `count` images are compared, of `images` where that is given."""
+    """What to export; `count` images are compared, of `images` if that is given."""
 
     model: Path
     format: str
@@ -37,9 +39,9 @@ class ExportRequest:
 
 
 def export_model(request: ExportRequest, launch: Launch) -> Report:
-    """Write the export aside, compare it with the original, and give it its name if it is good; else remove it.
+    """Write the export aside, compare it with the original, and rename it to the output if it is good; else remove it.
 
-    Raises UserError for what cannot be exported.
+    Raises UserError for a model or request that cannot be exported.
     """
     _check(request, launch)
     device = pick_device(request.device, launch)
@@ -51,8 +53,8 @@ def export_model(request: ExportRequest, launch: Launch) -> Report:
     _remove(aside)
     try:
         _write(request, aside, device)
-        images, origin = images_to_compare(request.model, original, request.images, request.count)
-        report = compare(original, aside, device, images, origin)
+        images = images_to_compare(request.model, original, request.images, request.count)
+        report = compare(original, aside, device, *images)
         if report.is_good:
             _put(aside, request.output)
         return report
@@ -80,7 +82,7 @@ def _check_output(request: ExportRequest) -> None:
         raise UserError(f"--output {output} does not fit --format {request.format}.", f"Expected {wanted}.")
     if not output.absolute().parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.absolute().parent}.")
-    if output.is_dir() and (suffix or is_weights or not _may_be_replaced(output)):
+    if output.is_dir() and (suffix or is_weights or not {each.name for each in output.iterdir()} <= _FILES):
         raise UserError(f"--output {output} is a folder with other things in it.", "Choose a new name.")
     if output.is_file() and not suffix and not is_weights:
         raise UserError(f"--output {output} is a file.", "Choose the name of a new folder.")
@@ -90,53 +92,42 @@ def _check_output(request: ExportRequest) -> None:
         )
 
 
-def _may_be_replaced(folder: Path) -> bool:
-    names = {each.name for each in folder.iterdir()}
-    return not names or names <= {"model.safetensors", "model.json", "config.json", "README.md"}
-
-
 def _write(request: ExportRequest, aside: Path, device: torch.device) -> None:
     description = read_description(model_folder(request.model))
-    # Loaded anew, as the other formats want it: plain memory layout.
+    # Loaded anew, in the plain memory layout that the formats need.
     model = load_trained(request.model, device)
-    module = model.module.to(memory_format=torch.contiguous_format)
+    module, preprocess = model.module.to(memory_format=torch.contiguous_format), preprocess_of(model.processor)
     if request.format == SAFETENSORS:
         check_buildable(description)
-        write_folder(aside, module, description, preprocess_of(model.processor), model.names)
+        write_folder(aside, module, description, preprocess, model.names)
         return
-    told = describe_exported(description, request.with_preprocessing)
-    preprocess = preprocess_of(model.processor)
+    described = describe_exported(description, request.with_preprocessing)
     try:
         program = trace(module, preprocess, device)
         if request.format == ONNX_FORMAT:
-            write_onnx(program, aside, told, preprocess if request.with_preprocessing else None)
+            write_onnx(program, aside, described, preprocess if request.with_preprocessing else None)
         else:
             with quiet():
-                extra = {DESCRIPTION: json.dumps({**told, "channels_last": model.channels_last})}
+                extra = {DESCRIPTION: json.dumps({**described, "channels_last": model.channels_last})}
                 torch.export.save(program, aside, extra_files=extra)
     except (UserError, OSError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"This model cannot be exported as {request.format}: {type(error).__name__}: {reason}",
-            "torch.export follows a model through all that it computes; code that decides by the values of tensors "
-            "stops it. --format safetensors has the weights as they are.",
+            f"This model cannot be exported as {request.format}: {typed_line(error)}.",
+            "torch.export traces a model's operations; code that decides by the values of tensors stops it. "
+            "--format safetensors writes the weights without tracing.",
         ) from None
 
 
 def _put(aside: Path, output: Path) -> None:
     if aside.is_dir() and output.suffix.lower() == WEIGHTS:
-        # The configuration first: the weights are what others wait for.
+        # The configuration first: others wait for the weights.
         config = next(each for each in (aside / CONFIG, aside / "model.json") if each.exists())
         config.replace(output.with_suffix(".json"))
         (aside / "model.safetensors").replace(output)
-    elif output.is_dir():
-        old = output.with_name(f".old_{output.name}")
-        _remove(old)
-        output.rename(old)
-        aside.rename(output)
-        _remove(old)
+    elif aside.is_dir():
+        replace_folder(output, aside, durable=False)
     else:
         aside.replace(output)
 

@@ -1,5 +1,6 @@
-"""A model as an ONNX file, with its preprocessing inside if that is asked for."""
+"""A model as an ONNX file, with its preprocessing inside if requested."""
 
+import importlib.util
 import json
 import logging
 import math
@@ -16,8 +17,8 @@ from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.errors import UserError
 from ddp_ft.inference.exported import IMAGES, OUTPUTS, RAW_IMAGES
 
-# Attributes of Resize that do what torchvision's resizing does, where bicubic has -0.5 and ONNX's default is -0.75. The
-# names are those of `transforms.INTERPOLATIONS`.
+# Attributes of Resize for torchvision's resizing, whose bicubic has -0.5 instead of ONNX's default -0.75. The keys are
+# those of `transforms.INTERPOLATIONS`.
 _CUBIC = 'mode="cubic", cubic_coeff_a=-0.5, exclude_outside=1, antialias=1'
 _RESIZE = {
     "nearest": 'mode="nearest", nearest_mode="round_prefer_ceil"',
@@ -41,24 +42,21 @@ def trace(module: nn.Module, preprocess: Preprocess, device: torch.device) -> An
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what torch's exporters have to say of themselves."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    """Silence the warnings and logs of torch's exporters."""
+    levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def check_installed() -> None:
-    """UserError unless all that writing and running ONNX needs is there."""
-    import importlib.util
-
+    """UserError unless the packages that write and run ONNX are installed."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
@@ -86,7 +84,7 @@ def write_onnx(program: Any, file: Path, description: Mapping[str, Any], preproc
     _name_batch(model)
     if preprocess is not None:
         model = _merged(model, preprocess)
-    # Nothing that tells of this machine: the exporter notes where in which file each operation stands.
+    # Nothing of this machine: the exporter notes the file and line of each operation.
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
@@ -98,7 +96,7 @@ def write_onnx(program: Any, file: Path, description: Mapping[str, Any], preproc
 
 
 def _name_batch(model: Any) -> None:
-    """Call the free dimension what it is; the exporter numbers it."""
+    """Name the free dimension "batch"; the exporter numbers it."""
     del model.graph.value_info[:]
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
@@ -109,17 +107,17 @@ def _merged(model: Any, preprocess: Preprocess) -> Any:
 
     opset = next(each.version for each in model.opset_import if not each.domain)
     before = onnx.parser.parse_model(preprocessing_text(preprocess, opset, model.ir_version))
-    # The exporter calls its values as the model's author did, and `mean` is a common name.
+    # The exporter keeps the names of the model's author, and `mean` is a common one.
     before = onnx.compose.add_prefix(before, "preprocess/", rename_inputs=False)
     return onnx.compose.merge_models(before, model, io_map=[("preprocess/prepared", IMAGES)])
 
 
 def preprocessing_text(preprocess: Preprocess, opset: int, ir_version: int) -> str:
-    """What `eval_transform` and `DeviceTransform` do, in ONNX's own text form: uint8 N x H x W x 3, of any height and
-    width, to float32 N x 3 x size.
+    """`eval_transform` and `DeviceTransform` in ONNX's text form: uint8 N x H x W x 3, of any size, to float32 N x 3 x
+    `preprocess.size`.
 
-    As in torchvision, widths are resized first, and whole grey levels are kept between the two directions. Images
-    come as they are, where JPEGs much larger than needed are otherwise shrunk while they are decoded.
+    As in torchvision, widths are resized first, and values are rounded to whole grey levels between the two directions.
+    Unlike in the loader, JPEGs much larger than needed are not shrunk while they are decoded.
     """
     height, width = preprocess.size
     resize = _RESIZE[preprocess.interpolation]

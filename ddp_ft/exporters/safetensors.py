@@ -1,4 +1,4 @@
-"""A model as a folder of weights and a configuration that timm, or a hub for models, takes as it is."""
+"""A model as a folder of weights and a configuration that timm, or a hub for models, loads."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ddp_ft.data.image.preprocess import Preprocess
-from ddp_ft.errors import UserError, printable
+from ddp_ft.errors import UserError, printable, shortened
 from ddp_ft.models import LINEAR
 from ddp_ft.run_folder.model_folder import save_model_folder
 
@@ -16,7 +16,7 @@ CONFIG, README = "config.json", "README.md"
 
 
 def check_buildable(description: Mapping[str, Any]) -> None:
-    """UserError for a model that its library alone does not build."""
+    """UserError for a model that its library alone cannot build."""
     head = description.get("head", {}).get("name", LINEAR)
     if head != LINEAR:
         raise UserError(
@@ -33,8 +33,8 @@ def write_folder(
     if description["library"] == "timm":
         config = json.dumps(timm_config(module, description, preprocess, classes), indent=2)
         (folder / CONFIG).write_text(config + "\n", encoding="utf-8", errors="backslashreplace")
-    lines = _READMES.get(description["library"], _own_readme)(description, preprocess, classes)
-    (folder / README).write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
+    text = "\n".join(_readme(description, preprocess, classes)) + "\n"
+    (folder / README).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def timm_config(
@@ -65,62 +65,35 @@ def timm_config(
     }
 
 
-def _timm_readme(description: Mapping[str, Any], preprocess: Preprocess, classes: tuple[str, ...]) -> list[str]:
-    return [
-        f"# {description['name']}, fine-tuned",
-        "",
-        *_facts(description, preprocess, classes),
-        "```python",
-        "import timm",
-        "",
-        'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # on a hub: "hf-hub:OWNER/NAME"',
-        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)",
-        'classes = model.pretrained_cfg["label_names"]',
-        "```",
-    ]
-
-
-def _torchvision_readme(description: Mapping[str, Any], preprocess: Preprocess, classes: tuple[str, ...]) -> list[str]:
-    arguments = ", ".join(f"{name}={value!r}" for name, value in description["arguments"].items())
-    return [
-        f"# {description['name']}, fine-tuned",
-        "",
-        *_facts(description, preprocess, classes),
-        "```python",
-        "import safetensors.torch, torchvision",
-        "",
-        f'model = torchvision.models.get_model("{description["name"]}", {arguments}).eval()',
-        'model.load_state_dict(safetensors.torch.load_file("FOLDER/model.safetensors"))',
-        "```",
-    ]
-
-
-def _own_readme(description: Mapping[str, Any], preprocess: Preprocess, classes: tuple[str, ...]) -> list[str]:
-    arguments = ", ".join(f"{name}={value!r}" for name, value in description["arguments"].items())
-    factory = description["name"].rpartition(":")[2]
-    return [
-        "# A model of your own, fine-tuned",
-        "",
-        *_facts(description, preprocess, classes),
-        f"`{factory}` is the function that the model was trained with.",
-        "",
-        "```python",
-        "import safetensors.torch",
-        "",
-        f"model = {factory}({arguments}).eval()",
-        'model.load_state_dict(safetensors.torch.load_file("FOLDER/model.safetensors"))',
-        "```",
-    ]
-
-
-_READMES = {"timm": _timm_readme, "torchvision": _torchvision_readme}
+def _readme(description: Mapping[str, Any], preprocess: Preprocess, classes: tuple[str, ...]) -> list[str]:
+    """README.md: the facts, and Python that loads the folder without this package."""
+    library, name = description["library"], description["name"]
+    arguments = ", ".join(f"{key}={value!r}" for key, value in description["arguments"].items())
+    load = 'model.load_state_dict(safetensors.torch.load_file("FOLDER/model.safetensors"))'
+    title, more = f"{name}, fine-tuned", []
+    if library == "timm":
+        code = [
+            "import timm",
+            "",
+            'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # on a hub: "hf-hub:OWNER/NAME"',
+            "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)",
+            'classes = model.pretrained_cfg["label_names"]',
+        ]
+    elif library == "torchvision":
+        made = f'torchvision.models.get_model("{name}", {arguments})'
+        code = ["import safetensors.torch, torchvision", "", f"model = {made}.eval()", load]
+    else:
+        factory = name.rpartition(":")[2]
+        title = "A model of your own, fine-tuned"
+        more = [f"`{factory}` is the function that the model was trained with.", ""]
+        code = ["import safetensors.torch", "", f"model = {factory}({arguments}).eval()", load]
+    return [f"# {title}", "", *_facts(description, preprocess, classes), *more, "```python", *code, "```"]
 
 
 def _facts(description: Mapping[str, Any], preprocess: Preprocess, classes: tuple[str, ...]) -> list[str]:
     height, width = preprocess.size
-    shown = ", ".join(map(printable, classes[:20])) + (f" and {len(classes) - 20} more" if len(classes) > 20 else "")
     return [
-        f"Task: {description['task']}. Outputs, in their order: {shown}.",
+        f"Task: {description['task']}. Outputs, in their order: {shortened([*map(printable, classes)], 20)}.",
         "",
         f"Input: RGB, {height} x {width} (resized by {preprocess.interpolation}, the middle {preprocess.crop_pct:g} of "
         f"it cut out), values 0 to 1 less {list(preprocess.mean)}, divided by {list(preprocess.std)}.",

@@ -30,11 +30,11 @@ ImageLike = str | os.PathLike[str] | Pillow.Image | NDArray[np.uint8] | Tensor
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of an image.
+    """The prediction for an image.
 
-    `label` is the likeliest class and `probability` its own; with several labels for each image `labels` are all
-    that are there (from 0.5 on), and `label` is None. `probabilities` has all classes, by name. Of a model that gives
-    numbers, `values` has them by name, in the units of its training data, and the rest is empty.
+    `label` is the likeliest class and `probability` its probability; for a model of several labels an image, `labels`
+    are all from a probability of 0.5 on, and `label` is None. `probabilities` has all classes, by name. For regression,
+    `values` has the numbers by name, in the units of the training data, and the rest is empty.
     """
 
     label: str | None = None
@@ -47,38 +47,23 @@ class Prediction:
 class Model:
     """A trained model in evaluation mode, on its device.
 
-    `module` is the network: float32 B x 3 x height x width, as `preprocess` makes them, to float32 B x outputs, before
-    softmax, sigmoid or the target's units. `classes` are the names of its outputs, `task` says what they mean.
+    `module` is the network: float32 B x 3 x height x width, from `preprocess`, to float32 B x outputs, before softmax,
+    sigmoid or the target's units. `classes` are the names of its outputs.
     """
 
     def __init__(self, trained: Trained, device: torch.device, views: str = NO_VIEWS) -> None:
         if trained.processor.kind != "image":
             raise UserError(f"This model is not for images, but for '{trained.processor.kind}'.", "Use ddp-ft predict.")
-        seen = with_views(trained, views)
-        self._trained = trained
-        self._scorer = make_scorer(seen, World(0, 1, 0, device))
-        self._transform, self._view_transform = trained.processor.eval_transform(), seen.processor.eval_transform()
-
-    @property
-    def module(self) -> nn.Module:
-        """The network; for an exported file, what stands in its place."""
-        return self._trained.module
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the outputs, in their order."""
-        return self._trained.names
-
-    @property
-    def task(self) -> str:
-        """ "single-label", "multi-label" or "regression"."""
-        return self._trained.task.name
+        viewed = with_views(trained, views)
+        self._task = trained.task
+        self._scorer = make_scorer(viewed, World(0, 1, 0, device))
+        self._transform, self._view_transform = trained.processor.eval_transform(), viewed.processor.eval_transform()
+        self.module: nn.Module = trained.module
+        self.classes: tuple[str, ...] = trained.names
+        self.task: str = trained.task.name  # "single-label", "multi-label" or "regression"
 
     def preprocess(self, image: ImageLike) -> Tensor:
-        """The image as `module` takes it: float32 3 x height x width, on the model's device.
-
-        UserError for what is no image.
-        """
+        """The image as `module` takes it: float32 3 x height x width, on the model's device. UserError for no image."""
         prepared: Tensor = self._scorer.prepare({"image": _resized(image, self._transform)[None]})["image"]
         return prepared[0]
 
@@ -87,25 +72,24 @@ class Model:
     @overload
     def __call__(self, images: list[Any] | tuple[Any, ...]) -> list[Prediction]: ...
     def __call__(self, images: ImageLike | list[Any] | tuple[Any, ...]) -> Prediction | list[Prediction]:
-        """A prediction for an image, or a list of them for a list. UserError for what is no image."""
+        """A prediction for an image, or a list of them for a list. UserError for an argument that is no image."""
         if isinstance(images, (list, tuple)):
             return list(self._predictions(images))
         [prediction] = self._predictions([images])
         return prediction
 
     def _predictions(self, images: Sequence[ImageLike]) -> Iterator[Prediction]:
-        task = self._trained.task
         for start in range(0, len(images), EVAL_CHUNK):
             resized = torch.stack([_resized(each, self._view_transform) for each in images[start : start + EVAL_CHUNK]])
             predictions = self._scorer.predictions({"image": resized, "index": torch.arange(len(resized))})
-            yield from map(_prediction, task.answers(predictions))
+            yield from map(_prediction, self._task.answers(predictions))
 
 
 def load(path: str | os.PathLike[str], device: str = "auto", tta: str = NO_VIEWS) -> Model:
     """The model of a run folder, its best/, or a file that `ddp-ft export` wrote (.onnx, .pt2, a folder).
 
-    `device` is "auto", "cpu" or "cuda"; `tta` "none", "flip" or "crops", as for `ddp-ft predict`, which gives the same
-    numbers. Raises UserError if it cannot be loaded.
+    `device` is "auto", "cpu" or "cuda"; `tta` "none", "flip" or "crops", as for `ddp-ft predict`, which computes the
+    same numbers. Raises UserError if it cannot be loaded.
     """
     found = pick_device(device, Launch())
     return Model(load_trained(Path(path), found), found, tta)
@@ -137,7 +121,6 @@ def _opened(image: ImageLike) -> Image:
 
 
 def _prediction(answer: dict[str, Any]) -> Prediction:
-    """What of it the answer has."""
     labels = answer.get("classes", [answer["class"]] if "class" in answer else [])
     return Prediction(
         answer.get("class"), answer.get("probability"), tuple(labels), answer.get("probabilities", {}),

@@ -1,7 +1,8 @@
-"""Averages of checkpoints' weights, with batch norm's statistics that fit them, and how good they are."""
+"""Averages of checkpoints' weights, with batch norm's statistics that fit them, and their metrics."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ def mean_weights(checkpoints: Sequence[Path], watched: Collection[str] = ()) -> 
 
 
 class Averager:
-    """Makes averages and measures them: a model of the run, and the run's data if it is there."""
+    """Computes averages and their metrics: a model of the run, and the run's data if it is there."""
 
     def __init__(self, trained: Trained, splits: Splits | None, device: torch.device, config: RunConfig) -> None:
         self.trained = trained
@@ -62,7 +63,7 @@ class Averager:
         self.workers = default_workers(device.type, local_world_size=1)
 
     def average(self, checkpoints: Sequence[Path], say: Say | None = None) -> Weights:
-        """The mean of these checkpoints, oldest first, with statistics that fit it where the data is there."""
+        """The mean of these checkpoints, oldest first, with statistics recomputed for it if the data is there."""
         module = self.trained.module
         weights, changing = mean_weights(checkpoints, batch_statistics(module))
         if not changing:
@@ -77,13 +78,13 @@ class Averager:
 
     @torch.no_grad()
     def _recompute_statistics(self, names: Collection[str]) -> None:
-        """Running mean and variance of the layers of these names over the training set, without augmentation.
+        """Set the layers' running mean and variance to those of the training set, without augmentation.
 
         As torch.optim.swa_utils.update_bn, but images count alike, and all other layers stay in evaluation mode.
         """
         assert self.splits is not None
         trained, seen = self.trained, 0
-        layers = [_normalisation(trained.module, name) for name in names]
+        layers = [cast(nn.modules.batchnorm._NormBase, trained.module.get_submodule(name)) for name in names]
         momenta = [layer.momentum for layer in layers]
         for layer in layers:
             layer.train().reset_running_stats()
@@ -119,33 +120,23 @@ class Averager:
         scores = {}
         for checkpoint in found:
             metrics = self.measure(checkpoint_weights(checkpoint))
-            scores[checkpoint] = self._score(metrics)
+            scores[checkpoint] = quality_of(self.trained.task, self.metric, metrics)
             say(f"{checkpoint.name}: {in_words(metrics)}")
         first, *others = sorted(found, key=lambda checkpoint: -scores[checkpoint])
         say(f"before, {first.name} alone: {self._shown(scores[first])}")
         chosen, score = [first], scores[first]
         for checkpoint in others:
             candidate = sorted([*chosen, checkpoint])
-            new = self._score(self.measure(self.average(candidate)))
+            new = quality_of(self.trained.task, self.metric, self.measure(self.average(candidate)))
             say(f"with {checkpoint.name}: {self._shown(new)}, {'added' if new >= score else 'left out'}")
             if new >= score:
                 chosen, score = candidate, new
         return chosen
 
-    def _score(self, metrics: dict[str, float]) -> float:
-        """Larger is better; NaN is worst."""
-        return quality_of(self.trained.task, self.metric, metrics)
-
     def _shown(self, score: float) -> str:
         return f"{self.metric} {score if self.is_higher_better else -score:.4f}"
 
 
-def _normalisation(module: nn.Module, name: str) -> nn.modules.batchnorm._NormBase:
-    layer = module.get_submodule(name)
-    assert isinstance(layer, nn.modules.batchnorm._NormBase)
-    return layer
-
-
 def in_words(metrics: dict[str, float]) -> str:
-    """Metrics as a line prints them."""
+    """Metrics for a line of output."""
     return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())

@@ -18,8 +18,7 @@ from ddp_ft.inference.trained_model import Trained
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for: several models count as one; `split` None: val if there is one, else all; `views` is one of
-    `ensemble.VIEWS`."""
+    """What to evaluate: `models` are combined; `split` None: val if there is one, else all; `views`: one of VIEWS."""
 
     models: tuple[Path, ...]
     data: Path
@@ -29,10 +28,10 @@ class Request:
 
 
 def score_models(request: Request, launch: Launch) -> dict[str, Any]:
-    """Metrics of a trained model, or of several as one, on a data set; with the split and the number of samples.
+    """Metrics of the combined models on a data set, with the split and the number of samples; on every rank.
 
-    On every rank. The split is that of the first model's run. Where that run goes
-    on without damaged images (data.on_error), so does this, and tells how many there were.
+    The data is split as by the first model's run. If that run leaves out damaged samples (data.on_error), they are left
+    out here too, and "damaged" is their number.
     """
     device = pick_device(request.device, launch)
     with connect(launch, device, TIMEOUT_MINUTES) as world:

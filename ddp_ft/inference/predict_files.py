@@ -1,4 +1,4 @@
-"""Prediction with a trained model on any number of processes: a row for each input, kept as it goes."""
+"""Prediction with trained models on any number of processes: a row for each input, stored chunk by chunk."""
 
 import hashlib
 import json
@@ -22,12 +22,12 @@ from ddp_ft.inference.scoring import TIMEOUT_MINUTES, make_loader, make_scorer
 from ddp_ft.inference.table_writers import Outcome, PredictionTable, check_format, open_format
 from ddp_ft.inference.trained_model import Trained, files_of
 
-_FORM = 2  # to be raised when the same predictions make other rows
+_FORM = 2  # to be raised when the same predictions become other rows
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for: several models predict as one; `views` is one of `ensemble.VIEWS`, `column` a table's."""
+    """What to predict: `models` are combined; `views` is one of `ensemble.VIEWS`, `column` a table's."""
 
     models: tuple[Path, ...]
     inputs: tuple[str, ...]
@@ -40,7 +40,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """How many rows were written, those with an error, and those that an interrupted start had left."""
+    """How many rows were written, how many have an error, and how many an interrupted start had computed."""
 
     rows: int
     errors: int
@@ -49,7 +49,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Work:
-    """What is predicted, by which models, and where the rows go."""
+    """What is predicted, by which models, and where the rows are written."""
 
     output: Path
     source: Source
@@ -63,10 +63,10 @@ class _Work:
 
 
 def predict_files(request: Request, launch: Launch) -> Answer:
-    """Write the table: one row for each input, in their order. On every rank, with rank 0's answer.
+    """Write the table: one row for each input, in their order; return rank 0's answer on every rank.
 
-    Rows are kept chunk by chunk beside the output until all are there, so a start after a kill computes what is
-    missing, with the same bytes in the end. Raises UserError for what cannot be done, before anything is computed.
+    Rows are stored chunk by chunk beside the output until all are there, so a start after a kill computes only what is
+    missing, with the same bytes in the end. Raises UserError for an impossible request, before anything is computed.
     """
     device = pick_device(request.device, launch)
     with connect(launch, device, TIMEOUT_MINUTES) as world:
@@ -110,7 +110,7 @@ def _predicted(work: _Work, missing: Sequence[int], world: World, launch: Launch
     """This rank's share of the missing chunks, one after the other."""
     source, members, mine = work.source, work.members, missing[world.rank :: world.size]
     scorers = [make_scorer(member, world) for member in members]
-    # Side by side, chunk by chunk: each member wants images of its own size.
+    # In parallel, chunk by chunk: each member needs images of its own size.
     passes = [make_loader(source, member, world, launch, only=mine).portions() for member in members]
     for number, *portions in zip(mine, *passes, strict=True):
         indices = range(number * EVAL_CHUNK, min((number + 1) * EVAL_CHUNK, len(source)))
@@ -132,7 +132,7 @@ def _outcomes(portions: Sequence[Portion], scorers: Sequence[Scorer], members: S
 
 
 def _finish(work: _Work, held: Sequence[dict[int, Part]], missing: Sequence[int]) -> Answer:
-    """Rank 0: the file, out of all parts, which are then removed."""
+    """Rank 0: write the file from all parts, which are then removed."""
     output, parts, rows = work.output, work.parts, len(work.source)
     for of_a_rank in held:
         for number, part in of_a_rank.items():
@@ -142,7 +142,7 @@ def _finish(work: _Work, held: Sequence[dict[int, Part]], missing: Sequence[int]
         with replacing(output, durable=True) as aside, aside.open("wb") as stream:
             work.table.write(stream, _contents(parts.all(work.chunks), errors))
     except OSError as error:
-        hint = f"All rows are kept in {parts.folder.parent}: mend it, and the same command goes on."
+        hint = f"All rows are kept in {parts.folder.parent}: mend it, and the same command continues."
         raise UserError(f"--output {output} cannot be written: {error.strerror}.", hint) from None
     parts.remove()
     computed = sum(min(EVAL_CHUNK, rows - number * EVAL_CHUNK) for number in missing)

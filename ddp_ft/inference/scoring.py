@@ -1,4 +1,4 @@
-"""A trained model on a source: what reads it, and what computes predictions."""
+"""A trained model on a source: its loader, and what computes predictions."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ TIMEOUT_MINUTES = make_config().compute.timeout_minutes
 
 
 def make_scorer(trained: Trained, world: World) -> Scorer:
-    """What gives the model's predictions for batches of `make_loader`."""
+    """What computes the model's predictions for batches of `make_loader`."""
     prepare = trained.processor.on_device(world.device, trained.channels_last)
     return Scorer(trained.module, trained.call, trained.task, prepare, world, trained.precision, trained.views)
 
@@ -24,7 +24,7 @@ def make_scorer(trained: Trained, world: World) -> Scorer:
 def make_loader(
     source: Source, trained: Trained, world: World, launch: Launch, only: Sequence[int] | None = None
 ) -> EvalLoader:
-    """This rank's chunks of the source, or those of these numbers, prepared for the model."""
+    """This rank's chunks of the source, or only those of these numbers, prepared for the model."""
     workers = default_workers(world.device.type, launch.local_world_size)
     reader = Reader(source, trained.processor.eval_transform(), workers, pin_memory=world.device.type == "cuda")
     mine = chunks_of(source, EVAL_CHUNK, world.size, world.rank) if only is None else only

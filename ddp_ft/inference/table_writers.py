@@ -1,43 +1,35 @@
-"""Predictions as files: CSV, JSON lines and Parquet, made of parts that any process may have encoded."""
+"""Predictions as files: CSV, JSON lines and Parquet, joined from parts that any process may have encoded."""
 
 import csv
 import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from ddp_ft.contracts import Task
 from ddp_ft.errors import UserError
 
 FILE, ERROR = "file", "error"
+_OF_A_PLACE = (("class", str), ("probability", float))
 # Rows of a row group of a Parquet file.
 GROUP_ROWS = 1 << 16
 
 Outcome = Mapping[str, Any] | str  # one of Task.answers, or why there is none
 
 
-class PredictionTable(Protocol):
-    """A kind of file."""
-
-    def encode(self, paths: Sequence[str], outcomes: Sequence[Outcome]) -> bytes:
-        """These rows, as a part."""
-
-    def write(self, stream: BinaryIO, parts: Iterable[bytes]) -> None:
-        """The file, of all parts in their order."""
-
-
 def check_format(output: Path) -> None:
     """UserError for a file of an unknown kind, or of one that needs what is not installed."""
     suffix = output.suffix.lower()
     if suffix not in TABLES:
-        raise UserError(f"--output {output}: the name does not say which kind of file.", f"Expected {_known()}.")
+        raise UserError(f"--output {output}: a file of an unknown kind.", f"Expected {', '.join(TABLES)}.")
     if suffix == ".parquet":
         _pyarrow()
 
 
-def open_format(output: Path, task: Task, top_k: int) -> PredictionTable:
-    """The kind that the name ends in, with the `top_k` likeliest classes. UserError if the task has not so many."""
+def open_format(output: Path, task: Task, top_k: int) -> "PredictionTable":
+    """The table for the suffix of `output`. UserError if the task has not as many classes as `top_k`, or none."""
     if top_k > 1 and not task.ranks:
         hint = "Its rows have all probabilities or values."
         raise UserError(f"--top-k {top_k} is for one class for each image; the model is for {task.name}.", hint)
@@ -46,60 +38,50 @@ def open_format(output: Path, task: Task, top_k: int) -> PredictionTable:
     return TABLES[output.suffix.lower()](task, top_k)
 
 
-def _known() -> str:
-    return ", ".join(TABLES)
-
-
-def _columns(task: Task, top_k: int) -> list[tuple[str, type]]:
-    """Those of a table, and what is in them."""
-    more = [
-        each for place in range(2, top_k + 1) for each in ((f"class_{place}", str), (f"probability_{place}", float))
-    ]
-    return [(FILE, str), *task.columns().items(), *more, (ERROR, str)]
-
-
-def ranking(probabilities: dict[str, float], count: int) -> list[tuple[str, float]]:
-    """The likeliest names with their probabilities; equal ones in the order of the classes."""
-    return sorted(probabilities.items(), key=lambda item: -item[1])[:count]
-
-
-class CsvTable:
-    """file, the task's columns, class_2, probability_2 and so on, error; numbers rounded as the task writes them."""
+class PredictionTable(ABC):
+    """A kind of file: file, the task's columns, class_2, probability_2 and so on, error."""
 
     def __init__(self, task: Task, top_k: int) -> None:
         self.task = task
         self.top_k = top_k
-        self.header = [name for name, _ in _columns(task, top_k)]
+        more = [(f"{name}_{place}", kind) for place in range(2, top_k + 1) for name, kind in _OF_A_PLACE]
+        self.columns = [(FILE, str), *task.columns().items(), *more, (ERROR, str)]  # with the type of their values
+
+    @abstractmethod
+    def encode(self, paths: Sequence[str], outcomes: Sequence[Outcome]) -> bytes:
+        """These rows, as a part."""
+
+    @abstractmethod
+    def write(self, stream: BinaryIO, parts: Iterable[bytes]) -> None:
+        """Write the file: all parts in their order."""
+
+    def ranked(self, answer: Mapping[str, Any]) -> list[tuple[str, float]]:
+        """The `top_k` likeliest classes with their probabilities, equal ones in the order of classes; none for 1."""
+        if self.top_k == 1:
+            return []
+        return sorted(answer["probabilities"].items(), key=lambda item: -item[1])[: self.top_k]
+
+
+class CsvTable(PredictionTable):
+    """Numbers are rounded as the task writes them."""
 
     def encode(self, paths: Sequence[str], outcomes: Sequence[Outcome]) -> bytes:
         """Lines of CSV."""
-        stream = io.StringIO(newline="")
-        csv.writer(stream).writerows(self._row(*each) for each in zip(paths, outcomes, strict=True))
-        return _utf8(stream.getvalue())
+        return _csv(self._row(*each) for each in zip(paths, outcomes, strict=True))
 
     def _row(self, path: str, outcome: Outcome) -> list[str]:
         if isinstance(outcome, str):
-            return [path, *("" for _ in self.header[2:]), outcome]
-        rest: list[str] = []
-        if self.top_k > 1:
-            ranked = ranking(outcome["probabilities"], self.top_k)
-            rest = [text for name, p in ranked[1:] for text in (name, f"{p:.6f}")]
-        return [path, *self.task.row(outcome), *rest, ""]
+            return [path, *[""] * (len(self.columns) - 2), outcome]
+        more = [text for name, p in self.ranked(outcome)[1:] for text in (name, f"{p:.6f}")]
+        return [path, *self.task.row(outcome), *more, ""]
 
     def write(self, stream: BinaryIO, parts: Iterable[bytes]) -> None:
         """The header, and all parts."""
-        first = io.StringIO(newline="")
-        csv.writer(first).writerow(self.header)
-        stream.write(_utf8(first.getvalue()))
-        stream.writelines(parts)
+        stream.writelines([_csv([[name for name, _ in self.columns]]), *parts])
 
 
-class JsonLines:
+class JsonLines(PredictionTable):
     """One object a line: "file", and the task's record with "top" (a list), or "error"."""
-
-    def __init__(self, task: Task, top_k: int) -> None:
-        self.task = task
-        self.top_k = top_k
 
     def encode(self, paths: Sequence[str], outcomes: Sequence[Outcome]) -> bytes:
         """Lines of JSON."""
@@ -109,11 +91,8 @@ class JsonLines:
     def _row(self, path: str, outcome: Outcome) -> dict[str, Any]:
         if isinstance(outcome, str):
             return {FILE: path, ERROR: outcome}
-        record = dict(outcome)
-        if self.top_k > 1:
-            ranked = ranking(record["probabilities"], self.top_k)
-            record["top"] = [{"class": name, "probability": p} for name, p in ranked]
-        rounded: dict[str, Any] = _rounded(record)
+        top = [{"class": name, "probability": p} for name, p in self.ranked(outcome)]
+        rounded: dict[str, Any] = _rounded({**outcome, **({"top": top} if top else {})})
         return {FILE: path, **rounded}
 
     def write(self, stream: BinaryIO, parts: Iterable[bytes]) -> None:
@@ -130,37 +109,25 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
-class ParquetTable:
-    """The columns of the CSV file with their own types: texts, lists of texts, float64, and null where there is none.
-
-    A part is a stream of Arrow's.
-    """
-
-    def __init__(self, task: Task, top_k: int) -> None:
-        self.task = task
-        self.top_k = top_k
-        self.columns = _columns(task, top_k)
-        self.own = list(task.columns())
+class ParquetTable(PredictionTable):
+    """The columns have types: texts, lists of texts, float64, and null for no value. A part is a stream of Arrow."""
 
     def encode(self, paths: Sequence[str], outcomes: Sequence[Outcome]) -> bytes:
-        """A table of Arrow's, as its stream."""
+        """A table of Arrow, as its stream."""
         arrow, _ = _pyarrow()
         rows = [self._row(*each) for each in zip(paths, outcomes, strict=True)]
-        table = arrow.Table.from_pylist(rows, schema=self._schema())
         sink = arrow.BufferOutputStream()
-        with arrow.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
+        with arrow.ipc.new_stream(sink, self._schema()) as writer:
+            writer.write_table(arrow.Table.from_pylist(rows, schema=self._schema()))
         encoded: bytes = sink.getvalue().to_pybytes()
         return encoded
 
     def _row(self, path: str, outcome: Outcome) -> dict[str, Any]:
         if isinstance(outcome, str):
             return {FILE: _text(path), ERROR: _text(outcome)}
-        record = {FILE: path, **dict(zip(self.own, self.task.cells(outcome), strict=True))}
-        ranked = ranking(outcome["probabilities"], self.top_k)[1:] if self.top_k > 1 else []
-        for place, (name, p) in enumerate(ranked, start=2):
-            record |= {f"class_{place}": name, f"probability_{place}": p}
-        return {_text(name): _text(value) for name, value in record.items()}
+        more = [cell for each in self.ranked(outcome)[1:] for cell in each]
+        cells = [path, *self.task.cells(outcome), *more, None]
+        return {_text(name): _text(cell) for (name, _), cell in zip(self.columns, cells, strict=True)}
 
     def _schema(self) -> Any:
         arrow, _ = _pyarrow()
@@ -168,7 +135,7 @@ class ParquetTable:
         return arrow.schema([(_text(name), types[kind]) for name, kind in self.columns])
 
     def write(self, stream: BinaryIO, parts: Iterable[bytes]) -> None:
-        """Parts joined to row groups of about GROUP_ROWS rows."""
+        """All parts, joined to row groups of about GROUP_ROWS rows."""
         arrow, parquet = _pyarrow()
         with parquet.ParquetWriter(stream, self._schema()) as writer:
             for group in _groups(arrow.ipc.open_stream(part).read_all() for part in parts):
@@ -186,11 +153,7 @@ def _groups(tables: Iterable[Any]) -> Iterator[list[Any]]:
         yield group
 
 
-TABLES: dict[str, type[CsvTable] | type[JsonLines] | type[ParquetTable]] = {
-    ".csv": CsvTable,
-    ".jsonl": JsonLines,
-    ".parquet": ParquetTable,
-}
+TABLES: dict[str, type[PredictionTable]] = {".csv": CsvTable, ".jsonl": JsonLines, ".parquet": ParquetTable}
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -203,13 +166,19 @@ def _pyarrow() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
+def _csv(rows: Iterable[Sequence[str]]) -> bytes:
+    stream = io.StringIO(newline="")
+    csv.writer(stream).writerows(rows)
+    return _utf8(stream.getvalue())
+
+
 def _text(value: Any) -> Any:
-    """A text, or each of a list, as `_utf8` would have it; other values as they are."""
+    """A text, or each of a list, as `_utf8` encodes it; other values unchanged."""
     if isinstance(value, list):
         return [_text(each) for each in value]
     return _utf8(value).decode() if isinstance(value, str) else value
 
 
 def _utf8(text: str) -> bytes:
-    """Names that are no UTF-8 get escapes."""
+    """The text in UTF-8; bytes of names that are no UTF-8 become escapes."""
     return text.encode("utf-8", "backslashreplace")

@@ -12,7 +12,7 @@ from torch import nn
 from ddp_ft.contracts import Call, Processor, Task, Views
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.data.processors import processor_from
-from ddp_ft.errors import UserError, printable
+from ddp_ft.errors import UserError, one_line, printable
 from ddp_ft.inference.exported import Framed, is_exported, open_exported
 from ddp_ft.models import create_from_spec
 from ddp_ft.models.libraries.base import call_with_images
@@ -24,9 +24,9 @@ from ddp_ft.tasks.registry import restore_task
 
 @dataclass(frozen=True)
 class Trained:
-    """What best/ of a run folder holds, or an exported file, built and on its device.
+    """The model of a run folder's best/ or of an exported file, on its device.
 
-    With `views` it looks at an image in several ways, and is given one of the size that these are made from.
+    With `views` it averages over several views of an image; its `processor` then makes the image they are cut from.
     """
 
     module: nn.Module
@@ -56,10 +56,9 @@ def load_trained(path: Path, device: torch.device) -> Trained:
         refuse_code_inside(folder, _code_of(description))
     except UserError:
         raise
-    except KeyError as error:
-        raise UserError(f"The model in {folder} cannot be read: model.json has no {error}.") from None
     except Exception as error:
-        raise UserError(f"The model in {folder} cannot be read: {' '.join(str(error).split())}") from None
+        reason = f"model.json has no {error}" if isinstance(error, KeyError) else one_line(error)
+        raise UserError(f"The model in {folder} cannot be read: {reason}.") from None
     module = create_from_spec(description)
     restore_weights(module, weights)
     channels_last = bool(description.get("channels_last", is_convolutional(module)))
@@ -91,7 +90,7 @@ def _load_exported(path: Path, device: torch.device) -> Trained:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path} does not describe itself as expected: {type(error).__name__}: {error}.") from None
+        raise UserError(f"The description in {path} is not as expected: {type(error).__name__}: {error}.") from None
     channels_last = bool(description.get("channels_last"))
     if not description.get("takes_pictures"):
         return Trained(module.eval(), processor, call_with_images, task, names, "fp32", channels_last)
@@ -103,7 +102,7 @@ def _load_exported(path: Path, device: torch.device) -> Trained:
 
 
 def _code_of(description: Mapping[str, Any]) -> list[Any]:
-    """What of model.json may point at code: the model, its head, the loss and the metric."""
+    """The names in model.json that may refer to code: those of the model, its head, the loss and the metric."""
     settings = description["task_settings"]
     parts = [description.get("head"), settings.get("loss")]
     named = [part.get("name") for part in parts if isinstance(part, Mapping)]
@@ -113,8 +112,8 @@ def _code_of(description: Mapping[str, Any]) -> list[Any]:
 def refuse_code_inside(folder: Path, references: Sequence[Any]) -> None:
     """UserError for a FILE.py:NAME within the run folder that names it.
 
-    A run folder is data: whoever takes one over from others, and asks it for predictions, does not expect it to bring
-    code along. Files elsewhere are the user's own.
+    A run folder is data: whoever predicts with one from others does not expect it to run code. Files elsewhere are the
+    user's own.
     """
     run = (folder.parent if folder.name == "best" else folder).resolve()
     for reference in references:

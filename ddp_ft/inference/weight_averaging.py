@@ -1,6 +1,5 @@
 """Several checkpoints of a run as one model: averages of their weights."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ddp_ft.inference.averager import Averager, in_words
 from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.run_folder.checkpoints import Checkpoints
 from ddp_ft.run_folder.folder import RunFolder
-from ddp_ft.run_folder.model_folder import model_folder, save_model_folder
+from ddp_ft.run_folder.model_folder import model_folder, read_description, save_model_folder
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class AverageRequest:
-    """What is averaged, to the new model folder `output`; `data` None: the run's own, where it is still there."""
+    """What to average, into the new model folder `output`; `data` None: the run's own, if it is still there."""
 
     run: Path
     choice: Choice
@@ -56,10 +55,10 @@ def average_checkpoints(request: AverageRequest, launch: Launch, say: Say) -> No
     """Write the average of a run's checkpoints to a model folder, in one process.
 
     Batch norm's running statistics do not fit averaged weights. They are recomputed in one pass over the training set
-    where the data is there (arXiv 1803.05407, section 3.2), else averaged as well.
-    Raises UserError for a choice that cannot be met, and where `output` exists.
+    if the data is there (arXiv 1803.05407, section 3.2), else averaged as well.
+    Raises UserError for a choice that cannot be met, and if `output` exists.
     """
-    run, choice, output, data = request.run, request.choice, request.output, request.data
+    run, choice, output = request.run, request.choice, request.output
     choice.check()
     _check_places(run, output, launch)
     folder = RunFolder(run)
@@ -67,7 +66,7 @@ def average_checkpoints(request: AverageRequest, launch: Launch, say: Say) -> No
     if config is None or not folder.checkpoints.is_dir():
         raise UserError(f"{run} is no run folder: it has no config.yaml or no checkpoints/.", "Expected runs/NAME.")
     device = pick_device(request.device, launch)
-    splits = _open_data(folder, config, data, say)
+    splits = _open_data(folder, config, request.data, say)
     if choice.greedy and splits is None:
         raise UserError("--greedy needs the validation set of the run.", "Add --data.")
     averager = Averager(load_trained(run, device), splits, device, config)
@@ -77,8 +76,7 @@ def average_checkpoints(request: AverageRequest, launch: Launch, say: Say) -> No
     weights = averager.average(chosen, say)
     if splits is not None:
         say(f"after,  average of {len(chosen)}: {in_words(averager.measure(weights))}")
-    description = json.loads((model_folder(run) / "model.json").read_text(encoding="utf-8"))
-    save_model_folder(output, weights, description)
+    save_model_folder(output, weights, read_description(model_folder(run)))
     say(f"{output} is the average of {', '.join(folder.name for folder in chosen)}.")
 
 
@@ -92,7 +90,7 @@ def _check_places(run: Path, output: Path, launch: Launch) -> None:
 
 
 def _open_data(folder: RunFolder, config: RunConfig, data: Path | None, say: Say) -> Splits | None:
-    """The run's data: at `data`, else where the run found it; None if it is there no more."""
+    """The run's data: at `data`, else where the run found it; None if it is no longer there."""
     path = data or config.data.path
     if path is None:
         return None
@@ -113,7 +111,7 @@ def _choose(folder: RunFolder, choice: Choice) -> list[Path]:
     if len(there) < count:
         kind, key = ("checkpoints", "keep") if choice.last else ("checkpoints with a validation", "keep_best")
         raise UserError(
-            f"{count} {kind} are wanted; {folder.path} has {len(there)}.",
+            f"{count} {kind} are needed; {folder.path} has {len(there)}.",
             f"A run keeps as many as checkpoint.{key} says: --set checkpoint.{key}={count} when it is trained.",
         )
     return sorted(there[:count])

@@ -1,4 +1,4 @@
-"""What a batch script asks: where nodes meet, which run an array's task is, how far a start came."""
+"""What a batch script asks: where nodes meet, which run an array's task is, how far a start got."""
 
 import re
 import shlex
@@ -23,7 +23,7 @@ def first_host(nodelist: str) -> str:
 
 
 def free_port(job: int) -> int:
-    """A free TCP port of this host. Jobs have ports of their own, so two that start at once do not take the same."""
+    """A free TCP port of this host, among those of the job: two jobs that start at once do not take the same."""
     first = FIRST_PORT + job % PORT_BLOCKS * PORTS_OF_A_JOB
     for port in range(first, first + PORTS_OF_A_JOB):
         with socket.socket() as probe:
@@ -39,7 +39,7 @@ def free_port(job: int) -> int:
 
 
 def read_runs(file: Path) -> list[str]:
-    """The lines of a file of runs; empty ones and those that begin with # do not count."""
+    """The lines of a file of runs, without empty ones and those that begin with #."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -48,7 +48,7 @@ def read_runs(file: Path) -> list[str]:
 
 
 def words_of_run(file: Path, task: int) -> list[str]:
-    """The words of the run with that number, counted from 1; quoted as in a shell, where nothing is expanded."""
+    """The words of the run with that number, counted from 1; quoted as in a shell, but not expanded."""
     lines = read_runs(file)
     if not 1 <= task <= len(lines):
         raise UserError(

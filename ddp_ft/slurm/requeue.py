@@ -1,9 +1,8 @@
-"""What becomes of a batch job once its ranks have ended: done, started again, or left. Pure decisions, no torch."""
+"""What happens to a batch job after its ranks have ended: done, started again, or failed. Pure decisions, no torch."""
 
 from dataclasses import dataclass
 
-# Starts in a row that crashed without a step, and those that crashed without a new checkpoint: as many mean that the
-# next one would crash too.
+# Starts in a row that crashed without a step, and without a new checkpoint, after which the next one would crash too.
 MOST_BARREN_STARTS, MOST_CRASHES = 2, 4
 
 DONE, FAILED, STOPPED = 0, 1, 75
@@ -22,9 +21,9 @@ class History:
 class Outcome:
     """How one start of the job ended.
 
-    `events` come in their order, as a first one has others as its consequence: "job USR2" is the batch script warned
-    of the end of its time, "job TERM" the same ended by Slurm; "step SIGTERM" and the like are signals to the nodes'
-    tasks, from a preemption, or from srun once another node has noted a "crash".
+    `events` are in their order, since the first one causes others: "job USR2" warns the batch script of the end of its
+    time, "job TERM" is Slurm ending it; "step SIGTERM" and the like are signals to the nodes' tasks, from a
+    preemption, or from srun once another node has noted a "crash".
     """
 
     code: int  # of the job step
@@ -37,7 +36,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to do, the exit code if it is not `requeue` or that fails, why, and the crashes to remember."""
+    """Whether to requeue, the exit code if not (or if that fails), the reason, and the crashes to remember."""
 
     requeue: bool
     code: int
@@ -46,7 +45,7 @@ class Verdict:
 
 
 def decide(outcome: Outcome, history: History, restarts: int, most_restarts: int) -> Verdict:
-    """The verdict on a start that ended so; `restarts` were there before it."""
+    """The verdict on a start with that outcome, after so many `restarts`."""
     if outcome.status == "done" or (outcome.code == 0 and not outcome.events and not outcome.status):
         return Verdict(False, DONE, "done")
     verdict = _on_end_by_slurm(outcome, history) or _on_interruption(outcome, history) or _on_crash(outcome, history)
@@ -62,12 +61,12 @@ def _on_end_by_slurm(outcome: Outcome, history: History) -> Verdict | None:
         return None
     saved = outcome.status == "stopped"
     text = f"ended by Slurm ({outcome.reason or 'reason unknown'}), " + ("saved" if saved else "not saved")
-    # Only a job that ran out of its time wants to go on; a cancelled one never, others are Slurm's to start again.
+    # Only a job that ran out of time is to continue; a cancelled one never, and Slurm itself starts others again.
     return Verdict(outcome.reason == "TimeLimit", STOPPED if saved else FAILED, text, history)
 
 
 def _on_interruption(outcome: Outcome, history: History) -> Verdict | None:
-    """A stop that was asked for, by a signal to the nodes' tasks (preemption) or by the warning before the end."""
+    """A requested stop: a signal to the nodes' tasks (preemption), or the warning before the end."""
     first = outcome.events[0] if outcome.events else ""
     preempted = (first.startswith("step ") and first != "step SIGUSR2") or _before_it_could_note(outcome)
     if outcome.status != "stopped" and not preempted:
@@ -79,7 +78,7 @@ def _on_interruption(outcome: Outcome, history: History) -> Verdict | None:
 
 
 def _before_it_could_note(outcome: Outcome) -> bool:
-    """Whether a preemption ended the tasks while they were still loading Python, before they heed signals."""
+    """Whether a preemption ended the tasks while they were loading Python, before they could handle signals."""
     return outcome.code == ENDED_BY_SIGTERM and not outcome.events and not outcome.status and not outcome.made_step
 
 

@@ -1,4 +1,4 @@
-"""A batch script for Slurm, from what is asked for."""
+"""A batch script for Slurm, from a plan of the job."""
 
 import re
 import shlex
@@ -28,7 +28,7 @@ eval "$ddp_ft"
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """A batch job: what it asks Slurm for, and the arguments of train. None leaves it to Slurm, or to the script."""
+    """A batch job: its requests to Slurm, and the arguments of train. None leaves a value to Slurm or the script."""
 
     arguments: tuple[str, ...]
     kind: str = "single_node"
@@ -43,7 +43,7 @@ class LaunchPlan:
     account: str | None = None
     qos: str | None = None
     output: str | None = None
-    lead: int = int(DEFAULT_LEAD)
+    lead: int = DEFAULT_LEAD
     requeue: bool = True
     runs: Path | None = None  # array: the file of runs
     array: str | None = None  # array: which of them, as 1-3%2
@@ -52,7 +52,7 @@ class LaunchPlan:
 
 
 def render(plan: LaunchPlan) -> str:
-    """The batch script of a plan, complete: sbatch needs no further option, and the script no argument."""
+    """The complete batch script of a plan: sbatch needs no further option, and the script no argument."""
     requests = [f"#SBATCH {shlex.quote(option)}" for option in sbatch_options(plan)]
     settings = [f"export {name}={shlex.quote(value)}" for name, value in _settings(plan).items()]
     words = [str(plan.runs.absolute())] if plan.runs else []
@@ -61,7 +61,7 @@ def render(plan: LaunchPlan) -> str:
 
 
 def sbatch_options(plan: LaunchPlan) -> list[str]:
-    """The options of sbatch that a plan stands for."""
+    """The options of sbatch for a plan."""
     given = {
         "job-name": plan.name,
         "nodes": plan.nodes,
@@ -85,27 +85,27 @@ def sbatch_options(plan: LaunchPlan) -> list[str]:
 def _settings(plan: LaunchPlan) -> dict[str, str]:
     given = {
         "DDP_FT_LEAD": str(plan.lead),
-        "NPROC_PER_NODE": str(plan.processes) if plan.processes else None,
-        "DDP_FT_REQUEUE": None if plan.requeue else "exit",
-        "DDP_FT_PYTHON": plan.python,
+        "NPROC_PER_NODE": str(plan.processes or ""),
+        "DDP_FT_REQUEUE": "" if plan.requeue else "exit",
+        "DDP_FT_PYTHON": plan.python or "",
     }
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in given.items() if value}
 
 
 def check(plan: LaunchPlan) -> None:
     """UserError for a plan that no cluster could run."""
     _check_words(plan)
     if plan.kind == "single_node" and plan.nodes != 1:
-        raise UserError(f"--kind single_node on {plan.nodes} nodes.", "Leave --kind out, or say --kind multi_node.")
+        raise UserError(f"--kind single_node on {plan.nodes} nodes.", "Leave --kind out, or give --kind multi_node.")
     if (plan.kind == "array") != (plan.runs is not None):
         raise UserError(
             f"--kind {plan.kind} {'with' if plan.runs else 'without'} --runs.",
-            "A file of runs, one a line, makes an array: --runs FILE.",
+            "An array needs a file of runs, one a line: --runs FILE.",
         )
     if not plan.arguments and plan.kind != "array":
         raise UserError(
             "Nothing to train: the arguments of train are missing.",
-            "Give them behind --, such as: ddp-ft submit --gpus 4 -- --data ~/pets --model timm/resnet18.a1_in1k",
+            "Give them after --, such as: ddp-ft submit --gpus 4 -- --data ~/pets --model timm/resnet18.a1_in1k",
         )
 
 
@@ -124,7 +124,7 @@ def _check_words(plan: LaunchPlan) -> None:
 
 
 def check_arguments(plan: LaunchPlan) -> None:
-    """Let train check its own options, for each run of an array: what it refuses need not wait in a queue."""
+    """Let train check its options, for each run of an array, before they wait in a queue. UserError if it refuses."""
     runs = [words_of_run(plan.runs, number + 1) for number in range(len(read_runs(plan.runs)))] if plan.runs else [[]]
     for words in runs:
         command = [sys.executable, "-m", "ddp_ft.train", *plan.arguments, *words, "--print-run-dir"]

@@ -206,8 +206,8 @@ def test_a_checkpoint_of_the_same_weights_is_added(shapes, tmp_path, capsys):
         (["--last", 2, "--best", 2], "2 of --last, --best and --greedy"),
         (["--last", 0], "--last 0"),
         (["--best", -1], "--best -1"),
-        (["--last", 6], r"6 checkpoints are wanted; .* has 5"),
-        (["--best", 5], r"5 checkpoints with a validation are wanted; .* has 4"),
+        (["--last", 6], r"6 checkpoints .* has 5"),
+        (["--best", 5], r"5 checkpoints with a validation .* has 4"),
         (["--last", 2, "--data", "/nowhere"], "/nowhere does not exist"),
     ],
 )

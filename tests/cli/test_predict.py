@@ -92,7 +92,7 @@ def test_other_tasks_have_their_own_columns(shapes, tmp_path):
 
 def test_bad_wishes_end_before_anything_is_computed(model, shapes, tmp_path):
     wishes = {
-        "does not say which kind": ["--output", tmp_path / "p.txt"],
+        r"p\.txt: a file of an unknown kind": ["--output", tmp_path / "p.txt"],
         "the model has 3 classes": ["--output", tmp_path / "p.csv", "--top-k", 4],
         "is a folder": ["--output", tmp_path / "folder.csv"],
     }
