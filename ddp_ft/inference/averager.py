@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import Say, Source
 from ddp_ft.data.batch import samples_of
-from ddp_ft.data.loader import EvalLoader, Reader
+from ddp_ft.data.loader import EvalLoader
 from ddp_ft.data.splits.record import Splits
-from ddp_ft.data.workers import default_workers
+from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
-from ddp_ft.evaluation.evaluator import EVAL_CHUNK, Scorer, quality_of
+from ddp_ft.evaluation.evaluator import quality_of
+from ddp_ft.inference.scoring import make_loader, make_scorer
 from ddp_ft.inference.trained_model import Trained
 from ddp_ft.models.batch_norm import batch_statistics
 from ddp_ft.models.precision import autocast
@@ -41,13 +42,10 @@ def mean_weights(checkpoints: Sequence[Path], watched: Collection[str] = ()) -> 
             raise UserError(f"{folder} is of another model than {checkpoints[0]}: {', '.join(strangers[:3])}.")
         changing |= {name for name in watched if not torch.equal(weights[name], first[name])}
         for name, tensor in weights.items():
-            is_summed = tensor.is_floating_point() and name in sums
-            value = tensor.double() if tensor.is_floating_point() else tensor
-            sums[name] = sums[name] + value if is_summed else value
-    count = len(checkpoints)
-    return {
-        name: (t / count).to(first[name].dtype) if t.is_floating_point() else t for name, t in sums.items()
-    }, changing
+            if tensor.is_floating_point():
+                sums[name] = sums[name] + tensor.double() if name in sums else tensor.double()
+    means = {name: (total / len(checkpoints)).to(first[name].dtype) for name, total in sums.items()}
+    return {**weights, **means}, changing
 
 
 class Averager:
@@ -59,8 +57,7 @@ class Averager:
         self.device = device
         self.metric = config.eval.metric or trained.task.primary_metric
         self.is_higher_better = trained.task.higher_is_better(self.metric)
-        self.prepare = trained.processor.on_device(device, trained.channels_last)
-        self.workers = default_workers(device.type, local_world_size=1)
+        self.scorer = make_scorer(trained, World(0, 1, 0, device))
 
     def average(self, checkpoints: Sequence[Path], say: Say | None = None) -> Weights:
         """The mean of these checkpoints, oldest first, with statistics recomputed for it if the data is there."""
@@ -96,21 +93,18 @@ class Averager:
             for layer in layers:
                 layer.momentum = size / seen
             with autocast(self.device, trained.precision):
-                trained.call(trained.module, self.prepare(batch))
+                trained.call(trained.module, self.scorer.prepare(batch))
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.eval().momentum = momentum
 
     def measure(self, weights: Weights) -> dict[str, float]:
         """Validation metrics of these weights."""
         assert self.splits is not None
-        trained = self.trained
-        restore_weights(trained.module, weights)
-        world = World(0, 1, 0, self.device)
-        scorer = Scorer(trained.module, trained.call, trained.task, self.prepare, world, trained.precision)
-        return scorer.evaluate(self._loader(self.splits.val), len(self.splits.val)).metrics
+        restore_weights(self.trained.module, weights)
+        return self.scorer.evaluate(self._loader(self.splits.val), len(self.splits.val)).metrics
 
     def _loader(self, source: Source) -> EvalLoader:
-        return EvalLoader(Reader(source, self.trained.processor.eval_transform(), self.workers), EVAL_CHUNK)
+        return make_loader(source, self.trained, self.scorer.world, Launch())
 
     def greedy(self, folder: RunFolder, say: Say) -> list[Path]:
         """A greedy soup (arXiv 2203.05482): from the best checkpoint on, each is added if validation does not fall."""

@@ -12,7 +12,7 @@ from torch import nn
 from ddp_ft.contracts import Call, Processor, Task, Views
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.data.processors import processor_from
-from ddp_ft.errors import UserError, one_line, printable
+from ddp_ft.errors import UserError, one_line, printable, typed_line
 from ddp_ft.inference.exported import Framed, is_exported, open_exported
 from ddp_ft.models import create_from_spec
 from ddp_ft.models.libraries.base import call_with_images
@@ -90,7 +90,7 @@ def _load_exported(path: Path, device: torch.device) -> Trained:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"The description in {path} is not as expected: {type(error).__name__}: {error}.") from None
+        raise UserError(f"The description in {path} is not as expected: {typed_line(error)}.") from None
     channels_last = bool(description.get("channels_last"))
     if not description.get("takes_pictures"):
         return Trained(module.eval(), processor, call_with_images, task, names, "fp32", channels_last)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ddp_ft.contracts import PROBE, TRAIN
-from ddp_ft.errors import UserError, one_line
+from ddp_ft.errors import UserError, one_line, typed_line
 from ddp_ft.files import add_to_digest, read_json, replacing, replacing_folder, sync, to_json
 from ddp_ft.run_folder.model_folder import save_weights
 
@@ -166,7 +166,7 @@ def damage_of(folder: Path) -> str:
             if _fingerprint(folder / name) != expected:
                 return f"{name} has other bytes than were written"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return f"{type(error).__name__}: {one_line(error)}"
+        return typed_line(error)
     return ""
 
 

@@ -121,7 +121,7 @@ def test_statistics_are_those_of_the_training_set(norm_run, tmp_path, capsys):
 def test_statistics_over_several_chunks_count_images_alike(norm_run, tmp_path, monkeypatch):
     """30 images as 20 and 10; and as 29 and 1, which has no variance worth counting."""
     for chunk, parts in ((20, (20, 10)), (29, (29,))):
-        monkeypatch.setattr("ddp_ft.inference.averager.EVAL_CHUNK", chunk)
+        monkeypatch.setattr("ddp_ft.inference.scoring.EVAL_CHUNK", chunk)
         output = tmp_path / str(chunk)
         found = call(norm_run, output, "--last", 3)
         seen = first_layer_outputs(norm_run, output)[: sum(parts)]
