@@ -17,7 +17,6 @@ from ddp_ft.diagnostics.finding import OK, PROBLEM, WARNING, Finding
 from ddp_ft.diagnostics.versions import all_versions, differing
 from ddp_ft.distributed.world import World
 from ddp_ft.run_folder.shared import put_token, seen_by
-from ddp_ft.tuning.timing import slowest
 
 MIB = 2**20
 SIZES = (1, 16, 64)  # MiB that are reduced: about a small model's gradients, and DDP's buckets of 25 MiB around it
@@ -173,7 +172,7 @@ def _time_of(world: World, vector: torch.Tensor, repeats: int) -> float:
         world.sum(vector)
     if world.device.type == "cuda":
         torch.cuda.synchronize(world.device)
-    return slowest(world, (time.perf_counter() - began) / repeats)
+    return world.slowest((time.perf_counter() - began) / repeats)
 
 
 def group(world: World, seconds: float) -> Finding:

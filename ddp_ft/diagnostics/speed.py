@@ -20,7 +20,6 @@ from ddp_ft.training.ema import Ema
 from ddp_ft.training.run import Run
 from ddp_ft.training.step import StepSums
 from ddp_ft.tuning.steps import ENDLESS, MICRO_BATCH, WORKERS, first_batches, open_steps, rule_of
-from ddp_ft.tuning.timing import slowest
 
 LOADING_SECONDS, STEP_SECONDS = 3.0, 6.0
 # Images of a rank in the steps that tell how long others would take; even, for the sake of mixing.
@@ -74,7 +73,7 @@ def _measure_loading(run: Run) -> float:
         while count == 0 or time.perf_counter() < deadline:
             count += sum(len(batch["weight"]) for batch in next(batches))
         took = time.perf_counter() - began
-    return 1 / slowest(run.world, took / count)
+    return 1 / run.world.slowest(took / count)
 
 
 def _with_share(run: Run, images: int) -> Run:
@@ -112,7 +111,7 @@ def _measure_steps(run: Run, images: int) -> tuple[float, bool]:
     for number in range(MOST_STEPS):
         began = time.perf_counter()
         float(step().loss)
-        taken = slowest(run.world, time.perf_counter() - began)
+        taken = run.world.slowest(time.perf_counter() - began)
         # The best of them, as what others do on the machine only ever costs time.
         seconds, spent = min(seconds, taken), spent + taken
         if number > 0 and spent > STEP_SECONDS / 2:

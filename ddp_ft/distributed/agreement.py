@@ -1,4 +1,4 @@
-"""What all ranks agree on after each step: whether to stop or to save, and what went wrong."""
+"""Agreement of all ranks after each step: whether to stop or to save, and what went wrong."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
@@ -17,9 +17,9 @@ class StopAgreed(Exception):
 
 
 class Decision(NamedTuple):
-    """What all ranks know of a step, and what they do now. `loss` is a sum over samples of that `weight`.
+    """The result of a step over all ranks, and what they do now. `loss` is a sum over samples of that total `weight`.
 
-    `oom_ranks` ranks were out of memory: this step and those after it have changed nothing.
+    `oom_ranks`: how many ranks were out of memory; if any, this step and those after it have changed nothing.
     """
 
     step: int = 0
@@ -35,18 +35,17 @@ class Decision(NamedTuple):
 
 
 def joined(decisions: Sequence[Decision]) -> Decision:
-    """The newest of them, which wants what any of them wants; one that wants nothing for none."""
+    """Merge decisions: fields of the newest; `stop` and `save` if any asks; an empty Decision for an empty list."""
     if not decisions:
         return Decision()
-    stop, save = any(each.stop for each in decisions), any(each.save for each in decisions)
-    failed_writes = max(each.failed_writes for each in decisions)
-    return decisions[-1]._replace(stop=stop, save=save, failed_writes=failed_writes)
+    most = {name: max(getattr(each, name) for each in decisions) for name in ("stop", "save", "failed_writes")}
+    return decisions[-1]._replace(**most)
 
 
 class Agreement:
-    """One decision for all ranks. What a rank wants travels as flags through a sum that there is anyway.
+    """One decision for all ranks. The wishes of a rank are flags, sent with a sum that each step makes anyway.
 
-    `late`: the numbers of a step arrive while the next one is computed, as on CUDA, where no step is waited for.
+    `late`: the numbers of a step arrive while the next one is computed, as on CUDA, where nothing waits for a step.
     """
 
     def __init__(self, world: World, stop: StopRequest) -> None:
@@ -56,21 +55,21 @@ class Agreement:
         self._arriving: tuple[int, Tensor, torch.cuda.Event | None] | None = None
 
     def flags(self, save: bool, failed_writes: int, damage: bool) -> list[float]:
-        """This rank's part. Rank 0 alone knows when to save and what was written; `damage`: an image was replaced."""
+        """This rank's flags. Only rank 0 knows when to save and what was written; `damage`: an image was replaced."""
         return [float(self.stop.asked), float(save), float(failed_writes), float(damage)]
 
-    def decide(self, step: int, numbers: Tensor, to_the_end: bool = False) -> list[Decision]:
-        """The decisions that are known after `step`, the same everywhere. `numbers` are the fields of Decision behind
-        its step, the flags summed over ranks.
+    def decide(self, step: int, numbers: Tensor, flush: bool = False) -> list[Decision]:
+        """The decisions that are known after `step`, the same on every rank. `numbers` are the fields of Decision after
+        `step`, summed over ranks.
 
-        Where they are `late` it is that of the step before. This step's is waited for only if it must be known, as
-        it has to be `to_the_end` of a stretch: where weights are read, or where that decision wants them to be.
+        On CUDA results arrive one step late. With `flush` (before weights are read, saved or evaluated), or when the
+        previous decision asks to stop or save, this waits for the current step too.
         """
         if not self.late:
             return [_read(step, numbers)]
         before, self._arriving = self._arriving, (step, *_leaving(numbers))
         decisions = [_arrived(*before)] if before else []
-        if to_the_end or any(each.stop or each.save for each in decisions):
+        if flush or any(each.stop or each.save for each in decisions):
             decisions.append(_arrived(*self._arriving))
             self._arriving = None
         if any(each.oom_ranks for each in decisions):
@@ -78,16 +77,16 @@ class Agreement:
         return decisions
 
     def read(self, step: int, numbers: Sequence[float], flags: Sequence[float]) -> list[Decision]:
-        """As `decide`, from what has been summed and has arrived already."""
+        """As `decide`, from numbers that are summed and on the CPU already."""
         return [_read(step, torch.tensor([*numbers, *flags]))]
 
     def check(self) -> None:
-        """Raise StopAgreed on all ranks if any was asked to stop. All ranks must come here equally often."""
+        """Raise StopAgreed on all ranks if any was asked to stop. Collective."""
         if self.world.sum(torch.tensor([float(self.stop.asked)])) > 0:
             raise StopAgreed
 
     def in_rounds(self, items: Iterable[T], rounds: int) -> Iterator[T]:
-        """Pass this rank's items on, with a check before each of `rounds`; a rank with fewer items checks as often."""
+        """Iterate this rank's items with a check before each of `rounds`, the same number on all ranks."""
         iterator = iter(items)
         for _ in range(rounds):
             self.check()
@@ -98,7 +97,7 @@ class Agreement:
 
 
 def _leaving(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Numbers on their way to the host, and what tells that they are there."""
+    """Numbers on their way to the host, and the event of their arrival."""
     if not numbers.is_cuda:
         return numbers, None
     target = torch.empty(numbers.shape, pin_memory=True).copy_(numbers, non_blocking=True)

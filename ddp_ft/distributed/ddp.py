@@ -1,4 +1,4 @@
-"""The module as training calls it, on one process or many: DistributedDataParallel, and how it sums gradients."""
+"""The module as training calls it, on one process or many: DistributedDataParallel, and its sums of gradients."""
 
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,13 @@ _NEW_NAME, _OLD_NAME = "forward_sync_buffers", "broadcast_buffers"
 _HAS_NEW_NAME = _NEW_NAME in inspect.signature(DistributedDataParallel).parameters
 KEEP_BUFFERS: dict[str, Any] = {_NEW_NAME if _HAS_NEW_NAME else _OLD_NAME: False}
 
-# What gradients are sent as from rank to rank.
+# The number format in which gradients are sent; None: their own.
 WIRE_DTYPES = {"none": None, "bf16": torch.bfloat16}
 
 
 def replicate(module: nn.Module, call: "Call", world: World, distributed: bool, compression: str = "none") -> nn.Module:
-    """The module as training calls it, with a prepared batch: a `Replica` under torchrun, else in DataParallel if one
-    process sees several GPUs, else by itself. `compression` is one of WIRE_DTYPES."""
+    """The module as training calls it, with a prepared batch: a `Replica` under torchrun, a DataParallel if one process
+    sees several GPUs, else a `Trainee`. `compression` is one of WIRE_DTYPES."""
     trainee = Trainee(module, call)
     if distributed:
         return Replica(trainee, world, WIRE_DTYPES[compression])
@@ -35,12 +35,12 @@ def replicate(module: nn.Module, call: "Call", world: World, distributed: bool, 
 
 
 class Replica(DistributedDataParallel):
-    """DDP whose gradients are the sum over ranks, and in whose sums a rank can take part without a gradient."""
+    """DDP that sums (not averages) gradients, and lets a rank without a gradient (out of memory) join the sums."""
 
     def __init__(self, trainee: "Trainee", world: World, wire: torch.dtype | None = None) -> None:
-        # Buffers are not broadcast: batch norm's statistics are averaged when they are needed, which loses no
-        # rank's samples, and a rank without a batch would hang in that broadcast. Nor are they at the beginning:
-        # all ranks have the same weights by now, and after a restart each has its own statistics.
+        # Buffers are not broadcast: batch norm's statistics are averaged when they are needed, which loses no rank's
+        # samples, and a rank without a batch would hang in that broadcast. Not at the beginning either: all ranks have
+        # the same weights by now, and after a restart each has its own statistics.
         device_ids = [world.device.index] if world.device.type == "cuda" else None
         super().__init__(trainee, device_ids=device_ids, gradient_as_bucket_view=True, init_sync=False, **KEEP_BUFFERS)
         self.sums = BucketSums(wire)
@@ -48,12 +48,12 @@ class Replica(DistributedDataParallel):
         self._settle_buckets()
 
     def _settle_buckets(self) -> None:
-        """Bring DDP's buckets into their final layout before the first step that counts.
+        """Bring DDP's buckets into their final layout before the first step.
 
-        DDP lays its buckets out anew once, at the second forward pass, in the order in which the first backward pass
-        made the gradients ready, and the layout decides in which order ranks are summed: from three ranks on a restart
-        gave other bits. After these backward passes, which cost a reduction each and no forward pass, the layout
-        follows from the parameters alone, and a step has no other collectives than one for each of the buckets.
+        DDP rebuilds its buckets once, at the second forward pass, in the order in which the first backward pass made
+        the gradients ready, and the layout decides in which order ranks are summed: from three ranks on, a restart
+        changed bits. After these backward passes, which cost a reduction each and no forward pass, the layout follows
+        from the parameters alone, and a step has one collective for each bucket and no others.
         """
         for _ in range(2):
             self().backward()
@@ -61,7 +61,7 @@ class Replica(DistributedDataParallel):
 
 
 class Trainee(nn.Module):
-    """A module and how it is called, as one: what DDP wraps."""
+    """A module together with its call, for DDP to wrap."""
 
     def __init__(self, module: nn.Module, call: "Call") -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Trainee(nn.Module):
         self.call = call
 
     def forward(self, batch: "Batch | None" = None) -> Any:
-        """The module's outputs for a prepared batch; without one the sum of all that learns."""
+        """The module's outputs for a prepared batch; without one the sum of all parameters that learn."""
         if batch is None:
             return torch.stack([p.sum().float() for p in self.parameters() if p.requires_grad]).sum()
         return self.call(self.module, batch)
@@ -78,7 +78,7 @@ class Trainee(nn.Module):
 class BucketSums:
     """The sums of DDP's buckets over ranks, in the order of the buckets: DDP's communication hook.
 
-    `wire` is the number format in which the gradients travel; None: their own.
+    `wire` is the number format in which gradients are sent; None: their own.
     """
 
     def __init__(self, wire: torch.dtype | None) -> None:
@@ -87,7 +87,7 @@ class BucketSums:
         self._begun = 0
 
     def begin(self) -> None:
-        """To be called at the beginning of each step."""
+        """Call this at the beginning of each step."""
         self._begun = 0
 
     def reduce(self, _state: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
@@ -100,9 +100,9 @@ class BucketSums:
         return future.then(lambda arrived: _received(arrived.value()[0], buffer))
 
     def join(self) -> None:
-        """Take part in those sums of the step that this rank has not begun, so that no other waits for it in vain.
+        """Take part in those sums of the step that this rank has not begun, since the other ranks wait for it.
 
-        What comes of it is of no use on any rank. It takes no memory: the buckets themselves are sent.
+        The result is of no use on any rank. It takes no memory: the buckets themselves are sent.
         """
         for index in range(self._begun, len(self._buffers)):
             buffer = self._buffers[index]

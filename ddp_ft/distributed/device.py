@@ -1,4 +1,4 @@
-"""Which device a rank computes on, and whether its kernels repeat to the bit."""
+"""The device of a rank, and whether its kernels are deterministic."""
 
 import os
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from ddp_ft.errors import UserError
 
 
 def pick_device(requested: str, launch: Launch) -> torch.device:
-    """The device of this rank. Raises UserError for CUDA where there is none, or too few GPUs for the processes."""
+    """The device of this rank. UserError for CUDA without a usable GPU, or with fewer GPUs than processes."""
     has_cuda = torch.cuda.is_available()
     if requested == "cpu" or (requested == "auto" and not has_cuda):
         return torch.device("cpu")
     if not has_cuda:
         raise UserError(
             "--device cuda: this machine has no usable CUDA device.",
-            "Leave --device out, or say --device cpu.",
+            "Leave --device out, or give --device cpu.",
         )
     gpus = torch.cuda.device_count()
     if launch.local_world_size > gpus:
@@ -31,7 +31,7 @@ def pick_device(requested: str, launch: Launch) -> torch.device:
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Within the block torch uses operations that repeat to the bit alone, and raises RuntimeError for others.
+    """Within the block torch uses only deterministic operations, and raises RuntimeError for others, if `wanted`.
 
     To be entered before CUDA is first used: cuBLAS reads its setting then (torch, "Reproducibility").
     """

@@ -10,20 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-# Not SIGUSR1: NCCL uses it itself (github.com/facebookincubator/submitit/pull/1697).
+# Not SIGUSR1, which NCCL uses itself (github.com/facebookincubator/submitit/pull/1697).
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-# A file whose appearance asks for a stop; how a batch script tells the ranks, as torchrun passes no signal on without
-# ending the run.
+# A file whose appearance asks for a stop, for batch scripts: torchrun passes no signal on without ending the run.
 STOP_FILE_VARIABLE = "DDP_FT_STOP_FILE"
-# How often the stop files are looked for, in seconds: each look may be a question to a network file system.
+# Between two checks for the stop files, in seconds: each may be a request to a network file system.
 LOOK_EVERY = 1.0
 # How long the main thread has to end by itself after a second Ctrl-C.
 INTERRUPT_GRACE = 1.0
-INTERRUPTED = 130  # as shells report an interrupt
-END = b"\0"  # among the numbers of signals: the block is left
+INTERRUPTED = 130  # exit code, as shells report an interrupt
+END = b"\0"  # among the numbers of signals: the block has ended
 
 
-# A forked loader worker that is hit by Ctrl-C before it ignores it must not write into its parent's socket.
+# A forked loader worker that gets Ctrl-C before it ignores it must not write into its parent's socket.
 os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
@@ -32,9 +31,9 @@ class CutShort(BaseException):
 
 
 class StopRequest:
-    """Whether this process was asked to stop: by a signal, by one of `files`, or because its time is nearly up.
+    """Whether this process was asked to stop: by a signal, by one of `files`, or because its time is nearly over.
 
-    Only the process that `looks` at files sees them. `deadline` is in seconds since 1970; None: there is none.
+    Only a process that `looks` checks the files. `deadline` is in seconds since 1970; None: there is none.
     """
 
     def __init__(self, files: Sequence[Path] = (), looks: bool = True) -> None:
@@ -58,7 +57,7 @@ class StopRequest:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1:
-            raise KeyboardInterrupt  # a second Ctrl-C leaves at once
+            raise KeyboardInterrupt  # a second Ctrl-C ends at once
         self.reason = self.reason or signal.Signals(number).name
         if self._cuts_short:
             self._cuts_short = False
@@ -66,7 +65,7 @@ class StopRequest:
 
     @contextmanager
     def cutting_short(self) -> Iterator[None]:
-        """Raise CutShort within the block as soon as a signal asks to stop, or at once if a stop was asked for."""
+        """Raise CutShort within the block as soon as a signal asks to stop, or at once if one did before."""
         self._cuts_short = True
         try:
             if self.asked:
@@ -77,7 +76,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Take the stop signals for the time of the block."""
+        """Handle the stop signals during the block."""
         previous = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
         try:
             with _leaving_at_a_second_interrupt():
@@ -89,9 +88,9 @@ class StopRequest:
 
 @contextmanager
 def _leaving_at_a_second_interrupt() -> Iterator[None]:
-    """End the process when SIGINT came twice and the main thread, blocked in a collective, cannot see to it.
+    """End the process when SIGINT came twice and the main thread, blocked in a collective, cannot handle it.
 
-    Python runs handlers between two of its own instructions only, but writes the number of each signal to a socket at
+    Python runs handlers only between two of its own instructions, but writes the number of each signal to a socket at
     once; a thread reads them there.
     """
     reader, writer = socket.socketpair()

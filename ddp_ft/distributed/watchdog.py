@@ -1,8 +1,8 @@
 """A thread on each rank that notices when another rank dies or falls silent, and then ends this one.
 
 A rank that waits in a collective for a dead one may wait for half an hour. So every rank keeps a connection to rank 0:
-when a process dies its operating system closes it at once, and a stopped process or a dead machine sends no more signs
-of life. Who notices writes down where this rank's threads stand, and leaves.
+when a process dies its operating system closes it at once, and a stopped process or a dead machine sends no more
+heartbeats. A rank that notices writes the stacks of its threads to a file and ends.
 """
 
 import faulthandler
@@ -21,9 +21,9 @@ from pathlib import Path
 
 from ddp_ft.distributed.world import World, has_failure
 
-# Signs of life are sent so often, in seconds.
+# Between two heartbeats, in seconds.
 BEAT_SECONDS = 1.0
-# How long after a peer's death the main thread may still end by itself, with the better message.
+# How long after another rank's death the main thread may still end by itself, with the better message.
 GRACE_SECONDS = 3.0
 FAILED = 1
 CONNECT_SECONDS = 10.0
@@ -44,10 +44,10 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 @contextmanager
 def watching(world: World, stacks: Path, silence_seconds: float, one_machine: bool) -> Iterator[None]:
-    """Watch over the ranks for the time of the block; one that leaves it by an exception counts as dead.
+    """Watch the ranks during the block; a rank that leaves it by an exception counts as dead.
 
     A death is noticed at once, silence after `silence_seconds`; then this process ends with code 1, at most 5 s later.
-    `stacks` is the folder for rank_N.txt, the stack of each thread of this rank. Nothing to do for a single process.
+    `stacks` is the folder for rank_N.txt, the stack of each thread of this rank. A single process watches nothing.
     """
     if world.size == 1 or world.store is None:
         yield
@@ -76,16 +76,16 @@ class _End:
     is_leaving: threading.Event = field(default_factory=threading.Event)
 
     def because(self, reason: str) -> None:
-        """Wait whether the main thread leaves by itself; else write the stacks and leave."""
+        """End this process with the stacks written, unless the main thread ends it by itself within a while."""
         if self.is_leaving.wait(GRACE_SECONDS):
             return
         self._write_stacks(reason)
-        if self._may_speak(reason):
+        if self._has_to_report(reason):
             print(f"Error: {reason}. The stack of each rank is in {self.stacks}.", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(FAILED)
 
-    def _may_speak(self, reason: str) -> bool:
-        """Whether nobody else tells why: the lowest rank that is left does, unless a failing rank has spoken."""
+    def _has_to_report(self, reason: str) -> bool:
+        """Whether this rank prints the reason: the lowest that is left, unless a failing rank has printed its own."""
         with suppress(Exception):  # the store may be gone with rank 0
             if has_failure():
                 return False
@@ -101,7 +101,7 @@ class _End:
 
 
 class _Centre:
-    """The part of rank 0: hears all others, and tells them."""
+    """The part of rank 0: listens to all others, and passes alarms on."""
 
     def __init__(self, world: World, end: _End, silence_seconds: float, one_machine: bool) -> None:
         assert world.store is not None
@@ -118,7 +118,7 @@ class _Centre:
 
     def leave(self, in_peace: bool) -> None:
         if in_peace:
-            self._tell(GOODBYE)
+            self._send(GOODBYE)
         self.end.is_leaving.set()
 
     def run(self) -> None:
@@ -132,26 +132,24 @@ class _Centre:
             self.end.because(reason)
 
     def _watch(self) -> str:
-        """What is wrong, which the others have been told; empty if this rank leaves in peace."""
+        """What is wrong, after it was sent to the others; empty if this rank leaves in peace."""
         beat = time.monotonic()
         while not self.end.is_leaving.is_set():
-            troubles = [self._serve(key.fileobj) for key, _ in self.selector.select(BEAT_SECONDS / 10)]  # type: ignore[arg-type]
+            ready = [key.fileobj for key, _ in self.selector.select(BEAT_SECONDS / 10)]
+            troubles = [self._accept() if each is self.server else self._hear(each) for each in ready]  # type: ignore[arg-type]
             now = time.monotonic()
             if now - beat >= BEAT_SECONDS:
-                if now - beat > self.silence:  # it was this process that stood still
+                if now - beat > self.silence:  # it was this process that was stopped
                     self.heard = dict.fromkeys(self.heard, now)
                 beat = now
-                self._tell(ALIVE)
+                self._send(ALIVE)
             silent = [self.ranks[peer] for peer, heard in self.heard.items() if now - heard > self.silence]
             if silent:
                 troubles.append(f"rank {', '.join(silent)} gave no sign of life for {self.silence:g} s")
             if reason := next(filter(None, troubles), ""):
-                self._tell(ALARM + reason.encode())
+                self._send(ALARM + reason.encode())
                 return reason
         return ""
-
-    def _serve(self, ready: socket.socket) -> str:
-        return self._accept() if ready is self.server else self._hear(ready)
 
     def _accept(self) -> str:
         peer, _ = self.server.accept()
@@ -170,21 +168,21 @@ class _Centre:
 
     def _hear(self, peer: socket.socket) -> str:
         try:
-            said = peer.recv(4096)
+            received = peer.recv(4096)
         except OSError:
-            said = b""
+            received = b""
         self.heard[peer] = time.monotonic()
-        if said and LEAVING not in said:
+        if received and LEAVING not in received:
             return ""
         self.selector.unregister(peer)
         self.heard.pop(peer)
         peer.close()
-        return "" if said else f"rank {self.ranks[peer]} died"
+        return "" if received else f"rank {self.ranks[peer]} died"
 
-    def _tell(self, what: bytes) -> None:
+    def _send(self, message: bytes) -> None:
         for peer in list(self.heard):
             with suppress(OSError):
-                peer.sendall(what + b"\n")
+                peer.sendall(message + b"\n")
 
 
 class _Post:
@@ -212,40 +210,38 @@ class _Post:
             with suppress(OSError):
                 self.connection.sendall(ALIVE)
             before = time.monotonic()
-            said = self._hear()
+            received = self._hear()
             now = time.monotonic()
-            if said is not None:
-                heard = now
-            if GOODBYE in (said or b""):
+            if GOODBYE in (received or b""):
                 break
-            if now - before > self.silence:  # it was this process that stood still
+            if received is not None or now - before > self.silence:  # then it was this process that was stopped
                 heard = now
-            if reason := self._trouble(said, now - heard):
+            if reason := self._trouble(received, now - heard):
                 self.end.because(reason)
                 return
         self.connection.close()
 
     def _hear(self) -> bytes | None:
-        """What rank 0 said: nothing at all if it died, None if it was silent for a while."""
+        """The bytes from rank 0: none at all if it died, None if it was silent for a while."""
         try:
-            said = self.connection.recv(4096)
-            time.sleep(BEAT_SECONDS / 4 if said == ALIVE + b"\n" else 0)
-            return said
+            received = self.connection.recv(4096)
+            time.sleep(BEAT_SECONDS / 4 if received == ALIVE + b"\n" else 0)
+            return received
         except TimeoutError:
             return None
         except OSError:
             return b""
 
-    def _trouble(self, said: bytes | None, silent_for: float) -> str:
-        if said == b"":
+    def _trouble(self, received: bytes | None, silent_for: float) -> str:
+        if received == b"":
             return "rank 0 died"
-        if said is not None and ALARM in said:
-            return said.partition(ALARM)[2].partition(b"\n")[0].decode()
+        if received is not None and ALARM in received:
+            return received.partition(ALARM)[2].partition(b"\n")[0].decode()
         return f"rank 0 gave no sign of life for {self.silence:g} s" if silent_for > self.silence else ""
 
 
 def _connect(hosts: list[str], port: int) -> socket.socket:
-    """A connection to rank 0, by the first name that leads there: its own, or that of the machine with the store."""
+    """A connection to rank 0, by the first name that resolves to it: its own, or that of the machine with the store."""
     for host in hosts[:-1]:
         with suppress(OSError):
             return socket.create_connection((host, port), timeout=CONNECT_SECONDS)

@@ -1,4 +1,4 @@
-"""From the launcher's environment to a process group, and the few collectives that the rest needs."""
+"""The process group, made from the launcher's environment, and the few collectives that the package needs."""
 
 import itertools
 import json
@@ -22,24 +22,24 @@ from ddp_ft.errors import UserError
 
 T = TypeVar("T")
 
-# How long a rank that waits for rank 0's work sleeps between two looks, in seconds.
+# The longest pause between two looks for the result of rank 0's work, in seconds.
 LONGEST_PAUSE = 0.1
 
-# From how many bytes on an array of `World.from_main` goes from rank to rank instead of through the store.
+# From how many bytes on `World.from_main` sends an array from rank to rank instead of through the store.
 LARGE_ARRAY = 1 << 20
 
 
 class PeerFailedError(RuntimeError):
-    """This rank can only end, because another one has failed; that one tells why."""
+    """This rank has to end because another one has failed, which reports the reason."""
 
 
-# Outlives the process group: the last thing a failing rank does is to look here whether it may speak.
+# Outlives the process group: a failing rank looks here last, whether it is the one to report.
 failure_store: Store | None = None  # None while there is no process group
 
 
 @dataclass(frozen=True)
 class World:
-    """Rank facts, made once. With a single process every collective is a no-op."""
+    """This rank among all. With a single process every collective does nothing."""
 
     rank: int
     size: int
@@ -54,10 +54,10 @@ class World:
         return self.rank == 0
 
     def from_main(self, work: Callable[[], T]) -> T:
-        """What `work` gives on rank 0, on every rank; the others wait outside collectives, so it may take long.
+        """Return on every rank what `work` returns on rank 0. The others wait outside collectives, so it may take long.
 
-        A UserError of rank 0 is raised on all ranks alike. The result travels pickled, through the store; large arrays
-        in it as they are, from rank to rank.
+        A UserError of rank 0 is raised on all ranks. The result is pickled and sent through the store; large arrays in
+        it are broadcast.
         """
         if self.size == 1 or self.store is None:
             return work()
@@ -90,8 +90,12 @@ class World:
         dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
         return dict(zip(values, numbers.tolist(), strict=True))
 
+    def slowest(self, seconds: float) -> float:
+        """The largest of all ranks' values, the same number on each."""
+        return self.largest({"": seconds})[""]
+
     def gather(self, value: T) -> list[T] | None:
-        """On rank 0 everybody's `value` in the order of ranks; None elsewhere."""
+        """On rank 0 the `value` of each rank, in their order; None elsewhere."""
         if self.size == 1:
             return [value]
         gathered: list[Any] | None = [None] * self.size if self.is_main else None
@@ -99,7 +103,7 @@ class World:
         return gathered
 
     def broadcast_module(self, module: nn.Module) -> None:
-        """Give every rank the parameters and buffers of rank 0."""
+        """Copy the parameters and buffers of rank 0 to every rank."""
         if self.size > 1:
             for tensor in [*module.parameters(), *module.buffers()]:
                 dist.broadcast(tensor.detach(), src=0)
@@ -118,8 +122,8 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, UserError | None]:
 
 
 def _packed(result: Any) -> tuple[bytes, list[Tensor]]:
-    """What travels through the store, and the large arrays in it (uint8), which do not: the store is one process, from
-    which all ranks would fetch 50 MB for a million images."""
+    """The message for the store, and the large arrays (uint8) that it leaves out: the store is one process, from which
+    all ranks would fetch 50 MB for a million images."""
     arrays: list[Tensor] = []
 
     def stays_inside(buffer: pickle.PickleBuffer) -> bool:
@@ -141,8 +145,7 @@ def _received(message: bytes) -> Any:
 
 
 def _wait_for(store: Store, name: str) -> None:
-    # Looked for again and again, and not by store.wait: in there no signal would be handled, and a rank 0 that
-    # failed on the way would be waited for until torchrun's patience ends.
+    # Not by store.wait, in which no signal is handled, and which waits for a failed rank 0 until torchrun's timeout.
     pause = 0.001
     while not store.check([name]):
         if has_failure():
@@ -158,10 +161,10 @@ def has_failure() -> bool:
 
 @contextmanager
 def connect(launch: Launch, device: torch.device, timeout_minutes: float) -> Iterator[World]:
-    """The world of this process; its process group is destroyed on every way out.
+    """The world of this process; its process group is destroyed however the block ends.
 
-    NCCL for CUDA tensors, gloo for CPU tensors (also the small objects of a GPU run, which so never touch
-    the device's queue). `timeout_minutes` bounds every collective.
+    NCCL for CUDA tensors, gloo for CPU tensors (also for the small objects of a GPU run, which thus never wait for the
+    device). `timeout_minutes` bounds every collective.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -181,7 +184,7 @@ def connect(launch: Launch, device: torch.device, timeout_minutes: float) -> Ite
     try:
         yield World(rank, size, launch.local_rank, device, PrefixStore("ddp_ft", store))
     except BaseException:
-        # Before the group goes: its closing makes the other ranks fail too, with messages that say nothing.
+        # Before the group is destroyed, which makes the other ranks fail too, with useless messages.
         claim_failure(rank)
         raise
     finally:
@@ -189,10 +192,10 @@ def connect(launch: Launch, device: torch.device, timeout_minutes: float) -> Ite
 
 
 def _store_of_this_round(store: Store, rank: int, size: int, timeout: timedelta) -> Store:
-    """A part of the store in which nothing is left of earlier ranks.
+    """A part of the store that earlier ranks have not written to.
 
-    When agents come or go torchrun starts all ranks anew on the same store and without another attempt's number, so
-    they would read the answers and addresses of their dead predecessors. Each rank puts down a word of its own, rank 0
+    When agents join or leave, torchrun starts all ranks anew on the same store, without the number of the attempt, so
+    they would read the answers and addresses of their dead predecessors. Each rank writes a random word, and rank 0
     names the round by all words that it sees, again and again until every rank has confirmed this very round.
     """
     round_ = PrefixStore("round", store)
@@ -208,7 +211,7 @@ def _store_of_this_round(store: Store, rank: int, size: int, timeout: timedelta)
 
 
 def _name_round(store: Store, name: str, size: int) -> str:
-    """Rank 0: the round's name, its own word, once all have confirmed it."""
+    """On rank 0: the round's name, its own word, once all have confirmed it; else empty."""
     words = [f"word/{rank}" for rank in range(size)]
     if store.check(words):
         store.set("named", json.dumps([store.get(word).decode() for word in words]))
@@ -216,7 +219,7 @@ def _name_round(store: Store, name: str, size: int) -> str:
 
 
 def _join_round(store: Store, word: str, rank: int) -> str:
-    """Any other rank: the name of a round that knows its word."""
+    """On other ranks: the name of a round that has this rank's word; else empty."""
     words = json.loads(store.get("named")) if store.check(["named"]) else []
     if words[rank : rank + 1] != [word]:
         return ""
@@ -230,7 +233,7 @@ def _holds(store: Store, key: str, value: str) -> bool:
 
 
 def claim_failure(rank: int) -> bool:
-    """Whether this rank is the first of the job that failed; it is the one to tell the user why."""
+    """Whether this rank is the first of the job that failed, which reports the reason to the user."""
     assert failure_store is not None
     first: bytes = failure_store.compare_set("rank", "", str(rank))
     return int(first) == rank

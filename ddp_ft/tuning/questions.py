@@ -31,7 +31,7 @@ from ddp_ft.tuning.steps import (
     first_batches,
     open_steps,
 )
-from ddp_ft.tuning.timing import Result, Turn, race, slowest, winner
+from ddp_ft.tuning.timing import Result, Turn, race, winner
 
 TUNED = (FORMAT, PRECISION, MICRO_BATCH, DECODER, WORKERS)
 # Each of the four questions has so long, so that the whole takes about a minute: little beside a training of hours.
@@ -80,7 +80,7 @@ class Questions:
         What is faster for a few images is so for many, while there may be no time for steps of them all.
         """
         batch, phase = self._in_memory(), open_steps(self.run, self.values, ENDLESS)
-        pace = slowest(self.run.world, self._steps(phase, itertools.repeat([batch]), 1))
+        pace = self.run.world.slowest(self._steps(phase, itertools.repeat([batch]), 1))
         share = math.ceil(phase.sampler.batch_length(0) / self.run.world.size)
         few = _whole_pairs(max(FEWEST, int(share * SLOW_STEP / pace)), phase)
         return few if few < share else None
@@ -108,7 +108,7 @@ class Questions:
         def fits(size: int) -> bool:
             self.run.agreement.check()
             part = first_samples(batch, _whole_pairs(size, phase))
-            return slowest(self.run.world, float(not fits_on_gpu(phase.learner, part))) == 0
+            return self.run.world.slowest(float(not fits_on_gpu(phase.learner, part))) == 0
 
         size = _whole_pairs(largest_that_fits(fits, share), phase)
         self.values[MICRO_BATCH] = None if size >= share - 1 else size
@@ -184,7 +184,7 @@ class Questions:
     def _turn(self, phase: DataPhase, batches: Iterator[list[Batch]], images: int, warm_up: int) -> Turn:
         self._steps(phase, batches, warm_up)
         first = self._steps(phase, batches, 1)
-        count = min(MOST_STEPS, round(TURN_SECONDS / slowest(self.run.world, first)))
+        count = min(MOST_STEPS, round(TURN_SECONDS / self.run.world.slowest(first)))
         if count <= 1:  # it was a turn of its own
             return images, first
         return count * images, self._steps(phase, batches, count)

@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-import torch
-
 from ddp_ft.distributed.agreement import Agreement
 from ddp_ft.distributed.world import World
 
@@ -51,19 +49,12 @@ def race(
     began = time.perf_counter()
     speeds: dict[str, list[float]] = {name: [] for name in names}
     for name in [*names] * ROUNDS:
-        if speeds[names[0]] and slowest(world, time.perf_counter() - began) > seconds:
+        if speeds[names[0]] and world.slowest(time.perf_counter() - began) > seconds:
             break
         agreement.check()
         images, took = turn(name)
-        speeds[name].append(images / slowest(world, took))
+        speeds[name].append(images / world.slowest(took))
     return _results(speeds)
-
-
-def slowest(world: World, value: float) -> float:
-    """The largest of all ranks' values, the same number on each."""
-    values = torch.zeros(world.size, dtype=torch.float64)
-    values[world.rank] = value
-    return float(world.sum(values).max())
 
 
 def _results(speeds: Mapping[str, Sequence[float]]) -> list[Result]:
