@@ -39,6 +39,6 @@ def average(
     checkpoint.keep_best best. Runs as one process, without torchrun.
     """
     launch = read_launch()
-    from ddp_ft.inference.weight_averaging import AverageRequest, Choice, average_checkpoints
+    from ddp_ft.inference.weight_averaging import AverageRequest, average_checkpoints
 
-    average_checkpoints(AverageRequest(run, Choice(last, best, greedy), output, data, device), launch, click.echo)
+    average_checkpoints(AverageRequest(run, output, last, best, greedy, data, device), launch, click.echo)

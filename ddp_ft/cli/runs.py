@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -83,7 +84,7 @@ def read_run(path: Path, root: Path) -> Run:
 
 
 def _read(path: Path, name: str) -> Run:
-    lease = read_lease(path) or Holder()
+    lease = read_lease(path, strict=True) or Holder()
     plan, summary = (read_json(path / file, dict) or {} for file in ("plan.json", "summary.json"))
     state = _state(path, lease, summary)
     rows = [] if state in (DONE, STOPPED) and summary.get("val") else _last_rows(path / "metrics.jsonl")
@@ -107,7 +108,8 @@ def _state(path: Path, lease: Holder, summary: dict[str, Any]) -> str:
         return RUNNING
     if summary:
         return str(summary["status"])
-    return RUNNING if lease.is_elsewhere and lease.is_alive else CRASHED
+    is_elsewhere = lease.host != socket.gethostname()  # where locks may not reach
+    return RUNNING if is_elsewhere and lease.is_alive else CRASHED
 
 
 def _last_rows(file: Path) -> list[dict[str, Any]]:

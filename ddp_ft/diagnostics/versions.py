@@ -5,10 +5,10 @@ import platform
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from types import ModuleType
 
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
+from ddp_ft.version import installed_version
 
 # The least versions that setup.cfg names; a folder that is not installed has no metadata to ask.
 LEAST = {
@@ -34,22 +34,14 @@ class Gpus:
     cudnn: str = ""
 
 
-def installed(name: str) -> str | None:
-    """The version of a package; None if it is not there."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def all_versions() -> dict[str, str]:
     """Of Python, and of each package that there is."""
-    there = {name: version for name in LEAST if (version := installed(name))}
+    there = {name: version for name in LEAST if (version := installed_version(name))}
     return {"python": platform.python_version(), **there}
 
 
 def packages(
-    load: Callable[[str], ModuleType] = importlib.import_module, find: Callable[[str], str | None] = installed
+    load: Callable[[str], ModuleType] = importlib.import_module, find: Callable[[str], str | None] = installed_version
 ) -> Iterator[Finding]:
     """Python, and each package: there, new enough, and importable."""
     yield Finding("python", OK, f"{platform.python_version()} on {platform.platform()}")

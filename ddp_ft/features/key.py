@@ -4,7 +4,6 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from ddp_ft.contracts import BuiltModel, LabelledSource
 from ddp_ft.data.bad_samples.replace import path_of
+from ddp_ft.version import installed_version
 
 # Fields of a plan that features do not depend on. They depend on all others, also those of later versions.
 WITHOUT_EFFECT = (
@@ -38,7 +38,7 @@ def describe_backbone(built: BuiltModel, plan: Mapping[str, Any]) -> dict[str, A
         "code": _digest(_code(str(built.spec.get("name", "")))),
         "preprocess": built.processor.to_mapping(),
         "plan": {name: value for name, value in plan.items() if name not in WITHOUT_EFFECT},
-        "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
+        "libraries": {name: version for name in LIBRARIES if (version := installed_version(name))},
         "processor": _processor(plan),
     }
 
@@ -89,13 +89,6 @@ def _code(model_name: str) -> Iterable[bytes]:
     theirs = Path(model_name.rpartition(":")[0])
     if theirs.suffix == ".py" and theirs.is_file():
         yield theirs.read_bytes()
-
-
-def _version(library: str) -> str:
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def _processor(plan: Mapping[str, Any]) -> list[str]:

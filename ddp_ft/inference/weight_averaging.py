@@ -20,35 +20,31 @@ from ddp_ft.run_folder.model_folder import model_folder, read_description, save_
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which checkpoints to average: exactly one of these."""
+class AverageRequest:
+    """What to average, into the new model folder `output`: exactly one of `last`, `best` and `greedy` is given.
 
+    `data` None: the run's own, if it is still there.
+    """
+
+    run: Path
+    output: Path
     last: int | None = None
     best: int | None = None
     greedy: bool = False
+    data: Path | None = None
+    device: str = "auto"
 
     def check(self) -> None:
         """UserError unless one is given, and for less than one checkpoint."""
-        given = [self.last is not None, self.best is not None, self.greedy]
-        if sum(given) != 1:
+        given = sum([self.last is not None, self.best is not None, self.greedy])
+        if given != 1:
             raise UserError(
-                f"{sum(given) or 'None'} of --last, --best and --greedy are given; expected one.",
+                f"{given or 'None'} of --last, --best and --greedy are given; expected one.",
                 "--last K: the newest; --best K: by their validation; --greedy: those that help.",
             )
         for name, count in (("last", self.last), ("best", self.best)):
             if count is not None and count < 1:
                 raise UserError(f"--{name} {count}: expected how many checkpoints to average, 1 or more.")
-
-
-@dataclass(frozen=True)
-class AverageRequest:
-    """What to average, into the new model folder `output`; `data` None: the run's own, if it is still there."""
-
-    run: Path
-    choice: Choice
-    output: Path
-    data: Path | None = None
-    device: str = "auto"
 
 
 def average_checkpoints(request: AverageRequest, launch: Launch, say: Say) -> None:
@@ -58,8 +54,8 @@ def average_checkpoints(request: AverageRequest, launch: Launch, say: Say) -> No
     if the data is there (arXiv 1803.05407, section 3.2), else averaged as well.
     Raises UserError for a choice that cannot be met, and if `output` exists.
     """
-    run, choice, output = request.run, request.choice, request.output
-    choice.check()
+    run, output, greedy = request.run, request.output, request.greedy
+    request.check()
     _check_places(run, output, launch)
     folder = RunFolder(run)
     config = folder.stored_config()
@@ -67,12 +63,12 @@ def average_checkpoints(request: AverageRequest, launch: Launch, say: Say) -> No
         raise UserError(f"{run} is no run folder: it has no config.yaml or no checkpoints/.", "Expected runs/NAME.")
     device = pick_device(request.device, launch)
     splits = _open_data(folder, config, request.data, say)
-    if choice.greedy and splits is None:
+    if greedy and splits is None:
         raise UserError("--greedy needs the validation set of the run.", "Add --data.")
     averager = Averager(load_trained(run, device), splits, device, config)
-    if splits is not None and not choice.greedy:
+    if splits is not None and not greedy:
         say(f"before, {folder.best}: {in_words(averager.measure(load_file(folder.best / 'model.safetensors')))}")
-    chosen = averager.greedy(folder, say) if choice.greedy else _choose(folder, choice)
+    chosen = averager.greedy(folder, say) if greedy else _choose(folder, request)
     weights = averager.average(chosen, say)
     if splits is not None:
         say(f"after,  average of {len(chosen)}: {in_words(averager.measure(weights))}")
@@ -103,13 +99,13 @@ def _open_data(folder: RunFolder, config: RunConfig, data: Path | None, say: Say
         return None
 
 
-def _choose(folder: RunFolder, choice: Choice) -> list[Path]:
+def _choose(folder: RunFolder, request: AverageRequest) -> list[Path]:
     """The checkpoints of --last or --best, oldest first."""
     store = Checkpoints(folder.checkpoints, keep=1)
-    count = choice.last or choice.best or 0
-    there = store.complete()[::-1] if choice.last else store.ranking()
+    count = request.last or request.best or 0
+    there = store.complete()[::-1] if request.last else store.ranking()
     if len(there) < count:
-        kind, key = ("checkpoints", "keep") if choice.last else ("checkpoints with a validation", "keep_best")
+        kind, key = ("checkpoints", "keep") if request.last else ("checkpoints with a validation", "keep_best")
         raise UserError(
             f"{count} {kind} are needed; {folder.path} has {len(there)}.",
             f"A run keeps as many as checkpoint.{key} says: --set checkpoint.{key}={count} when it is trained.",

@@ -10,7 +10,7 @@ from ddp_ft.trackers.console import Console
 from ddp_ft.trackers.fan_out import FanOut, make_trackers
 from ddp_ft.trackers.jsonl import Resumed
 from ddp_ft.training.checkpointing import restore, save
-from ddp_ft.training.faults import settle_damage, write_flush
+from ddp_ft.training.faults import settle_damage, write_to_the_end
 from ddp_ft.training.loop import train
 from ddp_ft.training.open_phase import close_probe, open_phase
 from ddp_ft.training.recorder import Recorder
@@ -34,7 +34,7 @@ def train_run(run: Run, state: TrainState, console: Console, allocation: Allocat
         status = _train_phases(run, state, recorder)
         recorder.end()
         settle_damage(run, recorder.say)  # on CUDA the last step's decision is never asked for
-        write_flush(run)
+        write_to_the_end(run)
         if status == DONE:
             _finish(run, state, recorder)
     except StopAgreed:  # outside of steps: the newest checkpoint has everything
@@ -43,7 +43,7 @@ def train_run(run: Run, state: TrainState, console: Console, allocation: Allocat
         run.writer.wait()
         recorder.close(is_done=status == DONE)
     if status == STOPPED:
-        write_flush(run)
+        write_to_the_end(run)
         _write_summary(run, state, STOPPED, {})
     say_farewell(run, state, console, status)
     if status == DONE:

@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ MANIFEST = "manifest.json"
 _REMOVING, _DAMAGED = ".removing_", "damaged_"
 
 
+@dataclass(frozen=True)
 class Checkpoints:
     """The folder checkpoints/ of a run: step_00000120/ ..., and the links `last` and `best` to two of them.
 
@@ -35,10 +37,9 @@ class Checkpoints:
     probe_00000040/ ..., count as older than all others, and are removed when the first other one is complete.
     """
 
-    def __init__(self, root: Path, keep: int, keep_best: int = 1) -> None:
-        self.root = root
-        self.keep = keep
-        self.keep_best = keep_best
+    root: Path
+    keep: int
+    keep_best: int = 1
 
     def save(
         self,

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ddp_ft.errors import UserError
-from ddp_ft.files import read_json, to_json, write_text
+from ddp_ft.files import read_json, read_sound_json, to_json, write_text
 
 # Between two heartbeats, in seconds; and after how long without one a holder on a file system without locks is dead.
 BEAT_SECONDS, DEAD_SECONDS = 5.0, 60.0
@@ -42,11 +42,6 @@ class Holder:
         """Whether it has sent a heartbeat lately."""
         return time.time() - float(self.heartbeat) < DEAD_SECONDS
 
-    @property
-    def is_elsewhere(self) -> bool:
-        """Whether it is on another machine, where locks may not reach."""
-        return self.host != socket.gethostname()
-
 
 class Lease:
     """Held from `take` to `release`; the operating system takes it back when the process dies.
@@ -59,7 +54,7 @@ class Lease:
         self.folder = folder
         self.step = step
         self.patience = PATIENCE_SECONDS if patience is None else patience
-        self.started = time.time()
+        self.started = 0.0
         self.first_step = 0
         self._has_begun = False
         self._file: int | None = None
@@ -101,8 +96,7 @@ class Lease:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = last_holder(self.folder)
-            if error.errno not in UNSUPPORTED or (holder is not None and holder.is_alive):
+            if error.errno not in UNSUPPORTED or (read_lease(self.folder) or Holder()).is_alive:
                 os.close(file)
                 return False
         self._file = file
@@ -121,19 +115,11 @@ class Lease:
             write_text(self.folder / _FILE, to_json(asdict(holder)), durable=False)
 
 
-def read_lease(folder: Path) -> Holder | None:
-    """The holder that lease.json names; None if there is no such file. OSError or ValueError if it is damaged."""
-    content = read_json(folder / _FILE, dict)
-    if content is None:
-        return None
-    return Holder(**{each.name: content[each.name] for each in fields(Holder) if each.name in content})
-
-
-def last_holder(folder: Path) -> Holder | None:
-    """As `read_lease`; None for a damaged file too."""
-    with suppress(OSError, ValueError):
-        return read_lease(folder)
-    return None
+def read_lease(folder: Path, strict: bool = False) -> Holder | None:
+    """The holder that lease.json names; None if there is none. For a damaged file None, or an error if `strict`."""
+    content = (read_json if strict else read_sound_json)(folder / _FILE, dict)
+    known = {each.name for each in fields(Holder)}
+    return Holder(**{name: content[name] for name in content if name in known}) if content else None
 
 
 def is_held(folder: Path) -> bool:
@@ -148,7 +134,7 @@ def is_held(folder: Path) -> bool:
 
 def describe_holder(folder: Path) -> str:
     """Who holds the lease of a run folder, for a message."""
-    holder = last_holder(folder)
+    holder = read_lease(folder)
     if holder is None:
         return "its holder is not known"
     job = f", job {holder.job}" if holder.job else ""

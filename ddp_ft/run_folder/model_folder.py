@@ -1,6 +1,5 @@
 """A folder with a model: model.json and model.safetensors, whole or absent."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from ddp_ft.contracts import Processor, Task
 from ddp_ft.errors import UserError
-from ddp_ft.files import OLD, replacing_folder, to_json
+from ddp_ft.files import OLD, read_json, replacing_folder, to_json
 
 
 @torch.no_grad()
@@ -78,5 +77,4 @@ def model_folder(path: Path) -> Path:
 
 def read_description(folder: Path) -> dict[str, Any]:
     """model.json of a model folder."""
-    description: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    return description
+    return read_json(folder / "model.json", dict) or {}

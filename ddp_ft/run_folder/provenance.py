@@ -1,6 +1,5 @@
 """RUN/provenance.json: the command, versions and hardware of each start of a run. Never part of the model."""
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -18,7 +17,7 @@ from ddp_ft.distributed.environment import read_launch, usable_cores
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import printable
 from ddp_ft.files import read_sound_json, to_json, write_text
-from ddp_ft.version import __version__
+from ddp_ft.version import __version__, installed_version
 
 FILE = "provenance.json"
 LIBRARIES = ("torch", "torchvision", "timm", "torchmetrics", "numpy", "pillow", "safetensors")
@@ -85,10 +84,7 @@ def command_words(words: Sequence[str]) -> list[str]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for name in LIBRARIES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
+    found = {name: version for name in LIBRARIES if (version := installed_version(name))}
     return {**found, "torch": str(torch.__version__)}  # with what it was built for, such as +cu128
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ddp_ft.errors import UserError
 from ddp_ft.files import read_sound_json
-from ddp_ft.run_folder.lease import last_holder
+from ddp_ft.run_folder.lease import read_lease
 from ddp_ft.slurm.requeue import History, Outcome
 
 FIRST_PORT, PORTS_OF_A_JOB, PORT_BLOCKS = 20000, 4, 3000
@@ -73,7 +73,7 @@ class Mark:
 
 def read_mark(run_dir: Path, history: History) -> Mark:
     """The mark of the run folder as it is."""
-    summary, last, holder = run_dir / "summary.json", run_dir / "checkpoints" / "last", last_holder(run_dir)
+    summary, last, holder = run_dir / "summary.json", run_dir / "checkpoints" / "last", read_lease(run_dir)
     return Mark(
         summary.stat().st_mtime_ns if summary.exists() else 0,
         None if holder is None else holder.started,
@@ -84,7 +84,7 @@ def read_mark(run_dir: Path, history: History) -> Mark:
 
 def read_outcome(run_dir: Path, before: Mark, code: int, stop_file: Path, reason: str) -> Outcome:
     """How the start that began with that mark ended, from its run folder."""
-    after, holder = read_mark(run_dir, History()), last_holder(run_dir)
+    after, holder = read_mark(run_dir, History()), read_lease(run_dir)
     status = read_sound_json(run_dir / "summary.json", dict).get("status", "")
     if after.summary == before.summary and not (status == "done" and code == 0):
         status = ""  # an earlier start's; a finished run that is started again leaves it as it is
