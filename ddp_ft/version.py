@@ -1,13 +1,18 @@
-"""Versions of this package and of others."""
+"""The version of this package, and those of installed ones."""
+
+from collections.abc import Iterable
 
 __version__ = "0.1.0"
 
 
-def installed_version(package: str) -> str | None:
-    """The version of a package; None if it is not installed."""
-    from importlib import metadata
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those of the packages that are installed, by name."""
+    from importlib import metadata  # takes a tenth of the time of --help
 
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    found = {}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,7 +1,4 @@
-"""What an expert would remark on a run before its first step, from what is known by then.
-
-Each gives a finding, or None where there is nothing that it could be about.
-"""
+"""What an expert would remark on a run before its first step. Checks that do not apply return None."""
 
 import math
 import time
@@ -44,8 +41,8 @@ class Situation:
     """What is known at the start.
 
     `sizes` are (height, width) of some of the images, `input_size` that of the model's input. `lr` is the peak rate,
-    `steps` how many there are in all, and `computers` the GPUs or CPU threads that share them. `seconds_left` is the
-    time that the batch job still has; None: nobody knows.
+    `steps` their number in the whole run, `computers` the number of GPUs or CPU threads. `seconds_left` is the time
+    until the batch job ends; None: it is not known.
     """
 
     config: RunConfig
@@ -63,20 +60,19 @@ class Situation:
 
 
 def advise(known: Situation) -> list[Finding]:
-    """All findings, good ones too, in the order of data, model, recipe."""
+    """All findings, good ones too: of the data, then of the recipe."""
     return [finding for finding in (*about_data(known), *_about_recipe(known)) if finding is not None]
 
 
 def about_data(known: Situation) -> Iterator[Finding | None]:
-    """What concerns the images."""
-    config, is_measured_by_accuracy = known.config, known.counts is not None
+    """Findings about the images."""
+    config = known.config
     if known.counts is not None:
         evens_out = config.data.sampling != "natural" or bool(config.loss.class_weights or config.loss.positive_weights)
         yield rare_classes(known.counts)
         yield imbalance(known.counts, evens_out)
         if known.val_counts is not None:
             yield missing_classes(known.val_counts)
-    if is_measured_by_accuracy:
         yield small_val(known.val)
     yield small_images(known.sizes, known.input_size)
 
@@ -88,131 +84,116 @@ def _about_recipe(known: Situation) -> Iterator[Finding | None]:
     yield large_batch(config.train.batch_size, known.train)
     yield few_steps(known.steps)
     if known.seconds_left is not None:
-        images = known.steps * min(config.train.batch_size, known.train)
-        yield rushed(images, known.seconds_left, known.computers, known.device)
+        yield rushed(known, known.seconds_left)
 
 
 def rare_classes(counts: ClassCounts) -> Finding:
-    """Classes of fewer than FEWEST_IMAGES, or of less than RARE_SHARE of all, unless there are so many classes."""
+    """Warn of classes with fewer than FEWEST_IMAGES, or than RARE_SHARE of all (fewer if there are many classes)."""
     share = min(RARE_SHARE, 0.2 / len(counts.names))
     least = max(FEWEST_IMAGES, share * sum(counts.counts))
     rare = [f"{printable(name)} ({n})" for name, n in zip(counts.names, counts.counts, strict=True) if n < least]
-    value, (smallest, fewest) = float(len(rare)), counts.smallest
+    smallest, fewest = counts.smallest
     if not rare:
         text = f"{len(counts.names)}, the smallest is {printable(smallest)} with {fewest} images"
         return Finding("classes", OK, text, value=float(fewest), unit="images")
     few = "1 class has" if len(rare) == 1 else f"{len(rare)} of {len(counts.names)} classes have"
     text = f"{few} hardly any images to learn from: {shortened(rare, 5)}"
-    return Finding("classes", WARNING, text, "Add images of them, or leave them out.", value, "classes")
+    return Finding("classes", WARNING, text, "Add images of them, or leave them out.", float(len(rare)), "classes")
 
 
 def imbalance(counts: ClassCounts, evens_out: bool) -> Finding | None:
-    """One class far larger than another, with nothing done about it; None where a class has no image at all."""
-    ratio, (small, _), (large, _) = counts.imbalance, counts.smallest, counts.largest
-    if not counts.smallest[1]:
+    """Warn of a class far larger than another, unless the recipe evens it out; None if a class has no image at all."""
+    ratio, (small, fewest), (large, _) = counts.imbalance, counts.smallest, counts.largest
+    if not fewest:
         return None
     text = f"{printable(large)} has {ratio:.3g} times as many images as {printable(small)}"
     if ratio == 1:
         text = "none: all classes are of the same size"
-    if ratio <= MOST_IMBALANCE or evens_out:
-        return Finding("imbalance", OK, text, value=ratio, unit="times")
     remedy = "Add --class-weights balanced or --sampling balanced, and judge by --metric macro_f1."
-    return Finding("imbalance", WARNING, text, remedy, ratio, "times")
+    return Finding("imbalance", WARNING, text, remedy, ratio, "times").unless(ratio <= MOST_IMBALANCE or evens_out)
 
 
 def missing_classes(val_counts: ClassCounts) -> Finding:
-    """Classes that validation says nothing about."""
+    """Warn of classes without an image in the validation set."""
     gone = [printable(name) for name, count in zip(val_counts.names, val_counts.counts, strict=True) if not count]
-    value = float(len(gone))
-    if not gone:
-        return Finding("classes in val", OK, "each has images to validate on", value=value, unit="classes")
-    text = f"no image to validate on: {shortened(gone, 5)}"
+    text = f"no image to validate on: {shortened(gone, 5)}" if gone else "each has images to validate on"
     remedy = "Put some of their images into val/, or leave the split to --val-split or --set data.fold=1/5."
-    return Finding("classes in val", WARNING, text, remedy, value, "classes")
+    return Finding("classes in val", WARNING, text, remedy, float(len(gone)), "classes").unless(not gone)
 
 
 def small_val(images: int) -> Finding:
-    """A validation set whose accuracy says little."""
+    """Warn of a validation set too small to measure an accuracy."""
     width = half_width(images)
-    text = f"{images} images tell an accuracy to ±{width:.1f} points (95 %, at worst)"
-    if width <= WIDEST_INTERVAL:
-        return Finding("validation set", OK, text, value=width, unit="points")
+    text = f"{images} images measure an accuracy to ±{width:.1f} points (95 %, at worst)"
     remedy = "Smaller differences mean nothing. Hold back more (--val-split), or average folds (--set data.fold=1/5)."
-    return Finding("validation set", WARNING, text, remedy, width, "points")
+    return Finding("validation set", WARNING, text, remedy, width, "points").unless(width <= WIDEST_INTERVAL)
 
 
 def small_images(sizes: Sequence[tuple[int, int]], input_size: tuple[int, ...]) -> Finding | None:
-    """More than half of the images that were looked at are smaller than what the model sees; None without any."""
+    """Warn if more than half of these images are smaller than the model's input; None if there are no sizes."""
     if not sizes:
         return None
     wanted = min(input_size)
     sides = sorted(min(size) for size in sizes)
     middle, share = sides[len(sides) // 2], sum(side < wanted for side in sides) / len(sides)
     text = f"{share:.0%} of {len(sides)} have a short side below the model's {wanted} px; the median is {middle} px"
-    if share <= 0.5:
-        return Finding("image sizes", OK, text, value=share, unit="share smaller than the input")
     side = middle // 32 * 32  # what most models can take
     remedy = "Enlarging them takes time and adds nothing."
     if 32 <= side < wanted:
         remedy += f" Try --image-size {side}."
-    return Finding("image sizes", WARNING, text, remedy, share, "share smaller than the input")
+    found = Finding("image sizes", WARNING, text, remedy, share, "share smaller than the input")
+    return found.unless(share <= 0.5)
 
 
 def from_scratch(weights: str, train: int) -> Finding | None:
-    """Random weights and too few images for them; None with pretrained ones."""
+    """Warn of random weights and too few images for them; None with pretrained ones."""
     if weights != "none":
         return None
-    text = f"all is learned from {train} images (--weights none)"
-    if train >= ENOUGH_FROM_SCRATCH:
-        return Finding("weights", OK, text, value=float(train), unit="images")
-    return Finding("weights", WARNING, text, "Pretrained weights are far better here.", float(train), "images")
+    text, remedy = f"all is learned from {train} images (--weights none)", "Pretrained weights are far better here."
+    return Finding("weights", WARNING, text, remedy, float(train), "images").unless(train >= ENOUGH_FROM_SCRATCH)
 
 
 def unusual_rate(optimizer: str, lr: float) -> Finding | None:
-    """A peak rate out of the range that is usual for its optimizer; None for one that is not in the table."""
+    """Warn of a peak rate out of its optimizer's usual range; None for an optimizer that is not in the table."""
     usual = USUAL_RATES.get(optimizer.lower().removeprefix("lookahead_"))
     if usual is None:
         return None
     low, high = usual
     text = f"{lr:g} with {optimizer}; usual for fine-tuning are {low:g} to {high:g}"
-    if low <= lr <= high:
-        return Finding("learning rate", OK, text, value=lr)
-    return Finding("learning rate", WARNING, text, "See --lr; --optimizer sgd and adamw want other rates.", lr)
+    remedy = "See --lr; --optimizer sgd and adamw need other rates."
+    return Finding("learning rate", WARNING, text, remedy, lr).unless(low <= lr <= high)
 
 
 def large_batch(batch_size: int, train: int) -> Finding:
-    """A batch that is larger than the training set."""
+    """Warn of a batch that is larger than the training set."""
     text = f"{batch_size} of {train} images in a step"
-    if batch_size <= train:
-        return Finding("batch size", OK, text, value=float(batch_size), unit="images")
     remedy = f"Each step sees every image. Try --batch-size {max(1, train // 10)}."
-    return Finding("batch size", WARNING, text, remedy, float(batch_size), "images")
+    return Finding("batch size", WARNING, text, remedy, float(batch_size), "images").unless(batch_size <= train)
 
 
 def few_steps(steps: int) -> Finding:
-    """A run too short for a schedule to do anything."""
-    if steps >= FEWEST_STEPS:
-        return Finding("steps", OK, f"{steps}", value=float(steps), unit="steps")
+    """Warn of a run too short for a schedule to do anything."""
+    text = f"{steps}" if steps >= FEWEST_STEPS else f"only {steps} in the whole run"
     remedy = "Weights move little in so few. Give more --epochs or a smaller --batch-size."
-    return Finding("steps", WARNING, f"only {steps} in the whole run", remedy, float(steps), "steps")
+    return Finding("steps", WARNING, text, remedy, float(steps), "steps").unless(steps >= FEWEST_STEPS)
 
 
-def rushed(images: int, seconds_left: float, computers: int, device: str) -> Finding:
-    """A run that cannot be done in what is left of its batch job, whatever its speed; `images` are of all steps."""
-    needed = images / max(seconds_left, 1.0) / computers
-    each = "GPU" if device == "cuda" else "thread"
+def rushed(known: Situation, seconds_left: float) -> Finding:
+    """Warn if the batch job ends too early for all steps, at any plausible speed."""
+    images = known.steps * min(known.config.train.batch_size, known.train)
+    needed = images / max(seconds_left, 1.0) / known.computers
+    each = "GPU" if known.device == "cuda" else "thread"
     text = f"{seconds_left / 60:.0f} minutes are left for {images} images: {needed:.3g} a second and {each}"
-    if needed <= UNREACHABLE[device]:
-        return Finding("job's time", OK, text, value=needed, unit="images/s")
-    # The job saves and goes on after a requeue, so it is not lost.
+    # The job saves and resumes after a requeue, so it is not lost.
     remedy = "The run will need several jobs (docs/slurm.md). Ask for more time or processes, or fewer --epochs."
-    return Finding("job's time", WARNING, text, remedy, needed, "images/s")
+    found = Finding("job's time", WARNING, text, remedy, needed, "images/s")
+    return found.unless(needed <= UNREACHABLE[known.device])
 
 
 def situation_of(run: Run, end: float | None) -> Situation:
-    """What is known of a run before its first step; opens 64 images' headers, for half a second at most.
+    """What is known of a run before its first step; reads headers of up to 64 images, for half a second at most.
 
-    `end` as in `introduce`.
+    `end` is when the batch job ends, in seconds since 1970; None: it is not known.
     """
     plan, splits, is_cuda = run.plan, run.splits, run.world.device.type == "cuda"
     return Situation(
@@ -232,14 +213,11 @@ def situation_of(run: Run, end: float | None) -> Situation:
 
 
 def situation_of_data(config: RunConfig, splits: Splits) -> Situation:
-    """What is known where there is data, and no model."""
+    """What is known if there is data but no model."""
     counts, val_counts = (count_classes(source, splits.schema) for source in (splits.train, splits.val))
     return Situation(config, len(splits.train), len(splits.val), counts, val_counts, (), (0, 0), 0.0, 0)
 
 
-def half_width(images: int, accuracy: float = 0.5) -> float:
-    """Half of the 95 % interval of an accuracy that was taken on so many images, in points (0..100).
-
-    By the normal approximation; an accuracy of one half gives the widest interval.
-    """
-    return 100 * 1.96 * math.sqrt(accuracy * (1 - accuracy) / images) if images else 100.0
+def half_width(images: int) -> float:
+    """Half of the 95 % interval of an accuracy of 50 % (the widest) on that many images, in points (0..100)."""
+    return 100 * 1.96 * math.sqrt(0.25 / images) if images else 100.0  # normal approximation

@@ -1,4 +1,4 @@
-"""All checks in their order. What needs torch is imported where it is needed: it may be what is broken."""
+"""All checks in their order. torch is imported only where it is needed: it may be what is broken."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ddp_ft.config.loading import make_config
 from ddp_ft.diagnostics import launcher, machine, versions
-from ddp_ft.diagnostics.examination import Asked, Examination, Tell
+from ddp_ft.diagnostics.examination import Asked, Examination, Progress
 from ddp_ft.diagnostics.examine_run import examine_run
 from ddp_ft.diagnostics.finding import PROBLEM, WARNING, Finding, guarded, tried
 from ddp_ft.distributed.environment import Launch, read_launch, usable_cores
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 # A rank that waits longer for the others than this will wait for ever; long work of rank 0 is waited for elsewhere.
 MOST_MINUTES = 5.0
-USUAL_SIDE = 224  # pixels of a model's input, where no model is given
+USUAL_SIDE = 224  # pixels of the input of a model that is not given
 
 
-def examine(asked: Asked, tell: Tell) -> dict[str, list[Finding]] | None:
-    """The findings by family, on rank 0; None on all others. `tell` hears how many images were read, of how many."""
+def examine(asked: Asked, report: Progress) -> dict[str, list[Finding]] | None:
+    """The findings by family, on rank 0; None on all others. `report` is called with images read, and all images."""
     launch, failure = tried("torchrun", read_launch)
-    known = Examination(asked, make_config(*asked.layers), launch or Launch(), tell)
+    known = Examination(asked, make_config(*asked.layers), launch or Launch(), report)
     known.check("machine", "packages", versions.packages)
     known.add("machine", failure)
     torch_is_there, _ = tried("torch", _import_torch)
@@ -53,10 +53,8 @@ def _examine_with_torch(known: Examination) -> None:
 
     launch, config = known.launch, known.config
     device, failure = tried("device", lambda: pick_device(config.compute.device, launch))
-    device = device or torch.device("cpu")
-    known.workers = config.data.workers if config.data.workers is not None else 0
-    if config.data.workers is None:
-        known.workers = default_workers(device.type, launch.local_world_size)
+    device, workers = device or torch.device("cpu"), config.data.workers
+    known.workers = default_workers(device.type, launch.local_world_size) if workers is None else workers
     known.check(
         "machine", "cuda", lambda: versions.cuda(versions.look_at_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
     )
@@ -67,7 +65,7 @@ def _examine_with_torch(known: Examination) -> None:
         world = _form_group(known, device, stack) if launch.distributed else World(0, 1, 0, device)
         if world is None and launch.rank:
             return
-        if world is None:  # rank 0 goes on by itself
+        if world is None:  # rank 0 continues alone
             known.launch = Launch()
         examine_run(known, world or World(0, 1, 0, device))
 
@@ -80,8 +78,7 @@ def _machine(known: Examination, device: "torch.device") -> Iterator[Finding]:
     share = math.ceil(train.batch_size / launch.world_size)
     batch_bytes = 3 * (known.config.model.image_size or USUAL_SIDE) ** 2 * min(share, train.micro_batch or share)
     yield from machine.all_of(found, os.environ, known.workers, batch_bytes, device.type == "cpu")
-    has_peers = launch.world_size > launch.local_world_size
-    yield machine.hostname(socket.gethostname(), has_peers)
+    yield machine.hostname(socket.gethostname(), has_peers=launch.world_size > launch.local_world_size)
 
 
 def _job(known: Examination, device: "torch.device") -> Iterator[Finding]:
@@ -94,36 +91,31 @@ def _job(known: Examination, device: "torch.device") -> Iterator[Finding]:
 
 
 def _form_group(known: Examination, device: "torch.device", stack: ExitStack) -> "World | None":
-    """The world, with its findings; None, and a problem, if it could not be formed."""
+    """The world, and findings about it; None and a problem if it could not be formed."""
     from ddp_ft.diagnostics import ranks
     from ddp_ft.distributed.world import connect
 
     began = time.monotonic()
-    minutes = min(known.config.compute.timeout_minutes, MOST_MINUTES)
-    world, failure = tried("process group", lambda: stack.enter_context(connect(known.launch, device, minutes)))
+    group = connect(known.launch, device, min(known.config.compute.timeout_minutes, MOST_MINUTES))
+    world = known.attempt("ranks", "process group", lambda: stack.enter_context(group))
     if world is None:
-        known.add("ranks", failure)
         return None
     known.check("ranks", "process group", lambda: [ranks.group(world, time.monotonic() - began)])
     # Collective, and so called on all ranks.
     troubles = _troubles_of_node(known, device)
     asked, data = known.asked, known.config.data.path
-    found, failure = tried("ranks", lambda: ranks.exchange(world, data, asked.run_dir, troubles))
-    known.add("ranks", failure)
+    found = known.attempt("ranks", "ranks", lambda: ranks.exchange(world, data, asked.run_dir, troubles))
     hosts = len({each.host for each in found or ()})
     known.check("ranks", "ranks", lambda: ranks.compare(found or []))
-    speeds, failure = tried("all-reduce", lambda: ranks.measure_reduction(world))
-    known.add("ranks", failure)
+    speeds = known.attempt("ranks", "all-reduce", lambda: ranks.measure_reduction(world))
     known.check("ranks", "all-reduce", lambda: [ranks.reduction(*speeds, hosts)] if speeds else [])
     return world
 
 
 def _troubles_of_node(known: Examination, device: "torch.device") -> list[Finding]:
-    """What is wrong with another node than rank 0's, as the first of its ranks sees it."""
+    """Warnings and problems of another node than rank 0's, from its first rank; else nothing."""
     if known.launch.rank == 0 or known.launch.local_rank:
         return []
-    found = [
-        *guarded("cores and memory", lambda: _machine(known, device)),
-        *guarded("job", lambda: _job(known, device)),
-    ]
+    found = guarded("cores and memory", lambda: _machine(known, device))
+    found += guarded("job", lambda: _job(known, device))
     return [finding for finding in found if finding.verdict in (WARNING, PROBLEM)]

@@ -1,17 +1,16 @@
-"""What is checked of a run: its data, its folder, its speed. What needs torch is imported where it is needed."""
+"""Checks of a run: its data, its folder, its speed. torch is imported only where it is needed."""
 
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.diagnostics import machine
+from ddp_ft.diagnostics.disk import examine_disk
 from ddp_ft.diagnostics.examination import Examination
-from ddp_ft.diagnostics.examine_disk import examine_disk
-from ddp_ft.diagnostics.finding import NOTE, OK, Finding, tried
+from ddp_ft.diagnostics.finding import NOTE, OK, Finding
 from ddp_ft.distributed.environment import usable_cores
 from ddp_ft.slurm.walltime import read_allocation, read_end_time
 
@@ -22,11 +21,10 @@ if TYPE_CHECKING:
 
 
 def examine_run(known: Examination, world: "World") -> None:
-    """What needs --data, and --model."""
+    """Checks that need --data, and --model."""
     splits, composed = (_open(known, world) if known.config.data.path is not None else None), None
     if splits is not None and known.config.model.name is not None:
-        composed, failure = tried("composing the run", lambda: _compose(known, world, splits))
-        known.add("run", failure)
+        composed = known.attempt("run", "composing the run", lambda: _compose(known, world, splits))
     if splits is not None and not known.asked.quick:
         # The others wait outside of collectives, however long it takes.
         world.from_main(lambda: known.check("data", "images", lambda: _survey(known, splits, composed)))
@@ -41,24 +39,19 @@ def examine_run(known: Examination, world: "World") -> None:
 
 
 def _open(known: Examination, world: "World") -> "Splits | None":
-    """The splits; None, and a problem, where there are none. Collective."""
+    """The splits; None and a problem if they cannot be opened. Collective."""
     from ddp_ft.data.splits.of_run import open_splits_of
 
-    # Damaged images are told of by the survey, so nothing is read here.
+    # The survey reports damaged images, so nothing is read here.
     config = replace(known.config, data=replace(known.config.data, on_error="fail"))
-    splits, failure = tried("data", lambda: world.from_main(lambda: open_splits_of(known.asked.run_dir, config)))
-    known.add("data", failure)
+    run_dir = known.asked.run_dir
+    splits = known.attempt("data", "data", lambda: world.from_main(lambda: open_splits_of(run_dir, config)))
     if splits is not None:
-        known.check("data", "splits", lambda: _told(splits))
+        sizes = {"train": splits.train, "val": splits.val, "test": splits.test}
+        text = ", ".join(f"{len(source)} {name}" for name, source in sizes.items() if source is not None)
+        found = [Finding("splits", OK, text, value=float(len(splits.train)), unit="images")]
+        known.check("data", "splits", lambda: [*found, *(Finding("splits", NOTE, note) for note in splits.notes)])
     return splits
-
-
-def _told(splits: "Splits") -> Iterator[Finding]:
-    sizes = {"train": splits.train, "val": splits.val, "test": splits.test}
-    told = ", ".join(f"{len(source)} {name}" for name, source in sizes.items() if source is not None)
-    yield Finding("splits", OK, told, value=float(len(splits.train)), unit="images")
-    for note in splits.notes:
-        yield Finding("splits", NOTE, note)
 
 
 def _survey(known: Examination, splits: "Splits", composed: "Run | None") -> Iterator[Finding]:
@@ -68,13 +61,13 @@ def _survey(known: Examination, splits: "Splits", composed: "Run | None") -> Ite
     if splits.train.kind != "image":
         return
     sources = {"train": splits.train, "val": splits.val, **({"test": splits.test} if splits.test else {})}
-    found = survey(sources, known.tell or (lambda done, total: None))
+    found = survey(sources, known.report or (lambda done, total: None))
     size = None if composed is None else composed.model.processor.shape()
     yield from about_survey(found, known.config.data.on_error == "skip", size)
 
 
 def _compose(known: Examination, world: "World", splits: "Splits") -> "Run":
-    """The run, with a training set that reads on where images are damaged. Collective."""
+    """The run, with a training set that replaces damaged images. Collective."""
     from ddp_ft.data.splits.open import lenient
     from ddp_ft.distributed.machine import Machine
     from ddp_ft.training.build import compose
@@ -86,7 +79,7 @@ def _compose(known: Examination, world: "World", splits: "Splits") -> "Run":
 
 
 def _advice(composed: "Run", has_sizes: bool) -> Iterator[Finding]:
-    """`has_sizes`: those of all images were looked at."""
+    """`has_sizes`: the sizes of all images are reported elsewhere."""
     from ddp_ft.diagnostics.advice import advise, situation_of
 
     known = situation_of(composed, read_end_time())
@@ -107,12 +100,10 @@ def _speed(known: Examination, composed: "Run") -> None:
         text = "this run trains on features that are computed once; its speed is not measured"
         known.check("speed", "speed", lambda: [Finding("speed", NOTE, text)])
         return
-    began_with = machine.usable_memory(Path("/sys/fs/cgroup"), Path("/proc/meminfo"))
-    found, failure = tried("speed", lambda: speed.measure(composed))
-    known.add("speed", failure)
-    if found is None:
-        return
-    known.check("speed", "speed", lambda: _about_speed(known, composed, found, began_with))
+    free_before = machine.usable_memory()
+    found = known.attempt("speed", "speed", lambda: speed.measure(composed))
+    if found is not None:
+        known.check("speed", "speed", lambda: _about_speed(known, composed, found, free_before))
 
 
 def _about_speed(known: Examination, composed: "Run", found: Any, memory_bytes: int) -> Iterator[Finding]:
@@ -128,7 +119,7 @@ def _about_speed(known: Examination, composed: "Run", found: Any, memory_bytes: 
         return
     yield speed.waiting(found, plan.workers, cores, is_cuda)
     rate = speed.training_rate(found, plan.workers, world.size, is_cuda)
-    pace = speed.pace_of(composed, rate, 0.0)
+    pace = speed.pace_of(composed, rate)
     yield speed.duration(composed, pace, rate)
     allocation = read_allocation(looks=True)
     if allocation.end is not None:

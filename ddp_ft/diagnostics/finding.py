@@ -1,7 +1,7 @@
-"""What a look at the machine, the job or the data gave: a verdict, what was measured, and what to do. Free of torch."""
+"""The result of a check: a verdict, what was measured, and what to do. Free of torch."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ddp_ft.errors import UserError
@@ -14,10 +14,10 @@ OK, NOTE, WARNING, PROBLEM = VERDICTS = ("ok", "note", "warning", "problem")
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of what was looked at.
+    """One result of a check.
 
-    `value` is the number that the verdict follows from, in `unit`; None where there is none. `remedy` says what to do,
-    and is empty where nothing has to be done. `paths` are the files that it is about, all of them.
+    `value` is the number that the verdict follows from, in `unit`; None if there is none. `remedy` says what to do; it
+    is empty if nothing has to be done. `paths` are all files concerned.
     """
 
     name: str
@@ -31,25 +31,29 @@ class Finding:
     def __post_init__(self) -> None:
         assert self.verdict in VERDICTS, self.verdict
 
+    def unless(self, is_good: bool) -> "Finding":
+        """The finding as it is; OK and without a remedy if `is_good`."""
+        return replace(self, verdict=OK, remedy="") if is_good else self
+
 
 def tried(name: str, work: Callable[[], T]) -> tuple[T | None, list[Finding]]:
-    """What `work` gives; None and a problem of that name where it fails."""
+    """What `work` returns, and no finding; None and a problem of that name if it fails."""
     try:
         return work(), []
     except UserError as error:
         return None, [Finding(name, PROBLEM, error.message, error.hint)]
     except Exception as error:
-        told = " ".join(str(error).split()) or "no reason given"
-        return None, [Finding(name, PROBLEM, f"this could not be looked at: {type(error).__name__}: {told}")]
+        reason = " ".join(str(error).split()) or "no reason given"
+        return None, [Finding(name, PROBLEM, f"this could not be checked: {type(error).__name__}: {reason}")]
 
 
 def guarded(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """What the check finds, up to where it fails; its failure is a problem of that name."""
+    """The findings of a check; if it fails, those until then and a problem of that name."""
     found: list[Finding] = []
     _, failure = tried(name, lambda: found.extend(check()))
     return found + failure
 
 
 def worst(findings: Iterable[Finding]) -> str:
-    """The worst verdict; ok where there is none."""
+    """The worst verdict; OK if there are no findings."""
     return max((finding.verdict for finding in findings), key=VERDICTS.index, default=OK)

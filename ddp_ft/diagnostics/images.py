@@ -1,4 +1,4 @@
-"""What is wrong with the images: findings of a survey of all of them."""
+"""Findings about the images, from a survey of all of them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,9 +11,9 @@ from ddp_ft.errors import printable
 
 # Longer sides than this cost more time to read than to learn from; a photo of 12 megapixels has 4000 x 3000.
 HUGE_PIXELS = 12_000_000
-_KEPT = 100_000  # paths of one finding: of a million the rest says nothing new
+_KEPT = 100_000  # paths of one finding: further ones say nothing new
 
-# What becomes of odd images, for those who wonder.
+# What is done with unusual images.
 _BECOME = {
     CMYK: "are converted to RGB without a colour profile",
     DEEP: "are scaled to 8 bits by their format's range",
@@ -25,8 +25,8 @@ _BECOME = {
 
 
 def about_survey(found: Survey, tolerates: bool, input_size: tuple[int, ...] | None) -> Iterator[Finding]:
-    """All findings. `tolerates`: damaged images do not end the run (data.on_error = skip). `input_size` is the
-    model's, (height, width); None: it is not known."""
+    """All findings. `tolerates`: damaged images do not end the run (data.on_error = skip). `input_size`: the model's
+    (height, width); None: it is not known."""
     yield readable(found, tolerates)
     yield from doubled(found)
     yield from odd(found)
@@ -35,26 +35,23 @@ def about_survey(found: Survey, tolerates: bool, input_size: tuple[int, ...] | N
 
 def readable(found: Survey, tolerates: bool) -> Finding:
     """Images that cannot be read to their end."""
-    if not found.damaged:
-        return Finding("readable", OK, f"all {len(found)} images", value=0.0, unit="images")
-    text = f"{len(found.damaged)} of {len(found)} images cannot be read"
-    remedy = "Mend or remove them." if tolerates else "Mend or remove them, or go on without: --set data.on_error=skip."
+    count, text = len(found.damaged), f"{len(found.damaged)} of {len(found)} images cannot be read"
+    remedy = "Mend or remove them" + ("." if tolerates else ", or train without them: --set data.on_error=skip.")
     paths = [f"{_path(found, number)}: {printable(reason)}" for number, reason in found.damaged.items()]
-    verdict = WARNING if tolerates else PROBLEM
-    return Finding("readable", verdict, text, remedy, float(len(found.damaged)), "images", tuple(paths[:_KEPT]))
+    verdict, text = (WARNING if tolerates else PROBLEM), text if count else f"all {len(found)} images"
+    damaged = Finding("readable", verdict, text, remedy, float(count), "images", tuple(paths[:_KEPT]))
+    return damaged.unless(not count)
 
 
 def doubled(found: Survey) -> Iterator[Finding]:
     """The same bytes in two splits, with two targets, or merely twice."""
-    leaks: list[list[int]] = []
-    contradictions: list[list[int]] = []
-    repeats: list[list[int]] = []
-    for twins in found.twins():
-        roles, targets = found.roles[twins], found.targets[twins]
-        is_leak, is_contradiction = bool((roles != roles[0]).any()), bool((targets != targets[0]).any())
-        leaks += [twins] * is_leak
-        contradictions += [twins] * is_contradiction
-        repeats += [twins] * (not is_leak and not is_contradiction)
+    groups = [
+        (twins, len(np.unique(found.roles[twins])) > 1, len(np.unique(found.targets[twins])) > 1)
+        for twins in found.twins()
+    ]
+    leaks = [twins for twins, is_leak, _ in groups if is_leak]
+    contradictions = [twins for twins, _, is_contradiction in groups if is_contradiction]
+    repeats = [twins for twins, is_leak, is_contradiction in groups if not is_leak and not is_contradiction]
     splits = " and ".join(found.splits)
     remedy = "Remove them from one: a model that has seen what it is judged by looks better than it is."
     yield _twins(found, leaks, Finding("leakage", PROBLEM, f"the same images in {splits}", remedy))
@@ -65,28 +62,26 @@ def doubled(found: Survey) -> Iterator[Finding]:
 
 
 def _twins(found: Survey, groups: list[list[int]], what: Finding) -> Finding:
-    """`what` with these groups; its text says what they are of."""
-    if not groups:
-        return Finding(what.name, OK, "none", value=0.0, unit="groups")
+    """`what` of these groups, whose kind its text names."""
     paths = tuple(" = ".join(_path(found, number) for number in group) for group in groups[:_KEPT])
-    text = f"{_counted(len(groups), 'group')} of {what.text}"
-    return replace(what, text=text, value=float(len(groups)), unit="groups", paths=paths)
+    text = f"{_counted(len(groups), 'group')} of {what.text}" if groups else "none"
+    return replace(what, text=text, value=float(len(groups)), unit="groups", paths=paths).unless(not groups)
 
 
 def odd(found: Survey) -> Iterator[Finding]:
-    """Unusual modes, and names that say another format."""
+    """Unusual modes, and formats that differ from the file's name."""
     wrong = found.having(SUFFIX)
-    if wrong:
-        text = f"{_counted(len(wrong), 'file')} of another format than the name says"
-        remedy = "They are read all the same; other software may refuse them."
-        yield Finding("formats", NOTE, text, remedy, float(len(wrong)), "images", _paths(found, wrong))
-    else:
-        yield Finding("formats", OK, "as the names say", value=0.0, unit="images")
+    text = f"{_counted(len(wrong), 'file')} of another format than the name says" if wrong else "as the names say"
+    remedy = "They are read all the same; other software may refuse them."
+    yield _note(found, "formats", text, remedy, wrong).unless(not wrong)
     for oddity, fate in _BECOME.items():
         if those := found.having(oddity):
-            share = len(those) / len(found)
-            text = f"{_counted(len(those), 'image')} ({share:.1%}): {oddity}"
-            yield Finding("modes", NOTE, text, f"These {fate}.", float(len(those)), "images", _paths(found, those))
+            text = f"{_counted(len(those), 'image')} ({len(those) / len(found):.1%}): {oddity}"
+            yield _note(found, "modes", text, f"These {fate}.", those)
+
+
+def _note(found: Survey, name: str, text: str, remedy: str, those: Sequence[int]) -> Finding:
+    return Finding(name, NOTE, text, remedy, float(len(those)), "images", _paths(found, those))
 
 
 def sized(found: Survey, input_size: tuple[int, ...] | None) -> Iterator[Finding]:
@@ -101,22 +96,20 @@ def sized(found: Survey, input_size: tuple[int, ...] | None) -> Iterator[Finding
     yield Finding("sizes", OK, text, value=float(middle), unit="px")
     if input_size:
         yield _small(found, sound, sides, min(input_size))
-    huge = sound[areas > HUGE_PIXELS]
-    if len(huge):
+    if huge := sound[areas > HUGE_PIXELS].tolist():
         text = f"{_counted(len(huge), 'image')} of more than {HUGE_PIXELS / 1e6:.0f} megapixels"
         remedy = "Reading them takes most of the time. Shrink them once, to twice the model's size."
-        those = [int(number) for number in huge]
-        yield Finding("huge images", NOTE, text, remedy, float(len(huge)), "images", _paths(found, those))
+        yield _note(found, "huge images", text, remedy, huge)
 
 
 def _small(found: Survey, sound: "np.ndarray[tuple[int], np.dtype[np.int64]]", sides: object, wanted: int) -> Finding:
-    small = [int(number) for number in sound[np.asarray(sides) < wanted]]
+    small = sound[np.asarray(sides) < wanted].tolist()
     share = len(small) / len(sound)
     text = f"{share:.1%} of the images are smaller than the {wanted} px that the model sees"
-    if not small:
-        return Finding("small images", OK, text, value=0.0, unit="share")
-    remedy = "They are enlarged. A smaller --image-size is faster and may be as good."
-    return Finding("small images", WARNING if share > 0.5 else NOTE, text, remedy, share, "share", _paths(found, small))
+    remedy, verdict = "They are enlarged. A smaller --image-size is faster and may be as good.", NOTE
+    if share > 0.5:
+        verdict = WARNING
+    return Finding("small images", verdict, text, remedy, share, "share", _paths(found, small)).unless(not small)
 
 
 def _counted(count: int, what: str) -> str:

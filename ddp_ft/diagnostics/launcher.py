@@ -1,4 +1,4 @@
-"""What torchrun and Slurm say in the environment, and where they contradict each other. Free of torch."""
+"""What torchrun and Slurm put into the environment, and whether it agrees. Free of torch."""
 
 import socket
 from collections.abc import Iterator, Mapping
@@ -21,20 +21,20 @@ def all_of(environ: Mapping[str, str], launch: Launch, cores: int, gpus: int) ->
 
 
 def started(environ: Mapping[str, str], launch: Launch) -> Finding:
-    """By whom this process was started, and how often."""
+    """What started this process, and how many times."""
     tasks = number_or(0, environ, "SLURM_STEP_NUM_TASKS")
     if not launch.distributed and tasks > 1:
         text = f"srun started {tasks} processes without torchrun: each would be a run of its own"
         remedy = "Start one task a node with torchrun in it, or use slurm/*.sbatch (docs/slurm.md)."
         return Finding("start", PROBLEM, text, remedy, float(tasks), "processes")
-    if not launch.distributed:
-        return Finding("start", OK, "one process, without torchrun", value=1.0, unit="processes")
     text = f"torchrun, {launch.world_size} processes, {launch.local_world_size} of them on this node"
+    if not launch.distributed:
+        text = "one process, without torchrun"
     return Finding("start", OK, text, value=float(launch.world_size), unit="processes")
 
 
 def cores_of_task(environ: Mapping[str, str], cores: int) -> Finding:
-    """Cores that Slurm gave the job here, against those that the process may use.
+    """Whether the process may use the cores that Slurm reserved for its task.
 
     srun does not inherit --cpus-per-task (since Slurm 22.05): a task without it gets one core.
     """
@@ -42,47 +42,38 @@ def cores_of_task(environ: Mapping[str, str], cores: int) -> Finding:
     tasks = number_or(0, environ, "SLURM_NTASKS_PER_NODE") or 1
     asked = number_or(0, environ, "SLURM_CPUS_PER_TASK") or here // tasks
     text = f"{cores} for this process, of {asked} that the task should have"
-    if cores >= asked:
-        return Finding("cores of task", OK, text, value=float(cores), unit="cores")
     remedy = f"srun --cpus-per-task={asked} ..., or export SRUN_CPUS_PER_TASK={asked}: srun does not inherit it."
-    return Finding("cores of task", WARNING, text, remedy, float(cores), "cores")
+    return Finding("cores of task", WARNING, text, remedy, float(cores), "cores").unless(cores >= asked)
 
 
 def nodes(environ: Mapping[str, str], launch: Launch) -> Iterator[Finding]:
-    """Nodes of the job that torchrun does not use."""
+    """Whether torchrun uses all nodes of the job."""
     count = number_or(0, environ, "SLURM_JOB_NUM_NODES") or number_or(0, environ, "SLURM_NNODES")
     used = -(-launch.world_size // launch.local_world_size)
     if not count:
         return
-    text = f"{used} of the job's {count} nodes are used"
-    if used == count:
-        yield Finding("nodes", OK, text, value=float(used), unit="nodes")
-    elif used < count:
-        remedy = "Start torchrun on each (srun, --nnodes), or use slurm/multi_node.sbatch; or ask for fewer."
-        yield Finding("nodes", WARNING, text, remedy, float(used), "nodes")
-    else:
+    remedy = "Start torchrun on each (srun, --nnodes), or use slurm/multi_node.sbatch; or ask for fewer."
+    if used > count:
         remedy = "WORLD_SIZE is left from another job: unset the variables of torchrun."
-        yield Finding("nodes", WARNING, text, remedy, float(used), "nodes")
+    text = f"{used} of the job's {count} nodes are used"
+    yield Finding("nodes", WARNING, text, remedy, float(used), "nodes").unless(used == count)
 
 
 def gpus_of_node(launch: Launch, gpus: int) -> Finding:
-    """Processes of the node against its GPUs."""
-    text = f"{launch.local_world_size} processes for {gpus} GPUs"
-    if launch.local_world_size == gpus:
-        return Finding("gpus of node", OK, text, value=float(gpus), unit="GPUs")
-    verdict = PROBLEM if launch.local_world_size > gpus else WARNING
-    return Finding("gpus of node", verdict, text, f"torchrun --nproc_per_node={gpus}", float(gpus), "GPUs")
+    """Whether the node has one process for each GPU."""
+    text, processes = f"{launch.local_world_size} processes for {gpus} GPUs", launch.local_world_size
+    verdict, remedy = PROBLEM if processes > gpus else WARNING, f"torchrun --nproc_per_node={gpus}"
+    return Finding("gpus of node", verdict, text, remedy, float(gpus), "GPUs").unless(processes == gpus)
 
 
 def interfaces(environ: Mapping[str, str], there: list[str]) -> Iterator[Finding]:
-    """Network interfaces that variables name."""
+    """Whether the network interfaces that variables name are `there`."""
     for variable in INTERFACES:
         given = environ.get(variable, "")
-        # NCCL: ^ excludes, = is exact; else names begin so.
+        # NCCL: ^ excludes, = is exact; else it is a prefix.
         if not given or given.startswith("^"):
             continue
-        wanted = given.lstrip("=").split(",")
-        if any(name.startswith(prefix) for prefix in wanted for name in there):
+        if any(name.startswith(prefix) for prefix in given.lstrip("=").split(",") for name in there):
             yield Finding(variable, OK, given)
         else:
             text = f"{given}: there is no such interface, only {', '.join(there)}"

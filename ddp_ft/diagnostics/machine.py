@@ -1,9 +1,10 @@
-"""What the machine gives this job: cores, threads, shared memory, open files, ports, names, locks. Free of torch."""
+"""What the machine offers this job: cores, threads, shared memory, open files, ports, names, locks. Free of torch."""
 
 import contextlib
 import math
 import os
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,20 +17,21 @@ from pathlib import Path
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
 from ddp_ft.distributed.environment import usable_cores
 
+CGROUP = Path("/sys/fs/cgroup")
 MIB = 2**20
 # Each loader worker has a few pipes and sockets, and every tensor on its way holds a file of shared memory.
 FILES_OF_A_PROCESS, FILES_OF_A_WORKER = 256, 64
 # Batches that torch's loader has each worker prepare ahead, and one that is being used.
 PREFETCHED = 3
-DEFAULT_PORT = 29500  # torchrun's, where neither --standalone nor an endpoint is given
+DEFAULT_PORT = 29500  # torchrun's, without --standalone and an endpoint
 NAME_PATIENCE = 5.0  # seconds for a name server
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What was found of this node. `cores` are those of affinity, `quota` those that a cgroup pays for (None: all).
-    `shared_bytes` is free in /dev/shm (None: there is none), `memory_bytes` what may be used, by cgroup and by what is
-    free. `processes` are those of this node, `threads` those of each."""
+    """This node. `cores` are those of the affinity, `quota` is the cgroup's limit in cores (None: no limit).
+    `shared_bytes` are free in /dev/shm (None: there is none), `memory_bytes` are free for this job. `processes` run on
+    this node, with `threads` each."""
 
     cores: int
     all_cores: int
@@ -46,23 +48,17 @@ def look(processes: int, threads: int) -> Machine:
     return Machine(
         cores=usable_cores(),
         all_cores=os.cpu_count() or 1,
-        quota=cpu_quota(Path("/sys/fs/cgroup")),
+        quota=cpu_quota(),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-        shared_bytes=free_bytes(Path("/dev/shm")) if Path("/dev/shm").is_dir() else None,
-        memory_bytes=usable_memory(Path("/sys/fs/cgroup"), Path("/proc/meminfo")),
+        shared_bytes=shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else None,
+        memory_bytes=usable_memory(),
         processes=processes,
         threads=threads,
     )
 
 
-def free_bytes(folder: Path) -> int:
-    """What a user may still write there."""
-    status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize
-
-
-def cpu_quota(root: Path) -> float | None:
-    """Cores' worth of time that the cgroup allows, of version 2 or 1; None without a limit."""
+def cpu_quota(root: Path = CGROUP) -> float | None:
+    """The CPU time that the cgroup (version 2 or 1) allows, in cores; None without a limit."""
     try:
         quota, _, period = (root / "cpu.max").read_text().partition(" ")
         return None if quota == "max" else int(quota) / int(period)
@@ -75,8 +71,8 @@ def cpu_quota(root: Path) -> float | None:
         return None
 
 
-def usable_memory(root: Path, meminfo: Path) -> int:
-    """Bytes that may still be taken: what the system calls available, or what the cgroup leaves, if that is less."""
+def usable_memory(root: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that may still be taken: those available to the system or to the cgroup, whichever are fewer."""
     try:
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         available = int(lines["MemAvailable"].split()[0]) * 1024
@@ -95,70 +91,62 @@ def usable_memory(root: Path, meminfo: Path) -> int:
 
 
 def cores(machine: Machine, workers: int) -> Finding:
-    """Cores against the processes' threads and loader workers, of which each process has `workers`."""
-    wanted = machine.processes * (machine.threads + workers)
+    """Whether there are cores for the processes' threads and loader workers (`workers` for each process)."""
+    needed = machine.processes * (machine.threads + workers)
     text = f"{machine.cores} of {machine.all_cores} may be used; {machine.processes} x ({machine.threads} threads + "
-    text += f"{workers} loader workers) want {wanted}"
-    # Workers wait for disks too, and threads for each other: half again as many do no harm.
-    if wanted <= 1.5 * machine.cores + 1:
-        return Finding("cores", OK, text, value=float(machine.cores), unit="cores")
+    text += f"{workers} loader workers) need {needed}"
     remedy = f"Give the job more cores, or set OMP_NUM_THREADS={max(1, machine.cores // machine.processes)} and fewer "
-    return Finding("cores", WARNING, text, f"{remedy}--workers: they take turns.", float(machine.cores), "cores")
+    found = Finding("cores", WARNING, text, f"{remedy}--workers: they take turns.", float(machine.cores), "cores")
+    # Workers wait for disks too, and threads for each other: half again as many do no harm.
+    return found.unless(needed <= 1.5 * machine.cores + 1)
 
 
 def quota(machine: Machine) -> Finding | None:
-    """A limit of CPU time below the cores that are seen; None without one."""
+    """Whether CPU time is limited to less than the cores that may be used; None without a limit."""
     if machine.quota is None:
         return None
-    text = f"the cgroup pays for {machine.quota:g} of {machine.cores} cores"
-    if machine.quota >= machine.cores:
-        return Finding("cpu quota", OK, text, value=machine.quota, unit="cores")
+    text = f"the cgroup allows the time of {machine.quota:g} of {machine.cores} cores"
     each = max(1, math.floor(machine.quota / machine.processes))
     remedy = f"Threads beyond it are stopped again and again. Set OMP_NUM_THREADS={each} and --workers by it."
-    return Finding("cpu quota", WARNING, text, remedy, machine.quota, "cores")
+    return Finding("cpu quota", WARNING, text, remedy, machine.quota, "cores").unless(machine.quota >= machine.cores)
 
 
 def threads(machine: Machine, environ: Mapping[str, str], is_cpu: bool) -> Finding:
-    """Threads that leave cores idle, or fight for them; `is_cpu`: the model is computed by them."""
+    """Whether threads leave cores idle or compete for them; `is_cpu`: they compute the model."""
     given = environ.get("OMP_NUM_THREADS", "")
     share = max(1, machine.cores // machine.processes)
     text = f"{machine.threads} for each of {machine.processes} processes on {machine.cores} cores"
     text += f" (OMP_NUM_THREADS={given})" if given else ""
-    if machine.threads > share:
-        remedy = f"export OMP_NUM_THREADS={share}"
-        return Finding("threads", WARNING, text, remedy, float(machine.threads), "threads")
-    if is_cpu and 2 * machine.threads <= share:
-        remedy = f"Cores are idle: export OMP_NUM_THREADS={share}, or start more processes."
-        return Finding("threads", WARNING, text, remedy, float(machine.threads), "threads")
-    return Finding("threads", OK, text, value=float(machine.threads), unit="threads")
+    remedy, is_idle = f"export OMP_NUM_THREADS={share}", is_cpu and 2 * machine.threads <= share
+    if is_idle:
+        remedy = f"Cores are idle: {remedy}, or start more processes."
+    found = Finding("threads", WARNING, text, remedy, float(machine.threads), "threads")
+    return found.unless(machine.threads <= share and not is_idle)
 
 
 def shared_memory(machine: Machine, workers: int, batch_bytes: int) -> Finding:
-    """Room in /dev/shm for the batches of the loader's workers; `batch_bytes` is one of a process."""
+    """Whether the batches of the loader's workers fit into /dev/shm; `batch_bytes`: one batch of one process."""
     needed = machine.processes * (workers + (workers > 0)) * PREFETCHED * batch_bytes
     if machine.shared_bytes is None:
-        remedy = "Use --workers 0."
-        return Finding("shared memory", WARNING if workers else OK, "there is no /dev/shm", remedy)
+        return Finding("shared memory", WARNING, "there is no /dev/shm", "Use --workers 0.").unless(not workers)
     free = machine.shared_bytes
     text = f"{_mib(free)} free in /dev/shm; {_mib(needed)} may be needed for {workers} loader workers a process"
-    if needed <= free:
-        return Finding("shared memory", OK, text, value=free / MIB, unit="MiB")
     remedy = "Workers die of a bus error when it is full. In a container: docker run --shm-size=8g (or --ipc=host); "
-    return Finding("shared memory", PROBLEM, text, f"{remedy}else --workers 0.", free / MIB, "MiB")
+    found = Finding("shared memory", PROBLEM, text, f"{remedy}else --workers 0.", free / MIB, "MiB")
+    return found.unless(needed <= free)
 
 
 def open_files(machine: Machine, workers: int) -> Finding:
-    """The limit of open files of a process."""
+    """Whether a process may open enough files."""
     limit, needed = machine.open_files, FILES_OF_A_PROCESS + FILES_OF_A_WORKER * workers
-    shown = "unlimited" if limit == resource.RLIM_INFINITY else str(limit)
-    if limit == resource.RLIM_INFINITY or limit >= needed:
-        return Finding("open files", OK, f"{shown}; some {needed} may be needed", value=float(limit), unit="files")
-    remedy = f"ulimit -n {max(4096, needed)}"
-    return Finding("open files", WARNING, f"{shown}; some {needed} may be needed", remedy, float(limit), "files")
+    is_unlimited = limit == resource.RLIM_INFINITY
+    text = f"{'unlimited' if is_unlimited else limit}; some {needed} may be needed"
+    found = Finding("open files", WARNING, text, f"ulimit -n {max(4096, needed)}", float(limit), "files")
+    return found.unless(is_unlimited or limit >= needed)
 
 
 def port(number: int, is_ours: bool) -> Finding:
-    """Whether the port is free on which processes meet; `is_ours`: they have met there already."""
+    """Whether the port on which processes meet is free; `is_ours`: they have met there already."""
     if is_ours:
         return Finding("port", OK, f"{number}, where the processes have met", value=float(number))
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tried:
@@ -166,38 +154,37 @@ def port(number: int, is_ours: bool) -> Finding:
         try:
             tried.bind(("", number))
         except OSError as error:
-            text = f"{number} cannot be had: {error.strerror}"
+            text = f"{number} cannot be used: {error.strerror}"
             remedy = "Start torchrun with --standalone on one node, else with --rdzv_endpoint=HOST:ANOTHER_PORT."
             return Finding("port", WARNING, text, remedy, float(number))
     return Finding("port", OK, f"{number} is free", value=float(number))
 
 
 def hostname(name: str, has_peers: bool, patience: float = NAME_PATIENCE) -> Finding:
-    """Whether the machine's own name leads to an address; `has_peers`: other nodes must find it."""
+    """Whether the machine's own name has an address; `has_peers`: other nodes must find it."""
     found: list[str] = []
 
     def resolve() -> None:
         with contextlib.suppress(OSError, UnicodeError):
             found.extend(str(each[4][0]) for each in socket.getaddrinfo(name, None))
 
-    # A name server that does not answer is waited for by a thread that nobody waits for.
+    # In a thread, because a name server may never answer.
     thread = threading.Thread(target=resolve, daemon=True)
     thread.start()
     thread.join(patience)
     addresses = list(dict.fromkeys(found))
     if not addresses:
-        verdict, remedy = (PROBLEM, "Add it to /etc/hosts or the name server: other nodes must find it.")
+        verdict, remedy = PROBLEM, "Add it to /etc/hosts or the name server: other nodes must find it."
         if not has_peers:
             verdict, remedy = NOTE, "Add it to /etc/hosts, or start torchrun with --standalone --local_addr=127.0.0.1."
         return Finding("host name", verdict, f"{name} has no address", remedy)
     if has_peers and all(address.startswith("127.") or address == "::1" for address in addresses):
-        text = f"{name} leads to {addresses[0]}, which other nodes cannot reach"
-        remedy = "Start torchrun with --local_addr=ADDRESS, or mend /etc/hosts."
-        return Finding("host name", WARNING, text, remedy)
-    return Finding("host name", OK, f"{name} leads to {addresses[0]}")
+        text = f"{name} has the address {addresses[0]}, which other nodes cannot reach"
+        return Finding("host name", WARNING, text, "Start torchrun with --local_addr=ADDRESS, or correct /etc/hosts.")
+    return Finding("host name", OK, f"{name} has the address {addresses[0]}")
 
 
-# Another process, as a lock never stops the one that holds it.
+# For another process, since a lock never stops the one that holds it.
 _TRY_LOCK = """
 import fcntl, sys
 with open(sys.argv[1], "r+") as file:
@@ -218,24 +205,20 @@ def locks(folder: Path) -> Finding:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            return _without_locks(f"not on this file system: {error.strerror}")
-        done = subprocess.run([sys.executable, "-S", "-c", _TRY_LOCK, file.name], timeout=60)
-    if done.returncode == 3:
-        return Finding("file locks", OK, "keep other processes out")
-    return _without_locks("a second process got a lock that was taken")
-
-
-def _without_locks(text: str) -> Finding:
-    remedy = (
-        "Two starts in one run folder are then told by their heartbeats alone. Mount with locks (nfs: without nolock)."
-    )
+            text = f"not on this file system: {error.strerror}"
+        else:
+            done = subprocess.run([sys.executable, "-S", "-c", _TRY_LOCK, file.name], timeout=60)
+            if done.returncode == 3:
+                return Finding("file locks", OK, "keep other processes out")
+            text = "a second process got a lock that was taken"
+    remedy = "Two starts in one run folder then see only each other's heartbeats. Mount with locks (nfs: no nolock)."
     return Finding("file locks", WARNING, text, remedy)
 
 
 def all_of(
     machine: Machine, environ: Mapping[str, str], workers: int, batch_bytes: int, is_cpu: bool
 ) -> Iterator[Finding]:
-    """What follows from the numbers alone."""
+    """The findings that follow from the numbers alone."""
     yield cores(machine, workers)
     if found := quota(machine):
         yield found

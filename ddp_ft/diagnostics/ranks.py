@@ -1,4 +1,4 @@
-"""What the processes of a job make of each other: whether they see the same, and how fast they exchange."""
+"""Whether the processes of a job see the same files, versions and time, and how fast they exchange data."""
 
 import hashlib
 import os
@@ -23,15 +23,15 @@ SIZES = (1, 16, 64)  # MiB that are reduced: about a small model's gradients, an
 REPEATS, SMALL_REPEATS = 3, 20
 # Gradients of a ResNet-50 (98 MiB) take a second at this, as on gigabit Ethernet.
 SLOW_MIB = 100.0
-CLOCK_SECONDS = 2.0  # rendezvous and time limits bear more; logs of several nodes do not
+CLOCK_SECONDS = 2.0  # rendezvous and time limits tolerate more; logs of several nodes do not
 _ENTRIES = 10_000
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one rank sees. `code` is a hash of ddp_ft's own files, `data` one of the data folder's names, `has_run` says
-    whether it saw what rank 0 put into the run folder, `clock` are seconds that its clock is ahead of rank 0's.
-    `troubles` are findings of its own."""
+    """What one rank sees. `code` is a hash of ddp_ft's own files, `data` one of the data folder's names. `has_run`: it
+    sees the file that rank 0 put into the run folder. `clock` (s): how far its clock is ahead of rank 0's. `troubles`
+    are findings of its own."""
 
     host: str
     versions: dict[str, str] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Seen:
 
 
 def exchange(world: World, data: Path | None, run_dir: Path, troubles: Sequence[Finding] = ()) -> list[Seen] | None:
-    """On rank 0 what each of them sees; None on others. `troubles` are this rank's findings. Collective."""
+    """What each rank sees, on rank 0; None on others. `troubles` are this rank's findings. Collective."""
     folder = nearest_folder(run_dir)
     token = world.from_main(lambda: _put_token(folder))
     mine = Seen(
@@ -69,7 +69,7 @@ def _put_token(folder: Path) -> str | None:
 
 
 def _clocks(world: World) -> list[float]:
-    """How far each clock is ahead of rank 0's: the least difference of three, as a barrier is not left at once."""
+    """How far (s) each clock is ahead of rank 0's: the least of three differences, since ranks leave a barrier late."""
     readings = torch.zeros(3, world.size, dtype=torch.float64)
     for reading in readings:
         world.barrier()
@@ -80,7 +80,7 @@ def _clocks(world: World) -> list[float]:
 
 
 def hash_code() -> str:
-    """Of all files of this package: another one on another node would train otherwise."""
+    """A hash of all files of this package: nodes with different ones would train differently."""
     root = Path(__file__).parents[1]
     digest = hashlib.blake2b(digest_size=8)
     for file in sorted(root.rglob("*.py")):
@@ -89,7 +89,7 @@ def hash_code() -> str:
 
 
 def hash_names(data: Path) -> str:
-    """Of a table's bytes, or of the names of the folders at the top of a data set and of what lies in them."""
+    """A hash of a table's bytes, or of the names in the two upper levels of a data set's folder."""
     digest = hashlib.blake2b(digest_size=8)
     try:
         if data.is_file():
@@ -110,20 +110,17 @@ def _names_in(folder: Path) -> list[str]:
 def compare(seen: Sequence[Seen]) -> Iterator[Finding]:
     """Whether all ranks see the same."""
     different = differing([each.versions for each in seen])
-    if different:
-        remedy = "Give all nodes the same environment, as results and messages would differ."
-        yield Finding("same versions", PROBLEM, "; ".join(different), remedy, float(len(different)), "packages")
-    else:
-        yield Finding("same versions", OK, f"on all {len(seen)} ranks", value=0.0, unit="packages")
+    text = "; ".join(different) or f"on all {len(seen)} ranks"
+    remedy = "Give all nodes the same environment, since results and messages would differ."
+    found = Finding("same versions", PROBLEM, text, remedy, float(len(different)), "packages")
+    yield found.unless(not different)
     yield _alike("same ddp_ft", "code", seen, "Install the same version everywhere, or share its folder.")
     yield _alike("same data", "data", seen, "Give --data a folder that all nodes mount, with the same files.")
     blind = [rank for rank, each in enumerate(seen) if not each.has_run]
+    text, remedy = "shared by all ranks", "Give --run-dir a folder that all nodes mount."
     if blind:
         text = f"rank(s) {_listed(blind)} do not see what rank 0 writes to the run folder"
-        remedy = "Give --run-dir a folder that all nodes mount."
-        yield Finding("same run folder", PROBLEM, text, remedy, float(len(blind)), "ranks")
-    else:
-        yield Finding("same run folder", OK, "shared by all ranks", value=0.0, unit="ranks")
+    yield Finding("same run folder", PROBLEM, text, remedy, float(len(blind)), "ranks").unless(not blind)
     yield clocks(seen)
     for rank, each in enumerate(seen[1:], start=1):
         for trouble in each.troubles:
@@ -132,20 +129,18 @@ def compare(seen: Sequence[Seen]) -> Iterator[Finding]:
 
 def _alike(name: str, what: str, seen: Sequence[Seen], remedy: str) -> Finding:
     other = [rank for rank, each in enumerate(seen) if getattr(each, what) != getattr(seen[0], what)]
-    if other:
-        hosts = ", ".join(sorted({seen[rank].host for rank in other}))
-        text = f"rank(s) {_listed(other)} on {hosts} have another one than rank 0"
-        return Finding(name, PROBLEM, text, remedy, float(len(other)), "ranks")
-    return Finding(name, OK, "on all ranks", value=0.0, unit="ranks")
+    hosts = ", ".join(sorted({seen[rank].host for rank in other}))
+    text = f"rank(s) {_listed(other)} on {hosts} have another one than rank 0" if other else "on all ranks"
+    return Finding(name, PROBLEM, text, remedy, float(len(other)), "ranks").unless(not other)
 
 
 def clocks(seen: Sequence[Seen]) -> Finding:
-    """Clocks that are apart."""
+    """Whether all clocks agree."""
     rank = max(range(len(seen)), key=lambda rank: abs(seen[rank].clock))
     apart = abs(seen[rank].clock)
     if apart <= CLOCK_SECONDS:
         return Finding("clocks", OK, f"at most {apart:.1f} s apart", value=apart, unit="s")
-    text = f"that of rank {rank} ({seen[rank].host}) is {apart:.1f} s off"
+    text = f"the clock of rank {rank} ({seen[rank].host}) is {apart:.1f} s off"
     return Finding("clocks", WARNING, text, "Synchronise them (NTP): stop files and logs go by time.", apart, "s")
 
 
@@ -155,16 +150,13 @@ def _listed(ranks: Sequence[int]) -> str:
 
 def measure_reduction(world: World) -> tuple[float, dict[int, float]]:
     """Seconds of the smallest all-reduce, and MiB/s of gradients for each of SIZES. Collective."""
-    latency = _time_of(world, torch.zeros(1, device=world.device), SMALL_REPEATS)
-    speeds = {}
-    for size in SIZES:
-        vector = torch.zeros(size * MIB // 4, device=world.device)
-        speeds[size] = size / _time_of(world, vector, REPEATS)
-    return latency, speeds
+    latency = _time_of(world, 1, SMALL_REPEATS)
+    return latency, {size: size / _time_of(world, size * MIB // 4, REPEATS) for size in SIZES}
 
 
-def _time_of(world: World, vector: torch.Tensor, repeats: int) -> float:
-    """Seconds of one reduction, of the slowest rank."""
+def _time_of(world: World, values: int, repeats: int) -> float:
+    """Seconds of one reduction of that many float32 values, on the slowest rank."""
+    vector = torch.zeros(values, device=world.device)
     world.sum(vector)  # connections are made at first use
     world.barrier()
     began = time.perf_counter()
@@ -176,7 +168,7 @@ def _time_of(world: World, vector: torch.Tensor, repeats: int) -> float:
 
 
 def group(world: World, seconds: float) -> Finding:
-    """The process group that was formed, in so many seconds."""
+    """The process group that was formed in `seconds`."""
     backend = "NCCL, gloo for small things" if world.device.type == "cuda" else "gloo"
     text = f"{world.size} ranks, {backend}, formed in {seconds:.1f} s"
     return Finding("process group", OK, text, value=float(world.size), unit="ranks")
@@ -186,8 +178,6 @@ def reduction(latency: float, speeds: dict[int, float], hosts: int) -> Finding:
     """How fast gradients are summed over ranks."""
     shown = ", ".join(f"{speed:,.0f} MiB/s at {size} MiB" for size, speed in speeds.items())
     text, fastest = f"{1e3 * latency:.2f} ms, {shown}", max(speeds.values())
-    if fastest >= SLOW_MIB:
-        return Finding("all-reduce", OK, text, value=fastest, unit="MiB/s")
     remedy = "Larger models will wait for it. --set compute.compress_gradients=bf16 halves what is sent"
     remedy += "; NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME names a faster network." if hosts > 1 else "."
-    return Finding("all-reduce", WARNING, text, remedy, fastest, "MiB/s")
+    return Finding("all-reduce", WARNING, text, remedy, fastest, "MiB/s").unless(fastest >= SLOW_MIB)

@@ -1,24 +1,23 @@
-"""What was found, as text for people and as JSON for machines."""
+"""Findings as text for people and as JSON for machines."""
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from ddp_ft.diagnostics.finding import OK, PROBLEM, VERDICTS, Finding, worst
 from ddp_ft.version import __version__
 
 SHOWN_PATHS, LONGEST_PATH = 5, 300
-# The JSON's own version: it grows when a field goes or changes its meaning, and not when one comes.
+# The JSON's own version: it rises when a field is removed or changes its meaning, not when one is added.
 SCHEMA = 1
 
 Families = Mapping[str, Sequence[Finding]]
 
 
 def as_text(families: Families) -> str:
-    """One line a finding, its remedy and its first paths below it, and a summary at the end."""
-    width = max((len(finding.name) for found in families.values() for finding in found), default=0)
+    """One line for each finding, with its remedy and its first paths below it, and a summary at the end."""
+    width = max((len(finding.name) for finding in _all(families)), default=0)
     lines: list[str] = []
     for family, found in families.items():
         lines += [family, *(line for finding in found for line in _lines(finding, width))]
@@ -37,22 +36,21 @@ def _lines(finding: Finding, width: int) -> Iterator[str]:
 
 
 def _shortened(path: str) -> str:
-    """One line of a terminal or three: a group of the same image may have thousands of paths."""
+    """The path in at most about three lines of a terminal: a group of the same image may have thousands of paths."""
     return path if len(path) <= LONGEST_PATH else f"{path[:LONGEST_PATH]} ..."
 
 
 def summary(families: Families) -> str:
-    """How many findings there are of each verdict, the worst first."""
-    counts = Counter(finding.verdict for found in families.values() for finding in found)
-    told = [f"{counts[verdict]} {verdict}{'s' * (counts[verdict] != 1)}" for verdict in reversed(VERDICTS[1:])]
-    return f"{', '.join(told)}, {counts[OK]} ok"
+    """The number of findings of each verdict, the worst first."""
+    counts = Counter(finding.verdict for finding in _all(families))
+    texts = [f"{counts[verdict]} {verdict}{'s' * (counts[verdict] != 1)}" for verdict in reversed(VERDICTS[1:])]
+    return f"{', '.join(texts)}, {counts[OK]} ok"
 
 
 def as_json(families: Families) -> str:
     """{"schema", "ddp_ft", "verdict", "findings": [{"family", and the fields of Finding}...]}."""
     found = [{"family": family, **asdict(finding)} for family, each in families.items() for finding in each]
-    verdict = worst(_all(families))
-    content: dict[str, Any] = {"schema": SCHEMA, "ddp_ft": __version__, "verdict": verdict, "findings": found}
+    content = {"schema": SCHEMA, "ddp_ft": __version__, "verdict": worst(_all(families)), "findings": found}
     return json.dumps(content, indent=2, ensure_ascii=False)
 
 
@@ -61,5 +59,5 @@ def _all(families: Families) -> Iterable[Finding]:
 
 
 def has_problem(families: Families) -> bool:
-    """Whether something is wrong."""
+    """Whether one of the findings is a problem."""
     return worst(_all(families)) == PROBLEM

@@ -1,4 +1,4 @@
-"""How fast the run's own images are read and its own model learns, and what follows: waiting, memory, time."""
+"""How fast the run's images are read and its model learns, and what follows for waiting, memory and time."""
 
 import math
 import resource
@@ -22,18 +22,18 @@ from ddp_ft.training.step import StepSums
 from ddp_ft.tuning.steps import ENDLESS, MICRO_BATCH, WORKERS, first_batches, open_steps, rule_of
 
 LOADING_SECONDS, STEP_SECONDS = 3.0, 6.0
-# Images of a rank in the steps that tell how long others would take; even, for the sake of mixing.
+# Images of a rank in the first, short steps; even, so that mixing has pairs.
 FEW, MOST_STEPS = 8, 10
 # A pass of evaluation takes about a third of a training step, and so does one that computes features.
 FORWARD_SHARE = 1 / 3
-# Up to this share of the time, reading the images is a price that nobody notices.
+# Up to this share of the time, the time for reading images is no loss worth a note.
 SMALL_SHARE = 0.15
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured. `loading` are images a second of one core, `learning` those of one rank in training steps on
-    a batch in memory, `images` of it in each. `ran_out`: there was not the memory for a step."""
+    """What was measured: images a second that one core loads, and that one rank learns from in steps of `images` images
+    in memory. `ran_out`: memory was too small for a step."""
 
     loading: float
     learning: float
@@ -43,19 +43,19 @@ class Speed:
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes: `peak` is the most that a rank took, `total` what its device has, or what the node may use."""
+    """Bytes: `peak` was the most in use, `total` is what the device has, or what the node may use."""
 
     peak: int
     total: int
 
 
 def measure(run: Run) -> Speed:
-    """Read images for some seconds, then take some steps. Collective; the run is spoilt and must be thrown away."""
+    """Read images for some seconds, then take some steps. Collective; the run must not be used afterwards."""
     loading = _measure_loading(run)
     share = math.ceil(min(run.config.train.batch_size, run.plan.train_samples) / run.world.size)
     few = min(share, FEW)
     seconds, ran_out = _measure_steps(run, few)
-    # A GPU's memory and speed are those of the whole share; on a CPU there may not be the time for it.
+    # A GPU is measured with the whole share; on a CPU that may take too long.
     fits_in_time = run.world.device.type == "cuda" or seconds * share / few <= STEP_SECONDS
     if share > few and fits_in_time and not ran_out:
         few = share
@@ -64,7 +64,7 @@ def measure(run: Run) -> Speed:
 
 
 def _measure_loading(run: Run) -> float:
-    """Images a second of one core: from the file through the run's own loader, without the workers."""
+    """Images a second of one core: from the file through the run's own loader, without workers."""
     phase = open_steps(_with_share(run, FEW), rule_of(run) | {WORKERS: 0, MICRO_BATCH: None}, ENDLESS)
     count, deadline = 0, time.perf_counter() + LOADING_SECONDS
     with one_thread(), closing(first_batches(phase)) as batches:
@@ -77,13 +77,13 @@ def _measure_loading(run: Run) -> float:
 
 
 def _with_share(run: Run, images: int) -> Run:
-    """The run with a global batch of so many images for each rank."""
+    """The run with a global batch of that many images for each rank."""
     batch_size = min(images * run.world.size, run.config.train.batch_size)
     return replace(run, config=replace(run.config, train=replace(run.config.train, batch_size=batch_size)))
 
 
 def _measure_steps(run: Run, images: int) -> tuple[float, bool]:
-    """Seconds of a step with so many images of each rank, in memory; and whether one ran out of memory."""
+    """Seconds of a step with that many images of each rank, in memory; and whether a step ran out of memory."""
     scratch = _with_share(run, images)
     values = rule_of(scratch) | {WORKERS: 0}
     phase = open_steps(scratch, values | {MICRO_BATCH: None}, 1)
@@ -96,7 +96,7 @@ def _measure_steps(run: Run, images: int) -> tuple[float, bool]:
     if size and phase.sampler.pairs:
         size -= size % 2  # as the loader does, which parts no pair of mixed images
     micro_batches = cut([batch], size) if size else [batch]
-    # As in training the moving average takes its memory, and its part of each step.
+    # As in training, the moving average takes memory and time.
     ema = Ema(run.model.module, run.config.ema.decay) if run.config.ema.decay else None
 
     def step() -> StepSums:
@@ -112,7 +112,7 @@ def _measure_steps(run: Run, images: int) -> tuple[float, bool]:
         began = time.perf_counter()
         float(step().loss)
         taken = run.world.slowest(time.perf_counter() - began)
-        # The best of them, as what others do on the machine only ever costs time.
+        # The fastest one, since other programs on the machine only ever make steps slower.
         seconds, spent = min(seconds, taken), spent + taken
         if number > 0 and spent > STEP_SECONDS / 2:
             break
@@ -120,7 +120,7 @@ def _measure_steps(run: Run, images: int) -> tuple[float, bool]:
 
 
 def measure_room(run: Run, memory_bytes: int, processes: int) -> Room:
-    """What the steps before took: of the GPU, or of what `processes` of this node may use together (memory_bytes is
+    """The memory that the steps took of the GPU, or of what `processes` of this node may use together (`memory_bytes`:
     what they may still take)."""
     device = run.world.device
     if device.type == "cuda":
@@ -134,24 +134,21 @@ def measure_room(run: Run, memory_bytes: int, processes: int) -> Room:
 
 
 def memory(room: Room, speed: Speed, share: int, is_cuda: bool) -> Finding:
-    """Whether a micro-batch fits; `share` are the images that a rank has in a step."""
-    name, unit = ("gpu memory" if is_cuda else "memory"), "MiB"
+    """Whether a micro-batch fits; `share`: images of a rank in a step."""
+    name = "gpu memory" if is_cuda else "memory"
     if speed.ran_out:
         text = f"{speed.images} images of a process do not fit"
         remedy = "Set --micro-batch: the same result in parts. Training would halve it by itself, after a failed step."
         return Finding(name, PROBLEM, text, remedy)
-    part = room.peak / room.total
     text = f"{room.peak / MIB:,.0f} of {room.total / MIB:,.0f} MiB with {speed.images} images a process and step"
     if speed.images < share and not is_cuda:
         text += f" (the run has {share})"
-    if part <= 0.9:
-        return Finding(name, OK, text, value=room.peak / MIB, unit=unit)
-    remedy = "Lower --micro-batch: the same result in parts."
-    return Finding(name, WARNING, text, remedy, room.peak / MIB, unit)
+    found = Finding(name, WARNING, text, "Lower --micro-batch: the same result in parts.", room.peak / MIB, "MiB")
+    return found.unless(room.peak / room.total <= 0.9)
 
 
 def rates(speed: Speed, world_size: int) -> Iterator[Finding]:
-    """The two speeds as they are."""
+    """The two measured speeds."""
     text = f"{speed.loading:,.0f} images/s of one core: read, decode, transform"
     yield Finding("loading", OK, text, value=speed.loading, unit="images/s")
     if not speed.ran_out:
@@ -160,57 +157,54 @@ def rates(speed: Speed, world_size: int) -> Iterator[Finding]:
 
 
 def waiting(speed: Speed, workers: int, cores: int, is_cuda: bool) -> Finding:
-    """Whether the run will wait for data; `cores` are a rank's, `workers` its loader processes."""
-    wanted = math.ceil(speed.learning / speed.loading)
+    """Whether the run will wait for data; `cores` and `workers` (loader processes) are those of a rank."""
     if not is_cuda:
         return _sharing(speed)
-    supply = speed.loading * max(workers, 1)
+    needed, supply = math.ceil(speed.learning / speed.loading), speed.loading * max(workers, 1)
     text = f"{workers} workers read {supply:,.0f} images/s, the model takes {speed.learning:,.0f}"
-    if supply >= speed.learning:
-        return Finding("waiting for data", OK, text, value=supply / speed.learning, unit="times what is taken")
-    text += f": this job is going to wait for data {1 - supply / speed.learning:.0%} of its time"
-    if wanted <= max(1, cores - 1):
-        remedy = f"--workers {wanted} would do."
-    else:
-        remedy = f"It would take {wanted} workers, and each process has {cores} cores. Shrink the images on the disk "
+    if supply < speed.learning:
+        text += f": this job is going to wait for data {1 - supply / speed.learning:.0%} of its time"
+    remedy = f"--workers {needed} would do."
+    if needed > max(1, cores - 1):
+        remedy = f"It would take {needed} workers, and each process has {cores} cores. Shrink the images on the disk "
         remedy += "once, ask for more cores, or try --set data.decoder=nvjpeg."
-    return Finding("waiting for data", WARNING, text, remedy, supply / speed.learning, "times what is taken")
+    found = Finding("waiting for data", WARNING, text, remedy, supply / speed.learning, "times what is taken")
+    return found.unless(supply >= speed.learning)
 
 
 def _sharing(speed: Speed) -> Finding:
-    """On a CPU the model and the loader share the cores: what is read cannot be computed at the same time."""
+    """On a CPU, model and loader share the cores: the time for reading is lost for computing."""
     share = speed.learning / (speed.learning + speed.loading)
     text = f"reading takes {share:.0%} of a process's time"
-    if share <= SMALL_SHARE:
-        return Finding("waiting for data", OK, text, value=share, unit="share")
-    remedy = "If images are larger than twice the model's size, shrink them on the disk once. Workers help only where "
-    remedy += "cores are idle."
-    return Finding("waiting for data", NOTE if share <= 0.5 else WARNING, text, remedy, share, "share")
+    remedy = "If images are larger than twice the model's size, shrink them on the disk once. Workers help only if "
+    verdict = NOTE if share <= 0.5 else WARNING
+    found = Finding("waiting for data", verdict, text, f"{remedy}cores are idle.", share, "share")
+    return found.unless(share <= SMALL_SHARE)
 
 
 def training_rate(speed: Speed, workers: int, world_size: int, is_cuda: bool) -> float:
-    """Images a second of the whole job, with the reading."""
+    """Images a second of the whole job, with the time for reading."""
     if is_cuda:
         return world_size * min(speed.learning, speed.loading * max(workers, 1))
     return world_size / (1 / speed.learning + 1 / speed.loading)
 
 
-def pace_of(run: Run, rate: float, save_seconds: float) -> Pace:
-    """How fast the run goes at that rate (images/s)."""
+def pace_of(run: Run, rate: float) -> Pace:
+    """Seconds of steps and evaluations at that rate (images/s); saves are taken to cost nothing."""
     step = run.plan.train_samples / run.plan.steps_per_epoch / rate
     evaluation = FORWARD_SHARE * run.plan.val_samples / rate / run.config.eval.every_epochs
-    return Pace(step, evaluation, save_seconds, run.plan.steps_per_epoch)
+    return Pace(step, evaluation, 0.0, run.plan.steps_per_epoch)
 
 
 def duration(run: Run, pace: Pace, rate: float) -> Finding:
-    """The whole run: probe, epochs, evaluations, saves."""
+    """The time for the whole run: probe, epochs, evaluations."""
     seconds = run.plan.total_steps / run.plan.steps_per_epoch * pace.epoch + _probing(run, rate)
     text = f"about {clock(seconds)} for {run.plan.total_steps} steps at {rate:,.1f} images/s"
     return Finding("whole run", OK, text, value=seconds, unit="s")
 
 
 def _probing(run: Run, rate: float) -> float:
-    """Seconds until the features are there; the head's own steps are quick beside that."""
+    """Seconds to compute the features; the head's own steps are negligible."""
     if not run.config.probe.epochs:
         return 0.0
     return FORWARD_SHARE * (run.plan.train_samples * run.config.freeze.views + run.plan.val_samples) / rate
@@ -221,9 +215,8 @@ def allocation(run: Run, pace: Pace, rate: float, allocation: Allocation, now: f
     end, lead = allocation.end, allocation.lead
     assert end is not None
     found = forecast(pace, run.plan.total_steps, now + _probing(run, rate), end, lead)
-    text = describe(found, end, lead)
-    left = max(0.0, end - now)
+    verdict, remedy = NOTE, "It resumes after each requeue (docs/slurm.md); or ask for more time."
     if found.requeues is None:
-        return Finding("job's end", PROBLEM, text, "Ask for more time.", left, "s")
-    remedy = "It goes on after each requeue (docs/slurm.md); or ask for more time." if not found.is_done else ""
-    return Finding("job's end", OK if found.is_done else NOTE, text, remedy, left, "s")
+        verdict, remedy = PROBLEM, "Ask for more time."
+    finding = Finding("job's end", verdict, describe(found, end, lead), remedy, max(0.0, end - now), "s")
+    return finding.unless(found.is_done)

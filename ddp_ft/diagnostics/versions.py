@@ -1,4 +1,4 @@
-"""Which versions there are, whether they go together, and whether torch and the GPUs' driver do."""
+"""Versions: of packages, of torch's CUDA and of the GPUs' driver, and whether they fit together."""
 
 import importlib
 import platform
@@ -8,23 +8,24 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
-from ddp_ft.version import installed_version
+from ddp_ft.version import versions_of
 
-# The least versions that setup.cfg names; a folder that is not installed has no metadata to ask.
+# The least versions that setup.cfg names, for a folder that is not installed and so has no metadata.
 LEAST = {
     "torch": "2.6", "torchvision": "0.21", "timm": "1.0.15", "torchmetrics": "1.4", "tensorboard": "2.15",
     "numpy": "1.26", "pillow": "10.0", "safetensors": "0.5", "simplejpeg": "1.8",
 }  # fmt: skip
-# What they are imported as, where that differs.
+# Their modules, if the names differ.
 _IMPORTED_AS = {"pillow": "PIL"}
-# Without these a run goes on.
+# A run works without these.
 OPTIONAL = {"simplejpeg": "JPEGs are decoded by Pillow instead, to the same bits, in half again the time."}
 
 
 @dataclass(frozen=True)
 class Gpus:
-    """What there is of CUDA. `build` and `driver` are versions as (major, minor): of the CUDA that torch was built with
-    (None: for CPUs alone), and of the newest that the driver knows. `listed` are the GPUs that nvidia-smi names."""
+    """GPUs and CUDA. `listed` are the GPUs that nvidia-smi names, `usable` is the number that torch can use. `build` is
+    the (major, minor) version of CUDA that torch was built with (None: for CPUs alone), `driver` the newest one that
+    the driver supports."""
 
     listed: tuple[str, ...]
     build: tuple[int, int] | None = None
@@ -35,18 +36,18 @@ class Gpus:
 
 
 def all_versions() -> dict[str, str]:
-    """Of Python, and of each package that there is."""
-    there = {name: version for name in LEAST if (version := installed_version(name))}
-    return {"python": platform.python_version(), **there}
+    """The versions of Python and of each package that is installed."""
+    return {"python": platform.python_version(), **versions_of(LEAST)}
 
 
 def packages(
-    load: Callable[[str], ModuleType] = importlib.import_module, find: Callable[[str], str | None] = installed_version
+    load: Callable[[str], ModuleType] = importlib.import_module, versions: Mapping[str, str] | None = None
 ) -> Iterator[Finding]:
-    """Python, and each package: there, new enough, and importable."""
+    """Whether each package is installed, new enough, and can be imported."""
     yield Finding("python", OK, f"{platform.python_version()} on {platform.platform()}")
+    installed = versions_of(LEAST) if versions is None else versions
     for name, least in LEAST.items():
-        yield _package(name, least, find(name), load)
+        yield _package(name, least, installed.get(name), load)
 
 
 def _package(name: str, least: str, version: str | None, load: Callable[[str], ModuleType]) -> Finding:
@@ -57,34 +58,25 @@ def _package(name: str, least: str, version: str | None, load: Callable[[str], M
     try:
         load(_IMPORTED_AS.get(name, name))
     except Exception as error:
-        told = " ".join(str(error).split())
-        return Finding(
-            name, PROBLEM, f"{version} cannot be imported: {type(error).__name__}: {told}", _mend(name, told)
-        )
+        reason = " ".join(str(error).split())
+        remedy = f"Install it anew: pip install --force-reinstall {name}"
+        if name == "torchvision" and "nms" in reason:
+            remedy = "torchvision was built for another torch. Install both together, from one place: pip install "
+            remedy += "--upgrade --force-reinstall torch torchvision"
+        return Finding(name, PROBLEM, f"{version} cannot be imported: {type(error).__name__}: {reason}", remedy)
     if _numbers(version) < _numbers(least):
-        return Finding(
-            name, WARNING, f"{version}; {least} or newer is needed", f"pip install --upgrade '{name}>={least}'"
-        )
+        text = f"{version}; {least} or newer is needed"
+        return Finding(name, WARNING, text, f"pip install --upgrade '{name}>={least}'")
     return Finding(name, OK, version)
-
-
-def _mend(name: str, told: str) -> str:
-    if name == "torchvision" and "nms" in told:
-        return (
-            "torchvision was built for another torch. Install both together, from one place: pip install --upgrade "
-            "--force-reinstall torch torchvision"
-        )
-    return f"Install it anew: pip install --force-reinstall {name}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:
     """The leading numbers: 2.6.0+cu124 -> (2, 6, 0)."""
-    parts = version.split("+")[0].split(".")
-    return tuple(int(part) for part in parts if part.isdecimal())
+    return tuple(int(part) for part in version.split("+")[0].split(".") if part.isdecimal())
 
 
 def list_gpus() -> tuple[str, ...]:
-    """The GPUs of the machine, whatever torch makes of them; none where there is no nvidia-smi."""
+    """The machine's GPUs, usable by torch or not; none without nvidia-smi."""
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
@@ -93,7 +85,7 @@ def list_gpus() -> tuple[str, ...]:
 
 
 def look_at_gpus() -> Gpus:
-    """Torch's side of it too."""
+    """The machine's GPUs, and what torch can use of them."""
     import torch
 
     listed, build = list_gpus(), torch.version.cuda
@@ -117,55 +109,52 @@ def _driver() -> tuple[int, int] | None:
 
 
 def cuda(gpus: Gpus, visible: str | None) -> Iterator[Finding]:
-    """Whether torch can use the GPUs there are; `visible` is CUDA_VISIBLE_DEVICES, None if it is not set."""
+    """Whether torch can use the machine's GPUs; `visible` is CUDA_VISIBLE_DEVICES, None if it is not set."""
     if not gpus.listed and not gpus.usable:
         yield Finding("cuda", OK, f"no GPU on this machine; torch is built {_built(gpus)}", value=0.0, unit="GPUs")
         return
     count = max(len(gpus.listed), gpus.usable)
-    if gpus.build is None:
-        remedy = "Install a build of torch for CUDA, and torchvision with it; or say --device cpu."
-        yield Finding("cuda", PROBLEM, f"{count} GPU(s), but torch is built for CPUs alone", remedy, 0.0, "GPUs")
+    if gpus.build is None or not gpus.usable:
+        yield _unusable(gpus, visible, count)
         return
-    if gpus.usable:
-        names = ", ".join(sorted({name.partition(": ")[2] or name for name in gpus.listed})) or "GPUs"
-        text = f"{gpus.usable} x {names}, {_built(gpus)}, NCCL {gpus.nccl}, cuDNN {gpus.cudnn}"
-        yield Finding("cuda", OK, text, value=float(gpus.usable), unit="GPUs")
-        if gpus.usable < len(gpus.listed):
-            remedy = "Unset CUDA_VISIBLE_DEVICES, unless that is meant."
-            yield Finding("gpus", NOTE, f"{gpus.usable} of {len(gpus.listed)} are visible", remedy)
-        return
-    yield _unusable(gpus, visible, count)
+    names = ", ".join(sorted({name.partition(": ")[2] or name for name in gpus.listed})) or "GPUs"
+    text = f"{gpus.usable} x {names}, {_built(gpus)}, NCCL {gpus.nccl}, cuDNN {gpus.cudnn}"
+    yield Finding("cuda", OK, text, value=float(gpus.usable), unit="GPUs")
+    if gpus.usable < len(gpus.listed):
+        remedy = "Unset CUDA_VISIBLE_DEVICES, unless that is meant."
+        yield Finding("gpus", NOTE, f"{gpus.usable} of {len(gpus.listed)} are visible", remedy)
 
 
 def _unusable(gpus: Gpus, visible: str | None, count: int) -> Finding:
-    text = f"{count} GPU(s), but torch can use none"
-    if visible is not None and (visible == "" or visible.startswith("-")):
-        return Finding(
-            "cuda", NOTE, f"{text}: CUDA_VISIBLE_DEVICES is '{visible}'", "Unset it to use them.", 0.0, "GPUs"
-        )
-    if gpus.driver is not None and gpus.build is not None and gpus.driver[0] < gpus.build[0]:
-        text += f": the driver knows CUDA {_shown(gpus.driver)}, torch is built {_built(gpus)}"
-        remedy = "Take a newer driver, or a build of torch for an older CUDA."
-        return Finding("cuda", PROBLEM, text, remedy, 0.0, "GPUs")
+    verdict, text = PROBLEM, f"{count} GPU(s), but torch can use none"
     remedy = "Look at nvidia-smi; in a container the GPUs must be passed on (docker run --gpus all, apptainer --nv)."
-    return Finding("cuda", PROBLEM, text, remedy, 0.0, "GPUs")
+    if gpus.build is None:
+        text = f"{count} GPU(s), but torch is built for CPUs alone"
+        remedy = "Install a build of torch for CUDA, and torchvision with it; or use --device cpu."
+    elif visible is not None and (visible == "" or visible.startswith("-")):
+        verdict, text = NOTE, f"{text}: CUDA_VISIBLE_DEVICES is '{visible}'"
+        remedy = "Unset it to use them."
+    elif gpus.driver is not None and gpus.driver[0] < gpus.build[0]:
+        text += f": the driver supports CUDA {_dotted(gpus.driver)}, torch is built {_built(gpus)}"
+        remedy = "Install a newer driver, or a build of torch for an older CUDA."
+    return Finding("cuda", verdict, text, remedy, 0.0, "GPUs")
 
 
 def _built(gpus: Gpus) -> str:
-    return "for CPUs alone" if gpus.build is None else f"for CUDA {_shown(gpus.build)}"
+    return "for CPUs alone" if gpus.build is None else f"for CUDA {_dotted(gpus.build)}"
 
 
-def _shown(version: Sequence[int]) -> str:
+def _dotted(version: Sequence[int]) -> str:
     return ".".join(map(str, version))
 
 
 def differing(versions: Sequence[Mapping[str, str]]) -> list[str]:
-    """What is not the same in each of them, as 'name: rank 0 has 1, rank 2 has 2'."""
-    told = []
+    """The versions that differ between ranks, as 'name: rank 0 has 1, rank 2 has 2'."""
+    lines = []
     for name, mine in versions[0].items():
         others = {rank: each.get(name, "none") for rank, each in enumerate(versions) if each.get(name) != mine}
         if others:
             rank, other = next(iter(others.items()))
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-            told.append(f"{name}: rank 0 has {mine}, rank {rank}{more} has {other}")
-    return told
+            lines.append(f"{name}: rank 0 has {mine}, rank {rank}{more} has {other}")
+    return lines

@@ -11,7 +11,7 @@ import torch
 
 from ddp_ft.contracts import BuiltModel, LabelledSource
 from ddp_ft.data.bad_samples.replace import path_of
-from ddp_ft.version import installed_version
+from ddp_ft.version import versions_of
 
 # Fields of a plan that features do not depend on. They depend on all others, also those of later versions.
 WITHOUT_EFFECT = (
@@ -38,7 +38,7 @@ def describe_backbone(built: BuiltModel, plan: Mapping[str, Any]) -> dict[str, A
         "code": _digest(_code(str(built.spec.get("name", "")))),
         "preprocess": built.processor.to_mapping(),
         "plan": {name: value for name, value in plan.items() if name not in WITHOUT_EFFECT},
-        "libraries": {name: version for name in LIBRARIES if (version := installed_version(name))},
+        "libraries": versions_of(LIBRARIES),
         "processor": _processor(plan),
     }
 

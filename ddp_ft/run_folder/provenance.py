@@ -17,7 +17,7 @@ from ddp_ft.distributed.environment import read_launch, usable_cores
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import printable
 from ddp_ft.files import read_sound_json, to_json, write_text
-from ddp_ft.version import __version__, installed_version
+from ddp_ft.version import __version__, versions_of
 
 FILE = "provenance.json"
 LIBRARIES = ("torch", "torchvision", "timm", "torchmetrics", "numpy", "pillow", "safetensors")
@@ -55,7 +55,8 @@ def describe_start(world: World) -> dict[str, Any]:
         "nodes": -(-launch.world_size // launch.local_world_size),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": {"ddp_ft": __version__, **_versions()},
+        # torch's with what it was built for, such as +cu128
+        "versions": {"ddp_ft": __version__, **versions_of(LIBRARIES), "torch": str(torch.__version__)},
         "git": git_state(Path.cwd()),
         "cpu": _cpu_name(),
         "cores": usable_cores(),
@@ -81,11 +82,6 @@ def command_words(words: Sequence[str]) -> list[str]:
             shown.append(_USER.sub(rf"\1{HIDDEN}@", word))
         hides = word.startswith("-") and secret is not None and equals < 0
     return shown
-
-
-def _versions() -> dict[str, str]:
-    found = {name: version for name in LIBRARIES if (version := installed_version(name))}
-    return {**found, "torch": str(torch.__version__)}  # with what it was built for, such as +cu128
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

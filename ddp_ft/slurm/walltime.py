@@ -29,11 +29,12 @@ def read_end_time(environ: Mapping[str, str] = os.environ) -> float | None:
     job = environ.get("SLURM_JOB_ID")
     if not job:
         return None
-    shown = re.search(r"\bEndTime=(\S+)", _output_of(["scontrol", "show", "job", "--oneliner", job], environ))
-    return _seconds(shown[1] if shown else _output_of(["squeue", "-h", "-j", job, "-o", "%e"], environ))
+    shown = re.search(r"\bEndTime=(\S+)", output_of(["scontrol", "show", "job", "--oneliner", job], environ))
+    return _seconds(shown[1] if shown else output_of(["squeue", "-h", "-j", job, "-o", "%e"], environ))
 
 
-def _output_of(command: list[str], env: Mapping[str, str]) -> str:
+def output_of(command: list[str], env: Mapping[str, str]) -> str:
+    """What a command prints; nothing if it fails, is missing, or takes longer than PATIENCE."""
     try:
         done = subprocess.run(command, env=dict(env), capture_output=True, text=True, timeout=PATIENCE)
     except (OSError, subprocess.TimeoutExpired):

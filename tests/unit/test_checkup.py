@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ddp_ft.config.loading import make_config
 from ddp_ft.diagnostics import disk, launcher, machine, versions
+from ddp_ft.diagnostics.examination import Asked, Examination
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
 from ddp_ft.diagnostics.machine import MIB, Machine
 from ddp_ft.diagnostics.rendering import as_json, as_text, has_problem
@@ -119,7 +121,7 @@ def test_packages():
 
     there = {**LEAST, "timm": "0.9.12", "torch": "2.15.0+cpu"}
     del there["simplejpeg"], there["tensorboard"]
-    found = {finding.name: finding for finding in versions.packages(load, there.get)}
+    found = {finding.name: finding for finding in versions.packages(load, there)}
     assert {name: finding.verdict for name, finding in found.items() if finding.verdict != OK} == {
         "torchvision": PROBLEM, "timm": WARNING, "tensorboard": PROBLEM, "simplejpeg": NOTE,
     }  # fmt: skip
@@ -194,7 +196,8 @@ def test_a_run_folder_that_cannot_be_made(tmp_path):
     assert disk.writable(tmp_path / "file").verdict == PROBLEM
     assert disk.writable(tmp_path / "file" / "run").verdict == PROBLEM
     assert disk.writable(Path("/proc/run")).verdict == PROBLEM  # also for root
-    [alone] = disk.all_of(tmp_path / "file" / "run", None, {}, quick=False)
+    known = Examination(Asked((), tmp_path / "file" / "run", quick=False), make_config(), Launch(), None)
+    [alone] = disk.examine_disk(known, None)
     assert alone.verdict == PROBLEM
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

@@ -61,7 +61,7 @@ def test_the_rate_of_the_whole_job():
 
 def test_how_long_the_run_takes():
     """At 32 images/s a step is 1 s, and an evaluation of 64 images 2/3 s."""
-    pace = speed.pace_of(run(), 32.0, save_seconds=0.0)
+    pace = speed.pace_of(run(), 32.0)
     assert (pace.step, pace.evaluation) == (1.0, pytest.approx(2 / 3))
     assert speed.duration(run(), pace, 32.0).value == pytest.approx(32.0)
     probed = run(**{"probe.epochs": 20, "freeze.views": 2})
@@ -72,6 +72,6 @@ def test_how_long_the_run_takes():
 @pytest.mark.parametrize("left, verdict", [(3600.0, OK), (200.0, NOTE), (60.0, PROBLEM)])
 def test_the_end_of_the_job(left, verdict):
     job, now = run(), 1e9
-    pace = speed.pace_of(job, 32.0, 0.0)
+    pace = speed.pace_of(job, 32.0)
     found = speed.allocation(job, pace, 32.0, Allocation(end=now + left, lead=180.0), now=now)
     assert (found.verdict, bool(found.remedy)) == (verdict, verdict != OK)
