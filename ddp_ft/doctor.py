@@ -1,4 +1,4 @@
-"""`python -m ddp_ft.doctor`, alone or under torchrun: what is wrong, before hours are spent."""
+"""`python -m ddp_ft.doctor`, alone or under torchrun: find faults before a run spends hours."""
 
 import sys
 import time
@@ -19,16 +19,12 @@ from ddp_ft.config.loading import make_config
 @click.option("--json", "wants_json", is_flag=True, help="Print JSON, with the paths of all images concerned.")
 @click.option("--quick", is_flag=True, help="Do not read all images, and measure neither disk nor training.")
 def doctor(
-    run_dir: Path | None,
-    config_file: Path | None,
-    assignments: tuple[str, ...],
-    wants_json: bool,
-    quick: bool,
+    run_dir: Path | None, config_file: Path | None, assignments: tuple[str, ...], wants_json: bool, quick: bool,
     **flags: Any,
-) -> int:
-    """Look at the machine, the job, the data and the speed, with the options of train; without --data at the machine.
+) -> int:  # fmt: skip
+    """Check the machine, the job, the data and the speed, with the options of train; without --data the machine alone.
 
-    Nothing is trained, and the run folder is left as it is. Exit code 2 if there is a problem; warnings give 0.
+    Nothing is trained, and the run folder is left as it is. Exit code 2 if there is a problem, else 0.
     """
     layers = given_layers(config_file, flags, assignments)
     config = make_config(*layers)
@@ -39,8 +35,8 @@ def doctor(
         from ddp_ft.diagnostics.rendering import as_json, as_text, has_problem, summary
 
     asked = Asked(tuple(layers), run_dir or (default_run_dir(config) if is_whole else Path("runs")), quick)
-    families = examine(asked, teller() if not wants_json or sys.stderr.isatty() else None)
-    if families is None:  # another rank speaks
+    families = examine(asked, progress_printer() if not wants_json or sys.stderr.isatty() else None)
+    if families is None:  # rank 0 prints
         return DONE
     click.echo(as_json(families) if wants_json else as_text(families))
     if not has_problem(families):
@@ -49,18 +45,19 @@ def doctor(
     return USER_ERROR
 
 
-def teller(every: float = 10.0) -> Callable[[int, int], None]:
-    """Progress on stderr: a line that is written over on a terminal, else one line every so many seconds."""
-    is_terminal, last = sys.stderr.isatty(), [0.0]
+def progress_printer() -> Callable[[int, int], None]:
+    """Print progress on stderr: a line that is overwritten on a terminal, else a line every 10 s."""
+    is_terminal, last = sys.stderr.isatty(), 0.0
 
-    def tell(done: int, total: int) -> None:
-        last[0] = last[0] or time.monotonic()  # the clock runs from the first images on
-        if time.monotonic() - last[0] >= (0.2 if is_terminal else every) or (is_terminal and done == total):
-            last[0] = time.monotonic()
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        last = last or time.monotonic()  # the clock runs from the first images on
+        if time.monotonic() - last >= (0.2 if is_terminal else 10.0) or (is_terminal and done == total):
+            last = time.monotonic()
             end = "\n" if not is_terminal or done == total else "\r"
             click.echo(f"{done} of {total} images read{end}", err=True, nl=False)
 
-    return tell
+    return report
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The exception for a mistake of the user, and how messages quote names and exceptions of others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 # Characters of an exception of a library in a message.
 MOST_REASON = 300
@@ -71,3 +71,9 @@ def listed(lines: Sequence[str], limit: int = 20) -> list[str]:
     """Return the first lines, each indented by two spaces, and one that says how many more there are."""
     more = [f"  ... and {len(lines) - limit} more"] if len(lines) > limit else []
     return [*(f"  {line}" for line in lines[:limit]), *more]
+
+
+def columns(rows: Mapping[str, str]) -> str:
+    """A line for each name and its value, indented and aligned."""
+    width = max(map(len, rows))
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())

@@ -5,30 +5,23 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.cli.options import also_option, device_option, importing, views_option
+from ddp_ft.cli.options import PATH, also_option, device_option, importing, model_argument, views_option
 from ddp_ft.cli.process import run_command
 from ddp_ft.distributed.environment import read_launch
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path), metavar="RUN_OR_MODEL")
-@click.option(
-    "--data",
-    "data",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Data set with class folders, split or not.",
-)
+@model_argument
+@click.option("--data", type=PATH, required=True, help="Data set with class folders, split or not.")
 @click.option(
     "--split",
     type=click.Choice(["val", "test", "train", "all"]),
-    default=None,
-    help="Which part; default: val where there is one, else all.",
+    help="Which part; default: val if there is one, else all.",
 )
 @device_option
 @also_option
 @views_option
-@click.option("--output", type=click.Path(path_type=Path), help="Write the metrics to this JSON file too.")
+@click.option("--output", type=PATH, help="Write the metrics to this JSON file too.")
 def evaluate(
     model: Path, data: Path, split: str | None, device: str, also: tuple[Path, ...], tta: str, output: Path | None
 ) -> None:

@@ -4,25 +4,21 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.cli.options import importing
+from ddp_ft.cli.options import PATH, choice, importing, model_argument
 from ddp_ft.cli.process import FAILED, run_command
 from ddp_ft.distributed.environment import read_launch
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path), metavar="RUN_OR_MODEL")
+@model_argument
 @click.option(
     "--format", "kind", type=click.Choice(["safetensors", "onnx", "torch_export", "torch.export"]), required=True,
     help="Weights that timm and hubs take; an ONNX file; torch.export's .pt2, by either name.",
 )  # fmt: skip
 @click.option(
-    "--output", type=click.Path(path_type=Path), required=True,
-    help="FILE.onnx, FILE.pt2; for safetensors a folder, or FILE.safetensors.",
-)  # fmt: skip
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True,
-    help="Where it is traced, compared and timed.",
-)  # fmt: skip
+    "--output", type=PATH, required=True, help="FILE.onnx, FILE.pt2; for safetensors a folder, or FILE.safetensors."
+)
+@choice("--device", ["auto", "cpu", "cuda"], "Where it is traced, compared and timed.", default="cpu")
 @click.option(
     "--with-preprocessing", is_flag=True,
     help="ONNX: resize, crop and normalise inside; uint8 images N x H x W x 3 of any size go in.",
@@ -32,7 +28,7 @@ from ddp_ft.distributed.environment import read_launch
     help="Images on which it is compared with the original.",
 )  # fmt: skip
 @click.option(
-    "--check-images", "images", type=click.Path(path_type=Path), metavar="DIR",
+    "--check-images", "images", type=PATH, metavar="DIR",
     help="Compare on these.  [default: those that the run is evaluated on; noise if they are not here]",
 )  # fmt: skip
 def export(
@@ -40,7 +36,7 @@ def export(
 ) -> int:
     """Write a run folder's best model as a file that other programs load.
 
-    Nothing is written unless the file gives what the model gives: outputs within rounding, and the same answers.
+    Nothing is written unless the file returns what the model returns: outputs within rounding, and the same answers.
     """
     launch = read_launch()
     with importing():

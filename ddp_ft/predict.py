@@ -4,15 +4,15 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.cli.options import also_option, device_option, importing, views_option
+from ddp_ft.cli.options import PATH, also_option, device_option, importing, model_argument, views_option
 from ddp_ft.cli.process import run_command
 from ddp_ft.distributed.environment import read_launch
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path), metavar="RUN_OR_MODEL")
+@model_argument
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="File: .csv, .jsonl or .parquet.")
+@click.option("--output", type=PATH, required=True, help="File: .csv, .jsonl or .parquet.")
 @click.option("--column", metavar="NAME", help="A table's column of paths.  [default: image]")
 @click.option(
     "--top-k", type=click.IntRange(min=1), default=1, show_default=True, metavar="K",
@@ -28,17 +28,16 @@ def predict(
     """Classify images with a run folder's best model, or with an exported one.
 
     An INPUT is an image, a folder of them, a pattern in quotes ('photos/**/*.jpg'), a CSV or Parquet table with a
-    column of paths (relative to where it lies), or - for standard input, one path a line.
+    column of paths (relative to the table), or - for standard input, one path a line.
 
-    One row for each image, in input order; an image that cannot be read has its reason in `error`. Killed, the same
-    command goes on with what is missing, also on another number of processes.
+    One row for each image, in input order; an image that cannot be read has its reason in `error`. After a kill, the
+    same command computes the missing rows, also on another number of processes.
     """
     launch = read_launch()
     with importing():
         from ddp_ft.inference.predict_files import Request, predict_files
 
-    request = Request((model, *also), inputs, output, column, top_k, tta, device)
-    answer = predict_files(request, launch)
+    answer = predict_files(Request((model, *also), inputs, output, column, top_k, tta, device), launch)
     if launch.rank == 0:
         faulty = f", {answer.errors} with an error" if answer.errors else ""
         old = f" ({answer.taken_over} were there from an interrupted start)" if answer.taken_over else ""

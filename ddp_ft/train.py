@@ -1,4 +1,4 @@
-"""`python -m ddp_ft.train`, alone or under torchrun: fine-tune a model, or go on with an unfinished run."""
+"""`python -m ddp_ft.train`, alone or under torchrun: fine-tune a model, or resume an unfinished run."""
 
 from pathlib import Path
 from typing import Any
@@ -28,36 +28,28 @@ where ~/pets holds one folder of images for each class. No data at hand? ./launc
 @click.option("--print-run-dir", is_flag=True, help="Check the options, print the run folder, and do no more.")
 @click.version_option(__version__, prog_name="ddp_ft")
 def train(
-    run_dir: Path | None,
-    config_file: Path | None,
-    assignments: tuple[str, ...],
-    extend: bool,
-    dry_run: bool,
-    tune: bool,
-    quiet: bool,
-    print_run_dir: bool,
-    **flags: Any,
-) -> int:
+    run_dir: Path | None, config_file: Path | None, assignments: tuple[str, ...], extend: bool, dry_run: bool,
+    tune: bool, quiet: bool, print_run_dir: bool, **flags: Any,
+) -> int:  # fmt: skip
     """Fine-tune a pretrained vision model on your images.
 
-    Start it alone, or on several processes with torchrun. Started again with the same options it goes on where
-    it stopped.
+    Start it alone, or on several processes with torchrun. Started again with the same options, it resumes.
     """
     launch = read_launch()
     layers = given_layers(config_file, flags, assignments)
     layers += [{"log.level": "warning"}] if quiet else []
     config = make_config(*layers)
     _require_data_and_model(config)
+    folder = run_dir or default_run_dir(config)
     if print_run_dir:
-        click.echo((run_dir or default_run_dir(config)).absolute())
+        click.echo(folder.absolute())
         return DONE
     with importing():  # takes seconds, which the mistakes above need not wait for
         from ddp_ft.run import fine_tune
         from ddp_ft.training.request import Request
 
-    request = Request(run_dir or default_run_dir(config), tuple(layers), extend, dry_run, tune)
-    status = fine_tune(request, launch)
-    # As a worker of torchrun a stop is a success: its agent would restart or report whatever else ends.
+    status = fine_tune(Request(folder, tuple(layers), extend, dry_run, tune), launch)
+    # For a worker of torchrun a stop is a success: the agent would restart or report any other exit code.
     return STOPPED if status == "stopped" and not launch.distributed else DONE
 
 

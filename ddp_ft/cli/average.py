@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.cli.options import device_option
+from ddp_ft.cli.options import PATH, data_option, device_option
 from ddp_ft.distributed.environment import read_launch
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("run", type=PATH, metavar="RUN")
 @click.option("--last", type=int, metavar="K", help="Average the K newest checkpoints (SWA).")
 @click.option("--best", type=int, metavar="K", help="Average the K checkpoints with the best validation.")
 @click.option(
@@ -18,17 +18,10 @@ from ddp_ft.distributed.environment import read_launch
     help="From the best checkpoint on, take in each that does not lower the validation (greedy soup).",
 )
 @click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FOLDER",
+    "--output", type=PATH, required=True, metavar="FOLDER",
     help="New model folder; within the run folder, evaluate finds the run's split.",
-)
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="The run's data, if it has moved. Used for batch norm's statistics and for validation.",
-)
+)  # fmt: skip
+@data_option
 @device_option
 def average(
     run: Path, last: int | None, best: int | None, greedy: bool, output: Path, data: Path | None, device: str
@@ -36,7 +29,8 @@ def average(
     """Average the weights of checkpoints of RUN into one model, for evaluate and predict.
 
     Only checkpoints that are still there can be averaged: a run keeps the checkpoint.keep newest and the
-    checkpoint.keep_best best. Runs as one process, without torchrun.
+    checkpoint.keep_best best. The data is for batch norm's statistics and for validation. Runs as one process, without
+    torchrun.
     """
     launch = read_launch()
     from ddp_ft.inference.weight_averaging import AverageRequest, average_checkpoints

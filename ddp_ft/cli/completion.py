@@ -1,11 +1,10 @@
-"""What shells complete behind ddp-ft: `ddp-ft completion SHELL`, the values of options, names of models."""
+"""Completion in shells: `ddp-ft completion SHELL`, the values of options, names of models."""
 
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import click
@@ -16,6 +15,7 @@ from ddp_ft.config.schema import KEYS
 from ddp_ft.config.user_cache import cache_folder
 from ddp_ft.files import write_text
 from ddp_ft.trackers.services.registry import SERVICES
+from ddp_ft.version import versions_of
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 # Keys whose values are paths, and may be something else too.
@@ -23,22 +23,17 @@ PATHS = ("data.path", "model.weights", "freeze.cache_dir")
 REFRESH = "import sys; sys.path[:] = {path!r}; from ddp_ft.cli.models import all_names; all_names()"
 
 PROGRAM, VARIABLE = "ddp-ft", "_DDP_FT_COMPLETE"
-SHELLS = {
-    "bash": "~/.bashrc",
-    "zsh": "~/.zshrc",
-    "fish": "~/.config/fish/completions/ddp-ft.fish",
-}
 _END = "\n    return 0\n}"
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(list(SHELLS)))
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes SHELL complete commands, options and values of ddp-ft.
+    """Print the script that makes SHELL complete commands, options and values of ddp-ft.
 
     \b
     bash:  eval "$(ddp-ft completion bash)"     in ~/.bashrc
-    zsh:   eval "$(ddp-ft completion zsh)"      in ~/.zshrc, behind compinit
+    zsh:   eval "$(ddp-ft completion zsh)"      in ~/.zshrc, after compinit
     fish:  ddp-ft completion fish > ~/.config/fish/completions/ddp-ft.fish
     """
     kind = get_completion_class(shell)
@@ -47,7 +42,7 @@ def completion(shell: str) -> None:
 
 
 class Bash(BashComplete):
-    """click's, for values that hold = and :, at which bash divides words; and without a blank behind `key=`."""
+    """click's class, for values with = and :, at which bash divides words; and without a blank after `key=`."""
 
     source_template = BashComplete.source_template.replace(
         _END, '\n    [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *= ]] && compopt -o nospace' + _END, 1
@@ -65,13 +60,12 @@ class Bash(BashComplete):
             else:
                 words.append(word)
             joins = divider
-        typed = words[-1] if words else ""
-        # Of --option=value, what stands behind the first divider is the value.
-        self._typed = typed.partition("=")[2] if typed.startswith("--") else typed
+        typed = words[-1]
+        self._typed = typed.partition("=")[2] if typed.startswith("--") else typed  # the value of --option=value
         return words[:-1], typed
 
     def format_completion(self, item: CompletionItem) -> str:
-        """Without what stands before the last divider, as bash replaces what is behind it."""
+        """The item without the part up to the last divider: bash replaces only the part after it."""
         before = max(self._typed.rfind("="), self._typed.rfind(":")) + 1
         is_divided = item.type == "plain" and item.value.startswith(self._typed[:before])
         return f"{item.type},{item.value[before:] if is_divided else item.value}"
@@ -81,7 +75,7 @@ add_completion_class(Bash)
 
 
 def completer(key: Key) -> Complete:
-    """What click asks for the values of the flag of that key."""
+    """The function that completes values of that key's flag, for click."""
 
     def complete(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
         return [*values(key, begun), *([CompletionItem(begun, type="file")] if key.path in PATHS else [])]
@@ -90,7 +84,7 @@ def completer(key: Key) -> Complete:
 
 
 def complete_assignment(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    """KEY= of --set, and the values behind it."""
+    """KEY= of --set, and the values after it."""
     path, equals, value = begun.partition("=")
     if not equals:
         return [CompletionItem(f"{path}=", help=key.help) for path, key in KEYS.items() if path.startswith(begun)]
@@ -105,22 +99,19 @@ def complete_key(context: click.Context, parameter: click.Parameter, begun: str)
 
 
 def complete_model(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    """Names of models, with or without their library; first without the tags of weights."""
+    """Names of models, with or without their library; with the tags of weights only after a dot."""
     return _beginning(_models(begun), begun)
 
 
 def values(key: Key, begun: str) -> list[CompletionItem]:
-    """The values of a key that begin thus, as far as they can be told."""
+    """The known values of a key that begin with `begun`."""
     if key.path == "model.name":
-        return [*_beginning(_models(begun), begun), *_python_files(begun)]
+        files = [CompletionItem(begun, type="file")] if begun.startswith((".", "/", "~")) else []
+        return [*_beginning(_models(begun), begun), *files]
     if key.path == "log.trackers":
         return _beginning(SERVICES, begun)
     known = key.choices or (("true", "false") if key.type is bool else ())
     return _beginning([*known, *((key.null,) if key.optional and known else ())], begun)
-
-
-def _python_files(begun: str) -> list[CompletionItem]:
-    return [CompletionItem(begun, type="file")] if begun.startswith((".", "/", "~")) else []
 
 
 def _beginning(known: Iterable[str], begun: str) -> list[CompletionItem]:
@@ -129,7 +120,7 @@ def _beginning(known: Iterable[str], begun: str) -> list[CompletionItem]:
 
 def _models(begun: str) -> list[str]:
     names = cached_names()
-    if names is None:  # known at the next try: importing the libraries takes longer than a person waits
+    if names is None:  # for the next try: importing the libraries takes longer than a person waits
         subprocess.Popen(
             [sys.executable, "-c", REFRESH.format(path=sys.path)], start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -143,13 +134,11 @@ def _models(begun: str) -> list[str]:
 def cached_names() -> list[str] | None:
     """The full names of all models, as an earlier call with the same libraries stored them; None if there was none."""
     file = _file()
-    if file is None or not file.is_file():
-        return None
-    return file.read_text(encoding="utf-8").splitlines()
+    return file.read_text(encoding="utf-8").splitlines() if file is not None and file.is_file() else None
 
 
 def store_names(names: Iterable[str]) -> None:
-    """Keep the names of all models for `cached_names`; nothing if that cannot be."""
+    """Store the names of all models for `cached_names`, if there is a cache folder that can be written."""
     file = _file()
     if file is None:
         return
@@ -161,10 +150,7 @@ def store_names(names: Iterable[str]) -> None:
 
 
 def _file() -> Path | None:
-    folder = cache_folder()
-    if folder is None:
+    folder, versions = cache_folder(), versions_of(("timm", "torchvision"))
+    if folder is None or len(versions) < 2:
         return None
-    try:
-        return folder / f"models-timm-{version('timm')}-torchvision-{version('torchvision')}.txt"
-    except PackageNotFoundError:
-        return None
+    return folder / f"models-{'-'.join(f'{name}-{version}' for name, version in versions.items())}.txt"

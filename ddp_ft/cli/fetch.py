@@ -10,7 +10,7 @@ from ddp_ft.cli.completion import complete_model
 def fetch(model: str) -> None:
     """Download the pretrained weights of MODEL into the cache of its library.
 
-    Run it on a login node; compute nodes that share its home folder then need no network.
+    Run it on a login node; then compute nodes with the same home folder need no network.
     """
     from ddp_ft import models
 

@@ -10,30 +10,30 @@ from ddp_ft.cli.process import run_command
 from ddp_ft.errors import nearest
 from ddp_ft.version import __version__
 
-# Name of the command, which is also that of the attribute -> its module, and one line for the list.
+# Name of the command and of its function -> module, and a line for the list.
 COMMANDS = {
-    "train": ("ddp_ft.train", "Fine-tune a model, or go on with an unfinished run."),
+    "train": ("ddp_ft.train", "Fine-tune a model, or resume an unfinished run."),
     "evaluate": ("ddp_ft.evaluate", "Metrics of a trained model on a data set."),
     "predict": ("ddp_ft.predict", "One row of probabilities for each image."),
-    "doctor": ("ddp_ft.doctor", "Look at the machine, the job and the data before hours are spent."),
+    "doctor": ("ddp_ft.doctor", "Check the machine, the job and the data before hours are spent."),
     "export": ("ddp_ft.export", "A model as a file for other programs, checked against the original."),
     "fetch": ("ddp_ft.cli.fetch", "Download pretrained weights into the cache."),
-    "replay": ("ddp_ft.cli.replay", "Run one step of a run again, and look where it stops being finite."),
+    "replay": ("ddp_ft.cli.replay", "Run one step of a run again, and report what is not finite."),
     "average": ("ddp_ft.cli.average", "Average the weights of several checkpoints of a run."),
     "submit": ("ddp_ft.cli.submit", "Write a batch script for Slurm, and submit it."),
-    "runs": ("ddp_ft.cli.runs", "List the runs in a folder: how far they are, and how good."),
+    "runs": ("ddp_ft.cli.runs", "List the runs in a folder, with their progress and results."),
     "report": ("ddp_ft.cli.report", "Write a page about a run, or one that compares several."),
     "models": ("ddp_ft.cli.models", "List the models there are, or describe one."),
     "config": ("ddp_ft.cli.config", "Show all configuration keys, one of them, or a recipe."),
     "completion": ("ddp_ft.cli.completion", "Make your shell complete commands, options and values."),
 }
 
-# By which click tells that a shell asks for completions.
+# The environment variable by which a shell asks click for completions.
 VARIABLE = "_DDP_FT_COMPLETE"
 
 
 class LazyGroup(click.Group):
-    """Imports a command's module when the command is asked for: --help need not wait for torch."""
+    """Imports a command's module only when it is called: --help need not wait for torch."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names, in the order of COMMANDS."""
@@ -43,14 +43,13 @@ class LazyGroup(click.Group):
         """The command of that name, imported; None if there is none."""
         if cmd_name not in COMMANDS:
             return None
-        module, _ = COMMANDS[cmd_name]
-        command: click.Command = getattr(importlib.import_module(module), cmd_name)
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does it, with the nearest commands in the message for one that there is not."""
+        """As click's, with the nearest commands in the message for an unknown one."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
             ctx.fail(f"No such command '{name}'. {nearest(name, list(COMMANDS))}".rstrip())

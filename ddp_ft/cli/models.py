@@ -1,4 +1,4 @@
-"""`ddp-ft models`: all models, and what one is made of, for --freeze and --layer-decay."""
+"""`ddp-ft models`: all models, and the parts of one, for --freeze and --layer-decay."""
 
 import json
 import sys
@@ -19,26 +19,25 @@ if TYPE_CHECKING:
 _WIDTH = 80
 _COLUMNS = "{:>4} {:>5} {:>12} {:>7}  {}"
 _LONGEST = _WIDTH - len(_COLUMNS.format("", "", "", "", ""))
-# How many models are built, without memory for their weights, to count their parameters: 0.3 s each.
+# The most models that are built, without memory for their weights, to count their parameters: 0.3 s each.
 _BUILT = 20
-# The head is built for this many outputs; its size is no property of the model.
-_OUTPUTS = 2
+_OUTPUTS = 2  # of the head, whose size is no property of the model
 
 
 @click.command()
 @click.argument("pattern", required=False, metavar="[PATTERN]", shell_complete=complete_model)
 @click.option("--layers", is_flag=True, help="Show the stages and blocks of one model, by its name.")
-@click.option("--table", "as_table", is_flag=True, help="With sizes and weights, also where this is no terminal.")
+@click.option("--table", "as_table", is_flag=True, help="With sizes and weights, also if this is no terminal.")
 @click.option("--json", "as_json", is_flag=True, help="The table as JSON, for machines.")
 def models(pattern: str | None, layers: bool, as_table: bool, as_json: bool) -> None:
     """List the models that --model takes; all, or those that match PATTERN, such as 'convnext*'.
 
-    On a terminal with their parameters, the size of their images and the tags of their pretrained weights, else
-    their names alone. With --layers PATTERN is the name of one model, or FILE.py:FACTORY. No weights are needed.
+    On a terminal with their parameters, the size of their images and the tags of their pretrained weights, else their
+    names alone. With --layers, PATTERN is the name of one model, or FILE.py:FACTORY. No weights are needed.
     """
-    if layers and pattern is None:
-        raise UserError("--layers needs the name of a model.", "Such as: ddp-ft models timm/resnet18 --layers")
-    if layers and pattern:
+    if layers:
+        if not pattern:
+            raise UserError("--layers needs the name of a model.", "Such as: ddp-ft models timm/resnet18 --layers")
         click.echo("\n".join(describe(pattern)))
         return
     names = find(pattern or "*")
@@ -51,10 +50,10 @@ def models(pattern: str | None, layers: bool, as_table: bool, as_json: bool) -> 
 
 
 def facts(names: Collection[str]) -> list[dict[str, Any]]:
-    """What is known of the models of these full names, those that differ in their weights alone as one.
+    """The facts about the models of these full names; models that differ in their weights alone are one.
 
-    {"name", "parameters" (None: only building it would tell, and there are too many), "input" ([height, width] or
-    None), "weights": {tag: [height, width]}}; of the tags those that are among the names.
+    {"name", "parameters" (None: there are too many models to build), "input" ([height, width] or None), "weights":
+    {tag: [height, width]}}, with the tags that are among the names.
     """
     from ddp_ft.models.libraries.registry import get_library
 
@@ -105,12 +104,12 @@ def all_names() -> list[str]:
 
 
 def find(pattern: str) -> list[str]:
-    """The known full names that match, with or without their library and tag; UserError if there are none."""
+    """The full names that match, with or without their library and tag; UserError if there are none."""
     known = all_names()
     found = [name for name in known if any(fnmatchcase(form, pattern) for form in _forms(name))]
     if not found:
         plain = {form for name in known for form in _forms(name) if "." not in form}
-        hint = nearest(pattern.strip("*"), sorted(plain)) or "Use * for what may be anything, such as 'resnet*'."
+        hint = nearest(pattern.strip("*"), sorted(plain)) or "Use * for any text, such as 'resnet*'."
         raise UserError(f"No model matches '{pattern}'.", hint)
     return found
 
@@ -121,7 +120,7 @@ def _forms(name: str) -> list[str]:
 
 
 def describe(name: str) -> list[str]:
-    """The lines that tell of a model's stages and blocks."""
+    """The lines that describe a model's stages and blocks."""
     from ddp_ft.models.blocks import block_depths, stages
 
     module, head = _build(name)
@@ -138,17 +137,16 @@ def describe(name: str) -> list[str]:
         "",
         _COLUMNS.format("K", "depth", "parameters", "frozen", "names"),
     ]
-    held = 0
+    frozen = 0
     for number, names in enumerate(known):
-        for depth in sorted({depths[each] for each in names}):
+        in_stage = sorted({depths[each] for each in names})
+        for depth in in_stage:
             block = [each for each in names if depths[each] == depth]
-            held += sum(sizes[each] for each in block)
-            label, share = "", ""
-            if depth == max(depths[each] for each in names):
-                label, share = str(number), f"{held / body:.1%}"
-            lines += _row(label, depth, sum(sizes[each] for each in block), share, _outline(module, block))
-    size = sum(sizes[each] for each in head)
-    lines += _row("head", max(depths.values()), size, "", _outline(module, head))
+            size = sum(sizes[each] for each in block)
+            frozen += size
+            label, share = (str(number), f"{frozen / body:.1%}") if depth == in_stage[-1] else ("", "")
+            lines += _rows(label, depth, size, share, _outline(module, block))
+    lines += _rows("head", max(depths.values()), sum(sizes[each] for each in head), "", _outline(module, head))
     return [*lines, "", *_classes(module)]
 
 
@@ -166,36 +164,29 @@ def _build(name: str) -> "tuple[nn.Module, Collection[str]]":
     return build_shapes(create), heads[-1]
 
 
-def _row(label: str, depth: int, size: int, share: str, outline: list[str]) -> list[str]:
-    first, *others = outline
-    return [
-        _COLUMNS.format(label, depth, f"{size:,}", share, first),
-        *(_COLUMNS.format("", "", "", "", each) for each in others),
-    ]
+def _rows(label: str, depth: int, size: int, share: str, outline: Iterator[str]) -> Iterator[str]:
+    yield _COLUMNS.format(label, depth, f"{size:,}", share, next(outline))
+    yield from (_COLUMNS.format("", "", "", "", each) for each in outline)
 
 
-def _outline(module: "nn.Module", names: Collection[str]) -> list[str]:
-    """The largest modules that hold nothing but these parameters, with their classes, and what is left over."""
-    return list(_inside(module, "", set(names)))
-
-
-def _inside(module: "nn.Module", path: str, names: set[str]) -> Iterator[str]:
+def _outline(module: "nn.Module", names: Collection[str], path: str = "") -> Iterator[str]:
+    """The largest modules that hold only these parameters, with their classes, and the remaining parameters."""
     own = [name for name, _ in module.named_parameters(path)]
-    if path and own and names.issuperset(own):
+    if path and own and set(own).issubset(names):
         kind = f"({type(module).__name__})"
         yield from [f"{path} {kind}"] if len(path) + len(kind) < _LONGEST else [path, f"  {kind}"]
         return
     yield from (name for name, _ in module.named_parameters(path, recurse=False) if name in names)
     for name, child in module.named_children():
-        yield from _inside(child, f"{path}.{name}" if path else name, names)
+        yield from _outline(child, names, f"{path}.{name}" if path else name)
 
 
 def _classes(module: "nn.Module") -> list[str]:
-    """What type:CLASS would freeze, for the classes of all modules that have parameters of their own."""
+    """The number of parameters that type:CLASS freezes, for all classes with parameters of their own."""
     kinds = {type(each) for each in module.modules() if next(each.parameters(recurse=False), None) is not None}
     counts: Counter[str] = Counter()
     for kind in kinds:
         inside = {p for each in module.modules() if isinstance(each, kind) for p in each.parameters()}
         counts[kind.__name__] += sum(parameter.numel() for parameter in inside)
-    told = ", ".join(f"{name} {count:,}" for name, count in counts.most_common())
-    return textwrap.wrap(f"--freeze type:CLASS, and the parameters that it freezes: {told}", _WIDTH)
+    listed = ", ".join(f"{name} {count:,}" for name, count in counts.most_common())
+    return textwrap.wrap(f"--freeze type:CLASS, and the parameters that it freezes: {listed}", _WIDTH)

@@ -1,4 +1,4 @@
-"""What commands share: options made from the configuration's keys, and what they import."""
+"""What commands share: options, some made from the configuration's keys, and slow imports."""
 
 import gc
 import sys
@@ -12,9 +12,10 @@ import click
 from ddp_ft.cli.completion import complete_assignment, completer
 from ddp_ft.config.keys import Key
 from ddp_ft.config.loading import parse_assignment, read_config_file
-from ddp_ft.config.schema import KEYS, RunConfig
+from ddp_ft.config.schema import KEYS, REQUIRED, RunConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
 
 
 def config_options(command: F) -> F:
@@ -27,60 +28,37 @@ def config_options(command: F) -> F:
 
 def _option(key: Key, flag: str) -> Callable[[F], F]:
     default = key.null if key.default is None else key.default
-    shown = "" if key.path in ("data.path", "model.name") else f"  [default: {default}; {key.kind}]"
+    shown = "" if key.path in REQUIRED else f"  [default: {default}; {key.kind}]"
     name, text = key.path.replace(".", "__"), f"{key.help}{shown}"
     return click.option(flag, name, metavar=key.metavar, help=text, shell_complete=completer(key))
 
 
+def choice(flag: str, choices: Sequence[str], help: str, default: str = "") -> Callable[[F], F]:
+    """An option for one of several words; by default the first."""
+    return click.option(flag, type=click.Choice(choices), default=default or choices[0], show_default=True, help=help)
+
+
 # Options that several commands have.
-device_option = click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute.",
-)
+device_option = choice("--device", ["auto", "cpu", "cuda"], "Where to compute.")
+data_option = click.option("--data", type=PATH, help="The run's data, if it has moved.")
+model_argument = click.argument("model", type=PATH, metavar="RUN_OR_MODEL")
 also_option = click.option(
-    "--also",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    metavar="RUN_OR_MODEL",
+    "--also", type=PATH, multiple=True, metavar="RUN_OR_MODEL",
     help="One more model; their mean prediction counts. May be given several times.",
-)
-views_option = click.option(
+)  # fmt: skip
+views_option = choice(
     "--tta",
-    "tta",
-    type=click.Choice(["none", "flip", "crops"]),
-    default="none",
-    show_default=True,
-    help="Views of each image: itself; its mirror image too; ten crops, half of them mirrored.",
+    ["none", "flip", "crops"],
+    "Views of each image: itself; its mirror image too; ten crops, half of them mirrored.",
 )
-
-
-def given_flags(values: dict[str, Any]) -> dict[str, Any]:
-    """The flags that were given, by dotted key name."""
-    return {name.replace("__", "."): value for name, value in values.items() if value is not None}
-
-
-_RUN_DIR = click.option(
-    "--run-dir",
-    type=click.Path(path_type=Path),
-    help="Where everything is written.  [default: runs/<data>-<model>]",
-)
+_RUN_DIR = click.option("--run-dir", type=PATH, help="Where everything is written.  [default: runs/<data>-<model>]")
 _CONFIG_FILE = click.option(
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path),
-    help="YAML file of keys, such as config.yaml of another run.",
+    "--config", "config_file", type=PATH, help="YAML file of keys, such as config.yaml of another run."
 )
 _ASSIGNMENTS = click.option(
-    "--set",
-    "assignments",
-    multiple=True,
-    metavar="KEY=VALUE",
-    shell_complete=complete_assignment,
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", shell_complete=complete_assignment,
     help="Set any configuration key; wins over the rest. Repeatable.",
-)
+)  # fmt: skip
 
 
 def run_options(command: F) -> F:
@@ -89,14 +67,11 @@ def run_options(command: F) -> F:
 
 
 def given_layers(config_file: Path | None, flags: dict[str, Any], assignments: Sequence[str]) -> list[dict[str, Any]]:
-    """The settings that these options stand for, later ones winning."""
+    """The settings from these options, as layers of dotted keys; later ones win."""
     layers = [read_config_file(config_file)] if config_file else []
-    # One layer for all --set, as a preset or recipe among them stands below the whole layer that names it.
-    return [
-        *layers,
-        given_flags(flags),
-        {path: v for text in assignments for path, v in parse_assignment(text).items()},
-    ]
+    layers.append({name.replace("__", "."): value for name, value in flags.items() if value is not None})
+    # One layer for all --set, since a preset or recipe among them is below the whole layer that names it.
+    return [*layers, {path: v for text in assignments for path, v in parse_assignment(text).items()}]
 
 
 def default_run_dir(config: RunConfig) -> Path:
@@ -108,10 +83,10 @@ def default_run_dir(config: RunConfig) -> Path:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Around a command's first imports of torch and its like, which make 400,000 objects and drop none.
+    """Import torch and similar packages within the block without garbage collection.
 
-    Python looks for no garbage meanwhile, and later never among what they made: a look through that takes 0.25 s, and
-    a short run has seven of them.
+    They make 400,000 objects and drop none. Later collections skip these objects too: each would take 0.25 s, and a
+    short run has seven.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield

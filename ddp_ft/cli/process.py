@@ -1,4 +1,4 @@
-"""A command as a process: what its errors print, and its exit codes."""
+"""A command as a process: its error messages and exit codes."""
 
 import json
 import os
@@ -10,19 +10,19 @@ from typing import NoReturn
 
 import click
 
-from ddp_ft.distributed.environment import Launch, read_launch
+from ddp_ft.distributed.environment import read_launch
 from ddp_ft.errors import UserError
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 75
-# torchrun ends all ranks as soon as one of them exits. A rank that has nothing to add waits this long, so
-# that the one that speaks is not cut off.
+# torchrun ends all ranks as soon as one of them exits. A rank that has nothing to print waits this long, so that the
+# one that prints is not cut off.
 GRACE_SECONDS = 3.0
 
 
 def run_command(command: click.Command, arguments: list[str] | None = None) -> NoReturn:
     """Run a click command as the whole process: its exit code is DONE, STOPPED, USER_ERROR or FAILED.
 
-    A message is printed once, by one rank, and stands in torchrun's error file too.
+    A message is printed once, by one rank, and written to torchrun's error file too.
     """
     try:
         code = command.main(arguments, standalone_mode=False) or DONE
@@ -44,42 +44,35 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _report(message: str, hint: str, code: int) -> int:
-    if _may_speak():
+    if _may_print():
         label = "Error" if code == USER_ERROR else "Internal error"
         print(f"{label}: {message}" + (f"\n{hint}" if hint else ""), file=sys.stderr, flush=True)  # noqa: T201
         write_error_file(message)
     return code
 
 
-def _may_speak() -> bool:
-    """Whether this rank is the one to print; returns late on those that are not."""
+def _may_print() -> bool:
+    """Whether this rank is the one to print; returns late on the others."""
     try:
         launch = read_launch()
     except UserError:
         return True
-    if not launch.distributed:
-        return True
-    distributed = sys.modules.get("ddp_ft.distributed.world")
-    if distributed is not None and distributed.failure_store is not None:
-        first: bool = distributed.claim_failure(launch.rank)
+    world = sys.modules.get("ddp_ft.distributed.world")
+    if launch.distributed and world is not None and world.failure_store is not None:
+        first: bool = world.claim_failure(launch.rank)
         if not first:
             time.sleep(GRACE_SECONDS)
         return first
-    return _is_alone_before_the_group(launch)
-
-
-def _is_alone_before_the_group(launch: Launch) -> bool:
-    # Most mistakes found this early are found by all ranks alike, and rank 0 tells. Who is still alive after
-    # the grace has met one that rank 0 did not: one process of the node then speaks.
-    if launch.rank == 0:
-        return True
-    time.sleep(GRACE_SECONDS * (1 + launch.local_rank))
+    # Before the process group is formed most mistakes are found by all ranks, and rank 0 prints. A rank that still
+    # runs after the grace has found another one: then one process of its node prints.
+    if launch.rank:
+        time.sleep(GRACE_SECONDS * (1 + launch.local_rank))
     return True
 
 
 def write_error_file(message: str) -> None:
-    """Let torchrun's table show the message, if there is a torchrun."""
-    # The format that torchrun's agent reads (torch.distributed.elastic.multiprocessing.errors); a plain text is
-    # shown as it is. Written here because its own writer adds a traceback.
+    """Write the message for torchrun's table, if torchrun started this process."""
+    # The format that torchrun's agent reads (torch.distributed.elastic.multiprocessing.errors). Written here because
+    # its own writer adds a traceback.
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         Path(file).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")

@@ -4,23 +4,23 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.cli.options import device_option
+from ddp_ft.cli.options import PATH, data_option, device_option
 from ddp_ft.cli.process import DONE, FAILED
 from ddp_ft.distributed.environment import read_launch
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("run", type=PATH, metavar="RUN")
 @click.argument("step", type=int, metavar="STEP")
-@click.option("--data", type=click.Path(path_type=Path), help="The run's data, if it has moved.")
+@data_option
 @device_option
 def replay(run: Path, step: int, data: Path | None, device: str) -> int:
     """Run the batch of one step of RUN again, in one process, and change nothing.
 
     STEP counts as in metrics.jsonl, from 1. The batch has the same images with the same augmentation, mixing and
-    random masks, in the same precision and the same parts. The weights are those that the step began with if it was a
-    bad one (bad_batches/), else those of the newest checkpoint before it. Shown are each image with its loss, and
-    the gradient by layer. Exit code 0 if all is finite, 1 if something is not.
+    random masks, in the same precision and micro-batches. The weights are those at the start of the step if it was a
+    bad one (bad_batches/), else those of the newest checkpoint before it. Prints each image with its loss, and the
+    gradient by layer. Exit code 0 if all is finite, 1 if something is not.
     """
     launch = read_launch()
     from ddp_ft.diagnostics.step_replay import replay_step

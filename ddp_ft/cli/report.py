@@ -4,26 +4,25 @@ from pathlib import Path
 
 import click
 
+from ddp_ft.cli.options import PATH, data_option
 from ddp_ft.errors import UserError
 
 COMPARISON = Path("comparison.html")
 
 
 @click.command()
-@click.argument("runs", type=click.Path(path_type=Path), metavar="RUN...", nargs=-1, required=True)
+@click.argument("runs", type=PATH, metavar="RUN...", nargs=-1, required=True)
 @click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
+    "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
     help=f"The page.  [default: report.html in RUN; of several {COMPARISON} here]",
-)
-@click.option("--data", type=click.Path(path_type=Path), help="The run's data, if it has moved; for its images.")
+)  # fmt: skip
+@data_option
 def report(runs: tuple[Path, ...], output: Path | None, data: Path | None) -> None:
-    """Write a page that tells of a run, finished or not: RUN/report.html, and RUN/model_card.md beside it.
+    """Write a page about a run, finished or not: RUN/report.html, and RUN/model_card.md beside it.
 
-    Of several runs the page compares them: their results with intervals, what their recipes differ in, their curves,
-    and whether one is really better, which is tested on the images of their common validation set. The first run
-    says which metric counts. Nothing is computed by a model; no GPU is needed.
+    For several runs, the page compares their results with intervals, the differences of their recipes, their curves,
+    and tests on the images of their common validation set whether one is really better. The first run determines the
+    metric. No model is run and no GPU is needed; --data is for the images on the page.
     """
     if output is not None and not output.absolute().parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.absolute().parent}.")

@@ -1,4 +1,4 @@
-"""`ddp-ft runs`: the runs in a folder at a glance, from their small files alone."""
+"""`ddp-ft runs`: the runs in a folder, from their small files alone."""
 
 import json
 import os
@@ -20,14 +20,14 @@ from ddp_ft.run_folder.lease import Holder, is_held, read_lease
 from ddp_ft.tasks.metric_table import LOWER_IS_BETTER
 
 RUNNING, DONE, STOPPED, CRASHED, BROKEN = "running", "done", "stopped", "crashed", "broken"
-# Of a metrics.jsonl, only its end is read: at least a hundred rows.
+# Only the end of metrics.jsonl is read: at least a hundred rows.
 TAIL_BYTES = 1 << 16
 _WIDEST = 1000
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is told of a run; None is what its files do not tell. `updated` is in seconds since 1970."""
+    """One row of the list; None is not in the run's files. `updated` is in seconds since 1970."""
 
     name: str
     state: str
@@ -47,9 +47,8 @@ class Run:
 def runs(folder: Path, as_json: bool) -> None:
     """List the runs in FOLDER (default: runs) and below, the newest first."""
     if not folder.is_dir():
-        raise UserError(
-            f"There is no folder {folder}.", "Give the folder that holds the run folders: ddp-ft runs FOLDER"
-        )
+        hint = "Give the folder that holds the run folders: ddp-ft runs FOLDER"
+        raise UserError(f"There is no folder {folder}.", hint)
     found = sorted((read_run(each, folder) for each in run_folders(folder)), key=lambda run: -run.updated)
     if as_json:
         click.echo(json.dumps([asdict(run) for run in found], indent=2))
@@ -60,7 +59,7 @@ def runs(folder: Path, as_json: bool) -> None:
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
-    """The folder itself and those below it that hold a run; what is inside a run is not looked at."""
+    """The folder and those below it that hold a run; folders inside a run are not searched."""
     if (folder / "config.yaml").exists() or (folder / "lease.json").exists():
         yield folder
         return
@@ -74,7 +73,7 @@ def run_folders(folder: Path) -> Iterator[Path]:
 
 
 def read_run(path: Path, root: Path) -> Run:
-    """What the files of a run folder tell; for damaged ones a run whose `state` is BROKEN and whose problem is told."""
+    """The run in a folder; if its files are damaged, `state` is BROKEN and `problem` is the reason."""
     name = path.name if path == root else str(path.relative_to(root))
     try:
         return _read(path, name)
@@ -92,15 +91,16 @@ def _read(path: Path, name: str) -> Run:
     last = rows[-1] if rows else {}
     speeds = [row["images_per_second"] for row in rows if row.get("images_per_second")]
     return Run(
-        name, state,
+        name,
+        state,
         step=summary.get("step", lease.step or last.get("step")),
         total_steps=plan.get("total_steps"),
         epoch=summary.get("epoch", last.get("epoch")),
         metric=metric,
         best=_best(rows, summary.get("val", {}), metric),
-        images_per_second=summary.get("images_per_second") or (speeds[-1] if speeds else None),
+        images_per_second=summary.get("images_per_second") or next(reversed(speeds), None),
         updated=lease.heartbeat or _changed(path),
-    )  # fmt: skip
+    )
 
 
 def _state(path: Path, lease: Holder, summary: dict[str, Any]) -> str:
@@ -108,7 +108,7 @@ def _state(path: Path, lease: Holder, summary: dict[str, Any]) -> str:
         return RUNNING
     if summary:
         return str(summary["status"])
-    is_elsewhere = lease.host != socket.gethostname()  # where locks may not reach
+    is_elsewhere = lease.host != socket.gethostname()  # on another machine, locks may have no effect
     return RUNNING if is_elsewhere and lease.is_alive else CRASHED
 
 
@@ -126,20 +126,18 @@ def _last_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def _metric(path: Path, plan: dict[str, Any], rows: list[dict[str, Any]], val: dict[str, Any]) -> str | None:
-    """Which metric decides: as configured, else the task's own."""
-    known = {**(rows[-1] if rows else {}), **val, **{name: 0 for row in rows if row["split"] == "val" for name in row}}
+    """The metric that decides: as configured, else the task's own."""
+    known = {*(rows[-1] if rows else ()), *val, *(name for row in rows if row["split"] == "val" for name in row)}
     entry = TASKS.get(plan.get("task", ""))
     name = _configured_metric(path / "config.yaml") or (entry and entry.metric)
     return name if name in known else None
 
 
 def _configured_metric(file: Path) -> str | None:
-    # The whole file takes PyYAML ten times as long as all else here.
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        if line.startswith("  metric:"):
-            value = yaml.safe_load(line)["metric"]
-            return None if value is None else str(value)
-    return None
+    # PyYAML needs ten times as long for the whole file as everything else here.
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    value = next((yaml.safe_load(line)["metric"] for line in lines if line.startswith("  metric:")), None)
+    return None if value is None else str(value)
 
 
 def _best(rows: list[dict[str, Any]], val: dict[str, Any], metric: str | None) -> float | None:
@@ -169,7 +167,7 @@ def _print_table(found: list[Run]) -> None:
         table.add_column(heading, justify=justify, no_wrap=heading != "run", overflow="fold")
     for run in found:
         table.add_row(*map(Text, _cells(run)))
-    # In a file or a pipe lines are as long as they need be.
+    # In a file or a pipe, lines are as long as necessary.
     Console(width=None if sys.stdout.isatty() else _WIDEST).print(table)
     for run in found:
         if run.problem:

@@ -1,4 +1,4 @@
-"""`python -m ddp_ft.cli.slurm_job`: what a batch script asks Python. The scripts use it; see docs/slurm.md."""
+"""`python -m ddp_ft.cli.slurm_job`: commands for the batch scripts; see docs/slurm.md."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ from ddp_ft.slurm.walltime import earliest_stop, read_end_time
 
 @click.group()
 def slurm_job() -> None:
-    """What the batch scripts of ddp_ft ask on the first node of their job."""
+    """Commands that the batch scripts of ddp_ft call on the first node of their job."""
 
 
 @slurm_job.command()
@@ -39,7 +39,7 @@ def rendezvous(nodelist: str, job: int) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("task", type=int)
 def array(file: Path, task: int) -> None:
-    """Print the words of the line of FILE that belongs to an array's task, with a NUL behind each."""
+    """Print the words of the line of FILE that belongs to an array's task, with a NUL after each."""
     sys.stdout.write("".join(f"{word}\0" for word in words_of_run(file, task)))
 
 
@@ -51,7 +51,7 @@ def _mark_file(run_dir: Path, job: str) -> Path:
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.argument("job")
 def begin(run_dir: Path, job: str) -> None:
-    """Note what the run folder holds. Print the time (seconds since 1970) before which no warning is heeded."""
+    """Record what the run folder holds. Print the time (seconds since 1970) before which warnings are ignored."""
     file = _mark_file(run_dir, job)
     stored = Mark(**read_sound_json(file, dict))
     history = History(stored.barren, stored.crashes)

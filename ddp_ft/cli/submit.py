@@ -1,4 +1,4 @@
-"""`ddp-ft submit`: a batch script for Slurm, shown or submitted."""
+"""`ddp-ft submit`: a batch script for Slurm, printed or submitted."""
 
 import subprocess
 from pathlib import Path
@@ -34,16 +34,13 @@ def _kind_of(nodes: int, runs: Path | None) -> str:
 @click.option("--memory", help="Memory of a node, such as 64G.")
 @click.option("--time", help="Time limit, such as 8:00:00 or 2-12; the job saves before it and requeues itself.")
 @click.option("--partition", help="Where to run.")
-@click.option("--account", help="Who pays.")
+@click.option("--account", help="The account to charge.")
 @click.option("--qos", help="Quality of service.")
 @click.option("--output", help="The job's log, as sbatch names it.")
 @click.option(
-    "--lead",
-    type=click.IntRange(min=1),
-    default=DEFAULT_LEAD,
-    show_default=True,
-    help="Save so many seconds before the end.",
-)
+    "--lead", type=click.IntRange(min=1), default=DEFAULT_LEAD, show_default=True,
+    help="Seconds before the end at which the job saves.",
+)  # fmt: skip
 @click.option("--requeue/--no-requeue", default=True, help="Requeue the job, or end with exit code 75.")
 @click.option(
     "--runs", type=click.Path(path_type=Path), help="A file with a run's options on each line: makes an array."
@@ -51,12 +48,12 @@ def _kind_of(nodes: int, runs: Path | None) -> str:
 @click.option("--array", help="Which of --runs, as sbatch writes it, such as 1-9%3.  [default: all]")
 @click.option("--python", help="The job's interpreter.  [default: that of the PATH]")
 @click.option("--sbatch", "options", multiple=True, metavar="OPTION", help="Any other option of sbatch. Repeatable.")
-@click.option("--submit", "really", is_flag=True, help="Submit it; else the script is only shown.")
+@click.option("--submit", "really", is_flag=True, help="Submit it; else the script is only printed.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="TRAIN_ARGUMENTS...")
 def submit(kind: str | None, nodes: int, runs: Path | None, array: str | None, really: bool, **given: Any) -> int:
-    """Write a batch script for Slurm, and show it; with --submit, submit it.
+    """Print a batch script for Slurm; with --submit, submit it.
 
-    What is not an option of this command goes to train; what stands behind -- always does.
+    Options that this command does not have go to train, and so does everything after --.
     """
     array = array or (_whole_array(runs) if runs else None)
     plan = LaunchPlan(kind=kind or _kind_of(nodes, runs), nodes=nodes, runs=runs, array=array, **given)
@@ -75,6 +72,6 @@ def _sbatch(text: str) -> int:
     except FileNotFoundError:
         raise UserError("There is no sbatch on this machine.", "Submit from a login node of the cluster.") from None
     if done.returncode:
-        raise UserError(f"sbatch refused the job: {done.stderr.strip()}", "Without --submit the script is only shown.")
+        raise UserError(f"sbatch refused the job: {done.stderr.strip()}", "Without --submit it is only printed.")
     click.echo(done.stdout.strip())
     return DONE

@@ -2,7 +2,7 @@
 
 A key is of one of three kinds:
 
-- recipe: decides the result; stored with the run and compared, as requested, when the run goes on;
+- recipe: decides the result; stored with the run and compared, as requested, when the run is resumed;
 - machine: decides only speed, memory or what is written down; may change at any restart;
 - length: how long the run is; grows by `--extend`.
 """
@@ -16,52 +16,32 @@ RECIPE, MACHINE, LENGTH = "recipe", "machine", "length"
 
 @dataclass(frozen=True)
 class Key:
-    """One configuration key, as `--help`, `--set` and the checks see it."""
+    """One configuration key, as `--help`, `--set` and the checks see it.
+
+    `low` and `high` are the least and the largest allowed value, `above` one that is too small already. `null` is what
+    the value None is called: auto or none.
+    """
 
     path: str
     type: type
     optional: bool
     default: Any
     help: str
-    kind: str
-    flag: str | None
-    choices: tuple[str, ...] | None
-    low: float | None
-    above: float | None
-    high: float | None
-
-    @property
-    def null(self) -> str:
-        """What null is called, auto or none: the one that the help speaks of."""
-        return "auto" if "auto" in self.help and "none:" not in self.help else "none"
+    kind: str = RECIPE
+    flag: str | None = None
+    choices: tuple[str, ...] | None = None
+    low: float | None = None
+    above: float | None = None
+    high: float | None = None
+    null: str = "none"
 
     @property
     def metavar(self) -> str:
-        """What stands for the value in `--help`."""
-        return (
-            "|".join(self.choices)
-            if self.choices
-            else {bool: "BOOL", Path: "PATH", str: "TEXT", tuple: "NUMBERS", dict: "MAPPING"}.get(
-                self.type, self.type.__name__.upper()
-            )
-        )
+        """The placeholder of the value in `--help`."""
+        names = {bool: "BOOL", Path: "PATH", str: "TEXT", tuple: "NUMBERS", dict: "MAPPING"}
+        return "|".join(self.choices or ()) or names.get(self.type, self.type.__name__.upper())
 
 
-def key(
-    default: Any,
-    help: str,
-    *,
-    kind: str = RECIPE,
-    flag: str | None = None,
-    choices: tuple[str, ...] | None = None,
-    low: float | None = None,
-    above: float | None = None,
-    high: float | None = None,
-) -> Any:
-    """A dataclass field with what `schema` and `loading` need to know of it; `low` and `high` are allowed values."""
-    return field(
-        default=default,
-        metadata={
-            "help": help, "kind": kind, "flag": flag, "choices": choices, "low": low, "above": above, "high": high,
-        },
-    )  # fmt: skip
+def key(default: Any, help: str, **spec: Any) -> Any:
+    """A dataclass field for a key; `spec` has the fields of Key from `kind` on."""
+    return field(default=default, metadata={"help": help, **spec})

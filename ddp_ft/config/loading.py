@@ -1,7 +1,9 @@
 """From text and files to a checked configuration, and back."""
 
+import dataclasses
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +13,22 @@ from ddp_ft.config.keys import LENGTH, MACHINE, RECIPE, Key
 from ddp_ft.config.schema import KEYS, RunConfig
 from ddp_ft.errors import UserError, nearest
 
-# "none" shows the whole image, squeezed into the model's size. "light" is what the keys' own defaults say; a test
-# holds that. "medium" is RandAugment at the magnitude of the paper and of timm's recipes, and "heavy" the policy,
-# mixing and erasing of torchvision's reference recipe for training from scratch; both with larger crops than those,
-# as images are few where one fine-tunes. Both policies change colours themselves, so there is no jitter on top.
-AUGMENT_PRESETS: dict[str, dict[str, Any]] = {
-    "none": {
-        "augment.crop_min": 1.0, "augment.flip": 0.0, "augment.policy": "none", "augment.color_jitter": 0.0,
-        "augment.erasing": 0.0, "augment.mixup": 0.0, "augment.cutmix": 0.0,
-    },
-    "light": {
-        "augment.crop_min": 0.6, "augment.flip": 0.5, "augment.policy": "none", "augment.color_jitter": 0.0,
-        "augment.erasing": 0.0, "augment.mixup": 0.0, "augment.cutmix": 0.0,
-    },
-    "medium": {
-        "augment.crop_min": 0.35, "augment.flip": 0.5, "augment.policy": "randaugment", "augment.color_jitter": 0.0,
-        "augment.erasing": 0.1, "augment.mixup": 0.0, "augment.cutmix": 0.0,
-    },
-    "heavy": {
-        "augment.crop_min": 0.2, "augment.flip": 0.5, "augment.policy": "trivialaugment", "augment.color_jitter": 0.0,
-        "augment.erasing": 0.1, "augment.mixup": 0.2, "augment.cutmix": 1.0,
-    },
-}  # fmt: skip
-
 Flat = dict[str, Any]
+
+# "none" shows the whole image, squeezed into the model's size. "light" has the keys' own defaults; a test holds that.
+# "medium" is RandAugment with the magnitude of the paper and of timm's recipes; "heavy" has the policy, mixing, erasing
+# of torchvision's reference recipe for training from scratch; both with larger crops than those, since images are few
+# in fine-tuning. Both policies change colours themselves, so there is no jitter on top.
+_NO_AUGMENTATION: Flat = {
+    "augment.crop_min": 1.0, "augment.flip": 0.0, "augment.policy": "none", "augment.color_jitter": 0.0,
+    "augment.erasing": 0.0, "augment.mixup": 0.0, "augment.cutmix": 0.0,
+}  # fmt: skip
+_LIGHT: Flat = {**_NO_AUGMENTATION, "augment.crop_min": 0.6, "augment.flip": 0.5}
+_MEDIUM: Flat = {**_LIGHT, "augment.crop_min": 0.35, "augment.policy": "randaugment", "augment.erasing": 0.1}
+_HEAVY: Flat = {
+    **_MEDIUM, "augment.crop_min": 0.2, "augment.policy": "trivialaugment", "augment.mixup": 0.2, "augment.cutmix": 1.0,
+}  # fmt: skip
+AUGMENT_PRESETS = {"none": _NO_AUGMENTATION, "light": _LIGHT, "medium": _MEDIUM, "heavy": _HEAVY}
 
 AUTO = "auto"
 PRESET = "augment.preset"
@@ -44,11 +38,11 @@ RECIPE_FOLDER = Path(__file__).parent / "recipes"
 def make_config(
     *layers: Mapping[str, Any], recipe: str | None = None, tuned: Mapping[str, Any] | None = None
 ) -> RunConfig:
-    """The configuration that the defaults and these layers of dotted keys give; a later layer wins.
+    """The configuration that follows from the defaults and these layers of dotted keys; a later layer wins.
 
-    What a layer names as its recipe or its augmentation's preset stands right below that layer. `recipe` is what
-    `auto` became; it stands below all layers, and counts only if none of them names another. `tuned` is what was
-    measured: it holds for those of its keys that the layers leave open.
+    The recipe or augmentation preset that a layer names is right below that layer. `recipe` is what `auto` became; it
+    is below all layers, and counts only if none of them names another. `tuned` are measured values, for those of their
+    keys that the layers leave open.
 
     Raises UserError for an unknown key, and for a value of the wrong type or out of range.
     """
@@ -56,17 +50,20 @@ def make_config(
     values: Flat = {}
     for layer in _with_presets(_with_recipe(parsed, recipe)):
         values.update(layer)
-    return _assemble(values | {path: value for path, value in (tuned or {}).items() if is_open(layers, path)})
+    nested = nest(values | {path: value for path, value in (tuned or {}).items() if is_open(layers, path)})
+    hints = typing.get_type_hints(RunConfig)
+    sections = {name: hints[name](**nested.pop(name)) for name in list(nested) if dataclasses.is_dataclass(hints[name])}
+    return RunConfig(**sections, **nested)
 
 
 def is_open(layers: Sequence[Mapping[str, Any]], path: str) -> bool:
-    """Whether the layers leave it to us what that key becomes: none names it, or the last one that does says auto."""
+    """Whether the layers leave that key to us: none names it, or the last one that does says auto."""
     given = [layer[path] for layer in layers if path in layer]
     return not given or given[-1] is None or str(given[-1]).lower() == AUTO
 
 
 def asks_for_measuring(layers: Sequence[Mapping[str, Any]], path: str) -> bool:
-    """Whether the last layer that names the key says auto in so many words."""
+    """Whether the last layer that names the key says auto explicitly."""
     return any(path in layer and layer[path] is not None for layer in layers) and is_open(layers, path)
 
 
@@ -74,10 +71,13 @@ def _parse_layer(layer: Mapping[str, Any]) -> Flat:
     return {path: parse_value(find_key(path), given) for path, given in layer.items()}
 
 
+def _last_naming(layers: list[Flat], path: str) -> int | None:
+    return next((number for number in reversed(range(len(layers))) if path in layers[number]), None)
+
+
 def _with_recipe(layers: list[Flat], resolved: str | None) -> list[Flat]:
-    naming = [number for number, layer in enumerate(layers) if "recipe" in layer]
-    place = naming[-1] if naming else 0
-    name = layers[place]["recipe"] if naming else AUTO
+    place = _last_naming(layers, "recipe")
+    name = AUTO if place is None else layers[place]["recipe"]
     if name == AUTO:
         place, name = 0, resolved
     return layers if name is None else [*layers[:place], read_recipe(name), *layers[place:]]
@@ -91,21 +91,17 @@ def read_recipe(name: str) -> Flat:
 
 
 def _with_presets(layers: list[Flat]) -> list[Flat]:
-    naming = [number for number, layer in enumerate(layers) if PRESET in layer]
-    if not naming:
-        return layers
-    place = naming[-1]
-    return [*layers[:place], AUGMENT_PRESETS[layers[place][PRESET]], *layers[place:]]
+    place = _last_naming(layers, PRESET)
+    return layers if place is None else [*layers[:place], AUGMENT_PRESETS[layers[place][PRESET]], *layers[place:]]
 
 
-def _assemble(values: Flat) -> RunConfig:
-    sections: dict[str, Flat] = {}
-    top: Flat = {}
-    for path, value in values.items():
+def nest(flat: Mapping[str, Any]) -> Flat:
+    """Dotted keys as the sections of a YAML file."""
+    nested: Flat = {}
+    for path, value in flat.items():
         section, _, name = path.rpartition(".")
-        (sections.setdefault(section, {}) if section else top)[name] = value
-    hints = typing.get_type_hints(RunConfig)
-    return RunConfig(**top, **{section: hints[section](**inner) for section, inner in sections.items()})
+        (nested.setdefault(section, {}) if section else nested)[name] = value
+    return nested
 
 
 def find_key(path: str) -> Key:
@@ -127,14 +123,12 @@ def parse_value(key: Key, given: Any) -> Any:
         given = str(given).lower()
     try:
         value = _convert(key.type, given)
+        if _allowed(key, value):
+            return value
     except (ValueError, TypeError):
-        raise UserError(f"{_label(key)} = {given!r} is not {_expected(key)}.") from None
-    if not _allowed(key, value):
-        raise UserError(
-            f"{_label(key)} = {given!r} is not {_expected(key)}.",
-            nearest(str(given), list(key.choices or ())),
-        )
-    return value
+        pass
+    hint = nearest(str(given), list(key.choices or ()))
+    raise UserError(f"{_label(key)} = {given!r} is not {_expected(key)}.", hint)
 
 
 def _convert(wanted: type, given: Any) -> Any:
@@ -148,9 +142,7 @@ def _convert(wanted: type, given: Any) -> Any:
         return tuple(float(each) for each in (given if isinstance(given, (list, tuple)) else str(given).split(",")))
     if wanted is str and isinstance(given, (list, tuple)):
         return ",".join(map(str, given))
-    if isinstance(given, (bool, list, tuple, dict)):
-        raise TypeError(given)
-    if wanted is int and isinstance(given, float):
+    if isinstance(given, (bool, list, tuple, dict)) or (wanted is int and isinstance(given, float)):
         raise TypeError(given)
     if wanted is Path:
         return Path(given).expanduser()
@@ -173,12 +165,11 @@ def _allowed(key: Key, value: Any) -> bool:
 
 
 def _in_range(key: Key, value: float) -> bool:
-    if value != value:  # NaN passes every comparison below
-        return False
-    return not (
-        (key.low is not None and value < key.low)
-        or (key.above is not None and value <= key.above)
-        or (key.high is not None and value > key.high)
+    return (
+        value == value  # no NaN
+        and (key.low is None or value >= key.low)
+        and (key.above is None or value > key.above)
+        and (key.high is None or value <= key.high)
     )
 
 
@@ -219,15 +210,13 @@ def read_config_file(file: Path) -> Flat:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
-        others = sorted(each.name for each in file.absolute().parent.glob("*.y*ml"))
-        near = nearest(file.name, others)
+        near = nearest(file.name, sorted(each.name for each in file.absolute().parent.glob("*.y*ml")))
         raise UserError(f"Configuration file {file} cannot be read: {error.strerror}.", near) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"Configuration file {file} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise UserError(
-            f"Configuration file {file} holds no mapping of keys to values.", "Example:\noptim:\n  lr: 0.001"
-        )
+        hint = "Example:\noptim:\n  lr: 0.001"
+        raise UserError(f"Configuration file {file} holds no mapping of keys to values.", hint)
     return _flatten(content)
 
 
@@ -242,26 +231,15 @@ def _flatten(content: Mapping[Any, Any], prefix: str = "") -> Flat:
 
 def to_flat(config: RunConfig, kinds: Iterable[str] = (RECIPE, MACHINE, LENGTH)) -> Flat:
     """The values of all keys of these kinds by dotted name, as plain YAML values."""
-    flat: Flat = {}
-    for path, spec in KEYS.items():
-        if spec.kind in kinds:
-            value: Any = config
-            for name in path.split("."):
-                value = getattr(value, name)
-            flat[path] = _plain(value)
-    return flat
+    return {path: _plain(attrgetter(path)(config)) for path, key in KEYS.items() if key.kind in kinds}
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The whole configuration as a YAML file that `--config` takes back."""
-    nested: dict[str, Any] = {}
-    for path, value in to_flat(config).items():
-        section, _, name = path.rpartition(".")
-        (nested.setdefault(section, {}) if section else nested)[name] = value
-    return yaml.safe_dump(nested, sort_keys=False, allow_unicode=True)
+    """The whole configuration as a YAML file for `--config`."""
+    return yaml.safe_dump(nest(to_flat(config)), sort_keys=False, allow_unicode=True)

@@ -1,4 +1,4 @@
-"""The keys of how a run is watched, kept and computed: evaluation, averages, checkpoints, logging, the machine."""
+"""The keys of evaluation, averages, checkpoints, logging and the machine."""
 
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ class EvalConfig:
         None,
         "The metric that decides which model is best; auto: accuracy, mAP or RMSE, by task.",
         flag="--metric",
+        null="auto",
     )
     extra: str | None = key(None, "A torchmetrics class of your own to compute as well: FILE.py:CLASS.")
     patience: int = key(0, "Stop after this many evaluations without a better one; 0: never.", flag="--patience", low=0)
@@ -48,7 +49,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What is written down on the way."""
+    """What is logged during the run."""
 
     every_steps: int = key(10, "Steps between lines of metrics.", kind=MACHINE, low=1)
     trackers: str | None = key(
@@ -81,7 +82,7 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """On what, and in which number format."""
+    """On which device, and in which number format."""
 
     device: str = key(
         "auto",

@@ -1,7 +1,6 @@
 """The one place that knows the configuration: names, types, defaults, ranges, kinds and help of all keys.
 
-Each field of the dataclasses below, and of those in `runtime`, is one key, reached as `section.name` by `--set` and in
-YAML files, and by its own flag where it has one.
+Each field of the dataclasses below, and of those in `runtime`, is one key: `section.name` in `--set` and YAML files.
 """
 
 import dataclasses
@@ -17,6 +16,8 @@ from ddp_ft.config.tasks import TASKS
 
 SCHEDULES = ("constant", "step", "multistep", "cosine", "linear", "polynomial", "onecycle", "plateau")
 RECIPES = ("linear_probe", "full", "lp_ft", "gradual", "heavy")
+# Keys without a default that every run needs.
+REQUIRED = ("data.path", "model.name")
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,10 @@ class DataConfig:
     target: str = key("label", "Table: column of the labels or numbers; several separated by commas.")
     group: str | None = key(None, "Table: column of groups, such as patients, that no split may divide.")
     weight: str | None = key(None, "Table: column of sample weights.")
-    split: str | None = key(None, "Table: column that says train, val or test; auto: 'split' if there is one.")
-    separator: str = key(";", "Table: what stands between the labels of an image that has several.")
+    split: str | None = key(
+        None, "Table: column that holds train, val or test; auto: 'split' if there is one.", null="auto"
+    )
+    separator: str = key(";", "Table: the text between the labels of an image that has several.")
     fold: str | None = key(None, "k/n: validate on part k (1..n) of n instead of on --val-split.")
     sampling: str = key(
         "natural",
@@ -55,6 +58,7 @@ class DataConfig:
         kind=MACHINE,
         flag="--workers",
         low=0,
+        null="auto",
     )
     decoder: str = key(
         "auto",
@@ -62,7 +66,7 @@ class DataConfig:
         "GPU; auto: shrink.",
         choices=("auto", "shrink", "full", "nvjpeg"),
     )
-    # These two decide whether a run goes on and never with what, so a restart may change them.
+    # These two decide whether a run continues and never with what, so a restart may change them.
     on_error: str = key(
         "fail",
         "An image that cannot be read ends the run; or another one, always the same, takes its place.",
@@ -92,23 +96,24 @@ class ModelConfig:
         flag="--image-size",
         low=8,
         high=4096,
+        null="auto",
     )
     batch_norm: str = key(
         "train",
         "Statistics of batch norm: each process's own, kept as loaded, or those of the whole batch (CUDA).",
         choices=("train", "frozen", "sync"),
     )
-    drop_path: float | None = key(None, "Stochastic depth; auto: the model's own.", low=0, high=0.99)
+    drop_path: float | None = key(None, "Stochastic depth; auto: the model's own.", low=0, high=0.99, null="auto")
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What stands on top of the pretrained model."""
+    """The head on top of the pretrained model."""
 
     name: str = key("linear", "linear, mlp:WIDTH,WIDTH... or FILE.py:CLASS.", flag="--head")
-    dropout: float | None = key(None, "Dropout before the head; auto: the model's own.", low=0, high=0.99)
+    dropout: float | None = key(None, "Dropout before the head; auto: the model's own.", low=0, high=0.99, null="auto")
     activation: str = key("gelu", "Between the layers of an mlp.", choices=("gelu", "relu", "silu", "tanh"))
-    norm: str = key("none", "Behind each hidden layer of an mlp.", choices=("none", "batch", "layer"))
+    norm: str = key("none", "After each hidden layer of an mlp.", choices=("none", "batch", "layer"))
     bias: str = key(
         "zero", "How the last bias begins: 0, or the logarithm of the classes' shares.", choices=("zero", "prior")
     )
@@ -116,7 +121,7 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class FreezeConfig:
-    """What of the model does not learn."""
+    """Which parts of the model do not learn."""
 
     parts: str = key(
         "none",
@@ -130,9 +135,9 @@ class FreezeConfig:
         False, "Train the head on features that are computed once; needs freeze.parts = backbone."
     )
     views: int = key(
-        1, "Features of so many views of each training image: as in evaluation, and views - 1 augmented ones.", low=1
+        1, "Number of views of each training image: one as in evaluation, and views - 1 augmented ones.", low=1
     )
-    cache_dir: Path | None = key(None, "Where features are kept; auto: in the run folder.", kind=MACHINE)
+    cache_dir: Path | None = key(None, "Where features are kept; auto: in the run folder.", kind=MACHINE, null="auto")
     cache_gb: float = key(64.0, "Most GiB of features to compute and keep; 0: in memory alone.", kind=MACHINE, low=0)
 
 
@@ -148,7 +153,7 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and in which portions."""
+    """How long to train, and in which batches."""
 
     epochs: int = key(3, "Passes over the training set.", kind=LENGTH, flag="--epochs", low=1)
     batch_size: int = key(32, "Images per optimizer step, over all processes.", flag="--batch-size", low=1)
@@ -190,13 +195,17 @@ class OptimConfig:
 
     name: str = key("adamw", "Any optimizer that timm knows.", flag="--optimizer")
     lr: float | None = key(
-        None, "Peak learning rate; auto: 1e-3 for models with batch norm, 1e-4 for others.", flag="--lr", above=0
+        None,
+        "Peak learning rate; auto: 1e-3 for models with batch norm, 1e-4 for others.",
+        flag="--lr",
+        above=0,
+        null="auto",
     )
     weight_decay: float = key(0.05, "Weight decay; never on norms and biases.", flag="--weight-decay", low=0)
     head_lr_scale: float = key(10.0, "The new head learns at this multiple of the rate.", above=0)
     layer_decay: float = key(
         1.0,
-        "Each block learns at this multiple of the rate of the one behind it; 1: all alike.",
+        "Each block learns at this multiple of the next one's rate; 1: all alike.",
         flag="--layer-decay",
         above=0,
         high=1,
@@ -208,7 +217,7 @@ class OptimConfig:
         None, "{regex of parameter names: {lr_scale: ..., weight_decay: ...}}; the first match wins."
     )
     l1: float = key(0.0, "Pull of every weight towards 0 (L1).", low=0)
-    l2_sp: float = key(0.0, "Pull of every pretrained weight towards where it began (L2-SP).", low=0)
+    l2_sp: float = key(0.0, "Pull of every pretrained weight towards its initial value (L2-SP).", low=0)
 
 
 @dataclass(frozen=True)
@@ -245,7 +254,7 @@ class LossConfig:
         None, "multi-label: what a present label counts; balanced, or numbers separated by commas; none: 1."
     )
     focal_gamma: float = key(2.0, "Exponent of the focal loss (arXiv 1708.02002).", low=0)
-    huber_delta: float = key(1.0, "Where the Huber loss turns straight, in deviations of the target.", above=0)
+    huber_delta: float = key(1.0, "Where the Huber loss becomes linear, in deviations of the target.", above=0)
 
 
 @dataclass(frozen=True)
@@ -272,7 +281,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run, as asked for. Facts learned later (classes, steps) live elsewhere and are never written back."""
+    """A whole run, as requested. Facts learned later (classes, steps) are elsewhere and never written back."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -296,7 +305,7 @@ class RunConfig:
         choices=("auto", *RECIPES),
     )
     task: str = key("auto", "What is learned; auto: from the data.", flag="--task", choices=("auto", *TASKS))
-    seed: int = key(0, "Of everything that is drawn.", flag="--seed", low=0, high=2**31 - 1)
+    seed: int = key(0, "Seed of all random draws.", flag="--seed", low=0, high=2**31 - 1)
 
 
 def _make_key(path: str, declared: Any, spec: "dataclasses.Field[Any]") -> Key:
@@ -308,16 +317,14 @@ def _make_key(path: str, declared: Any, spec: "dataclasses.Field[Any]") -> Key:
 
 
 def _all_keys() -> dict[str, Key]:
-    found = {}
+    found: dict[str, tuple[Any, dataclasses.Field[Any]]] = {}
     for name, declared in typing.get_type_hints(RunConfig).items():
-        if not dataclasses.is_dataclass(declared):
-            found[name] = _make_key(name, declared, RunConfig.__dataclass_fields__[name])
-            continue
-        hints = typing.get_type_hints(declared)
-        for spec in dataclasses.fields(declared):
-            path = f"{name}.{spec.name}"
-            found[path] = _make_key(path, hints[spec.name], spec)
-    return found
+        if dataclasses.is_dataclass(declared):
+            hints = typing.get_type_hints(declared)
+            found |= {f"{name}.{spec.name}": (hints[spec.name], spec) for spec in dataclasses.fields(declared)}
+        else:
+            found[name] = (declared, RunConfig.__dataclass_fields__[name])
+    return {path: _make_key(path, declared, spec) for path, (declared, spec) in found.items()}
 
 
 KEYS: dict[str, Key] = _all_keys()

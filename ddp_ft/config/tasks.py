@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 
 class TaskEntry(NamedTuple):
-    """`code` is MODULE:CLASS, imported when asked for. `kinds` are those of targets (`contracts.Schema`); the first is
-    the task's own: what it makes of a table's columns, and what `auto` takes it for. `metric` decides which model is
-    best where eval.metric does not say."""
+    """`code` is MODULE:CLASS, imported when it is needed. `kinds` are the kinds of targets (`contracts.Schema`) that it
+    can learn; the first is its own, for a table's columns and for `auto`. `metric` decides which model is best unless
+    eval.metric does."""
 
     code: str
     kinds: tuple[str, ...]
@@ -22,7 +22,7 @@ TASKS = {
 
 
 def fitting_tasks(kind: str) -> tuple[str, ...]:
-    """What targets of that kind can be learned as; the first is what `auto` stands for: of several tasks that call the
-    kind their own, that which stands first in the table."""
+    """The tasks that can learn targets of that kind. The first is what `auto` means: of the tasks whose own kind it is,
+    the first in the table."""
     fitting = [task for task, entry in TASKS.items() if kind in entry.kinds]
     return tuple(sorted(fitting, key=lambda task: TASKS[task].kinds[0] != kind))

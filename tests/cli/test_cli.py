@@ -1,28 +1,30 @@
 """The group `ddp-ft`: what it lists, and that a command's libraries are imported only when it is called."""
 
-import importlib
+import re
 import subprocess
 import sys
 
-import click
 import pytest
 from click.testing import CliRunner
 
 from ddp_ft import __version__
-from ddp_ft.cli.main import COMMANDS, ddp_ft
+from ddp_ft.cli.main import ddp_ft
+
+COMMANDS = (
+    "train", "evaluate", "predict", "doctor", "export", "fetch", "replay", "average", "submit", "runs", "report",
+    "models", "config", "completion",
+)  # fmt: skip
 
 
-def test_help_lists_every_command_with_its_line():
-    shown = " ".join(CliRunner().invoke(ddp_ft, ["--help"]).output.split())
-    for name, (_, line) in COMMANDS.items():
-        assert f"{name} {line}" in shown
+def test_help_lists_every_command_with_a_line_on_it():
+    listed = CliRunner().invoke(ddp_ft, ["--help"]).output.partition("Commands:")[2]
+    assert tuple(re.findall(r"^  (\w+)  +\w.*", listed, re.MULTILINE)) == COMMANDS
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_is_there(name):
-    command = ddp_ft.get_command(click.Context(ddp_ft), name)
-    assert isinstance(command, click.Command) and command.name == name
-    assert command is getattr(importlib.import_module(COMMANDS[name][0]), name)
+def test_every_command_has_its_own_help(name):
+    outcome = CliRunner().invoke(ddp_ft, [name, "--help"], prog_name="ddp-ft")
+    assert outcome.exit_code == 0 and outcome.output.startswith(f"Usage: ddp-ft {name} ")
 
 
 def test_an_unknown_command_is_an_error():

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ddp_ft.cli import completion
 from ddp_ft.cli.completion import cached_names, store_names
 from ddp_ft.cli.main import COMMANDS, ddp_ft
 from ddp_ft.config.user_cache import FOLDER_VARIABLE
@@ -78,7 +77,7 @@ def test_all_commands():
 
 def test_names_of_models_come_from_a_file_of_the_same_libraries(tmp_path, monkeypatch):
     assert cached_names() == NAMES
-    monkeypatch.setattr(completion, "version", lambda library: "0.0")  # as if it was installed since
+    monkeypatch.setattr("importlib.metadata.version", lambda library: "0.0")  # as if it was installed since
     assert cached_names() is None
     store_names(["timm/new"])
     assert cached_names() == ["timm/new"] and len(list((tmp_path / "cache").iterdir())) == 1

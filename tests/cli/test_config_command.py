@@ -29,7 +29,7 @@ def refused(*arguments):
 
 
 def make_key(**changes):
-    plain = Key("a.b", float, False, 0.5, "Help.", "recipe", None, None, None, None, None)
+    plain = Key("a.b", float, False, 0.5, "Help.")
     return dataclasses.replace(plain, **changes)
 
 
@@ -103,7 +103,7 @@ def test_how_values_and_defaults_read():
     assert allowed_values(make_key(type=str, choices=("a", "b"))) == "one of a, b"
     assert shown_default(make_key(default=1e-05)) == "1e-05"
     assert shown_default(make_key(default=False, type=bool)) == "false"
-    assert shown_default(make_key(default=None, optional=True, help="Side; auto: the model's.")) == "auto"
+    assert shown_default(make_key(default=None, optional=True, null="auto")) == "auto"
     assert shown_default(make_key(default=None, optional=True)) == "none"
 
 

@@ -21,7 +21,6 @@ MANY_IMPORTS = {
     "training.build": 21,
 }  # fmt: skip
 MANY_PARAMETERS = {
-    "config.keys:key": 8,
     "data.sampler:GlobalOrderSampler.__init__": 8, "models.build:build_model": 6,
     "run_folder.checkpoints:Checkpoints.save": 6, "run_folder.model_folder:describe_model": 6,
 }  # fmt: skip
