@@ -304,20 +304,38 @@ class Task(Protocol):
         """JSON values from which `restore_task` makes the task again, for model.json."""
 
 
-class Tracker(Protocol):
-    """Where metrics go. Off the main rank stands one that does nothing."""
+class Tracker:
+    """Where metrics go. Each tracker overrides what it can record; this one records nothing."""
 
     def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
-        """One row of metrics of `split` ("train", "val" or "test") at a step of that phase (PROBE or TRAIN)."""
+        """Record a row of metrics of `split` ("train", "val" or "test") at a step of that phase (PROBE or TRAIN)."""
 
     def warn(self, step: int, text: str) -> None:
-        """Something that a person should know of."""
+        """Record a warning."""
+
+    def image(self, tag: str, step: int, png: bytes) -> None:
+        """Record an image, as the bytes of a PNG."""
+
+    def pr_curve(self, tag: str, step: int, truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> None:
+        """Record a precision-recall curve over all thresholds; `truth` and `scores` are N each."""
+
+    def histogram(self, tag: str, step: int, values: NDArray[np.float32]) -> None:
+        """Record the distribution of values; some may not be finite."""
+
+    def graph(self, module: nn.Module, inputs: Sequence[Any]) -> None:
+        """Record a model's graph, traced on these inputs."""
+
+    def text(self, tag: str, step: int, text: str) -> None:
+        """Record a text in Markdown."""
 
     def sync(self) -> None:
-        """Make durable what was logged; may come from another thread than the rest. OSError if that cannot be."""
+        """Make durable what was logged; may be called from another thread. Raises OSError if that fails."""
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """The run has ended: its recipe, and the metrics of its best model."""
+        """Record the end of the run: its recipe, and the metrics of its best model."""
+
+    def hang_up(self) -> None:
+        """Prepare to close: no more rows will come."""
 
     def close(self) -> None:
-        """Flush and let go of files."""
+        """Flush and close files."""

@@ -18,7 +18,7 @@ from ddp_ft.cli.completion import complete_key, completer
 from ddp_ft.config.keys import Key
 from ddp_ft.config.loading import AUTO, RECIPE_FOLDER, find_key, nest, read_recipe
 from ddp_ft.config.schema import KEYS, RECIPES, REQUIRED, RunConfig
-from ddp_ft.errors import UserError, columns, nearest
+from ddp_ft.errors import UserError, columns, known_names
 
 TYPES = {
     bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path",
@@ -90,11 +90,10 @@ def _contents(name: str | None, recipe: str | None) -> tuple[Any, str]:
 
 
 def _known_recipe(name: str) -> str:
-    known = list(recipe_lines())
     if name == AUTO:
-        raise UserError("auto is no recipe: it chooses one by the data and the model.", f"Recipes: {', '.join(known)}.")
-    if name not in known:
-        raise UserError(f"There is no recipe '{name}'.", nearest(name, known) or f"Recipes: {', '.join(known)}.")
+        raise UserError("auto is no recipe: it chooses one by the data and the model.", f"Known: {', '.join(RECIPES)}.")
+    if name not in RECIPES:
+        raise UserError(f"There is no recipe '{name}'.", known_names(name, RECIPES))
     return name
 
 

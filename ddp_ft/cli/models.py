@@ -78,13 +78,12 @@ def facts(names: Collection[str]) -> list[dict[str, Any]]:
 def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(box=SIMPLE, pad_edge=False)
-    table.add_column("model", no_wrap=True)
-    table.add_column("parameters", justify="right", no_wrap=True)
-    table.add_column("input", no_wrap=True)
-    table.add_column("pretrained weights")
+    table = Table(
+        Column("model", no_wrap=True), Column("parameters", justify="right", no_wrap=True),
+        Column("input", no_wrap=True), "pretrained weights", box=SIMPLE, pad_edge=False,
+    )  # fmt: skip
     for row in rows:
         size = " x ".join(map(str, row["input"] or ()))
         count = "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.2f} M"

@@ -14,7 +14,7 @@ import click
 import yaml
 
 from ddp_ft.config.tasks import TASKS
-from ddp_ft.errors import UserError, printable
+from ddp_ft.errors import UserError, printable, typed_line
 from ddp_ft.files import read_json
 from ddp_ft.run_folder.lease import Holder, is_held, read_lease
 from ddp_ft.tasks.metric_table import LOWER_IS_BETTER
@@ -78,8 +78,7 @@ def read_run(path: Path, root: Path) -> Run:
     try:
         return _read(path, name)
     except Exception as error:  # files of others, or of a half-written disk, can be of any form
-        problem = printable(f"{type(error).__name__}: {' '.join(str(error).split())}")[:200]
-        return Run(name, BROKEN, updated=_changed(path), problem=problem)
+        return Run(name, BROKEN, updated=_changed(path), problem=printable(typed_line(error)))
 
 
 def _read(path: Path, name: str) -> Run:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, typed_line
 
 T = TypeVar("T")
 
@@ -43,8 +43,7 @@ def tried(name: str, work: Callable[[], T]) -> tuple[T | None, list[Finding]]:
     except UserError as error:
         return None, [Finding(name, PROBLEM, error.message, error.hint)]
     except Exception as error:
-        reason = " ".join(str(error).split()) or "no reason given"
-        return None, [Finding(name, PROBLEM, f"this could not be checked: {type(error).__name__}: {reason}")]
+        return None, [Finding(name, PROBLEM, f"this could not be checked: {typed_line(error)}")]
 
 
 def guarded(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:

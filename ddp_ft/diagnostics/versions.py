@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
+from ddp_ft.errors import typed_line
 from ddp_ft.version import versions_of
 
 # The least versions that setup.cfg names, for a folder that is not installed and so has no metadata.
@@ -58,12 +59,11 @@ def _package(name: str, least: str, version: str | None, load: Callable[[str], M
     try:
         load(_IMPORTED_AS.get(name, name))
     except Exception as error:
-        reason = " ".join(str(error).split())
         remedy = f"Install it anew: pip install --force-reinstall {name}"
-        if name == "torchvision" and "nms" in reason:
+        if name == "torchvision" and "nms" in str(error):
             remedy = "torchvision was built for another torch. Install both together, from one place: pip install "
             remedy += "--upgrade --force-reinstall torch torchvision"
-        return Finding(name, PROBLEM, f"{version} cannot be imported: {type(error).__name__}: {reason}", remedy)
+        return Finding(name, PROBLEM, f"{version} cannot be imported: {typed_line(error)}", remedy)
     if _numbers(version) < _numbers(least):
         text = f"{version}; {least} or newer is needed"
         return Finding(name, WARNING, text, f"pip install --upgrade '{name}>={least}'")

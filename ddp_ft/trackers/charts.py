@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-# Classes of a confusion matrix that can still be read in one image, and those whose cells have room for a number.
+# The most classes of a readable confusion matrix, and of one whose cells have room for a number.
 MOST_CLASSES, CLASSES_WITH_NUMBERS = 40, 15
 LONGEST_NAME = 18
 DPI = 100
@@ -26,14 +26,14 @@ CELL, LINE, MARGIN, FONT_SIZE = 128, 17, 6, 14
 
 
 def new_figure(width: float = 6.0, height: float = 5.0) -> "Figure":
-    """An empty figure of that size in inches; not one of pyplot's, which belong to the main thread."""
+    """An empty figure of that size in inches; not from pyplot, whose figures belong to the main thread."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
 def short(name: str, longest: int = LONGEST_NAME) -> str:
-    """The name in one line, cut where it is too long to stand beside others."""
+    """The name in one line, cut if it is longer than `longest`."""
     name = printable(name)
     return name if len(name) <= longest else name[: longest - 1] + "…"
 
@@ -60,11 +60,11 @@ def confusion_chart(matrix: NDArray[np.int64], names: Sequence[str]) -> "Figure"
 
 
 def _label(name: str) -> str:
-    return short(name).replace("$", r"\$")  # matplotlib sets what stands between two of them as a formula
+    return short(name).replace("$", r"\$")  # matplotlib draws text between two of them as a formula
 
 
 def reliability_chart(confidence: Floats, accuracy: Floats, samples: NDArray[np.int64]) -> "Figure":
-    """Share that is right over confidence, of bins: below the diagonal answers are given too boldly."""
+    """The share of right answers over their confidence, in bins: points below the diagonal are overconfident."""
     figure = new_figure()
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], linestyle="--", color="grey", linewidth=1)
@@ -86,44 +86,24 @@ def scatter_chart(true: Floats, predicted: Floats, name: str) -> "Figure":
     return figure
 
 
-def png_of_figure(figure: "Figure") -> bytes:
-    """The figure as a PNG."""
+def chart_png(chart: "Callable[..., Figure]", *arguments: Any) -> bytes:
+    """One of the charts above as a PNG."""
     stream = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box stands for it
-        figure.savefig(stream, format="png")
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # drawn as a box
+        chart(*arguments).savefig(stream, format="png")
     return stream.getvalue()
-
-
-def png_of_pixels(pixels: Pixels) -> bytes:
-    """The same pixels as a PNG."""
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG")
-    return stream.getvalue()
-
-
-def confusion_png(matrix: NDArray[np.int64], names: Sequence[str]) -> bytes:
-    """`confusion_chart` as a PNG; these can be drawn by another process."""
-    return png_of_figure(confusion_chart(matrix, names))
-
-
-def reliability_png(confidence: Floats, accuracy: Floats, samples: NDArray[np.int64]) -> bytes:
-    """`reliability_chart` as a PNG."""
-    return png_of_figure(reliability_chart(confidence, accuracy, samples))
-
-
-def scatter_png(true: Floats, predicted: Floats, name: str) -> bytes:
-    """`scatter_chart` as a PNG."""
-    return png_of_figure(scatter_chart(true, predicted, name))
 
 
 def pixels_png(images: Sequence[Pixels], captions: Sequence[Sequence[str]]) -> bytes:
     """`image_grid` as a PNG."""
-    return png_of_pixels(image_grid(images, captions))
+    stream = io.BytesIO()
+    Image.fromarray(image_grid(images, captions)).save(stream, format="PNG")
+    return stream.getvalue()
 
 
 def files_png(files: Sequence[str], captions: Sequence[Sequence[str]]) -> bytes:
-    """The same of image files; one that cannot be read is a grey square."""
+    """The same for image files; one that cannot be read is a grey square."""
     return pixels_png([thumbnail(file) for file in files], captions)
 
 
@@ -154,7 +134,7 @@ def image_grid(images: Sequence[Pixels], captions: Sequence[Sequence[str]], colu
 
 
 def _fitted(pixels: Pixels) -> Image.Image:
-    """As large as a cell allows; small images grow by whole pixels, so that one sees what the model sees."""
+    """The image in the size of a cell; small images are enlarged without blur, to show what the model sees."""
     image = Image.fromarray(pixels)
     factor = CELL / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
@@ -162,14 +142,14 @@ def _fitted(pixels: Pixels) -> Image.Image:
 
 
 def _font() -> Any:
-    """DejaVu comes with matplotlib, and has far more letters than Pillow's own font."""
+    """DejaVu, which comes with matplotlib and has far more letters than Pillow's own font."""
     from matplotlib import get_data_path
 
     return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", FONT_SIZE)
 
 
 def _cut(text: str, font: Any) -> str:
-    """What of the text fits under an image; of a path the end tells most."""
+    """The end of the text that fits under an image: the end of a path is the most specific."""
     text = printable(text)
     if font.getlength(text) <= CELL:
         return text

@@ -1,46 +1,45 @@
-"""What a person sees: a live display on a terminal, plain lines in a log file."""
+"""The console: a live display on a terminal, plain lines in a log file."""
 
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console as RichConsole
 from rich.console import Group
 from rich.live import Live as RichLive
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from ddp_ft.contracts import TRAIN
-from ddp_ft.errors import printable
+from ddp_ft.contracts import TRAIN, Tracker
+from ddp_ft.errors import columns, printable
 from ddp_ft.trackers.rank_log import LOGGER
 
-# Seconds between two images of the display. It is drawn by the loop: a thread of its own would hold locks while
-# loaders fork.
+# Seconds between two drawings of the display. The loop draws it: a thread of its own would hold locks while loaders
+# fork.
 REDRAWN_EVERY = 0.2
 
-# Names of metrics that begin so are for TensorBoard alone.
+# Prefixes of metrics that are for TensorBoard alone.
 NOT_IN_LINES = ("lr/", "save_", "memory_", "host_", "cpu_", "gpu_")
-# A text that begins so is a warning.
+# The prefix of warnings.
 WARNING = "Warning:"
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a live display says besides the newest row: the best evaluation so far in words, empty if there is none, and
-    when the next checkpoint is due: at which step at the latest, and when by the clock (time.monotonic)."""
+    """The lower line of a live display: the best evaluation so far in words, empty if there is none, and when the next
+    checkpoint is due: at which step at the latest, and at which time (time.monotonic)."""
 
     best: str
     checkpoint_step: int
     checkpoint_time: float
 
 
-class Console:
-    """Silence, but for this rank's log: the console of every rank but the first, and what the others extend."""
+class Console(Tracker):
+    """The console of every rank but the first: it prints nothing and writes to the rank's log. Base of the others."""
 
     def say(self, text: str) -> None:
         """Print one or more lines."""
@@ -48,43 +47,27 @@ class Console:
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:
         """Print names and values under a title, aligned."""
-        width = max(len(name) for name in rows) + 2
-        self.say("\n".join([title, *(f"  {name:<{width}}{value}" for name, value in rows.items())]))
+        self.say(f"{title}\n{columns(rows)}")
 
     def grid(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table with a heading for each column."""
 
     def start(self, step: int, total_steps: int, steps_per_epoch: int, look: Callable[[], Outlook]) -> None:
-        """Begin to show progress; `look` gives what else there is to tell."""
+        """Begin to show progress; `look` returns the rest of the display."""
 
     def advance(self, step: int) -> None:
-        """`step` steps are done."""
+        """Show that `step` steps are done."""
 
     def doing(self, text: str) -> None:
-        """Something that takes a while and is no step has begun; empty: it has ended."""
+        """Show what begins now, if it takes a while and is no step; empty: it has ended."""
         if text:
             LOGGER.debug(text)
-
-    def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
-        """Show one row of metrics."""
-
-    def warn(self, step: int, text: str) -> None:
-        """Nothing: every rank has printed it."""
-
-    def sync(self) -> None:
-        """Nothing to make durable."""
-
-    def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Nothing: the run says its own farewell."""
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
 
 
 class Plain(Console):
     """One line for each row; nothing is overwritten, so logs of batch jobs stay readable.
 
-    `level` is what is printed at least; the log has all.
+    Texts below `level` are only logged.
     """
 
     def __init__(self, stream: RichConsole, level: int = logging.INFO) -> None:
@@ -95,17 +78,19 @@ class Plain(Console):
         self.started_step = 0
 
     def say(self, text: str) -> None:
-        """Print the text as it is, but for what would steer the terminal or cannot be printed."""
+        """Print the text; characters that control the terminal or cannot be printed become escapes."""
         text = "\n".join(map(printable, text.split("\n")))
         super().say(text)
-        if level_of(text) >= self.level:
+        self._print(text, level_of(text))
+
+    def _print(self, text: str, level: int) -> None:
+        if level >= self.level:
             self.stream.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def grid(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print it by rich."""
-        table = Table(title=title, title_justify="left", box=SIMPLE)
-        for column in columns:
-            table.add_column(column, no_wrap=True)
+        """Print a table with a heading for each column."""
+        headers = [Column(column, no_wrap=True) for column in columns]
+        table = Table(*headers, title=title, title_justify="left", box=SIMPLE)
         for row in rows:
             table.add_row(*map(Text, row))
         if self.level <= logging.INFO:
@@ -116,16 +101,15 @@ class Plain(Console):
         self.total_steps, self.started_step, self.started_at = total_steps, step, time.monotonic()
 
     def doing(self, text: str) -> None:
-        """Print it where all is printed."""
+        """Print it with level debug."""
         super().doing(text)
-        if text and self.level <= logging.DEBUG:
-            self.stream.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        if text:
+            self._print(printable(text), logging.DEBUG)
 
     def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
-        """Print the row, with the time left behind training rows; the probe's are too many for its few seconds."""
-        if split == "train" and phase != TRAIN:
-            return
-        self.say(self.line(split, step, epoch, values, phase))
+        """Print the row, with the time left after training rows; not the probe's training rows, which are too many."""
+        if split != "train" or phase == TRAIN:
+            self.say(self.line(split, step, epoch, values, phase))
 
     def line(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str) -> str:
         """A row as text."""
@@ -134,26 +118,23 @@ class Plain(Console):
         return f"{label:<5} step {step}/{self.total_steps}  epoch {epoch:.2f}  {_values(values)}{eta}"
 
     def seconds_left(self, step: int, until: int) -> float:
-        """Until a later step is done, if this goes on as it did since the start, evaluations and all."""
+        """Seconds until a later step is done, at the mean pace since the start, evaluations included."""
         done = max(1, step - self.started_step)
         return (time.monotonic() - self.started_at) / done * (until - step)
 
 
 def level_of(text: str) -> int:
-    """Whether a text is a warning."""
+    """The logging level of a text."""
     return logging.WARNING if text.startswith(WARNING) else logging.INFO
 
 
 def make_console(is_main: bool, level: str = "info") -> Console:
-    """A live display on a terminal, plain lines elsewhere, silence off the main rank."""
+    """A live display on a terminal, plain lines elsewhere, nothing on other ranks than the first."""
     if not is_main:
         return Console()
     stream = RichConsole()
-    if stream.is_terminal and LEVELS[level] <= logging.INFO:
-        from ddp_ft.trackers.console import Live
-
-        return Live(stream, LEVELS[level])
-    return Plain(stream, LEVELS[level])
+    is_live = stream.is_terminal and LEVELS[level] <= logging.INFO
+    return (Live if is_live else Plain)(stream, LEVELS[level])
 
 
 def _values(values: Mapping[str, float]) -> str:
@@ -189,14 +170,14 @@ class Live(Plain):
             self._draw()
 
     def doing(self, text: str) -> None:
-        """Show it in place of the row."""
+        """Show the text in place of the row."""
         super().doing(text)
         self.activity = text
         if hasattr(self, "display"):
             self._draw()
 
     def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
-        """Training rows in the display, evaluations as lines that stay."""
+        """Show training rows in the display, and print evaluations as lines that stay."""
         if split != "train":
             super().log(split, step, epoch, values, phase)
             return
@@ -205,7 +186,7 @@ class Live(Plain):
             LOGGER.info(self.line(split, step, epoch, values, phase))
 
     def close(self) -> None:
-        """Take the display away."""
+        """Remove the display."""
         if hasattr(self, "display"):
             self.display.stop()
             del self.display
@@ -215,10 +196,7 @@ class Live(Plain):
         self.display.update(self._page(), refresh=True)
 
     def _page(self) -> Group:
-        bar = Table.grid(padding=(0, 1), expand=True)
-        bar.add_column(no_wrap=True)
-        bar.add_column(ratio=1)
-        bar.add_column(no_wrap=True)
+        bar = Table.grid(Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True), padding=(0, 1), expand=True)
         epoch_end = min(self.total_steps, (self.step // self.steps_per_epoch + 1) * self.steps_per_epoch)
         times = "  ".join(
             f"{name} {clock(self.seconds_left(self.step, end)) if self.step > self.started_step else '-:--:--'}"
@@ -239,7 +217,7 @@ class Live(Plain):
                 parts.append(f"{self.row['images_per_second']:.1f} images/s")
                 parts.append(f"waits {self.row['data_wait_share']:.0%}")
         parts.append(f"best {look.best}" if look.best else "no evaluation yet")
-        by_step = self.seconds_left(self.step, look.checkpoint_step)
-        due = min(by_step, look.checkpoint_time - time.monotonic()) if self.step > self.started_step else None
-        parts += [] if due is None else [f"checkpoint in {clock(due)}"]
+        if self.step > self.started_step:
+            by_step = self.seconds_left(self.step, look.checkpoint_step)
+            parts.append(f"checkpoint in {clock(min(by_step, look.checkpoint_time - time.monotonic()))}")
         return "  ·  ".join(parts)

@@ -13,6 +13,7 @@ from torch import nn
 from ddp_ft.config.keys import LENGTH, RECIPE
 from ddp_ft.config.loading import make_config, read_config_file, to_flat
 from ddp_ft.contracts import TRAIN, Tracker
+from ddp_ft.errors import typed_line
 from ddp_ft.trackers.console import Console
 from ddp_ft.trackers.figure_process import Studio
 from ddp_ft.trackers.jsonl import JsonLines, Resumed
@@ -20,13 +21,12 @@ from ddp_ft.trackers.services.background import Background
 from ddp_ft.trackers.services.base import Row, Start
 from ddp_ft.trackers.services.registry import service_names
 
-# How long the end of a run waits for images that are still being drawn, in seconds; a run that was told to stop has
-# 10 s in all.
+# Seconds that the end of a run waits for images that are still being drawn; a run that has to stop has 10 s in all.
 PATIENCE, PATIENCE_OF_A_STOP = 60.0, 3.0
 
 
-class FanOut:
-    """Hands each row to all its trackers; with none it is the null tracker of the other ranks.
+class FanOut(Tracker):
+    """Passes each row to all its trackers; the tracker of the other ranks has none.
 
     A tracker that fails never stops training: it is left out from then on.
     """
@@ -36,13 +36,13 @@ class FanOut:
         self._studio = Studio()
 
     def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
-        """Pass one row on, and the images that are drawn by now."""
-        self._tell_all("log", split, step, epoch, values, phase)
-        self._show_images()
+        """Pass a row on, and the images that are drawn by now."""
+        self._pass_on("log", split, step, epoch, values, phase)
+        self._pass_images_on()
 
     def warn(self, step: int, text: str) -> None:
         """Pass a warning on."""
-        self._tell_all("warn", step, text)
+        self._pass_on("warn", step, text)
 
     def sync(self) -> None:
         """Make durable what was logged. Called from another thread than the rest; raises OSError, of a full disk."""
@@ -50,50 +50,52 @@ class FanOut:
             tracker.sync()
 
     def draw(self, tag: str, step: int, draw: Callable[..., bytes], *arguments: Any) -> None:
-        """Have an image drawn by `draw(*arguments)`, in another process, and pass it on once it is there.
+        """Have `draw(*arguments)` make an image in another process, and pass it on when it is there.
 
-        A newer one of that tag takes the place of one that has not been begun.
+        A newer image of that tag replaces one that has not been begun.
         """
         if self.trackers:
             with harmless(f"{tag} is not drawn"):
                 self._studio.order(tag, step, draw, *arguments)
 
-    def _show_images(self, patience: float = 0.0) -> None:
+    def _pass_images_on(self, patience: float = 0.0) -> None:
         with harmless("images are not shown"):
             for tag, step, png in self._studio.finished(patience):
-                self._tell_all("image", tag, step, png)
+                self.image(tag, step, png)
+
+    def image(self, tag: str, step: int, png: bytes) -> None:
+        """Pass an image on."""
+        self._pass_on("image", tag, step, png)
 
     def pr_curve(self, tag: str, step: int, truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> None:
-        """Pass on what a precision-recall curve is drawn of, N each, to those that draw it."""
-        self._tell_all("pr_curve", tag, step, truth, scores)
+        """Pass a precision-recall curve on."""
+        self._pass_on("pr_curve", tag, step, truth, scores)
 
     def histogram(self, tag: str, step: int, values: NDArray[np.float32]) -> None:
-        """Pass on values to those that show how they are spread."""
-        self._tell_all("histogram", tag, step, values)
+        """Pass the values of a histogram on."""
+        self._pass_on("histogram", tag, step, values)
 
     def graph(self, module: nn.Module, inputs: Sequence[Any]) -> None:
-        """Pass a model on, with what it is called with, to those that show its graph."""
-        self._tell_all("graph", module, inputs)
+        """Pass a model on, with its inputs."""
+        self._pass_on("graph", module, inputs)
 
     def text(self, tag: str, step: int, text: str) -> None:
-        """Pass on a text in Markdown to those that show texts."""
-        self._tell_all("text", tag, step, text)
+        """Pass a text on."""
+        self._pass_on("text", tag, step, text)
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Tell all that the run has ended, with its recipe and the metrics of its best model."""
-        self._tell_all("finish", settings, metrics)
+        """Pass the end of the run on."""
+        self._pass_on("finish", settings, metrics)
 
     def close(self, patience: float = PATIENCE) -> None:
-        """Close all, once what is to be shown is drawn, or after so many seconds."""
-        self._show_images(patience)
+        """Close all trackers after the last images are drawn, or after `patience` seconds."""
+        self._pass_images_on(patience)
         self._studio.close()
-        self._tell_all("hang_up")
-        self._tell_all("close")
+        self._pass_on("hang_up")
+        self._pass_on("close")
 
-    def _tell_all(self, method: str, *arguments: Any) -> None:
+    def _pass_on(self, method: str, *arguments: Any) -> None:
         for tracker in list(self.trackers):
-            if not hasattr(tracker, method):  # not all show more than rows
-                continue
             try:
                 getattr(tracker, method)(*arguments)
             except Exception as error:  # its library's, of any kind; training does not depend on it
@@ -104,19 +106,18 @@ class FanOut:
 
 @contextmanager
 def harmless(loss: str) -> Iterator[None]:
-    """Around what training does not depend on: whatever goes wrong is one warning, which says what is lost by it."""
+    """Turn any exception inside the block into one warning that names what was lost."""
     try:
         yield
-    except Exception as error:  # full disks, missing fonts, values that nobody thought of
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"Warning: {loss}: {reason}", file=sys.stderr)  # noqa: T201
+    except Exception as error:  # full disks, missing fonts, unexpected values
+        print(f"Warning: {loss}: {typed_line(error)}", file=sys.stderr)  # noqa: T201
 
 
 def make_trackers(run_dir: Path, console: Console, resumed: Resumed, services: str | None = None) -> FanOut:
-    """The trackers of rank 0 of a run that goes on there; what was logged after that before is cut.
+    """The trackers of rank 0, for a run that begins at `resumed`; later rows and images of earlier starts are removed.
 
-    `services` are names of `services.registry`, with commas between; None: none. They and TensorBoard are told the
-    recipe, which stands in the folder's config.yaml.
+    `services` are names of `services.registry`, with commas between; None: none. They and TensorBoard record the recipe
+    from the folder's config.yaml.
     """
     from ddp_ft.trackers.tensorboard import TensorBoard
 

@@ -1,8 +1,8 @@
-"""Images drawn beside the training, by a process of their own.
+"""Images drawn during the training by another process.
 
-Not by a thread: it would take turns with the training loop for the interpreter, and loaders that fork while it holds a
-lock, as an import does, would wait for that lock for ever. Not by multiprocessing: its new processes run the main
-module again. Orders and images are files, so that neither side ever waits for the other.
+Not by a thread: it would share the interpreter with the training loop, and loaders that fork while it holds a lock, for
+example of an import, would wait for that lock for ever. Not by multiprocessing: its new processes run the main module
+again. Orders and images are files, so that neither side ever waits for the other.
 """
 
 import os
@@ -18,16 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddp_ft.errors import typed_line
 from ddp_ft.files import write_bytes, write_text
 
 LOOKS_EVERY = 0.02  # seconds, while the end of a run waits for its images
-# How often the drawing process looks whether its parent still lives, in seconds; it usually hears of it at once.
+# Seconds between the drawing process's checks for its parent, whose end usually closes its input at once.
 PATIENCE = 5.0
 
 
 @dataclass(frozen=True)
 class _Order:
-    """An image that is being drawn, or waits to be: which one it is, and the file that says how."""
+    """An image that is being drawn or waits, and the file from which it is drawn."""
 
     tag: str
     step: int
@@ -43,7 +44,7 @@ class _Order:
 
 
 class Studio:
-    """Draws images in the order in which they are asked for. Its process begins with the first one."""
+    """Draws images in the order of their requests. Its process starts with the first one."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -54,8 +55,8 @@ class Studio:
     def order(self, tag: str, step: int, draw: Callable[..., bytes], *arguments: Any) -> None:
         """Have `draw(*arguments)` make an image, as the bytes of a PNG; both travel pickled.
 
-        What still waits of that tag is dropped: whoever evaluates faster than images are drawn sees those of the
-        newest evaluation. Raises OSError if orders cannot be written.
+        Waiting images of that tag are dropped: if evaluations are faster than drawing, those of the newest are drawn.
+        Raises OSError if orders cannot be written.
         """
         process = self._open()
         for outdated in [each for each in self._orders if each.tag == tag and each.file.exists()]:
@@ -70,16 +71,13 @@ class Studio:
         process.stdin.flush()
 
     def finished(self, patience: float = 0.0) -> Iterator[tuple[str, int, bytes]]:
-        """Tag, step and PNG of each image that is drawn, or will be within so many seconds, each once.
-
-        One that could not be drawn is told of on stderr.
-        """
+        """Tag, step and PNG of each image that is drawn within `patience` seconds, each once; failures are printed."""
         deadline = time.monotonic() + patience
         while self._orders:
             order = self._orders[0]
             if order.image.exists():
                 yield order.tag, order.step, order.image.read_bytes()
-            elif order.failure.exists() or not self._lives():
+            elif order.failure.exists() or self._process is None or self._process.poll() is not None:
                 reason = order.failure.read_text() if order.failure.exists() else "the drawing process has died"
                 print(f"Warning: {order.tag} could not be drawn: {reason}", file=sys.stderr)  # noqa: T201
             elif time.monotonic() < deadline:
@@ -91,7 +89,7 @@ class Studio:
             order.image.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """End the process, whatever it is doing."""
+        """Kill the process, even if it is drawing."""
         if self._process is None:
             return
         self._process.kill()
@@ -102,20 +100,17 @@ class Studio:
     def _open(self) -> "subprocess.Popen[bytes]":
         if self._process is None:
             self._folder = Path(tempfile.mkdtemp(prefix="ddp_ft_images_"))
-            # In a session of its own: signals are for the training, which ends this process itself.
+            # In its own session: signals are for the training, which ends this process itself.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "ddp_ft.trackers.figure_process"], stdin=subprocess.PIPE, start_new_session=True,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )  # fmt: skip
         return self._process
 
-    def _lives(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
 
 def work() -> None:
-    """The drawing process: draw what the files named on stdin say, until stdin or the parent ends."""
-    os.nice(5)  # of a core that both want, training gets the larger part
+    """The drawing process: draw the orders whose files are named on stdin, until stdin or the parent ends."""
+    os.nice(5)  # training gets more of a core that both need
     parent, waiting, folder = os.getppid(), b"", None
     while os.getppid() == parent:
         if not select.select([0], [], [], PATIENCE)[0]:
@@ -142,7 +137,7 @@ def _draw(file: Path) -> None:
         draw, arguments = pickle.loads(order)  # by our own parent, from a folder that is the user's alone
         write_bytes(file.with_suffix(".png"), draw(*arguments), durable=False)
     except Exception as error:  # of many kinds; training does not depend on it
-        write_text(file.with_suffix(".txt"), " ".join(f"{type(error).__name__}: {error}".split()), durable=False)
+        write_text(file.with_suffix(".txt"), typed_line(error), durable=False)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ddp_ft.contracts import PROBE, TRAIN
+from ddp_ft.contracts import TRAIN, Tracker
 from ddp_ft.files import write_text
 
 Row = dict[str, Any]
@@ -19,27 +19,23 @@ Row = dict[str, Any]
 
 def read_rows(file: Path) -> list[Row]:
     """All complete rows of a metrics.jsonl; a last line that a crash cut short is left out."""
-    rows = []
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-    for line in lines:
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
-    return rows
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 class Resumed(NamedTuple):
-    """Where a start goes on: after `step` steps of a phase, with the evaluation there if that is still due."""
+    """Where a start continues: after `step` steps of a phase, with that step's evaluation if it is still due."""
 
     step: int = 0
     phase: str = TRAIN
     evaluation_due: bool = False
 
 
-class JsonLines:
+class JsonLines(Tracker):
     """Appends rows {"step", "epoch", "split", metric: value..., "time": seconds since 1970}.
 
-    Rows of the probe phase have "phase": "probe" and count steps of their own. On a restart, rows after
-    the step where it goes on are removed first: those steps will run again. `kept` holds the rest.
+    Rows of the probe phase have "phase": "probe" and count their own steps. On a restart, rows after the step from
+    which it resumes are removed first: those steps will run again. `kept` holds the rest.
     """
 
     def __init__(self, file: Path, resumed: Resumed) -> None:
@@ -53,41 +49,29 @@ class JsonLines:
 
     def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
         """Append one row. On a full disk it waits in memory for the next one."""
-        row = {
-            "step": step,
-            "epoch": round(epoch, 4),
-            "split": split,
-            **({"phase": phase} if phase != TRAIN else {}),
-            **values,
-            "time": round(time.time(), 3),
-        }
+        row: Row = {"step": step, "epoch": round(epoch, 4), "split": split}
+        row |= {} if phase == TRAIN else {"phase": phase}
         with self._lock, suppress(OSError):
-            self._waiting += _line(row).encode()
+            self._waiting += _line({**row, **values, "time": round(time.time(), 3)}).encode()
             self._write()
 
     def _write(self) -> None:
-        """Write what waits, whole lines or nothing. Raises OSError."""
+        """Write the waiting rows, whole lines or nothing. Raises OSError."""
         try:
             written = os.write(self._file, self._waiting)
-            if written < len(self._waiting):  # how the system says that the disk is full now
+            if written < len(self._waiting):  # the disk is full now
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
             os.ftruncate(self._file, self._written)
             raise
         self._written, self._waiting = self._written + written, b""
 
-    def warn(self, step: int, text: str) -> None:
-        """Nothing: the file holds numbers."""
-
     def sync(self) -> None:
-        """Make all rows durable. Raises OSError if that cannot be."""
+        """Make all rows durable. Raises OSError if that fails."""
         with self._lock:
             if self._waiting:
                 self._write()
             os.fsync(self._file)
-
-    def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Nothing: config.yaml and summary.json hold that."""
 
     def close(self) -> None:
         """Close the file."""
@@ -97,13 +81,12 @@ class JsonLines:
 
 
 def _is_passed(row: Row, step: int, phase: str, evaluation_due: bool) -> bool:
-    """Whether a row will not come again: it is of an earlier phase, or of steps up to this one, whose evaluation may
-    be still to come; that of the test set always is."""
-    of, split = row.get("phase", TRAIN), row["split"]
-    if of != phase:
-        return bool(of == PROBE)
-    comes_again = split == "test" or (split == "val" and evaluation_due)
-    return bool(row["step"] < step or (row["step"] == step and not comes_again))
+    """Whether a row stays: it is of an earlier phase or of the steps up to `step`; of this step itself, evaluations
+    that will run again go."""
+    if row.get("phase", TRAIN) != phase:
+        return phase == TRAIN
+    runs_again = row["split"] == "test" or (row["split"] == "val" and evaluation_due)
+    return bool(row["step"] < step or (row["step"] == step and not runs_again))
 
 
 def _line(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""RUN/logs/rank_N.txt: what each rank has to say, also those that are silent on the terminal."""
+"""RUN/logs/rank_N.txt: the messages of each rank, also of those that print nothing on the terminal."""
 
 import logging
 from collections.abc import Iterator
@@ -9,21 +9,21 @@ from ddp_ft.errors import UserError
 
 FOLDER = "logs"
 LOGGER = logging.getLogger("ddp_ft")
-LOGGER.propagate = False  # a root logger that some library set up would print all of it once more
+LOGGER.propagate = False  # a library's root logger would print everything once more
 LOGGER.addHandler(logging.NullHandler())
 
 
 class _File(logging.FileHandler):
-    """One that a full disk does not make speak of itself."""
+    """A handler that prints nothing itself when the disk is full."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
-        """Nothing: the record is lost, and training goes on."""
+        """Lose the record and continue."""
 
 
 @contextmanager
 def logging_to(run: Path, rank: int) -> Iterator[None]:
-    """Within the block this rank's log is appended to; so is the error that the block ends with, and its traceback
-    unless it is the user's mistake. Where the file cannot be opened there is no log."""
+    """Append this rank's messages to its log within the block, and the error that ends the block (with a traceback
+    unless it is a UserError). Without a log if the file cannot be opened."""
     try:
         (run / FOLDER).mkdir(exist_ok=True)
         handler = _File(run / FOLDER / f"rank_{rank}.txt", encoding="utf-8", errors="backslashreplace")

@@ -16,7 +16,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from ddp_ft.contracts import PROBE, TRAIN
+from ddp_ft.contracts import PROBE, TRAIN, Tracker
+from ddp_ft.errors import one_line
 from ddp_ft.trackers.jsonl import Resumed
 from ddp_ft.trackers.services.curves import points
 
@@ -34,7 +35,7 @@ LOSS, QUALITY, RATES, SPEED, SYSTEM = (GROUPS[each] for each in ("loss", "qualit
 # Plugins whose values are made anew at each start, or at the end.
 MADE_ANEW = ("scalars", "hparams", "custom_scalars")
 WARNINGS = "warnings"
-# The page "Custom scalars": curves that one wants in one chart.
+# The page "Custom scalars": curves that share a chart.
 LAYOUT = {
     "Run": {
         "loss": ["Multiline", [rf"^{LOSS}/(train|val)$"]],
@@ -48,18 +49,18 @@ LAYOUT = {
 }
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """Scalars, texts and images of a run, as one continuous page over any number of restarts.
 
     The event files are written anew at each start, scalars from the kept rows of metrics.jsonl and the rest from the
-    old files as far as the run goes on behind it: SummaryWriter's purge_step leaves points of the interrupted start in
-    the served curves.
+    old files up to the step from which the run resumes: SummaryWriter's purge_step leaves points of the interrupted
+    start in the served curves.
     """
 
     def __init__(
         self, folder: Path, kept: Sequence[Mapping[str, Any]], texts: Mapping[str, str], resumed: Resumed
     ) -> None:  # fmt: skip
-        # An evaluation that is still due brings its images again.
+        # An evaluation that is still due draws its images again.
         last = resumed.step - 1 if resumed.evaluation_due else resumed.step
         passed = [event for event in _shown(folder) if _is_passed(event, last, resumed.phase)]
         shown = [event for event in passed if _tag_of(event) not in texts]
@@ -68,7 +69,7 @@ class TensorBoard:
         self._writer.add_custom_scalars(LAYOUT)
         for title, text in texts.items():
             self._writer.add_text(title, f"```\n{text}\n```")
-        # SummaryWriter has no call for what is encoded already.
+        # SummaryWriter has no call for encoded events.
         self._events: Any = self._writer._get_file_writer().event_writer  # type: ignore[no-untyped-call]
         for event in shown:
             self._events.add_event(event)
@@ -99,29 +100,26 @@ class TensorBoard:
         self._writer.add_pr_curve(tag, truth, scores, step)
 
     def histogram(self, tag: str, step: int, values: NDArray[np.float32]) -> None:
-        """How values are spread; those that are not finite have no place in it."""
+        """The distribution of those values that are finite."""
         finite = values[np.isfinite(values)]
         if finite.size:
             self._writer.add_histogram(tag, finite, step)
 
     def graph(self, module: nn.Module, inputs: Sequence[Any]) -> None:
-        """The module's graph, traced on these inputs; a warning where it cannot be."""
+        """The module's graph, traced on these inputs; a warning if that fails."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit.trace, which SummaryWriter uses, is deprecated
             try:
                 self._writer.add_graph(module, tuple(inputs), verbose=False)
-            except Exception as error:  # not all models can be traced; the curves go on
-                self.warn(0, f"The graph cannot be traced: {' '.join(str(error).split())[:300]}")
+            except Exception as error:  # not all models can be traced
+                self.warn(0, f"The graph cannot be traced: {one_line(error)}")
 
     def text(self, tag: str, step: int, text: str) -> None:
         """A text in Markdown."""
         self._writer.add_text(tag, text, step)
 
-    def sync(self) -> None:
-        """Nothing: curves are made anew from metrics.jsonl at a restart."""
-
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """The recipe beside its final metrics, so that runs compare in the table of hyperparameters."""
+        """The recipe and its final metrics, for the table of hyperparameters that compares runs."""
         plain = {name: v if isinstance(v, (bool, int, float)) else str(v) for name, v in settings.items()}
         final = {f"hparam/{name}": value for name, value in metrics.items()}
         self._writer.add_hparams(plain, final, run_name=".")
@@ -132,16 +130,14 @@ class TensorBoard:
 
 
 def png_size(png: bytes) -> tuple[int, int]:
-    """Width and height, which stand in the first chunk of a PNG (its specification, 11.2.2)."""
+    """Width and height, from the first chunk of a PNG (its specification, 11.2.2)."""
     width, height = struct.unpack(">II", png[16:24])
     return width, height
 
 
 def _shown(folder: Path) -> Iterator[Event]:
-    """One event for each image, text, curve, histogram or graph that old event files hold, in their order.
-
-    What a crash cut short ends its file.
-    """
+    """One event for each image, text, curve, histogram or graph in old event files, in order, up to where a crash cut
+    a file short."""
     for file in sorted(folder.glob("events.out.tfevents.*")):
         for data in RawEventFileLoader(str(file)).Load():
             event = Event.FromString(data)
@@ -153,8 +149,7 @@ def _shown(folder: Path) -> Iterator[Event]:
 
 
 def _is_passed(event: Event, step: int, phase: str) -> bool:
-    """Whether what is shown will not come again: it is of an earlier phase, or of steps up to this one; what is of the
-    test set always does."""
+    """Whether an event stays: it is of an earlier phase or of the steps up to `step`, and not of the test set."""
     if _tag_of(event).startswith("test/"):
         return False
     is_of_probe = _tag_of(event).startswith(f"{PROBE}/")
@@ -164,10 +159,10 @@ def _is_passed(event: Event, step: int, phase: str) -> bool:
 
 
 def _tag_of(event: Event) -> str:
-    """The tag of what is shown; empty for a graph."""
+    """The event's tag; empty for a graph."""
     if not event.summary.value:
         return ""
-    # SummaryWriter's texts have the plugin's name behind their tag.
+    # SummaryWriter's texts have the plugin's name after their tag.
     return str(event.summary.value[0].tag).removesuffix("/text_summary")
 
 

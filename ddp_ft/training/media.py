@@ -115,16 +115,19 @@ def _samples(
 
 def _draw_charts(scored_set: ScoredSet, group: str, step: int, trackers: FanOut) -> None:
     """Draw those of predicted over true values, confusion matrix and reliability diagram that the set has."""
+
+    def draw(tag: str, *chart: Any) -> None:
+        trackers.draw(f"{group}/{tag}", step, charts.chart_png, *chart)
+
     for c, (name, true, predicted) in enumerate(scored_set.points(MOST_SCATTERS)):
-        trackers.draw(f"{group}/2_predicted_over_true_{c}", step, charts.scatter_png, true, predicted, name)
+        draw(f"2_predicted_over_true_{c}", charts.scatter_chart, true, predicted, name)
     matrix, bins = scored_set.confusion(), scored_set.reliability()
     if matrix is not None:
         shown = most_confused(matrix, MOST_CLASSES)
         names = [scored_set.names[c] for c in shown]
-        trackers.draw(f"{group}/2_confusion", step, charts.confusion_png, matrix[np.ix_(shown, shown)], names)
+        draw("2_confusion", charts.confusion_chart, matrix[np.ix_(shown, shown)], names)
     if bins is not None:
-        values = bins.confidence, bins.accuracy, bins.samples
-        trackers.draw(f"{group}/3_reliability", step, charts.reliability_png, *values)
+        draw("3_reliability", charts.reliability_chart, bins.confidence, bins.accuracy, bins.samples)
 
 
 def log_histograms(run: Run, step: int, trackers: FanOut) -> None:

@@ -2,10 +2,12 @@
 
 import io
 import os
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from ddp_ft.trackers import charts
@@ -18,17 +20,18 @@ def pixels(png: bytes) -> np.ndarray:
 
 def test_a_confusion_matrix_has_the_shares_as_colours():
     matrix = np.array([[10, 0], [5, 5]])
-    drawn = pixels(charts.confusion_png(matrix, ["$a$ and $b", "名\n"]))
+    drawn = pixels(charts.chart_png(charts.confusion_chart, matrix, ["$a$ and $b", "名\n"]))
     colours, counts = np.unique(drawn.reshape(-1, 3), axis=0, return_counts=True)
     common = {tuple(map(int, colour)) for colour in colours[np.argsort(-counts)[:6]]}
     assert (8, 48, 107) in common and (247, 251, 255) in common  # the ends of matplotlib's Blues
 
 
 def test_charts_of_many_and_of_nothing():
-    assert charts.confusion_png(np.eye(40, dtype=np.int64), [f"class {n}" * 9 for n in range(40)])
-    assert charts.confusion_png(np.zeros((2, 2), dtype=np.int64), ["a", "b"])
-    assert charts.reliability_png(np.array([0.5]), np.array([1.0]), np.array([3]))
-    assert charts.scatter_png(np.array([1.0, 2]), np.array([1.5, 2]), "age")
+    draw = charts.chart_png
+    assert draw(charts.confusion_chart, np.eye(40, dtype=np.int64), [f"class {n}" * 9 for n in range(40)])
+    assert draw(charts.confusion_chart, np.zeros((2, 2), dtype=np.int64), ["a", "b"])
+    assert draw(charts.reliability_chart, np.array([0.5]), np.array([1.0]), np.array([3]))
+    assert draw(charts.scatter_chart, np.array([1.0, 2]), np.array([1.5, 2]), "age")
 
 
 def test_a_grid_has_its_images_and_their_captions(tmp_path: Path):
@@ -46,9 +49,27 @@ def test_a_grid_has_its_images_and_their_captions(tmp_path: Path):
     assert (below < 100).any() and (below[:, -charts.MARGIN :] == 255).all()  # text, cut at the image's width
 
 
-def slow_png(seconds: float, name: str) -> bytes:
+def slow_png(seconds: float, name: str, begun: Path) -> bytes:
+    begun.with_suffix(".writing").write_text(str(os.getpid()))
+    begun.with_suffix(".writing").rename(begun)
     time.sleep(seconds)
     return f"{name} by {os.getpid()}".encode()
+
+
+def wait_until(is_so):
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def orders(tmp_path, monkeypatch) -> Path:
+    """Where studios keep their files."""
+    folder = tmp_path / "orders"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 def broken_png() -> bytes:
@@ -59,22 +80,20 @@ def die() -> bytes:
     os._exit(3)
 
 
-def test_the_studio_draws_elsewhere_and_drops_what_is_outdated(capsys):
+def test_the_studio_draws_elsewhere_and_drops_what_is_outdated(orders, tmp_path, capsys):
     studio = Studio()
-    studio.order("slow", 1, slow_png, 0.5, "first")
-    while studio._orders[0].file.exists():  # until it is being drawn
-        time.sleep(0.01)
+    studio.order("slow", 1, slow_png, 0.5, "first", tmp_path / "begun")
+    wait_until((tmp_path / "begun").exists)
     assert list(studio.finished()) == []
     for step in (2, 3, 4):
-        studio.order("chart", step, slow_png, 0.0, f"chart {step}")
+        studio.order("chart", step, slow_png, 0.0, f"chart {step}", tmp_path / str(step))
     studio.order("broken", 4, broken_png)
     found = [(tag, step, png.decode().split(" by ")) for tag, step, png in studio.finished(30)]
     assert [(tag, step, text) for tag, step, (text, _) in found] == [("slow", 1, "first"), ("chart", 4, "chart 4")]
     assert all(int(pid) != os.getpid() for _, _, (_, pid) in found)
     assert "broken could not be drawn: ValueError: no colours left" in capsys.readouterr().err
-    folder = studio._folder
     studio.close()
-    assert not folder.exists() and list(studio.finished(1)) == []
+    assert list(orders.iterdir()) == [] and list(studio.finished(1)) == []
 
 
 def test_a_studio_that_dies_is_told_of(capsys):
@@ -85,17 +104,13 @@ def test_a_studio_that_dies_is_told_of(capsys):
     studio.close()
 
 
-def test_it_ends_with_its_parent(tmp_path: Path):
+def test_it_ends_with_its_parent(orders, tmp_path: Path):
     """Which is killed while an image is being drawn."""
-    pid = os.fork()
+    begun, pid = tmp_path / "begun", os.fork()
     if pid == 0:
         studio = Studio()
-        studio.order("slow", 1, slow_png, 1.0, "first")
-        (tmp_path / "studio").write_text(f"{studio._process.pid} {studio._folder}")
+        studio.order("slow", 1, slow_png, 1.0, "first", begun)
+        wait_until(begun.exists)
         os.kill(os.getpid(), 9)
     os.waitpid(pid, 0)
-    process, folder = (tmp_path / "studio").read_text().split()
-    deadline = time.monotonic() + 30
-    while Path(folder).exists() or Path(f"/proc/{process}").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: not list(orders.iterdir()) and not Path(f"/proc/{begun.read_text()}").exists())

@@ -97,7 +97,7 @@ def test_what_is_shown_outlives_a_restart_once(tmp_path):
     first = start(tmp_path, 0)
     for phase in ("probe/", ""):
         for step in (4, 9, 12):
-            first._tell_all("image", f"{phase}8_images/confusion", step, PNG)
+            first.image(f"{phase}8_images/confusion", step, PNG)
             first.pr_curve(f"{phase}cat", step, np.array([True, False]), np.array([0.8, 0.3]))
             first.text(f"{phase}profile", step, "table")
     first.close()
@@ -120,7 +120,7 @@ def test_what_is_shown_outlives_a_restart_once(tmp_path):
 def test_a_graph_outlives_a_restart_and_the_test_set_comes_again(tmp_path):
     first = start(tmp_path, 0)
     first.graph(torch.nn.Linear(2, 1), torch.zeros(1, 2))
-    first._tell_all("image", "test/8_images/confusion", 5, PNG)
+    first.image("test/8_images/confusion", 5, PNG)
     first.close()
     for _ in range(2):
         start(tmp_path, 5).close()

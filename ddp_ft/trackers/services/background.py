@@ -1,4 +1,4 @@
-"""A service beside the loop: the loop hands rows to a queue and never waits for more."""
+"""A service beside the loop: the loop only puts rows into a queue and never waits."""
 
 import json
 import pickle
@@ -11,23 +11,23 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import IO, Any
 
-from ddp_ft.contracts import TRAIN
+from ddp_ft.contracts import TRAIN, Tracker
 from ddp_ft.trackers.services.base import Start
 from ddp_ft.trackers.services.registry import SERVICES
 
-# How many rows and images wait at most. A run logs a row in a second or so: many minutes without a network.
+# The most rows and images that wait. A run logs about a row a second: enough for many minutes without a network.
 MOST_WAITING, MOST_IMAGES = 10_000, 32
-# How long closing may take at the end of a run, and where it was stopped, as whoever stops it may not wait long.
+# The longest time for closing, at the end of a run and after a request to stop.
 CLOSE_SECONDS, STOP_SECONDS = 30.0, 4.0
-# Looks up nothing in the working folder that this process would not have found there.
+# With this process's search path, so that modules of the working folder do not take precedence.
 COMMAND = "import sys; sys.path[:] = {path!r}; from ddp_ft.trackers.services.host import main; main()"
 
 
-class Background:
+class Background(Tracker):
     """Feeds the process of a service (`host`) from a queue of bounded length.
 
-    Where the service cannot follow, images are dropped first. Where it fails, a warning is printed once and it is
-    left out. What it lacks of the rows, the next start of the run sends.
+    If the service is too slow, images are dropped first. If it fails, one warning is printed and it is left out. The
+    next start of the run sends the rows that are missing.
     """
 
     def __init__(self, name: str, start: Start, say: Callable[[str], None]) -> None:
@@ -50,42 +50,37 @@ class Background:
             thread.start()
 
     def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
-        """Hand on one row."""
+        """Pass a row on."""
         row = {"step": step, "epoch": epoch, "split": split, "phase": phase, **values, "time": time.time()}
         self._put("log", row)
 
     def image(self, tag: str, step: int, png: bytes) -> None:
-        """Hand on an image, as the bytes of a PNG."""
+        """Pass an image on."""
         self._put("image", tag, step, png)
 
     def warn(self, step: int, text: str) -> None:
-        """Hand on a warning."""
+        """Pass a warning on."""
         self._put("warn", step, text)
 
-    def sync(self) -> None:
-        """Nothing: metrics.jsonl has the rows, and a restart sends what the service lacks."""
-
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Hand on how the run ended."""
+        """Pass the end of the run on."""
         self._finished = True
         self._put("finish", dict(settings), dict(metrics))
 
     def hang_up(self) -> None:
-        """Say that no more will come. From here on the service has its time to take what waits."""
+        """Announce that no more rows will come. The time limit of `close` begins now."""
         if not self._closed:
             self._closed = time.monotonic()
             self._put("close")
 
     def close(self) -> None:
-        """Wait until the service has all, for a bounded time since `hang_up`, and end its process."""
+        """Wait until the service has taken all, for a bounded time since `hang_up`, and end its process."""
         self.hang_up()
         seconds = CLOSE_SECONDS if self._finished else STOP_SECONDS
         try:
             self._process.wait(max(0.0, self._closed + seconds - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self._fail(
-                f"did not take all that was logged within {seconds:g} s; the next start of the run sends the rest"
-            )
+            self._fail(f"did not take all rows within {seconds:g} s; the next start of the run sends the rest")
         finally:
             self._process.kill()
             self._process.wait()
@@ -103,13 +98,13 @@ class Background:
             self._changed.notify()
 
     def _make_room(self, method: str) -> bool:
-        """Whether there is room for one more, if need be in the place of the oldest image."""
+        """Whether there is room for one more item, if necessary after dropping the oldest image."""
         images = sum(name == "image" for name, _ in self._waiting) if method == "image" else 0
         if len(self._waiting) < MOST_WAITING and images < MOST_IMAGES:
             return True
         if not self._dropped:
             self._dropped = True
-            self._warn("cannot follow: images are left out, and rows where that does not suffice")
+            self._warn("is too slow: images are left out, and rows if that does not suffice")
         oldest = next((place for place, (name, _) in enumerate(self._waiting) if name == "image"), None)
         if oldest is not None:
             del self._waiting[oldest]
@@ -118,7 +113,7 @@ class Background:
     def _feed(self) -> None:
         stream = self._process.stdin
         assert stream is not None
-        with suppress(OSError):  # its process is gone; the other thread tells
+        with suppress(OSError):  # its process has ended; the other thread reports it
             while item := self._next():
                 pickle.dump(item, stream)
                 stream.flush()

@@ -1,4 +1,4 @@
-"""What a service is told, and what it must offer."""
+"""What a service is given, and the methods that it must have."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Start:
-    """What a service is told at each start of a run.
+    """What a service is given at each start of a run.
 
-    `recipe` and `lengths` are configuration keys with their values; the first never change. `kept` holds the rows of
-    metrics.jsonl of the steps that will not run again: what the service lacks of them is sent now.
+    `recipe` and `lengths` are configuration keys with their values; those of `recipe` never change. `kept` holds the
+    rows of metrics.jsonl that stay: those that the service lacks are sent at the start.
     """
 
     run_dir: Path
@@ -26,26 +26,26 @@ class Start:
 
     @property
     def folder(self) -> Path:
-        """Where services keep what they need to go on with, and what their libraries print."""
+        """Where services keep their facts for the next start, and the output of their libraries."""
         return self.run_dir / "trackers"
 
 
 class Service(Protocol):
-    """What the class of a service has; it is made with a Start and a function that prints a line to the user."""
+    """The class of a service. `say` prints a line for the user."""
 
     def __init__(self, start: Start, say: Say) -> None: ...
 
     def log(self, row: Row) -> None:
-        """One row of metrics.jsonl, unless the service has it from an earlier start."""
+        """Send a row of metrics.jsonl, unless the service has it from an earlier start."""
 
     def warn(self, step: int, text: str) -> None:
-        """Something that a person should know of."""
+        """Send a warning."""
 
     def image(self, tag: str, step: int, png: bytes) -> None:
-        """An image, as the bytes of a PNG."""
+        """Send an image, as the bytes of a PNG."""
 
     def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """The run has ended: its recipe, and the metrics of its best model."""
+        """Send the end of the run: its recipe, and the metrics of its best model."""
 
     def close(self) -> None:
-        """Hand on what waits. Without `finish` before it, the run was stopped or has failed."""
+        """Send the rest. Without `finish` before, the run was stopped or has failed."""

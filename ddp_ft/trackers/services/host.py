@@ -1,8 +1,8 @@
-"""The process in which a service's library runs: what it imports, its threads, its hooks and its waiting stay here.
+"""The process in which a service's library runs, with its imports, threads, hooks and waits.
 
-It reads pickled (method, arguments) from its standard input, the first of which is ("start", (name, class, Start)), and
-writes lines of JSON to its standard output: {"say": text}, and {"error": text} before it gives up. What libraries
-print goes to its standard error, which is RUN/trackers/NAME.log.
+It reads pickled (method, arguments) from its standard input, the first one ("start", (name, class, Start)), and writes
+lines of JSON to its standard output: {"say": text}, and {"error": text} before it fails. Output of libraries goes to
+its standard error, which is RUN/trackers/NAME.log.
 """
 
 import fcntl
@@ -16,52 +16,49 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from ddp_ft.errors import typed_line
 from ddp_ft.files import read_sound_json, to_json, write_text
 from ddp_ft.plugins import load_object
 from ddp_ft.trackers.services.base import Service, Start
 
-# How long a process whose run was killed may take to hand on what it has; and how long its successor waits for it.
+# How long a process whose run was killed may take to send the rest; and how long its successor waits for it.
 LAST_SECONDS = 30
 PATIENCE_SECONDS = 60.0
 
 
 def main() -> None:
-    """Serve until told to close, or until the run is gone."""
-    messages, tell = _channels()
+    """Serve until the message to close, or until the run's process has ended."""
+    messages, send = _channels()
     try:
         _, (name, reference, start) = pickle.load(messages)
         with (start.folder / f".{name}.lock").open("w") as lock:
             _wait_for(lock)
-            _serve(load_object(reference)(start, lambda text: tell({"say": text})), messages)
+            _serve(load_object(reference)(start, lambda text: send({"say": text})), messages)
     except Exception as error:
-        tell({"error": " ".join(f"{type(error).__name__}: {error}".split())[:500]})
+        send({"error": typed_line(error)})
         raise
 
 
 def _channels() -> tuple[Any, Callable[[dict[str, str]], None]]:
-    """Standard input and output, which libraries cannot reach from here on."""
+    """Standard input and a function that writes to standard output, neither of which libraries can reach any more."""
     output = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
 
-    def tell(message: dict[str, str]) -> None:
-        with suppress(OSError):  # the run is gone
+    def send(message: dict[str, str]) -> None:
+        with suppress(OSError):  # the run's process has ended
             output.write(json.dumps(message) + "\n")
 
-    return sys.stdin.buffer, tell
+    return sys.stdin.buffer, send
 
 
 def _wait_for(lock: Any) -> None:
-    """Until the process of an earlier start has ended, lest both send the same rows."""
+    """Wait until the process of an earlier start has ended, so that they do not both send the same rows."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
+    while time.monotonic() <= deadline:  # later the file system may have no locks
+        with suppress(OSError):
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if time.monotonic() > deadline:  # or the file system has no locks
-                return
-            time.sleep(0.1)
-        else:
             return
+        time.sleep(0.1)
 
 
 def _serve(service: Service, messages: Any) -> None:
@@ -77,10 +74,10 @@ def _serve(service: Service, messages: Any) -> None:
 
 
 def read_facts(start: Start, name: str) -> dict[str, Any]:
-    """What an earlier start stored under that name; empty if there was none."""
+    """The facts that an earlier start stored under that name; empty if there are none."""
     return read_sound_json(start.folder / f"{name}.json", dict)
 
 
 def write_facts(start: Start, name: str, facts: Mapping[str, Any]) -> None:
-    """Store what the next start resumes with."""
+    """Store facts for the next start."""
     write_text(start.folder / f"{name}.json", to_json(dict(facts)), durable=False)

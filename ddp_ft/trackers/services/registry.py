@@ -20,11 +20,10 @@ def service_names(text: str | None) -> list[str]:
     names = list(dict.fromkeys(name.strip() for name in (text or "").split(",") if name.strip()))
     for name in names:
         if name not in SERVICES:
-            known = f"Known are {', '.join(SERVICES)}; TensorBoard and metrics.jsonl are always written."
-            raise UserError(
-                f"--track (log.trackers): there is no tracker '{name}'.", nearest(name, [*SERVICES]) or known
-            )
-        if importlib.util.find_spec(name) is None:  # looks without importing, which takes seconds
+            known = f"Known: {', '.join(SERVICES)}; TensorBoard and metrics.jsonl are always written."
+            hint = nearest(name, [*SERVICES]) or known
+            raise UserError(f"--track (log.trackers): there is no tracker '{name}'.", hint)
+        if importlib.util.find_spec(name) is None:  # finds it without importing it, which takes seconds
             hint = f"Install it: pip install 'ddp_ft[{name}]'. Or leave out --track {name}."
             raise UserError(f"--track {name} needs the package {name}, which is not installed.", hint)
     return names
