@@ -1,8 +1,10 @@
-"""A step of a run once more, in one process, with a close look at its numbers."""
+"""Replays one step of a run, in one process, and reports its numbers in detail."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +38,8 @@ class _Cut(NamedTuple):
 
 @dataclass
 class _Findings:
-    """What was seen. Names of layers are those of modules and parameters; "" where all was finite. `extent` is what
-    that of the samples is called."""
+    """What the step's passes showed. `activation`, `gradient`: the first module and parameter that was not finite, or
+    "". `extent`: the heading of the samples' extent."""
 
     rows: list[tuple[int, int, float, str]] = field(default_factory=list)  # position, index, loss, extent
     extent: str = ""
@@ -48,15 +50,25 @@ class _Findings:
 
     @property
     def is_finite(self) -> bool:
-        """Whether nothing was met that is not."""
-        return not self.activation and not self.gradient and _finite(self.loss)
+        """Whether all was finite."""
+        return not self.activation and not self.gradient and math.isfinite(self.loss)
+
+    def look_at_output(self, name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        """Note the module if it is the first whose output is not finite."""
+        is_bad = isinstance(output, Tensor) and not bool(torch.isfinite(output).all())
+        self.activation = self.activation or (name if is_bad else "")
+
+    def look_at_gradient(self, name: str, parameter: Tensor) -> None:
+        """Note the parameter if it is the first whose gradient is not finite."""
+        is_bad = parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+        self.gradient = self.gradient or (name if is_bad else "")
 
 
 def replay_step(run_dir: Path, step: int, data: Path | None, here: Machine, say: Say) -> bool:
-    """Report a step of a run, counted from 1 as in metrics.jsonl; returns whether all of it is finite.
+    """Report a step of a run, counted from 1 as in metrics.jsonl; return whether all of it is finite.
 
     The step is cut as it was when it ran: into the shares of all ranks, one after the other, and their micro-batches.
-    Raises UserError where RUN is no run, STEP none of its steps, or the data is not there or another.
+    Raises UserError if RUN is no run, STEP none of its steps, or the data is missing or has changed.
     """
     folder = RunFolder(run_dir)
     plan = read_plan(folder)
@@ -64,7 +76,8 @@ def replay_step(run_dir: Path, step: int, data: Path | None, here: Machine, say:
         raise UserError(f"{run_dir} is no run folder: it has no config.yaml or no plan.json.", "Expected runs/NAME.")
     record = BadBatches(run_dir).read(step)
     run, state = compose_stored(folder, plan, stored_layers(folder, plan, data, here.world, say), here)
-    _check_step(run, step)
+    if not 1 <= step <= (total := run.plan.total_steps):
+        raise UserError(f"{run_dir} has no step {step}.", f"Its steps are 1 to {total}, as in metrics.jsonl.")
     start = start_of(run, step, record)
     if start.weights is not None:
         restore_weights(state.module, start.weights)
@@ -77,14 +90,8 @@ def replay_step(run_dir: Path, step: int, data: Path | None, here: Machine, say:
     return findings.is_finite
 
 
-def _check_step(run: Run, step: int) -> None:
-    total = run.plan.total_steps
-    if not 1 <= step <= total:
-        raise UserError(f"{run.folder.path} has no step {step}.", f"Its steps are 1 to {total}, as in metrics.jsonl.")
-
-
 def _run_again(run: Run, state: TrainState, step: int, cut: _Cut, loss_scale: float) -> _Findings:
-    """The forward and backward passes of all ranks' shares of a step, counted from 0; gradients are left in place."""
+    """Run forward and backward on all ranks' shares of a step, counted from 0; gradients are left in place."""
     phase = DataPhase(run, state)
     for stage in range(1, phase.stage_at(step) + 1):
         phase.enter_stage(state, stage)
@@ -111,7 +118,7 @@ def _micro_batches(share: Run, step: int, micro_batch: int | None) -> list[Batch
 
 
 def _look(phase: DataPhase, batch: Batch, findings: _Findings, loss_scale: float) -> None:
-    """One micro-batch forwards and backwards, as `Learner.step` does it, and each of its samples on its own."""
+    """Run a micro-batch forwards and backwards, as `Learner.step` does, and note the loss of each sample."""
     learner, processor = phase.learner, phase.run.model.processor
     prepared = learner.prepare(batch)
     outputs = learner.forward(prepared)
@@ -127,9 +134,9 @@ def _look(phase: DataPhase, batch: Batch, findings: _Findings, loss_scale: float
 
 
 def _losses(task: Task, outputs: Tensor, batch: Batch) -> Iterator[float]:
-    """Each sample's own loss: that of the batch in which it alone has an output and a weight."""
+    """Yield each sample's own loss: that of the batch in which it alone has an output and a weight."""
     for place in range(len(outputs)):
-        alone = torch.zeros_like(outputs)  # finite losses for the others: 0 times NaN would be NaN
+        alone = torch.zeros_like(outputs)  # finite losses of the others: 0 times NaN would be NaN
         alone[place] = outputs[place]
         weight = torch.zeros_like(batch["weight"])
         weight[place] = 1
@@ -140,26 +147,14 @@ def _losses(task: Task, outputs: Tensor, batch: Batch) -> Iterator[float]:
 @contextmanager
 def _watching(module: nn.Module, findings: _Findings) -> Iterator[None]:
     """Within the block the first activation and the first gradient that are not finite are noted."""
-
-    def after_forward(name: str) -> Callable[..., None]:
-        def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            is_bad = isinstance(output, Tensor) and not bool(torch.isfinite(output).all())
-            findings.activation = findings.activation or (name if is_bad else "")
-
-        return look
-
-    def after_backward(name: str) -> Callable[[Tensor], None]:
-        def look(parameter: Tensor) -> None:
-            is_bad = parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
-            findings.gradient = findings.gradient or (name if is_bad else "")
-
-        return look
-
-    leaves = [(name, each) for name, each in module.named_modules() if not any(each.children())]
-    handles: list[Any] = [each.register_forward_hook(after_forward(name)) for name, each in leaves]
-    learning = [(name, each) for name, each in module.named_parameters() if each.requires_grad]
-    for name, each in learning:
-        handles.append(each.register_post_accumulate_grad_hook(after_backward(name)))  # type: ignore[no-untyped-call]
+    handles: list[Any] = []
+    for name, each in module.named_modules():
+        if not any(each.children()):
+            handles.append(each.register_forward_hook(partial(findings.look_at_output, name)))
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            look = partial(findings.look_at_gradient, name)
+            handles.append(parameter.register_post_accumulate_grad_hook(look))  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
@@ -173,9 +168,8 @@ def _report(run: Run, findings: _Findings, record: dict[str, Any] | None, say: S
     for position, index, loss, extent in sorted(findings.rows):
         target = source.targets[index].tolist()
         label = names[target] if isinstance(target, int) else str(target)  # a class by its name
-        finite = "yes" if _finite(loss) else "NO"
         path = printable(source.name(index))
-        rows.append([str(position), printable(label), f"{loss:.5g}", finite, extent, path])
+        rows.append([str(position), printable(label), f"{loss:.5g}", _yes_if_finite(loss), extent, path])
     say("\n".join(["", *_columns(rows), ""]))
     norms = list(_gradient_norms(run))
     say("\n".join([*_columns([["depth", "gradient norm", "finite", "layers"], *norms]), ""]))
@@ -191,14 +185,14 @@ def _report(run: Run, findings: _Findings, record: dict[str, Any] | None, say: S
 
 
 def _gradient_norms(run: Run) -> Iterator[list[str]]:
-    """A row for each depth of the network, the stem first and the head last."""
+    """Yield a row for each depth of the network, the stem first and the head last."""
     depths = block_depths(run.model.module, run.model.head)
     learning = [(depths[name], name, p.grad) for name, p in run.model.module.named_parameters() if p.grad is not None]
     learning.sort(key=lambda each: each[0])
     for depth, group in groupby(learning, key=lambda each: each[0]):
         members = list(group)
         norm = _norm([gradient for _, _, gradient in members if gradient is not None])
-        yield [str(depth), f"{norm:.5g}", "yes" if _finite(norm) else "NO", _label([name for _, name, _ in members])]
+        yield [str(depth), f"{norm:.5g}", _yes_if_finite(norm), _label([name for _, name, _ in members])]
 
 
 def _norm(gradients: Sequence[Tensor]) -> float:
@@ -206,7 +200,7 @@ def _norm(gradients: Sequence[Tensor]) -> float:
 
 
 def _label(names: Sequence[str]) -> str:
-    """What the names have in common, else the first and the last."""
+    """Return what the names have in common, else the first and the last."""
     parts = zip(*(name.split(".") for name in names), strict=False)
     common = ".".join(each[0] for each in takewhile(lambda each: len(set(each)) == 1, parts))
     return common or f"{names[0]} ... {names[-1]}"
@@ -217,5 +211,5 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join([*(cell.rjust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]) for row in rows]
 
 
-def _finite(value: float) -> bool:
-    return abs(value) < float("inf")
+def _yes_if_finite(value: float) -> str:
+    return "yes" if math.isfinite(value) else "NO"

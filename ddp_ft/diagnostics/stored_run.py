@@ -1,4 +1,4 @@
-"""A run as its folder has it, composed in one process, and the weights that one of its steps began with."""
+"""A run composed from its folder in one process, and the weights with which one of its steps began."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from ddp_ft.errors import UserError
 from ddp_ft.inference.trained_model import refuse_code_inside
 from ddp_ft.models.precision import resolve_precision
 from ddp_ft.run_folder.bad_batches import BadBatches
-from ddp_ft.run_folder.checkpoints import load_checkpoint
+from ddp_ft.run_folder.checkpoints import load_checkpoint, step_of
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.training.build import compose
 from ddp_ft.training.plan import Plan
@@ -30,7 +30,7 @@ from ddp_ft.training.state import TrainState
 
 @dataclass(frozen=True)
 class Start:
-    """What the step begins with: weights, the scale of the loss (fp16), and a line that says whose they are."""
+    """What the step begins with: weights (None: the run's first), the loss scale (fp16), and where they are from."""
 
     weights: dict[str, Tensor] | None
     loss_scale: float
@@ -39,7 +39,7 @@ class Start:
 
 @contextmanager
 def one_process(device_name: str, launch: Launch) -> Iterator[Machine]:
-    """This process alone, on that device. UserError if there are others."""
+    """Within the block this process is alone on that device. UserError if there are others."""
     if launch.world_size > 1:
         raise UserError(f"replay runs as one process, not as {launch.world_size}.", "Start it without torchrun.")
     with connect(launch, pick_device(device_name, launch), timeout_minutes=1) as world:
@@ -49,7 +49,7 @@ def one_process(device_name: str, launch: Launch) -> Iterator[Machine]:
 def stored_layers(
     folder: RunFolder, plan: Plan, data: Path | None, world: World, say: Say
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The settings as the run stored them, and those that are others here: where it computes."""
+    """Return the settings that the run stored, and those that differ here: where and in which precision it computes."""
     here: dict[str, Any] = {"compute.device": world.device.type, "data.workers": 0}
     if data is not None:
         here["data.path"] = str(data)
@@ -66,7 +66,7 @@ def stored_layers(
 def compose_stored(
     folder: RunFolder, plan: Plan, layers: tuple[Mapping[str, Any], ...], here: Machine
 ) -> tuple[Run, TrainState]:
-    """The run and its state, with these settings. UserError if it runs no steps on its data."""
+    """Return the run and its state, with these settings. UserError if it has no steps on its data."""
     config = make_config(*layers, recipe=plan.recipe)
     refuse_code_inside(folder.path, [config.model.name, config.head.name, config.loss.name, config.eval.extra])
     if config.freeze.cache_features:
@@ -79,16 +79,17 @@ def compose_stored(
 
 
 def start_of(run: Run, step: int, record: dict[str, Any] | None) -> Start:
-    """The weights of the bad step, else of the newest checkpoint before it, else those that the run began with."""
+    """Return the weights of the bad step, else of the newest checkpoint before it, else those that the run began
+    with."""
     file = BadBatches(run.folder.path).weights_file(step)
     scale = record["loss_scale"] if record else None
     if file is not None:
         return Start(_load(file), scale or 1.0, f"those that step {step} began with")
-    before = [folder for folder in run.checkpoints.complete() if _steps(folder) < step]
+    before = [folder for folder in run.checkpoints.complete() if step_of(folder) < step]
     if before:
         weights, state = load_checkpoint(before[-1])
         kept = float(state.get("scaler", {}).get("scale", 1.0))
-        passed = step - 1 - _steps(before[-1])
+        passed = step - 1 - step_of(before[-1])
         late = "" if not passed else f", {passed} steps before step {step} began"
         return Start(weights, scale or kept, f"of the checkpoint {before[-1].name}{late}")
     late = "" if step == 1 and not run.config.probe.epochs else ", as no checkpoint from before the step is left"
@@ -100,7 +101,3 @@ def _load(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except Exception as error:
         raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
-
-
-def _steps(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("_")[2])

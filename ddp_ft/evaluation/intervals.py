@@ -1,7 +1,7 @@
-"""How sure a metric is: bootstrap intervals over samples, and whether one model is better than another on the same set.
+"""How certain a metric is: bootstrap intervals over samples, and whether one of two models is better on the same set.
 
-Percentile bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 13 and 16. What it tells is
-how far a metric would move with other samples of the same kind; nothing of other seeds.
+Percentile bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 13 and 16. It estimates how
+far a metric would move with other samples of the same kind, and not with other seeds.
 """
 
 import math
@@ -15,7 +15,7 @@ from ddp_ft.tasks.scored.base import Floats, ScoredSet, Statistic
 
 RESAMPLES = 1000
 LEVEL = 0.95
-# Values of weights that are held at a time, 2 MiB: what a core's own cache holds.
+# Weights in memory at a time, 2 MiB: the size of a core's own cache.
 _BLOCK = 2**18
 
 
@@ -29,7 +29,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much more of a metric the second of two models has; `p_value` is of there being no difference."""
+    """By how much the second of two models is better in a metric; `p_value` is for no difference."""
 
     value: float
     interval: Interval
@@ -37,8 +37,8 @@ class Difference:
 
 
 def intervals(scored_set: ScoredSet, count: int = RESAMPLES, seed: int = 0) -> dict[str, Interval]:
-    """The 95 % interval of each metric that can be drawn again cheaply. Where all samples are right or all are wrong,
-    no resample differs; the exact interval for a share is given there (Clopper and Pearson 1934)."""
+    """Return the 95 % interval of each metric that resamples can compute cheaply. If all samples are right, or all are
+    wrong, no resample differs, and the exact interval of a share is returned (Clopper and Pearson 1934)."""
     metrics = scored_set.statistics() if len(scored_set) else {}
     if not metrics:
         return {}
@@ -50,9 +50,9 @@ def intervals(scored_set: ScoredSet, count: int = RESAMPLES, seed: int = 0) -> d
 def difference(
     first: ScoredSet, second: ScoredSet, metric: str, higher_is_better: bool, count: int = RESAMPLES
 ) -> Difference:
-    """By how much `second` is better than `first` in a metric, of the same samples in the same order.
+    """Return by how much `second` is better than `first` in a metric, on the same samples in the same order.
 
-    Of the share of samples that are right the p value is McNemar's exact one, of others that of the paired bootstrap.
+    For the share of samples that are right the p value is McNemar's exact one, else that of the paired bootstrap.
     """
     assert len(first) == len(second) and np.array_equal(first.truth, second.truth)
     pair = {"first": first.statistics()[metric], "second": second.statistics()[metric]}
@@ -72,25 +72,25 @@ def difference(
 
 
 def _bootstrap_p_value(apart: Floats) -> float:
-    """Twice the share of resamples on the other side of 0; one more is counted on either, so that it is never 0."""
+    """Return twice the share of resamples on the other side of 0, with one added to both counts, so it is never 0."""
     side = min(int((apart <= 0).sum()), int((apart >= 0).sum()))
     return min(1.0, 2 * (side + 1) / (len(apart) + 1))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided p value of McNemar's exact test, from how many samples only one of two models has right: a coin thrown
-    that often that falls that unevenly or more so."""
+    """Return the two-sided p value of McNemar's exact test, from how many samples only one of two models has right:
+    that of a fair coin which falls as unevenly or more so."""
     thrown, less = only_first + only_second, min(only_first, only_second)
     if not thrown:
         return 1.0
-    # In logarithms, as the binomial coefficients of thousands leave the range of a float.
+    # In logarithms, since binomial coefficients of thousands leave the range of a float.
     top = math.lgamma(thrown + 1) - thrown * math.log(2)
     terms = (top - math.lgamma(k + 1) - math.lgamma(thrown - k + 1) for k in range(less + 1))
     return min(1.0, 2 * math.fsum(map(math.exp, terms)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values corrected for their number (Holm 1979), in their order."""
+    """Return the p values corrected for their number (Holm 1979), in their order."""
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     corrected, largest = [0.0] * len(p_values), 0.0
     for place, index in enumerate(order):
@@ -108,7 +108,7 @@ def _draw(metrics: dict[str, Statistic], samples: int, count: int, seed: int) ->
 
 
 def _resamples(samples: int, count: int, seed: int) -> Iterator[Floats]:
-    """How often each sample is drawn, block by block: rows of numbers whose sum is `samples`."""
+    """Yield how often each sample is drawn, block by block: rows of numbers whose sum is `samples`."""
     generator, most = np.random.default_rng(seed), max(1, _BLOCK // samples)
     for begin in range(0, count, most):
         rows = min(most, count - begin)
@@ -127,7 +127,7 @@ def _counts(name: str) -> bool:
 
 
 def _of_share(drawn: Interval, samples: int) -> Interval:
-    """The exact interval where no resample differs, else the one that was drawn."""
+    """Return the exact interval if no resample differs, else the one that was drawn."""
     if drawn.low != drawn.high:
         return drawn
     end = ((1 - LEVEL) / 2) ** (1 / samples)

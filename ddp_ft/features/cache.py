@@ -1,8 +1,8 @@
 """A table of float32 rows on disk: written chunk by chunk by any number of processes, read through a memory map.
 
-A folder holds the rows of all chunks one behind the other (`rows.f32`), and for each process that wrote some a journal
-of what it completed. A chunk counts if a journal has it and its rows have the checksum that stands there. So a process
-that is killed, a full disk or a damaged file cost the chunks in question, and never give wrong rows.
+A folder contains the rows of all chunks in sequence (`rows.f32`), and a journal of each process with the chunks that it
+completed. A chunk is valid if a journal has it and its rows have the checksum given there. So a killed process, a full
+disk or a damaged file costs only the chunks concerned, and never returns wrong rows.
 """
 
 import json
@@ -25,8 +25,8 @@ ROWS, JOURNALS = "rows.f32", "done-*.jsonl"
 class ChunkStore:
     """The table of `samples` rows in `folder`, in chunks of `chunk` rows; the last one may have fewer.
 
-    Two processes may write the same chunk, as they write the same bytes: the folder's name says what rows they are.
-    `error` says why a row could not be stored; empty: all could.
+    Two processes may write the same chunk, since they write the same bytes: the folder's name is a hash of all that the
+    rows depend on. `shape` of a row: None while no chunk is known. `error`: why a row could not be stored; else empty.
     """
 
     def __init__(self, folder: Path, samples: int, chunk: int) -> None:
@@ -37,19 +37,19 @@ class ChunkStore:
         self.damaged = 0
         self._rows: int | None = None
         self._journal: int | None = None
-        self._shape, self._sums = self._read_journals()
+        self.shape, self._sums = self._read_journals()
 
     @property
     def known(self) -> int:
-        """How many chunks are said to be complete."""
+        """How many chunks are complete according to the journals."""
         return len(self._sums)
 
     def holds(self, chunk: int) -> bool:
-        """Whether the chunk is there, and as it was written; reads it."""
+        """Return whether the chunk is there, and as it was written; reads it."""
         return self.read(chunk) is not None
 
     def read(self, chunk: int) -> Tensor | None:
-        """The rows of a chunk; None if they are not there or damaged."""
+        """Return the rows of a chunk; None if they are not there or damaged."""
         wanted = self._sums.get(chunk)
         if not wanted:
             return None
@@ -66,18 +66,18 @@ class ChunkStore:
         return torch.frombuffer(content, dtype=torch.float32).view(self._length(chunk), *self._row_shape)
 
     def write(self, chunk: int, rows: Tensor, lasting: bool = True) -> bool:
-        """Store the rows of a chunk (float32, on the CPU); False if that cannot be, now or any more.
+        """Store the rows of a chunk (float32, on the CPU); return False if that fails, or has failed before.
 
-        Unless it is `lasting`, the chunk counts for this start alone.
+        Unless it is `lasting`, the chunk is valid for this start alone.
         """
         if self.error:
             return False
-        self._shape = tuple(rows.shape[1:])
+        self.shape = tuple(rows.shape[1:])
         content = rows.contiguous().numpy().tobytes()
         try:
             self._put(self._bytes_of(chunk * self.chunk), content)
             if lasting:
-                self._note({"chunk": chunk, "shape": self._shape, "crc": zlib.crc32(content)})
+                self._note({"chunk": chunk, "shape": self.shape, "crc": zlib.crc32(content)})
             self._sums.setdefault(chunk, set()).add(zlib.crc32(content))
         except OSError as error:
             self.error = error.strerror or str(error)
@@ -85,7 +85,7 @@ class ChunkStore:
         return True
 
     def finish(self) -> None:
-        """End writing; `error` then has what a network file system says only now."""
+        """End writing; `error` then has what a network file system reports only now."""
         opened = [descriptor for descriptor in (self._rows, self._journal) if descriptor is not None]
         self._rows = self._journal = None
         for descriptor in opened:
@@ -95,22 +95,17 @@ class ChunkStore:
                 self.error = error.strerror or str(error)
 
     def mapped(self, shape: tuple[int, ...]) -> Tensor:
-        """All rows of that shape, read from the disk as they are used; processes of a machine share the memory.
+        """Return all rows, read from the disk when they are used; processes of a machine share the memory.
 
-        To be called when all chunks are written. Changes to the tensor stay in this process.
+        Call it when all chunks are written. Changes to the tensor stay in this process.
         """
         table = np.memmap(self.folder / ROWS, np.float32, "c", shape=(self.samples, *shape))
         return torch.from_numpy(table)
 
     @property
-    def shape(self) -> tuple[int, ...] | None:
-        """The shape of a row; None while no chunk is known."""
-        return self._shape
-
-    @property
     def _row_shape(self) -> tuple[int, ...]:
-        assert self._shape is not None, "no chunk is known yet"
-        return self._shape
+        assert self.shape is not None, "no chunk is known yet"
+        return self.shape
 
     def _length(self, chunk: int) -> int:
         return min(self.chunk, self.samples - chunk * self.chunk)
@@ -119,7 +114,7 @@ class ChunkStore:
         return 4 * rows * math.prod(self._row_shape)
 
     def _put(self, offset: int, content: bytes) -> None:
-        # Not through a map: on a full disk that would end the process.
+        # Not through a memory map: on a full disk that would kill the process.
         if self._rows is None:
             self._rows = os.open(self.folder / ROWS, os.O_WRONLY | os.O_CREAT, 0o644)
         left = memoryview(content)
@@ -128,7 +123,7 @@ class ChunkStore:
             left, offset = left[written:], offset + written
 
     def _note(self, entry: dict[str, Any]) -> None:
-        """Behind the rows, in a journal of this process's own: nobody else's line can be torn by it."""
+        """Add a line to this process's own journal, so that no other process's line is torn."""
         if self._journal is None:
             file = self.folder / JOURNALS.replace("*", secrets.token_hex(8))
             self._journal = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -1,4 +1,4 @@
-"""Features in the place of images: batches of them for training, and the head's evaluation."""
+"""Features in place of images: batches of them for training, and the head's evaluation."""
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.evaluation.evaluator import EVAL_CHUNK
 from ddp_ft.models.precision import autocast
 
-# Multiplications of a head's forward pass up to which its step is quicker in one thread than it can be shared out.
+# Multiplications of a head's forward pass up to which its step is faster in one thread than in several.
 ONE_THREAD = 2**26
 
 
@@ -30,7 +30,7 @@ class FeatureSet:
         return len(self.targets)
 
     def batch(self, indices: Tensor, epoch: int = 0) -> Batch:
-        """These samples (int64, on the CPU), as the task's loss wants them.
+        """Return the samples at these positions (int64, on the CPU) as the task's loss takes them.
 
         In epoch e sample i is seen in view (e + i) mod views: each sample in all its views in turn, and each batch in a
         mixture of views.
@@ -45,7 +45,7 @@ class FeatureSet:
         }
 
     def all_samples(self) -> Batch:
-        """All samples in their order, as evaluation sees them: in the first view."""
+        """Return all samples in their order, as evaluation sees them: in the first view."""
         return {"features": self.views[0], "target": self.targets, "weight": self.weights}
 
     def _rows(self, indices: Tensor, epoch: int) -> Tensor:
@@ -62,7 +62,7 @@ class FeatureSet:
 
 @contextmanager
 def one_thread(wanted: bool = True) -> Iterator[None]:
-    """Within the block torch computes in one thread, where that is wanted."""
+    """Within the block torch computes in one thread, unless not `wanted`."""
     before = torch.get_num_threads()
     if wanted:
         torch.set_num_threads(1)
@@ -73,16 +73,16 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
 
 
 def is_small(head: nn.Module, batch_size: int) -> bool:
-    """Whether a step of this head is best done in one thread: on busy cores two took 15 times as long to agree."""
+    """Return whether a step of this head is fastest in one thread: on busy cores two took 15 times as long."""
     return batch_size * sum(parameter.numel() for parameter in head.parameters()) <= ONE_THREAD
 
 
 def train_batches(
     features: FeatureSet, sampler: GlobalOrderSampler, start: int, stop: int, in_one_thread: bool
 ) -> Generator[list[Batch], None, None]:
-    """The whole global batch of each step from `start` to `stop`: every rank trains the same head on all of it.
+    """Yield the whole global batch of each step from `start` to `stop`: every rank trains the same head on all of it.
 
-    A head is so small that sharing the work would cost more than doing it, and so the bits depend on no rank. From the
+    A head is so small that sharing the work would cost more than doing it; so the bits depend on no rank. From the
     first batch until it is closed torch computes in one thread, if asked.
     """
     with one_thread(in_one_thread):
@@ -92,7 +92,7 @@ def train_batches(
 
 @torch.no_grad()
 def evaluate_head(head: nn.Module, features: FeatureSet, task: Task, precision: str) -> Evaluation:
-    """Head and backbone over a whole set. In chunks, as evaluation on images is, so with its bits."""
+    """Evaluate the head over a whole set: in the chunks of an evaluation on images, and so with its bits."""
     head.eval()
     device = features.targets.device
     with autocast(device, precision), one_thread(is_small(head, EVAL_CHUNK)):

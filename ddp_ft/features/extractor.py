@@ -130,9 +130,7 @@ class Extractor:
         return Extracted(features, chosen, int(counts[2]), error)
 
     def _agreed(self, source: LabelledSource, transform: Transform, chunks: list[int]) -> Iterator[Batch]:
-        longest = torch.zeros(self.world.size, dtype=torch.int64)
-        longest[self.world.rank] = len(chunks)
-        rounds = int(self.world.sum(longest).max())
+        rounds = int(self.world.largest({"chunks": len(chunks)})["chunks"])
         with closing(self._computed(source, transform, chunks)) as computed:
             yield from self.in_rounds(computed, rounds)
 

@@ -23,7 +23,7 @@ from ddp_ft.training.compile import check_compiling
 from ddp_ft.training.open_run import describe_run, open_folder
 from ddp_ft.training.plan import read_plan
 from ddp_ft.training.request import Request, is_finished
-from ddp_ft.tuning.tune import generators_kept, keys_to_measure, show, tune
+from ddp_ft.tuning.tune import generators_kept, keys_to_measure, print_answer, tune
 
 
 def fine_tune(request: Request, launch: Launch) -> str:
@@ -63,7 +63,7 @@ def _fine_tune(request: Request, machine: Machine) -> str:
             if keys:
                 with generators_kept():
                     answer = tune(run, keys, machine.launch.local_world_size)
-                show(answer, console)
+                print_answer(answer, console)
                 request = answer.added_to(request)
                 run, state, report = compose(request.config(recipe), request, machine, run.splits)
             introduce(run, report, request.earlier, console, allocation.end)

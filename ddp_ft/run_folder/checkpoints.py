@@ -102,7 +102,7 @@ class Checkpoints:
 
     def complete(self, phase: str = TRAIN) -> list[Path]:
         """The complete checkpoints of a phase, oldest first."""
-        return sorted(self.root.glob(f"{PHASES[phase]}{'[0-9]' * 8}"), key=_step_of) if self.root.is_dir() else []
+        return sorted(self.root.glob(f"{PHASES[phase]}{'[0-9]' * 8}"), key=step_of) if self.root.is_dir() else []
 
     def _all(self) -> list[Path]:
         return [folder for phase in PHASES for folder in self.complete(phase)]
@@ -110,7 +110,7 @@ class Checkpoints:
     def ranking(self, phase: str = TRAIN) -> list[Path]:
         """The complete checkpoints of a phase that have a score, best first; of equals the older one."""
         scores = {folder: score for folder in self.complete(phase) if (score := read_score(folder)) is not None}
-        return sorted(scores, key=lambda folder: (-scores[folder], _step_of(folder)))
+        return sorted(scores, key=lambda folder: (-scores[folder], step_of(folder)))
 
     def _move_links(self, newest: Path, phase: str) -> None:
         _point(self.root / "last", newest.name)
@@ -173,10 +173,11 @@ def damage_of(folder: Path) -> str:
 
 def _age(folder: Path) -> tuple[bool, int]:
     """Sorts checkpoints by time: those of the probe come before all others."""
-    return not folder.name.startswith(PHASES[PROBE]), _step_of(folder)
+    return not folder.name.startswith(PHASES[PROBE]), step_of(folder)
 
 
-def _step_of(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint, from its folder's name."""
     return int(folder.name.rpartition("_")[2])
 
 

@@ -49,23 +49,13 @@ def compose(
     sampling = sampling_weights(config.data.sampling, splits.train.targets, splits.train.weights, splits.schema.kind)
     report = load_and_place(model, stages[0], config, world, plan.channels_last)
     run = Run(
-        config=config,
-        world=world,
-        distributed=machine.launch.distributed,
-        launched=machine.launched,
-        folder=folder,
-        splits=splits,
-        task=task,
-        model=model,
-        plan=plan,
-        why_recipe=why,
-        stages=stages,
-        anchors=anchors_of(model.module, model.head) if config.optim.l2_sp else {},
-        sampling=sampling,
+        config=config, world=world, distributed=machine.launch.distributed, launched=machine.launched, folder=folder,
+        splits=splits, task=task, model=model, plan=plan, why_recipe=why, stages=stages,
+        anchors=anchors_of(model.module, model.head) if config.optim.l2_sp else {}, sampling=sampling,
         prepare=model.processor.on_device(world.device, plan.channels_last),
         checkpoints=Checkpoints(folder.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best),
         agreement=Agreement(world, machine.stop),
-    )
+    )  # fmt: skip
     progress = Progress(phase=PROBE if config.probe.epochs else TRAIN)
     optimizer = optimizer_of(model, config.optim, plan.lr)
     return run, TrainState(model.module, optimizer, plan, progress, config.ema.decay), report

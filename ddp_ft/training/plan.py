@@ -109,7 +109,7 @@ def make_plan(
 
     UserError for what this machine or this data does not allow.
     """
-    world, (train_samples, val_samples) = machine.world, samples
+    world, (train_samples, val_samples), workers = machine.world, samples, config.data.workers
     if config.train.batch_size < world.size:
         raise UserError(
             f"--batch-size {config.train.batch_size} is smaller than the {world.size} processes that share it.",
@@ -125,7 +125,7 @@ def make_plan(
         world_size=world.size,
         threads=torch.get_num_threads(),
         micro_batch=config.train.micro_batch,
-        workers=_workers(config, machine),
+        workers=default_workers(world.device.type, machine.launch.local_world_size) if workers is None else workers,
         precision=resolve_precision(config.compute.precision, world.device),
         channels_last=resolve_format(config.compute.memory_format, module),
         train_samples=train_samples,
@@ -135,12 +135,6 @@ def make_plan(
         lr=config.optim.lr or usual_rate(module),
         grade_elsewhere="c" if has_rank_noise(module) or config.head.dropout else "b",
     )
-
-
-def _workers(config: RunConfig, machine: Machine) -> int:
-    if config.data.workers is not None:
-        return config.data.workers
-    return default_workers(machine.world.device.type, machine.launch.local_world_size)
 
 
 def rate_at(config: RunConfig, plan: Plan, step: int, total_steps: int) -> float:

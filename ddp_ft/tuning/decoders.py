@@ -1,4 +1,4 @@
-"""What a way of decoding JPEGs gains, and what it changes in what the model sees."""
+"""What a decoder of JPEGs gains in speed, and how it changes the images that the model sees."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -21,12 +21,12 @@ SHRINK, FULL, PILLOW = "shrink", "full", "pillow"
 
 
 def decoder_of(processor: Processor) -> str:
-    """The decoder that the processor has chosen; "auto" where it has no choice."""
+    """Return the decoder that the processor has chosen; "auto" if it has no choice."""
     return processor.preprocess.decoder if isinstance(processor, ImageProcessor) else "auto"
 
 
 def find_jpegs(source: Source, addresses: Iterable[Address]) -> list[Address]:
-    """Those of the samples that are JPEGs which can be decoded; other formats know only one way."""
+    """Return those of the samples that are intact JPEGs; other formats have only one decoder."""
     return [address for address in addresses if _is_sound_jpeg(source, address)]
 
 
@@ -34,13 +34,13 @@ def _is_sound_jpeg(source: Source, address: Address) -> bool:
     try:
         image = open_sample(source, address.index)["image"]
         return not isinstance(image, Tensor) and image.pixels(8) is not None
-    except BadSample:  # training will meet it, and say so
+    except BadSample:  # training will find and report it
         return False
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """The way of these JPEGs from the file to what the model is given, by any decoder, in one thread."""
+    """Takes these JPEGs from the file to the model's input, by any decoder, in one thread."""
 
     source: Source
     addresses: Sequence[Address]
@@ -57,7 +57,7 @@ class Decoding:
                     transform(self._open(address, decoder))
 
     def difference(self, decoder: str) -> int:
-        """The largest difference, in grey levels of 0 to 255, of the images of evaluation from those by Pillow."""
+        """Return the largest difference, in grey levels of 0 to 255, of images for evaluation from those by Pillow."""
         ours, pillows = eval_transform(self._by(decoder)), eval_transform(self._by(FULL))
         worst = 0
         for address in self.addresses:

@@ -1,14 +1,13 @@
-"""The questions of `--tune`, each asked with the answers before it: candidates, raced on steps of the run."""
+"""The questions of `--tune`: candidates for each open setting, raced on steps of the run."""
 
 import itertools
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ddp_ft.contracts import Batch
@@ -34,16 +33,16 @@ from ddp_ft.tuning.steps import (
 from ddp_ft.tuning.timing import Result, Turn, race, winner
 
 TUNED = (FORMAT, PRECISION, MICRO_BATCH, DECODER, WORKERS)
-# Each of the four questions has so long, so that the whole takes about a minute: little beside a training of hours.
+# Seconds for each of the four questions, so that all take about a minute: little compared with a training of hours.
 SECONDS = 15.0
-# A turn is as many steps as take so long; with five rounds of four candidates that fills the time of a question.
+# A turn is as many steps as take so long; five rounds of four candidates then fill the time of a question.
 TURN_SECONDS = 0.5
 MOST_STEPS = 50
-# A step on a batch in memory that takes longer is measured with fewer images, but no fewer than FEWEST: with these the
-# optimizer and the reduction still are a small part of it.
+# A step on a batch in memory that takes longer is measured with fewer images, but at least FEWEST: the optimizer and
+# the reduction are still a small part of it then.
 SLOW_STEP, FEWEST = 1.0, 8
-# Below these a micro-batch has nothing left to gain; and batch norm's statistics of so few images become so noisy that
-# the result suffers (arXiv 1803.08494, figure 1), which no speed is worth.
+# Smaller micro-batches gain nothing; and batch norm's statistics of so few images become so noisy that the result
+# suffers (arXiv 1803.08494, figure 1), which no speed is worth.
 SMALLEST, SMALLEST_WITH_BATCH_NORM = 4, 16
 NUMBERS_OF_WORKERS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
 IMAGES = 32  # to decode: a second or two of photos of 12 megapixels
@@ -59,13 +58,11 @@ class Questions:
     cores: int
     values: dict[str, Any]
     rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._batch: Batch | None = None
-        self._images: int | None = None  # of the share, in memory; None: all
+    _batch: Batch | None = field(default=None, init=False)
+    _images: int | None = field(default=None, init=False)  # how many of the share a step takes; None: all
 
     def formats(self) -> None:
-        """Memory format and precision: whole steps on a batch in memory."""
+        """Decide memory format and precision, by whole steps on a batch in memory."""
         formats = _all_of(self.values[FORMAT], ("contiguous", "channels_last") if FORMAT in self.keys else ())
         precisions = _all_of(self.values[PRECISION], self._precisions() if PRECISION in self.keys else ())
         choices = {f"{f}, {p}": {FORMAT: f, PRECISION: p} for p in precisions for f in formats}
@@ -75,9 +72,9 @@ class Questions:
             self._images = None
 
     def _few_if_slow(self) -> int | None:
-        """With how many images of the share a step takes SLOW_STEP at most; None: with all.
+        """Return the samples per rank for which a step stays under SLOW_STEP seconds; None if the full share does.
 
-        What is faster for a few images is so for many, while there may be no time for steps of them all.
+        What is faster for a few images is faster for many, and there may be no time for steps of them all.
         """
         batch, phase = self._in_memory(), open_steps(self.run, self.values, ENDLESS)
         pace = self.run.world.slowest(self._steps(phase, itertools.repeat([batch]), 1))
@@ -86,10 +83,14 @@ class Questions:
         return few if few < share else None
 
     def _precisions(self) -> list[str]:
-        return [precision for precision in ("fp32", "bf16", "fp16") if _is_had(precision, self.run.world.device)]
+        found = []
+        for precision in ("fp32", "bf16", "fp16"):
+            with suppress(UserError):  # the device does not compute in it
+                found.append(resolve_precision(precision, self.run.world.device))
+        return found
 
     def micro_batches(self) -> None:
-        """On a CPU the fastest of the whole share and its halves; on CUDA the largest that fits."""
+        """Decide the micro-batch: on a CPU the fastest of the share and its halves, on CUDA the largest that fits."""
         if MICRO_BATCH not in self.keys:
             return
         share = math.ceil(self.run.config.train.batch_size / self.run.world.size)
@@ -114,7 +115,7 @@ class Questions:
         self.values[MICRO_BATCH] = None if size >= share - 1 else size
 
     def decoders(self) -> None:
-        """Images of one core, from the file to the model's size."""
+        """Decide how JPEGs are decoded, by the speed of one core from the file to the model's size."""
         run, processor = self.run, self.run.model.processor
         if DECODER not in self.keys or not isinstance(processor, ImageProcessor):
             return
@@ -138,14 +139,14 @@ class Questions:
         self._write("decoder", results, self.values[DECODER], notes | {PILLOW: "for comparison"})
 
     def workers(self) -> None:
-        """Whole steps with the loader running: its workers take cores from the model, or fill those that are idle."""
+        """Decide the number of workers, by steps with the loader: they take cores from the model, or use idle ones."""
         if WORKERS not in self.keys:
             return
         numbers = _all_of(self.values[WORKERS], [n for n in NUMBERS_OF_WORKERS if n <= self.cores])
         self._ask("workers", {str(number): {WORKERS: number} for number in numbers}, self._turn_with_loader)
 
     def _ask(self, what: str, choices: Mapping[str, Values], turn: Callable[[Values], Turn]) -> None:
-        """Race the choices, of which the first is the rule, and keep the winner's values."""
+        """Race the choices, the first of which is the fixed rule, and keep the winner's values."""
         if len(choices) == 1:
             return
         run, names = self.run, list(choices)
@@ -170,11 +171,11 @@ class Questions:
     def _turn_with_loader(self, values: Values) -> Turn:
         phase = open_steps(self.run, values, ENDLESS)
         with closing(first_batches(phase)) as batches:
-            # What the workers had ready when the first batch came must be used up before the clock runs.
+            # Batches that the workers had ready with the first one must be used up before the clock starts.
             return self._turn(phase, batches, phase.sampler.batch_length(0), warm_up=values[WORKERS] + 1)
 
     def _in_memory(self) -> Batch:
-        """The rank's whole share of the first step."""
+        """Return the rank's whole share of the first step."""
         if self._batch is None:
             phase = open_steps(self.run, self.values | {MICRO_BATCH: None, WORKERS: 0}, 1)
             with closing(first_batches(phase)) as batches:
@@ -190,7 +191,7 @@ class Questions:
         return count * images, self._steps(phase, batches, count)
 
     def _steps(self, phase: DataPhase, batches: Iterator[list[Batch]], count: int) -> float:
-        """The seconds that so many steps take, until the device has done them."""
+        """Return the seconds of so many steps, until the device has done them."""
         began, run = time.perf_counter(), self.run
         for _ in range(count):
             run.agreement.check()
@@ -199,26 +200,19 @@ class Questions:
         return time.perf_counter() - began
 
 
-def _is_had(precision: str, device: torch.device) -> bool:
-    try:
-        return resolve_precision(precision, device) == precision
-    except UserError:
-        return False
-
-
 def _all_of(rule: T, others: Iterable[T]) -> list[T]:
-    """The fixed rule first, then the others."""
+    """Return the fixed rule, then the others."""
     return [rule, *(other for other in others if other != rule)]
 
 
 def _halves(share: int, least: int) -> list[int]:
-    """share / 2, share / 4 and so on, rounded up, as long as they are not below `least`."""
+    """Return share / 2, share / 4 and so on, rounded up, not below `least`."""
     half = math.ceil(share / 2)
     return [half, *_halves(half, least)] if least <= half < share else []
 
 
 def _whole_pairs(size: int, phase: DataPhase) -> int:
-    """The size that the loader takes in place of it: one less where it would part a pair of mixed images."""
+    """Return the size that the loader uses for it: one less if it would part a pair of mixed images."""
     return max(2, size - size % 2) if phase.sampler.pairs else size
 
 

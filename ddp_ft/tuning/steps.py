@@ -1,4 +1,4 @@
-"""Steps of a run that are taken to be timed: with any values of what a run leaves open, and moving nothing."""
+"""Steps of a run for timing: with any values of what the run leaves open, and without changing the weights."""
 
 import gc
 from collections.abc import Generator, Mapping
@@ -10,7 +10,7 @@ from ddp_ft.models.freezing import freeze_parameters
 from ddp_ft.models.precision import place
 from ddp_ft.training.batches import training_batches
 from ddp_ft.training.data_phase import DataPhase
-from ddp_ft.training.optim import groups_of, make_optimizer, set_rates
+from ddp_ft.training.optim import optimizer_of, set_rates
 from ddp_ft.training.progress import Progress
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
@@ -18,12 +18,12 @@ from ddp_ft.tuning.decoders import decoder_of
 
 FORMAT, PRECISION, MICRO_BATCH = "compute.memory_format", "compute.precision", "train.micro_batch"
 DECODER, WORKERS = "data.decoder", "data.workers"
-ENDLESS = 10**6  # steps, of which as many are taken as there is time for
+ENDLESS = 10**6  # steps; as many are taken as there is time for
 Values = Mapping[str, Any]
 
 
 def rule_of(run: Run) -> dict[str, Any]:
-    """What the keys are without any measuring."""
+    """Return the values of the keys by the fixed rules."""
     return {
         FORMAT: "channels_last" if run.plan.channels_last else "contiguous",
         PRECISION: run.plan.precision,
@@ -34,9 +34,9 @@ def rule_of(run: Run) -> dict[str, Any]:
 
 
 def open_steps(run: Run, values: Values, steps: int) -> DataPhase:
-    """The training that the run would do with these values, as it is when all parts learn that ever do.
+    """Return the training of the run with these values, as it is when all parts learn that ever do.
 
-    The rate is 0: steps cost what they cost, and nothing moves. The phase that was opened before must be let go.
+    The rate is 0, so the weights do not change. The caller must not hold the phase that was opened before.
     """
     module, device, config = run.model.module, run.world.device, run.config
     module.zero_grad(set_to_none=True)
@@ -45,22 +45,17 @@ def open_steps(run: Run, values: Values, steps: int) -> DataPhase:
     place(module, device, is_last)
     freeze_parameters(module, run.stages[-1].frozen)
     plan = replace(
-        run.plan,
-        precision=values[PRECISION],
-        channels_last=is_last,
-        micro_batch=values[MICRO_BATCH],
-        lowered=None,
-        workers=values[WORKERS],
-        total_steps=steps,
-    )
+        run.plan, precision=values[PRECISION], channels_last=is_last, micro_batch=values[MICRO_BATCH], lowered=None,
+        workers=values[WORKERS], total_steps=steps,
+    )  # fmt: skip
     model = replace(run.model, processor=run.model.processor.configured(values[DECODER]))
     prepare = model.processor.on_device(device, is_last)
-    optimizer = make_optimizer(groups_of(model, config.optim, plan.lr), config.optim)
+    optimizer = optimizer_of(model, config.optim, plan.lr)
     set_rates(optimizer, 0.0)
     state = TrainState(module, optimizer, plan, Progress(phase=TRAIN))
     return DataPhase(replace(run, plan=plan, model=model, prepare=prepare), state)
 
 
 def first_batches(phase: DataPhase) -> Generator[list[Batch], None, None]:
-    """This rank's micro-batches of each step of such a training, from the first on."""
+    """Yield this rank's micro-batches of each step of such a training, from the first on."""
     return training_batches(phase.run, phase.sampler, phase.run.plan.cut, start=0)

@@ -1,4 +1,4 @@
-"""Which of several ways is the fastest: measured in turns by all ranks, and judged by ratios within rounds."""
+"""Which of several candidates is the fastest: measured in turns by all ranks, and compared within rounds."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,13 +8,13 @@ from statistics import median
 from ddp_ft.distributed.agreement import Agreement
 from ddp_ft.distributed.world import World
 
-# Turns of each candidate; what other processes of the machine do falls on all candidates of a round alike.
+# Turns of each candidate; other processes of the machine slow down all candidates of a round alike.
 ROUNDS = 5
 # A candidate must be faster than the fixed rule by this share: medians of such rounds, taken again on a busy machine,
 # differ by 1 to 2 %.
 MARGIN = 0.03
 
-# What a turn gives: images of all ranks, and the seconds that this rank took for them.
+# The result of a turn: images of all ranks, and the seconds that this rank took for them.
 Turn = tuple[int, float]
 
 
@@ -28,7 +28,7 @@ class Result:
 
     @property
     def ratio(self) -> float:
-        """The median."""
+        """The median of the ratios."""
         return median(self.ratios)
 
     @property
@@ -43,8 +43,8 @@ def race(
 ) -> list[Result]:
     """Let all ranks take turns with these candidates, the fixed rule first, until all rounds or `seconds` are over.
 
-    What there was no time for is left out; the rule never is. The slowest rank counts, so all ranks have the same
-    results. Raises StopAgreed.
+    Candidates for which there was no time are left out; the rule never is. The slowest rank counts, so all ranks have
+    the same results. Raises StopAgreed.
     """
     began = time.perf_counter()
     speeds: dict[str, list[float]] = {name: [] for name in names}
@@ -67,5 +67,6 @@ def _results(speeds: Mapping[str, Sequence[float]]) -> list[Result]:
 
 
 def winner(results: Sequence[Result]) -> str:
-    """The fastest of the candidates that clearly beat the first one, the fixed rule; that one if none does."""
+    """Return the fastest of the candidates that are clearly faster than the first one, the fixed rule; else the
+    rule."""
     return max((result for result in results if result.is_clear), key=lambda r: r.ratio, default=results[0]).name

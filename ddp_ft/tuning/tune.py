@@ -1,6 +1,7 @@
-"""`--tune`: what a run leaves open, decided by measuring on the processes, the model and the images that will train.
+"""`--tune`: what a run leaves open is decided by measuring with the processes, the model and the images of the
+training.
 
-Nothing of it reaches the training: it works on parts that are thrown away and composed anew with the answer.
+It does not affect the training otherwise: it works on parts that are dropped and composed anew with the answer.
 """
 
 import gc
@@ -26,9 +27,9 @@ from ddp_ft.tuning.steps import MICRO_BATCH, rule_of
 
 
 def keys_to_measure(request: Request) -> list[str]:
-    """What this start has to measure: nothing that was given, or measured by an earlier start.
+    """Return what this start has to measure: nothing that was given, or measured by an earlier start.
 
-    Raises UserError where the run has begun with something that would have had to be measured first.
+    Raises UserError if the run has begun without measuring something that its recipe depends on.
     """
     asked = TUNED if request.tune else ()
     if asks_for_measuring(request.layers, MICRO_BATCH):
@@ -37,7 +38,7 @@ def keys_to_measure(request: Request) -> list[str]:
     if request.earlier and (late := [key for key in keys if KEYS[key].kind == RECIPE]):
         raise UserError(
             f"--tune: {request.run_dir} holds a run that began without it; {', '.join(late)} cannot change any more.",
-            "Leave --tune out to go on with that run, or choose another folder with --run-dir.",
+            "Leave --tune out to continue that run, or choose another folder with --run-dir.",
         )
     return keys
 
@@ -59,18 +60,18 @@ def generators_kept() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found: values of keys, and the rows of the table that they follow from."""
+    """The values of the keys, and the rows of the table that led to them."""
 
     tuned: dict[str, Any]
     measured: list[dict[str, Any]]
 
     def added_to(self, request: Request) -> Request:
-        """The request with this and what an earlier start had measured."""
+        """Return the request with this and what an earlier start had measured."""
         return replace(request, tuned={**request.tuned, **self.tuned}, measured=[*request.measured, *self.measured])
 
 
 def tune(run: Run, keys: Collection[str], local_world_size: int) -> Answer:
-    """Decide these keys, one question after the other. Changes the model; whoever calls composes the run anew.
+    """Decide these keys, one question after the other. Changes the model; the caller must compose the run anew.
 
     Raises StopAgreed on a request to stop.
     """
@@ -87,8 +88,8 @@ def tune(run: Run, keys: Collection[str], local_world_size: int) -> Answer:
     return run.world.from_main(lambda: Answer(tuned, tuning.rows))
 
 
-def show(answer: Answer, console: Console) -> None:
-    """The table of what was measured, and what became of it; one line where there was nothing to measure."""
+def print_answer(answer: Answer, console: Console) -> None:
+    """Print the table of what was measured and chosen; one line if there was nothing to measure."""
     if not answer.measured:
         console.say("Note: nothing was measured: this run trains on features, or leaves no choice.")
         return
