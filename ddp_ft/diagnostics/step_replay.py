@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ddp_ft.contracts import Batch, Say, Task
 from ddp_ft.data.rng import derive_seed, seed_masks
-from ddp_ft.diagnostics.stored_run import compose_stored, start_of, stored_layers
+from ddp_ft.diagnostics.stored_run import compose_stored, start_of
 from ddp_ft.distributed.machine import Machine
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError, printable
@@ -75,7 +75,7 @@ def replay_step(run_dir: Path, step: int, data: Path | None, here: Machine, say:
     if plan is None or not (run_dir / "config.yaml").is_file():
         raise UserError(f"{run_dir} is no run folder: it has no config.yaml or no plan.json.", "Expected runs/NAME.")
     record = BadBatches(run_dir).read(step)
-    run, state = compose_stored(folder, plan, stored_layers(folder, plan, data, here.world, say), here)
+    run, state = compose_stored(folder, plan, data, here, say)
     if not 1 <= step <= (total := run.plan.total_steps):
         raise UserError(f"{run_dir} has no step {step}.", f"Its steps are 1 to {total}, as in metrics.jsonl.")
     start = start_of(run, step, record)

@@ -1,6 +1,6 @@
 """A run composed from its folder in one process, and the weights with which one of its steps began."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from ddp_ft.contracts import TRAIN, Say
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.machine import Machine
-from ddp_ft.distributed.world import World, connect
+from ddp_ft.distributed.world import connect
 from ddp_ft.errors import UserError
 from ddp_ft.inference.trained_model import refuse_code_inside
 from ddp_ft.models.precision import resolve_precision
@@ -46,34 +46,32 @@ def one_process(device_name: str, launch: Launch) -> Iterator[Machine]:
         yield Machine(world, launch)
 
 
-def stored_layers(
-    folder: RunFolder, plan: Plan, data: Path | None, world: World, say: Say
-) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the settings that the run stored, and those that differ here: where and in which precision it computes."""
-    here: dict[str, Any] = {"compute.device": world.device.type, "data.workers": 0}
+def compose_stored(
+    folder: RunFolder, plan: Plan, data: Path | None, machine: Machine, say: Say
+) -> tuple[Run, TrainState]:
+    """Return the run and its state, with the settings that it stored, but computing here, on one process.
+
+    `data` takes the place of data.path. UserError if the run has no steps on its data.
+    """
+    device = machine.world.device
+    here: dict[str, Any] = {"compute.device": device.type, "data.workers": 0}
     if data is not None:
         here["data.path"] = str(data)
     try:
-        here["compute.precision"] = resolve_precision(plan.precision, world.device)
+        here["compute.precision"] = resolve_precision(plan.precision, device)
     except UserError as error:
         here["compute.precision"] = "fp32"
         say(f"Note: the run computed in {plan.precision}; here it is fp32. {error.message}")
-    if plan.device != world.device.type:
-        say(f"Note: the run was on {plan.device}, this is {world.device.type}: the last digits differ.")
-    return read_config_file(folder.path / "config.yaml"), here
-
-
-def compose_stored(
-    folder: RunFolder, plan: Plan, layers: tuple[Mapping[str, Any], ...], here: Machine
-) -> tuple[Run, TrainState]:
-    """Return the run and its state, with these settings. UserError if it has no steps on its data."""
+    if plan.device != device.type:
+        say(f"Note: the run was on {plan.device}, this is {device.type}: the last digits differ.")
+    layers = read_config_file(folder.path / "config.yaml"), here
     config = make_config(*layers, recipe=plan.recipe)
     refuse_code_inside(folder.path, [config.model.name, config.head.name, config.loss.name, config.eval.extra])
     if config.freeze.cache_features:
         raise UserError(
             f"{folder.path} trained its head on features (freeze.cache_features); replay is for steps on images."
         )
-    run, state, _ = compose(config, Request(folder.path, layers), here)
+    run, state, _ = compose(config, Request(folder.path, layers), machine)
     state.progress.phase = TRAIN
     return run, state
 

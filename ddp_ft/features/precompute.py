@@ -79,36 +79,33 @@ def _open_stores(
     root = files.root
     if root is None:
         return nothing, False, ""
-    names, token, trouble = world.from_main(lambda: _prepare(files, root, tables))
+    folders, token, trouble = world.from_main(lambda: _prepare(files, root, tables))
     if trouble:
         return nothing, False, trouble
-    common = all(seen_by(world, root / names[0] / token))
-    for name in names:  # on a node with a disk of its own they are not there yet
+    common = all(seen_by(world, folders[0] / token))
+    for folder in folders:  # on a node with a disk of its own they are not there yet
         with suppress(OSError):  # writing will fail with the reason
-            (root / name).mkdir(parents=True, exist_ok=True)
-    return [ChunkStore(root / n, len(t[0]), EVAL_CHUNK) for n, t in zip(names, tables, strict=True)], common, ""
+            folder.mkdir(parents=True, exist_ok=True)
+    return [ChunkStore(f, len(t[0]), EVAL_CHUNK) for f, t in zip(folders, tables, strict=True)], common, ""
 
 
-def _prepare(files: FeatureFiles, root: Path, tables: Sequence[Table]) -> tuple[list[str], str, str]:
-    """On rank 0 make the folders, and a file there that the other ranks can look for; return the folders' names, the
+def _prepare(files: FeatureFiles, root: Path, tables: Sequence[Table]) -> tuple[list[Path], str, str]:
+    """On rank 0 make the folders, and a file there that the other ranks can look for; return the folders, the
     file's name, and what went wrong."""
     common = {**describe_backbone(files.built, files.plan), "data": files.fingerprint, "chunk": EVAL_CHUNK}
     descriptions = [{**common, **about, "pictures": digest_names(source)} for source, _, about in tables]
-    names = [key_of(description) for description in descriptions]
+    folders = [root / key_of(description) for description in descriptions]
     try:
-        for name, description in zip(names, descriptions, strict=True):
-            (root / name).mkdir(parents=True, exist_ok=True)
-            (root / name / "key.json").write_text(
-                json.dumps(description, indent=2, default=str) + "\n", encoding="utf-8"
-            )
-        token = put_token(root / names[0])
+        for folder, description in zip(folders, descriptions, strict=True):
+            folder.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(description, indent=2, default=str) + "\n"
+            (folder / "key.json").write_text(text, encoding="utf-8")
+        token = put_token(folders[0])
     except OSError as error:
-        return names, "", f"{root} cannot be written to ({error.strerror})"
-    if files.is_own:
-        for other in root.iterdir():
-            if other.name not in names:
-                shutil.rmtree(other, ignore_errors=True)
-    return names, token, ""
+        return folders, "", f"{root} cannot be written to ({error.strerror})"
+    for other in set(root.iterdir()).difference(folders) if files.is_own else ():
+        shutil.rmtree(other, ignore_errors=True)
+    return folders, token, ""
 
 
 def _announce(files: FeatureFiles, tables: Sequence[Table], stores: Sequence[ChunkStore | None]) -> str:
@@ -117,13 +114,13 @@ def _announce(files: FeatureFiles, tables: Sequence[Table], stores: Sequence[Chu
     known = sum(store.known for store in stores if store)
     if known == chunks:
         return f"The features of {images} images are in {files.root}."
-    rest = f"; {known} of {chunks} parts are in {files.root}" if known else ""
+    rest = f"; {known} of {chunks} chunks are in {files.root}" if known else ""
     return f"Computing the features of {images} images{rest}."
 
 
 def _report_troubles(world: World, found: Sequence[Extracted], say: Say) -> None:
     if damaged := sum(each.damaged for each in found):
-        say(f"Warning: {damaged} stored parts of the features were damaged, and were computed again.")
+        say(f"Warning: {damaged} stored chunks of the features were damaged, and were computed again.")
     errors = {each.error for each in found if each.error}
     if lost := sorted({error for rank in world.gather(errors) or [] for error in rank}):
         say(f"Warning: features could not be stored ({'; '.join(lost)}); they are kept in memory.")

@@ -81,19 +81,14 @@ def _count_bad_steps(run: Run, state: TrainState, phase: Phase, decision: Decisi
 def _describe_bad(run: Run, state: TrainState, phase: Phase, decision: Decision) -> BadBatch:
     step, seed = decision.step - 1, run.config.seed
     return BadBatch(
-        step=decision.step,
-        epoch=phase.epoch(decision.step),
-        samples=describe_samples(run.splits.train, phase.sampler.global_batch(step)),
-        seed=seed,
+        step=decision.step, epoch=phase.epoch(decision.step),
+        samples=describe_samples(run.splits.train, phase.sampler.global_batch(step)), seed=seed,
         noise_seeds=[derive_seed(seed, step, rank) for rank in range(run.world.size)],
-        world_size=run.world.size,
-        micro_batch=state.micro_batch,
-        precision=run.plan.precision,
+        world_size=run.world.size, micro_batch=state.micro_batch, precision=run.plan.precision,
         learning_rates={group["name"]: float(group["lr"]) for group in state.optimizer.param_groups},
-        loss_scale=state.scaler.get_scale(),
-        loss=decision.loss / max(decision.weight, 1e-12),
+        loss_scale=state.scaler.get_scale(), loss=decision.loss / max(decision.weight, 1e-12),
         grad_norm=decision.grad_norm,
-    )
+    )  # fmt: skip
 
 
 def check_writes(run: Run, failed: int, known: int, recorder: Recorder) -> int:

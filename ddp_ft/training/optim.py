@@ -18,8 +18,9 @@ from ddp_ft.models.blocks import block_depths
 from ddp_ft.models.libraries import bare_timm as timm
 
 ParamGroups = list[dict[str, Any]]
+# Of a parameter: whether it is in the head, its depth, the position of its override, whether it is decayed.
+GroupKey = tuple[bool, int, int, bool]
 
-LOOKAHEAD = "lookahead_"
 # Optimizers of timm that training cannot use, and why.
 UNUSABLE = {"adahessian": "it needs second derivatives, which training does not compute"}
 # Arguments of optimizers that are keys of OptimConfig.
@@ -34,16 +35,13 @@ IMPLEMENTATIONS = {"fused", "foreach", "capturable", "differentiable"}
 
 @dataclass(frozen=True)
 class Override:
-    """An entry of optim.overrides: it is for the parameters in whose name `pattern` is found."""
+    """An entry of optim.overrides, for the parameters in whose name `pattern` is found; `label` is its name in
+    messages."""
 
     pattern: "re.Pattern[str]"
+    label: str
     lr_scale: float | None
     weight_decay: float | None
-
-    @property
-    def label(self) -> str:
-        """Its name in messages."""
-        return f"optim.overrides '{self.pattern.pattern}'"
 
 
 def param_groups(
@@ -60,7 +58,7 @@ def param_groups(
     overrides = [_parse_override(pattern, values) for pattern, values in (config.overrides or {}).items()]
     exempt, depths = undecayed(module), depths or {}
     rules = _match(overrides, [name for name, _ in module.named_parameters()], exempt)
-    groups: dict[tuple[bool, int, int, bool], list[nn.Parameter]] = {}
+    groups: dict[GroupKey, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             depth = depths[name] if config.layer_decay < 1 and name not in head else 0
@@ -88,17 +86,14 @@ def undecayed(module: nn.Module) -> frozenset[str]:
 
 
 def _group(
-    params: list[nn.Parameter],
-    key: tuple[bool, int, int, bool],
-    overrides: list[Override],
-    config: OptimConfig,
-    largest_depth: int,
+    params: list[nn.Parameter], key: GroupKey, overrides: list[Override], config: OptimConfig, largest_depth: int
 ) -> dict[str, Any]:
     in_head, depth, rule, decays = key
-    has_depths = config.layer_decay < 1
-    name = "head" if in_head else f"depth{depth:02d}" if has_depths else "backbone"
-    scale = config.head_lr_scale if in_head else config.layer_decay ** (largest_depth - depth) if has_depths else 1.0
-    weight_decay = config.weight_decay
+    name, scale, weight_decay = "backbone", config.layer_decay ** (largest_depth - depth), config.weight_decay
+    if in_head:
+        name, scale = "head", config.head_lr_scale
+    elif config.layer_decay < 1:
+        name = f"depth{depth:02d}"
     if rule < len(overrides):
         override = overrides[rule]
         name += f"_override{rule + 1}"
@@ -115,27 +110,23 @@ def _group(
 
 
 def _parse_override(pattern: str, values: Any) -> Override:
+    label, known = f"optim.overrides '{pattern}'", ["lr_scale", "weight_decay"]
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise UserError(f"optim.overrides '{pattern}' is not a regular expression: {error}.") from None
-    known = ["lr_scale", "weight_decay"]
+        raise UserError(f"{label} is not a regular expression: {error}.") from None
     if not isinstance(values, Mapping) or not values:
-        raise UserError(
-            f"optim.overrides '{pattern}' = {values!r} is not a mapping of {' and '.join(known)}.",
-            "Example: --set 'optim.overrides={\"^stem\": {lr_scale: 0.1, weight_decay: 0}}'",
-        )
+        example = "Example: --set 'optim.overrides={\"^stem\": {lr_scale: 0.1, weight_decay: 0}}'"
+        raise UserError(f"{label} = {values!r} is not a mapping of {' and '.join(known)}.", example)
     for name in values:
         if name not in known:
             hint = nearest(str(name), known) or f"It may set {' and '.join(known)}."
-            raise UserError(f"optim.overrides '{pattern}' sets '{name}', which is unknown.", hint)
-    parsed = {name: _number(f"optim.overrides '{pattern}': {name}", value) for name, value in values.items()}
+            raise UserError(f"{label} sets '{name}', which is unknown.", hint)
+    parsed = {name: _number(f"{label}: {name}", value) for name, value in values.items()}
     if parsed.get("lr_scale") == 0:
-        raise UserError(
-            f"optim.overrides '{pattern}': lr_scale = 0 would only seem to train.",
-            f"To keep these parameters as they are: --freeze 'regex:{pattern}'",
-        )
-    return Override(compiled, parsed.get("lr_scale"), parsed.get("weight_decay"))
+        hint = f"To keep these parameters as they are: --freeze 'regex:{pattern}'"
+        raise UserError(f"{label}: lr_scale = 0 would only seem to train.", hint)
+    return Override(compiled, label, parsed.get("lr_scale"), parsed.get("weight_decay"))
 
 
 def _number(label: str, value: Any) -> float:
@@ -221,7 +212,8 @@ def _try_a_step(config: OptimConfig, arguments: dict[str, Any], device: torch.de
 def _arguments(config: OptimConfig) -> dict[str, Any]:
     """Return the optimizer's arguments besides rate, weight decay and momentum."""
     info = timm.optim.get_optimizer_info(_base_name(config.name))
-    accepted = _accepted_arguments(config.name)
+    optimizer_class = timm.optim.get_optimizer_class(_base_name(config.name), bind_defaults=False)
+    accepted = [each for each in inspect.signature(optimizer_class).parameters if each != "params"]
     arguments: dict[str, Any] = {}
     if config.momentum == 0 and (info.defaults or {}).get("nesterov"):
         arguments["nesterov"] = False  # torch: Nesterov's needs a momentum
@@ -234,19 +226,13 @@ def _arguments(config: OptimConfig) -> dict[str, Any]:
     arguments.update({name: _as_argument(value) for name, value in options.items()})
     if DETERMINISTIC in accepted:
         arguments[DETERMINISTIC] = True
-    optimizer_class = timm.optim.get_optimizer_class(_base_name(config.name), bind_defaults=False)
     if optimizer_class in FUSED and not arguments.keys() & IMPLEMENTATIONS:
         arguments["fused"] = True
     return arguments
 
 
 def _base_name(name: str) -> str:
-    return name.lower().removeprefix(LOOKAHEAD)
-
-
-def _accepted_arguments(name: str) -> list[str]:
-    optimizer_class = timm.optim.get_optimizer_class(_base_name(name), bind_defaults=False)
-    return [each for each in inspect.signature(optimizer_class).parameters if each != "params"]
+    return name.lower().removeprefix("lookahead_")
 
 
 def _check_betas(config: OptimConfig, count: int) -> None:

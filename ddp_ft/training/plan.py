@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,9 +16,6 @@ from ddp_ft.errors import UserError, one_line
 from ddp_ft.models.precision import resolve_format, resolve_precision
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.training.schedule import Schedule
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 # A restart that changes one of these is not of grade a: the same curve or the same samples, but other bits.
 BIT_FIELDS = ("device", "world_size", "micro_batch", "threads")
@@ -93,21 +90,10 @@ def read_plan(folder: RunFolder) -> Plan | None:
         ) from None
 
 
-class Decided(TypedDict):
-    """Fields of a plan that are decided before it is made."""
-
-    recipe: str
-    task: str
-    tuned: dict[str, Any]
-    measured: list[dict[str, Any]]
-
-
-def make_plan(
-    config: RunConfig, machine: Machine, module: nn.Module, samples: tuple[int, int], **decided: "Unpack[Decided]"
-) -> Plan:
+def make_plan(config: RunConfig, machine: Machine, module: nn.Module, samples: tuple[int, int], **decided: Any) -> Plan:
     """Return the plan of a run of `samples` = (train, val) images; the module is in the mode in which it is trained.
 
-    UserError for what this machine or this data does not allow.
+    `decided`: the fields recipe, task, tuned, measured. UserError for what this machine or this data does not allow.
     """
     world, (train_samples, val_samples), workers = machine.world, samples, config.data.workers
     if config.train.batch_size < world.size:

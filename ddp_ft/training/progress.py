@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -60,13 +60,9 @@ class Progress:
     wait_seconds: float = 0.0
     best: Best = field(default_factory=Best)
 
-    def to_mapping(self) -> dict[str, Any]:
-        """Return plain values, for the checkpoint."""
-        return asdict(self)
-
     @staticmethod
     def from_mapping(values: dict[str, Any]) -> "Progress":
-        """Invert `to_mapping`."""
+        """Return the progress whose `asdict` a checkpoint has."""
         return Progress(**{**values, "best": Best(**values["best"])})
 
     @property

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -96,7 +97,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "window": self.window.sums,
-            "progress": self.progress.to_mapping(),
+            "progress": asdict(self.progress),
         }
         return Snapshot(copied(self.module.state_dict()), ema, copied(rest))
 

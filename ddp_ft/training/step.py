@@ -87,7 +87,8 @@ class Learner:
         self.set_training()
         self._forget_gradients()
         copy_all(self._statistics, self._backup)
-        sums = _sent([0.0, 0.0, 0.0, *flags], self.world.device)
+        zeros = torch.tensor([0.0, 0.0, 0.0, *flags], pin_memory=self.world.device.type == "cuda")
+        sums = zeros.to(self.world.device, non_blocking=True)
         if isinstance(self.replica, Replica):
             self.replica.sums.begin()
         self._is_out_of_memory = self._is_out_of_memory or not self._pass_through(micro_batches, sums)
@@ -187,11 +188,6 @@ class Learner:
         torch._foreach_mul_(gradients, 1 / weight.clamp_min(1e-12))
         self.penalties.add_to_gradients()
         return clip(parameters, self.bounds, self.head)
-
-
-def _sent(values: list[float], device: torch.device) -> Tensor:
-    """Return a float32 vector on the device, without waiting for it."""
-    return torch.tensor(values, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def _restore_where(wanted: Tensor, tensors: list[Tensor], before: list[Tensor]) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -59,7 +60,6 @@ class Questions:
     values: dict[str, Any]
     rows: list[dict[str, Any]] = field(default_factory=list)
     _batch: Batch | None = field(default=None, init=False)
-    _images: int | None = field(default=None, init=False)  # how many of the share a step takes; None: all
 
     def formats(self) -> None:
         """Decide memory format and precision, by whole steps on a batch in memory."""
@@ -67,9 +67,7 @@ class Questions:
         precisions = _all_of(self.values[PRECISION], self._precisions() if PRECISION in self.keys else ())
         choices = {f"{f}, {p}": {FORMAT: f, PRECISION: p} for p in precisions for f in formats}
         if len(choices) > 1:
-            self._images = self._few_if_slow()
-            self._ask("format", choices, self._turn_in_memory)
-            self._images = None
+            self._ask("format", choices, partial(self._turn_in_memory, few=self._few_if_slow()))
 
     def _few_if_slow(self) -> int | None:
         """Return the samples per rank for which a step stays under SLOW_STEP seconds; None if the full share does.
@@ -160,11 +158,12 @@ class Questions:
             row = {"what": what, "candidate": result.name, "per_second": result.speed, "ratio": result.ratio}
             self.rows.append({**row, "chosen": result.name == best, "note": notes.get(result.name, "")})
 
-    def _turn_in_memory(self, values: Values) -> Turn:
+    def _turn_in_memory(self, values: Values, few: int | None = None) -> Turn:
+        """Time steps on a batch in memory: the rank's first `few` samples, or its share."""
         batch, phase = self._in_memory(), open_steps(self.run, values, ENDLESS)
         size, images = values[MICRO_BATCH], phase.sampler.batch_length(0)
-        if self._images is not None:
-            batch, images = first_samples(batch, self._images), self._images * self.run.world.size
+        if few is not None:
+            batch, images = first_samples(batch, few), few * self.run.world.size
         batches = itertools.repeat(cut([batch], _whole_pairs(size, phase)) if size else [batch])
         return self._turn(phase, batches, images, warm_up=1)
 

@@ -46,16 +46,14 @@ def keys_to_measure(request: Request) -> list[str]:
 @contextmanager
 def generators_kept() -> Iterator[None]:
     """After the block the generators of torch, Python and numpy are as they were."""
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    states = random.getstate(), np.random.get_state()
     try:
-        yield
+        has_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if has_cuda else ()):
+            yield
     finally:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 @dataclass(frozen=True)
