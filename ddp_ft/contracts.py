@@ -1,4 +1,4 @@
-"""The small values and protocols that cross package borders."""
+"""The values and protocols that several packages share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,26 +13,26 @@ if TYPE_CHECKING:
     from ddp_ft.config.schema import RunConfig
     from ddp_ft.tasks.scored.base import ScoredSet
 
-# A batch is a mapping of tensors whose first dimension counts samples; a value of uneven length is NAME, padded with 0
-# along its second dimension, beside NAME_length. Only a source, a processor, a task and a model's call know what is in
-# it, but for "weight" (float32, one a sample): a sample of weight 0 counts for nothing.
+# Tensors by name, whose first dimension counts samples. A value of uneven length is NAME, padded with 0 along its 2nd
+# dimension, with NAME_length (int64, B). Only the source, the processor, the task and the model's call know the names,
+# except "weight" (float32, B): a sample of weight 0 changes nothing.
 Batch = dict[str, Tensor]
-# A sample as its source opens it: tensors, and what becomes one when it is known which part of it is needed.
+# A sample as its source opens it: tensors, and what becomes a tensor once it is known which part of it is needed.
 Sample = Mapping[str, Any]
-# Test-time augmentation: a prepared batch seen in several ways.
+# Test-time augmentation: several views of a prepared batch.
 Views = Callable[[Batch], Sequence[Batch]]
-# How a library's module is called with a prepared batch, and what comes of it, as tensors.
+# Calls a library's module with a prepared batch, and returns its outputs as tensors.
 Call = Callable[[nn.Module, Batch], Any]
-# Where a line for the user goes.
+# Prints a line for the user.
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a sample stands: which one it is, and at which place of the endless global order it is seen.
+    """The sample at a position of the endless global order, by its `index` in the source.
 
-    Everything random about it is drawn from (seed, epoch, position) and so depends on neither rank nor worker.
-    A `ghost` takes part in a step for the sake of its rank's collectives alone; its weight is 0.
+    Everything random about it is drawn from (seed, epoch, position), so it depends on neither rank nor worker.
+    A `ghost` only lets its rank take part in the collectives of a step; its weight is 0.
     """
 
     index: int
@@ -42,32 +42,29 @@ class Address:
 
 
 class Source(Protocol):
-    """Samples by index. `read` may be called in any worker process; it raises BadSample for a damaged one.
-
-    `kind` is that of the processors that take its samples.
-    """
+    """Samples by index. `kind` is that of the processors that take them: "image", ..."""
 
     @property
     def kind(self) -> str:
-        """ "image", ..."""
+        """As in `data.processors`."""
 
-    def __len__(self) -> int:
-        """How many samples there are."""
+    def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What to call the sample in messages and tables, such as its path."""
+        """The sample's name in messages and tables, such as its path."""
 
     def read(self, index: int) -> Batch:
-        """The sample's tensors without a batch dimension: what its processor and its task need."""
+        """The tensors that processor and task need, without a batch dimension; in any worker process. Raises BadSample
+        if the sample is damaged."""
 
 
 class LabelledSource(Source, Protocol):
     """Samples whose targets are known without reading them.
 
-    `targets` has one row a sample: int64 (N,) for one label each, float32 (N, names) of 0 and 1 for several labels,
-    float32 (N, names) for numbers, and for another kind what that says (`data.targets`). `weights` is float32 (N,), or
-    None where all count the same. `read` gives what the task learns from ("target", a row of `targets`, for these
-    three), and "weight" where there are weights.
+    `targets` has one row for each sample: int64 (N,) class numbers, float32 (N, names) of 0 and 1 for several labels,
+    float32 (N, names) numbers, or what another kind in `data.targets` defines. `weights` is float32 (N,), None if all
+    are 1. `read` returns what the task learns from ("target", a row of `targets`, for these three), and "weight" if
+    there are weights.
     """
 
     targets: NDArray[Any]
@@ -75,77 +72,74 @@ class LabelledSource(Source, Protocol):
 
 
 class Transform(Protocol):
-    """What a loader makes of samples, in its workers if it has any. All that is random is drawn from torch's CPU
-    generator, which stands at the place of the sample; a seed for whole batches is the transform's own."""
+    """Turns samples into batches, in the loader's workers if it has any. A sample draws from torch's CPU generator,
+    which is seeded for it; what whole batches draw has a seed of the transform's own."""
 
     def __call__(self, sample: Sample) -> Batch:
         """One sample's tensors, without a batch dimension. Raises BadSample."""
 
     def collate(self, samples: list[Batch]) -> Batch:
-        """Samples as a batch."""
+        """Return the samples as a batch."""
 
     def finish(self, batch: Batch, addresses: Sequence[Address]) -> Batch:
-        """The last touch to a batch that has all of its samples, with "weight", "index" and "position" in it."""
+        """Return a batch that has all of its samples, "weight", "index" and "position" with what pairs of them draw."""
 
 
 class ToDevice(Protocol):
-    """The last part of a batch's way, on the device."""
+    """Prepares loaded batches on the device."""
 
     def __call__(self, batch: Batch) -> Batch:
-        """A loaded batch as a model's call and the task's loss want it; the given one is left as it is."""
+        """Return the batch as the model's call and the task's loss take it; the given one is not changed."""
 
 
 class Processor(Protocol):
-    """What a model wants done to its input. One package in `data/` for each `kind`: "image", ..."""
+    """Prepares samples as a model takes them. One package in `data/` for each `kind`: "image", ..."""
 
     @property
     def kind(self) -> str:
-        """What it processes, by the name in `data.processors`."""
+        """As in `data.processors`."""
 
     def to_mapping(self) -> dict[str, Any]:
-        """As JSON values, for model.json; "kind" among them, but for images."""
+        """JSON values for model.json; "kind" among them, except for images."""
 
     def configured(self, decoder: str) -> "Processor":
-        """The processor for that way of decoding (data.decoder), where there is a choice; else as it is."""
+        """The processor for that data.decoder; the same if it has no choice."""
 
     def check(self, config: "RunConfig", target_kind: str, device: torch.device) -> None:
-        """UserError for settings of a run that do not go together, with targets of that kind or on that device; and for
-        those of augmentation that it does not follow."""
+        """Raise UserError for settings that it does not follow, or not with such targets or on that device."""
 
     def pairs(self, config: "RunConfig") -> bool:
-        """Whether training mixes samples with their neighbours, so that no pair of them may be parted."""
+        """Whether training mixes neighbours, so that shares and micro-batches are cut between pairs."""
 
     def train_transform(self, config: "RunConfig") -> Transform:
-        """What training makes of samples: augmented as the configuration says. UserError for what cannot be."""
+        """The transform for training, with the configured augmentation. UserError if it cannot be made."""
 
     def eval_transform(self) -> Transform:
-        """What evaluation and prediction make of samples; nothing in it is random."""
+        """The transform for evaluation and prediction; nothing in it is random."""
 
     def on_device(self, device: torch.device, channels_last: bool) -> ToDevice:
-        """What brings batches to the device; `channels_last` is the memory format of what has channels."""
+        """What prepares batches on the device; `channels_last` is the memory format of values with channels."""
 
     def example(self, samples: int) -> Batch:
-        """A batch of noise as a loader brings it, without targets: for shapes, FLOPs, compiling and graphs."""
+        """A batch of noise as a loader returns it, without targets: for shapes, FLOPs, compiling and graphs."""
 
     def viewed(self, views: str) -> "tuple[Processor, Views]":
-        """For test-time augmentation: the processor that makes what is seen, and how. UserError if there is none."""
+        """For test-time augmentation, the processor of the views' input, and the views. UserError if it has none."""
 
     def pixels(self, batch: Batch) -> list[NDArray[np.uint8]]:
-        """What a prepared batch looks like, each sample H x W x 3; empty for what cannot be looked at."""
+        """A prepared batch as images, each H x W x 3; empty for what cannot be displayed."""
 
     def extent(self, batch: Batch, place: int) -> tuple[str, str]:
-        """What of a sample of a loaded batch shows whether it is odd, and its value: ("pixels", "0..255")."""
+        """A property of a loaded batch's sample that reveals an odd one, and its value: ("pixels", "0..255")."""
 
     def shape(self) -> tuple[int, ...]:
-        """The size of a sample's input, as far as it is fixed: (height, width) of an image."""
+        """The fixed sizes of a sample's input: (height, width) of an image."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model makes of a whole set: `metrics` on every rank, and on rank 0 what they were computed from.
-
-    `predictions` and `records` are as the task makes them, N samples on the CPU in the set's order.
-    """
+    """The metrics of a whole set, and on rank 0 the task's `predictions` and `records` that they were computed from:
+    N samples on the CPU, in the set's order."""
 
     metrics: dict[str, float]
     predictions: Batch | None = None
@@ -157,22 +151,20 @@ class BadSample(Exception):
 
 
 class StorageFault(BadSample):
-    """A sample that could not be read because the machine or its disks failed; another try may well succeed."""
+    """A sample that could not be read because the machine or its disks failed; another try may succeed."""
 
 
-# The phases of a run: the head alone on features, if that is asked for, then the whole recipe.
+# The phases of a run: the head alone on features, if configured, then the whole recipe.
 PROBE, TRAIN = "probe", "train"
-
-# What a start of a run has come to.
+# How a start of a run ended.
 DONE, STOPPED = "done", "stopped"
-
-# One class for each sample, any number of classes, or numbers.
+# Kinds of targets: one class for each sample, any number of classes, or numbers.
 LABEL, LABELS, NUMBERS = "label", "labels", "numbers"
 
 
 @dataclass(frozen=True)
 class Schema:
-    """What the data's targets are: `kind` by its name in `data.targets`; `names` those of the classes or numbers."""
+    """The kind of the data's targets, by its name in `data.targets`, and the names of its classes or numbers."""
 
     kind: str
     names: tuple[str, ...]
@@ -180,7 +172,7 @@ class Schema:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of the tensors of a weights file, by name."""
+    """The tensors of a weights file, by name."""
 
     source: str
     loaded: tuple[str, ...] = ()
@@ -201,10 +193,9 @@ class LoadReport:
 class BuiltModel:
     """A model with its new head, and all that is needed to build it again without this package.
 
-    `spec` is what model.json stores: library, name and the arguments of the library's own create function.
-    `head` holds the names of the parameters of the new head. `head_path` is the name of the head's module if the
-    network ends with it, so that its input are the features and its output is the network's; None if not. `processor`
-    makes what `call` calls it with.
+    `processor` makes the batches that `call` calls `module` with. `spec` is what model.json stores: library, name and
+    the arguments of the library's own create function. `head` are the names of the new head's parameters. `head_path`
+    names the head's module if the head's output is the network's output, and so its input the features; else None.
     """
 
     module: nn.Module
@@ -233,8 +224,8 @@ class TaskWords:
 class Task(Protocol):
     """What is learned: the head's size, the loss and the metrics. One file in `tasks/` each.
 
-    `kinds` are those of the data's targets that it can learn, its own first; `names` are those of its outputs.
-    `ranks` says whether its answers are one class of several, with "probabilities" by which classes can be ranked.
+    `kinds` of targets are those that it can learn, its own first; `names` are those of its outputs. `ranks`: its
+    answers are one class of several, with "probabilities" by which classes can be ranked.
     """
 
     name: str
@@ -246,18 +237,17 @@ class Task(Protocol):
     ranks: bool
 
     def check(self) -> None:
-        """Try what the user gave of his own code on a few samples; UserError if it does not do what it is to."""
+        """Try the user's own code on a few samples; UserError if it breaks its contract."""
 
     def loss(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The summed loss and the summed weight of a micro-batch, two scalars; their quotient is the mean. `outputs`
-        are what the model's call made of the batch.
+        """The summed loss and the summed weight of a micro-batch, two scalars, from the `outputs` of the model's call.
 
         A mixed batch has "mix_share" (float32, B: the share of a sample's own target) and "mix_partner" (int64, B:
-        whose target the rest is, by its place in the micro-batch).
+        the place in the micro-batch of the sample that has the rest).
         """
 
     def predictions(self, outputs: Any, batch: Batch) -> Batch:
-        """What is kept of each sample of a batch that was evaluated: bounded in size, on the device of the outputs."""
+        """What evaluation keeps of each sample of a batch: bounded in size, on the device of the outputs."""
 
     def records(self, batch: Batch) -> Batch:
         """What metrics need of each sample besides its prediction, from a batch as it was loaded."""
@@ -266,42 +256,42 @@ class Task(Protocol):
         """All metrics over a whole evaluation set (on the CPU, in the set's order); "loss" among them."""
 
     def higher_is_better(self, metric: str) -> bool:
-        """How to compare two values of that metric; UserError if the task has no such metric."""
+        """Whether more of that metric is better; UserError if the task has no such metric."""
 
     def score(self, predictions: Batch, records: Batch) -> "ScoredSet | None":
-        """What reports, charts and comparisons are made of, from all of a set; None if the task has nothing for them.
+        """The scored set for reports, charts and comparisons, from a whole set; None if the task has nothing for them.
 
-        UserError for predictions that are not this task's; it goes on from "what is kept is".
+        UserError for predictions of another task; its message continues "what is kept is".
         """
 
     def combine(self, predictions: Sequence[Batch]) -> Batch:
-        """The predictions of several models or views of the same samples as one: their mean."""
+        """The mean of the predictions of several models or views of the same samples."""
 
     def answers(self, predictions: Batch) -> list[dict[str, Any]]:
-        """Of each sample what prediction writes, as JSON values: "class", "probability" and "probabilities" (by name),
+        """What prediction writes of each sample, as JSON values: "class", "probability" and "probabilities" (by name),
         or "classes" (all that are there) and "probabilities", or "values" (by name)."""
 
     def decision(self, answer: Mapping[str, Any]) -> tuple[Any, float]:
-        """What one of the `answers` comes to, to be compared with another model's, and how far it is from coming to
-        something else, 0 to 1; (None, 1.0) where nothing is decided."""
+        """What one of the `answers` decides, to compare with another model's, and its margin to another decision, 0 to
+        1; (None, 1.0) if nothing is decided."""
 
     def columns(self) -> dict[str, type]:
-        """The columns of a table of predictions: what is in each is str, float, or list (of str)."""
+        """The columns of a table of predictions, and their types: str, float, or list (of str)."""
 
     def cells(self, answer: Mapping[str, Any]) -> list[Any]:
         """One row of such a table, from one of the `answers`."""
 
     def row(self, answer: Mapping[str, Any]) -> list[str]:
-        """The same as text."""
+        """The same row as texts."""
 
     def target_words(self, batch: Batch, place: int) -> list[str]:
         """The target of a batch's sample in words, such as its labels; empty if there are no words for it."""
 
     def initial_bias(self) -> Tensor | None:
-        """What the head's bias begins with where that is asked for (`outputs` values); None: 0."""
+        """The initial value of the head's bias, if configured (`outputs` values); None: 0."""
 
     def settings(self) -> dict[str, Any]:
-        """JSON values from which `restore_task` makes the task again, for model.json."""
+        """JSON values for model.json, from which `restore_task` makes the task again."""
 
 
 class Tracker:

@@ -1,4 +1,4 @@
-"""The columns of a table as text, whatever file they came from; a column as numbers."""
+"""The columns of a table as text, from any kind of file, and a column as numbers."""
 
 import math
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ LISTED = 5  # rows or lines, in a message about many
 
 @dataclass
 class Table:
-    """The columns that were asked for, every cell as text without spaces around it; "" is an empty cell.
+    """The chosen columns, every cell as text without spaces around it; "" is an empty cell.
 
-    `numbers` says where each row stands in the file: its line (CSV; the header is line 1) or row (Parquet; from 1).
+    `numbers` are the rows' places in the file: lines (CSV; the header is line 1) or rows (Parquet; from 1).
     """
 
     path: Path
@@ -34,13 +34,20 @@ class Table:
     def error(
         self, rows: Sequence[int], problem: str, shown: Sequence[str], hint: str = "", limit: int = LISTED
     ) -> UserError:
-        """The error for these rows: how many there are, and of the first ones the place and what `shown` has for it."""
+        """The error for these rows: how many there are, and the places and `shown` of the first ones."""
         lines = listed([f"{self.where(row)}: {shown[row]!r}" for row in rows], limit)
         return UserError(f"{self.path}: {len(rows)} {problem}:", "\n".join([*lines, hint] if hint else lines))
 
+    def filled(self, column: str, hint: str = "") -> list[str]:
+        """The cells of the column. UserError if some are empty."""
+        cells = self.columns[column]
+        if empty := [row for row, cell in enumerate(cells) if not cell]:
+            raise self.error(empty, f"cells of column '{column}' are empty", cells, hint)
+        return cells
+
 
 def number_in(cell: str) -> float:
-    """NaN for what is no finite number; Python would also take 1_000."""
+    """The cell as a number; NaN for what is no finite float32 and for 1_000, which Python would take."""
     try:
         value = math.nan if "_" in cell else float(cell)
     except ValueError:
@@ -49,10 +56,9 @@ def number_in(cell: str) -> float:
 
 
 def read_numbers(table: Table, column: str) -> NDArray[np.float32]:
-    """The column's cells. Raises UserError for those that are no finite numbers."""
+    """The column's cells. UserError if some are no finite numbers."""
     cells = table.columns[column]
     values = np.array([number_in(cell) for cell in cells])
-    bad = np.flatnonzero(np.isnan(values)).tolist()
-    if bad:
+    if bad := np.flatnonzero(np.isnan(values)).tolist():
         raise table.error(bad, f"cells of column '{column}' are no finite numbers", cells)
     return values.astype(np.float32)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ddp_ft.contracts import BadSample, Batch, Source, Task
 from ddp_ft.data.image.undecoded import Image, whole
 from ddp_ft.data.open_sample import open_sample
-from ddp_ft.data.sources.folder import FileSource
+from ddp_ft.data.sources.files import FileSource
 from ddp_ft.data.sources.predict_inputs import list_images
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError

@@ -13,7 +13,7 @@ from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.data.image.transforms import eval_transform
 from ddp_ft.data.image.views import ImageViews
-from ddp_ft.data.sources.folder import FileSource
+from ddp_ft.data.sources.files import FileSource
 from ddp_ft.data.sources.predict_inputs import list_images
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError

@@ -15,7 +15,7 @@ from torch import nn
 
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import eval_transform
-from ddp_ft.data.sources.folder import FileSource
+from ddp_ft.data.sources.files import FileSource
 from ddp_ft.data.sources.predict_inputs import list_images
 from ddp_ft.errors import UserError
 from ddp_ft.exporters.onnx import preprocessing_text

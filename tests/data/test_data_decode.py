@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from ddp_ft.contracts import BadSample
 from ddp_ft.data.image.decode import decode
-from ddp_ft.data.sources.folder import FileSource
+from ddp_ft.data.sources.files import FileSource
 
 RAMP = np.linspace(0, 65535, 16 * 12).astype(np.uint16).reshape(12, 16)
 

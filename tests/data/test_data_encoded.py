@@ -18,7 +18,7 @@ from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.data.image.transforms import train_transform
 from ddp_ft.data.open_sample import open_sample
 from ddp_ft.data.sampler import GlobalOrderSampler
-from ddp_ft.data.sources.folder import FileSource
+from ddp_ft.data.sources.files import FileSource
 from ddp_ft.errors import UserError
 from ddp_ft.features.precompute import training_views
 from tests.support.loading import train_loader

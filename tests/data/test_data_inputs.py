@@ -59,7 +59,7 @@ def test_standard_input_keeps_its_place_and_need_not_exist(folder):
         (["{}/*.webp"], {}, "No image matches"),
         (["{}/a"], {"column": "image"}, "--column image is for a table"),
         (["{}/nowhere", "{}/neither"], {}, "neither"),
-        (["{}/holes.csv"], {}, "without a path"),
+        (["{}/holes.csv"], {}, "line 3"),
     ],
 )
 def test_what_cannot_be_is_said(folder, inputs, options, message):

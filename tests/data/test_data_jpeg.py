@@ -17,7 +17,7 @@ from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import eval_transform, train_transform
 from ddp_ft.data.image.undecoded import Box, Sized, cut
 from ddp_ft.data.open_sample import open_sample
-from ddp_ft.data.sources.folder import FileSource
+from ddp_ft.data.sources.files import FileSource
 
 KINDS = {
     "usual": {"subsampling": 2},

@@ -15,7 +15,7 @@ from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import eval_transform, train_transform
 from ddp_ft.data.loader import TrainLoader
 from ddp_ft.data.sampler import GlobalOrderSampler
-from ddp_ft.data.sources.folder import FileSource
+from ddp_ft.data.sources.files import FileSource
 from ddp_ft.data.sources.predict_inputs import list_images
 from ddp_ft.data.splits.open import open_splits
 from ddp_ft.data.workers import default_workers

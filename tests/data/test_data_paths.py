@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddp_ft.data.sources.folder import FolderSource
+from ddp_ft.data.sources.files import LabelledFileSource
 from ddp_ft.data.sources.paths import Paths
 
 NAMES = ["a/1.jpg", "", "ä/\N{SNOWMAN} 2.jpg", "line\nbreak", "no utf-8 \udcff", "b/3.jpg"]
@@ -66,7 +66,7 @@ def test_a_nul_is_refused() -> None:
 COUNT = 200_000
 
 
-def _private_growth(source: FolderSource, results: "multiprocessing.SimpleQueue[int]") -> None:
+def _private_growth(source: LabelledFileSource, results: "multiprocessing.SimpleQueue[int]") -> None:
     """In a worker: by how many bytes its own memory, shared with nobody, grows while it looks at every name once."""
     gc.collect()
     before = _private_bytes()
@@ -81,7 +81,7 @@ def _private_bytes() -> int:
 
 
 def _growth_in_a_fork(paths: Sequence[str]) -> int:
-    source = FolderSource(Path("/data"), [], np.empty(0, np.int64))
+    source = LabelledFileSource(Path("/data"), [], np.empty(0, np.int64))
     source.paths, source.targets = paths, np.zeros(len(paths), np.int64)
     context = multiprocessing.get_context("fork")
     results = context.SimpleQueue()

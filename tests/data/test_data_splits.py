@@ -9,14 +9,15 @@ from image_files import save_classes, save_image
 
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LABEL, NUMBERS, Schema
-from ddp_ft.data.sources.folder import FolderSource, open_folder
+from ddp_ft.data.sources.files import LabelledFileSource
 from ddp_ft.data.sources.predict_inputs import list_images
+from ddp_ft.data.splits.folder import open_folder
 from ddp_ft.data.splits.open import open_splits
 from ddp_ft.data.splits.part import open_part
 from ddp_ft.errors import UserError
 
 
-def names(source: FolderSource | None) -> list[str]:
+def names(source: LabelledFileSource | None) -> list[str]:
     assert source is not None
     return [os.path.relpath(source.name(index), source.root) for index in range(len(source))]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddp_ft.contracts import LABEL, Schema
-from ddp_ft.data.sources.folder import FolderSource
+from ddp_ft.data.sources.files import LabelledFileSource
 from ddp_ft.data.sources.paths import Paths
 from ddp_ft.data.splits.open import Splits
 from tests.support.ranks import run_ranks
@@ -15,8 +15,8 @@ COUNT = 150_000
 def open_large(world):
     def work():
         names = [f"n{k % 10:08d}/{k:08d}.JPEG" for k in range(COUNT)]
-        source = FolderSource("/data", Paths.of(names), np.arange(COUNT) % 10)
-        few = FolderSource("/data", ["a/1.jpg"], np.array([3]))
+        source = LabelledFileSource("/data", Paths.of(names), np.arange(COUNT) % 10)
+        few = LabelledFileSource("/data", ["a/1.jpg"], np.array([3]))
         return Splits(source, few, None, Schema(LABEL, ("a", "b")), "f", {"train": names})
 
     splits = world.from_main(work)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from ddp_ft.cli.main import ddp_ft
 from ddp_ft.contracts import Address
-from ddp_ft.data.sources.folder import FolderSource
+from ddp_ft.data.sources.files import LabelledFileSource
 from ddp_ft.errors import UserError
 from ddp_ft.run_folder.bad_batches import BadBatch, BadBatches, describe_samples
 from tests.support import nets
@@ -25,7 +25,7 @@ EVERY_STEP = ["--set", "checkpoint.every_steps=1", "--set", "checkpoint.keep=99"
 
 
 def bad_batch(step: int, **changes) -> BadBatch:
-    source = FolderSource(Path("data"), ["a/1.png", "b/odd\udcff\n.png"], np.array([0, 1]))
+    source = LabelledFileSource(Path("data"), ["a/1.png", "b/odd\udcff\n.png"], np.array([0, 1]))
     samples = describe_samples(source, [Address(1, 0, 8), Address(0, 0, 9), Address(0, 0, 9, ghost=True)])
     values = {
         "step": step, "epoch": 0.25, "samples": samples, "seed": 0, "noise_seeds": [7, 8], "world_size": 2,

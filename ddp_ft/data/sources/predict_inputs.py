@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ddp_ft.data.sources.folder import FileSource
+from ddp_ft.data.sources.files import FileSource
 from ddp_ft.data.sources.paths import Paths
 from ddp_ft.data.sources.scan import find_images, is_image, suffix_list
 from ddp_ft.data.sources.table_file import is_table, read_table
@@ -103,8 +103,4 @@ def _in_table(path: Path, column: str) -> list[str]:
         hint = nearest(column, header) or f"It has {', '.join(map(printable, header))}."
         raise UserError(f"{path} has no column '{column}'.", f"{hint} Name another with --column.")
 
-    table = read_table(path, choose)
-    cells = table.columns[column]
-    if empty := [row for row, cell in enumerate(cells) if not cell]:
-        raise table.error(empty, f"rows without a path in the column '{column}'", cells)
-    return [str(path.parent / cell) for cell in cells]
+    return [str(path.parent / cell) for cell in read_table(path, choose).filled(column)]

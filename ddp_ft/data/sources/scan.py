@@ -1,8 +1,7 @@
-"""The one scanner: which images lie in a folder. It reads directories and sizes and opens no file."""
+"""The images that are in a folder, from its directories and the files' sizes; no file is opened."""
 
 import hashlib
 import os
-from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,48 +15,46 @@ from numpy.typing import NDArray
 from ddp_ft.data.sources.paths import Paths
 from ddp_ft.errors import UserError
 
-# On a network file system a question takes a fraction of a millisecond, and as many as there are threads are asked at a
-# time. On a local disk more threads are neither quicker nor slower, as Python's own work takes most of it.
+# A network file system takes a fraction of a millisecond for each request, and threads send theirs at the same time. On
+# a local disk more threads are neither quicker nor slower, because Python's own work takes most of the time.
 THREADS = 16
 _BLOCK = 1 << 16  # rows of the fingerprint that are text at a time
 
 SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"])
 
 Identity = tuple[int, int]  # device and inode
-Stamp = tuple[int, int]  # st_mtime_ns and st_ctime_ns of a folder; the latter moves also where the former is set back
+Stamp = tuple[int, int]  # st_mtime_ns and st_ctime_ns of a folder; the latter changes even if the former is set back
 
 
 @dataclass
 class Found:
-    """The images of a folder: relative posix paths in sorted order and their sizes in bytes.
+    """The images of a folder: relative posix paths in sorted order and their sizes in bytes (int64).
 
-    `others` counts the files that are no images, by suffix. `stamps` says of each folder that was read, before it
-    was, when its entries were last changed. Plain values, and no object for each image, because a data set may have
-    millions.
+    `others` counts the files that are no images, by suffix. `stamps` are the times of the last change of each folder's
+    entries, taken before it was read. Arrays and no object for each image, because a data set may have millions.
     """
 
-    paths: list[str] = field(default_factory=list)
-    sizes: "array[int]" = field(default_factory=lambda: array("q"))
+    paths: Paths = field(default_factory=lambda: Paths.of([]))
+    sizes: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     others: Counter[str] = field(default_factory=Counter)
     stamps: dict[str, Stamp] = field(default_factory=dict)
 
 
 def is_image(name: str) -> bool:
-    """Whether the name ends as an image's does; upper and lower case alike."""
+    """Whether the name has an image's suffix, in any case."""
     return _suffix(name) in SUFFIXES
 
 
 def find_images(folder: Path, prefix: str = "") -> Found:
     """All images below the folder; `prefix` is put before each path.
 
-    Hidden files and folders are left out; symbolic links are followed, but not to a folder that the link lies
-    in. A broken link with an image's name counts as an image, so that it is noticed. Raises UserError for a
-    folder that cannot be read.
+    Hidden files and folders are left out; symbolic links are followed, but not to a folder that the link is in. A
+    broken link with an image's name counts as an image, so that it is noticed. UserError if a folder cannot be read.
     """
     found = Found()
     entries = sorted(_walk(str(folder), prefix, _ancestors(folder), found))
-    found.paths = [path for path, _ in entries]
-    found.sizes = array("q", (size for _, size in entries))
+    found.paths = Paths.of([path for path, _ in entries])
+    found.sizes = np.array([size for _, size in entries], np.int64)
     return found
 
 
@@ -69,7 +66,7 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def loose_files(folder: Path) -> Counter[str]:
-    """How many visible files lie directly in the folder, by suffix."""
+    """How many visible files are directly in the folder, by suffix."""
     return Counter(_suffix(entry.name) or "no suffix" for entry in _visible(str(folder)) if not _is_folder(entry))
 
 
@@ -140,7 +137,7 @@ def _identity(path: str) -> Identity:
 
 
 def _ancestors(folder: Path) -> frozenset[Identity]:
-    """The folder and all that it lies in: a link to one of them would be a loop."""
+    """The folder and all above it: a link to one of them would be a loop."""
     real = folder.resolve()
     return frozenset(_identity(str(path)) for path in (real, *real.parents))
 
@@ -155,9 +152,7 @@ def _suffix(name: str) -> str:
 class Listing:
     """The images in the class folders of `folder`, in the order of their whole paths.
 
-    `counts` says how many each of `classes` (sorted) has, `labels` (int64) is an image's place in `classes`, `sizes`
-    (int64) are bytes. `others` counts files that are no images, by suffix; `stamps` are those of `Found`, for every
-    folder.
+    `counts` are the images of each of `classes` (sorted); the rest is as in `Found`, for all folders.
     """
 
     folder: Path
@@ -168,28 +163,21 @@ class Listing:
     others: Counter[str] = field(default_factory=Counter)
     stamps: dict[str, Stamp] = field(default_factory=dict)
 
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """The class of each image."""
+    def labels(self, classes: Sequence[str]) -> NDArray[np.int64]:
+        """The class of each image, by its place in `classes`, int64."""
+        numbers = {name: number for number, name in enumerate(classes)}
         order = _by_path(self.classes)
-        return np.repeat(np.array(order, np.int64), [self.counts[label] for label in order])
-
-
-@dataclass
-class _Class:
-    paths: Paths
-    sizes: NDArray[np.int64]
-    others: Counter[str]
-    stamps: dict[str, Stamp]
+        known = np.array([numbers[self.classes[label]] for label in order], np.int64)
+        return np.repeat(known, [self.counts[label] for label in order])
 
 
 def list_classes(folder: Path, prefix: str = "") -> Listing:
-    """Read all class folders in `folder`; `prefix` is put before each path. Raises UserError as find_images does."""
+    """Read all class folders in `folder`, as `find_images` does."""
     stamps = {str(folder): stamp_of(str(folder))}
     names = subfolders(folder)
     order = _by_path(names)
     with ThreadPoolExecutor(THREADS) as pool:
-        parts = list(pool.map(lambda label: _read_class(folder, prefix, names[label]), order))
+        parts = list(pool.map(lambda label: find_images(folder / names[label], f"{prefix}{names[label]}/"), order))
     counts = [0] * len(names)
     others: Counter[str] = Counter()
     for label, part in zip(order, parts, strict=True):
@@ -200,12 +188,6 @@ def list_classes(folder: Path, prefix: str = "") -> Listing:
     return Listing(folder, names, counts, Paths.joined([part.paths for part in parts]), sizes, others, stamps)
 
 
-def _read_class(folder: Path, prefix: str, name: str) -> _Class:
-    """In arrays at once, so that strings of few classes alone are held."""
-    found = find_images(folder / name, f"{prefix}{name}/")
-    return _Class(Paths.of(found.paths), np.array(found.sizes, np.int64), found.others, found.stamps)
-
-
 def _by_path(classes: Sequence[str]) -> list[int]:
     """The classes in the order of their images' paths: "a b/" comes before "a/", though "a" is before "a b"."""
     return sorted(range(len(classes)), key=lambda label: f"{classes[label]}/")
@@ -213,12 +195,10 @@ def _by_path(classes: Sequence[str]) -> list[int]:
 
 def fingerprint(parts: Mapping[str, Listing], classes: Sequence[str]) -> str:
     """A hash of all (path, size, label) in the order of paths; labels are places in `classes`."""
-    numbers = {name: number for number, name in enumerate(classes)}
     digest = hashlib.blake2b(digest_size=16)
     # Paths begin with the names of their parts' folders if there are several.
     for part in sorted(parts.values(), key=lambda part: f"{part.folder.name}/"):
-        translated = np.array([numbers[name] for name in part.classes], np.int64)[part.labels]
-        rows = zip(part.paths, part.sizes.tolist(), translated.tolist(), strict=True)
+        rows = zip(part.paths, part.sizes.tolist(), part.labels(classes).tolist(), strict=True)
         while block := [f"{path}\0{size}\0{label}\n" for path, size, label in islice(rows, _BLOCK)]:
             digest.update("".join(block).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

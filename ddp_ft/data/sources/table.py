@@ -1,26 +1,22 @@
-"""Images and targets from a table, checked: which columns mean what, and a source of its rows."""
+"""The rows of a table, checked: columns of paths, targets, weights, groups and splits as values."""
 
 import os
 import stat
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ddp_ft.config.schema import DataConfig
-from ddp_ft.contracts import Batch, Sample, Schema
+from ddp_ft.config.tasks import TASKS, fitting_tasks
+from ddp_ft.contracts import Schema
 from ddp_ft.data.cells import Table, read_numbers
-from ddp_ft.data.image.decode import open_image
-from ddp_ft.data.image.undecoded import decoded
 from ddp_ft.data.roles import ROLES
-from ddp_ft.data.sources.paths import Paths
+from ddp_ft.data.sources.files import LabelledFileSource
 from ddp_ft.data.sources.table_file import read_table
-from ddp_ft.data.sources.table_targets import Targets, find_targets
 from ddp_ft.data.targets.base import TargetColumns
 from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.errors import UserError, nearest, shortened
@@ -29,160 +25,128 @@ _LISTED_FILES = 20
 SPLIT_COLUMN = "split"
 
 
-class TableSource:
-    """Images of a table's rows. `paths` are relative to `root` or absolute; see LabelledSource for the rest."""
-
-    kind = "image"
-
-    def __init__(
-        self, root: Path, paths: Sequence[str], targets: NDArray[Any], weights: NDArray[np.float32] | None = None
-    ) -> None:
-        assert len(paths) == len(targets) and (weights is None or len(weights) == len(paths))
-        self.root = str(root)
-        self.paths = Paths.of(paths)
-        self.targets = targets
-        self.weights = weights
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def name(self, index: int) -> str:
-        """The image's path, with the table's folder before a relative one."""
-        return os.path.join(self.root, self.paths[index])  # noqa: PTH118  (as in inspect)
-
-    def open(self, index: int) -> Sample:
-        """The "image", not yet decoded, "target", and "weight" (float32, a scalar) where there are any. Raises
-        BadSample."""
-        sample = {"image": open_image(self.name(index)), "target": torch.tensor(self.targets[index])}
-        return sample if self.weights is None else {**sample, "weight": torch.tensor(self.weights[index])}
-
-    def read(self, index: int) -> Batch:
-        """The same, decoded (uint8, 3 x H x W). Raises BadSample."""
-        return decoded(self.open(index))
-
-
 @dataclass
 class Rows:
-    """The rows of a table, sorted by path: what `config` names of them, and the images' sizes in bytes.
+    """The rows of a table, sorted by path, with the images' sizes in bytes (int64).
 
-    `roles` has "train", "val" or "test" for each; None without a column that says it.
+    `targets` and `weights` are as in LabelledSource. `roles` has "train", "val" or "test" for each row; None without a
+    column of splits. `notes` are lines to print.
     """
 
     root: Path
     schema: Schema
     paths: list[str]
-    sizes: "array[int]"
+    sizes: NDArray[np.int64]
     targets: NDArray[Any]
     weights: NDArray[np.float32] | None
     groups: list[str] | None
     roles: list[str] | None
     notes: list[str] = field(default_factory=list)
 
-    def source(self, chosen: Sequence[int]) -> TableSource:
+    def source(self, chosen: Sequence[int]) -> LabelledFileSource:
         """These rows as a source."""
         weights = None if self.weights is None else self.weights[chosen]
-        return TableSource(self.root, [self.paths[row] for row in chosen], self.targets[chosen], weights)
-
-
-@dataclass(frozen=True)
-class _Columns:
-    image: str
-    targets: tuple[str, ...]
-    group: str | None
-    weight: str | None
-    split: str | None
-
-    def all(self) -> list[str]:
-        others = [name for name in (self.group, self.weight, self.split) if name is not None]
-        return [self.image, *self.targets, *others]
+        return LabelledFileSource(self.root, [self.paths[row] for row in chosen], self.targets[chosen], weights)
 
 
 def read_rows(config: DataConfig, path: Path, task: str = "auto", schema: Schema | None = None) -> Rows:
-    """A table's rows; with a schema, that of a trained model, targets are numbered as there.
+    """A table's rows; with the schema of a trained model, targets are numbered as in it.
 
     Raises UserError for columns that are not there, cells that do not fit and images that do not exist.
     """
-    asked: list[_Columns] = []
+    columns, targets = config, list[str]()
 
     def choose(header: list[str]) -> list[str]:
-        # Another table than the one a model was trained on need not say what validates.
-        optional = schema is not None and config.split not in header
-        asked.append(_find_columns(replace(config, split=None) if optional else config, path, header))
-        return asked[0].all()
+        nonlocal columns, targets
+        targets = _target_columns(config, header)
+        split = config.split
+        # Another table than the one a model was trained on need not name what validates.
+        if split is None or (schema is not None and split not in header):
+            split = SPLIT_COLUMN if SPLIT_COLUMN in header else None
+        columns = replace(config, split=split)
+        return _all_columns(columns, targets, path, header)
 
     table = read_table(path, choose)
-    columns = asked[0]
     paths = _paths(table, columns.image)
     sizes = _sizes(table, paths)
-    given = TargetColumns(table, columns.targets, config.separator)
+    given = TargetColumns(table, tuple(targets), config.separator)
+    notes: list[str] = []
     if schema is None:
-        found = find_targets(given, task)
+        schema, values, notes = _find_targets(given, task)
     else:
-        found = Targets(schema, KINDS[schema.kind].read_known(given, schema.names))
+        values = KINDS[schema.kind].read_known(given, schema.names)
     weights = None if columns.weight is None else _weights(table, columns.weight)
-    groups = None if columns.group is None else _groups(table, columns.group)
+    hint = "Give each image a group; one that is alone may have its own."
+    groups = None if columns.group is None else table.filled(columns.group, hint)
     roles = None if columns.split is None else _roles(table, columns.split)
-    notes = [found.note] if found.note else []
-    return _sorted(Rows(path.parent, found.schema, paths, sizes, found.values, weights, groups, roles, notes))
+    return _sorted(Rows(path.parent, schema, paths, sizes, values, weights, groups, roles, notes))
 
 
-def _find_columns(config: DataConfig, path: Path, header: list[str]) -> _Columns:
+def _target_columns(config: DataConfig, header: list[str]) -> list[str]:
     targets = [config.target]
     if config.target not in header:
         targets = [name for part in config.target.split(",") if (name := part.strip())]
     if len(set(targets)) < len(targets) or not targets:
         raise UserError(f"data.target = '{config.target}' is not one column, or several different ones.")
-    split = config.split
-    if split is None and SPLIT_COLUMN in header:
-        split = SPLIT_COLUMN
+    return targets
+
+
+def _all_columns(config: DataConfig, targets: Sequence[str], path: Path, header: list[str]) -> list[str]:
+    """The names of all configured columns. UserError if some are not there."""
     wanted = [("data.image", config.image), *(("data.target", name) for name in targets)]
-    wanted += [
-        (f"data.{key}", name) for key in ("group", "weight", "split") if (name := getattr(config, key)) is not None
-    ]
-    missing = [(key, name) for key, name in wanted if name not in header]
-    if missing:
+    others = [(f"data.{key}", getattr(config, key)) for key in ("group", "weight", "split")]
+    wanted += [(key, name) for key, name in others if name is not None]
+    if missing := [(key, name) for key, name in wanted if name not in header]:
         listed = ", ".join(f"'{name}' ({key})" for key, name in missing)
         guesses = [guess for _, name in missing if (guess := nearest(name, header, limit=1))]
         columns = f"Its columns: {shortened([repr(name) for name in header], 20)}."
-        hint = "\n".join([*guesses, columns, f"Say which it is: --set {missing[0][0]}=COLUMN."])
+        hint = "\n".join([*guesses, columns, f"Name another: --set {missing[0][0]}=COLUMN."])
         raise UserError(f"{path} has no column {listed}.", hint)
-    return _Columns(config.image, tuple(targets), config.group, config.weight, split)
+    return [name for _, name in wanted]
+
+
+def _find_targets(columns: TargetColumns, task: str) -> tuple[Schema, NDArray[Any], list[str]]:
+    """The targets in those columns, of the kind that `task` learns; for "auto" of the first kind that they look like,
+    with a note on it. UserError if none can be chosen, and for cells that do not fit."""
+    if task in TASKS:
+        kind = KINDS[TASKS[task].kinds[0]]
+        names, values = kind.read(columns)
+        return Schema(kind.name, names), values, []
+    kind = next(kind for kind in KINDS.values() if kind.looks_like(columns))
+    names, values = kind.read(columns)
+    which = f"Column '{columns.names[0]}' is" if len(columns.names) == 1 else f"Columns {shortened(columns.names)} are"
+    what = f"{kind.describe(names)} ({fitting_tasks(kind.name)[0]})"
+    return Schema(kind.name, names), values, [f"{which} taken as {what}; --task can change that."]
 
 
 def _paths(table: Table, column: str) -> list[str]:
-    cells = table.columns[column]
-    if empty := [row for row, cell in enumerate(cells) if not cell]:
-        raise table.error(empty, f"cells of column '{column}' are empty", cells, "Every row needs an image's path.")
+    cells = table.filled(column, "Every row needs an image's path.")
     root = f"{table.path.parent.absolute()}/"
-    return [_normal(_of_this_system(cell, root), root) for cell in cells]
+    # One way to write each path: without detours, and relative to the table if it is below.
+    return [os.path.normpath(_of_this_system(cell, root)).removeprefix(root) for cell in cells]
 
 
 def _of_this_system(cell: str, root: str) -> str:
     """With / for the backslashes of a table that was written on Windows, if that is what is there."""
-    if "\\" not in cell or _size(os.path.join(root, cell)) >= 0:  # noqa: PTH118
+    if "\\" not in cell or _size(root, cell) >= 0:
         return cell
     other = cell.replace("\\", "/")
-    return other if _size(os.path.join(root, other)) >= 0 else cell  # noqa: PTH118
+    return other if _size(root, other) >= 0 else cell
 
 
-def _normal(cell: str, root: str) -> str:
-    """One way to write each path: without detours, and relative to the table where it lies below."""
-    return os.path.normpath(cell).removeprefix(root)
-
-
-def _sizes(table: Table, paths: Sequence[str]) -> "array[int]":
+def _sizes(table: Table, paths: Sequence[str]) -> NDArray[np.int64]:
     root = str(table.path.parent)
-    sizes = array("q", (_size(os.path.join(root, path)) for path in paths))  # noqa: PTH118
-    if missing := [row for row, size in enumerate(sizes) if size < 0]:
+    sizes = np.array([_size(root, path) for path in paths], np.int64)
+    if missing := np.flatnonzero(sizes < 0).tolist():
         hint = f"Paths are relative to {root}, or absolute."
         raise table.error(missing, f"of {len(paths)} images are not there", paths, hint, _LISTED_FILES)
     return sizes
 
 
-def _size(file: str) -> int:
+def _size(root: str, path: str) -> int:
     """In bytes; -1 for what is no file."""
     try:
-        status = os.stat(file)  # noqa: PTH116
+        status = os.stat(os.path.join(root, path))  # noqa: PTH116, PTH118  (a Path for each takes longer)
     except (OSError, ValueError):  # ValueError: a path with a null byte
         return -1
     return status.st_size if stat.S_ISREG(status.st_mode) else -1
@@ -191,26 +155,16 @@ def _size(file: str) -> int:
 def _weights(table: Table, column: str) -> NDArray[np.float32]:
     weights = read_numbers(table, column)
     if negative := np.flatnonzero(weights < 0).tolist():
-        hint = "A weight says how much an image counts: 0 or more."
+        hint = "A weight is 0 or more."
         raise table.error(negative, f"cells of column '{column}' are negative", table.columns[column], hint)
     return weights
-
-
-def _groups(table: Table, column: str) -> list[str]:
-    cells = table.columns[column]
-    if empty := [row for row, cell in enumerate(cells) if not cell]:
-        hint = "Give each image a group; one that is alone may have its own."
-        raise table.error(empty, f"cells of column '{column}' are empty", cells, hint)
-    return cells
 
 
 def _roles(table: Table, column: str) -> list[str]:
     cells = table.columns[column]
     roles = [ROLES.get(cell.lower(), "") for cell in cells]
     if unknown := [row for row, role in enumerate(roles) if not role]:
-        hint = (
-            f"Known: {', '.join(ROLES)}. If the column means something else, name another by data.split or rename it."
-        )
+        hint = f"Known: {', '.join(ROLES)}. If the column means something else, rename it or set data.split."
         raise table.error(unknown, f"cells of column '{column}' name no split", cells, hint)
     return roles
 
@@ -224,14 +178,12 @@ def _sorted(rows: Rows) -> Rows:
     def take(values: list[str] | None) -> list[str] | None:
         return None if values is None else [values[row] for row in order]
 
-    return Rows(
-        rows.root,
-        rows.schema,
-        [rows.paths[row] for row in order],
-        array("q", (rows.sizes[row] for row in order)),
-        rows.targets[order],
-        None if rows.weights is None else rows.weights[order],
-        take(rows.groups),
-        take(rows.roles),
-        rows.notes,
+    return replace(
+        rows,
+        paths=[rows.paths[row] for row in order],
+        sizes=rows.sizes[order],
+        targets=rows.targets[order],
+        weights=None if rows.weights is None else rows.weights[order],
+        groups=take(rows.groups),
+        roles=take(rows.roles),
     )

@@ -1,4 +1,4 @@
-"""The splits of a folder: which of its folders play which role, and which classes they hold."""
+"""The splits of a folder: the role of each of its folders, and the classes that they hold."""
 
 import time
 from collections import Counter
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LABEL, LabelledSource, Schema
 from ddp_ft.data.roles import ALL, ROLES, TEST, TRAIN, VAL
-from ddp_ft.data.sources.folder import FolderSource, check_folder, open_folder
+from ddp_ft.data.sources.files import LabelledFileSource
 from ddp_ft.data.sources.index import Index, load_index, store_index
 from ddp_ft.data.sources.scan import (
     Listing,
@@ -22,12 +22,13 @@ from ddp_ft.data.sources.scan import (
     subfolders,
     suffix_list,
 )
+from ddp_ft.data.sources.table_file import SUFFIXES
 from ddp_ft.data.splits.record import SplitRequest, Splits, divide_pool
 from ddp_ft.data.splits.stratify import Pool
 from ddp_ft.errors import UserError, shortened
 
 EXAMPLE = "Expected train/CLASS/*.jpg and val/CLASS/*.jpg, or one folder a class: CLASS/*.jpg"
-# What says something about the columns of a table.
+# Keys that only a table can follow.
 _TABLE_KEYS = ("image", "target", "group", "weight", "split", "separator")
 
 
@@ -37,13 +38,13 @@ def takes(path: Path) -> bool:
 
 
 def target_kind(kinds: Sequence[str]) -> str:
-    """One label each, for whatever task can learn that."""
+    """One label each, for any task that can learn that."""
     return LABEL if LABEL in kinds else kinds[0]
 
 
 def config_for(config: DataConfig, root: Path, schema: Schema) -> DataConfig:
     """The folder alone: it has no columns. UserError if it is not there, or the model is not for one class each."""
-    check_folder(root)
+    _check_folder(root)
     if schema.kind != LABEL:
         raise UserError(f"{root} is a folder of classes; the model was trained for other targets.", "Give a table.")
     return DataConfig(path=root)
@@ -52,23 +53,37 @@ def config_for(config: DataConfig, root: Path, schema: Schema) -> DataConfig:
 def open_part(config: DataConfig, root: Path, schema: Schema, split: str | None) -> tuple[str, LabelledSource]:
     """The images of that part's class folders; of all below the root for "all"."""
     for name in [split] if split else [VAL, ALL]:
-        folders = (
-            [root] if name == ALL else [root / each for each in subfolders(root) if ROLES.get(each.lower()) == name]
-        )
-        if folders:
-            return name, open_folder(folders[0], schema.names)
+        parts = [root / each for each in subfolders(root) if ROLES.get(each.lower()) == name]
+        if name == ALL or parts:
+            return name, open_folder(root if name == ALL else parts[0], schema.names)
     hint = "Expected a folder with that part, or --split all for a folder of class folders."
     raise UserError(f"{root} has no {split} part.", hint)
 
 
+def open_folder(folder: Path, classes: Sequence[str]) -> LabelledFileSource:
+    """The class folders in `folder` as a source whose targets are places in `classes`, a model's.
+
+    UserError if the folder cannot be read, holds no images, or has a class that the model lacks.
+    """
+    _check_folder(folder)
+    if unknown := sorted(set(subfolders(folder)) - set(classes)):
+        hint = f"The model's classes: {shortened(classes)}."
+        raise UserError(f"{folder} has class folders that the model does not know: {shortened(unknown)}.", hint)
+    listing = list_classes(folder)
+    if not listing.paths:
+        hint = f"Expected e.g. {folder}/{classes[0]}/1.jpg"
+        raise UserError(f"There are no images in class folders in {folder}.", hint)
+    return LabelledFileSource(folder, listing.paths, listing.labels(classes))
+
+
 def open_splits(request: SplitRequest, root: Path, task: str) -> Splits:
-    """As its layout. Raises UserError for a key that only a table could follow, too."""
-    check_folder(root)
+    """As `Layout`. Raises UserError for a key that only a table can follow, too."""
+    _check_folder(root)
     _check_keys(request.config, root)
     folders, notes = _layout(root)
     index = _open_index(root, folders)
     parts, classes = index.parts, tuple(index.parts[TRAIN].classes)
-    sources = {role: _source(root, part, classes) for role, part in parts.items()}
+    sources = {role: LabelledFileSource(root, part.paths, part.labels(classes)) for role, part in parts.items()}
     train = sources[TRAIN]
     pool = Pool(train.paths, LABEL, train.targets)
     division = divide_pool(request, pool, root, VAL in sources, index.fingerprint)
@@ -84,33 +99,39 @@ def open_splits(request: SplitRequest, root: Path, task: str) -> Splits:
 
 def _open_index(root: Path, folders: Mapping[str, Path]) -> Index:
     """What is in the folders, as it was stored or else as it is found now."""
-    stored = load_index(root, folders)
-    if stored is not None:
+    if stored := load_index(root, folders):
         return stored
     begun = time.time()
-    parts = {role: list_classes(folder, _prefix(root, folder)) for role, folder in folders.items()}
+    parts = {
+        role: list_classes(folder, "" if folder == root else f"{folder.name}/") for role, folder in folders.items()
+    }
     for part in parts.values():
         _check_part(part)
-    _check_classes(root, parts)
+    _check_classes(parts)
     index = Index(parts, fingerprint(parts, parts[TRAIN].classes))
     store_index(root, folders, index, begun)
     return index
 
 
-def _prefix(root: Path, folder: Path) -> str:
-    return "" if folder == root else f"{folder.name}/"
+def _subset(source: LabelledFileSource, chosen: NDArray[np.bool_]) -> LabelledFileSource:
+    return LabelledFileSource(Path(source.root), source.paths.where(chosen), source.targets[chosen])
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    if folder.exists():
+        hint = f"A table ends in {', '.join(SUFFIXES)}. Unpack an archive first."
+        raise UserError(f"--data {folder} is a file; expected a folder or a table.", hint)
+    near = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    raise UserError(f"--data {folder} does not exist.", f"In {near}: {shortened(subfolders(near)) or 'no folders'}.")
 
 
 def _check_keys(config: DataConfig, root: Path) -> None:
     plain = DataConfig()
-    set_ones = [f"data.{name}" for name in _TABLE_KEYS if getattr(config, name) != getattr(plain, name)]
-    if set_ones:
+    if given := [f"data.{name}" for name in _TABLE_KEYS if getattr(config, name) != getattr(plain, name)]:
         hint = "Leave it out, or give a .csv or .parquet file to --data."
-        raise UserError(f"{', '.join(set_ones)}: this is for tables, and {root} is a folder.", hint)
-
-
-def _subset(source: FolderSource, chosen: NDArray[np.bool_]) -> FolderSource:
-    return FolderSource(Path(source.root), source.paths.where(chosen), source.targets[chosen])
+        raise UserError(f"{', '.join(given)}: this is for tables, and {root} is a folder.", hint)
 
 
 def _layout(root: Path) -> tuple[dict[str, Path], list[str]]:
@@ -118,7 +139,9 @@ def _layout(root: Path) -> tuple[dict[str, Path], list[str]]:
     names = subfolders(root)
     roles = _roles(root, names)
     if TRAIN not in roles:
-        _check_lone_roles(root, roles)
+        if lone := [name for name in roles.values() if subfolders(root / name)]:
+            hint = f"Move the training class folders into {root}/train."
+            raise UserError(f"{root} has {lone[0]}/ but no train/.", hint)
         return {TRAIN: root}, []
     ignored = [name for name in names if name not in roles.values()]
     notes = [f"Beside train/ these folders are ignored: {shortened(ignored)}."] if ignored else []
@@ -129,7 +152,7 @@ def _layout(root: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def _roles(root: Path, names: Sequence[str]) -> dict[str, str]:
-    """Which folder plays which role. Case is not looked at: Train/ and Val/ as classes would be nonsense."""
+    """The folder of each role, in any case: Train/ and Val/ as classes would be nonsense."""
     roles: dict[str, str] = {}
     for name in names:
         role = ROLES.get(name.lower())
@@ -143,51 +166,37 @@ def _roles(root: Path, names: Sequence[str]) -> dict[str, str]:
     return roles
 
 
-def _check_lone_roles(root: Path, roles: Mapping[str, str]) -> None:
-    lone = [name for name in roles.values() if subfolders(root / name)]
-    if lone:
-        raise UserError(f"{root} has {lone[0]}/ but no train/.", f"Move the training class folders into {root}/train.")
-
-
 def _check_part(part: Listing) -> None:
     if not part.paths:
-        raise UserError(f"There are no images in class folders in {part.folder}.", _empty_hint(part.folder))
-    empty = [name for name, count in zip(part.classes, part.counts, strict=True) if not count]
-    if empty:
+        loose = _loose_images(part.folder)
+        hint = f"{EXAMPLE}\nImages are files that end in {suffix_list()}."
+        if loose:
+            hint = f"{loose} images lie in it directly; put each into a folder with its class's name.\n{EXAMPLE}"
+        raise UserError(f"There are no images in class folders in {part.folder}.", hint)
+    if empty := [name for name, count in zip(part.classes, part.counts, strict=True) if not count]:
         hint = f"Remove them, or put images in ({suffix_list()})."
         raise UserError(f"Class folders without images in {part.folder}: {shortened(empty)}.", hint)
 
 
-def _empty_hint(folder: Path) -> str:
-    loose = sum(count for suffix, count in loose_files(folder).items() if is_image(f"a{suffix}"))
-    if loose:
-        return f"{loose} images lie in it directly; put each into a folder with its class's name.\n{EXAMPLE}"
-    return f"{EXAMPLE}\nImages are files that end in {suffix_list()}."
+def _loose_images(folder: Path) -> int:
+    return sum(count for suffix, count in loose_files(folder).items() if is_image(f"a{suffix}"))
 
 
 def _part_notes(folder: Path, others: Counter[str]) -> Iterator[str]:
-    loose = sum(count for suffix, count in loose_files(folder).items() if is_image(f"a{suffix}"))
-    if loose:
+    if loose := _loose_images(folder):
         yield f"{loose} images beside the class folders of {folder} are ignored."
     if others:
         kinds = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(5))
         yield f"{sum(others.values())} files in {folder} are no images and are ignored ({kinds})."
 
 
-def _check_classes(root: Path, parts: Mapping[str, Listing]) -> None:
-    classes = parts[TRAIN].classes
+def _check_classes(parts: Mapping[str, Listing]) -> None:
+    folder, classes = parts[TRAIN].folder, parts[TRAIN].classes
     if len(classes) < 2:
-        inner = parts[TRAIN].folder / classes[0]
+        inner = folder / classes[0]
         hint = f"Did you mean --data {inner}?" if len(subfolders(inner)) > 1 else EXAMPLE
-        raise UserError(f"{parts[TRAIN].folder} has one class only, {classes[0]}; expected two or more.", hint)
+        raise UserError(f"{folder} has one class only, {classes[0]}; expected two or more.", hint)
     for part in parts.values():
-        unknown = sorted(set(part.classes) - set(classes))
-        if unknown:
-            hint = f"Classes of {parts[TRAIN].folder}: {shortened(classes)}."
+        if unknown := sorted(set(part.classes) - set(classes)):
+            hint = f"Classes of {folder}: {shortened(classes)}."
             raise UserError(f"{part.folder} has classes that training lacks: {shortened(unknown)}.", hint)
-
-
-def _source(root: Path, part: Listing, classes: Sequence[str]) -> FolderSource:
-    numbers = {name: number for number, name in enumerate(classes)}
-    translated = np.array([numbers[name] for name in part.classes], np.int64)[part.labels]
-    return FolderSource(root, part.paths, translated)

@@ -12,7 +12,8 @@ import numpy as np
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LabelledSource, Schema
 from ddp_ft.data.roles import ALL, TEST, TRAIN, VAL
-from ddp_ft.data.sources.table import Rows, TableSource, read_rows
+from ddp_ft.data.sources.files import LabelledFileSource
+from ddp_ft.data.sources.table import Rows, read_rows
 from ddp_ft.data.sources.table_file import is_table
 from ddp_ft.data.splits.record import SplitRequest, Splits, divide_pool
 from ddp_ft.data.splits.stratify import Pool
@@ -119,7 +120,7 @@ def _pool(rows: Rows, groups: Sequence[str] | None, those: Any) -> Pool:
     return Pool([rows.paths[row] for row in those], rows.schema.kind, rows.targets[those], chosen)
 
 
-def _check_training(source: TableSource, schema: Schema, path: Path) -> None:
+def _check_training(source: LabelledFileSource, schema: Schema, path: Path) -> None:
     if source.weights is not None and not source.weights.any():
         raise UserError(f"{path}: the weights of all {len(source)} images for training are 0.")
     KINDS[schema.kind].check_training(source.targets, schema.names, path)

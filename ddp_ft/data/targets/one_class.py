@@ -18,7 +18,7 @@ _WHOLE = re.compile(r"-?(0|[1-9][0-9]*)(\.0*)?")
 
 
 class OneClass(TargetKind):
-    """Targets are int64 (N,), the number of each sample's class. What a column is if it looks like nothing else."""
+    """Targets are int64 (N,), class numbers. A column that looks like no other kind is of this one."""
 
     name, called, keeps_strata = LABEL, "classes", True
 
@@ -49,16 +49,15 @@ class OneClass(TargetKind):
         return f"one of {len(names)} classes for each image"
 
     def looks_like(self, columns: TargetColumns) -> bool:
-        """Always; UserError for whole numbers that are too many for classes."""
+        """Always; UserError for too many different whole numbers to be classes."""
         table, cells = columns.table, columns.first
-        if all(map(_WHOLE.fullmatch, cells)):
-            distinct = len(set(map(_plain, cells)))
-            if distinct > _MOST_NUMBERED_CLASSES or 2 * distinct > len(table):
-                raise UserError(
-                    f"Column '{columns.names[0]}' of {table.path} has {distinct} different whole numbers in "
-                    f"{len(table)} rows: they may be classes or quantities.",
-                    "Say which: --task single-label or --task regression.",
-                )
+        distinct = len(set(map(_plain, cells))) if all(map(_WHOLE.fullmatch, cells)) else 0
+        if distinct > _MOST_NUMBERED_CLASSES or 2 * distinct > len(table):
+            count = f"{distinct} different whole numbers in {len(table)} rows"
+            raise UserError(
+                f"Column '{columns.names[0]}' of {table.path} has {count}: they may be classes or quantities.",
+                "Choose: --task single-label or --task regression.",
+            )
         return True
 
     def read(self, columns: TargetColumns) -> tuple[tuple[str, ...], NDArray[np.int64]]:
@@ -79,13 +78,10 @@ class OneClass(TargetKind):
 
 def _cells(columns: TargetColumns) -> list[str]:
     if len(columns.names) > 1:
-        hint = "Name one column, or say --task multi-label or --task regression."
+        hint = "Name one column, or give --task multi-label or --task regression."
         raise UserError(f"data.target names {len(columns.names)} columns; one label for each image is in one.", hint)
-    cells = columns.first
-    if empty := [row for row, cell in enumerate(cells) if not cell]:
-        hint = "Fill them in or remove the rows. If an empty cell means that no label is there: --task multi-label."
-        raise columns.table.error(empty, f"cells of column '{columns.names[0]}' are empty", cells, hint)
-    return cells
+    hint = "Fill them in or remove the rows. If an empty cell means that no label is there: --task multi-label."
+    return columns.table.filled(columns.names[0], hint)
 
 
 def _plain(cell: str) -> str:
