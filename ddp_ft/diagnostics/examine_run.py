@@ -40,7 +40,7 @@ def examine_run(known: Examination, world: "World") -> None:
 
 def _open(known: Examination, world: "World") -> "Splits | None":
     """The splits; None and a problem if they cannot be opened. Collective."""
-    from ddp_ft.data.splits.of_run import open_splits_of
+    from ddp_ft.data.splits.open import open_splits_of
 
     # The survey reports damaged images, so nothing is read here.
     config = replace(known.config, data=replace(known.config.data, on_error="fail"))

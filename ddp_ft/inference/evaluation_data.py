@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import Source
-from ddp_ft.data.splits.part import open_part, schema_in
+from ddp_ft.data.splits.open import open_part, schema_in
 from ddp_ft.errors import UserError
 from ddp_ft.inference.trained_model import Trained
 from ddp_ft.run_folder.folder import RunFolder

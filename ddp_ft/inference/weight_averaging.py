@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import Say
-from ddp_ft.data.splits.of_run import open_splits_of
+from ddp_ft.data.splits.open import open_splits_of
 from ddp_ft.data.splits.record import Splits
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ddp_ft.contracts import BadSample, LabelledSource
-from ddp_ft.data.splits.part import open_part, schema_in
+from ddp_ft.data.splits.open import open_part, schema_in
 from ddp_ft.errors import UserError, printable
 from ddp_ft.reporting.facts import RunFacts
 

@@ -3,7 +3,7 @@
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import PROBE, TRAIN, LoadReport
 from ddp_ft.data.sampler import sampling_weights
-from ddp_ft.data.splits.of_run import open_splits_of
+from ddp_ft.data.splits.open import open_splits_of
 from ddp_ft.data.splits.record import Splits
 from ddp_ft.distributed.agreement import Agreement
 from ddp_ft.distributed.machine import Machine

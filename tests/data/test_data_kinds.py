@@ -12,8 +12,7 @@ from ddp_ft.config.tasks import TASKS, TaskEntry, fitting_tasks
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema
 from ddp_ft.data.class_counts import count_classes
 from ddp_ft.data.sampler import sampling_weights
-from ddp_ft.data.splits.open import Splits, open_splits
-from ddp_ft.data.splits.part import open_part
+from ddp_ft.data.splits.open import Splits, open_part, open_splits
 from ddp_ft.data.splits.stratify import Pool, deal, draw
 from ddp_ft.data.targets.base import TargetColumns, TargetKind
 from ddp_ft.data.targets.registry import KINDS

@@ -10,7 +10,7 @@ from image_files import NumberSource, save_classes, save_image
 
 from ddp_ft.config.schema import AugmentConfig, DataConfig
 from ddp_ft.contracts import Batch, Source
-from ddp_ft.data.bad_samples.find import scan
+from ddp_ft.data.bad_samples.find import read_all
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import eval_transform, train_transform
 from ddp_ft.data.loader import TrainLoader
@@ -171,13 +171,13 @@ def damaged_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_scan_finds_all(damaged_folder: Path) -> None:
+def test_all_damaged_images_are_found(damaged_folder: Path) -> None:
     source = FileSource(list_images([str(damaged_folder)]))
-    found = scan(source)
+    found = [(source.name(index), reason) for index, reason in read_all(source)]
     assert [Path(name).name for name, _ in found] == ["007.png", "011.png", "002.png", "033.png"]
     assert found[1] == (str(damaged_folder / "a" / "011.png"), "not an image")
     assert all(reason and "\n" not in reason for _, reason in found)
-    assert scan(NumberSource(3)) == []
+    assert read_all(NumberSource(3)) == []
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -13,8 +13,7 @@ import torch
 
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, LabelledSource, Schema
-from ddp_ft.data.splits.open import Splits, open_splits
-from ddp_ft.data.splits.part import open_part
+from ddp_ft.data.splits.open import Splits, open_part, open_splits
 from ddp_ft.errors import UserError
 from tests.support.tables import write_csv, write_parquet, write_shape_table
 
@@ -194,7 +193,7 @@ def test_given_splits(tmp_path: Path) -> None:
     assert names(splits.test) == ["p/002.png", "p/005.png"]
     assert splits.train.targets.tolist() == [0, 1, 0] and splits.test and splits.test.targets.tolist() == [0, 1]
     assert opened(table).record["given"] is False, "the column is not named split"
-    fails(table, "says itself what validates", split="part", fold="1/2")
+    fails(table, "data.fold = '1/2'", split="part", fold="1/2")
 
 
 def test_a_column_named_split_is_taken(tmp_path: Path) -> None:

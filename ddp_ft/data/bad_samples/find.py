@@ -1,4 +1,4 @@
-"""Damaged samples: all of them found and named at once, so that the user mends them once."""
+"""Damaged samples: all are found and named at once, so that the user mends them once."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,28 +11,23 @@ from ddp_ft.errors import UserError, listed, printable
 _PART = 64  # samples a thread takes at a time: a task for each of a million would take a gigabyte
 
 
-def scan(source: Source) -> list[tuple[str, str]]:
-    """(name, reason) of every damaged sample, in the source's order; reads all of them, on all cores."""
-    return [(source.name(index), reason) for index, reason in read_all(source)]
-
-
 def read_all(source: Source, strict: bool = False) -> list[tuple[int, str]]:
     """(index, reason) of every damaged sample, in the source's order; reads all of them, on all cores.
 
-    If `strict`, UserError for a sample that only a failing disk did not give.
+    If `strict`, UserError for a sample that only a failing disk did not return.
     """
 
     def check(start: int) -> list[tuple[int, str]]:
         part = range(start, min(start + _PART, len(source)))
-        return [(index, reason) for index in part if (reason := damage(source, index, strict))]
+        return [(index, reason) for index in part if (reason := _damage(source, index, strict))]
 
-    # Decoders let go of the interpreter's lock, so threads do.
+    # Decoders release the interpreter's lock, so threads run at the same time.
     with quiet_pillow(), ThreadPoolExecutor(usable_cores()) as pool:
         return [bad for part in pool.map(check, range(0, len(source), _PART)) for bad in part]
 
 
-def damage(source: Source, index: int, strict: bool = False) -> str:
-    """Why the sample cannot be read; empty if it can. `strict` as in `read_all`."""
+def _damage(source: Source, index: int, strict: bool) -> str:
+    """Why the sample cannot be read; empty if it can."""
     try:
         source.read(index)
     except BadSample as error:
@@ -43,7 +38,7 @@ def damage(source: Source, index: int, strict: bool = False) -> str:
 
 
 def reason_of(source: Source, index: int, error: BadSample) -> str:
-    """The reason alone, of a message that begins with the sample's name; never empty."""
+    """The reason in a message that begins with the sample's name; never empty."""
     return str(error).removeprefix(f"{source.name(index)}: ") or "unreadable"
 
 
@@ -56,9 +51,9 @@ def storage_error(source: Source, index: int, error: BadSample) -> UserError:
 def damaged_error(source: Source, seen: Mapping[int, str]) -> UserError:
     """The error for a source in which these samples ({index: reason}) were found damaged.
 
-    All others are looked at too. What was seen is listed even if it reads well now, as it may on a network disk.
+    All others are read too. What was seen is listed even if it can be read now, as may happen on a network disk.
     """
-    bad = dict(scan(source)) | {source.name(index): reason for index, reason in seen.items()}
+    bad = {source.name(index): reason for index, reason in (*read_all(source), *seen.items())}
     lines = listed([f"{printable(name)}: {printable(reason)}" for name, reason in bad.items()])
     hint = "\n".join([*lines, "Mend or remove them, then run the same command again."])
     return UserError(f"{len(bad)} of {len(source)} images cannot be read:", hint)

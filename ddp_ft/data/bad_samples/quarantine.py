@@ -1,4 +1,4 @@
-"""The record of damaged images that a run goes on without: counted over the whole job, one line an image."""
+"""The record of damaged images that a run continues without: counted over the whole job, one line for each image."""
 
 import math
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ Key = tuple[str, str]  # split, path
 
 
 class Quarantine:
-    """Damaged images of a run, told by any rank with `report`, brought together by `settle`.
+    """Damaged images of a run: any rank reports them, and `settle` gathers them.
 
-    The file has a line "path, split, reason" for each, with tabs between; the path is as in split.json. Rank 0 alone
+    The file has a line "path, split, reason" for each, separated by tabs; the path is as in split.json. Only rank 0
     writes it, since appending from several nodes tears lines on network file systems. Images are counted by their
-    path, over all ranks, epochs and starts, so the step in which they become too many is the same however the run is
-    divided and interrupted.
+    path, over all ranks, epochs and starts, so the step in which they become too many does not depend on ranks or
+    interruptions.
 
     `sizes` are the numbers of images of the splits; more than `max_share` of one, and more than one, are too many.
     """
@@ -31,7 +31,7 @@ class Quarantine:
         self.max_share = max_share
         self.known: dict[Key, str] = {}  # on rank 0: those of all ranks and starts
         self._news: dict[Key, str] = {}
-        self._told: set[Key] = set()
+        self._reported: set[Key] = set()
         self._file: Path | None = None
 
     @property
@@ -40,14 +40,14 @@ class Quarantine:
         return bool(self._news)
 
     def report(self, split: str, path: str, reason: str) -> None:
-        """Tell of a damaged image, in the process that trains; again and again does no harm."""
+        """Report a damaged image, in the process that trains; repeated reports change nothing."""
         key = (split, printable(path))
-        if key not in self._told:
-            self._told.add(key)
+        if key not in self._reported:
+            self._reported.add(key)
             self._news[key] = printable(reason)
 
     def open(self, folder: Path) -> None:
-        """On rank 0: write to that run folder from now on, and know what an earlier start wrote there."""
+        """On rank 0: read what an earlier start wrote in that run folder, and write to it from now on."""
         self._file = folder / FILE
         text = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
         whole = text[: text.rfind("\n") + 1]
@@ -58,9 +58,9 @@ class Quarantine:
             self.known[split, path] = reason
 
     def settle(self, world: World, say: Say) -> None:
-        """Bring together what the ranks have found, on all ranks at once; write it down and say it, once each.
+        """Gather what all ranks have found, a collective; record and print each image once.
 
-        Raises UserError, on all ranks alike, when a split has too many.
+        Raises UserError, on all ranks alike, if a split has too many.
         """
         gathered = world.gather(self._news)
         self._news = {}
@@ -74,7 +74,7 @@ class Quarantine:
             with self._file.open("a", encoding="utf-8") as stream:
                 stream.write("".join(f"{path}\t{split}\t{reason}\n" for (split, path), reason in found.items()))
         for (split, path), reason in found.items():
-            if split == TRAIN:  # those of other splits are told of when the data is opened
+            if split == TRAIN:  # those of other splits are printed when the data is opened
                 say(f"Damaged, another image takes its place: {path}: {reason}")
         self.check()
 

@@ -18,7 +18,7 @@ from ddp_ft.errors import UserError, shortened
 if TYPE_CHECKING:
     from ddp_ft.data.bad_samples.quarantine import Quarantine
 
-# From here on, a drawn part whose size is that far from --val-split is told of, in shares of all samples.
+# The least difference between a drawn share and --val-split that has a note, in shares of all samples.
 _FAR_FROM_SHARE = 0.05
 
 
@@ -27,9 +27,9 @@ class Splits:
     """The data of a run.
 
     `fingerprint` hashes paths, sizes and targets of all images, whichever split they are in. `record` is what
-    split.json stores, and what `open_splits` takes back; it stays behind where the splits travel to other ranks, as it
-    names every image and rank 0 alone writes. `notes` are lines to print. `quarantine` takes the record of
-    damaged images that the run goes on without; None: it ends at the first.
+    split.json stores and `open_splits` takes back; it is not sent to other ranks, since it names every image and only
+    rank 0 writes it. `notes` are lines to print. `quarantine` records the damaged images that the run continues
+    without; None: the run ends at the first.
     """
 
     train: LabelledSource
@@ -47,15 +47,15 @@ class Splits:
 
 @dataclass(frozen=True)
 class Division:
-    """How a pool is divided: as split.json says it, and as two masks over the pool, which are empty where the data says
-    itself what validates."""
+    """How a pool is divided: the record for split.json, and two masks over the pool, all False if the data itself names
+    what validates."""
 
     record: dict[str, Any]
     train: NDArray[np.bool_]
     val: NDArray[np.bool_]
 
     def notes(self, pool: Pool, classes: Sequence[str]) -> list[str]:
-        """What the user should know: new images, classes on one side alone, a share that is far off."""
+        """Notes on new images, classes without an image for training, and a share that is far off."""
         if self.record["given"]:
             return []
         train, val = np.count_nonzero(self.train), np.count_nonzero(self.val)
@@ -71,7 +71,7 @@ class Division:
 
 @dataclass(frozen=True)
 class SplitRequest:
-    """By what data is divided: keys and a seed, or `stored` (split.json of a run), None if nothing is stored yet."""
+    """What decides how data is divided: keys and a seed, or `stored`, split.json of a run that has one."""
 
     config: DataConfig
     seed: int
@@ -79,23 +79,26 @@ class SplitRequest:
 
 
 def divide_pool(request: SplitRequest, pool: Pool, where: Path | None, given: bool, fingerprint: str) -> Division:
-    """The pool as the stored record divides it, else as it is drawn now; `given`: the data says it itself.
+    """The pool as the stored record divides it, else as it is drawn now; `given`: the data itself names what validates.
 
-    Raises UserError where nothing can be held back, for a `data.fold` beside a given validation part, and unless the
-    data still divides as stored and has all its images.
+    Raises UserError if nothing can be held back, for a `data.fold` beside a given validation part, and unless the data
+    still divides as stored and has all its images.
     """
     stored = request.stored
-    if stored is not None:
-        _check_given(where, stored, given)
+    if stored is not None and stored["given"] != given:
+        was, now = ("with", "without") if stored["given"] else ("without", "with")
+        raise UserError(f"The run began {was} a validation folder or rows in {where}, which is now {now}.")
     record = dict(_make_record(request.config, request.seed, pool, where, given) if stored is None else stored)
     if given:
-        nobody = np.zeros(len(pool), np.bool_)
-        return Division(record, nobody, nobody)
+        return Division(record, *np.zeros((2, len(pool)), np.bool_))
     val = _are_in(pool.names, record[VAL])
-    # The same data as then has no new images and has lost none: a million names need not be compared once more.
+    # The same data as before has no new images and has lost none: a million names need not be compared again.
     if stored is None or record.get("fingerprint") == fingerprint:
         return Division(record, ~val, val)
-    _check_all_there(where, pool.names, record)
+    here = set(pool.names)
+    if gone := [name for name in (*record[TRAIN], *record[VAL]) if name not in here]:
+        hint = "Put them back, or start a new run in another --run-dir."
+        raise UserError(f"{len(gone)} images of this run are gone from {where}: {shortened(gone)}.", hint)
     return Division(record, _are_in(pool.names, record[TRAIN]), val)
 
 
@@ -105,11 +108,11 @@ def _are_in(names: Sequence[str], chosen: Sequence[str]) -> NDArray[np.bool_]:
 
 
 def _make_record(config: DataConfig, seed: int, pool: Pool, where: Path | None, given: bool) -> dict[str, Any]:
-    """split.json for new data: {"given": true} where it says itself what validates, else the names on each side."""
+    """split.json for new data: {"given": true} if it names what validates, else the names on each side."""
     if given:
         if config.fold is not None:
-            hint = "Leave data.fold out, or take the validation part away."
-            raise UserError(f"data.fold = '{config.fold}', but {where} says itself what validates.", hint)
+            hint = "Leave data.fold out, or remove the validation part."
+            raise UserError(f"data.fold = '{config.fold}', but {where} itself names what validates.", hint)
         return {"given": True}
     if config.fold is not None:
         fold, folds = parse_fold(config.fold)
@@ -131,20 +134,6 @@ def _cannot_divide(pool: Pool, where: Path | None) -> UserError:
     if pool.groups is None:
         hint = "Add images, or a val/ folder beside train/ (in a table: a column for data.split)."
         return UserError(f"{where} has too few images to hold some back for validation.", hint)
-    hint = "Add groups, or say in a column for data.split what validates."
+    hint = "Add groups, or name what validates in a column for data.split."
     groups = shortened(sorted(set(pool.groups)), 5)
     return UserError(f"No group of {where} can be held back for validation without losing a class: {groups}.", hint)
-
-
-def _check_given(where: Path | None, stored: Mapping[str, Any], given: bool) -> None:
-    if stored["given"] != given:
-        was, now = ("with", "without") if stored["given"] else ("without", "with")
-        raise UserError(f"The run began {was} a validation folder or rows in {where}, which is now {now}.")
-
-
-def _check_all_there(where: Path | None, names: Sequence[str], record: Mapping[str, Any]) -> None:
-    here = set(names)
-    gone = [name for name in (*record[TRAIN], *record[VAL]) if name not in here]
-    if gone:
-        hint = "Put them back, or start a new run in another --run-dir."
-        raise UserError(f"{len(gone)} images of this run are gone from {where}: {shortened(gone)}.", hint)

@@ -1,7 +1,7 @@
 """Which samples validate: drawn class by class, and by whole groups where there are groups.
 
-All is a function of the seed and the samples' names: no library's generator decides, and the order in which the
-samples are given does not matter.
+All follows from the seed and the samples' names: no library's generator is used, and the order in which the samples are
+given does not matter.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from ddp_ft.errors import UserError
 
 Ints = NDArray[np.int64]
 
-# Groups are divided by that many bins of a number; more would leave too few of a bin in a group.
+# Bins of a number by which groups are divided; more would leave too few samples of a bin in a group.
 _GROUPED_BINS = 10
 
 
@@ -47,10 +47,10 @@ def parse_fold(text: str) -> tuple[int, int]:
 def draw(pool: Pool, share: float, seed: int) -> NDArray[np.bool_]:
     """Which samples validate, about `share` of them; none if they cannot be divided.
 
-    Where each sample is in one stratum (a class, a bin of numbers): of every stratum its own share by hash, and at
-    least one sample on each side of every stratum with two or more. Where it may be in several, as of labels, and
-    for groups: whole units (samples or groups) are dealt by `_spread`, then, of classes and labels, moved so that every
-    one is in training, and in validation where two units have it and validation does not grow beyond half for it.
+    If each sample is in one stratum (a class, a bin of numbers): its share of every stratum by hash, and at least one
+    sample on each side of every stratum with two or more. For labels, of which a sample may have several, and for
+    groups: whole units (samples or groups) are dealt by `_spread`; then units are moved so that every class and label
+    is in training, and in validation if two units have it and validation stays within half of the samples.
     """
     strata = _strata(pool, round(len(pool) * min(share, 1 - share)))  # about one of each bin on the smaller side
     if pool.groups is None and strata.ndim == 1:
@@ -67,10 +67,10 @@ def draw(pool: Pool, share: float, seed: int) -> NDArray[np.bool_]:
 
 
 def deal(pool: Pool, folds: int, seed: int) -> Ints:
-    """The part (0..folds-1) that each sample belongs to: stratified as in `draw`, and groups whole.
+    """The part (0..folds-1) of each sample: stratified as in `draw`, and groups whole.
 
-    Without groups, parts differ in size by at most one sample, and so do their shares of a class. Raises UserError
-    if there are fewer samples or groups than parts.
+    Without groups, parts differ in size by at most one sample, and so do their shares of a class. UserError if there
+    are fewer samples or groups than parts.
     """
     count = len(pool) if pool.groups is None else len(set(pool.groups))
     if folds > count:
@@ -89,12 +89,8 @@ def deal(pool: Pool, folds: int, seed: int) -> Ints:
 
 
 def _hash_order(seed: int, names: Sequence[str]) -> Ints:
-    hashes = np.frombuffer(b"".join([_hash(seed, name) for name in names]), ">u8")
-    return np.argsort(hashes.astype(np.uint64), kind="stable")
-
-
-def _hash(seed: int, name: str) -> bytes:
-    return hashlib.blake2b(os.fsencode(f"{seed},{name}"), digest_size=8).digest()
+    hashes = [hashlib.blake2b(os.fsencode(f"{seed},{name}"), digest_size=8).digest() for name in names]
+    return np.argsort(np.frombuffer(b"".join(hashes), ">u8").astype(np.uint64), kind="stable")
 
 
 def _strata(pool: Pool, bins: int) -> NDArray[Any]:
@@ -113,9 +109,9 @@ def _draw_by_stratum(strata: Ints, order: Ints, share: float) -> NDArray[np.bool
 
 
 class _Units(NamedTuple):
-    """What is dealt as a whole. Unit u has counts[starts[u]:starts[u+1]] samples of those strata.
+    """Samples or groups that are dealt as a whole. Unit u has counts[starts[u]:starts[u+1]] samples of those strata.
 
-    `totals` are the samples of each stratum; `order` is that of dealing, and `places` where each unit stands in it.
+    `totals` are the samples of each stratum; `order` is that of dealing, and `places` are the units' places in it.
     """
 
     sizes: Ints
@@ -126,10 +122,9 @@ class _Units(NamedTuple):
     order: Ints
     places: Ints
 
-    def of(self, unit: int) -> tuple[Ints, Ints]:
-        """The strata of that unit, and how many samples of each it has."""
-        part = slice(self.starts[unit], self.starts[unit + 1])
-        return self.strata[part], self.counts[part]
+    def strata_of(self, unit: int) -> Ints:
+        """The strata that have samples of that unit."""
+        return self.strata[self.starts[unit] : self.starts[unit + 1]]
 
 
 def _units(pool: Pool, strata: NDArray[Any], seed: int) -> tuple[_Units, Ints]:
@@ -147,7 +142,7 @@ def _units(pool: Pool, strata: NDArray[Any], seed: int) -> tuple[_Units, Ints]:
     holders = np.bincount(owned, minlength=stratum_count)
     rarity = np.full(len(known), len(known))
     np.minimum.at(rarity, owners, holders[owned])
-    # Large ones first, since small ones can make up for them, and of those the rare first; then by hash.
+    # Large ones first, since small ones can compensate for them; of equal size the rare first; then by hash.
     magnitude = np.array([size.bit_length() for size in sizes.tolist()])
     hashed = _hash_order(seed, known)
     order = hashed[np.lexsort((rarity[hashed], -magnitude[hashed]))]
@@ -210,12 +205,12 @@ def _cover(units: _Units, held_back: NDArray[np.bool_], limit: float) -> None:
         unit = _smallest(units, spare)
         if units.sizes[held_back].sum() + units.sizes[unit] <= limit * units.sizes.sum():
             held_back[unit] = True
-            training[units.of(unit)[0]] -= 1
+            training[units.strata_of(unit)] -= 1
 
 
 def _is_spare(units: _Units, unit: int, training: Ints) -> bool:
     """Whether training keeps all strata of the unit without it."""
-    return bool((training[units.of(unit)[0]] > 1).all())
+    return bool((training[units.strata_of(unit)] > 1).all())
 
 
 def _smallest(units: _Units, candidates: Ints) -> int:
@@ -223,11 +218,10 @@ def _smallest(units: _Units, candidates: Ints) -> int:
 
 
 def _hold_back_one(units: _Units, held_back: NDArray[np.bool_], share: float, keep_strata: bool) -> None:
-    """Validation is empty, as all units are too large: the one nearest to the share, if one can be spared."""
+    """Hold back the unit nearest to the share, if one can be spared: all are too large for the share."""
     if len(units.sizes) < 2:
         return
     training = np.array([len(those) for those in _holders(units)])
-    spare = [u for u in units.order.tolist() if not keep_strata or _is_spare(units, u, training)]
     wanted = share * units.sizes.sum()
-    if spare:
+    if spare := [u for u in units.order.tolist() if not keep_strata or _is_spare(units, u, training)]:
         held_back[min(spare, key=lambda unit: abs(units.sizes[unit] - wanted))] = True

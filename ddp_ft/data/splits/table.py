@@ -1,4 +1,4 @@
-"""The splits of a table: by its column of splits, or drawn, by whole groups where there are any."""
+"""The splits of a table: from its column of splits, or drawn, by whole groups if it has any."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ from ddp_ft.errors import UserError, shortened
 
 
 def takes(path: Path) -> bool:
-    """Whether the name is that of a table."""
+    """Whether it is a table by its name."""
     return is_table(path)
 
 
@@ -32,53 +32,48 @@ def target_kind(kinds: Sequence[str]) -> str:
 
 
 def config_for(config: DataConfig, path: Path, schema: Schema) -> DataConfig:
-    """As it is: the columns are those that the model was trained on."""
+    """The same: the columns are those that the model was trained on."""
     return config
 
 
 def open_part(config: DataConfig, path: Path, schema: Schema, split: str | None) -> tuple[str, LabelledSource]:
-    """The rows that the column of splits gives that part; all of them for "all"."""
+    """The rows of that part by the column of splits; all rows for "all"."""
     rows = read_rows(replace(config, group=None, weight=None), path, schema=schema)
     roles = rows.roles or []
     name = split or (VAL if VAL in roles else ALL)
     chosen = range(len(rows.paths)) if name == ALL else [row for row, role in enumerate(roles) if role == name]
     if not chosen:
-        known = sorted(set(roles))
-        hint = (
-            f"Its column of splits has {' and '.join(known)}." if known else "It has no column of splits (data.split)."
-        )
+        known = " and ".join(sorted(set(roles)))
+        hint = f"Its column of splits has {known}." if known else "It has no column of splits (data.split)."
         raise UserError(f"{path} has no {name} rows.", f"{hint} --split all takes all rows.")
     return name, rows.source(list(chosen))
 
 
 def open_splits(request: SplitRequest, path: Path, task: str) -> Splits:
-    """As its layout.
+    """As `Layout`.
 
-    Raises UserError as `read_rows` does, and for an image or group on two sides of the given splits, classes
-    that training lacks, targets that are all the same, and weights that leave nothing to train on.
+    Raises UserError as `read_rows` does, and for an image or group on two sides of the given splits, classes that
+    training lacks, targets that are all the same, and weights that are all 0.
     """
     rows = read_rows(request.config, path, task)
     parts = _given_parts(rows, path)
     groups = _groups_of_images(rows, path)
-    pool = _pool(rows, groups, parts[TRAIN])
-    given = VAL in parts
-    missing = KINDS[rows.schema.kind].check_candidates(rows.targets[parts[TRAIN]], rows.schema.names, path)
+    schema, candidates, given = rows.schema, parts[TRAIN], VAL in parts
+    pool = _pool(rows, groups, candidates)
+    missing = KINDS[schema.kind].check_candidates(pool.targets, schema.names, path)
     seen = fingerprint(rows)
     division = divide_pool(request, pool, path, given, seen)
-    record = division.record
-    notes = [*rows.notes, *missing, *_duplicate_notes(rows), *division.notes(pool, rows.schema.names)]
+    notes = [*rows.notes, *missing, *_duplicate_notes(rows), *division.notes(pool, schema.names)]
     if not given:
-        drawn = parts[TRAIN]
-        parts |= {TRAIN: drawn[division.train], VAL: drawn[division.val]}
-    sources = {role: rows.source(those) for role, those in parts.items()}
-    _check_training(sources[TRAIN], rows.schema, path)
-    record["counts"] = {role: len(source) for role, source in sources.items()}
-    test = sources.get(TEST)
-    return Splits(sources[TRAIN], sources[VAL], test, rows.schema, seen, record, tuple(notes))
+        parts |= {TRAIN: candidates[division.train], VAL: candidates[division.val]}
+    sources = {role: rows.source(chosen) for role, chosen in parts.items()}
+    _check_training(sources[TRAIN], schema, path)
+    division.record["counts"] = {role: len(source) for role, source in sources.items()}
+    return Splits(sources[TRAIN], sources[VAL], sources.get(TEST), schema, seen, division.record, tuple(notes))
 
 
 def _given_parts(rows: Rows, path: Path) -> dict[str, Any]:
-    """The rows of each role that the table names; all are for training where it names none."""
+    """The rows of each role that the table names; all are for training if it names none."""
     if rows.roles is None:
         return {TRAIN: np.arange(len(rows.paths))}
     roles = np.array(rows.roles)
@@ -92,32 +87,31 @@ def _given_parts(rows: Rows, path: Path) -> dict[str, Any]:
 
 
 def _check_apart(names: Sequence[str], roles: Sequence[str], path: Path, what: str) -> None:
+    if torn := _torn(names, roles):
+        hint = "What is trained on must not validate or test. Put each in one split."
+        message = f"{path} has {len(torn)} {what} in more than one of its splits: {shortened(torn, 5)}."
+        raise UserError(message, hint)
+
+
+def _torn(names: Sequence[str], parts: Sequence[str]) -> list[str]:
+    """The names that are in more than one part, each once, in their order."""
     first: dict[str, str] = {}
-    torn: dict[str, None] = {}
-    for name, role in zip(names, roles, strict=True):
-        if first.setdefault(name, role) != role:
-            torn[name] = None
-    if torn:
-        raise UserError(
-            f"{path} has {len(torn)} {what} in more than one of its splits: {shortened(list(torn), 5)}.",
-            "What is trained on must not validate or test. Put each in one split.",
-        )
+    pairs = zip(names, parts, strict=True)
+    return list(dict.fromkeys(name for name, part in pairs if first.setdefault(name, part) != part))
 
 
 def _groups_of_images(rows: Rows, path: Path) -> Sequence[str] | None:
-    """What must stay together: the groups, or the rows of one image where it has several."""
+    """The groups that stay together: the table's, or the rows of each image if some have several."""
     if rows.groups is None:
         return rows.paths if len(set(rows.paths)) < len(rows.paths) else None
-    first: dict[str, str] = {}
-    pairs = zip(rows.paths, rows.groups, strict=True)
-    if torn := [image for image, group in pairs if first.setdefault(image, group) != group]:
+    if torn := _torn(rows.paths, rows.groups):
         raise UserError(f"{path} has {len(torn)} images in more than one group: {shortened(torn, 5)}.")
     return rows.groups
 
 
-def _pool(rows: Rows, groups: Sequence[str] | None, those: Any) -> Pool:
-    chosen = None if groups is None else [groups[row] for row in those]
-    return Pool([rows.paths[row] for row in those], rows.schema.kind, rows.targets[those], chosen)
+def _pool(rows: Rows, groups: Sequence[str] | None, chosen: Any) -> Pool:
+    kept = None if groups is None else [groups[row] for row in chosen]
+    return Pool([rows.paths[row] for row in chosen], rows.schema.kind, rows.targets[chosen], kept)
 
 
 def _check_training(source: LabelledFileSource, schema: Schema, path: Path) -> None:
@@ -132,14 +126,13 @@ def _duplicate_notes(rows: Rows) -> Iterator[str]:
 
 
 def fingerprint(rows: Rows) -> str:
-    """A hash of all that the columns say and of the images' sizes, whatever the order of the table's rows."""
+    """A hash of all columns and of the images' sizes, whatever the order of the table's rows."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update("\0".join([rows.schema.kind, *rows.schema.names]).encode())
-    targets = np.ascontiguousarray(rows.targets)
-    count = len(rows.paths)
-    weights = [""] * count if rows.weights is None else [repr(weight) for weight in rows.weights.tolist()]
-    texts = zip(rows.paths, rows.sizes, weights, rows.groups or [""] * count, rows.roles or [""] * count, strict=True)
-    for target, row in zip(targets, texts, strict=True):
+    nothing = [""] * len(rows.paths)
+    weights = nothing if rows.weights is None else [repr(weight) for weight in rows.weights.tolist()]
+    columns = (rows.paths, rows.sizes.tolist(), weights, rows.groups or nothing, rows.roles or nothing)
+    for target, row in zip(np.ascontiguousarray(rows.targets), zip(*columns, strict=True), strict=True):
         digest.update(os.fsencode("\0".join(map(str, row))) + b"\n")
         digest.update(target.tobytes())
     return digest.hexdigest()
