@@ -1,13 +1,13 @@
-"""What can be done to batches of any kind: samples stacked, batches cut, joined and put in order.
+"""Operations on batches of any kind: stack samples; cut, join and reorder batches.
 
-A value of uneven length travels as NAME, padded with 0 along its second dimension to the longest of the batch, and
-NAME_length (int64, B). Whatever is done to a batch leaves no more padding than its longest sample needs, so a batch is
-the same however it came about.
+A value of uneven length is NAME, padded with 0 along its second dimension to the longest of the batch, with NAME_length
+(int64, B). No operation leaves more padding than the longest sample needs, so a batch is the same however it was made.
 """
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
@@ -15,12 +15,12 @@ from torch.utils.data import default_collate
 from ddp_ft.contracts import Batch
 
 LENGTH = "_length"
-# Another sample of the micro-batch, named by its place in it.
+# The place of another sample in the micro-batch.
 PARTNER = "mix_partner"
 
 
 def stacked(samples: Sequence[Batch]) -> Batch:
-    """Samples as a batch; those of their values that have a NAME_length beside them are padded."""
+    """The samples as a batch; values with a NAME_length are padded."""
     ragged = [name for name in samples[0] if name + LENGTH in samples[0]]
     batch: Batch = default_collate([{n: t for n, t in sample.items() if n not in ragged} for sample in samples])
     return batch | {name: pad_sequence([sample[name] for sample in samples], batch_first=True) for name in ragged}
@@ -32,20 +32,20 @@ def samples_of(batch: Batch) -> int:
 
 
 def cut(batches: Sequence[Batch], most: int) -> list[Batch]:
-    """Batches of `most` samples, the last one of what is left, as a loader with that micro-batch cuts them: views,
-    where that can be."""
+    """Batches of `most` samples, the last one of the rest, as a loader with that micro-batch cuts them; views if
+    possible."""
     if any(samples_of(batch) % most for batch in batches[:-1]):
         batches = [joined(batches)]
     return [_part(batch, start, start + most) for batch in batches for start in range(0, samples_of(batch), most)]
 
 
 def first_samples(batch: Batch, count: int) -> Batch:
-    """So many samples of a batch (even, where samples are mixed in pairs), as views."""
+    """The first `count` samples of a batch (even, if samples are mixed in pairs), as views."""
     return _part(batch, 0, count)
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
-    """All samples of the batches as one; pinned, if they are."""
+    """All samples of the batches as one batch; pinned if they are."""
     if len(batches) == 1:
         return batches[0]
     starts, moved = 0, []
@@ -58,7 +58,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
 
 
 def chosen(batch: Batch, places: Tensor) -> Batch:
-    """The samples at these places (int64), in that order; not of a batch whose samples are mixed."""
+    """The samples at these places (int64), in that order; the batch is not mixed."""
     assert PARTNER not in batch
     return _trimmed({name: tensor[places] for name, tensor in batch.items()})
 
@@ -84,10 +84,5 @@ def _trimmed(batch: Batch) -> Batch:
 def _rows(parts: list[Tensor], ragged: bool) -> Tensor:
     if ragged:
         width = max(part.shape[1] for part in parts)
-        parts = [_widened(part, width) for part in parts]
+        parts = [F.pad(part, (0, 0) * (part.ndim - 2) + (0, width - part.shape[1])) for part in parts]
     return torch.cat(parts)
-
-
-def _widened(part: Tensor, width: int) -> Tensor:
-    padding = part.new_zeros(len(part), width - part.shape[1], *part.shape[2:])
-    return torch.cat([part, padding], dim=1)

@@ -1,4 +1,4 @@
-"""How many images there are of each class, and how sure a figure of so many images is."""
+"""The numbers of images of the classes."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from ddp_ft.data.targets.registry import KINDS
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """Images of each class, or with each label where an image may have several; `total` counts the images."""
+    """Images of each class, or with each label if an image may have several; `total` counts the images."""
 
     names: tuple[str, ...]
     counts: tuple[int, ...]
@@ -17,21 +17,21 @@ class ClassCounts:
 
     @property
     def smallest(self) -> tuple[str, int]:
-        """The first of the classes with the fewest images, and how many it has."""
+        """The first class with the fewest images, and how many it has."""
         return min(zip(self.names, self.counts, strict=True), key=lambda each: each[1])
 
     @property
     def largest(self) -> tuple[str, int]:
-        """The first of the classes with the most images, and how many it has."""
+        """The first class with the most images, and how many it has."""
         return max(zip(self.names, self.counts, strict=True), key=lambda each: each[1])
 
     @property
     def imbalance(self) -> float:
-        """How many times as many images the largest class has as the smallest; infinite where that one has none."""
+        """The ratio of the largest to the smallest class; infinite if the smallest has no image."""
         return self.largest[1] / self.smallest[1] if self.smallest[1] else math.inf
 
 
 def count_classes(source: LabelledSource, schema: Schema) -> ClassCounts | None:
-    """The counts of a set, from its targets alone; None where targets have no classes, as numbers."""
+    """The counts of a set, from its targets alone; None if the targets have no classes, as numbers."""
     counts = KINDS[schema.kind].counts(source.targets, schema.names)
     return None if counts is None else ClassCounts(schema.names, tuple(counts.tolist()), len(source))

@@ -1,4 +1,4 @@
-"""From addresses to batches, in this process or in forked workers; what comes out does not depend on which."""
+"""From addresses to batches, in this process or in forked workers, with the same result."""
 
 import itertools
 import signal
@@ -6,6 +6,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -24,9 +25,9 @@ from ddp_ft.errors import printable
 
 
 class Portion(NamedTuple):
-    """The readable samples of one fetch, None if there are none; and {index: reason} of the damaged ones.
+    """One collated fetch: `batch` of the readable samples (None if there are none), `damaged` {index: reason}.
 
-    `replaced` are the damaged ones in whose place others stand; `failure` is what is wrong with something else.
+    `replaced` are damaged ones that another sample replaces; `failure` is any other exception, for the parent to raise.
     """
 
     batch: Batch | None
@@ -36,11 +37,11 @@ class Portion(NamedTuple):
 
 
 class SampleError(RuntimeError):
-    """Reading or transforming a sample failed, and not for damage; the message names the sample."""
+    """Reading or transforming a sample failed, but the sample is not damaged; the message names it."""
 
 
 class _Sample(NamedTuple):
-    """What became of an address: the sample `chosen` was read in the end, with these tensors; None: none could be."""
+    """The sample `chosen` that was read for an address, with its tensors; None if none could be read."""
 
     address: Address
     chosen: int
@@ -50,7 +51,7 @@ class _Sample(NamedTuple):
 
 
 class _Samples(Dataset[_Sample]):
-    """A sample by its address, or the reason why it cannot be had: workers hand on no exceptions."""
+    """Samples by address, or the reasons why they cannot be read: workers return no exceptions."""
 
     def __init__(self, source: Source, transform: Transform, seed: int) -> None:
         self.source = source
@@ -60,7 +61,7 @@ class _Samples(Dataset[_Sample]):
     def __getitem__(self, address: Address) -> _Sample:
         try:
             return self._read(address)
-        except Exception as error:  # of a transform, or of a source that has a mistake: nobody could tell the file
+        except Exception as error:  # from a faulty transform or source, whose message does not name the file
             name = printable(self.source.name(address.index))
             failure = SampleError(f"{name}: {type(error).__name__}: {error}\n{traceback.format_exc()}")
             return _Sample(address, address.index, None, {}, failure)
@@ -79,7 +80,7 @@ class _Samples(Dataset[_Sample]):
         return _Sample(address, address.index, None, damaged)
 
     def _transformed(self, address: Address, index: int) -> Batch:
-        """A sample's tensors, as the model is to see it. Raises BadSample."""
+        """A sample's tensors, transformed. Raises BadSample."""
         sample = open_sample(self.source, index)
         with drawing_from(self.seed, address.epoch, address.position):
             return self.transform(sample)
@@ -108,17 +109,17 @@ def _weights(batch: Batch, addresses: list[Address]) -> Tensor:
 
 @dataclass(frozen=True)
 class Reader:
-    """What reads samples: a source, what is made of them, and by how many workers; 0: in this process."""
+    """Reads and transforms samples of a source in `workers` processes; 0: in this process."""
 
     source: Source
     transform: Transform
     workers: int = 0
     pin_memory: bool = False
 
-    def portions(self, fetches: Iterable[list[Address]], seed: int) -> Iterator[Portion]:
-        """What the fetches give, in their order; workers read ahead two fetches each."""
+    def portions(self, fetches: Iterable[list[Address]], seed: int) -> Generator[Portion, None, None]:
+        """The portions of the fetches, in their order; workers read ahead two fetches each. Raises their failures."""
         with warnings.catch_warnings():
-            # More workers than cores is for the caller to judge, and Python >= 3.12 warns of any fork beside threads.
+            # More workers than cores is the caller's choice, and Python >= 3.12 warns of any fork beside threads.
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
             warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
             dataset = _Samples(self.source, self.transform, seed)
@@ -133,7 +134,14 @@ class Reader:
                 multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
                 generator=torch.Generator(),  # else it draws a seed from the caller's
             )
-            return iter(loader)
+            portions = iter(loader)
+        try:
+            for portion in portions:
+                if portion.failure:
+                    raise portion.failure
+                yield portion
+        finally:
+            del portions  # ends the workers now, even while a traceback keeps this frame
 
 
 def _ignore_signals(_worker: int) -> None:
@@ -145,14 +153,13 @@ def _ignore_signals(_worker: int) -> None:
 class TrainLoader:
     """This rank's share of each of these steps, as a list of micro-batches.
 
-    A batch is what the reader's transform makes of samples, with "weight" (float32; the sample's own or 1, 0 for a
-    ghost), "index" (of the sample that was read) and "position" (int64). All that is random about a sample is drawn
-    from torch's CPU generator seeded by (seed, epoch, position). `micro_batch` is the most samples of a micro-batch, an
-    even number where the sampler has pairs; None: the whole share. One run of the workers covers all steps, so that
-    none waits at the border of two epochs. In a `Lenient` source others take the place of damaged samples, and are
-    augmented as those would be.
+    A batch is what the reader's transform returns, with "weight" (float32; the sample's own or 1, 0 for a ghost),
+    "index" (of the sample that was read) and "position" (int64). A sample draws from torch's CPU generator, seeded by
+    (seed, epoch, position). `micro_batch` is the most samples of a micro-batch, rounded down to an even number if the
+    sampler has pairs; None: the whole share. The workers run once over all steps: none waits between two epochs. In
+    a `Lenient` source others replace damaged samples, and are augmented as those would be.
 
-    Iterating raises UserError if a sample is damaged, after looking for all others that are.
+    Iterating raises UserError if a sample is damaged, after reading all others to list the damaged ones.
     """
 
     def __init__(self, reader: Reader, sampler: GlobalOrderSampler, micro_batch: int | None, steps: range) -> None:
@@ -165,29 +172,25 @@ class TrainLoader:
         return len(self.steps)
 
     def __iter__(self) -> Generator[list[Batch], None, None]:
-        portions = self.reader.portions(self._fetches(), self.sampler.seed)
-        try:
+        with closing(self.reader.portions(self._fetches(), self.sampler.seed)) as portions:
             for step in self.steps:
-                yield [_whole(self.reader.source, _sound(next(portions))) for _ in self._cuts(step)]
-        finally:
-            del portions  # ends the workers now, even while a traceback keeps this frame
+                yield [_whole(self.reader.source, next(portions)) for _ in self._cuts(step)]
 
     def _cuts(self, step: int) -> range:
         return cut_places(self.sampler.share_length(step), self.micro_batch, self.sampler.pairs)
 
     def _fetches(self) -> Iterator[list[Address]]:
         for step in self.steps:
-            share = self.sampler.share(step)
-            cuts = self._cuts(step)
+            share, cuts = self.sampler.share(step), self._cuts(step)
             yield from (share[start : start + cuts.step] for start in cuts)
 
 
 class EvalLoader:
-    """Chunks of a source for evaluation and prediction: those of these numbers, all if None.
+    """The chunks of a source with these numbers, for evaluation and prediction; all if None.
 
     The source's order is cut into chunks of `chunk_size`; see `chunks_of`. A batch has "weight" (the sample's own or
-    1), "position" (the place in the source's order) and "index" (of the sample that was read: another one in the place
-    of a damaged one, if the source is `Lenient`).
+    1), "position" (the place in the source's order) and "index" (of the sample that was read, which replaces a damaged
+    one if the source is `Lenient`).
     """
 
     def __init__(self, reader: Reader, chunk_size: int, numbers: Iterable[int] | None = None) -> None:
@@ -197,22 +200,17 @@ class EvalLoader:
         self.reader = replace(reader, workers=min(reader.workers, len(self.starts)))
 
     def __len__(self) -> int:
-        """How many chunks there are to read."""
         return len(self.starts)
 
     def __iter__(self) -> Iterator[Batch]:
-        """One batch a chunk. Raises UserError if a sample is damaged, after looking for all others that are."""
-        for portion in self.portions():
-            yield _whole(self.reader.source, portion)
-
-    def portions(self) -> Iterator[Portion]:
-        """One portion a chunk, with its damaged samples beside its batch instead of an error."""
-        portions = self.reader.portions(self._fetches(), seed=0)
-        try:
+        """One batch for each chunk. UserError if a sample is damaged, as in TrainLoader."""
+        with closing(self.portions()) as portions:
             for portion in portions:
-                yield _sound(portion)
-        finally:
-            del portions  # as in TrainLoader
+                yield _whole(self.reader.source, portion)
+
+    def portions(self) -> Generator[Portion, None, None]:
+        """One portion for each chunk, with its damaged samples instead of an error."""
+        return self.reader.portions(self._fetches(), seed=0)
 
     def _fetches(self) -> Iterator[list[Address]]:
         for start in self.starts:
@@ -221,14 +219,8 @@ class EvalLoader:
 
 
 def chunks_of(source: Source, chunk_size: int, world_size: int = 1, rank: int = 0) -> range:
-    """The numbers of a rank's chunks, which are dealt whole to the ranks in turn; a rank may have none."""
+    """The numbers of a rank's chunks: whole chunks are dealt to the ranks in turn; a rank may have none."""
     return range(rank, -(-len(source) // chunk_size), world_size)
-
-
-def _sound(portion: Portion) -> Portion:
-    if portion.failure:
-        raise portion.failure
-    return portion
 
 
 def _whole(source: Source, portion: Portion) -> Batch:

@@ -1,4 +1,4 @@
-"""A sample that is opened, and decoded when it is known which part of it is needed."""
+"""Samples that are opened, and decoded once it is known which part of them is needed."""
 
 from typing import Protocol, cast
 
@@ -9,9 +9,9 @@ class OpeningSource(Source, Protocol):
     """A source whose samples need not be decoded as a whole."""
 
     def open(self, index: int) -> Sample:
-        """As `read`, but for what is still in its file. Raises BadSample, as decoding it may later."""
+        """As `read`, with values that are not decoded yet. Raises BadSample, as decoding may later."""
 
 
 def open_sample(source: Source, index: int) -> Sample:
-    """The sample, undecoded if the source can give it so. Raises BadSample."""
+    """The sample, undecoded if the source can. Raises BadSample."""
     return cast(OpeningSource, source).open(index) if hasattr(source, "open") else source.read(index)

@@ -1,4 +1,4 @@
-"""Seeds from numbers, and drawing with them."""
+"""Seeds from numbers, and draws with them."""
 
 import hashlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 def derive_seed(*parts: int) -> int:
     """A seed of 63 bits from these numbers, the same on every machine and in every version.
 
-    Unlike a sum, it gives unrelated seeds for (seed, epoch) = (0, 1) and (1, 0).
+    Unlike a sum, it returns unrelated seeds for (seed, epoch) = (0, 1) and (1, 0).
     """
     text = ",".join(str(int(part)) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
@@ -18,9 +18,9 @@ def derive_seed(*parts: int) -> int:
 
 @contextmanager
 def drawing_from(*parts: int) -> Iterator[None]:
-    """torch's CPU generator seeded by these numbers, and afterwards as it was.
+    """Seed torch's CPU generator by these numbers for the block, and restore its state afterwards.
 
-    Not torch.manual_seed: that would reset the CUDA generators of a process without workers as well.
+    torch.manual_seed would also reset the CUDA generators of a process without workers.
     """
     generator = torch.default_generator
     before = generator.get_state()
@@ -32,10 +32,10 @@ def drawing_from(*parts: int) -> Iterator[None]:
 
 
 def seed_masks(seed: int, device: torch.device) -> None:
-    """Seed what draws random masks (dropout and its like) on that device: the same numbers as after torch.manual_seed.
+    """Seed the generators of random masks (dropout and the like) on that device, as torch.manual_seed does.
 
-    That seeds the generators of all kinds of devices, and where CUDA is not in use writes down the stack of calls each
-    time, which took over a millisecond.
+    That seeds the generators of all kinds of devices, and without CUDA records the stack of calls each time, which took
+    over a millisecond.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""The order of samples as arithmetic: (seed, epoch, step) says which samples an optimizer step takes."""
+"""The order of samples as arithmetic: the samples of an optimizer step follow from (seed, epoch, step)."""
 
 from collections.abc import Iterator, Sized
 
@@ -17,18 +17,18 @@ SAMPLINGS = ("natural", "balanced", "weighted")
 
 
 def even_share(total: int, parts: int, part: int) -> range:
-    """The places 0..total-1 that fall to `part` of `parts`: contiguous, the first ones get one more."""
+    """The places of 0..total-1 for `part` of `parts`: contiguous, and one more for the first parts."""
     base, extra = divmod(total, parts)
     start = part * base + min(part, extra)
     return range(start, start + base + (part < extra))
 
 
 def draw_in_proportion(weights: Tensor, generator: torch.Generator) -> Tensor:
-    """As many indices as there are weights (N, 0 or more), in proportion to them and in random order, int64 (N,).
+    """Draw as many indices as there are weights (N, 0 or more), in proportion to them and in random order, int64 (N,).
 
-    Systematic sampling (Madow 1944): N points at equal distances on a line on which each sample has a stretch of its
-    weight. Each sample comes the floor or ceiling of its expected number often, and so do all samples of equal
-    weight together, such as those of a class, as they lie side by side. Which of them come is drawn anew each time.
+    Systematic sampling (Madow 1944): N points at equal distances on a line on which each sample has a section as long
+    as its weight. Each sample is drawn the floor or ceiling of its expected number of times, and so are all samples of
+    equal weight together, such as those of a class, because their sections are adjacent. Each call draws others.
     """
     count = len(weights)
     _, group = torch.unique(weights, return_inverse=True)
@@ -45,13 +45,12 @@ def draw_in_proportion(weights: Tensor, generator: torch.Generator) -> Tensor:
 class GlobalOrderSampler(DistributedSampler[int]):
     """A DistributedSampler whose order does not depend on the number of ranks, and which starts at any step.
 
-    `batch_size` is global. An epoch of n samples has ceil(n / batch_size) steps, whose batches differ in size by
-    at most one; nothing is dropped or repeated. Each step's batch is cut into contiguous shares, one a rank.
-    Steps are counted on over epochs. Iterated, it gives this rank's indices of the epoch set by `set_epoch`.
+    `batch_size` is global. An epoch of n samples has ceil(n / batch_size) steps, whose batches differ in size by at
+    most one; nothing is dropped or repeated. Each step's batch is cut into contiguous shares, one for each rank. Steps
+    are counted over all epochs. Iterating yields this rank's indices of the epoch set by `set_epoch`.
 
-    With `pairs`, the places 2j and 2j + 1 of a global batch always fall to the same rank, and the ranks' shares
-    differ by two at most. With `weights` (float64, one a sample, in any unit), an epoch has n draws in proportion to
-    them instead: each sample comes the floor or the ceiling of n times its share of the weights often.
+    With `pairs`, the places 2j and 2j + 1 of a global batch are in the same share, and shares differ by two at most.
+    With `weights` (float64, one for each sample, in any unit), an epoch has n draws in proportion to them instead.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class GlobalOrderSampler(DistributedSampler[int]):
             raise ValueError(f"{self.size} samples in batches of {batch_size}: both must be at least 1")
         if weights is not None and (weights.shape != (self.size,) or not shuffle):
             raise ValueError(f"{tuple(weights.shape)} weights for {self.size} samples; shuffle is {shuffle}")
-        # The base class wants something with a length and looks at nothing else.
+        # The base class only takes the length.
         super().__init__(range(self.size), num_replicas, rank, shuffle, seed)  # type: ignore[arg-type]
         self.batch_size = batch_size
         self.pairs = pairs
@@ -90,19 +89,15 @@ class GlobalOrderSampler(DistributedSampler[int]):
         return self._order(step // self.steps_per_epoch)[places.start : places.stop]
 
     def share(self, step: int) -> list[Address]:
-        """This rank's part of the step's samples; never empty.
-
-        Where there are fewer samples than ranks, it is one ghost: the rank must still take part in the
-        synchronised backward pass.
-        """
-        mine = self._addresses(step, self._places(step))
-        if mine:
+        """This rank's share of the step's samples; one ghost if it is empty, since the rank must still take part in the
+        synchronised backward pass."""
+        if mine := self._addresses(step, self._places(step)):
             return mine
         first = self._addresses(step, range(1))[0]
         return [Address(first.index, first.epoch, first.position, ghost=True)]
 
     def share_length(self, step: int) -> int:
-        """How many samples `share` gives, its ghost included, without drawing the order."""
+        """The length of `share`, its ghost included, without drawing the order."""
         return max(1, len(self._places(step)))
 
     @property
@@ -127,7 +122,7 @@ class GlobalOrderSampler(DistributedSampler[int]):
         if not self.pairs:
             return even_share(length, self.num_replicas, self.rank)
         mine = even_share(length // 2, self.num_replicas, self.rank)
-        is_last = self.rank == self.num_replicas - 1  # it has the fewest pairs, and so takes an odd sample
+        is_last = self.rank == self.num_replicas - 1  # it has the fewest pairs, and so takes the odd sample
         return range(2 * mine.start, length if is_last else 2 * mine.stop)
 
     def _addresses(self, step: int, places: range) -> list[Address]:
@@ -164,13 +159,11 @@ class GlobalOrderSampler(DistributedSampler[int]):
 def sampling_weights(
     kind: str, targets: NDArray[np.generic], weights: NDArray[np.float32] | None, schema_kind: str
 ) -> Tensor | None:
-    """In proportion to what samples are drawn, float64 (N,); None if each is seen once an epoch.
+    """The weights for drawing samples, float64 (N,); None if each sample is seen once an epoch.
 
-    `kind` is data.sampling. "balanced" makes classes equally frequent, as the kind of targets has it (`TargetKind`).
-    "weighted" gives the samples' own weights. `targets` and `schema_kind` are as in `LabelledSource` and `Schema`.
-
-    Raises UserError for weights that are missing, negative, no numbers or all 0, and for balanced targets that have
-    no classes.
+    `kind` is data.sampling. "balanced" makes classes equally frequent, as `TargetKind.balanced` defines it; "weighted"
+    takes the samples' own weights. `targets` and `schema_kind` are as in `LabelledSource` and `Schema`. UserError for
+    weights that are missing, negative, no numbers or all 0, and for balanced targets that have no classes.
     """
     if kind not in SAMPLINGS:
         raise UserError(f"data.sampling = '{kind}' is unknown.", known_names(kind, SAMPLINGS))

@@ -1,4 +1,4 @@
-"""All images of a data set read once, by processes on all cores: what is damaged, doubled, odd or small."""
+"""A survey of all images of a data set, by processes on all cores: which are damaged, duplicate, odd or small."""
 
 import io
 import multiprocessing
@@ -22,14 +22,14 @@ from ddp_ft.data.image.decode import decode
 from ddp_ft.data.image.pillow import known_formats, quiet_pillow
 from ddp_ft.distributed.environment import usable_cores
 
-# Images that a process takes at a time, and how many such parts wait for each of them: so memory is bounded.
+# Images that a process takes at a time, and how many such parts wait for each process: this bounds memory.
 PART, WAITING = 64, 4
 _ORIENTATION = 0x0112  # the EXIF tag
-# What is odd about a file, by name; an image may be several of these.
+# Oddities of a file, by name; an image may have several.
 SUFFIX, CMYK, DEEP, PALETTE, ALPHA, ANIMATED, TURNED = ODDITIES = (
     "another format than the name says", "CMYK", "more than 8 bits", "palette", "alpha", "animated", "turned by EXIF",
 )  # fmt: skip
-# Suffixes that stand for a format that Pillow calls otherwise.
+# Suffixes of formats that have another name in Pillow.
 _FORMATS_OF = {
     "jpg": ("JPEG", "MPO"), "jpeg": ("JPEG", "MPO"), "tif": ("TIFF",), "tiff": ("TIFF",), "pgm": ("PPM",),
     "bmp": ("BMP", "DIB"), "jp2": ("JPEG2000",),
@@ -37,8 +37,8 @@ _FORMATS_OF = {
 
 
 class Look(NamedTuple):
-    """What was seen of one image: why it is damaged (empty: it is not), height and width as they are stored, a bit
-    for each of ODDITIES, and a hash of its bytes."""
+    """One image: why it is damaged (empty: it is not), its stored height and width, a bit for each of ODDITIES, and a
+    hash of its bytes."""
 
     reason: str
     height: int
@@ -49,11 +49,10 @@ class Look(NamedTuple):
 
 @dataclass
 class Survey:
-    """What was seen of all images, those of one split behind those of the other.
+    """All images of the splits, one split after the other, by number.
 
-    `paths` gives an image's name by its number. `roles` (uint8) is its place in `splits`, `targets` (int64) the same
-    number where the targets are the same; `sizes` (int32, N x 2), `oddities` (uint8) and `digests` (uint64) are as in
-    `Look`. `damaged` has the reasons, by number.
+    `roles` (uint8) is an image's place in `splits`; `targets` (int64) are equal for images with equal targets; `sizes`
+    (int32, N x 2), `oddities` (uint8) and `digests` (uint64) are as in `Look`. `damaged` are the reasons.
     """
 
     splits: tuple[str, ...]
@@ -74,7 +73,7 @@ class Survey:
         return self.sources[role].name(number - int(np.searchsorted(self.roles, role)))
 
     def having(self, oddity: str) -> list[int]:
-        """The numbers of the images that are so."""
+        """The numbers of the images with that oddity."""
         bit = 1 << ODDITIES.index(oddity)
         return [int(number) for number in np.flatnonzero(self.oddities & bit)]
 
@@ -89,13 +88,13 @@ class Survey:
 
 
 def survey(
-    splits: Mapping[str, LabelledSource], tell: Callable[[int, int], None] = lambda done, total: None,
+    splits: Mapping[str, LabelledSource], progress: Callable[[int, int], None] = lambda done, total: None,
     processes: int | None = None,
 ) -> Survey:  # fmt: skip
     """Read and decode every image of these sets, whose names are paths of files.
 
-    `tell` is called with how many are done, and how many there are. `processes`: as many as there are cores.
-    Raises BrokenProcessPool if a decoder takes its process with it.
+    `progress` is called with the number of images done, and of all. `processes` None: one for each core. Raises
+    BrokenProcessPool if a decoder crashes its process.
     """
     sources = tuple(splits.values())
     total = sum(map(len, sources))
@@ -117,7 +116,7 @@ def survey(
                 found.oddities[number], found.digests[number] = look.oddities, look.digest
                 if look.reason:
                     found.damaged[number] = look.reason
-            tell(part.stop, total)
+            progress(part.stop, total)
     return found
 
 
@@ -133,35 +132,28 @@ def _pool(processes: int) -> Iterator[tuple[ProcessPoolExecutor, int]]:
 
 def _in_order(pool: ProcessPoolExecutor, tasks: Iterator[list[str]], ahead: int) -> Iterator[list[Look]]:
     """As pool.map, but with a bounded number of tasks that are not done."""
-    waiting: list[Future[list[Look]]] = [pool.submit(look_at_all, task) for task in islice(tasks, ahead)]
+    waiting: list[Future[list[Look]]] = [pool.submit(_look_at_all, task) for task in islice(tasks, ahead)]
     while waiting:
         yield waiting.pop(0).result()
-        waiting += [pool.submit(look_at_all, task) for task in islice(tasks, 1)]
+        waiting += [pool.submit(_look_at_all, task) for task in islice(tasks, 1)]
 
 
-def look_at_all(names: Sequence[str]) -> list[Look]:
-    """What there is to see of these files."""
+def _look_at_all(names: Sequence[str]) -> list[Look]:
     with quiet_pillow():
-        return [look_at(name) for name in names]
+        return [_look_at(name) for name in names]
 
 
-def look_at(name: str) -> Look:
-    """What there is to see of a file; it is decoded as training does. To be called within `quiet_pillow`."""
+def _look_at(name: str) -> Look:
+    """Decode a file as training does, and look at its bytes and header."""
     try:
         decode(name)
-        return _look_again(name)
-    except (BadSample, OSError) as error:  # OSError: it is gone by the second look
+        data = Path(name).read_bytes()
+        digest = int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
+        with Image.open(io.BytesIO(data), formats=known_formats()) as image:
+            bits = sum(1 << ODDITIES.index(oddity) for oddity, is_so in _oddities(image, name) if is_so)
+            return Look("", image.height, image.width, bits, digest)
+    except (BadSample, OSError) as error:  # OSError: it is gone after decoding
         return Look(str(error).removeprefix(f"{name}: ") or "unreadable", 0, 0, 0, 0)
-
-
-def _look_again(name: str) -> Look:
-    """At the bytes and the header of an image that is whole."""
-    data = Path(name).read_bytes()
-    digest = int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
-    with Image.open(io.BytesIO(data), formats=known_formats()) as image:
-        odd = {oddity for oddity, is_so in _oddities(image, name) if is_so}
-        bits = sum(1 << place for place, oddity in enumerate(ODDITIES) if oddity in odd)
-        return Look("", image.height, image.width, bits, digest)
 
 
 def _oddities(image: Image.Image, name: str) -> Iterator[tuple[str, bool]]:
@@ -178,12 +170,12 @@ def _oddities(image: Image.Image, name: str) -> Iterator[tuple[str, bool]]:
 def _is_turned(image: Image.Image) -> bool:
     try:
         return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
-    except Exception:  # garbled metadata, which decoding passes over too
+    except Exception:  # garbled metadata, which decoding ignores too
         return False
 
 
 def _numbered(targets: Sequence[NDArray[np.generic]]) -> NDArray[np.int64]:
-    """A number for each distinct target: a class has its own, several labels or numbers the hash of their bytes."""
+    """A number for each distinct target: the class number, or a hash of the bytes of labels or numbers."""
     return np.concatenate([each.astype(np.int64) if each.ndim == 1 else _hashed(each) for each in targets])
 
 

@@ -1,4 +1,4 @@
-"""How many processes read samples."""
+"""The number of processes that read samples."""
 
 from ddp_ft.distributed.environment import usable_cores
 
@@ -6,10 +6,10 @@ _MOST_WORKERS = 16  # some 600 images/s each are more than fine-tuning on one GP
 
 
 def default_workers(device_type: str, local_world_size: int) -> int:
-    """How many loader processes a rank should have, from the cores this process may use.
+    """The number of loader processes of a rank, from the cores that this process may use.
 
     CUDA: all of the rank's cores but one, which drives the GPU; at least one, to decode while the GPU computes.
-    CPU: one where the rank has two cores or more, because the model's own threads use the others.
+    CPU: one if the rank has two cores or more, because the model's own threads use the others.
     """
     cores = usable_cores() // local_world_size
     if device_type == "cpu":

@@ -1,1 +1,1 @@
-"""What makes a tensor of an image file: decoding, transforms, augmentation, mixing."""
+"""From an image file to a tensor: decoding, transforms, augmentation, mixing."""

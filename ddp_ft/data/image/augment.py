@@ -1,4 +1,4 @@
-"""Distortions of a training image behind crop and flip: a policy of shape and colour, colour jitter, erasing."""
+"""Distortions of a training image after crop and flip: a policy of shape and colour, colour jitter, erasing."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ class Distortions:
 
     def __call__(self, image: Tensor) -> Tensor:
         """uint8 3 x H x W -> the same."""
-        # Interleaved pixels, as resizing gives them, make the colour operations up to five times slower.
+        # Interleaved pixels, as resizing returns them, make the colour operations up to five times slower.
         image = image.contiguous()
         with _one_thread():
             for step in self.steps:
@@ -31,11 +31,11 @@ class Distortions:
 
 
 def distortions(preprocess: Preprocess, augment: AugmentConfig) -> Distortions | None:
-    """What the configuration asks for besides crop and flip; None if that is nothing.
+    """The configured distortions; None if there are none.
 
     RandAugment (arXiv 1909.13719, two operations) or TrivialAugment (arXiv 2103.10158), colour jitter and random
-    erasing (arXiv 1708.04896) are torchvision's. Empty places become the model's mean, which is 0 once it is
-    normalised, up to half a grey level. All draw from torch's global CPU generator. UserError for an unknown policy.
+    erasing (arXiv 1708.04896) are torchvision's. Empty places get the model's mean, which normalising makes 0 up to
+    half a grey level. All draw from torch's global CPU generator. UserError for an unknown policy.
     """
     mean = [float(round(255 * value)) for value in preprocess.mean]
     steps: list[Callable[[Tensor], Tensor]] = []

@@ -1,4 +1,4 @@
-"""An image file to a tensor, whatever its format."""
+"""From an image file of any format to a tensor."""
 
 import errno
 import os
@@ -17,27 +17,27 @@ from ddp_ft.data.image.jpeg import START, Header, Pixels, decode_jpeg, read_head
 from ddp_ft.data.image.pillow import as_pixels, quiet_pillow, read_pixels
 from ddp_ft.errors import one_line
 
-# Errors of the system that say something of the file itself, and so are the same at each try.
+# Errors of the system that are about the file itself, and so are the same at each try.
 _OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def decode(path: Path | str) -> Tensor:
     """The image as uint8, 3 x H x W, upright (EXIF), the first frame of an animation, without its alpha.
 
-    Grey of more than 8 bits is scaled down and never clipped. The tensor is a view of interleaved pixels, which
-    is the layout that resizing is fastest on. Raises as `open_image`.
+    Grey of more than 8 bits is scaled down and never clipped. The tensor is a view of interleaved pixels, the layout
+    that resizing is fastest on. Raises as `open_image`.
     """
     return undecoded.whole(open_image(path))
 
 
 def decode_by_pillow(path: Path | str) -> Tensor:
-    """As `decode`, whatever else there is: what other tools see of the file."""
+    """As `decode`, but always by Pillow: what other tools see of the file."""
     with _damage_named(path):
         return undecoded.as_tensor(read_pixels(path))
 
 
 def from_pillow(image: Image.Image) -> Tensor:
-    """An image of Pillow's as `decode` gives one; it is left as it is. Raises BadSample for what Pillow cannot do."""
+    """A Pillow image as `decode` returns one; the given one is not changed. BadSample for what Pillow cannot read."""
     try:
         with quiet_pillow():
             return undecoded.as_tensor(as_pixels(image.copy()))
@@ -46,10 +46,10 @@ def from_pillow(image: Image.Image) -> Tensor:
 
 
 def open_image(path: Path | str) -> undecoded.Image:
-    """A JPEG as an image that is decoded when parts of it are asked for, which may raise as well; all else decoded.
+    """A JPEG as an image that is decoded when parts of it are needed, which may raise as well; others decoded.
 
-    Raises BadSample, "path: reason", for what is no whole image; a file beyond Pillow's limit of pixels is one of
-    them, and found out before any is decoded. StorageFault where the image may be whole.
+    Raises BadSample, "path: reason", for a damaged image; a file beyond Pillow's limit of pixels is one, and is found
+    before any pixel is decoded. StorageFault if the image may be whole.
     """
     with _damage_named(path):
         if stat.S_ISFIFO(os.stat(path).st_mode):  # noqa: PTH116  (a Path for each image takes longer)
@@ -74,11 +74,11 @@ class JpegFile:
         return (width, height) if self.header.is_turned else (height, width)
 
     def pixels(self, shrink: int) -> Pixels:
-        """The whole image, with sides of 1/shrink, rounded up; of 1 where only Pillow makes something of it."""
+        """The whole image, with sides of 1/shrink, rounded up; of 1 if only Pillow can decode it."""
         with _damage_named(self.path):
             try:
                 return decode_jpeg(self.data, self.header, shrink)
-            except (ValueError, OSError):  # also for small oddities: Pillow has the say on what is damaged
+            except (ValueError, OSError):  # also for small oddities: Pillow decides what is damaged
                 return read_pixels(self.path)
 
 

@@ -1,4 +1,4 @@
-"""The last part of a batch's way, on the device: normalising and mixing."""
+"""Normalising and mixing a batch of images on the device."""
 
 import torch
 
@@ -9,13 +9,13 @@ from ddp_ft.data.image.preprocess import Preprocess
 
 
 class DeviceTransform:
-    """Moves a batch to the device, normalises its "image" and mixes it where the batch says so.
+    """Moves a batch to the device, and normalises and mixes its "image".
 
-    "image" uint8 B x C x H x W becomes float32 of the same shape, (value / 255 - mean) / std, in channels-last
-    memory if asked; with "mix_share", "mix_partner" and "mix_box" in the batch, partners' images are mixed. All
-    other tensors are only moved. On CUDA pinned tensors are moved without waiting, in a stream of their own: the next
-    batch travels while the device computes with the one before. JPEGs that the loader has not decoded are decoded on
-    the device, which is waited for.
+    "image" uint8 B x C x H x W becomes float32 of the same shape, (value / 255 - mean) / std, in channels-last memory
+    if asked; with "mix_share", "mix_partner" and "mix_box" in the batch, partners' images are mixed. All other
+    tensors are only moved. On CUDA pinned tensors are moved without waiting, in a stream of their own: the next batch
+    is copied while the device computes with the one before. JPEGs that the loader has not decoded are decoded on the
+    device, with a wait for it.
     """
 
     def __init__(self, preprocess: Preprocess, device: torch.device | str, channels_last: bool) -> None:
@@ -28,7 +28,7 @@ class DeviceTransform:
         self.std = 255 * torch.tensor(preprocess.std, device=self.device).view(1, -1, 1, 1)
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch on the device; the given one is left as it is."""
+        """The batch on the device; the given one is not changed."""
         moved = self._moved(decoded_on(self.device, batch, self.preprocess) if JPEG in batch else batch)
         image = moved["image"].to(dtype=torch.float32, memory_format=self.memory_format)
         image.sub_(self.mean).div_(self.std)

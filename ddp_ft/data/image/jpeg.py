@@ -1,4 +1,4 @@
-"""JPEG files to pixels: by libjpeg-turbo itself where simplejpeg is installed, else by Pillow, to the same bits."""
+"""JPEG files to pixels: by libjpeg-turbo itself if simplejpeg is installed, else by Pillow, to the same bits."""
 
 import io
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from PIL import Image
 
 try:
     import simplejpeg
-except ImportError:  # a platform that it has no wheel for; decoding takes half as long again then
+except ImportError:  # a platform that it has no wheel for; decoding then takes half as long again
     simplejpeg = None
 
 Pixels = NDArray[np.uint8]  # height x width x 3
@@ -18,7 +18,7 @@ START = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112  # the EXIF tag
 # Second bytes of markers: application data such as EXIF, and the start of the pixels.
 _APP1, _SCAN = 0xE1, 0xDA
-# By EXIF's numbers: what brings the stored pixels upright.
+# By EXIF's numbers: what turns the stored pixels upright.
 _UPRIGHT = {
     2: lambda stored: stored[:, ::-1],
     3: lambda stored: stored[::-1, ::-1],
@@ -31,7 +31,7 @@ _UPRIGHT = {
 
 
 class Header(NamedTuple):
-    """What a JPEG says of itself: its size as it is stored, and the EXIF orientation."""
+    """The stored size of a JPEG, and its EXIF orientation."""
 
     height: int
     width: int
@@ -39,16 +39,16 @@ class Header(NamedTuple):
 
     @property
     def is_turned(self) -> bool:
-        """Whether height and width change places when the image is brought upright."""
+        """Whether turning the image upright swaps height and width."""
         return self.orientation >= 5
 
 
 def read_header(data: bytes) -> Header | None:
-    """None for what Pillow alone is to judge: CMYK, more pixels than it allows, or no JPEG after all."""
+    """The header; None for what only Pillow reads: CMYK, more pixels than it allows, or no JPEG after all."""
     try:
         height, width, is_plain = _size_by_pillow(data) if simplejpeg is None else _size_by_simplejpeg(data)
         orientation = _orientation(data) if _has_metadata(data) else 1
-    except Exception:  # Pillow's own way of decoding will meet it again, and name it
+    except Exception:  # decoding by Pillow will meet it again, and name it
         return None
     is_small = Image.MAX_IMAGE_PIXELS is None or height * width <= Image.MAX_IMAGE_PIXELS
     return Header(height, width, orientation) if is_plain and is_small else None
@@ -65,16 +65,16 @@ def _size_by_pillow(data: bytes) -> tuple[int, int, bool]:
 
 
 def _has_metadata(data: bytes) -> bool:
-    """Whether there is a segment of EXIF or XMP, of which Pillow makes sense; that takes longer than all else here.
+    """Whether there is a segment of EXIF or XMP. Reading it by Pillow takes longer than all else here.
 
-    The segments are walked, as a search through the whole file took a tenth of a millisecond.
+    The segments are walked, because a search through the whole file took a tenth of a millisecond.
     """
     place = 2
     while data[place] == 0xFF and data[place + 1] not in (_APP1, 0xFF):
         if data[place + 1] == _SCAN:
             return False
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    return True  # also for what is no chain of segments: Pillow is to see it
+    return True  # also for what is no chain of segments: Pillow reads it
 
 
 def _orientation(data: bytes) -> int:

@@ -21,9 +21,9 @@ _OF_PAIR = 1  # tells a pair's seed from that of its first image
 
 @dataclass(frozen=True)
 class Mixing:
-    """Alphas of mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899), one of them above 0 at least.
+    """Alphas of mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899), at least one above 0.
 
-    Where both are, each pair of images gets the one or the other with equal probability.
+    If both are, each pair of images gets one of the two with equal probability.
     """
 
     mixup: float = 0.0
@@ -36,7 +36,7 @@ class Mixing:
 
     @staticmethod
     def of(config: AugmentConfig) -> "Mixing | None":
-        """The mixing that the configuration asks for, None if that is none. UserError for an infinite alpha."""
+        """The configured mixing; None if there is none. UserError for an infinite alpha."""
         for name in ("mixup", "cutmix"):
             if math.isinf(getattr(config, name)):
                 raise UserError(f"--{name} is infinite; expected a number such as 0.2 or 1.", "0 turns it off.")
@@ -70,7 +70,7 @@ class Mixing:
 
 
 def _draw_box(area: float, height: int, width: int) -> Box:
-    """A box of that share of the image round a uniform centre, cut off at the borders: the paper's."""
+    """A box of that share of the image around a uniform centre, cut off at the borders, as in the paper."""
     side = math.sqrt(area)
     top, tall = _draw_side(int(height * side), height)
     left, wide = _draw_side(int(width * side), width)
@@ -108,9 +108,9 @@ def draw_mixes(mixing: Mixing, seed: int, addresses: Sequence[Address], height: 
 
 
 def mix_images(images: Tensor, share: Tensor, partner: Tensor, box: Tensor) -> Tensor:
-    """Float B x C x H x W mixed as `draw_mixes` says; `images` is written over. No step waits for the device.
+    """Mix float B x C x H x W in place, as `draw_mixes` says, without waiting for the device.
 
-    Each pixel takes one rounding a product and one a sum, so its bits do not depend on the rest of the batch.
+    Each product and each sum of a pixel is rounded once, so its bits do not depend on the rest of the batch.
     """
     top, left, tall, wide = (column.view(-1, 1, 1, 1) for column in box.unbind(1))
     rows = torch.arange(images.shape[2], device=images.device).view(1, 1, -1, 1)

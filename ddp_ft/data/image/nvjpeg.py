@@ -1,4 +1,4 @@
-"""JPEGs that the GPU decodes: what a loader hands on of them, and what the device makes of that."""
+"""nvJPEG path: the loader passes JPEG bytes with crop and flip; the GPU decodes, crops and resizes."""
 
 import warnings
 
@@ -18,17 +18,17 @@ from ddp_ft.data.image.transforms import draw_crop, interpolation_of, train_tran
 from ddp_ft.data.image.undecoded import Image, as_tensor, size_of
 from ddp_ft.errors import UserError
 
-# A sample's encoded bytes; how many they are, 0 for one that is decoded already; the part that is wanted, as top, left,
-# height and width; and whether it is flipped.
+# A sample's encoded bytes; their number, 0 if it is decoded already; the crop, as top, left, height and width; and
+# whether it is flipped.
 JPEG, LENGTH, CUT, FLIP = "jpeg", "jpeg_length", "jpeg_cut", "jpeg_flip"
 NVJPEG = "nvjpeg"  # the value of data.decoder
 _NOTHING = torch.empty(0, dtype=torch.uint8)
 
 
 class EncodedTransform:
-    """`train_transform` without distortions, draw for draw, but a JPEG is handed on undecoded.
+    """`train_transform` without distortions, draw for draw, but a JPEG is passed on undecoded.
 
-    Gives "image" (uint8, 3 x the model's size; of zeros for a JPEG) and the tensors above. What only Pillow reads, and
+    Returns "image" (uint8, 3 x the model's size; zeros for a JPEG) and the tensors above. What only Pillow reads, and
     what EXIF turns, is decoded here.
     """
 
@@ -53,20 +53,15 @@ def _sample(image: Tensor, data: Tensor, box: Tensor, flip: Tensor) -> Batch:
 
 
 def check_nvjpeg(config: RunConfig, preprocess: Preprocess, device: torch.device) -> None:
-    """UserError if data.decoder = nvjpeg is asked for and cannot be had."""
+    """Raise UserError for data.decoder = nvjpeg without a CUDA device, or with distortions."""
     if config.data.decoder != NVJPEG:
         return
     if device.type != "cuda":
-        raise UserError(
-            f"data.decoder = nvjpeg decodes on a CUDA device, and this run computes on the {device.type}.",
-            "Leave data.decoder out.",
-        )
+        message = f"data.decoder = nvjpeg decodes on a CUDA device, and this run computes on the {device.type}."
+        raise UserError(message, "Leave data.decoder out.")
     if distortions(preprocess, config.augment) is not None:
-        raise UserError(
-            "data.decoder = nvjpeg leaves images undecoded until they are on the GPU; augment.policy, color_jitter "
-            "and erasing change them before.",
-            "Use --augment light or none, or leave data.decoder out.",
-        )
+        message = "data.decoder = nvjpeg decodes on the GPU, and augment.policy, color_jitter and erasing come before."
+        raise UserError(message, "Use --augment light or none, or leave data.decoder out.")
 
 
 def decoded_on(device: torch.device, batch: Batch, preprocess: Preprocess) -> Batch:
@@ -88,9 +83,9 @@ def decoded_on(device: torch.device, batch: Batch, preprocess: Preprocess) -> Ba
 
 
 def _decode(files: list[Tensor], device: torch.device) -> list[Tensor]:
-    """All of them at once, as 3 x H x W; none if one cannot be decoded.
+    """All of them at once, as 3 x H x W; none if one cannot be decoded. By nvJPEG on CUDA.
 
-    By nvJPEG on CUDA. The one place that knows by what: torchvision's decoders are to leave for torchcodec.
+    The only call of torchvision's decoders, which are to move to torchcodec.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The image decoding", DeprecationWarning)
@@ -103,7 +98,7 @@ def _decode(files: list[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def _decode_alone(file: Tensor, device: torch.device, index: int) -> Tensor:
-    """One of a batch that has an image which the GPU does not decode: there if it can be, else on the CPU."""
+    """One file of a batch in which the GPU cannot decode all: by the GPU if it can, else on the CPU."""
     if found := _decode([file], device):
         return found[0]
     data = file.numpy().tobytes()
@@ -113,8 +108,6 @@ def _decode_alone(file: Tensor, device: torch.device, index: int) -> Tensor:
             raise ValueError("no JPEG after all")
         return as_tensor(decode_here(data, header, 1)).to(device)
     except (ValueError, OSError) as error:
-        raise UserError(
-            f"Image {index} of the training set (counted from 0, in the order of split.json) cannot be decoded: "
-            f"{error}.",
-            "Leave data.decoder=nvjpeg out: then damaged images are named, and data.on_error=skip replaces them.",
-        ) from None
+        which = f"Image {index} of the training set (counted from 0, in the order of split.json)"
+        hint = "Leave data.decoder=nvjpeg out: then damaged images are named, and data.on_error=skip replaces them."
+        raise UserError(f"{which} cannot be decoded: {error}.", hint) from None

@@ -13,30 +13,30 @@ from PIL import Image, ImageOps
 Pixels = NDArray[np.uint8]  # H x W x 3
 
 _TIFF_BITS_PER_SAMPLE = 258
-# What is decoded. Pillow knows more: EPS runs Ghostscript on the file, which may hold anything, and others are rare.
+# Formats that are decoded. Pillow has more: EPS runs Ghostscript on a file that may hold anything; others are rare.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def read_pixels(path: Path | str) -> Pixels:
     """The image upright (EXIF), the first frame of an animation, without its alpha; grey of more than 8 bits scaled
-    down. Raises what Pillow raises, of all sorts, for what is no whole image."""
+    down. Raises Pillow's exceptions, of many types, for a damaged image."""
     with quiet_pillow(), Image.open(path, formats=known_formats()) as image:
         image.load()
         return as_pixels(image)
 
 
 def as_pixels(image: Image.Image) -> Pixels:
-    """An image of Pillow's as `read_pixels` gives one; it is turned itself, where it is to be turned."""
+    """A Pillow image as `read_pixels` returns one; the given image itself is turned upright."""
     _turn_upright(image)
-    # A copy, because the array that Pillow lends is read-only and torch warns of those.
+    # A copy, because Pillow's own array is read-only, and torch warns of those.
     return np.array(_to_rgb(image))
 
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """No Pillow warning is shown, but for the one of a decompression bomb, which is raised.
+    """Ignore Pillow's warnings, except the one of a decompression bomb, which is raised.
 
-    Filters belong to the whole process: whoever decodes in several threads enters this around all of them.
+    Filters belong to the whole process: a caller that decodes in several threads enters this around all of them.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -46,7 +46,7 @@ def quiet_pillow() -> Iterator[None]:
 
 @functools.cache
 def known_formats() -> tuple[str, ...]:
-    """Those that this Pillow has; it fails on names that it does not know."""
+    """Those of FORMATS that this Pillow has; it fails on unknown names."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -54,7 +54,7 @@ def known_formats() -> tuple[str, ...]:
 def _turn_upright(image: Image.Image) -> None:
     try:
         ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # garbled metadata does not make good pixels bad, and Pillow raises all sorts over it
+    except Exception:  # garbled metadata does not make good pixels bad, and Pillow raises any type over it
         return
 
 
@@ -79,11 +79,11 @@ def _grey_8_bit(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _range(image: Image.Image, values: NDArray[np.float64]) -> tuple[float, float]:
-    """Which values are black and white: the format's own, or else the smallest usual scale that holds them all."""
+    """The values of black and white: the format's own, or else the smallest usual scale that holds them all."""
     if image.mode.startswith("I;"):
         return 0, 2 ** _bits(image) - 1
     if image.mode == "I" and image.format in ("PNG", "PPM"):
-        return 0, 65535  # how Pillow hands on their 16 bits (PNG: before version 11)
+        return 0, 65535  # how Pillow returns their 16 bits (PNG: before version 11)
     low, high = float(values.min()), float(values.max())
     scales = (1, 255, 65535) if image.mode == "F" else (255, 65535)
     fitting = [scale for scale in scales if low >= 0 and high <= scale]

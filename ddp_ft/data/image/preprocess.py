@@ -1,4 +1,4 @@
-"""What a vision model wants its images to be."""
+"""What a vision model expects of its images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a model wants its input to be. `size` is (height, width); mean and std are for values in 0..1.
+    """What a model expects of its images. `size` is (height, width); mean and std are for values in 0..1.
 
-    `decoder` is how a JPEG comes to it: "shrink" while it is decoded, as far as the size allows, or decoded in "full".
+    `decoder` says whether a JPEG may "shrink" while it is decoded, as far as the size allows, or is decoded in "full".
     """
 
     size: tuple[int, int]

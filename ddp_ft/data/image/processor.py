@@ -1,4 +1,4 @@
-"""What is done to images on their way from a file to a vision model."""
+"""The processor of images for vision models."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,27 +21,27 @@ from ddp_ft.errors import UserError
 
 
 class ImageTransform:
-    """What a loader makes of samples with an "image": `seen` of each (a tensor, or all tensors that come of it), and
-    of a training batch what says how its pairs are mixed, drawn from `seed`."""
+    """Turns samples with an "image" into batches: by `seen` each image (into a tensor, or several by name), and by
+    draws from `seed` how the pairs of a training batch are mixed."""
 
     def __init__(self, seen: Callable[[Any], Tensor | Batch], mixing: Mixing | None = None, seed: int = 0) -> None:
-        known_formats()  # Pillow's modules are imported here once, and not by each worker of each evaluation
+        known_formats()  # imports Pillow's modules here once, and not in each worker of each evaluation
         self.seen = seen
         self.mixing = mixing
         self.seed = seed
 
     def __call__(self, sample: Sample) -> Batch:
-        """The sample with the image that the model is to see. Raises BadSample."""
+        """The sample with the image that the model sees. Raises BadSample."""
         seen = self.seen(sample["image"])
         return {**sample, **(seen if isinstance(seen, dict) else {"image": seen})}
 
     def collate(self, samples: list[Batch]) -> Batch:
-        """Images are stacked in channels-last memory, as they come: reordering took 170 us each."""
+        """The samples as a batch, images in channels-last memory as they are: reordering took 170 us each."""
         batch = stacked([{**sample, "image": sample["image"].permute(1, 2, 0)} for sample in samples])
         return {**batch, "image": batch["image"].permute(0, 3, 1, 2)}
 
     def finish(self, batch: Batch, addresses: Sequence[Address]) -> Batch:
-        """With `draw_mixes`, where images are mixed."""
+        """Add `draw_mixes` if images are mixed."""
         if self.mixing is None:
             return batch
         return batch | draw_mixes(self.mixing, self.seed, addresses, *batch["image"].shape[-2:])
@@ -49,7 +49,7 @@ class ImageTransform:
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """The way of images to a model that wants them as `preprocess` says."""
+    """Prepares images as `preprocess` says."""
 
     preprocess: Preprocess
     kind = "image"
@@ -60,31 +60,31 @@ class ImageProcessor:
         return ImageProcessor(Preprocess.from_mapping(values))
 
     def to_mapping(self) -> dict[str, Any]:
-        """That of the preprocessing."""
+        """The preprocessing."""
         return self.preprocess.to_mapping()
 
     def configured(self, decoder: str) -> "ImageProcessor":
-        """What the GPU decodes is to train on; evaluation is the same on every machine."""
+        """ "full" with nvjpeg: only training decodes on the GPU; evaluation is the same on every machine."""
         found = {"auto": "shrink", NVJPEG: "full"}.get(decoder, decoder)
         return ImageProcessor(replace(self.preprocess, decoder=found))
 
     def check(self, config: RunConfig, target_kind: str, device: torch.device) -> None:
-        """Of mixing, and of decoding on the GPU."""
+        """Raise UserError for mixing or decoding on the GPU that cannot be done."""
         if (mixing := Mixing.of(config.augment)) is not None:
             mixing.check(target_kind, config.train)
         check_nvjpeg(config, self.preprocess, device)
 
     def pairs(self, config: RunConfig) -> bool:
-        """Where mixup or cutmix is asked for."""
+        """Whether mixup or cutmix is configured."""
         return Mixing.of(config.augment) is not None
 
     def train_transform(self, config: RunConfig) -> ImageTransform:
-        """Crops, flips and distortions as `augment` says; left undecoded for the GPU, if that is asked for."""
+        """Crops, flips and distortions as `augment` says; JPEGs stay undecoded with the decoder nvjpeg."""
         seen = EncodedTransform if config.data.decoder == NVJPEG else train_transform
         return ImageTransform(seen(self.preprocess, config.augment), Mixing.of(config.augment), config.seed)
 
     def eval_transform(self) -> ImageTransform:
-        """What timm's evaluation does to an image."""
+        """As timm's evaluation."""
         return ImageTransform(eval_transform(self.preprocess))
 
     def on_device(self, device: torch.device, channels_last: bool) -> DeviceTransform:
@@ -98,7 +98,7 @@ class ImageProcessor:
         return {"image": torch.randint(256, shape, generator=generator, dtype=torch.uint8, device="cpu")}
 
     def viewed(self, views: str) -> "tuple[ImageProcessor, ImageViews]":
-        """FLIP or CROPS, as in `data.image.views`."""
+        """The views FLIP or CROPS of `data.image.views`."""
         return ImageProcessor(widened(self.preprocess, views)), ImageViews(views, self.preprocess.size)
 
     def pixels(self, batch: Batch) -> list[Pixels]:
@@ -118,7 +118,7 @@ class ImageProcessor:
 
 
 def preprocess_of(processor: Processor) -> Preprocess:
-    """What is done to images. UserError for a processor of another kind."""
+    """The preprocessing of images. UserError for a processor of another kind."""
     if not isinstance(processor, ImageProcessor):
         raise UserError(f"This is for models of images, and this one takes '{processor.kind}'.")
     return processor.preprocess

@@ -15,11 +15,11 @@ from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.undecoded import Box, Image, Sized, cut, size_of
 from ddp_ft.errors import UserError, known_names
 
-# An image of any size, or a tensor, to a tensor of the model's size.
+# An image of any size, decoded or not, to a tensor of the model's size.
 ImageFunction = Callable[[Any], Tensor]
 
-# The names are timm's. Lanczos on tensors is new in torchvision 0.29; bicubic is as near as older ones come, and
-# the same on all. Nearest-exact is what Pillow's nearest does.
+# The names are timm's. Lanczos on tensors is new in torchvision 0.29; bicubic is nearest to it in older ones, and the
+# same in all. Nearest-exact is what Pillow's nearest does.
 INTERPOLATIONS = {
     "nearest": InterpolationMode.NEAREST_EXACT,
     "bilinear": InterpolationMode.BILINEAR,
@@ -36,17 +36,16 @@ CROP_TRIES = 10
 def train_transform(preprocess: Preprocess, augment: AugmentConfig) -> ImageFunction:
     """Random crop, resize and flip, then `distortions`: uint8 3 x H x W of any size -> uint8 3 x preprocess.size.
 
-    Draws from torch's global CPU generator. Raises UserError for an unknown interpolation or policy.
+    Draws from torch's global CPU generator. UserError for an unknown interpolation or policy.
     """
-    crop, distort = _TrainTransform(preprocess, augment), distortions(preprocess, augment)
-    return crop if distort is None else _Both(crop, distort)
+    return _TrainTransform(preprocess, augment)
 
 
 def eval_transform(preprocess: Preprocess) -> ImageFunction:
-    """What timm's evaluation does to an image: uint8 C x H x W of any size -> uint8 C x preprocess.size.
+    """The transform of timm's evaluation: uint8 C x H x W of any size -> uint8 C x preprocess.size.
 
-    Follows timm.data.transforms_factory.transforms_imagenet_eval for all three crop modes; on uint8 tensors
-    instead of Pillow's images, which is twice as fast. Raises UserError for an unknown interpolation or mode.
+    As timm.data.transforms_factory.transforms_imagenet_eval in all three crop modes, but on uint8 tensors instead of
+    Pillow's images, which is twice as fast. UserError for an unknown interpolation or mode.
     """
     if preprocess.crop_mode not in CROP_MODES:
         hint = f"Known: {', '.join(CROP_MODES)}."
@@ -55,7 +54,7 @@ def eval_transform(preprocess: Preprocess) -> ImageFunction:
 
 
 def interpolation_of(preprocess: Preprocess) -> InterpolationMode:
-    """What an image is resized with. UserError for an unknown name."""
+    """The interpolation of resizing. UserError for an unknown name."""
     name = preprocess.interpolation
     if name not in INTERPOLATIONS:
         hint = known_names(name, list(INTERPOLATIONS))
@@ -64,7 +63,7 @@ def interpolation_of(preprocess: Preprocess) -> InterpolationMode:
 
 
 class _TrainTransform:
-    """torchvision's RandomResizedCrop and RandomHorizontalFlip, in their distribution and half their time."""
+    """RandomResizedCrop and RandomHorizontalFlip in torchvision's distribution and half its time, then distortions."""
 
     def __init__(self, preprocess: Preprocess, augment: AugmentConfig) -> None:
         self.interpolation = interpolation_of(preprocess)
@@ -72,18 +71,20 @@ class _TrainTransform:
         self.size = list(preprocess.size)
         self.decoder = preprocess.decoder
         self.flip = augment.flip
+        self.distort = distortions(preprocess, augment)
 
     def __call__(self, image: Image) -> Tensor:
         part = cut(image, Sized(draw_crop(*size_of(image), self.least_area), *self.size), self.decoder)
         resized: Tensor = F.resize_image(part, self.size, self.interpolation, antialias=True)
-        return F.horizontal_flip_image(resized) if torch.rand(1) < self.flip else resized
+        seen: Tensor = F.horizontal_flip_image(resized) if torch.rand(1) < self.flip else resized
+        return self.distort(seen) if self.distort else seen
 
 
 def draw_crop(height: int, width: int, least_area: float) -> Box:
-    """The part of an image that training looks at: `least_area` of it or more, in one of CROP_RATIO's shapes.
+    """Draw the crop for training: at least `least_area` of the image, with an aspect ratio within CROP_RATIO.
 
-    Where no shape that was drawn fits, it is the largest in the middle that does. Area and logarithm of the ratio are
-    uniform, and so is the place. Draws once, from torch's global CPU generator.
+    Area, logarithm of the ratio and place are uniform. If no drawn shape fits, it is the largest central one that does.
+    Draws once, from torch's global CPU generator.
     """
     *tries, down, across = torch.rand(2 * CROP_TRIES + 2, dtype=torch.float64).tolist()
     narrowest, widest = CROP_RATIO
@@ -95,17 +96,6 @@ def draw_crop(height: int, width: int, least_area: float) -> Box:
             return Box(int(down * (height - tall + 1)), int(across * (width - wide + 1)), tall, wide)
     tall, wide = min(height, round(width / narrowest)), min(width, round(height * widest))
     return Box((height - tall) // 2, (width - wide) // 2, tall, wide)
-
-
-class _Both:
-    """One transform after the other; unlike a closure it can be sent to a spawned worker."""
-
-    def __init__(self, first: ImageFunction, second: ImageFunction) -> None:
-        self.first = first
-        self.second = second
-
-    def __call__(self, image: Image) -> Tensor:
-        return self.second(self.first(image))
 
 
 class _EvalTransform:
@@ -140,17 +130,15 @@ class _EvalTransform:
 
 
 def _without_far_ends(box: Box, size: tuple[int, int]) -> Box:
-    """The middle of a very long strip, much more of it than is seen in the end.
-
-    Scaled by its short side, an image of 5000 x 1 pixels would take a gigabyte.
-    """
+    """The middle of a very long strip, much more than the crop shows: scaled by its short side, an image of 5000 x 1
+    pixels would take a gigabyte."""
     kept = 8 * min(box.height, box.width) * -(-max(size) // min(size))
     top, left = max(0, (box.height - kept) // 2), max(0, (box.width - kept) // 2)
     return Box(top, left, box.height - 2 * top, box.width - 2 * left)
 
 
 def _crop_or_pad(image: Tensor, size: tuple[int, int], fill: list[float]) -> Tensor:
-    """The middle of the image, with `fill` around it where it is smaller than `size` (timm's CenterCropOrPad)."""
+    """The middle of the image, padded with `fill` if it is smaller than `size` (timm's CenterCropOrPad)."""
     missing = [max(0, wanted - given) for wanted, given in zip(size, image.shape[-2:], strict=True)]
     if any(missing):
         down, across = missing

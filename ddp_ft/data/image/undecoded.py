@@ -1,4 +1,4 @@
-"""A part of an image, decoded no further than it is needed."""
+"""A part of an image, decoded no further than needed."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -10,8 +10,8 @@ from torch import Tensor
 from ddp_ft.contracts import Batch, Sample
 from ddp_ft.data.image.jpeg import Pixels
 
-# How much larger than needed an image stays when it is shrunk while it is decoded: Pillow's thumbnails take 2 as well,
-# from where on the result is hard to tell from that of the whole image.
+# How much larger than needed an image stays when it is shrunk while decoding: 2, as for Pillow's thumbnails, makes the
+# result hard to tell from that of the whole image.
 SPARE = 2
 _SHRINKS = (8, 4, 2)
 
@@ -26,23 +26,23 @@ class Box(NamedTuple):
 
 
 class Undecoded(Protocol):
-    """An image that is decoded when a part of it is asked for; `size` is its (height, width), upright."""
+    """An image that is decoded when a part of it is needed."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """Known from the file's header."""
+        """(height, width), upright, from the file's header."""
 
     def pixels(self, shrink: int) -> Pixels:
-        """All of it, with sides of about 1/shrink (1, 2, 4, 8); with whole ones if it cannot. Raises BadSample."""
+        """All of it, with sides of about 1/shrink (1, 2, 4, 8), or of 1 if it cannot shrink. Raises BadSample."""
 
 
-# What transforms take: an image, or one in memory (uint8, 3 x H x W).
+# What transforms take: an image, decoded or not (Tensor: uint8, 3 x H x W).
 Image = Undecoded | Tensor
 
 
 @dataclass(frozen=True)
 class Sized:
-    """What `cut` is to end with, for a given image: the part, and the size that it is resized to."""
+    """A part of an image, and the size that it will be resized to."""
 
     box: Box
     height: int
@@ -55,7 +55,7 @@ def whole(image: Image) -> Tensor:
 
 
 def decoded(sample: Sample) -> Batch:
-    """What `Source.read` gives of a sample that is open. Raises BadSample."""
+    """The sample as `Source.read` returns it, from one that is open. Raises BadSample."""
     return {**sample, "image": whole(sample["image"])}
 
 
@@ -70,10 +70,9 @@ def size_of(image: Image) -> tuple[int, int]:
 
 
 def cut(image: Image, wanted: Sized, decoder: str = "shrink") -> Tensor:
-    """The part as uint8, 3 x h x w; with the decoder "shrink" it is shrunk on the way if it stays SPARE times as large
-    as wanted. Raises BadSample.
+    """The part as uint8, 3 x h x w, a view of interleaved pixels without gaps, on which resizing is fastest.
 
-    A view of interleaved pixels without gaps, which is what resizing is fastest on.
+    With the decoder "shrink" it is smaller, if it stays SPARE times as large as wanted. Raises BadSample.
     """
     if isinstance(image, Tensor):
         top, left, height, width = wanted.box

@@ -12,23 +12,23 @@ from ddp_ft.data.image.preprocess import Preprocess
 
 # An image with its mirror image; five crops of it, each with its mirror image.
 FLIP, CROPS = "flip", "crops"
-# The five crops are taken from an image at least that much wider: 256 for crops of 224 pixels (AlexNet's ten views).
+# The five crops are cut from an image at least that much wider: 256 for crops of 224 pixels (AlexNet's ten views).
 CROPS_SHARE = 224 / 256
 
 
 @dataclass(frozen=True)
 class ImageViews:
-    """What a model looks at instead of an image; for CROPS of `size`, (height, width), from one that is larger."""
+    """The views of an image; those of CROPS have `size`, (height, width), and are cut from a larger image."""
 
     views: str
     size: tuple[int, int]
 
     def __call__(self, batch: Batch) -> list[Batch]:
-        """A prepared batch, with "image" float B x C x H x W, to several of them."""
+        """Return the views of a prepared batch ("image" float B x C x H x W)."""
         return [{**batch, "image": view} for view in self._seen(batch["image"])]
 
     def _seen(self, images: Tensor) -> list[Tensor]:
-        # Models may count on the memory format that they are given in training.
+        # Models may rely on the memory format that they have in training.
         is_last = images.is_contiguous(memory_format=torch.channels_last)
         memory_format = torch.channels_last if is_last else torch.contiguous_format
         crops = five_crop(images, list(self.size)) if self.views == CROPS else [images]
@@ -37,7 +37,7 @@ class ImageViews:
 
 
 def widened(preprocess: Preprocess, views: str) -> Preprocess:
-    """What makes the images that these views are taken from."""
+    """The preprocessing of the images that these views are cut from."""
     if views != CROPS:
         return preprocess
     share = min(preprocess.crop_pct, CROPS_SHARE)
