@@ -1,4 +1,4 @@
-# What the launch scripts share; sourced, never run.
+# Functions of the launch scripts; sourced, never run.
 # shellcheck shell=bash
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -21,18 +21,18 @@ choose_python() {
     PYTHON_RUN=$ROOT/.venv/bin/python
   elif [[ -z $PYTHON_RUN ]]; then
     PYTHON_RUN=python3
-    # The packages may be there without ddp_ft itself: a GPU machine without a network. The clone will do.
+    # On a GPU machine without a network the packages may be installed without ddp_ft: use the clone.
     export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
   fi
   command -v "$PYTHON_RUN" >/dev/null || die "no Python at '$PYTHON_RUN': run launch/demo.sh once, or set DDP_FT_PYTHON."
 }
 
-# The cores that affinity leaves to this process. nproc answers OMP_NUM_THREADS where that is set, hence env -u.
+# The cores that affinity leaves to this process. nproc prints OMP_NUM_THREADS if it is set, hence env -u.
 usable_cores() {
   env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf _NPROCESSORS_ONLN
 }
 
-# The GPUs that CUDA would show: those that exist, cut to CUDA_VISIBLE_DEVICES, which ends at its first invalid entry.
+# The GPUs visible to CUDA: those that exist, limited by CUDA_VISIBLE_DEVICES, which ends at its first invalid entry.
 visible_gpus() {
   local existing entry shown=0
   existing=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true) # its indented lines are MIG slices
@@ -48,7 +48,7 @@ visible_gpus() {
   echo $((shown < existing ? shown : existing))
 }
 
-# Whether the arguments of train ask for the CPU, in which case GPUs do not count.
+# Whether the arguments of train choose the CPU; then GPUs do not count.
 asks_for_cpu() {
   local previous='' argument
   for argument in "$@"; do
@@ -60,7 +60,7 @@ asks_for_cpu() {
   return 1
 }
 
-# Exports NPROC_PER_NODE and OMP_NUM_THREADS where the user has not set them. Arguments: those of train.
+# Exports NPROC_PER_NODE and OMP_NUM_THREADS if the user has not set them. Arguments: those of train.
 choose_processes() {
   local cores gpus=0
   cores=$(usable_cores)

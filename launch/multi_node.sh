@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Usage: launch/multi_node.sh NNODES HEAD_ADDRESS[:PORT] TRAIN_ARGUMENTS...
 #
-# Fine-tunes on several machines: run the same command on each. NNODES is how many there are, or MIN:MAX for an
-# elastic job, which starts with MIN and takes in others as they come. HEAD_ADDRESS is one of them, as all reach it
-# (port 29500 unless given; an IPv6 address in brackets). The run folder must lie on a disk that all nodes share.
+# Fine-tunes on several machines: run the same command on each. NNODES is their number, or MIN:MAX for an elastic job,
+# which starts with MIN and admits others later. HEAD_ADDRESS is the name of one that all can reach (port 29500 unless
+# given; an IPv6 address in brackets). The run folder must be on a disk that all nodes share.
 #
 #   launch/multi_node.sh 2 node01 --data /shared/pets --model timm/convnext_tiny.in12k_ft_in1k
 #
 # Environment:
 #   RDZV_ID           name of the job, the same on all nodes; default: SLURM_JOB_ID, else the head's address
-#   MAX_RESTARTS      how often the workers start again after a failure (default 0); an elastic job that is to
-#                     outlive the loss of a node needs it
+#   MAX_RESTARTS      how often the workers start again after a failure (default 0); an elastic job needs it to
+#                     survive the loss of a node
 #   NPROC_PER_NODE, OMP_NUM_THREADS, DDP_FT_PYTHON   as in single_node.sh
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

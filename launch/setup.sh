@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Usage: launch/setup.sh EXTRA[,EXTRA]      (the extras of setup.cfg: test, demo)
 #
-# Makes .venv in the clone and installs ddp_ft with these extras into it, or returns at once where that is done.
+# Makes .venv in the clone and installs ddp_ft with these extras into it, or returns at once if that is done.
 #
 # Environment:
 #   PYTHON            interpreter (>= 3.10) to make .venv with; default: the newest that runs
@@ -10,14 +10,14 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 VENV=$ROOT/.venv
-# An install that was killed leaves files that pip takes for whole packages; this mark tells of it.
+# A killed install leaves files that pip takes for whole packages; this mark records it.
 UNFINISHED=$VENV/.ddp_ft-unfinished
 
 can_run() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; }
 can_make_venv() { "$1" -c 'import ensurepip, venv' >/dev/null 2>&1; }
 version_of() { "$1" -c 'import platform; print(platform.python_version())' 2>/dev/null; }
 
-# Prints the interpreter to make .venv with. A name on the PATH is no proof: pyenv's shims exist and then refuse to run.
+# Prints the interpreter to make .venv with. A name on the PATH is not enough: pyenv's shims exist but refuse to run.
 find_python() {
   local candidate running=''
   if [[ -n ${PYTHON:-} ]]; then
@@ -51,7 +51,7 @@ is_installed() {
   done
 }
 
-# Says why an existing .venv must be made anew; nothing where it can be kept.
+# Prints why an existing .venv must be made anew; nothing if it can be kept.
 why_remake() {
   if [[ -e $UNFINISHED ]]; then
     echo "an earlier set-up was interrupted"
@@ -72,7 +72,7 @@ make_venv() {
     say "Making .venv anew: $reason."
   fi
   python=$(find_python)
-  # If this is cut short, pip does not run in there, and the next start sees it.
+  # If this is interrupted, pip does not run in it, which the next start detects.
   "$python" -m venv --clear "$VENV" >"$LOG" 2>&1 || failed "$python could not make $VENV"
 }
 
@@ -89,7 +89,7 @@ install() {
     "the first time that is about 6 GB and 2 minutes or more ..."
   touch "$UNFINISHED"
   if ! "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-input -e ".[$extras]" >"$LOG" 2>&1; then
-    rm "$UNFINISHED" # pip ended in order, for example for want of a network: what was there before still works
+    rm "$UNFINISHED" # pip ended by itself, for example without a network: the earlier install still works
     failed "pip could not install ddp_ft[$extras]"
   fi
   for extra in ${extras//,/ }; do
@@ -112,7 +112,7 @@ is_installed "$1" && exit 0
 
 mkdir -p "$ROOT/.cache"
 LOG=$ROOT/.cache/setup.log
-# One set-up at a time; the lock outlives this script in a pip that still runs, and goes with it.
+# One set-up at a time; a pip that outlives this script keeps the lock until it ends.
 exec 9>"$ROOT/.cache/setup.lock"
 cd "$ROOT"
 if command -v flock >/dev/null && ! flock -n 9; then

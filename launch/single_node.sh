@@ -6,7 +6,7 @@
 #
 #   launch/single_node.sh --data ~/pets --model timm/convnext_tiny.in12k_ft_in1k
 #
-# Environment, which wins over what the script would choose:
+# Environment, which overrides the choices of the script:
 #   NPROC_PER_NODE    processes
 #   OMP_NUM_THREADS   threads of each process
 #   DDP_FT_PYTHON     interpreter; else the .venv of this clone, else python3 of the PATH

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Usage: launch/tensorboard.sh [FOLDER] [TENSORBOARD_OPTIONS...]
 #
-# Serves the curves of all runs below FOLDER (default: runs) on this machine alone, and prints the ssh command that
-# brings the page to the machine you sit at. Ctrl-C ends it.
+# Serves the curves of all runs below FOLDER (default: runs) only on this machine, and prints the ssh command that
+# brings the page to your own machine. Ctrl-C ends it.
 #
 #   launch/tensorboard.sh runs
 #
 # Environment:
-#   PORT              default 6006; where it is taken, the next one that is free
+#   PORT              default 6006; if it is taken, the next free one
 #   DDP_FT_PYTHON     interpreter; else the .venv of this clone, else python3 of the PATH
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -23,7 +23,7 @@ if [[ $# -gt 0 && $1 != -* ]]; then
 fi
 [[ -d $FOLDER ]] || die "there is no folder '$FOLDER'; give the one that holds your run folders."
 choose_python
-# TensorBoard itself would take the next free port without telling in time for the line below.
+# TensorBoard itself would choose the next free port too late for the lines below.
 PORT=$("$PYTHON_RUN" -c '
 import socket, sys
 for port in range(int(sys.argv[1]), int(sys.argv[1]) + 100):

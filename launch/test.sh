@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Usage: launch/test.sh [--slow] [PYTEST_ARGUMENTS...]
 #
-# All that must hold: ruff (lint, format), mypy, import-linter, then pytest. The first start makes .venv.
+# All checks: ruff (lint, format), mypy, import-linter, then pytest. The first start makes .venv.
 # --slow adds the long matrices. Examples:
 #
 #   launch/test.sh
@@ -23,8 +23,8 @@ done
 "$ROOT/launch/setup.sh" test
 choose_python
 cd "$ROOT"
-# Each multi-process test is several processes already: more threads would only fight over the cores, and the number
-# of threads changes the bits that some tests compare.
+# A multi-process test already uses several processes: more threads would compete for the cores, and the number of
+# threads changes the bits that some tests compare.
 export OMP_NUM_THREADS=1
 
 failed=()
@@ -44,8 +44,7 @@ if ((${#failed[@]})); then
 fi
 say "== pytest"
 
-# Some tests wait for others' time to pass, so one more at a time than there are cores pays; more than four starve one
-# another.
+# Some tests mostly wait, so one more at a time than there are cores is faster; more than four slow each other down.
 # pytest's last line is this script's last line.
 cores=$(usable_cores)
 # Tests of one xdist_group, such as those of one Slurm cluster, run in one process.
