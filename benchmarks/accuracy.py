@@ -1,6 +1,6 @@
 """The recipes against fine-tuning by the book, on real images and real weights: `python -m benchmarks.accuracy`.
 
-See benchmarks/README.md. What is finished is kept below .cache/accuracy/ and not run again.
+See benchmarks/README.md. Finished trainings are kept below .cache/accuracy/ and not run again.
 """
 
 import json
@@ -28,7 +28,7 @@ ALL = "all"
 
 
 class Journal:
-    """Prints each end of a training with an estimate of the time left, and makes the page anew after each seed."""
+    """Prints each end of a training with an estimate of the time left, and rewrites the page after each seed."""
 
     def __init__(self, jobs: int, writer: "PageWriter") -> None:
         self.jobs, self.writer = jobs, writer
@@ -60,7 +60,7 @@ class PageWriter:
         _findings(output)  # a page that would not be written over is told now
 
     def write(self) -> int:
-        """How many results there are; with none nothing is written."""
+        """Return the number of results; with none nothing is written."""
         finished = {run: result for run in self.runs if (result := load_result(ROOT, run)) is not None}
         results = collect(self.runs, finished)
         if results:
@@ -83,7 +83,7 @@ def _write(file: Path, text: str) -> None:
 
 
 def choose(given: str, known: Collection[str], what: str) -> list[str]:
-    """The names that `given` lists, separated by commas, in the order of `known`. UserError for an unknown one."""
+    """Return the names in `given`, separated by commas, in the order of `known`. UserError for an unknown one."""
     if given == ALL:
         return list(known)
     names = [name.strip() for name in given.split(",")]
@@ -127,7 +127,7 @@ def accuracy(
     sets: str, models: str, methods: str, seeds: int, epochs: int, train: int, val: int, test: int,
     jobs: int | None, device: str, output: Path, rows: Path | None, render_only: bool,
 ) -> int:  # fmt: skip
-    """Train every method on every set with every model and seed, and write what came of it as a page."""
+    """Train every method on every set with every model and seed, and write the results as a page."""
     here, missing_sets = find_sets(choose(sets, DATA_SETS, "set"))
     backbones, missing_models = find_models(choose(models, MODELS, "model"))
     skipped = [*missing_sets, *missing_models]

@@ -1,7 +1,7 @@
-"""Fine-tuning loops as PyTorch's and timm's guides have them, and the same with the flags that are known to help.
+"""Fine-tuning loops of PyTorch's and timm's guides, and the same with the flags that are known to help.
 
 By the book: images through Pillow, one transform after the other, a new set of workers each epoch, the loss read in
-every step. At its best: channels_last where ddp_ft has it, workers that stay, pinned memory, uint8 to the device, a
+every step. At its best: channels_last if ddp_ft has it, workers that stay, pinned memory, uint8 to the device, a
 fused optimizer, cudnn's search for kernels, buckets as views, and no step that waits for the device.
 """
 
@@ -45,7 +45,7 @@ def image_folder(workload: Workload, preprocess: Preprocess, best: bool = False)
 
 
 def loader_options(workload: Workload, best: bool) -> dict[str, Any]:
-    """What the DataLoader is given besides the data, the batch and the order."""
+    """Arguments of the DataLoader besides the data, the batch and the order."""
     options: dict[str, Any] = {"num_workers": workload.workers}
     if best and workload.workers:
         options |= {"persistent_workers": True}
@@ -77,7 +77,7 @@ class Place:
             dist.destroy_process_group()
 
     def wrap(self, module: nn.Module, best: bool) -> nn.Module:
-        """In DDP if there are several processes."""
+        """Wrap it in DDP if there are several processes."""
         if self.size == 1:
             return module
         ids = [self.rank] if self.device.type == "cuda" else None
@@ -97,7 +97,7 @@ def train(workload: Workload, best: bool = False) -> Outcome:
 
 
 def train_with_timm(workload: Workload) -> Outcome:
-    """timm's own data set and loader, by the options of its training script, in the best loop of above."""
+    """timm's own data set and loader, with the options of its training script, in the best loop above."""
     from timm.data import create_dataset, create_loader
 
     with Place(workload) as place:

@@ -1,7 +1,7 @@
-"""The same fine-tuning with Lightning, Accelerate and the Trainer of transformers, as their guides have it.
+"""The same fine-tuning with Lightning, Accelerate and the Trainer of transformers, by their guides.
 
-`best` adds what each offers for speed: channels_last where ddp_ft has it, workers that stay, no bar, no logger, nothing
-that is read from the device in each step.
+`best` adds what each offers for speed: channels_last if ddp_ft has it, workers that stay, no bar, no logger, no read
+from the device in each step.
 """
 
 import tempfile
@@ -83,7 +83,7 @@ def _format(module: nn.Module, best: bool) -> torch.memory_format:
 
 
 def with_accelerate(workload: Workload, best: bool = False) -> Outcome:
-    """Accelerate: a loop of one's own, whose parts `prepare` has wrapped."""
+    """Accelerate: a plain loop, whose parts `prepare` has wrapped."""
     import accelerate
 
     accelerator = accelerate.Accelerator(
@@ -132,7 +132,7 @@ def _by_name(samples: list[tuple[Tensor, int]]) -> dict[str, Tensor]:
 
 
 def with_transformers(workload: Workload, best: bool = False) -> Outcome:
-    """The Trainer of transformers, on a module that gives its loss."""
+    """The Trainer of transformers, on a module that returns its loss."""
     import transformers
 
     class Timer(transformers.TrainerCallback):

@@ -1,6 +1,6 @@
 """Kills runs at random moments and starts them again until they are done: `python -m benchmarks.chaos --kills 50`.
 
-Then the result is compared with that of a run that nothing broke. See benchmarks/README.md.
+Then the result is compared with that of an unbroken run. See benchmarks/README.md.
 """
 
 import os
@@ -43,7 +43,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case; `equal_bytes` and `equal_rows` count runs."""
+    """The result of a case; `equal_bytes` and `equal_rows` count runs."""
 
     case: Case
     kills: int
@@ -74,7 +74,7 @@ class Job(Protocol):
 
 
 class Forks:
-    """Forks of a process that has imported torch already: a start takes a second, and so more of it is training."""
+    """Forks of a process that has imported torch already: a start takes a second, so most of its time is training."""
 
     def __init__(self, world_size: int, args: list[str]) -> None:
         self._job = ForkedJob(world_size, args)
@@ -134,7 +134,7 @@ LAUNCHERS: dict[str, type[Forks] | type[Torchrun]] = {"fork": Forks, "torchrun":
 
 
 def torture(case: Case, root: Path, kills: int, launcher: str, draw: random.Random) -> Outcome:
-    """Run the case unbroken, then run after run, until that many kills have been dealt out."""
+    """Run the case unbroken, then run after run, until all kills have been used."""
     LAUNCHERS[launcher](case.world_size, [*case.options, "--run-dir", str(root / "dry"), "--dry-run"]).end()
     start = time.monotonic()
     whole = root / "whole"
@@ -157,7 +157,7 @@ def torture(case: Case, root: Path, kills: int, launcher: str, draw: random.Rand
 
 
 def _live(case: Case, run: Path, launcher: str, life: float | None, victim: int | None) -> bool:
-    """One start of at most `life` seconds; whether the run is finished. Fails if it ends otherwise by itself."""
+    """One start of at most `life` seconds; whether the run is finished. Fails if it ends by itself in another way."""
     job = LAUNCHERS[launcher](case.world_size, [*case.options, "--run-dir", str(run)])
     death = time.monotonic() + (MOST_SECONDS if life is None else life)
     while job.is_alive() and time.monotonic() < death:
@@ -227,9 +227,9 @@ def _line(cells: Sequence[object]) -> str:
 @click.option("--root", type=click.Path(path_type=Path), default=Path(".cache/chaos"), show_default=True)
 @click.argument("own", nargs=-1, type=click.UNPROCESSED)
 def chaos(kills: int, cases: str, worlds: str, launcher: str, seed: int, root: Path, own: tuple[str, ...]) -> int:
-    """Kill runs at random moments, and print a table of what became of them.
+    """Kill runs at random moments, and print a table of the results.
 
-    Options of `train` behind -- make a case of their own.
+    Options of `train` after -- make a case of their own.
     """
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)

@@ -1,7 +1,7 @@
 """What torch.compile costs and gains here: `python -m benchmarks.compile [--model NAME] [--image-size N] [--batch N]`.
 
 Each mode runs in a process of its own with an empty cache. Passes (forward and backward on noise in memory) with and
-without compiled code take turns, so what else the machine does slows both; the ratio is the median of those of pairs.
+without compiled code take turns, so other work on the machine slows both; the ratio is the median of those of pairs.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Who is measured; and one measurement: `python -m benchmarks.contenders KEY WORKLOAD.json OUTCOME.json`.
+"""The contenders; and one measurement: `python -m benchmarks.contenders KEY WORKLOAD.json OUTCOME.json`.
 
 Every measurement is a start of its own, alone or under torchrun, with the same number of threads.
 """
@@ -65,11 +65,11 @@ CONTENDERS = {each.key: each for each in _ALL}
 
 
 class MeasurementFailed(Exception):
-    """A contender's process failed or took too long; the message is the end of what it said."""
+    """A contender's process failed or took too long; the message is the end of its output."""
 
 
 def measure(contender: Contender, workload: Workload, timeout: float) -> Outcome:
-    """Start the contender's processes, wait for them, and give what they found. Raises MeasurementFailed."""
+    """Start the contender's processes, wait for them, and return their results. Raises MeasurementFailed."""
     with tempfile.TemporaryDirectory(prefix="ddp-ft-speed-") as folder:
         if contender.key == OURS:
             outcome, cpu = _measure_ours(workload, Path(folder), timeout)
@@ -154,14 +154,14 @@ def _measure_ours(workload: Workload, folder: Path, timeout: float) -> tuple[Out
 
 
 def load(name: str) -> Callable[..., Any]:
-    """The function that "module:name" means."""
+    """Return the function "module:name"."""
     module, _, function = name.partition(":")
     found: Callable[..., Any] = getattr(importlib.import_module(module), function)
     return found
 
 
 def write_on_main(value: Any, target: str) -> None:
-    """Write it as JSON, on rank 0 alone."""
+    """Write it as JSON, on rank 0 only."""
     if int(os.environ.get("RANK", 0)) == 0:
         Path(target).write_text(json.dumps(value), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""The CPU time of a process and all below it, read from /proc while it runs.
+"""The CPU time of a process and all its descendants, read from /proc while it runs.
 
 Where all is computed on the CPU, the CPU time of an image hardly depends on what else the machine does, and images per
 second do.

@@ -117,9 +117,9 @@ DATA_SETS = {
 
 
 def draw(labels: np.ndarray, counts: Sequence[int], seed: int) -> list[list[int]]:
-    """Indices for each part, `counts` of them in all, disjoint, every class with its share of the pool.
+    """Indices for each part, `counts` of them in all, disjoint, every class in proportion to the pool.
 
-    Which ones is decided by a hash of (seed, index), so no library's generator has a say. Raises ValueError if the
+    A hash of (seed, index) decides which, so they do not depend on a library's generator. Raises ValueError if the
     pool is too small.
     """
     if sum(counts) > len(labels):

@@ -1,4 +1,4 @@
-"""Means of paired differences and how sure they are: Student's t intervals."""
+"""Means of paired differences and their uncertainty: Student's t intervals."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ def over_seeds(differences: Mapping[Place, float], level: float = LEVEL) -> Inte
 
 
 def over_sets(differences: Mapping[Place, float], level: float = LEVEL) -> Interval:
-    """The same mean, and how far other data sets would move it: each set is one value. Wide, as sets are few."""
+    """The same mean, and how far other data sets would move it: each set is one value. Wide, since sets are few."""
     return t_interval([float(np.mean(values)) for values in _by_set(differences).values()], level)
 
 

@@ -39,7 +39,7 @@ SAMPLES = 24  # to choose the quality by
 
 @dataclass(frozen=True)
 class ImageSet:
-    """How many different images there are, and how often each stands in train/ as a file of its own (a hard link).
+    """How many different images there are, and how often each is in train/ as a file of its own (a hard link).
 
     More copies make an epoch longer without more work at the beginning.
     """

@@ -39,7 +39,7 @@ Span = tuple[float, float]
 @click.option("--batch", default=32, show_default=True, type=click.IntRange(1), help="Images a step of one process.")
 @click.option("--worker", nargs=2, hidden=True, help="One of the processes: WORKLOAD.json OUTCOME.json.")
 def overlap(processes: int, model: str, image_size: int, batch: int, worker: tuple[str, str] | None) -> None:
-    """Trace some steps, and say how much of the reduction was done while gradients were still being computed."""
+    """Trace some steps, and print how much of the reduction ran while gradients were still being computed."""
     if worker is not None:
         write_on_main(traced(Workload.read(Path(worker[0]))), worker[1])
         return

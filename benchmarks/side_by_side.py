@@ -1,6 +1,6 @@
 """ddp_ft.train and a rival at the same time, each alone on half of the cores: `python -m benchmarks.side_by_side`.
 
-On a machine whose speed changes from minute to minute, what is measured one after the other differs by more than the
+On a machine whose speed changes from minute to minute, measurements one after the other differ by more than the
 programs do. Side by side both meet the same minutes; then they change places, so that neither has the better cores.
 """
 

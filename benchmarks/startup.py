@@ -1,4 +1,4 @@
-"""How long one waits for ddp_ft: help, the first step, a whole short run: `python -m benchmarks.startup`.
+"""The time until help, the first step and the end of a short run: `python -m benchmarks.startup`.
 
 See benchmarks/README.md. Every figure is of a process of its own; rounds are interleaved. What is printed is also
 written below .cache/startup/.

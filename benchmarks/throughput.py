@@ -1,4 +1,4 @@
-"""How near training is to the physical limit, and how near others are: `python -m benchmarks.throughput`.
+"""How close training, here and with other tools, comes to the physical limit: `python -m benchmarks.throughput`.
 
 See benchmarks/README.md. What is measured and printed is also written below .cache/throughput/.
 """

@@ -1,4 +1,4 @@
-"""What every contender trains: the same model on the same files in the same batches; and how its speed is taken."""
+"""What every contender trains: the same model on the same files in the same batches; and how its speed is measured."""
 
 import json
 import time
