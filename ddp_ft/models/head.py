@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddp_ft.errors import UserError, nearest, one_line
+from ddp_ft.errors import UserError, nearest, typed_line
 from ddp_ft.plugins import is_reference, load_object
 
 # Small, so that the first predictions are nearly uniform and the first gradients do not disturb the pretrained layers;
@@ -131,7 +131,7 @@ def _own_head(spec: HeadSpec) -> nn.Module:
         module: nn.Module = cls(spec.in_features, spec.outputs)
     except Exception as error:
         call = f"{spec.name}({spec.in_features}, {spec.outputs})"
-        raise UserError(f"{call} failed: {type(error).__name__}: {one_line(error)}.", expected) from error
+        raise UserError(f"{call} failed: {typed_line(error)}.", expected) from error
     weights = next(module.parameters(), None)
     if weights is None:
         raise UserError(f"{spec.name} has no parameters to learn.", expected)
@@ -145,7 +145,7 @@ def _check_shape(spec: HeadSpec, module: nn.Module, device: torch.device) -> Non
         with torch.no_grad():
             outputs = module.eval()(torch.zeros(2, spec.in_features, device=device))
     except Exception as error:
-        raise UserError(f"{spec.name} failed {wanted}: {type(error).__name__}: {one_line(error)}.") from error
+        raise UserError(f"{spec.name} failed {wanted}: {typed_line(error)}.") from error
     finally:
         module.train()
     if not isinstance(outputs, Tensor) or outputs.shape != (2, spec.outputs):

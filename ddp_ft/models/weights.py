@@ -76,7 +76,7 @@ def _match(source: str, state: State, target: State, head: frozenset[str]) -> tu
     unequal = [name for name in target if name in state and state[name].shape != target[name].shape]
     report = LoadReport(
         source,
-        loaded=tuple(name for name in target if name in state and name not in set(unequal)),
+        loaded=tuple(name for name in target if name in state and name not in unequal),
         skipped=tuple(name for name in unequal if name in head),
         missing=tuple(name for name in target if name not in state),
         unexpected=tuple(name for name in state if name not in target),

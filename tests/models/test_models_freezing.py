@@ -15,8 +15,8 @@ from ddp_ft.errors import UserError
 from ddp_ft.models import build_model
 from ddp_ft.models.batch_norm import prepare_batch_norm
 from ddp_ft.models.freezing import Stage, TrainingMode, freeze_parameters, frozen_names, frozen_table, unfreeze_plan
-from ddp_ft.models.introspection import build_shapes
 from ddp_ft.models.libraries.base import call_with_images
+from tests.models.test_models_build import build_on_meta
 from tests.support import nets
 from tests.support.ranks import run_ranks
 
@@ -30,9 +30,8 @@ def build():
 
     def get(name: str) -> Named:
         if name not in made:
-            found = []
-            module = build_shapes(lambda: found.append(build_model(name, 3)) or found[-1].module)
-            made[name] = module, found[-1].head
+            built = build_on_meta(name)
+            made[name] = built.module, built.head
         return made[name]
 
     return get

@@ -10,21 +10,15 @@ import torch
 import torchvision
 from torch import nn
 
-from ddp_ft.models import build_model
 from ddp_ft.models.blocks import block_depths, stages
-from ddp_ft.models.introspection import build_shapes
+from tests.models.test_models_build import TIMM, TORCHVISION, build_on_meta
 from tests.support import nets
 
 
 def on_meta(name: str) -> tuple[nn.Module, frozenset[str], tuple[int, int]]:
     """The module without its weights, the names of its head, and the size of its images."""
-    found = []
-
-    def create() -> nn.Module:
-        found.append(build_model(name, 7))
-        return found[-1].module
-
-    return build_shapes(create), found[-1].head, found[-1].processor.preprocess.size
+    built = build_on_meta(name)
+    return built.module, built.head, built.processor.preprocess.size
 
 
 def forward_order(module: nn.Module, size: tuple[int, int]) -> dict[str, int]:
@@ -111,20 +105,10 @@ def test_family(name: str, blocks: int, expected_stages: int) -> None:
     assert (max(depths.values()) - 1, len(known) - 1) == (blocks, expected_stages)
 
 
-def _lightest(module: str) -> str:
-    def cost(name: str) -> tuple[bool, int]:
-        return not any(word in name for word in ("test", "atto", "nano", "tiny", "xxs", "_s")), len(name)
-
-    return f"timm/{min(timm.list_models(module=module), key=cost)}"
-
-
 # CoaT's tables of relative positions, at the stem, are used inside of its blocks; EfficientViM's norms behind the
 # stages feed the head at once.
 BESIDE_THE_CHAIN = ("timm/coat", "timm/efficientvim")
-EVERY = [
-    *(f"torchvision/{name}" for name in torchvision.models.list_models(module=torchvision.models)),
-    *(name for name in map(_lightest, timm.list_modules()) if not name.startswith(BESIDE_THE_CHAIN)),
-]
+EVERY = [*TORCHVISION, *(name for name in TIMM if not name.startswith(BESIDE_THE_CHAIN))]
 
 
 @pytest.mark.slow

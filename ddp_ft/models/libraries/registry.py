@@ -4,7 +4,7 @@ import importlib
 from difflib import get_close_matches
 from typing import cast
 
-from ddp_ft.errors import UserError, nearest
+from ddp_ft.errors import UserError, known_names, nearest
 from ddp_ft.models.libraries.base import Library
 from ddp_ft.plugins import is_reference
 
@@ -23,8 +23,7 @@ def get_library(key: str) -> Library:
     """Return the library of that key, the value of `spec["library"]`; UserError names the known ones."""
     known = {**LIBRARIES, USER_FILES: "ddp_ft.models.libraries.user_file"}
     if key not in known:
-        hint = nearest(key, list(known)) or f"Known are {', '.join(known)}."
-        raise UserError(f"Unknown model library '{key}'.", hint)
+        raise UserError(f"Unknown model library '{key}'.", known_names(key, list(known)))
     return cast(Library, importlib.import_module(known[key]))
 
 

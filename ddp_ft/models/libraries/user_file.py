@@ -11,7 +11,7 @@ from torch import nn
 
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.processor import ImageProcessor
-from ddp_ft.errors import UserError, one_line
+from ddp_ft.errors import UserError, typed_line
 from ddp_ft.models.libraries.base import State, call_with_images
 from ddp_ft.plugins import is_reference, load_object
 
@@ -53,7 +53,7 @@ def create(spec_name: str, arguments: Mapping[str, Any]) -> nn.Module:
         raise
     except Exception as error:
         call = f"{spec_name}({', '.join(f'{key}={value}' for key, value in arguments.items())})"
-        raise UserError(f"{call} failed: {type(error).__name__}: {one_line(error)}.") from error
+        raise UserError(f"{call} failed: {typed_line(error)}.") from error
     if not isinstance(module, nn.Module):
         hint = "Expected a function that returns a torch.nn.Module."
         raise UserError(f"{spec_name} returned a {type(module).__name__}.", hint)
