@@ -20,8 +20,7 @@ from ddp_ft.inference.scoring import make_loader, make_scorer
 from ddp_ft.inference.trained_model import Trained
 from ddp_ft.models.batch_norm import batch_statistics
 from ddp_ft.models.precision import autocast
-from ddp_ft.run_folder.checkpoints import Checkpoints, checkpoint_weights
-from ddp_ft.run_folder.folder import RunFolder
+from ddp_ft.run_folder.checkpoints import checkpoint_weights
 from ddp_ft.run_folder.model_folder import restore_weights
 
 Weights = dict[str, Tensor]
@@ -106,11 +105,8 @@ class Averager:
     def _loader(self, source: Source) -> EvalLoader:
         return make_loader(source, self.trained, self.scorer.world, Launch())
 
-    def greedy(self, folder: RunFolder, say: Say) -> list[Path]:
+    def greedy(self, found: Sequence[Path], say: Say) -> list[Path]:
         """A greedy soup (arXiv 2203.05482): from the best checkpoint on, each is added if validation does not fall."""
-        found = Checkpoints(folder.checkpoints, keep=1).complete()
-        if not found:
-            raise UserError(f"{folder.path} has no checkpoints.")
         scores = {}
         for checkpoint in found:
             metrics = self.measure(checkpoint_weights(checkpoint))

@@ -68,7 +68,7 @@ def average_checkpoints(request: AverageRequest, launch: Launch, say: Say) -> No
     averager = Averager(load_trained(run, device), splits, device, config)
     if splits is not None and not greedy:
         say(f"before, {folder.best}: {in_words(averager.measure(load_file(folder.best / 'model.safetensors')))}")
-    chosen = averager.greedy(folder, say) if greedy else _choose(folder, request)
+    chosen = averager.greedy(_all_of(folder), say) if greedy else _choose(folder, request)
     weights = averager.average(chosen, say)
     if splits is not None:
         say(f"after,  average of {len(chosen)}: {in_words(averager.measure(weights))}")
@@ -97,6 +97,13 @@ def _open_data(folder: RunFolder, config: RunConfig, data: Path | None, say: Say
             raise
         say(f"Note: the run's data is not used. {error.message}")
         return None
+
+
+def _all_of(folder: RunFolder) -> list[Path]:
+    found = Checkpoints(folder.checkpoints, keep=1).complete()
+    if not found:
+        raise UserError(f"{folder.path} has no checkpoints.")
+    return found
 
 
 def _choose(folder: RunFolder, request: AverageRequest) -> list[Path]:
