@@ -1,49 +1,41 @@
-"""model_card.md: a trained model as hubs of models describe one, YAML in front and text behind."""
+"""model_card.md: the description of a trained model for hubs of models, YAML and then text."""
 
 import hashlib
 import math
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ddp_ft.contracts import PROBE
 from ddp_ft.data.sources.table_file import is_table
-from ddp_ft.errors import printable
-from ddp_ft.evaluation.intervals import Interval
+from ddp_ft.errors import printable, shortened
 from ddp_ft.reporting.facts import SPLITS, RunFacts
-from ddp_ft.reporting.formats import count, interval_text, metric_name, metric_text, plural
-from ddp_ft.reporting.set_section import TITLES
+from ddp_ft.reporting.formats import count, metric_name, plural
+from ddp_ft.reporting.set_section import TITLES, Intervals, result
 from ddp_ft.tasks.metric_table import METRICS
 from ddp_ft.version import __version__
 
 FILE = "model_card.md"
 _MOST_NAMES = 50
-_MARK = "<!-- Written by ddp_ft; {} -->"
 _ESCAPED = str.maketrans({each: f"\\{each}" for each in "\\`*_{}[]<>#|~"})
-
-Intervals = Mapping[str, Mapping[str, Interval]]
 
 
 def renewed_card(facts: RunFacts, found: Intervals, file: Path) -> str | None:
-    """The card as it is to be written to that file; None if there is one that a person has changed."""
-    if file.exists() and not _is_ours(file.read_text(encoding="utf-8", errors="replace")):
-        return None
+    """The new content of the card's file; None if a person has changed the present one."""
+    if file.exists():
+        body, _, mark = file.read_text(encoding="utf-8", errors="replace").rstrip("\n").rpartition("\n")
+        if mark != _mark(body):
+            return None
     text = card_text(facts, found).encode("utf-8", "replace").decode("utf-8")
-    return f"{text}\n{_MARK.format(_checksum(text))}\n"
+    return f"{text}\n{_mark(text)}\n"
 
 
-def _is_ours(text: str) -> bool:
-    body, _, mark = text.rstrip("\n").rpartition("\n")
-    return mark == _MARK.format(_checksum(body))
-
-
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _mark(text: str) -> str:
+    return f"<!-- Written by ddp_ft; {hashlib.sha256(text.encode()).hexdigest()[:16]} -->"
 
 
 def card_text(facts: RunFacts, found: Intervals) -> str:
-    """The card of the best model. YAML is written by huggingface_hub, whose form it has."""
+    """The card of the best model, with YAML as huggingface_hub writes it."""
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(**_metadata(facts))
@@ -67,7 +59,7 @@ def _metadata(facts: RunFacts) -> dict[str, Any]:
 
 
 def _base_model(facts: RunFacts) -> str | None:
-    """The hub's name of the pretrained weights; None where the run started from others."""
+    """The hub's name of the pretrained weights; None if the run started from others."""
     if facts.description.get("library") != "timm" or facts.config.model.weights != "pretrained":
         return None
     from timm.models import get_pretrained_cfg
@@ -79,14 +71,9 @@ def _base_model(facts: RunFacts) -> str | None:
 
 
 def _data_type(facts: RunFacts) -> str:
-    """What the hub's loaders call data of that form."""
+    """The form of the data, as the hub's loaders call it."""
     path = facts.config.data.path
     return path.suffix.lstrip(".").lower() if path is not None and is_table(path) else "imagefolder"
-
-
-def _data_name(facts: RunFacts) -> str:
-    path = facts.config.data.path
-    return printable(path.resolve().name) if path else "data"
 
 
 def _hub_metric(metric: str) -> str:
@@ -100,7 +87,7 @@ def _results(facts: RunFacts) -> list[Any]:
         EvalResult(
             task_type=facts.task.words.hub_type,
             dataset_type=_data_type(facts),
-            dataset_name=_data_name(facts),
+            dataset_name=facts.data_name,
             dataset_split="validation" if split == "val" else split,
             metric_type=_hub_metric(name),
             metric_name=metric_name(printable(name)),
@@ -127,18 +114,17 @@ def _body(facts: RunFacts, found: Intervals) -> str:
 
 
 def _text(value: object) -> str:
-    """A value in one line of Markdown, with nothing in it that Markdown takes for its own."""
+    """A value in one line of Markdown, with its special characters escaped."""
     return printable(str(value)).translate(_ESCAPED)
 
 
 def _introduction(facts: RunFacts) -> str:
-    names = [f"{_text(name)}" for name in facts.names[:_MOST_NAMES]]
-    more = f" and {len(facts.names) - _MOST_NAMES} more" if len(facts.names) > _MOST_NAMES else ""
+    names = shortened([_text(name) for name in facts.names], _MOST_NAMES)
     size = facts.description.get("preprocessing", {}).get("size")
     pixels = f" of {size[0]} x {size[1]} pixels" if size else ""
     return (
-        f"# {_text(facts.name)}\n\n{_text(facts.config.model.name)}, fine-tuned on {_text(_data_name(facts))}. From a "
-        f"image{pixels} it {facts.task.words.verb} {', '.join(names)}{more}."
+        f"# {_text(facts.name)}\n\n{_text(facts.config.model.name)}, fine-tuned on {_text(facts.data_name)}. From an "
+        f"image{pixels} it {facts.task.words.verb} {names}."
     )
 
 
@@ -146,9 +132,10 @@ def _data(facts: RunFacts) -> str:
     plan, test = facts.plan, facts.scored_sets.get("test")
     rows = {"training": plan.train_samples, "validation": plan.val_samples} | ({"test": len(test)} if test else {})
     table = "\n".join(f"| {name} | {count(number)} |" for name, number in rows.items())
-    fingerprint = facts.split.get("fingerprint", "")
-    told = f"\n\nFingerprint of all images' paths, sizes and targets: `{printable(str(fingerprint))}`."
-    return f"| set | images |\n|---|---:|\n{table}{told if fingerprint else ''}"
+    text = f"| set | images |\n|---|---:|\n{table}"
+    if fingerprint := facts.split.get("fingerprint", ""):
+        text += f"\n\nFingerprint of all images' paths, sizes and targets: `{printable(str(fingerprint))}`."
+    return text
 
 
 def _procedure(facts: RunFacts) -> str:
@@ -159,27 +146,21 @@ def _procedure(facts: RunFacts) -> str:
         f"Recipe {_text(plan.recipe)}: {plural(config.train.epochs, 'epoch')} of {count(plan.steps_per_epoch)} "
         f"steps, {config.train.batch_size} images each, {_text(config.optim.name)}, learning rate {plan.lr:g}, "
         f"schedule {_text(config.schedule.name)}, {_text(plan.precision)}, seed {config.seed}.",
-        _best(facts),
-        "Made with " + ", ".join(f"{_text(name)} {_text(version)}" for name, version in versions.items()) + "."
-        if versions
-        else f"Made with ddp_ft {__version__}.",
     ]
-    return "\n".join(f"- {line}" for line in lines if line)
-
-
-def _best(facts: RunFacts) -> str:
-    if not facts.best:
-        return ""
-    where = "the probe" if facts.best["phase"] == PROBE else f"epoch {facts.best['epoch']:g}"
-    return f"The best model by {_text(metric_name(facts.metric))} on the validation set, that after {where}, was kept."
+    if best := facts.best:
+        where = "the probe" if best["phase"] == PROBE else f"epoch {best['epoch']:g}"
+        metric = _text(metric_name(facts.metric))
+        lines.append(f"The best model by {metric} on the validation set, that after {where}, was kept.")
+    libraries = ", ".join(f"{_text(name)} {_text(version)}" for name, version in versions.items())
+    lines.append(f"Made with {libraries or f'ddp_ft {__version__}'}.")
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _result_table(facts: RunFacts, found: Intervals) -> str:
     rows = [
-        f"| {TITLES[split]} | {_text(metric_name(name))} | {metric_text(name, value)} "
-        f"| {interval_text(name, found.get(split, {}).get(name))} |"
+        f"| {TITLES[split]} | {_text(metric_name(name))} | {' | '.join(result(facts, found, split, name))} |"
         for split in reversed(SPLITS)
-        for name, value in facts.metrics(split).items()
+        for name in facts.metrics(split)
     ]
     if not rows:
         return "There is no evaluation yet."
@@ -191,14 +172,13 @@ def _result_table(facts: RunFacts, found: Intervals) -> str:
 
 def _loading(facts: RunFacts) -> str:
     run = shlex.quote(f"runs/{facts.name}")
-    told = f"```bash\nddp-ft predict {run} IMAGE... --output predictions.csv\n```"
-    library = facts.description.get("library")
-    if library == "timm" and "head" not in facts.description:
-        told += (
+    text = f"```bash\nddp-ft predict {run} IMAGE... --output predictions.csv\n```"
+    if facts.description.get("library") == "timm" and "head" not in facts.description:
+        text += (
             "\n\nWithout ddp_ft, from `best/` of the run folder; `model.json` has the preprocessing and the classes:\n"
             "\n```python\nimport json, timm, safetensors.torch\n\n"
             'description = json.load(open("best/model.json"))\n'
             'model = timm.create_model(description["name"], pretrained=False, **description["arguments"])\n'
             'model.load_state_dict(safetensors.torch.load_file("best/model.safetensors"))\n```'
         )
-    return told
+    return text

@@ -1,4 +1,4 @@
-"""Several runs beside each other, and whether one is really better than the others."""
+"""The comparison of several runs, with tests whether one is really better than the others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,22 +12,13 @@ from ddp_ft.config.loading import to_flat
 from ddp_ft.errors import UserError, printable
 from ddp_ft.evaluation.intervals import Difference, difference, holm
 from ddp_ft.reporting.facts import SPLITS, RunFacts, read_run
-from ddp_ft.reporting.formats import (
-    duration,
-    interval_text,
-    is_share,
-    metric_name,
-    metric_text,
-    number_text,
-    p_text,
-    signed,
-)
-from ddp_ft.reporting.set_section import TITLES, set_intervals
+from ddp_ft.reporting.formats import duration, is_share, metric_name, number_text, p_text, signed
+from ddp_ft.reporting.set_section import TITLES, result, set_intervals
 from ddp_ft.reporting.svg_charts import SERIES, overlay
 from ddp_ft.reporting.template import render
 from ddp_ft.reporting.writing import put
 
-# From which p value on two models are not told apart.
+# Models with a larger p value do not differ significantly.
 SIGNIFICANCE = 0.05
 MOST_RUNS = 50
 _LONGEST_VALUE = 60
@@ -35,7 +26,7 @@ _LONGEST_VALUE = 60
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a test of a run against the best one gives. `sentence` is what to say; the rest is for a table."""
+    """The test of a run against the best one, as a sentence and as the cells of a table."""
 
     best: str
     other: str
@@ -47,9 +38,9 @@ class Verdict:
 
 
 def write_comparison(paths: Sequence[Path], output: Path) -> list[str]:
-    """Write the page that compares these runs; gives lines to say: the page, and what was found.
+    """Write the page that compares these runs; return lines to print: the results of the tests, and the page.
 
-    UserError for what is no run folder, for runs without a metric in common, and where nothing can be written.
+    UserError for a path that is no run folder, for runs without a common metric, and if the page cannot be written.
     """
     if len(paths) > MOST_RUNS:
         raise UserError(f"{len(paths)} runs do not fit on a page; {MOST_RUNS} do.", "Compare fewer at a time.")
@@ -73,12 +64,11 @@ def write_comparison(paths: Sequence[Path], output: Path) -> list[str]:
         caveats=_caveats(runs),
     )
     put(output, page)
-    said = [sentence for test in tests for sentence in test["said"]]
-    return [*said, f"Comparison: {output}"]
+    return [*(line for test in tests for line in test["lines"]), f"Comparison: {output}"]
 
 
 def common_metric(runs: Sequence[RunFacts]) -> str:
-    """What decides in the first run if all have it, else what usually decides in its task."""
+    """The deciding metric of the first run if all have it, else that of its task."""
     evaluated = [run.metrics("val") for run in runs if run.metrics("val")]
     for metric in (runs[0].metric, runs[0].task.primary_metric):
         if all(metric in found for found in evaluated):
@@ -88,30 +78,28 @@ def common_metric(runs: Sequence[RunFacts]) -> str:
 
 
 def labels(runs: Sequence[RunFacts]) -> list[str]:
-    """What to call each run: its folder's name, or where names are the same its path."""
+    """A name for each run: its folder's name, or its path if two names are the same."""
     names = [run.name for run in runs]
     return [name if names.count(name) == 1 else printable(str(run.path)) for name, run in zip(names, runs, strict=True)]
 
 
 def compare(runs: Sequence[RunFacts], names: Sequence[str], split: str, metric: str) -> dict[str, Any] | None:
-    """The tests of all runs against the best one on that set; None if no two runs have it."""
-    held = [number for number, run in enumerate(runs) if split in run.scored_sets]
-    if len(held) < 2:
+    """The tests of all runs against the best one on that set; None if fewer than two runs have it."""
+    named = [(run, name) for run, name in zip(runs, names, strict=True) if split in run.scored_sets]
+    if len(named) < 2:
         return None
-    found: dict[str, Any] = {"title": TITLES[split], "verdicts": []}
-    problem = pairing_problem([runs[number] for number in held], [names[number] for number in held], split, metric)
+    problem = pairing_problem([run for run, _ in named], [name for _, name in named], split, metric)
     if problem:
-        told = [f"On the {TITLES[split]} set the runs cannot be compared image by image: {problem}"]
-        return found | {"said": told, "lead": told}
-    upwards = runs[held[0]].higher_is_better
-    order = sorted(held, key=lambda number: runs[number].metrics(split)[metric], reverse=upwards)
-    verdicts = _against_best(runs, names, order, split, metric)
-    missing = [names[number] for number in range(len(runs)) if number not in held]
-    note = [f"Left out, as nothing is kept of their outputs: {', '.join(missing)}."] if missing else []
+        lines = [f"On the {TITLES[split]} set the runs cannot be compared image by image: {problem}"]
+        return {"title": TITLES[split], "verdicts": [], "lines": lines, "lead": lines}
+    named.sort(key=lambda each: each[0].metrics(split)[metric], reverse=named[0][0].higher_is_better)
+    verdicts = _against_best(named, split, metric)
+    missing = [name for run, name in zip(runs, names, strict=True) if split not in run.scored_sets]
+    note = [f"Left out, since their outputs are not stored: {', '.join(missing)}."] if missing else []
     begin = f"{TITLES[split].capitalize()} set: "
-    said = [begin + verdict.sentence for verdict in verdicts]
-    lead = said if len(said) < 3 else [begin + _lead(verdicts)]
-    return found | {"verdicts": verdicts, "said": [*said, *note], "lead": [*lead, *note]}
+    lines = [begin + verdict.sentence for verdict in verdicts]
+    lead = lines if len(lines) < 3 else [begin + _lead(verdicts)]
+    return {"title": TITLES[split], "verdicts": verdicts, "lines": [*lines, *note], "lead": [*lead, *note]}
 
 
 def _lead(verdicts: Sequence[Verdict]) -> str:
@@ -123,7 +111,7 @@ def _lead(verdicts: Sequence[Verdict]) -> str:
 
 
 def pairing_problem(runs: Sequence[RunFacts], names: Sequence[str], split: str, metric: str) -> str:
-    """Why the runs' outputs are not of the same samples in the same order; empty if they are."""
+    """Why the runs cannot be compared sample by sample; empty if they can."""
     first = runs[0]
     for run, name in zip(runs, names, strict=True):
         mine, other = first.scored_sets[split], run.scored_sets[split]
@@ -140,35 +128,29 @@ def pairing_problem(runs: Sequence[RunFacts], names: Sequence[str], split: str, 
     return ""
 
 
-def _against_best(
-    runs: Sequence[RunFacts], names: Sequence[str], order: Sequence[int], split: str, metric: str
-) -> list[Verdict]:
-    best, others = order[0], order[1:]
-    upwards = runs[best].higher_is_better
-    held = [
-        difference(runs[number].scored_sets[split], runs[best].scored_sets[split], metric, upwards) for number in others
-    ]
-    corrected = holm([each.p_value for each in held])
+def _against_best(named: Sequence[tuple[RunFacts, str]], split: str, metric: str) -> list[Verdict]:
+    """The tests of runs and their names against the first one."""
+    (best, name), *others = named
+    mine, upwards = best.scored_sets[split], best.higher_is_better
+    found = [difference(run.scored_sets[split], mine, metric, upwards) for run, _ in others]
+    corrected = holm([each.p_value for each in found])
     return [
-        _verdict((names[best], names[number]), metric, each, p_value, len(others))
-        for number, each, p_value in zip(others, held, corrected, strict=True)
+        _verdict((name, other), metric, each, p_value, len(others))
+        for (_, other), each, p_value in zip(others, found, corrected, strict=True)
     ]
 
 
 def _verdict(names: tuple[str, str], metric: str, found: Difference, p_value: float, tests: int) -> Verdict:
-    """Of the best run and another; `p_value` is corrected for so many tests."""
-    (best, other), value, interval = names, found.value, found.interval
-    unit = " points" if is_share(metric) else ""
+    """The verdict on the best run and another; `p_value` is corrected for that many tests."""
+    (best, other), interval, p = names, found.interval, p_text(p_value)
+    by = signed(metric, found.value) + (" points" if is_share(metric) else "")
     ends = f"{signed(metric, interval.low)} to {signed(metric, interval.high)}"
     corrected = f", corrected for {tests} comparisons" if tests > 1 else ""
-    how = f"{signed(metric, value)}{unit} of {metric_name(metric)} (95 % interval {ends}; {p_text(p_value)}{corrected})"
-    is_told_apart = p_value < SIGNIFICANCE
-    sentence = (
-        f"{best} is better than {other} by {how}."
-        if is_told_apart
-        else f"{best} and {other} are not to be told apart: {best} is ahead by {how}."
-    )
-    return Verdict(best, other, f"{signed(metric, value)}{unit}", ends, p_text(p_value), is_told_apart, sentence)
+    how = f"{by} of {metric_name(metric)} (95 % interval {ends}; {p}{corrected})"
+    if p_value < SIGNIFICANCE:
+        return Verdict(best, other, by, ends, p, True, f"{best} is better than {other} by {how}.")
+    sentence = f"{best} and {other} are not to be told apart: {best} is ahead by {how}."
+    return Verdict(best, other, by, ends, p, False, sentence)
 
 
 def _series(runs: Sequence[RunFacts]) -> list[int]:
@@ -180,18 +162,13 @@ def _rows(runs: Sequence[RunFacts], names: Sequence[str], metric: str) -> list[d
     rows = []
     for run, name, colour in zip(runs, names, _series(runs), strict=True):
         found = set_intervals(run)
-        results = {
-            split: (metric_text(metric, run.metrics(split).get(metric)),
-                    interval_text(metric, found.get(split, {}).get(metric)))
-            for split in SPLITS
-        }  # fmt: skip
         speed, wall = run.summary.get("images_per_second"), run.summary.get("wall_seconds")
         rows.append(
             {
                 "name": name,
                 "colour": colour,
                 "model": printable(str(run.config.model.name)),
-                **results,
+                **{split: result(run, found, split, metric) for split in SPLITS},
                 "epoch": f"{run.summary.get('epoch', 0):g} of {run.config.train.epochs}" if run.summary else run.status,
                 "best": "probe" if run.best.get("phase") == "probe" else f"{run.best.get('epoch', 0):g}",
                 "speed": number_text(speed) if speed else "–",
@@ -203,7 +180,7 @@ def _rows(runs: Sequence[RunFacts], names: Sequence[str], metric: str) -> list[d
 
 
 def _differences(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
-    """The keys of recipe and length that are not the same in all runs, with their values."""
+    """The keys of recipe and length that differ, with the value of each run."""
     flat = [to_flat(run.config, [RECIPE, LENGTH]) for run in runs]
     keys = [key for key in flat[0] if any(each[key] != flat[0][key] for each in flat)]
     return [(key, [_shown(each[key]) for each in flat]) for key in keys]
@@ -226,13 +203,13 @@ def _charts(runs: Sequence[RunFacts], metric: str) -> list[tuple[str, Any]]:
 
 
 def _caveats(runs: Sequence[RunFacts]) -> list[str]:
-    told = [
-        "The tests ask whether these very models differ on images of this kind. They say nothing of other seeds: "
-        "where the difference is small, train each recipe with several seeds.",
+    lines = [
+        "The tests ask whether these very models differ on images of this kind, not whether other seeds would: if the "
+        "difference is small, train each recipe with several seeds.",
         "Accuracy and exact match: McNemar's exact test. Other metrics: paired bootstrap over images. The best run "
         "is compared with each other one; with several, p values are corrected by Holm's method. Intervals are not "
         "corrected.",
     ]
     if any(run.config.data.group for run in runs):
-        told.append("Images of one group are alike, which the tests do not know of: they see differences too readily.")
-    return told
+        lines.append("Images of one group are alike, which the tests do not consider: they find too many differences.")
+    return lines

@@ -1,7 +1,7 @@
-"""All that a run folder says of its run, read without running any code of others."""
+"""All facts about a run from its folder, read without running any code of others."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import TRAIN, Processor, Task
 from ddp_ft.data.bad_samples.quarantine import FILE as QUARANTINE
 from ddp_ft.data.processors import processor_from
-from ddp_ft.errors import UserError, printable
+from ddp_ft.errors import UserError, printable, typed_line
 from ddp_ft.run_folder.bad_batches import FOLDER as BAD_BATCHES
 from ddp_ft.run_folder.evaluations import load_evaluation
 from ddp_ft.run_folder.folder import RunFolder
@@ -24,11 +24,13 @@ from ddp_ft.training.plan import Plan, read_plan
 Row = dict[str, Any]
 SPLITS = ("val", "test")
 _NOWHERE = {"step": 0, "epoch": 0.0, "phase": TRAIN}
+_BOOKKEEPING = ("step", "epoch", "split", "phase", "time")
+_WHOLE = "Is the folder whole?"
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A run as its folder tells of it. What an unfinished one has not written yet is empty.
+    """The content of a run folder. What an unfinished run has not written yet is empty.
 
     `rows` are those of metrics.jsonl, `starts` those of provenance.json, `description` is model.json, `split` is
     split.json. `task` is without losses and metrics of the user's own.
@@ -54,8 +56,14 @@ class RunFacts:
         return printable(self.path.resolve().name)
 
     @property
+    def data_name(self) -> str:
+        """The name of the folder or table of its data."""
+        path = self.config.data.path
+        return printable(path.resolve().name) if path else "data"
+
+    @property
     def status(self) -> str:
-        """ "done", "stopped", or "unfinished" where it is running or was killed."""
+        """ "done", "stopped", or "unfinished" if it is running or was killed."""
         return str(self.summary.get("status", "unfinished"))
 
     @property
@@ -65,7 +73,7 @@ class RunFacts:
 
     @cached_property
     def higher_is_better(self) -> bool:
-        """Whether more of that metric is better; of the user's own metric, whether the run took it so."""
+        """Whether more of that metric is better; for the user's own metric, what the run's best model shows."""
         try:
             return self.task.higher_is_better(self.metric)
         except UserError:
@@ -86,16 +94,13 @@ class RunFacts:
         scored = [row for row in self.evaluations if row.get(self.metric) is not None]
         if not scored:
             return {}
-        choose = max if self.higher_is_better else min
-        row = choose(scored, key=lambda row: row[self.metric])
-        metrics = {
-            name: value for name, value in row.items() if name not in ("step", "epoch", "split", "phase", "time")
-        }
+        row = (max if self.higher_is_better else min)(scored, key=lambda row: row[self.metric])
+        metrics = {name: value for name, value in row.items() if name not in _BOOKKEEPING}
         return {"metrics": metrics, "step": row["step"], "epoch": row["epoch"], "phase": row.get("phase", TRAIN)}
 
     @property
     def processor(self) -> Processor | None:
-        """How the model sees an image; None where there is no model yet."""
+        """How the model sees an image; None if there is no model yet."""
         return processor_from(self.description["preprocessing"]) if self.description else None
 
     def metrics(self, split: str) -> dict[str, float]:
@@ -105,33 +110,35 @@ class RunFacts:
 
 
 def read_run(path: Path) -> RunFacts:
-    """The facts of a run folder. UserError if it is none, or what it holds cannot be read."""
+    """The facts of a run folder. UserError if it is none, or if its files cannot be read."""
     folder = RunFolder(path)
     if not (path / "config.yaml").is_file() or not (path / "plan.json").is_file():
         what = "is no run folder: it has no config.yaml or no plan.json" if path.is_dir() else "is not there"
         raise UserError(f"{path} {what}.", "Expected the folder that `train --run-dir` wrote, such as runs/NAME.")
     try:
         return _read(folder)
-    except UserError:
-        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{path} cannot be read as a run folder: {reason}", "Is it whole?") from None
+        raise UserError(f"{path} cannot be read as a run folder: {typed_line(error)}", _WHOLE) from None
 
 
 def _read(folder: RunFolder) -> RunFacts:
     path = folder.path
     config, plan = folder.stored_config(), read_plan(folder)
     assert config is not None and plan is not None
-    description, summary = _mapping(folder, "best/model.json"), _mapping(folder, "summary.json")
+    description, summary = folder.read_json("best/model.json") or {}, folder.read_json("summary.json") or {}
     _check_summary(summary, path)
     names = tuple(map(str, json.loads((path / "classes.json").read_text(encoding="utf-8"))))
     if (folder.best / "model.json").exists():
-        _check_has(description, ("task_settings", "preprocessing", "classes"), path / "best" / "model.json")
+        for name in ("task_settings", "preprocessing", "classes"):
+            if name not in description:
+                raise UserError(f"{path / 'best' / 'model.json'} has no {name}.", _WHOLE)
         if tuple(description["classes"]) != names:
-            raise UserError(f"{path}: classes.json and best/model.json name other classes.", "Is the folder whole?")
+            raise UserError(f"{path}: classes.json and best/model.json name other classes.", _WHOLE)
         processor_from(description["preprocessing"])
-    task = _task(path, plan.task, names, description.get("task_settings", {}))
+    try:
+        task = restore_without_code(plan.task, names, description.get("task_settings", {}))
+    except UserError as error:
+        raise UserError(f"{path}: {error.message}", error.hint) from None
     found = {split: each for split in SPLITS if (each := _scored_set(path, split, task))}
     return RunFacts(
         path=path,
@@ -143,35 +150,14 @@ def _read(folder: RunFolder) -> RunFacts:
         summary=summary,
         starts=read_starts(path),
         description=description,
-        split=_mapping(folder, "split.json"),
+        split=folder.read_json("split.json") or {},
         scored_sets=found,
         damaged=_quarantined(path / QUARANTINE),
         bad_steps=sorted(each.name for each in (path / BAD_BATCHES).glob("step_*")),
     )
 
 
-def _task(path: Path, name: str, names: tuple[str, ...], settings: Mapping[str, Any]) -> Task:
-    try:
-        return restore_without_code(name, names, settings)
-    except UserError as error:
-        raise UserError(f"{path}: {error.message}", error.hint) from None
-
-
-def _mapping(folder: RunFolder, name: str) -> dict[str, Any]:
-    """A JSON file of the folder; empty if it is not there. UserError if it is no mapping."""
-    found = folder.read_json(name)
-    if found is not None and not isinstance(found, dict):
-        raise UserError(f"{folder.path / name} is no mapping.", "Is the folder whole?")
-    return found or {}
-
-
-def _check_has(found: Mapping[str, Any], wanted: Iterable[str], file: Path) -> None:
-    lacking = [name for name in wanted if name not in found]
-    if lacking:
-        raise UserError(f"{file} has no {lacking[0]}.", "Is the folder whole?")
-
-
-# What is counted with; all else of the summary is only shown.
+# Values of the summary that reports compute with.
 _NUMBERS = (
     "step", "epoch", "best_step", "best_epoch", "restarts", "bad_steps", "images_per_second", "data_wait_share",
     "train_seconds", "wall_seconds", "compile_seconds", "save_copy_seconds", "save_stall_seconds",
@@ -182,7 +168,7 @@ def _check_summary(summary: Mapping[str, Any], path: Path) -> None:
     wrong = [name for name in _NUMBERS if not isinstance(summary.get(name, 0), (int, float))]
     wrong += [split for split in SPLITS if not isinstance(summary.get(split, {}), dict)]
     if wrong:
-        raise UserError(f"{path / 'summary.json'}: {wrong[0]} is not what it is in a run.", "Is the folder whole?")
+        raise UserError(f"{path / 'summary.json'}: {wrong[0]} has another type than in a run.", _WHOLE)
 
 
 def _scored_set(path: Path, split: str, task: Task) -> ScoredSet | None:
@@ -193,7 +179,7 @@ def _scored_set(path: Path, split: str, task: Task) -> ScoredSet | None:
     try:
         return task.score(evaluation.predictions, evaluation.records)
     except UserError as error:
-        raise UserError(f"{path}: what is kept of {split} is {error.message}", "Is the folder whole?") from None
+        raise UserError(f"{path}: what is kept of {split} is {error.message}", _WHOLE) from None
 
 
 def _quarantined(file: Path) -> list[list[str]]:

@@ -1,7 +1,7 @@
-"""What a report shows of one set: which classes go wrong, which images, and how far confidence can be trusted."""
+"""A report's section on one set: the classes and images that are predicted wrong, and the quality of confidence."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddp_ft.contracts import LabelledSource, Processor
+from ddp_ft.contracts import BadSample, LabelledSource, Processor
 from ddp_ft.data.image.pillow import Pixels
 from ddp_ft.data.open_sample import open_sample
-from ddp_ft.errors import printable
+from ddp_ft.data.splits.open import open_part, schema_in
+from ddp_ft.errors import UserError, printable
 from ddp_ft.evaluation.intervals import Interval, intervals
-from ddp_ft.reporting.evaluated_samples import UNREADABLE, read_error
 from ddp_ft.reporting.facts import RunFacts
-from ddp_ft.reporting.formats import brief, count, plural
+from ddp_ft.reporting.formats import brief, count, interval_text, metric_text, plural
 from ddp_ft.reporting.svg_charts import data_uri, reliability_svg, scatter_svg
 from ddp_ft.tasks.scored.base import MOST_SCATTERS, ScoredSet, most_confused
 
@@ -30,28 +30,67 @@ OPEN_ROWS, MOST_ROWS = 12, 2000
 MISTAKES, HITS = 12, 8
 # Images with fewer pixels a side are enlarged by whole pixels.
 SMALL = 100
+UNREADABLE = (UserError, BadSample, OSError, ValueError)
+
+Intervals = Mapping[str, Mapping[str, Interval]]
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A set whose images can be shown, or why they cannot."""
+    """A set whose images can be shown, or the reason why they cannot."""
 
     source: LabelledSource | None
     reason: str = ""
 
 
+def open_set(facts: RunFacts, split: str, sources: Mapping[str, LabelledSource] | None, data: Path | None) -> Opened:
+    """A set from `sources`, the run's open sets; if that is None, from `data` or from where the run had it."""
+    if sources is not None:
+        return Opened(sources.get(split))
+    try:
+        return Opened(open_evaluated(facts, split, data))
+    except UNREADABLE as error:
+        return Opened(None, _reason(error))
+
+
+def open_evaluated(facts: RunFacts, split: str, data: Path | None = None) -> LabelledSource:
+    """The samples of a scored set, from the run's folder of data or from `data`. UserError if they have changed."""
+    path = data or facts.config.data.path
+    if path is None:
+        raise UserError("The run names no data.")
+    config, scored_set = replace(facts.config.data, path=path), facts.scored_sets[split]
+    schema = schema_in(path, facts.task.kinds, facts.names)
+    # Damaged images are searched for, by reading all, only if some were left out.
+    for on_error in dict.fromkeys(("fail", config.on_error)):
+        source = open_part(replace(config, on_error=on_error), schema, split, facts.split)[1]
+        if len(source) == len(scored_set):
+            break
+    if len(source) != len(scored_set) or not scored_set.has_targets(source.targets):
+        raise UserError(f"{config.path} has other {split} images than the run had.")
+    return source
+
+
+def _reason(error: Exception) -> str:
+    """Why images cannot be shown, in one line."""
+    return printable(error.message if isinstance(error, UserError) else str(error)).removeprefix("--data ")
+
+
 def judged_set(facts: RunFacts, split: str, opened: Opened) -> dict[str, Any]:
-    """What the template is given of a set of which the folder has the predictions; empty if it has nothing to show."""
+    """The template's values for a scored set; empty if there is nothing to show."""
     scored_set = facts.scored_sets[split]
     matrix, bins = scored_set.confusion(), scored_set.reliability()
     found: dict[str, Any] = {
         "scatters": [(brief(name), scatter_svg(name, *each)) for name, *each in scored_set.points(MOST_SCATTERS)],
         "classes": _class_rows(scored_set),
-        "thresholds": _thresholds(scored_set),
+        "thresholds": [
+            (name, hint)
+            for name, hint in zip(scored_set.names, scored_set.thresholds(), strict=False)
+            if hint is not None
+        ][:MOST_ROWS],
         **_images(facts, scored_set, opened),
     }
     if bins is not None:
-        error = f"{bins.calibration_error:.3f}"
+        error = bins.calibration_error
         found |= {"reliability": reliability_svg(bins), "ece": error, "leaning": _leaning(scored_set)}
     found |= _matrix(scored_set, matrix) if matrix is not None else {}
     return {"title": TITLES[split], "open_rows": OPEN_ROWS, **found} if any(found.values()) else {}
@@ -62,32 +101,29 @@ def set_intervals(facts: RunFacts) -> dict[str, dict[str, Interval]]:
     return {split: intervals(scored_set) for split, scored_set in facts.scored_sets.items()}
 
 
+def result(facts: RunFacts, found: Intervals, split: str, metric: str) -> tuple[str, str]:
+    """A metric on a set and its interval, as text."""
+    interval = found.get(split, {}).get(metric)
+    return metric_text(metric, facts.metrics(split).get(metric)), interval_text(metric, interval)
+
+
 def _class_rows(scored_set: ScoredSet) -> list[dict[str, Any]]:
-    """The classes by rising F1; those that no sample has, last."""
-    rows = sorted(
-        scored_set.class_table(), key=lambda row: (not row["samples"], -1 if row["f1"] is None else row["f1"])
-    )
-    return [
-        {
-            "name": brief(row["name"]),
-            "samples": count(row["samples"]),
-            **{name: "–" if row[name] is None else f"{row[name] * 100:.1f}" for name in ("precision", "recall", "f1")},
-        }
-        for row in rows[:MOST_ROWS]
-    ]
+    """The classes by rising F1; those without samples last."""
+    rows = scored_set.class_table()
+    return sorted(rows, key=lambda row: (not row["samples"], -1 if row["f1"] is None else row["f1"]))[:MOST_ROWS]
 
 
 def _matrix(scored_set: ScoredSet, matrix: NDArray[np.int64]) -> dict[str, Any]:
     classes = len(scored_set.names)
     shown = list(range(classes)) if classes <= WHOLE_MATRIX else most_confused(matrix, PART_OF_MATRIX)
     names = [brief(scored_set.names[c]) for c in shown]
-    # Long names would make columns as high as a page: numbers stand for them.
+    # Long names would make columns as high as a page, and are replaced by numbers.
     is_long = max(map(len, names)) > LONGEST_COLUMN
     sums = np.maximum(matrix.sum(1), 1)
     rows = [
         {
             "name": f"{number}  {name}" if is_long else name,
-            "cells": [{"count": int(matrix[c, d]), "share": float(matrix[c, d] / sums[c])} for d in shown],
+            "cells": [(int(matrix[c, d]), float(matrix[c, d] / sums[c])) for d in shown],
             "rest": int(matrix[c].sum() - matrix[c, shown].sum()),
             "samples": count(int(matrix[c].sum())),
         }
@@ -97,30 +133,21 @@ def _matrix(scored_set: ScoredSet, matrix: NDArray[np.int64]) -> dict[str, Any]:
         "matrix": rows,
         "matrix_names": [str(number) for number in range(1, len(shown) + 1)] if is_long else names,
         "matrix_of": "" if len(shown) == classes else f"The {len(shown)} of {classes} classes that are confused most.",
-        "pairs": _pairs(scored_set, matrix) if classes > 2 else [],
+        "pairs": _pairs(scored_set.names, matrix) if classes > 2 else [],
     }
 
 
-def _pairs(scored_set: ScoredSet, matrix: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """The mistakes that are made most often."""
+def _pairs(names: Sequence[str], matrix: NDArray[np.int64]) -> list[tuple[str, str, int, float]]:
+    """The most frequent mistakes: true and predicted class, their number, and their share of the true class."""
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_PAIRS]
-    places = [divmod(int(each), len(scored_set.names)) for each in order]
-    return [
-        {
-            "true": brief(scored_set.names[true]),
-            "said": brief(scored_set.names[said]),
-            "count": int(wrong[true, said]),
-            "share": f"{wrong[true, said] / matrix[true].sum() * 100:.0f} %",
-        }
-        for true, said in places
-        if wrong[true, said]
-    ]
+    places = [divmod(int(each), len(names)) for each in order]
+    return [(names[t], names[p], int(wrong[t, p]), wrong[t, p] / matrix[t].sum()) for t, p in places if wrong[t, p]]
 
 
 def _leaning(scored_set: ScoredSet) -> str:
-    """One sentence of what confidence is worth, where it is one of being right."""
+    """A sentence that compares confidence with accuracy, if the set has both."""
     sure, correct = scored_set.sureness, scored_set.correct
     if sure is None or correct is None:
         return ""
@@ -131,19 +158,6 @@ def _leaning(scored_set: ScoredSet) -> str:
     return f"On average the model is {kind}: {sure:.0%} sure, {right:.0%} right."
 
 
-def _thresholds(scored_set: ScoredSet) -> list[dict[str, str]]:
-    return [
-        {
-            "name": brief(name),
-            "threshold": f"{hint.threshold:.2f}",
-            "f1": f"{hint.f1 * 100:.1f}",
-            "before": f"{hint.f1_at_half * 100:.1f}",
-        }
-        for name, hint in zip(scored_set.names, scored_set.thresholds(), strict=False)
-        if hint is not None
-    ][:MOST_ROWS]
-
-
 def _images(facts: RunFacts, scored_set: ScoredSet, opened: Opened) -> dict[str, Any]:
     chosen = {"mistakes": scored_set.worst(MISTAKES), "hits": scored_set.least_certain(HITS)}
     reason, shown = opened.reason if scored_set.worst_heading else "", {}
@@ -151,7 +165,7 @@ def _images(facts: RunFacts, scored_set: ScoredSet, opened: Opened) -> dict[str,
         try:
             shown[name] = _thumbnails(facts, scored_set, indices, opened.source)
         except UNREADABLE as error:
-            reason = read_error(error)
+            reason = _reason(error)
             shown[name] = _thumbnails(facts, scored_set, indices, None)
     correct = scored_set.correct
     wrong = "" if correct is None else plural(int((~correct).sum()), "mistake")
@@ -167,11 +181,10 @@ def _thumbnails(
     shown = []
     for index in indices:
         image = image_of(source, index, facts.processor)
-        if image is None:
-            continue
-        said, true = scored_set.caption(index)
-        about = {"said": brief(said), "true": brief(true), "is_small": max(image.shape) < SMALL}
-        shown.append({"uri": data_uri(image), **about, **_file_of(source, index)})
+        if image is not None:
+            (said, true), path = scored_set.caption(index), printable(source.name(index))
+            about = {"said": said, "true": true, "path": path, "file": Path(path).name}
+            shown.append({"uri": data_uri(image), "is_small": max(image.shape) < SMALL, **about})
     return shown
 
 
@@ -180,9 +193,3 @@ def image_of(source: LabelledSource, index: int, processor: Processor) -> Pixels
     transform, to_device = processor.eval_transform(), processor.on_device(torch.device("cpu"), channels_last=False)
     batch = to_device(transform.collate([transform(open_sample(source, index))]))
     return next(iter(processor.pixels(batch)), None)
-
-
-def _file_of(source: LabelledSource, index: int) -> dict[str, str]:
-    """The whole path, and its last part to show."""
-    path = printable(source.name(index))
-    return {"path": path, "file": Path(path).name}

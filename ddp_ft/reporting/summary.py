@@ -1,4 +1,4 @@
-"""What a run has come to: summary.json, the last lines that are printed, and its report."""
+"""The end of a run: summary.json, the last lines that are printed, and the report."""
 
 import math
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_ft.contracts import PROBE, STOPPED, LabelledSource, Say
+from ddp_ft.errors import typed_line
 from ddp_ft.trackers.console import Console
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
@@ -13,13 +14,15 @@ from ddp_ft.training.validation import is_stale
 
 
 def summarise(run: Run, state: TrainState, status: str, test: dict[str, float]) -> dict[str, Any]:
-    """The content of summary.json; `test` has the metrics on the test set, where there is one."""
-    progress = state.progress
+    """The content of summary.json; `test` has the metrics on the test set, if there is one."""
+    progress, steps_per_epoch = state.progress, run.plan.steps_per_epoch
+    if progress.phase == PROBE:
+        steps_per_epoch = math.ceil(run.plan.train_samples / run.config.probe.batch_size)
     return {
         "status": status,
         "phase": progress.phase,
         "step": progress.step,
-        "epoch": round(progress.step / _steps_per_epoch(run, progress.phase), 4),
+        "epoch": round(progress.step / steps_per_epoch, 4),
         "val": progress.best.metrics,
         **({"test": test} if test else {}),
         "best_step": progress.best.step,
@@ -41,16 +44,10 @@ def summarise(run: Run, state: TrainState, status: str, test: dict[str, float]) 
     }
 
 
-def _steps_per_epoch(run: Run, phase: str) -> int:
-    if phase == PROBE:
-        return math.ceil(run.plan.train_samples / run.config.probe.batch_size)
-    return run.plan.steps_per_epoch
-
-
-def say_farewell(run: Run, state: TrainState, console: Console, status: str) -> None:
-    """The last lines: where it stopped, or its best model."""
+def print_end(run: Run, state: TrainState, console: Console, status: str) -> None:
+    """Print the last lines: at which step the run stopped, or its best model."""
     if status == STOPPED:
-        console.say(f"Stopped at step {state.progress.step}, saved. The same command goes on from there.")
+        console.say(f"Stopped at step {state.progress.step}, saved. The same command resumes there.")
         return
     best = state.progress.best
     metrics = {name: f"{value:.4f}" for name, value in best.metrics.items()}
@@ -60,12 +57,11 @@ def say_farewell(run: Run, state: TrainState, console: Console, status: str) -> 
 
 
 def report_at_the_end(run: Path, sources: Mapping[str, LabelledSource], say: Say) -> None:
-    """The report of a run that has just ended. Whatever goes wrong is one warning: the run is done without it."""
+    """Write the report of a run that has just ended. Any failure is one warning: the run is done without it."""
     try:
         from ddp_ft.reporting.writing import write_report
 
-        told = write_report(run, sources=sources)
+        lines = write_report(run, sources=sources)
     except Exception as error:  # of drawing libraries, of any kind
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        told = [f"Warning: the report could not be written. {reason}", f"Try it again: ddp-ft report {run}"]
-    say("\n".join(told))
+        lines = [f"Warning: the report could not be written. {typed_line(error)}", f"Try again: ddp-ft report {run}"]
+    say("\n".join(lines))

@@ -1,11 +1,10 @@
-"""Charts as SVG that stands in a page and takes its colours."""
+"""Charts as SVG elements of a page, in the page's colours."""
 
 import base64
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from ddp_ft.trackers.charts import new_figure, reliability_chart, scatter_chart
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Colours that the drawing is made with, and what the page has in their place.
+# The colours of the drawing, and those of the page that replace them.
 _INK, _FAINT = "#010203", "#010204"
 SERIES = ("#1f77b4", "#d9822b", "#2f9e6e", "#9a5fc4", "#c94f6d", "#7d8a2e", "#2aa3b8", "#8c6d57")
 _OF_PAGE = {
@@ -32,59 +31,45 @@ _OF_PAGE = {
     **{colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)},
 }
 _STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text: small, selectable, in the page's own letters
+    "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
     "svg.hashsalt": "ddp_ft",
     "font.size": 9,
     "axes.titlesize": 9,
     "text.color": _INK,
     "axes.edgecolor": _FAINT,
     "axes.labelcolor": _INK,
-    "xtick.color": _FAINT,
-    "ytick.color": _FAINT,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "axes.grid": True,
-    "grid.color": _FAINT,
+    **dict.fromkeys(("xtick.color", "ytick.color", "grid.color"), _FAINT),
+    **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), _INK),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow", "axes.unicode_minus"), True),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "grid.linewidth": 0.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.unicode_minus": True,
-    "legend.frameon": False,
     "legend.fontsize": 8,
     "patch.linewidth": 0,
 }
 WIDTH, HEIGHT = 4.6, 2.6
-# Points that a line is drawn with at most, and dots that stay dots; more become pixels.
+# The most points of a line, and the most dots that are drawn as dots and not as pixels.
 _MOST_POINTS, _MOST_DOTS = 800, 1500
-# The probe's place on the axis of epochs, as a share of the training's.
+# The probe's width on the axis of epochs, as a share of the training's.
 _PROBE_SHARE = 0.25
 _MOST_RATES = 5
-# Left, bottom, width and height of what is inside the axes, as shares of a chart.
+# Left, bottom, width and height of the inside of the axes, as shares of a chart.
 _FRAME = (0.13, 0.17, 0.85, 0.74)
-
-
-@contextmanager
-def _page_style() -> Iterator[None]:
-    from matplotlib import rc_context
-
-    with rc_context(_STYLE):
-        yield
 
 
 def as_svg(draw: Callable[[], "Figure"], label: str) -> Markup:
     """A drawing as an SVG element for a page; `label` is for those who cannot see it."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    with _page_style(), warnings.catch_warnings():
-        # Letters that matplotlib's own font lacks are the reader's browser's to draw.
+    with rc_context(_STYLE), warnings.catch_warnings():
+        # The reader's browser draws letters that matplotlib's own font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure, text = draw(), io.StringIO()
         FigureCanvasSVG(figure)
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r' id="[A-Za-z][\w.]*_\d+"', "", svg)  # names of parts, which are the same in every chart
+    svg = re.sub(r' id="[A-Za-z][\w.]*_\d+"', "", svg)  # ids of parts, the same in every chart
     for colour, of_page in _OF_PAGE.items():
         svg = svg.replace(colour, of_page)
     attributes = Markup('<svg class="chart" role="img" aria-label="{}"').format(label)
@@ -92,14 +77,14 @@ def as_svg(draw: Callable[[], "Figure"], label: str) -> Markup:
 
 
 def data_uri(image: Pixels) -> str:
-    """An image (H x W x 3) for the page itself."""
+    """An image (H x W x 3) as a data URI, for the page itself."""
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 class _Places:
-    """Where rows stand on the axis of epochs: the probe's before 0, in a fixed share of the width."""
+    """The places of rows on the axis of epochs: the probe's before 0, in a fixed share of the width."""
 
     def __init__(self, rows: Sequence[Row], starts: Sequence[Mapping[str, Any]]) -> None:
         probe = [row["epoch"] for row in rows if row.get("phase") == PROBE]
@@ -107,7 +92,11 @@ class _Places:
         self.probe_epochs = max(probe, default=0.0)
         self.only_probe = not trained
         self.width = _PROBE_SHARE * max(trained, default=1.0) if probe and trained else 0.0
-        self.restarts = [self._of_time(rows, start["time"]) for start in starts[1:] if "time" in start]
+        moments = [start["time"] for start in starts[1:] if "time" in start]
+        # A restart is at the last row before it.
+        self.restarts = [
+            max((self.of(row) for row in rows if row["time"] <= moment), default=-self.width) for moment in moments
+        ]
 
     def of(self, row: Row) -> float:
         """The row's place."""
@@ -115,10 +104,6 @@ class _Places:
         if row.get("phase") != PROBE or self.only_probe:
             return epoch
         return -self.width * (1 - epoch / self.probe_epochs) if self.probe_epochs else 0.0
-
-    def _of_time(self, rows: Sequence[Row], moment: float) -> float:
-        """That of the last row before a moment."""
-        return max((self.of(row) for row in rows if row["time"] <= moment), default=-self.width)
 
     def mark(self, axes: Any) -> None:
         """Shade the probe, and draw a line for each restart."""
@@ -167,22 +152,21 @@ def _quality(facts: RunFacts) -> Lines:
 
 
 def _rates(train: Sequence[Row]) -> tuple[Lines, str]:
-    """Those of all groups of parameters; of many, as with layer decay, the least, the middle and the largest one."""
+    """The rates of all groups of parameters; if there are many (layer decay), the least, the middle and the largest."""
     names = sorted({name for row in train for name in row if name.startswith("lr/")})
-    told = ""
+    note = ""
     if len(names) > _MOST_RATES:
-        told = f" ({len(names)} groups: least, middle, largest)"
-        last = {name: max((row.get(name) or 0.0 for row in train), default=0.0) for name in names}
-        names = sorted(names, key=last.__getitem__)
+        note = f" ({len(names)} groups: least, middle, largest)"
+        names.sort(key=lambda name: max(row.get(name) or 0.0 for row in train))
         names = [names[0], names[len(names) // 2], names[-1]]
-    return {name.removeprefix("lr/"): (list(train), name, "-") for name in names}, told
+    return {name.removeprefix("lr/"): (list(train), name, "-") for name in names}, note
 
 
 Points = tuple[Floats, Floats, str]
 
 
 def _points(places: _Places, line: tuple[list[Row], str, str]) -> Points:
-    """What is to be drawn of a value; the line breaks off between the probe and the training."""
+    """The points of a value, with a gap in the line between the probe and the training."""
     rows, name, style = line
     known = [row for row in rows if isinstance(row.get(name), (int, float))]
     x, y = np.empty(0), np.empty(0)
@@ -195,7 +179,7 @@ def _points(places: _Places, line: tuple[list[Row], str, str]) -> Points:
 
 
 def _thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Of many points the least and the largest of each stretch, so that no peak is lost."""
+    """The points; if there are many, the least and the largest of each stretch, so that no peak is lost."""
     if len(x) <= _MOST_POINTS:
         return x, y
     kept = set()
@@ -206,7 +190,7 @@ def _thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 def _line_chart(lines: Mapping[str, Points], places: _Places | None, scale: str, has_legend: bool) -> "Figure":
-    """`scale` is "log", "from 0", or nothing in particular."""
+    """`scale` is "log", "from 0" or empty."""
     figure = new_figure(WIDTH, HEIGHT)
     figure.set_layout_engine("none")  # which would draw all twice
     axes = figure.add_axes(_FRAME)

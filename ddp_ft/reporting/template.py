@@ -1,11 +1,12 @@
 """Pages from the templates of this package.
 
-Names of classes and files are hostile: all that is filled in is escaped.
+Names of classes and files are hostile: all values are escaped.
 """
 
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from ddp_ft.reporting import formats
 from ddp_ft.version import __version__
 
 if TYPE_CHECKING:
@@ -16,13 +17,15 @@ if TYPE_CHECKING:
 def _environment() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    return Environment(
+    made = Environment(
         loader=PackageLoader("ddp_ft.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+    made.filters |= {name: getattr(formats, name) for name in ("brief", "count", "duration", "number_text", "plural")}
+    return made
 
 
 def render(template: str, **values: Any) -> str:
-    """The page, which needs neither network nor script. Characters that no page can hold become marks."""
+    """The page, which needs neither network nor script. Characters that UTF-8 cannot hold become question marks."""
     page = _environment().get_template(template).render(version=__version__, **values)
     return page.encode("utf-8", "replace").decode("utf-8")

@@ -19,24 +19,24 @@ def write_report(
     run: Path, output: Path | None = None, sources: Mapping[str, LabelledSource] | None = None,
     data: Path | None = None,
 ) -> list[str]:  # fmt: skip
-    """Write RUN/report.html and RUN/model_card.md, or the report alone to `output`; gives lines to say.
+    """Write RUN/report.html and RUN/model_card.md, or the report alone to `output`; return lines to print.
 
-    `sources` are the run's sets, if they are open; else they are opened in `data`, or where the run had them. Raises
-    UserError for what is no run folder, and where nothing can be written.
+    `sources` and `data` as in `open_set`. Raises UserError for a path that is no run folder, and if a file cannot be
+    written.
     """
     facts = read_run(run)
     found = set_intervals(facts)
     page = report_page(facts, found, sources, data)
     file = output or run / FILE
     put(file, page)
-    told = [f"Report: {file}"]
+    lines = [f"Report: {file}"]
     if output is None and facts.description:
         card = renewed_card(facts, found, run / CARD)
         if card is not None:
             put(run / CARD, card)
-        kept = "" if card is not None else " (it was edited and is left as it is; remove it to have it written anew)"
-        told.append(f"Model card: {run / CARD}{kept}")
-    return told
+        kept = "" if card is not None else " (it was edited and is left as it is; remove it for a new one)"
+        lines.append(f"Model card: {run / CARD}{kept}")
+    return lines
 
 
 def put(file: Path, text: str) -> None:
@@ -44,6 +44,5 @@ def put(file: Path, text: str) -> None:
     try:
         write_text(file, text)
     except OSError as error:
-        raise UserError(
-            f"{file} cannot be written: {error.strerror}.", "Choose another file with --output FILE."
-        ) from None
+        hint = "Choose another file with --output FILE."
+        raise UserError(f"{file} cannot be written: {error.strerror}.", hint) from None

@@ -4,7 +4,7 @@ from ddp_ft.config.keys import RECIPE
 from ddp_ft.config.loading import to_flat
 from ddp_ft.contracts import DONE, PROBE, STOPPED
 from ddp_ft.distributed.agreement import StopAgreed
-from ddp_ft.reporting.summary import report_at_the_end, say_farewell, summarise
+from ddp_ft.reporting.summary import print_end, report_at_the_end, summarise
 from ddp_ft.slurm.walltime import Allocation
 from ddp_ft.trackers.console import Console
 from ddp_ft.trackers.fan_out import FanOut, make_trackers
@@ -45,7 +45,7 @@ def train_run(run: Run, state: TrainState, console: Console, allocation: Allocat
     if status == STOPPED:
         write_to_the_end(run)
         _write_summary(run, state, STOPPED, {})
-    say_farewell(run, state, console, status)
+    print_end(run, state, console, status)
     if status == DONE:
         _report(run, console)
     return status

@@ -9,7 +9,7 @@ from ddp_ft.distributed.agreement import StopAgreed
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.machine import Machine
 from ddp_ft.distributed.stop_request import STOP_FILE_VARIABLE
-from ddp_ft.reporting.startup_table import introduce
+from ddp_ft.reporting.startup_table import print_start
 from ddp_ft.run.joined import joined
 from ddp_ft.run.phases import resume, stop_before_training, train_run
 from ddp_ft.run_folder.folder import STOP_FILE, RunFolder
@@ -66,7 +66,7 @@ def _fine_tune(request: Request, machine: Machine) -> str:
                 print_answer(answer, console)
                 request = answer.added_to(request)
                 run, state, report = compose(request.config(recipe), request, machine, run.splits)
-            introduce(run, report, request.earlier, console, allocation.end)
+            print_start(run, report, request.earlier, console, allocation.end)
             if request.dry_run:
                 console.say("Dry run: nothing was trained and nothing was written.")
                 return DONE

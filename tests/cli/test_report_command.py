@@ -16,8 +16,8 @@ from PIL import Image
 from ddp_ft.cli.report import report
 from ddp_ft.errors import UserError
 from ddp_ft.reporting.card import renewed_card
-from ddp_ft.reporting.evaluated_samples import open_evaluated
 from ddp_ft.reporting.facts import read_run
+from ddp_ft.reporting.set_section import open_evaluated
 from tests.support.finished import write_finished
 from tests.support.marks import slowly
 from tests.support.runs import read, train_here
