@@ -8,6 +8,7 @@ A key is of one of three kinds:
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +46,6 @@ class Key:
 def key(default: Any, help: str, **spec: Any) -> Any:
     """A dataclass field for a key; `spec` has the fields of Key from `kind` on."""
     return field(default=default, metadata={"help": help, **spec})
+
+
+machine_key, length_key = partial(key, kind=MACHINE), partial(key, kind=LENGTH)

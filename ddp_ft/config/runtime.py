@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from ddp_ft.config.keys import MACHINE, RECIPE, key
+from ddp_ft.config.keys import key, machine_key
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """When to evaluate, and what decides which model is best."""
 
-    every_epochs: int = key(1, "Epochs between evaluations.", kind=RECIPE, low=1)
+    every_epochs: int = key(1, "Epochs between evaluations.", low=1)
     metric: str | None = key(
         None,
         "The metric that decides which model is best; auto: accuracy, mAP or RMSE, by task.",
@@ -34,16 +34,14 @@ class EmaConfig:
 class CheckpointConfig:
     """When to save, and how much to keep."""
 
-    every_steps: int = key(
-        0, "Steps between checkpoints, besides those at each epoch's end; 0: none.", kind=MACHINE, low=0
+    every_steps: int = machine_key(0, "Steps between checkpoints, besides those at each epoch's end; 0: none.", low=0)
+    every_minutes: float = machine_key(
+        15.0, "Minutes between checkpoints, besides those at each epoch's end; 0: none.", low=0
     )
-    every_minutes: float = key(
-        15.0, "Minutes between checkpoints, besides those at each epoch's end; 0: none.", kind=MACHINE, low=0
-    )
-    keep: int = key(2, "How many of the newest checkpoints to keep, besides the best.", kind=MACHINE, low=1)
-    keep_best: int = key(1, "How many of the best checkpoints to keep.", kind=MACHINE, low=1)
-    max_failures: int = key(
-        3, "How many writes in a row may fail, on a full disk for example, before the run ends.", kind=MACHINE, low=0
+    keep: int = machine_key(2, "How many of the newest checkpoints to keep, besides the best.", low=1)
+    keep_best: int = machine_key(1, "How many of the best checkpoints to keep.", low=1)
+    max_failures: int = machine_key(
+        3, "How many writes in a row may fail, on a full disk for example, before the run ends.", low=0
     )
 
 
@@ -51,32 +49,24 @@ class CheckpointConfig:
 class LogConfig:
     """What is logged during the run."""
 
-    every_steps: int = key(10, "Steps between lines of metrics.", kind=MACHINE, low=1)
-    trackers: str | None = key(
-        None,
-        "Services that get the curves too: mlflow, wandb; several separated by commas.",
-        kind=MACHINE,
-        flag="--track",
+    every_steps: int = machine_key(10, "Steps between lines of metrics.", low=1)
+    trackers: str | None = machine_key(
+        None, "Services that get the curves too: mlflow, wandb; several separated by commas.", flag="--track"
     )
-    level: str = key(
+    level: str = machine_key(
         "info",
         "What is printed at least; the files in RUN/logs have all.",
-        kind=MACHINE,
         flag="--log-level",
         choices=("debug", "info", "warning", "error"),
     )
-    pictures: bool = key(
-        True,
-        "TensorBoard: the first batch, and of each best evaluation its charts and its worst mistakes.",
-        kind=MACHINE,
+    pictures: bool = machine_key(
+        True, "TensorBoard: the first batch, and of each best evaluation its charts and its worst mistakes."
     )
-    report: bool = key(True, "Write report.html and model_card.md when the run is done.", kind=MACHINE)
-    histograms: bool = key(
-        False, "TensorBoard: how weights and gradients are spread, at each evaluation.", kind=MACHINE
-    )
-    graph: bool = key(False, "TensorBoard: the model's graph.", kind=MACHINE)
-    profile: str | None = key(
-        None, "Steps to trace with torch.profiler, such as 10-15; none: no trace.", kind=MACHINE, flag="--profile"
+    report: bool = machine_key(True, "Write report.html and model_card.md when the run is done.")
+    histograms: bool = machine_key(False, "TensorBoard: how weights and gradients are spread, at each evaluation.")
+    graph: bool = machine_key(False, "TensorBoard: the model's graph.")
+    profile: str | None = machine_key(
+        None, "Steps to trace with torch.profiler, such as 10-15; none: no trace.", flag="--profile"
     )
 
 
@@ -84,12 +74,8 @@ class LogConfig:
 class ComputeConfig:
     """On which device, and in which number format."""
 
-    device: str = key(
-        "auto",
-        "Where to compute; auto: CUDA if there is any.",
-        kind=MACHINE,
-        flag="--device",
-        choices=("auto", "cpu", "cuda"),
+    device: str = machine_key(
+        "auto", "Where to compute; auto: CUDA if there is any.", flag="--device", choices=("auto", "cpu", "cuda")
     )
     precision: str = key(
         "auto",
@@ -105,16 +91,14 @@ class ComputeConfig:
     deterministic: bool = key(
         False, "CUDA: kernels whose bits repeat, where there are any; an operation that has none is an error. Slower."
     )
-    recompute: bool = key(
+    recompute: bool = machine_key(
         False,
         "Keep only what goes into each block of the model, and compute its inside again for the backward pass: much "
         "less memory, about a quarter more time, the same result.",
-        kind=MACHINE,
     )
     compress_gradients: str = key(
         "none",
         "Number format in which gradients go from process to process; bf16 halves what the network carries.",
-        kind=RECIPE,
         choices=("none", "bf16"),
     )
     compile: str = key(
@@ -122,12 +106,7 @@ class ComputeConfig:
         "Compile the model with torch.compile: true: all of it; regional: its repeated blocks, which starts sooner.",
         choices=("false", "true", "regional"),
     )
-    timeout_minutes: float = key(
-        30.0, "How long a rank waits for the others before it gives up.", kind=MACHINE, above=0
-    )
-    silence_seconds: float = key(
-        60.0,
-        "After how long without a sign of life a process counts as hanging, and the run ends.",
-        kind=MACHINE,
-        above=2,
+    timeout_minutes: float = machine_key(30.0, "How long a rank waits for the others before it gives up.", above=0)
+    silence_seconds: float = machine_key(
+        60.0, "After how long without a sign of life a process counts as hanging, and the run ends.", above=2
     )

@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ddp_ft.config.keys import LENGTH, MACHINE, Key, key
+from ddp_ft.config.keys import Key, key, length_key, machine_key
 from ddp_ft.config.runtime import CheckpointConfig, ComputeConfig, EmaConfig, EvalConfig, LogConfig
 from ddp_ft.config.tasks import TASKS
 
@@ -24,10 +24,9 @@ REQUIRED = ("data.path", "model.name")
 class DataConfig:
     """Where the images are and how they are read."""
 
-    path: Path | None = key(
+    path: Path | None = machine_key(
         None,
         "Folder with train/, val/ and perhaps test/, or with one folder a class; or a CSV or Parquet table.",
-        kind=MACHINE,
         flag="--data",
     )
     image: str = key("image", "Table: column of the images' paths, relative to the table.")
@@ -52,10 +51,9 @@ class DataConfig:
         above=0,
         high=0.9,
     )
-    workers: int | None = key(
+    workers: int | None = machine_key(
         None,
         "Loader processes of each rank; auto: from the cores this process may use.",
-        kind=MACHINE,
         flag="--workers",
         low=0,
         null="auto",
@@ -67,16 +65,14 @@ class DataConfig:
         choices=("auto", "shrink", "full", "nvjpeg"),
     )
     # These two decide whether a run continues and never with what, so a restart may change them.
-    on_error: str = key(
+    on_error: str = machine_key(
         "fail",
         "An image that cannot be read ends the run; or another one, always the same, takes its place.",
-        kind=MACHINE,
         choices=("fail", "skip"),
     )
-    max_damaged: float = key(
+    max_damaged: float = machine_key(
         0.01,
         "on_error = skip: the run ends when more than this share of a split's images cannot be read; one always may.",
-        kind=MACHINE,
         low=0,
         high=1,
     )
@@ -137,8 +133,8 @@ class FreezeConfig:
     views: int = key(
         1, "Number of views of each training image: one as in evaluation, and views - 1 augmented ones.", low=1
     )
-    cache_dir: Path | None = key(None, "Where features are kept; auto: in the run folder.", kind=MACHINE, null="auto")
-    cache_gb: float = key(64.0, "Most GiB of features to compute and keep; 0: in memory alone.", kind=MACHINE, low=0)
+    cache_dir: Path | None = machine_key(None, "Where features are kept; auto: in the run folder.", null="auto")
+    cache_gb: float = machine_key(64.0, "Most GiB of features to compute and keep; 0: in memory alone.", low=0)
 
 
 @dataclass(frozen=True)
@@ -155,35 +151,25 @@ class ProbeConfig:
 class TrainConfig:
     """How long to train, and in which batches."""
 
-    epochs: int = key(3, "Passes over the training set.", kind=LENGTH, flag="--epochs", low=1)
+    epochs: int = length_key(3, "Passes over the training set.", flag="--epochs", low=1)
     batch_size: int = key(32, "Images per optimizer step, over all processes.", flag="--batch-size", low=1)
-    micro_batch: int | None = key(
+    micro_batch: int | None = machine_key(
         None,
         "Images per forward pass of one process; auto: measured at the start; none: its whole share.",
-        kind=MACHINE,
         flag="--micro-batch",
         low=1,
     )
-    max_steps: int | None = key(
-        None,
-        "Most optimizer steps; the schedule spans what is left of the epochs.",
-        kind=LENGTH,
-        flag="--max-steps",
-        low=1,
+    max_steps: int | None = length_key(
+        None, "Most optimizer steps; the schedule spans what is left of the epochs.", flag="--max-steps", low=1
     )
-    max_minutes: float | None = key(
-        None,
-        "Most minutes of training, turned into steps once, by measuring.",
-        kind=LENGTH,
-        flag="--max-minutes",
-        above=0,
+    max_minutes: float | None = length_key(
+        None, "Most minutes of training, turned into steps once, by measuring.", flag="--max-minutes", above=0
     )
     clip_norm: float = key(1.0, "Largest norm of the gradient; 0: no clipping.", flag="--clip-norm", low=0)
     clip_value: float = key(0.0, "Largest value in the gradient; 0: no clipping.", low=0)
-    max_bad_steps: int = key(
+    max_bad_steps: int = machine_key(
         20,
         "How many steps in a row may have a loss or gradient that is not finite before the run ends; they are skipped.",
-        kind=MACHINE,
         low=0,
     )
     clip_agc: float = key(0.0, "Largest gradient of a unit, as a share of its weights' norm (AGC); 0: none.", low=0)
@@ -239,9 +225,7 @@ class LossConfig:
     """What training minimises."""
 
     name: str = key(
-        "auto",
-        "auto (by task), cross_entropy, focal, bce, soft_f1, mse, l1, huber, or FILE.py:CLASS.",
-        flag="--loss",
+        "auto", "auto (by task), cross_entropy, focal, bce, soft_f1, mse, l1, huber, or FILE.py:CLASS.", flag="--loss"
     )
     label_smoothing: float = key(0.1, "Share of the target spread over all classes.", low=0, high=0.99)
     class_weights: str | None = key(
