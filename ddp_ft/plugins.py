@@ -1,4 +1,4 @@
-"""Objects by name: 'pkg.mod:attr' or 'file.py:attr', imported when they are asked for."""
+"""Objects by name: 'pkg.mod:attr' or 'file.py:attr', imported when they are needed."""
 
 import importlib
 import importlib.util
@@ -7,11 +7,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ddp_ft.errors import UserError, nearest
+from ddp_ft.errors import UserError, nearest, typed_line
 
 
 def is_reference(name: str) -> bool:
-    """Whether `name` points at code ('file.py:attr' or 'pkg.mod:attr') and is not a short name."""
+    """Whether `name` refers to code ('file.py:attr' or 'pkg.mod:attr') and is not a short name."""
     return ":" in name and not name.startswith(":") and not name.endswith(":")
 
 
@@ -21,7 +21,10 @@ def load_object(reference: str) -> Any:
     Raises UserError if the file, the module or the attribute is not there, or the code fails on import.
     """
     where, _, attribute = reference.rpartition(":")
-    module = _module_from_file(Path(where)) if where.endswith(".py") else _module_by_name(where)
+    try:
+        module = _module_from_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+    except ImportError as error:
+        raise UserError(f"Module '{where}' could not be imported: {error}") from error
     if not hasattr(module, attribute):
         public = [name for name in vars(module) if not name.startswith("_")]
         raise UserError(f"{where} has no '{attribute}'.", nearest(attribute, public))
@@ -39,12 +42,5 @@ def _module_from_file(file: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"{file} could not be imported: {type(error).__name__}: {error}") from error
+        raise UserError(f"{file} could not be imported: {typed_line(error)}") from error
     return module
-
-
-def _module_by_name(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"Module '{name}' could not be imported: {error}") from error

@@ -158,12 +158,11 @@ def _changed(path: Path) -> float:
 def _print_table(found: list[Run]) -> None:
     from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE, pad_edge=False)
-    for heading, justify in COLUMNS.items():
-        table.add_column(heading, justify=justify, no_wrap=heading != "run", overflow="fold")
+    columns = [Column(name, justify=side, no_wrap=name != "run", overflow="fold") for name, side in COLUMNS.items()]
+    table = Table(*columns, box=SIMPLE, pad_edge=False)
     for run in found:
         table.add_row(*map(Text, _cells(run)))
     # In a file or a pipe, lines are as long as necessary.

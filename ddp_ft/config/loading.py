@@ -137,7 +137,10 @@ def _convert(wanted: type, given: Any) -> Any:
             raise ValueError(given)
         return str(given).lower() == "true"
     if wanted is dict:
-        return _to_mapping(given)
+        mapping = given if isinstance(given, Mapping) else yaml.safe_load(str(given))
+        if not isinstance(mapping, Mapping):
+            raise TypeError(given)
+        return {str(name): value for name, value in mapping.items()}  # as in JSON, where names are texts
     if wanted is tuple:
         return tuple(float(each) for each in (given if isinstance(given, (list, tuple)) else str(given).split(",")))
     if wanted is str and isinstance(given, (list, tuple)):
@@ -147,13 +150,6 @@ def _convert(wanted: type, given: Any) -> Any:
     if wanted is Path:
         return Path(given).expanduser()
     return wanted(given)
-
-
-def _to_mapping(given: Any) -> dict[str, Any]:
-    mapping = given if isinstance(given, Mapping) else yaml.safe_load(str(given))
-    if not isinstance(mapping, Mapping):
-        raise TypeError(given)
-    return {str(name): value for name, value in mapping.items()}  # as JSON has it: its names are texts
 
 
 def _allowed(key: Key, value: Any) -> bool:

@@ -61,10 +61,10 @@ class Situation:
 
 def advise(known: Situation) -> list[Finding]:
     """All findings, good ones too: of the data, then of the recipe."""
-    return [finding for finding in (*about_data(known), *_about_recipe(known)) if finding is not None]
+    return [finding for finding in (*_about_data(known), *_about_recipe(known)) if finding is not None]
 
 
-def about_data(known: Situation) -> Iterator[Finding | None]:
+def _about_data(known: Situation) -> Iterator[Finding | None]:
     """Findings about the images."""
     config = known.config
     if known.counts is not None:
@@ -212,10 +212,11 @@ def situation_of(run: Run, end: float | None) -> Situation:
     )
 
 
-def situation_of_data(config: RunConfig, splits: Splits) -> Situation:
-    """What is known if there is data but no model."""
+def advise_on_data(config: RunConfig, splits: Splits) -> list[Finding]:
+    """The findings about data for which no model is given."""
     counts, val_counts = (count_classes(source, splits.schema) for source in (splits.train, splits.val))
-    return Situation(config, len(splits.train), len(splits.val), counts, val_counts, (), (0, 0), 0.0, 0)
+    known = Situation(config, len(splits.train), len(splits.val), counts, val_counts, (), (0, 0), 0.0, 0)
+    return [finding for finding in _about_data(known) if finding is not None]
 
 
 def half_width(images: int) -> float:

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ddp_ft.config.loading import make_config
@@ -31,17 +32,9 @@ def examine(asked: Asked, report: Progress) -> dict[str, list[Finding]] | None:
     known = Examination(asked, make_config(*asked.layers), launch or Launch(), report)
     known.check("machine", "packages", versions.packages)
     known.add("machine", failure)
-    torch_is_there, _ = tried("torch", _import_torch)
-    if torch_is_there:
+    if tried("torch", lambda: import_module("torchvision"))[0] is not None:  # which imports torch
         _examine_with_torch(known)
     return known.families if known.launch.rank == 0 else None
-
-
-def _import_torch() -> bool:
-    import torch
-    import torchvision  # noqa: F401
-
-    return torch.get_num_threads() > 0
 
 
 def _examine_with_torch(known: Examination) -> None:

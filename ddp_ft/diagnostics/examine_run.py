@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ddp_ft.config.schema import RunConfig
 from ddp_ft.diagnostics import machine
 from ddp_ft.diagnostics.disk import examine_disk
 from ddp_ft.diagnostics.examination import Examination
@@ -32,7 +31,9 @@ def examine_run(known: Examination, world: "World") -> None:
         known.config = composed.config
         known.check("run", "advice", lambda: _advice(composed, has_sizes=not known.asked.quick))
     elif splits is not None:
-        known.check("run", "advice", lambda: _advice_on_data(known.config, splits))
+        from ddp_ft.diagnostics.advice import advise_on_data
+
+        known.check("run", "advice", lambda: advise_on_data(known.config, splits))
     known.check("disk", "disk", lambda: examine_disk(known, composed))
     if composed is not None and not known.asked.quick:
         _speed(known, composed)
@@ -78,18 +79,12 @@ def _compose(known: Examination, world: "World", splits: "Splits") -> "Run":
     return composed
 
 
-def _advice(composed: "Run", has_sizes: bool) -> Iterator[Finding]:
+def _advice(composed: "Run", has_sizes: bool) -> list[Finding]:
     """`has_sizes`: the sizes of all images are reported elsewhere."""
     from ddp_ft.diagnostics.advice import advise, situation_of
 
     known = situation_of(composed, read_end_time())
-    yield from advise(replace(known, sizes=()) if has_sizes else known)
-
-
-def _advice_on_data(config: RunConfig, splits: "Splits") -> Iterator[Finding]:
-    from ddp_ft.diagnostics.advice import about_data, situation_of_data
-
-    yield from (finding for finding in about_data(situation_of_data(config, splits)) if finding is not None)
+    return advise(replace(known, sizes=()) if has_sizes else known)
 
 
 def _speed(known: Examination, composed: "Run") -> None:

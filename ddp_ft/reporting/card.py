@@ -38,24 +38,19 @@ def card_text(facts: RunFacts, found: Intervals) -> str:
     """The card of the best model, with YAML as huggingface_hub writes it."""
     from huggingface_hub import ModelCardData
 
-    data = ModelCardData(**_metadata(facts))
+    library, words = str(facts.description.get("library", "")), facts.task.words
+    data = ModelCardData(
+        model_name=facts.name,
+        library_name=library if library in ("timm", "torchvision") else None,
+        license="unknown",
+        pipeline_tag=words.pipeline_tag,
+        tags=[words.hub_type, "ddp_ft", *words.tags],
+        base_model=_base_model(facts),
+        datasets=[_data_type(facts)],
+        metrics=sorted({_hub_metric(name) for split in SPLITS for name in facts.metrics(split)} - {"loss"}),
+        eval_results=_results(facts) or None,
+    )
     return f"---\n{data.to_yaml()}\n---\n\n{_body(facts, found)}"
-
-
-def _metadata(facts: RunFacts) -> dict[str, Any]:
-    library = str(facts.description.get("library", ""))
-    words = facts.task.words
-    return {
-        "model_name": facts.name,
-        "library_name": library if library in ("timm", "torchvision") else None,
-        "license": "unknown",
-        "pipeline_tag": words.pipeline_tag,
-        "tags": [words.hub_type, "ddp_ft", *words.tags],
-        "base_model": _base_model(facts),
-        "datasets": [_data_type(facts)],
-        "metrics": sorted({_hub_metric(name) for split in SPLITS for name in facts.metrics(split)} - {"loss"}),
-        "eval_results": _results(facts) or None,
-    }
 
 
 def _base_model(facts: RunFacts) -> str | None:

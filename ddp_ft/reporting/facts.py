@@ -33,7 +33,7 @@ class RunFacts:
     """The content of a run folder. What an unfinished run has not written yet is empty.
 
     `rows` are those of metrics.jsonl, `starts` those of provenance.json, `description` is model.json, `split` is
-    split.json. `task` is without losses and metrics of the user's own.
+    split.json. `task` has no losses and metrics of the user's own. `damaged` holds path, split, reason of each image.
     """
 
     path: Path
@@ -140,6 +140,7 @@ def _read(folder: RunFolder) -> RunFacts:
     except UserError as error:
         raise UserError(f"{path}: {error.message}", error.hint) from None
     found = {split: each for split in SPLITS if (each := _scored_set(path, split, task))}
+    damaged = (path / QUARANTINE).read_text(encoding="utf-8").splitlines() if (path / QUARANTINE).is_file() else []
     return RunFacts(
         path=path,
         config=config,
@@ -152,7 +153,7 @@ def _read(folder: RunFolder) -> RunFacts:
         description=description,
         split=folder.read_json("split.json") or {},
         scored_sets=found,
-        damaged=_quarantined(path / QUARANTINE),
+        damaged=[parts for line in damaged if len(parts := line.split("\t", 2)) == 3],
         bad_steps=sorted(each.name for each in (path / BAD_BATCHES).glob("step_*")),
     )
 
@@ -180,9 +181,3 @@ def _scored_set(path: Path, split: str, task: Task) -> ScoredSet | None:
         return task.score(evaluation.predictions, evaluation.records)
     except UserError as error:
         raise UserError(f"{path}: what is kept of {split} is {error.message}", _WHOLE) from None
-
-
-def _quarantined(file: Path) -> list[list[str]]:
-    """Path, split and reason of each damaged image."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return [parts for line in lines if len(parts := line.split("\t", 2)) == 3]

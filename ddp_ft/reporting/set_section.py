@@ -165,12 +165,11 @@ def _images(facts: RunFacts, scored_set: ScoredSet, opened: Opened) -> dict[str,
         try:
             shown[name] = _thumbnails(facts, scored_set, indices, opened.source)
         except UNREADABLE as error:
-            reason = _reason(error)
-            shown[name] = _thumbnails(facts, scored_set, indices, None)
-    correct = scored_set.correct
-    wrong = "" if correct is None else plural(int((~correct).sum()), "mistake")
-    of = f"{wrong} in {plural(len(scored_set), 'image')}" if wrong else ""
-    return {**shown, "no_images": reason, "wrong": of, "worst_heading": scored_set.worst_heading}
+            reason, shown[name] = _reason(error), []
+    correct, wrong = scored_set.correct, ""
+    if correct is not None:
+        wrong = f"{plural(int((~correct).sum()), 'mistake')} in {plural(len(scored_set), 'image')}"
+    return {**shown, "no_images": reason, "wrong": wrong, "worst_heading": scored_set.worst_heading}
 
 
 def _thumbnails(

@@ -34,14 +34,6 @@ class _Order:
     step: int
     file: Path
 
-    @property
-    def image(self) -> Path:
-        return self.file.with_suffix(".png")
-
-    @property
-    def failure(self) -> Path:
-        return self.file.with_suffix(".txt")
-
 
 class Studio:
     """Draws images in the order of their requests. Its process starts with the first one."""
@@ -75,10 +67,11 @@ class Studio:
         deadline = time.monotonic() + patience
         while self._orders:
             order = self._orders[0]
-            if order.image.exists():
-                yield order.tag, order.step, order.image.read_bytes()
-            elif order.failure.exists() or self._process is None or self._process.poll() is not None:
-                reason = order.failure.read_text() if order.failure.exists() else "the drawing process has died"
+            image, failure = order.file.with_suffix(".png"), order.file.with_suffix(".txt")
+            if image.exists():
+                yield order.tag, order.step, image.read_bytes()
+            elif failure.exists() or self._process is None or self._process.poll() is not None:
+                reason = failure.read_text() if failure.exists() else "the drawing process has died"
                 print(f"Warning: {order.tag} could not be drawn: {reason}", file=sys.stderr)  # noqa: T201
             elif time.monotonic() < deadline:
                 time.sleep(LOOKS_EVERY)
@@ -86,7 +79,7 @@ class Studio:
             else:
                 return
             self._orders.pop(0)
-            order.image.unlink(missing_ok=True)
+            image.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Kill the process, even if it is drawing."""

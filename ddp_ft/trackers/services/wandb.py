@@ -1,4 +1,4 @@
-"""Weights & Biases, online or offline as WANDB_MODE says; offline too where nobody has logged in."""
+"""Weights & Biases, online or offline by WANDB_MODE; offline also without a login."""
 
 import os
 import secrets
@@ -18,9 +18,9 @@ from ddp_ft.trackers.services.host import read_facts, write_facts
 from ddp_ft.version import __version__
 
 PROJECT = "ddp_ft"
-# The order of what is logged at one step, and how many numbers a step has.
+# The order of the rows of one step.
 PLACES = {"train": 0, "val": 1, "test": 2}
-# Of the log of records (LevelDB's form) that an offline run is: a head, blocks, and in these the head of each piece.
+# An offline run's file is a log of records in LevelDB's form: a head, then blocks of pieces with a head each.
 HEAD, BLOCK, PIECE = 7, 1 << 15, struct.Struct("<IHB")
 WHOLE, LAST = 1, 4
 
@@ -28,9 +28,9 @@ WHOLE, LAST = 1, 4
 class WeightsAndBiases:
     """One run of Weights & Biases for a run folder, over all its starts.
 
-    W&B takes rows in the order of a number of its own and refuses one that does not rise. So each row has a number
-    that follows from its phase, step and split, and one below the next that W&B expects is not sent again. The curves
-    have the step of training for their axis.
+    W&B takes rows in the order of its own number and refuses one that does not rise. So a row's number follows from its
+    phase, step and split, and rows below the next number that W&B expects are not sent again. The axis of curves is the
+    step of training.
     """
 
     def __init__(self, start: Start, say: Say) -> None:
@@ -52,7 +52,10 @@ class WeightsAndBiases:
         )
         url = None if self._run.offline else self._run.url
         self._store(url=url)
-        self._define_axes()
+        self._run.define_metric("images/*", step_metric="image_step")
+        for prefix in ("", "probe/"):
+            for name in FOLDERS:
+                self._run.define_metric(f"{prefix}{name}/*", step_metric=f"{prefix}step")
         self._next = max(sent, self._run.step)
         self._probed, self._finished = 0, False
         where = url or f"offline, for wandb sync {folder / 'wandb' / f'offline-run-*-{run_id}'}"
@@ -64,29 +67,20 @@ class WeightsAndBiases:
         self._facts |= facts
         write_facts(self._start, "wandb", self._facts)
 
-    def _define_axes(self) -> None:
-        self._run.define_metric("images/*", step_metric="image_step")
-        for prefix in ("", "probe/"):
-            for name in FOLDERS:
-                self._run.define_metric(f"{prefix}{name}/*", step_metric=f"{prefix}step")
-
     def log(self, row: Row) -> None:
         """As of Service."""
         is_probe = row.get("phase", "train") == "probe"
         step = int(row["step"])
         if is_probe:  # its steps come before those of the training, and are not sent twice either
             self._probed = max(self._probed, step)
-        number = self._number(0 if is_probe else self._probed, step, row["split"])
+        number = (step + (0 if is_probe else self._probed)) * len(PLACES) + PLACES[row["split"]]
         if number >= self._next:
             values = {**dict(points(row)), ("probe/step" if is_probe else "step"): step}
             self._run.log(values, step=number, commit=True)
             self._next = number + 1
 
-    def _number(self, before: int, step: int, what: str) -> int:
-        return (before + step) * len(PLACES) + PLACES[what]
-
     def image(self, tag: str, step: int, png: bytes) -> None:
-        """Beside a step of its own, as it comes when it is drawn; goes out with the next row."""
+        """With its own step, since it is drawn later; sent with the next row."""
         shown = self._facts.get("images", {})
         if step > shown.get(tag, -1):
             values = {f"images/{tag}": wandb.Image(Image.open(BytesIO(png))), "image_step": step}
@@ -103,23 +97,21 @@ class WeightsAndBiases:
         self._finished = True
 
     def close(self) -> None:
-        """Wait until all is handed on, and tell how it ended."""
+        """Wait until all is sent, with the way in which the run ended."""
         if not self._finished:
             self._run.mark_preempting()
         self._run.finish(exit_code=0 if self._finished else 1)
 
 
 def _mode() -> Any:
-    """None, which is what the user's settings say; offline where online nobody would be let in."""
-    if os.environ.get("WANDB_MODE") or wandb.login(prompt=False):
-        return None
-    return "offline"
+    """None, for the user's settings; offline without settings and login."""
+    return None if os.environ.get("WANDB_MODE") or wandb.login(prompt=False) else "offline"
 
 
 def next_number(folder: Path, run_id: str) -> int:
     """One more than the highest number in the files of earlier offline starts in that folder; 0 if there are none.
 
-    Not noted by ourselves: the library writes its files late, so a crash of the machine may lose rows that it has.
+    From these files, because the library writes them late, and a crash of the machine may lose rows.
     """
     files = folder.glob(f"wandb/offline-run-*/run-{run_id}.wandb")
     return max((number + 1 for file in files for number, _ in read_history(file.read_bytes())), default=0)
