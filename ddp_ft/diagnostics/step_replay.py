@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +28,8 @@ from ddp_ft.training.plan import read_plan
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
 
-
-class _Cut(NamedTuple):
-    """Into how many shares a step's batch was cut, and into micro-batches of how many images at most (None: whole)."""
-
-    world_size: int
-    micro_batch: int | None
+# Into how many shares a step's batch was cut, and into micro-batches of how many images at most (None: whole shares).
+_Cut = tuple[int, int | None]
 
 
 @dataclass
@@ -76,14 +72,15 @@ def replay_step(run_dir: Path, step: int, data: Path | None, here: Machine, say:
         raise UserError(f"{run_dir} is no run folder: it has no config.yaml or no plan.json.", "Expected runs/NAME.")
     record = BadBatches(run_dir).read(step)
     run, state = compose_stored(folder, plan, data, here, say)
-    if not 1 <= step <= (total := run.plan.total_steps):
+    total = run.plan.total_steps
+    if not 1 <= step <= total:
         raise UserError(f"{run_dir} has no step {step}.", f"Its steps are 1 to {total}, as in metrics.jsonl.")
     start = start_of(run, step, record)
     if start.weights is not None:
         restore_weights(state.module, start.weights)
-    cut = _Cut(record["world_size"], record["micro_batch"]) if record else _Cut(plan.world_size, plan.cut)
-    micro = f", micro-batches of {cut.micro_batch}" if cut.micro_batch else ""
-    say(f"Step {step} of {run_dir}, in epoch {(step - 1) // plan.steps_per_epoch + 1}: {cut.world_size} shares{micro}")
+    cut: _Cut = (record["world_size"], record["micro_batch"]) if record else (plan.world_size, plan.cut)
+    micro = f", micro-batches of {cut[1]}" if cut[1] else ""
+    say(f"Step {step} of {run_dir}, in epoch {(step - 1) // plan.steps_per_epoch + 1}: {cut[0]} shares{micro}")
     say(f"Weights: {start.source}")
     findings = _run_again(run, state, step - 1, cut, start.loss_scale)
     _report(run, findings, record, say)
@@ -95,14 +92,14 @@ def _run_again(run: Run, state: TrainState, step: int, cut: _Cut, loss_scale: fl
     phase = DataPhase(run, state)
     for stage in range(1, phase.stage_at(step) + 1):
         phase.enter_stage(state, stage)
-    learner, findings = phase.learner, _Findings()
+    learner, findings, (world_size, micro_batch) = phase.learner, _Findings(), cut
     learner.set_training()
     state.module.zero_grad(set_to_none=True)
     with _watching(state.module, findings):
-        for rank in range(cut.world_size):
-            share = replace(run, world=World(rank, cut.world_size, 0, run.world.device))
+        for rank in range(world_size):
+            share = replace(run, world=World(rank, world_size, 0, run.world.device))
             seed_masks(derive_seed(run.config.seed, step, rank), run.world.device)
-            for batch in _micro_batches(share, step, cut.micro_batch):
+            for batch in _micro_batches(share, step, micro_batch):
                 _look(phase, batch, findings, loss_scale)
     divisor = loss_scale * max(findings.weight, 1e-12)
     for parameter in state.module.parameters():

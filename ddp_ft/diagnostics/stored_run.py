@@ -15,7 +15,7 @@ from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.machine import Machine
 from ddp_ft.distributed.world import connect
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, one_line
 from ddp_ft.inference.trained_model import refuse_code_inside
 from ddp_ft.models.precision import resolve_precision
 from ddp_ft.run_folder.bad_batches import BadBatches
@@ -49,10 +49,8 @@ def one_process(device_name: str, launch: Launch) -> Iterator[Machine]:
 def compose_stored(
     folder: RunFolder, plan: Plan, data: Path | None, machine: Machine, say: Say
 ) -> tuple[Run, TrainState]:
-    """Return the run and its state, with the settings that it stored, but computing here, on one process.
-
-    `data` takes the place of data.path. UserError if the run has no steps on its data.
-    """
+    """Return the run and its state, with the settings that it stored, but computing here, on one process. `data` takes
+    the place of data.path. UserError if the run has no steps on its data."""
     device = machine.world.device
     here: dict[str, Any] = {"compute.device": device.type, "data.workers": 0}
     if data is not None:
@@ -98,4 +96,4 @@ def _load(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except Exception as error:
-        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"{file} cannot be read: {one_line(error)}.") from None

@@ -1,7 +1,6 @@
 """The predictions of every sample once, in the order of the data set, on any number of ranks."""
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,9 +89,3 @@ class Scorer:
         collected = self.collect(batches, total)
         metrics = self.world.from_main(lambda: self.task.metrics(*collected))  # type: ignore[misc]
         return Evaluation(metrics, *(collected or ()))
-
-
-def quality_of(task: Task, metric: str, metrics: Mapping[str, float]) -> float:
-    """Return a metric as a number that is larger for a better model; -inf for NaN."""
-    value = metrics[metric] if task.higher_is_better(metric) else -metrics[metric]
-    return -math.inf if math.isnan(value) else value

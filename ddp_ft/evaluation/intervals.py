@@ -50,10 +50,8 @@ def intervals(scored_set: ScoredSet, count: int = RESAMPLES, seed: int = 0) -> d
 def difference(
     first: ScoredSet, second: ScoredSet, metric: str, higher_is_better: bool, count: int = RESAMPLES
 ) -> Difference:
-    """Return by how much `second` is better than `first` in a metric, on the same samples in the same order.
-
-    For the share of samples that are right the p value is McNemar's exact one, else that of the paired bootstrap.
-    """
+    """Return by how much `second` is better than `first` in a metric, on the same samples in the same order. For the
+    share of samples that are right the p value is McNemar's exact one, else that of the paired bootstrap."""
     assert len(first) == len(second) and np.array_equal(first.truth, second.truth)
     pair = {"first": first.statistics()[metric], "second": second.statistics()[metric]}
     sign = 1 if higher_is_better else -1

@@ -66,10 +66,8 @@ class ChunkStore:
         return torch.frombuffer(content, dtype=torch.float32).view(self._length(chunk), *self._row_shape)
 
     def write(self, chunk: int, rows: Tensor, lasting: bool = True) -> bool:
-        """Store the rows of a chunk (float32, on the CPU); return False if that fails, or has failed before.
-
-        Unless it is `lasting`, the chunk is valid for this start alone.
-        """
+        """Store the rows of a chunk (float32, on the CPU); return False if that fails, or has failed before. Unless it
+        is `lasting`, the chunk is valid for this start alone."""
         if self.error:
             return False
         self.shape = tuple(rows.shape[1:])
@@ -95,10 +93,8 @@ class ChunkStore:
                 self.error = error.strerror or str(error)
 
     def mapped(self, shape: tuple[int, ...]) -> Tensor:
-        """Return all rows, read from the disk when they are used; processes of a machine share the memory.
-
-        Call it when all chunks are written. Changes to the tensor stay in this process.
-        """
+        """Return all rows, read from the disk when they are used; processes of a machine share the memory. Call it when
+        all chunks are written. Changes to the tensor stay in this process."""
         table = np.memmap(self.folder / ROWS, np.float32, "c", shape=(self.samples, *shape))
         return torch.from_numpy(table)
 

@@ -24,13 +24,13 @@ from ddp_ft.models.precision import autocast
 FORWARD_ON_CPU = 16
 
 
+@dataclass(frozen=True)
 class AugmentedView:
     """A training transform whose random draws follow (seed, view, sample), whatever the loader's own seed is."""
 
-    def __init__(self, transform: Transform, seed: int, view: int) -> None:
-        self.transform = transform
-        self.seed = seed
-        self.view = view
+    transform: Transform
+    seed: int
+    view: int
 
     def __call__(self, sample: Sample) -> Batch:
         """The sample, augmented."""
@@ -67,9 +67,7 @@ class _Finished:
 @dataclass(frozen=True)
 class Extracted:
     """The features of a source under one transform, float32 (N, ...), and which sample is in each place, int64 (N,).
-
-    `damaged`: how many stored chunks, of all ranks, were not whole. `error`: why this rank could not store its own.
-    """
+    `damaged`: how many stored chunks, of all ranks, were not whole. `error`: why this rank could not store its own."""
 
     features: Tensor
     chosen: Tensor
@@ -110,13 +108,15 @@ class Extractor:
         missing = [chunk for chunk in mine if store is None or not store.holds(chunk)]
         kept: dict[int, Tensor] = {}
         moved: dict[int, int] = {}
-        for batch in self._agreed(source, transform, missing):
-            rows, first = batch["features"], int(batch["position"][0])
-            others = (batch["index"] != batch["position"]).nonzero().flatten().tolist()
-            moved |= {first + place: int(batch["index"][place]) for place in others}
-            # A damaged image must be found, and reported, at every start.
-            if store is None or not store.write(first // self.chunk, rows, lasting=not others):
-                kept[first // self.chunk] = rows
+        rounds = int(self.world.largest({"chunks": len(missing)})["chunks"])
+        with closing(self._computed(source, transform, missing)) as computed:
+            for batch in self.in_rounds(computed, rounds):
+                rows, first = batch["features"], int(batch["position"][0])
+                others = (batch["index"] != batch["position"]).nonzero().flatten().tolist()
+                moved |= {first + place: int(batch["index"][place]) for place in others}
+                # A damaged image must be found, and reported, at every start.
+                if store is None or not store.write(first // self.chunk, rows, lasting=not others):
+                    kept[first // self.chunk] = rows
         if store is not None:
             store.finish()
         damaged, error = (store.damaged, store.error) if store else (0, "")
@@ -128,11 +128,6 @@ class Extractor:
             features = store.mapped(self._row_shape(kept, store))
         chosen = self._chosen(len(source), moved, bool(counts[1]))
         return Extracted(features, chosen, int(counts[2]), error)
-
-    def _agreed(self, source: LabelledSource, transform: Transform, chunks: list[int]) -> Iterator[Batch]:
-        rounds = int(self.world.largest({"chunks": len(chunks)})["chunks"])
-        with closing(self._computed(source, transform, chunks)) as computed:
-            yield from self.in_rounds(computed, rounds)
 
     def _computed(
         self, source: LabelledSource, transform: Transform, chunks: list[int]
@@ -189,10 +184,7 @@ class Extractor:
 
 def labelled(views: Sequence[Extracted], source: LabelledSource, device: torch.device, on_device: int) -> FeatureSet:
     """Return the features with their samples' targets and weights; on the device if they take `on_device` bytes at
-    most.
-
-    A sample that cannot be read has the same replacement in all views.
-    """
+    most. A sample that cannot be read has the same replacement in all views."""
     chosen = views[0].chosen
     targets = torch.from_numpy(np.asarray(source.targets))[chosen].to(device)
     weights = torch.ones(len(chosen)) if source.weights is None else torch.from_numpy(source.weights)[chosen].float()

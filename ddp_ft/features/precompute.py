@@ -47,9 +47,7 @@ def open_features(
     extractor: Extractor, files: FeatureFiles, train: Sequence[Table], val: Table, say: Say
 ) -> tuple[FeatureSet, FeatureSet]:
     """Return the features of the training set, in all its views, and of the validation set; the same on every rank.
-
-    Raises StopAgreed if all ranks were asked to stop; the next start has the chunks that are complete.
-    """
+    Raises StopAgreed if all ranks were asked to stop; the next start has the chunks that are complete."""
     tables = [*train, val]
     stores, common, trouble = _open_stores(extractor.world, files, tables)
     if trouble:
@@ -90,8 +88,8 @@ def _open_stores(
 
 
 def _prepare(files: FeatureFiles, root: Path, tables: Sequence[Table]) -> tuple[list[Path], str, str]:
-    """On rank 0 make the folders, and a file there that the other ranks can look for; return the folders, the
-    file's name, and what went wrong."""
+    """On rank 0 make the folders, and a file there that the other ranks can look for; return the folders, the file's
+    name, and what went wrong."""
     common = {**describe_backbone(files.built, files.plan), "data": files.fingerprint, "chunk": EVAL_CHUNK}
     descriptions = [{**common, **about, "pictures": digest_names(source)} for source, _, about in tables]
     folders = [root / key_of(description) for description in descriptions]

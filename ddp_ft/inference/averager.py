@@ -15,12 +15,11 @@ from ddp_ft.data.splits.record import Splits
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
-from ddp_ft.evaluation.evaluator import quality_of
 from ddp_ft.inference.scoring import make_loader, make_scorer
 from ddp_ft.inference.trained_model import Trained
 from ddp_ft.models.batch_norm import batch_statistics
 from ddp_ft.models.precision import autocast
-from ddp_ft.run_folder.checkpoints import checkpoint_weights
+from ddp_ft.run_folder.checkpoints import checkpoint_weights, quality_of
 from ddp_ft.run_folder.model_folder import restore_weights
 
 Weights = dict[str, Tensor]

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from ddp_ft.contracts import DONE
@@ -23,7 +24,7 @@ from ddp_ft.training.compile import check_compiling
 from ddp_ft.training.open_run import describe_run, open_folder
 from ddp_ft.training.plan import read_plan
 from ddp_ft.training.request import Request, is_finished
-from ddp_ft.tuning.tune import generators_kept, keys_to_measure, print_answer, tune
+from ddp_ft.tuning.tune import generators_kept, keys_to_measure, print_measured, tune
 
 
 def fine_tune(request: Request, launch: Launch) -> str:
@@ -62,9 +63,10 @@ def _fine_tune(request: Request, machine: Machine) -> str:
         with nullcontext() if request.dry_run else logging_to(folder.path, world.rank):
             if keys:
                 with generators_kept():
-                    answer = tune(run, keys, machine.launch.local_world_size)
-                print_answer(answer, console)
-                request = answer.added_to(request)
+                    tuned, rows = tune(run, keys, machine.launch.local_world_size)
+                print_measured(rows, console)
+                measured = [*request.measured, *rows]
+                request = replace(request, tuned={**request.tuned, **tuned}, measured=measured)
                 run, state, report = compose(request.config(recipe), request, machine, run.splits)
             print_start(run, report, request.earlier, console, allocation.end)
             if request.dry_run:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ddp_ft.contracts import PROBE, TRAIN
+from ddp_ft.contracts import PROBE, TRAIN, Task
 from ddp_ft.errors import UserError, one_line, typed_line
 from ddp_ft.files import add_to_digest, read_json, replacing, replacing_folder, sync, to_json
 from ddp_ft.run_folder.model_folder import save_weights
@@ -179,6 +179,12 @@ def _age(folder: Path) -> tuple[bool, int]:
 def step_of(folder: Path) -> int:
     """The step of a checkpoint, from its folder's name."""
     return int(folder.name.rpartition("_")[2])
+
+
+def quality_of(task: Task, metric: str, metrics: Mapping[str, float]) -> float:
+    """Return a metric as a checkpoint's score: larger for a better model; -inf for NaN."""
+    value = metrics[metric] if task.higher_is_better(metric) else -metrics[metric]
+    return -math.inf if math.isnan(value) else value
 
 
 def read_score(folder: Path) -> float | None:

@@ -24,7 +24,7 @@ def save(run: Run, state: TrainState, recorder: Recorder) -> None:
     if snapshot is not None:
         began = time.perf_counter()
         place = (progress.step, progress.phase, state.score)
-        run.writer.submit(CHECKPOINT, recorder.sync, partial(_write, run, snapshot, *place))
+        run.writer.submit(CHECKPOINT, recorder.trackers.sync, partial(_write, run, snapshot, *place))
         progress.stall_seconds += time.perf_counter() - began
     recorder.saved()
 
@@ -34,10 +34,8 @@ def _write(run: Run, snapshot: Snapshot, step: int, phase: str, score: float | N
 
 
 def restore(run: Run, state: TrainState) -> list[str]:
-    """Continue from the newest checkpoint that is whole, if there is one; return what was wrong with newer ones.
-
-    The optimizer's part waits until the phase is opened. UserError if none of the checkpoints is whole.
-    """
+    """Continue from the newest checkpoint that is whole, if there is one; return what was wrong with newer ones. The
+    optimizer's part waits until the phase is opened. UserError if none of the checkpoints is whole."""
     latest, troubles = run.world.from_main(lambda: _find(run))
     length = to_flat(run.config, [LENGTH])
     if latest is not None:

@@ -43,10 +43,8 @@ class Ema:
 
     @torch.no_grad()
     def update(self, module: nn.Module, is_bad: Tensor | None = None) -> None:
-        """Average in the module's weights after an optimizer step, unless that `is_bad` (bool, 0-dim).
-
-        Does not wait for the device.
-        """
+        """Average in the module's weights after an optimizer step, unless that `is_bad` (bool, 0-dim). Does not wait
+        for the device."""
         counts_as = torch.ones_like(self._count) if is_bad is None else (~is_bad).to(self._count)
         self._count += counts_as
         share = counts_as * (1 - decay_at(self._count, self.decay))
@@ -62,10 +60,8 @@ class Ema:
 
     @contextmanager
     def swapped(self, module: nn.Module) -> Iterator[None]:
-        """Within the block the module has the averages; after it its own values again, bit for bit.
-
-        Values are copied in place, since DDP and the optimizer hold the tensors.
-        """
+        """Within the block the module has the averages; after it its own values again, bit for bit. Values are copied
+        in place, since DDP and the optimizer hold the tensors."""
         own = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         _copy(self.tensors, module)
         try:

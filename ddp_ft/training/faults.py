@@ -17,9 +17,7 @@ from ddp_ft.training.state import TrainState
 MAKE_ROOM = "Make room in the run folder. The same command then continues from the newest checkpoint that is there."
 
 
-def take_notes(
-    run: Run, state: TrainState, phase: Phase, decisions: Sequence[Decision], recorder: Recorder
-) -> Decision:
+def take_notes(state: TrainState, phase: Phase, decisions: Sequence[Decision], recorder: Recorder) -> Decision:
     """Record bad steps and damaged images; return the merged decision.
 
     If a step ran out of memory, return that decision unmerged: it and later steps must be redone, with smaller
@@ -27,17 +25,17 @@ def take_notes(
     """
     for decision in decisions:
         if decision.oom_ranks:
-            _lower_micro_batch(run, state, phase, decision, recorder)
+            _lower_micro_batch(state, phase, decision, recorder)
             return decision
-        _count_bad_steps(run, state, phase, decision, recorder)
+        _count_bad_steps(state, phase, decision, recorder)
         if decision.damage:
-            settle_damage(run, recorder.say)
+            settle_damage(phase.run, recorder.say)
     return joined(decisions)
 
 
-def _lower_micro_batch(run: Run, state: TrainState, phase: Phase, decision: Decision, recorder: Recorder) -> None:
+def _lower_micro_batch(state: TrainState, phase: Phase, decision: Decision, recorder: Recorder) -> None:
     """Halve the micro-batch on all ranks, from this step on. UserError if it cannot be smaller."""
-    sampler, plan = phase.sampler, run.plan
+    run, sampler, plan = phase.run, phase.sampler, phase.run.plan
     least = 2 if sampler.pairs else 1
     most = min(state.micro_batch or sampler.largest_share, sampler.largest_share)
     half = most // 2 // least * least
@@ -59,16 +57,16 @@ def _lower_micro_batch(run: Run, state: TrainState, phase: Phase, decision: Deci
     )
 
 
-def _count_bad_steps(run: Run, state: TrainState, phase: Phase, decision: Decision, recorder: Recorder) -> None:
+def _count_bad_steps(state: TrainState, phase: Phase, decision: Decision, recorder: Recorder) -> None:
     """Count a step that was not finite and so was skipped, and record what it was made of. UserError, on all ranks,
     after too many in a row."""
-    progress, most = state.progress, run.config.train.max_bad_steps
+    run, progress, most = phase.run, state.progress, phase.run.config.train.max_bad_steps
     progress.bad_in_row = progress.bad_in_row + 1 if decision.is_bad else 0
     if not decision.is_bad:
         return
     progress.bad_steps += 1
     if run.world.is_main and phase.name == TRAIN:
-        bad = _describe_bad(run, state, phase, decision)
+        bad = _describe_bad(state, phase, decision)
         recorder.say(BadBatches(run.folder.path).write(bad, state.module.state_dict()))
     if progress.bad_in_row > most:
         raise UserError(
@@ -78,8 +76,8 @@ def _count_bad_steps(run: Run, state: TrainState, phase: Phase, decision: Decisi
         )
 
 
-def _describe_bad(run: Run, state: TrainState, phase: Phase, decision: Decision) -> BadBatch:
-    step, seed = decision.step - 1, run.config.seed
+def _describe_bad(state: TrainState, phase: Phase, decision: Decision) -> BadBatch:
+    run, step, seed = phase.run, decision.step - 1, phase.run.config.seed
     return BadBatch(
         step=decision.step, epoch=phase.epoch(decision.step),
         samples=describe_samples(run.splits.train, phase.sampler.global_batch(step)), seed=seed,
@@ -98,7 +96,7 @@ def check_writes(run: Run, failed: int, known: int, recorder: Recorder) -> int:
         reason = f" ({run.writer.error})" if run.writer.error else ""
         text = f"Warning: writing failed {failed} times in a row{reason}; training continues."
         print(f"[rank {run.world.rank}] {text}", file=sys.stderr, flush=True)  # noqa: T201
-        recorder.warn(text)
+        recorder.trackers.warn(recorder.state.progress.step, text)
     if failed > run.config.checkpoint.max_failures:
         raise UserError(
             f"Checkpoints could not be written {failed} times in a row: {run.writer.error or 'rank 0 reports why'}.",

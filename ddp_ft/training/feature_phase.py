@@ -23,9 +23,7 @@ STEPS_BETWEEN_AGREEMENTS = 20
 
 class FeaturePhase(Phase):
     """The probe of a head, or the whole recipe if only the head learns; on features of both sets, computed first.
-
-    Collective. Raises StopAgreed, and UserError if the features are more than is allowed.
-    """
+    Collective. Raises StopAgreed, and UserError if the features are more than is allowed."""
 
     def __init__(self, run: Run, state: TrainState, say: Say) -> None:
         self.train, self.val = _feature_sets(run, say)

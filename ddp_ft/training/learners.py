@@ -41,10 +41,8 @@ def data_learner(run: Run, state: TrainState) -> DataLearner:
 
 
 def head_learner(run: Run, state: TrainState) -> Learner:
-    """Return the learner of the head alone, on stored features, in a world of this rank alone.
-
-    It does not recover from a lack of memory, since the other ranks would not know of it.
-    """
+    """Return the learner of the head alone, on stored features, in a world of this rank alone. It does not recover from
+    a lack of memory, since the other ranks would not know of it."""
     head = Trainee(head_module(run.model.module, run.model.head_path or ""), call_with_features)
     return _make(Learner, run, state, head, World(0, 1, 0, run.world.device), recovers=False)
 

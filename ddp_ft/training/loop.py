@@ -37,7 +37,7 @@ def train(run: Run, state: TrainState, phase: Phase, recorder: Recorder) -> str:
                 flags = run.wishes(save=recorder.wants_save)
                 sums = phase.step(state, micro_batches, flags)
                 decisions = phase.decide(state, sums, flags, flush=cadence.reads_weights(progress.step))
-                decision = take_notes(run, state, phase, decisions, recorder)
+                decision = take_notes(state, phase, decisions, recorder)
                 if decision.oom_ranks:  # that step and those after it changed nothing
                     batches.back(progress.step - decision.step + 1, state.micro_batch or 1)
                     state.rewind(decision.step)
@@ -56,10 +56,8 @@ def train(run: Run, state: TrainState, phase: Phase, recorder: Recorder) -> str:
 
 
 def _fix_budget(run: Run, state: TrainState) -> bool:
-    """Turn --max-minutes into steps, once, so that the schedule stays a function of the step; return whether it did.
-
-    At least one step follows, so that the last one is known to be the last before it is taken.
-    """
+    """Turn --max-minutes into steps, once, so that the schedule stays a function of the step; return whether it did. At
+    least one step follows, so that the last one is known to be the last before it is taken."""
     progress, minutes = state.progress, run.config.train.max_minutes
     if minutes is None or progress.budget is not None or progress.timed_steps < STEPS_TO_MEASURE:
         return False

@@ -12,10 +12,8 @@ from ddp_ft.training.run import Run
 
 
 def open_folder(run: Run, lease: Lease) -> None:
-    """Make the run folder, take its lease, and check that every node sees it. UserError if one of these fails.
-
-    A request to stop that is older than this launch is removed, and so is the summary of an earlier start.
-    """
+    """Make the run folder, take its lease, and check that every node sees it. UserError if one of these fails. A
+    request to stop that is older than this launch is removed, and so is the summary of an earlier start."""
     folder, world = run.folder, run.world
     token = world.from_main(lambda: _create_folder(run, lease))
     blind = [str(rank) for rank, sees in enumerate(seen_by(world, folder.path / token)) if not sees]

@@ -13,7 +13,7 @@ from torch import nn
 
 from ddp_ft.config.schema import OptimConfig
 from ddp_ft.contracts import BuiltModel
-from ddp_ft.errors import UserError, nearest
+from ddp_ft.errors import UserError, known_names, nearest, one_line
 from ddp_ft.models.blocks import block_depths
 from ddp_ft.models.libraries import bare_timm as timm
 
@@ -120,8 +120,7 @@ def _parse_override(pattern: str, values: Any) -> Override:
         raise UserError(f"{label} = {values!r} is not a mapping of {' and '.join(known)}.", example)
     for name in values:
         if name not in known:
-            hint = nearest(str(name), known) or f"It may set {' and '.join(known)}."
-            raise UserError(f"{label} sets '{name}', which is unknown.", hint)
+            raise UserError(f"{label} sets '{name}', which is unknown.", known_names(str(name), known))
     parsed = {name: _number(f"{label}: {name}", value) for name, value in values.items()}
     if parsed.get("lr_scale") == 0:
         hint = f"To keep these parameters as they are: --freeze 'regex:{pattern}'"
@@ -182,8 +181,7 @@ def make_optimizer(groups: ParamGroups, config: OptimConfig) -> torch.optim.Opti
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:500] or type(error).__name__
-        raise UserError(f"--optimizer {config.name} refuses these settings: {reason}") from error
+        raise UserError(f"--optimizer {config.name} refuses these settings: {one_line(error)}.") from error
     return _create(groups, config, arguments)
 
 

@@ -92,9 +92,7 @@ def read_plan(folder: RunFolder) -> Plan | None:
 
 def make_plan(config: RunConfig, machine: Machine, module: nn.Module, samples: tuple[int, int], **decided: Any) -> Plan:
     """Return the plan of a run of `samples` = (train, val) images; the module is in the mode in which it is trained.
-
-    `decided`: the fields recipe, task, tuned, measured. UserError for what this machine or this data does not allow.
-    """
+    `decided`: the fields recipe, task, tuned, measured. UserError for what this machine or this data does not allow."""
     world, (train_samples, val_samples), workers = machine.world, samples, config.data.workers
     if config.train.batch_size < world.size:
         raise UserError(

@@ -27,10 +27,8 @@ def parse_steps(text: str | None) -> range:
 
 
 class StepTrace:
-    """Traces the steps asked for on this rank; without any it does nothing.
-
-    One step before them is traced too and dropped, since the first one includes the start of the profiler.
-    """
+    """Traces the steps asked for on this rank; without any it does nothing. One step before them is traced too and
+    dropped, since the first one includes the start of the profiler."""
 
     def __init__(self, steps: range, folder: Path, rank: int, device: torch.device) -> None:
         self.steps = steps
@@ -55,10 +53,8 @@ class StepTrace:
         return self.finish() if self._profiler is not None and step >= self.steps[-1] else ""
 
     def finish(self) -> str:
-        """Write the trace of the steps that were done; return the table of the operations that took longest.
-
-        Empty if nothing was traced: no step yet, or only the one before the first.
-        """
+        """Write the trace of the steps that were done; return the table of the operations that took longest. Empty if
+        nothing was traced: no step yet, or only the one before the first."""
         if self._profiler is None or self._begun < self.steps[0]:
             self.drop()
             return ""

@@ -77,10 +77,8 @@ class Progress:
 
 
 class Stopwatch:
-    """Times the steps of one start into a Progress; evaluation and saving are outside its blocks.
-
-    The wall clock runs from its creation to its last look.
-    """
+    """Times the steps of one start into a Progress; evaluation and saving are outside its blocks. The wall clock runs
+    from its creation to its last look."""
 
     def __init__(self, progress: Progress, clock: Any = time.perf_counter) -> None:
         self.progress = progress
@@ -131,14 +129,11 @@ class Stopwatch:
     def interval_saves(self) -> dict[str, float]:
         """Return the seconds that copying the state, and waiting for the write before, took of the loop's time since
         the last call; empty if no checkpoint was made."""
-        progress, (saves, copying, stalling) = self.progress, self._saves
-        self._saves = (progress.saves, progress.copy_seconds, progress.stall_seconds)
-        if saves == progress.saves:
+        saves, copying, stalling = self._saves
+        self._saves = now = (self.progress.saves, self.progress.copy_seconds, self.progress.stall_seconds)
+        if now[0] == saves:
             return {}
-        return {
-            "save_copy_seconds": progress.copy_seconds - copying,
-            "save_stall_seconds": progress.stall_seconds - stalling,
-        }
+        return {"save_copy_seconds": now[1] - copying, "save_stall_seconds": now[2] - stalling}
 
 
 class LossWindow:

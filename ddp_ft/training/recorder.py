@@ -110,17 +110,9 @@ class Recorder:
         seconds = 60 * self.run.config.checkpoint.every_minutes
         return self.run.world.is_main and 0 < seconds <= time.monotonic() - self._saved_at
 
-    def sync(self) -> None:
-        """Make durable what was logged; called from the thread that writes checkpoints. Raises OSError."""
-        self.trackers.sync()
-
     def say(self, text: str, /) -> None:
         """Print a line."""
         self.console.say(text)
-
-    def warn(self, text: str) -> None:
-        """Pass a warning on to the trackers."""
-        self.trackers.warn(self.state.progress.step, text)
 
     def end(self) -> None:
         """Report a trace that was asked for beyond the last step of training."""

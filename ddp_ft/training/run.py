@@ -10,10 +10,9 @@ from ddp_ft.contracts import BuiltModel, Task, ToDevice
 from ddp_ft.data.splits.record import Splits
 from ddp_ft.distributed.agreement import Agreement
 from ddp_ft.distributed.world import World
-from ddp_ft.evaluation.evaluator import quality_of
 from ddp_ft.models.freezing import Stage
 from ddp_ft.run_folder.background_writer import BackgroundWriter
-from ddp_ft.run_folder.checkpoints import Checkpoints
+from ddp_ft.run_folder.checkpoints import Checkpoints, quality_of
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.training.plan import Plan
 

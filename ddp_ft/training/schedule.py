@@ -78,17 +78,12 @@ def _between(start: float, end: float, share: float) -> float:
 
 
 def _check_milestones(milestones: tuple[float, ...] | None) -> None:
+    hint = "They are the epochs at which the rate falls: --set schedule.milestones=[10,20]"
     if not milestones:
-        raise UserError(
-            "--schedule multistep needs the epochs at which the rate falls.",
-            "Example: --set schedule.milestones=[10,20]",
-        )
+        raise UserError("--schedule multistep needs schedule.milestones.", hint)
     if any(later <= earlier for earlier, later in pairwise(milestones)):
         given = ", ".join(f"{milestone:g}" for milestone in milestones)
-        raise UserError(
-            f"schedule.milestones = {given}: each must be larger than the one before.",
-            "They are the epochs at which the rate falls: --set schedule.milestones=[10,20]",
-        )
+        raise UserError(f"schedule.milestones = {given}: each must be larger than the one before.", hint)
 
 
 @dataclass(frozen=True)
@@ -121,11 +116,8 @@ class Plateau:
 
 @dataclass(frozen=True)
 class Cadence:
-    """After which steps of a phase rows, evaluations and checkpoints are due.
-
-    Each every so many steps (0: never), rows and evaluations also at the `last` one. Checkpoints also at the end of
-    each `epoch` (in steps; 0: of none).
-    """
+    """After which steps of a phase rows, evaluations and checkpoints are due. Each every so many steps (0: never), rows
+    and evaluations also at the `last` one. Checkpoints also at the end of each `epoch` (in steps; 0: of none)."""
 
     last: int
     row_every: int

@@ -135,10 +135,8 @@ class Learner:
             self.scaler.unscale_(self.optimizer)
 
     def _update(self, is_bad: Tensor, any_oom: Tensor) -> None:
-        """Update the weights, unless the step was bad: even a zero gradient would decay them.
-
-        Every rank has the same sums, and so decides the same.
-        """
+        """Update the weights, unless the step was bad: even a zero gradient would decay them. Every rank has the same
+        sums, and so decides the same."""
         if self.scaler.is_enabled():  # it looks for what is not finite itself
             self.scaler.step(self.optimizer)
             scale = [tensor for tensor in (self.scaler._scale, self.scaler._growth_tracker) if tensor is not None]

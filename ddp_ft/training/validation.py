@@ -25,10 +25,8 @@ PREFIXES = {RAW: "", AVERAGED: "ema_"}
 
 
 def validate(run: Run, state: TrainState, phase: Phase, recorder: Recorder) -> bool:
-    """Evaluate the weights, and their moving average if there is one; keep the best so far in best/.
-
-    Return False if all ranks were asked to stop meanwhile: then nothing has changed, and the evaluation is still due.
-    """
+    """Evaluate the weights, and their moving average if there is one; keep the best so far in best/. Return False if
+    all ranks were asked to stop meanwhile: then nothing has changed, and the evaluation is still due."""
     recorder.evaluating()
     try:
         results = _measure_all(run, state, phase)

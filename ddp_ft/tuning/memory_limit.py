@@ -12,10 +12,8 @@ MEMORY_MARGIN = 0.1
 
 
 def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
-    """Return the largest size from 1 to `most` that fits, or one less than an eighth smaller; 1 if none fits.
-
-    `fits` is called about log(`most`) times, with `most` itself first.
-    """
+    """Return the largest size from 1 to `most` that fits, or one less than an eighth smaller; 1 if none fits. `fits` is
+    called about log(`most`) times, with `most` itself first."""
     if fits(most):
         return most
     fitting, failing = 0, most

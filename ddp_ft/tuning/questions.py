@@ -70,10 +70,8 @@ class Questions:
             self._ask("format", choices, partial(self._turn_in_memory, few=self._few_if_slow()))
 
     def _few_if_slow(self) -> int | None:
-        """Return the samples per rank for which a step stays under SLOW_STEP seconds; None if the full share does.
-
-        What is faster for a few images is faster for many, and there may be no time for steps of them all.
-        """
+        """Return the samples per rank for which a step stays under SLOW_STEP seconds; None if the full share does. What
+        is faster for a few images is faster for many, and there may be no time for steps of them all."""
         batch, phase = self._in_memory(), open_steps(self.run, self.values, ENDLESS)
         pace = self.run.world.slowest(self._steps(phase, itertools.repeat([batch]), 1))
         share = math.ceil(phase.sampler.batch_length(0) / self.run.world.size)
@@ -95,7 +93,9 @@ class Questions:
         if self.run.world.device.type == "cuda":
             self._fit(share)
             return
-        sizes: list[int | None] = [None, *_halves(share, _smallest(self.run))]
+        has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.run.model.module.modules())
+        trains_it = has_batch_norm and self.run.config.model.batch_norm != "frozen"
+        sizes: list[int | None] = [None, *_halves(share, SMALLEST_WITH_BATCH_NORM if trains_it else SMALLEST)]
         choices = {f"all {share}" if size is None else str(size): {MICRO_BATCH: size} for size in sizes}
         self._ask("micro-batch", choices, self._turn_in_memory)
 
@@ -213,8 +213,3 @@ def _halves(share: int, least: int) -> list[int]:
 def _whole_pairs(size: int, phase: DataPhase) -> int:
     """Return the size that the loader uses for it: one less if it would part a pair of mixed images."""
     return max(2, size - size % 2) if phase.sampler.pairs else size
-
-
-def _smallest(run: Run) -> int:
-    layers = [module for module in run.model.module.modules() if isinstance(module, _BatchNorm)]
-    return SMALLEST_WITH_BATCH_NORM if layers and run.config.model.batch_norm != "frozen" else SMALLEST

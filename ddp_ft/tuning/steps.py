@@ -34,10 +34,8 @@ def rule_of(run: Run) -> dict[str, Any]:
 
 
 def open_steps(run: Run, values: Values, steps: int) -> DataPhase:
-    """Return the training of the run with these values, as it is when all parts learn that ever do.
-
-    The rate is 0, so the weights do not change. The caller must not hold the phase that was opened before.
-    """
+    """Return the training of the run with these values, as it is when all parts learn that ever do. The rate is 0, so
+    the weights do not change. The caller must not hold the phase that was opened before."""
     module, device, config = run.model.module, run.world.device, run.config
     module.zero_grad(set_to_none=True)
     gc.collect()  # the hooks of the DDP before stay on the parameters as long as it lives

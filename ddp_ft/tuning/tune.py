@@ -8,7 +8,6 @@ import gc
 import random
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,10 +26,8 @@ from ddp_ft.tuning.steps import MICRO_BATCH, rule_of
 
 
 def keys_to_measure(request: Request) -> list[str]:
-    """Return what this start has to measure: nothing that was given, or measured by an earlier start.
-
-    Raises UserError if the run has begun without measuring something that its recipe depends on.
-    """
+    """Return what this start has to measure: nothing that was given, or measured by an earlier start. Raises UserError
+    if the run has begun without measuring something that its recipe depends on."""
     asked = TUNED if request.tune else ()
     if asks_for_measuring(request.layers, MICRO_BATCH):
         asked = (*asked, MICRO_BATCH)
@@ -56,23 +53,12 @@ def generators_kept() -> Iterator[None]:
         np.random.set_state(states[1])
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The values of the keys, and the rows of the table that led to them."""
-
-    tuned: dict[str, Any]
-    measured: list[dict[str, Any]]
-
-    def added_to(self, request: Request) -> Request:
-        """Return the request with this and what an earlier start had measured."""
-        return replace(request, tuned={**request.tuned, **self.tuned}, measured=[*request.measured, *self.measured])
+Rows = list[dict[str, Any]]
 
 
-def tune(run: Run, keys: Collection[str], local_world_size: int) -> Answer:
-    """Decide these keys, one question after the other. Changes the model; the caller must compose the run anew.
-
-    Raises StopAgreed on a request to stop.
-    """
+def tune(run: Run, keys: Collection[str], local_world_size: int) -> tuple[dict[str, Any], Rows]:
+    """Decide these keys, one question after the other; return their values, and rows of what was measured. Changes the
+    model: the caller must compose the run anew. Raises StopAgreed on a request to stop."""
     tuning = Questions(run, keys, usable_cores() // local_world_size, rule_of(run))
     if not run.config.freeze.cache_features:
         tuning.formats()
@@ -83,16 +69,16 @@ def tune(run: Run, keys: Collection[str], local_world_size: int) -> Answer:
     gc.collect()
     if run.world.device.type == "cuda":
         torch.cuda.empty_cache()
-    return run.world.from_main(lambda: Answer(tuned, tuning.rows))
+    return run.world.from_main(lambda: (tuned, tuning.rows))
 
 
-def print_answer(answer: Answer, console: Console) -> None:
+def print_measured(measured: Rows, console: Console) -> None:
     """Print the table of what was measured and chosen; one line if there was nothing to measure."""
-    if not answer.measured:
+    if not measured:
         console.say("Note: nothing was measured: this run trains on features, or leaves no choice.")
         return
     rows = []
-    for before, row in zip([{}, *answer.measured], answer.measured, strict=False):
+    for before, row in zip([{}, *measured], measured, strict=False):
         what = row["what"] if row["what"] != before.get("what") else ""
         name = f"{'*' if row['chosen'] else ' '} {row['candidate']}"
         rows.append((what, name, f"{row['per_second']:.3g}", f"{row['ratio']:.2f}", row["note"]))

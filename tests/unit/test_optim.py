@@ -122,7 +122,7 @@ def test_an_override_replaces_the_layer_decay():
         ({"(": {"lr_scale": 1}}, "not a regular expression"),
         ({"bodi": {"lr_scale": 1}}, r"'bodi' matches no parameter"),
         ({"body": {"lr_scal": 1}}, r"'lr_scal', which is unknown.\nDid you mean lr_scale"),
-        ({"body": {"momentum": 1}}, "It may set lr_scale and weight_decay"),
+        ({"body": {"momentum": 1}}, "sets 'momentum'.*\n.*lr_scale, weight_decay"),
         ({"body": {"lr_scale": -1}}, "not a number of at least 0"),
         ({"body": {"weight_decay": "much"}}, "'much' is not a number"),
         ({"body": {"weight_decay": True}}, "True is not a number"),
