@@ -34,8 +34,8 @@ _Cut = tuple[int, int | None]
 
 @dataclass
 class _Findings:
-    """What the step's passes showed. `activation`, `gradient`: the first module and parameter that was not finite, or
-    "". `extent`: the heading of the samples' extent."""
+    """What was found in the step's passes. `activation`, `gradient`: the first module and parameter that was not
+    finite, or "". `extent`: the heading of the samples' extent."""
 
     rows: list[tuple[int, int, float, str]] = field(default_factory=list)  # position, index, loss, extent
     extent: str = ""
@@ -99,19 +99,15 @@ def _run_again(run: Run, state: TrainState, step: int, cut: _Cut, loss_scale: fl
         for rank in range(world_size):
             share = replace(run, world=World(rank, world_size, 0, run.world.device))
             seed_masks(derive_seed(run.config.seed, step, rank), run.world.device)
-            for batch in _micro_batches(share, step, micro_batch):
-                _look(phase, batch, findings, loss_scale)
+            with closing(training_batches(share, training_order(share), micro_batch, start=step)) as batches:
+                for batch in next(batches):
+                    _look(phase, batch, findings, loss_scale)
     divisor = loss_scale * max(findings.weight, 1e-12)
     for parameter in state.module.parameters():
         if parameter.grad is not None:
             parameter.grad.div_(divisor)
     learner.penalties.add_to_gradients()
     return findings
-
-
-def _micro_batches(share: Run, step: int, micro_batch: int | None) -> list[Batch]:
-    with closing(training_batches(share, training_order(share), micro_batch, start=step)) as batches:
-        return next(batches)
 
 
 def _look(phase: DataPhase, batch: Batch, findings: _Findings, loss_scale: float) -> None:

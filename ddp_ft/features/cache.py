@@ -50,8 +50,8 @@ class ChunkStore:
 
     def read(self, chunk: int) -> Tensor | None:
         """Return the rows of a chunk; None if they are not there or damaged."""
-        wanted = self._sums.get(chunk)
-        if not wanted:
+        sums = self._sums.get(chunk)
+        if not sums:
             return None
         size = self._bytes_of(self._length(chunk))
         try:
@@ -60,7 +60,7 @@ class ChunkStore:
                 content = bytearray(stream.read(size))
         except OSError:
             content = bytearray()
-        if len(content) != size or zlib.crc32(content) not in wanted:
+        if len(content) != size or zlib.crc32(content) not in sums:
             self.damaged += 1
             return None
         return torch.frombuffer(content, dtype=torch.float32).view(self._length(chunk), *self._row_shape)

@@ -61,10 +61,10 @@ class FeatureSet:
 
 
 @contextmanager
-def one_thread(wanted: bool = True) -> Iterator[None]:
-    """Within the block torch computes in one thread, unless not `wanted`."""
+def one_thread(enabled: bool = True) -> Iterator[None]:
+    """Within the block torch computes in one thread, if `enabled`."""
     before = torch.get_num_threads()
-    if wanted:
+    if enabled:
         torch.set_num_threads(1)
     try:
         yield

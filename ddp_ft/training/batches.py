@@ -20,7 +20,7 @@ def training_order(run: Run) -> GlobalOrderSampler:
 
 
 def head_order(run: Run, solo: World, phase: str) -> GlobalOrderSampler:
-    """Return the order of the training samples' features, of which each rank takes all."""
+    """Return the order of the training samples' features; each rank takes all of them."""
     sizes = run.config.probe if phase == PROBE else run.config.train
     return _order(run, solo, sizes.batch_size, derive_seed(run.config.seed, *phase.encode()), pairs=False)
 

@@ -23,14 +23,11 @@ def save(run: Run, state: TrainState, recorder: Recorder) -> None:
     progress.copy_seconds += time.perf_counter() - began
     if snapshot is not None:
         began = time.perf_counter()
-        place = (progress.step, progress.phase, state.score)
-        run.writer.submit(CHECKPOINT, recorder.trackers.sync, partial(_write, run, snapshot, *place))
+        checkpoint = partial(run.checkpoints.save, progress.step, snapshot.weights, snapshot.rest, state.score)
+        write = partial(checkpoint, ema=snapshot.ema, phase=progress.phase)
+        run.writer.submit(CHECKPOINT, recorder.trackers.sync, write)
         progress.stall_seconds += time.perf_counter() - began
     recorder.saved()
-
-
-def _write(run: Run, snapshot: Snapshot, step: int, phase: str, score: float | None) -> None:
-    run.checkpoints.save(step, snapshot.weights, snapshot.rest, score, ema=snapshot.ema, phase=phase)
 
 
 def restore(run: Run, state: TrainState) -> list[str]:

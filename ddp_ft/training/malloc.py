@@ -1,4 +1,4 @@
-"""How the C library gives memory back."""
+"""How the C library returns freed memory to the system."""
 
 import ctypes
 import sys

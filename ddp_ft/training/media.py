@@ -78,14 +78,11 @@ def _targets(batch: Batch, place: int, task: Task) -> list[str]:
     return [f"{share:.0%} {own}", f"{1 - share:.0%} {text(int(batch['mix_partner'][place]))}"]
 
 
+@harmless("the evaluation is not shown")
 def log_evaluation(run: Run, progress: Progress, evaluation: Evaluation, split: str, trackers: FanOut) -> None:
     """Log charts of the best model so far on a set ("val" or "test"), and the samples on which it is worst."""
-    if run.config.log.pictures and run.world.is_main:
-        with harmless("the evaluation is not shown"):
-            _draw_evaluation(run, progress, evaluation, split, trackers)
-
-
-def _draw_evaluation(run: Run, progress: Progress, evaluation: Evaluation, split: str, trackers: FanOut) -> None:
+    if not (run.config.log.pictures and run.world.is_main):
+        return
     assert evaluation.predictions is not None and evaluation.records is not None
     scored_set, step = run.task.score(evaluation.predictions, evaluation.records), progress.step
     if scored_set is None:
@@ -109,8 +106,9 @@ def _samples(
     scored_set: ScoredSet, source: LabelledSource, indices: Sequence[int]
 ) -> tuple[list[str], list[list[str]]]:
     """Return files, and the caption of each: what the model predicts, what is true, and the file."""
-    files, captions = [source.name(index) for index in indices], map(scored_set.caption, indices)
-    return files, [[f"says {said}", f"is {true}", file] for (said, true), file in zip(captions, files, strict=True)]
+    files = [source.name(index) for index in indices]
+    captions = [[f"predicted {found}", f"true {true}"] for found, true in map(scored_set.caption, indices)]
+    return files, [[*lines, file] for lines, file in zip(captions, files, strict=True)]
 
 
 def _draw_charts(scored_set: ScoredSet, group: str, step: int, trackers: FanOut) -> None:

@@ -41,7 +41,7 @@ def _begin_probe(run: Run, state: TrainState) -> None:
 
 
 def close_probe(run: Run, state: TrainState) -> None:
-    """After the probe give all ranks rank 0's head, and let the parts learn that learn in the first stage."""
+    """End the probe: give all ranks rank 0's head, and unfreeze what learns in the first stage."""
     run.world.broadcast_module(run.model.module)
     freeze_parameters(run.model.module, run.stages[0].frozen)
     state.begin_training(optimizer_of(run.model, run.config.optim, run.plan.lr), run.plan)

@@ -68,7 +68,7 @@ class StepTrace:
         return table
 
     def drop(self) -> None:
-        """Stop tracing if it still goes on: a process that ends while it is traced crashes."""
+        """Stop tracing, if that has not been done: a process that ends while it is traced crashes."""
         if self._profiler is not None:
             self._profiler.stop()
             self._profiler = None

@@ -24,7 +24,7 @@ def choose_recipe(config: RunConfig, built: BuiltModel, train_samples: int) -> t
     if config.model.weights == "none":
         return "full", "nothing is pretrained (--weights none)"
     if config.freeze.parts != "none" or config.freeze.schedule is not None:
-        return "full", "what learns is said by --freeze or freeze.schedule"
+        return "full", "--freeze or freeze.schedule decides what learns"
     if built.head_path is None:
         return "full", "this architecture does not end with its head, so its features cannot be cut off"
     size = 4 * train_samples * feature_width(built)

@@ -97,7 +97,7 @@ class Plateau:
     def after(
         self, value: float, higher_is_better: bool, patience: int, gamma: float, final_factor: float = 0.0
     ) -> "Plateau":
-        """Return the state after an evaluation that gave `value`.
+        """Return the state after an evaluation with this `value`.
 
         As torch's ReduceLROnPlateau with a threshold of 0: after `patience` values that are no better the next one
         multiplies the factor by `gamma`, but not below `final_factor`. NaN is never better.

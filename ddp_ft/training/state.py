@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ddp_ft.contracts import TRAIN
 from ddp_ft.distributed.world import World
@@ -40,9 +41,8 @@ class TrainState:
     """
 
     def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, progress: Progress,
-        ema_decay: float = 0.0,
-    ) -> None:  # fmt: skip
+        self, module: nn.Module, optimizer: Optimizer, plan: Plan, progress: Progress, ema_decay: float = 0.0
+    ) -> None:
         device = next(module.parameters()).device
         self.module = module
         self.optimizer = optimizer
@@ -72,7 +72,7 @@ class TrainState:
         self.lowered = (self.lowered[0] if self.lowered else most, size)
         self.micro_batch = size
 
-    def begin_training(self, optimizer: torch.optim.Optimizer, plan: Plan) -> None:
+    def begin_training(self, optimizer: Optimizer, plan: Plan) -> None:
         """Go from the probe to the first step of the recipe, whose moving average begins with the probe's head."""
         self.optimizer, self.scaler = optimizer, make_scaler(self.window.sums.device, plan.precision)
         self.progress.phase, self.progress.step = TRAIN, 0

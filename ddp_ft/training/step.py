@@ -188,6 +188,6 @@ class Learner:
         return clip(parameters, self.bounds, self.head)
 
 
-def _restore_where(wanted: Tensor, tensors: list[Tensor], before: list[Tensor]) -> None:
+def _restore_where(mask: Tensor, tensors: list[Tensor], before: list[Tensor]) -> None:
     for tensor, old in zip(tensors, before, strict=True):
-        tensor.copy_(torch.where(wanted, old, tensor))
+        tensor.copy_(torch.where(mask, old, tensor))

@@ -3,7 +3,6 @@
 import math
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 from safetensors.torch import load_file
 
@@ -62,16 +61,14 @@ def _keep_if_best(run: Run, state: TrainState, phase: Phase, kind: str, evaluati
     progress.best = Best(progress.step, phase.epoch(progress.step), phase.name, kind, metrics)
     with state.as_evaluated(kind, run.world):
         if run.world.is_main:
-            keep_model = partial(save_model_folder, run.folder.best, copied(state.module.state_dict()), _describe(run))
+            model, plan = run.model, run.plan
+            description = describe_model(
+                model.spec, model.processor, run.task, run.splits.schema.names, plan.precision, plan.channels_last
+            )
+            keep_model = partial(save_model_folder, run.folder.best, copied(state.module.state_dict()), description)
             keep_outputs = partial(save_evaluation, run.folder.path, "val", evaluation)
             run.writer.submit(BEST, keep_outputs, keep_model)
     return True
-
-
-def _describe(run: Run) -> dict[str, Any]:
-    model, plan = run.model, run.plan
-    names, precision = run.splits.schema.names, plan.precision
-    return describe_model(model.spec, model.processor, run.task, names, precision, plan.channels_last)
 
 
 def is_stale(run: Run, progress: Progress) -> bool:

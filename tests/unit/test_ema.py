@@ -95,7 +95,7 @@ def test_it_continues_from_what_was_stored():
     shake(module, 1)
     whole.update(module)
     cut = Ema(nets.with_batch_norm(), 0.9)
-    cut.load(whole.count, whole.tensors)
+    cut.load(whole.count, {name: tensor.clone() for name, tensor in whole.tensors.items()})
     shake(module, 2)
     whole.update(module)
     cut.update(module)
