@@ -16,7 +16,7 @@ from ddp_ft.config.schema import LossConfig
 from ddp_ft.errors import UserError, nearest, one_line, shortened
 
 CLASS_KEY, POSITIVE_KEY = "loss.class_weights", "loss.positive_weights"
-# The bounds of balanced positive weights: a label seen once in 10,000 images would else drown all others.
+# The bound of balanced positive weights: a label seen once in 10,000 images would else outweigh all others.
 LARGEST_POSITIVE = 100.0
 
 
@@ -38,9 +38,7 @@ def class_weights(settings: LossConfig, names: Sequence[str], counts: NDArray[np
     values = _by_rule_or_given(CLASS_KEY, text, rules, names)
     mean = float((values * counts).sum() / counts.sum())
     if mean == 0:
-        raise UserError(
-            f"{CLASS_KEY}: no training sample would count for anything.", "At least one weight must be above 0."
-        )
+        raise UserError(f"{CLASS_KEY}: all training samples have weight 0.", "At least one must be above 0.")
     return torch.tensor(values / mean, dtype=torch.float32)
 
 
@@ -105,11 +103,8 @@ def _read(key: str, text: str, rules: list[str]) -> Any:
 def _in_order(origin: str, content: Mapping[Any, Any], names: Sequence[str]) -> list[Any]:
     by_name = {str(name): value for name, value in content.items()}
     if unknown := sorted(by_name.keys() - set(names)):
-        hint = (
-            nearest(unknown[0], list(names))
-            or f"The classes: {shortened(names)}. In YAML, quote names such as '01' or 'no'."
-        )
-        raise UserError(f"{origin}: there is no class {shortened(unknown)}.", hint)
+        known = f"The classes: {shortened(names)}. In YAML, quote names such as '01' or 'no'."
+        raise UserError(f"{origin}: there is no class {shortened(unknown)}.", nearest(unknown[0], list(names)) or known)
     if missing := [name for name in names if name not in by_name]:
         raise UserError(f"{origin}: no weight for {shortened(missing)}.", "Give each class one.")
     return [by_name[name] for name in names]

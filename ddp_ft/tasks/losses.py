@@ -1,7 +1,7 @@
-"""Losses of single samples, by name. What a batch adds up to is a task's business.
+"""Losses of single samples, by name, and their sum over a micro-batch.
 
-Each gives one value a sample that no other sample has a part in, so that its sum over a global batch is the same on
-any number of processes.
+A loss returns one value for each sample, which does not depend on other samples, so its sum over a global batch is the
+same on any number of processes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +17,13 @@ from ddp_ft.contracts import Batch
 from ddp_ft.errors import UserError, nearest
 from ddp_ft.plugins import is_reference
 
-# Those here; which of them fit it, a task says.
+# All losses here; each task has those that fit it.
 LOSSES = ("bce", "cross_entropy", "focal", "huber", "l1", "mse", "soft_f1")
 
 
 @dataclass(frozen=True)
 class LossChoice:
-    """Which loss, and its numbers. `name` is one of LOSSES, or FILE.py:CLASS."""
+    """A loss by `name`, one of LOSSES or FILE.py:CLASS, with its parameters."""
 
     name: str
     focal_gamma: float = 2.0
@@ -40,16 +40,15 @@ class LossChoice:
 
 
 def choose_loss(config: LossConfig, task: str, fitting: Sequence[str]) -> LossChoice:
-    """The loss that the configuration names, or the first that fits; UserError for one that does not fit the task."""
+    """The configured loss, or the first that fits; UserError for one that does not fit the task."""
     name = fitting[0] if config.name == "auto" else config.name
     if name in fitting or is_reference(name):
         return LossChoice(name, config.focal_gamma, config.huber_delta)
     expected = f"For {task}: {', '.join(fitting)}, or FILE.py:CLASS."
     if name in LOSSES:
         raise UserError(f"--loss (loss.name) = '{name}' does not fit the task {task}.", expected)
-    raise UserError(
-        f"There is no loss '{name}' (--loss, loss.name).", f"{nearest(name, list(LOSSES))} {expected}".strip()
-    )
+    hint = f"{nearest(name, list(LOSSES))} {expected}".strip()
+    raise UserError(f"There is no loss '{name}' (--loss, loss.name).", hint)
 
 
 def weighted_sum(
@@ -91,15 +90,15 @@ def single_label_losses(choice: LossChoice, outputs: Tensor, target: Tensor, smo
 def _focal_terms(outputs: Tensor, gamma: float) -> Tensor:
     """-(1 - p)^gamma log p of each class's softmax p (arXiv 1708.02002, without alpha), B x classes."""
     log_p = torch.log_softmax(outputs, 1)
-    # Kept above 0, where the power's slope is infinite for gamma below 1.
+    # Kept above 0, at which the slope of the power is infinite for gamma below 1.
     rest = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).eps)
     return -(rest**gamma) * log_p
 
 
 def multi_label_terms(choice: LossChoice, outputs: Tensor, targets: Tensor, positive: Tensor | float) -> Tensor:
-    """Losses of each label (B x labels) of logits for targets from 0 to 1; `positive` is what a present one counts.
+    """Losses of each label (B x labels) of logits for targets from 0 to 1; `positive` is the weight of a present one.
 
-    focal multiplies the cross-entropy by the gamma-th power of what is missing from the right answer, as
+    focal multiplies the cross-entropy by (1 - probability of the right answer)^gamma, as
     torchvision.ops.sigmoid_focal_loss without alpha; a target between 0 and 1 is a mixture of both answers.
     """
     present, absent = F.logsigmoid(outputs), F.logsigmoid(-outputs)
@@ -111,8 +110,8 @@ def multi_label_terms(choice: LossChoice, outputs: Tensor, targets: Tensor, posi
 def soft_f1(probabilities: Tensor, targets: Tensor, count: float) -> Tensor:
     """1 - F1 of each sample (B), with probabilities in place of decisions (soft Dice, arXiv 1606.04797).
 
-    2 sum(p t) / (sum(p) + sum(t)) over a sample's own classes, not over the batch's. `count` is added above and
-    below: it makes samples without any label learn that they have none. With a softmax and one label, 1 - p.
+    2 sum(p t) / (sum(p) + sum(t)) over the classes of one sample, not of the batch. `count` is added to numerator and
+    denominator, so that samples without any label have a gradient. With a softmax and one label it is 1 - p.
     """
     overlap = (probabilities * targets).sum(1)
     return 1 - (2 * overlap + count) / (probabilities.sum(1) + targets.sum(1) + count)

@@ -1,13 +1,13 @@
-"""What is known of metrics by their names, without torch: for the tasks, and for what reads the files of their runs."""
+"""The metrics by name, without torch: for the tasks, and for what reads the files of their runs."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Metric:
-    """`is_share`: it is from 0 to 1 and shown in percent. `counts_samples`: it is the share of samples that are right.
+    """`is_share`: from 0 to 1, printed in percent. `counts_samples`: the share of samples that are right.
 
-    `title` is what it is called in words and `hub_name` what hubs of models call it, where that is not its name.
+    `title` is its name in words and `hub_name` its name on hubs of models, if they differ from its own.
     """
 
     higher_is_better: bool = True
@@ -32,15 +32,15 @@ METRICS = {
     "rmse": Metric(higher_is_better=False, is_share=False, title="RMSE"),
     "r2": Metric(is_share=False, title="R²"),
 }
-# How the names of metrics begin of which less is better, a user's own among them.
+# The prefixes of names of metrics that are better if lower, a user's own included.
 LOWER_IS_BETTER = tuple(name for name, metric in METRICS.items() if not metric.higher_is_better)
 
 
 def known_metric(name: str) -> Metric | None:
-    """What is known of a metric, or of METRIC/NAME, that of one of several numbers; None of a user's own."""
+    """The metric of that name, or of METRIC/NAME for one of several numbers; None for a user's own."""
     return METRICS.get(name.partition("/")[0])
 
 
 def directions_of(*names: str) -> dict[str, bool]:
-    """Whether more is better, of each of these metrics."""
+    """Whether more is better, for each of these metrics."""
     return {name: METRICS[name.partition("/")[0]].higher_is_better for name in names}

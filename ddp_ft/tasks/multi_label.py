@@ -148,7 +148,5 @@ class MultiLabel(ClassTask):
 def _check_weights(settings: LossConfig, loss: LossChoice) -> None:
     given = [key for key in (CLASS_KEY, POSITIVE_KEY) if getattr(settings, key.partition(".")[2]) is not None]
     if given and loss.name not in TERM_LOSSES:
-        raise UserError(
-            f"{given[0]} needs a loss with a part for each class; '{loss.name}' has none.",
-            f"For multi-label: {' or '.join(TERM_LOSSES)}.",
-        )
+        hint = f"For multi-label: {' or '.join(TERM_LOSSES)}."
+        raise UserError(f"{given[0]} needs a loss with a part for each class; '{loss.name}' has none.", hint)

@@ -1,4 +1,4 @@
-"""The tasks made: from data, or from what is stored of them. Their names are in `config/tasks.py`."""
+"""Making tasks, from data or from what is stored of them. Their names are in `config/tasks.py`."""
 
 import importlib
 from collections.abc import Mapping
@@ -17,23 +17,23 @@ SHOWN_NAMES = 5
 
 
 class TaskClass(Protocol):
-    """What is asked of a task's class, before there is a task."""
+    """What a task's class must have."""
 
     name: str
     words: TaskWords
 
     def from_data(self, config: RunConfig, names: tuple[str, ...], targets: NDArray[Any], /) -> Task:
-        """For training on samples with these targets; UserError for settings and targets that do not fit."""
+        """The task for training on samples with these targets; UserError for settings and targets that do not fit."""
 
     def from_settings(self, settings: Mapping[str, Any], /) -> Task:
-        """For evaluation and prediction, from what a task's `settings` gave."""
+        """The task for evaluation and prediction, from a task's `settings`."""
 
     def unfitted(self, names: tuple[str, ...], /) -> Task:
-        """As it is before there is a model, for reports of what there is already."""
+        """The task as it is before there is a model, for reports of an unfinished run."""
 
 
 def task_class(name: str) -> TaskClass:
-    """The class of the task of that name. UserError if there is none."""
+    """The class of a task by name. UserError if there is none."""
     if name not in TASKS:
         raise UserError(f"The model is for a task '{name}', which is not known.", f"Known: {', '.join(TASKS)}.")
     module, _, found = TASKS[name].code.partition(":")
@@ -41,10 +41,10 @@ def task_class(name: str) -> TaskClass:
 
 
 def make_task(config: RunConfig, schema: Schema, targets: NDArray[Any]) -> Task:
-    """The task that the configuration names, or that follows from the data; `targets` are the training set's.
+    """The configured task, or the one that follows from the data; `targets` are the training set's.
 
     Raises UserError for a task that the data has no targets for, for losses, weights and metrics that do not fit the
-    task, and for code of the user's own that does not do what it is to.
+    task, and for code of the user's own that breaks its contract.
     """
     task = task_class(_choose(config, schema)).from_data(config, schema.names, targets)
     task.check()
@@ -52,20 +52,20 @@ def make_task(config: RunConfig, schema: Schema, targets: NDArray[Any]) -> Task:
 
 
 def outputs_of(config: RunConfig, schema: Schema) -> int:
-    """How many outputs the head of a model for that task has. UserError as `make_task`."""
+    """The number of outputs of a head for that task. UserError as `make_task`."""
     return task_class(_choose(config, schema)).unfitted(schema.names).outputs
 
 
 def restore_task(name: str, settings: Mapping[str, Any]) -> Task:
-    """The task of a trained model, from what its `settings` gave, for evaluation and prediction.
+    """The task of a trained model from its `settings`, for evaluation and prediction: without smoothing and weights.
 
-    It has no smoothing and no weights: it is not for training. UserError for a task that is not known.
+    UserError for a task that is not known.
     """
     return task_class(name).from_settings(settings)
 
 
 def restore_without_code(name: str, names: tuple[str, ...], settings: Mapping[str, Any]) -> Task:
-    """The same without the loss and metric of the user's own, so that no code is run which others may have named.
+    """As `restore_task`, but without the user's own loss and metric, so that no code runs that others may have named.
 
     Without settings, the task with those names as it is before there is a model.
     """
@@ -75,7 +75,7 @@ def restore_without_code(name: str, names: tuple[str, ...], settings: Mapping[st
 
 
 def describe_choice(config: RunConfig, schema: Schema) -> str:
-    """One line to print: the task, and what the data has. UserError as `make_task`."""
+    """One line to print: the task, and the targets of the data. UserError as `make_task`."""
     return f"{_choose(config, schema)} ({_describe(schema)})"
 
 
@@ -84,10 +84,8 @@ def _choose(config: RunConfig, schema: Schema) -> str:
     if config.task == "auto":
         return fitting[0]
     if config.task not in fitting:
-        raise UserError(
-            f"--task {config.task} does not fit the data, which has {_describe(schema)}.",
-            f"That fits: {', '.join(fitting)}. A table (--data FILE.csv) has the targets of its column data.target.",
-        )
+        hint = f"That fits: {', '.join(fitting)}. A table (--data FILE.csv) has the targets of its column data.target."
+        raise UserError(f"--task {config.task} does not fit the data, which has {_describe(schema)}.", hint)
     return config.task
 
 

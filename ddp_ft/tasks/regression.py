@@ -88,10 +88,10 @@ class Regression(SupervisedTask):
         """
         from torchmetrics.functional.regression import mean_absolute_error, mean_squared_error
 
-        given, wanted = predictions[VALUES], self._in_units(target)
-        errors = [float(mean_absolute_error(given[:, c], wanted[:, c])) for c in range(self.outputs)]
-        roots = [float(mean_squared_error(given[:, c], wanted[:, c], squared=False)) for c in range(self.outputs)]
-        explained = [_r2(given[:, c], wanted[:, c]) for c in range(self.outputs)]
+        columns = list(zip(predictions[VALUES].T, self._in_units(target).T, strict=True))
+        errors = [float(mean_absolute_error(*each)) for each in columns]
+        roots = [float(mean_squared_error(*each, squared=False)) for each in columns]
+        explained = [_r2(*each) for each in columns]
         means = {name: float(np.mean(each)) for name, each in (("mae", errors), ("rmse", roots), ("r2", explained))}
         return {**means, **dict(zip(self._own_errors(), errors, strict=False))}
 
@@ -157,18 +157,15 @@ class Regression(SupervisedTask):
 
 
 def _check_column(name: str, values: NDArray[np.float64]) -> None:
+    count = f"{len(values)} training images"
     damaged = np.flatnonzero(~np.isfinite(values))
     if len(damaged):
-        raise UserError(
-            f"The target '{name}' is no finite number for {len(damaged)} of {len(values)} training images "
-            f"(first: number {damaged[0]}, {values[damaged[0]]}).",
-            "Leave those rows out of the table, or fill the gaps.",
-        )
+        first = f"(first: number {damaged[0]}, {values[damaged[0]]})"
+        message = f"The target '{name}' is no finite number for {len(damaged)} of {count} {first}."
+        raise UserError(message, "Leave those rows out of the table, or fill the gaps.")
     if values.min() == values.max():
-        raise UserError(
-            f"The target '{name}' is {values[0]:g} for all {len(values)} training images: nothing can be learned.",
-            "Choose other columns by data.target.",
-        )
+        message = f"The target '{name}' is {values[0]:g} for all {count}: nothing can be learned."
+        raise UserError(message, "Choose other columns by data.target.")
 
 
 def _r2(given: Tensor, wanted: Tensor) -> float:

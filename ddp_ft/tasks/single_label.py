@@ -49,13 +49,11 @@ class SingleLabel(ClassTask):
     def from_data(cls, config: RunConfig, classes: tuple[str, ...], targets: NDArray[Any]) -> "SingleLabel":
         """Return the task for training on targets that are int64 (N); UserError for settings that do not fit."""
         if len(classes) < 2:
-            raise UserError(
-                f"The data has one class only, {', '.join(classes)}.", f"{cls.name} learns to tell two or more apart."
-            )
+            hint = f"{cls.name} learns to distinguish two or more."
+            raise UserError(f"The data has one class only, {', '.join(classes)}.", hint)
         if config.loss.positive_weights is not None:
-            raise UserError(
-                f"{POSITIVE_KEY} is for the task multi-label; this one is {cls.name}.", "Use --class-weights."
-            )
+            message = f"{POSITIVE_KEY} is for the task multi-label; this one is {cls.name}."
+            raise UserError(message, "Use --class-weights.")
         task = cls.configured(config, classes)
         task.counts = np.bincount(targets, minlength=len(classes))
         task.weights = class_weights(config.loss, classes, task.counts)
@@ -81,8 +79,8 @@ class SingleLabel(ClassTask):
         return single_label_losses(self.choice, outputs, target, 0.0)
 
     def other_metrics(self, predictions: Batch, target: Tensor) -> dict[str, float]:
-        """Shares from 0 to 1. A class that the set lacks has no part in balanced_accuracy and auroc."""
-        # Imported here: it takes a second, which the first training step need not wait for.
+        """Shares from 0 to 1. balanced_accuracy and auroc leave out classes that the set lacks."""
+        # Imported here: it takes a second, for which the first training step need not wait.
         from torchmetrics.functional.classification import (
             multiclass_accuracy,
             multiclass_calibration_error,

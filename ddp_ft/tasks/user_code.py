@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Collection
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +15,20 @@ from ddp_ft.plugins import is_reference, load_object
 
 KEY = "eval.extra"
 EXPECTED = "Expected a class with update(predictions, targets) and compute(), such as a torchmetrics.Metric."
-# By these names torchmetrics' classes ask for the number of outputs.
+# The names by which torchmetrics' classes take the number of outputs.
 _COUNTS = ("num_classes", "num_labels")
 
 CONTRACT = (
-    "Expected loss(outputs, targets) to give one value a sample, a float tensor of shape (B,), as with "
-    "reduction='none'. A mean over the batch cannot be put together from the shares of several processes: the toolkit "
-    "adds the samples up itself, and so is exact on any number of them."
+    "Expected loss(outputs, targets) to return one value for each sample, a float tensor of shape (B,), as with "
+    "reduction='none'. Means over the shares of several processes do not make the mean of the batch: the toolkit sums "
+    "the samples itself, and so is exact on any number of processes."
 )
 
 
 class UserLoss:
-    """What FILE.py:CLASS names: a class or function without arguments that makes the loss, or the loss itself.
+    """The loss FILE.py:CLASS: a class or function without arguments that returns the loss, or the loss itself.
 
-    The file is read at the first call, so that a model can predict where the file is not.
+    The file is read at the first call, so that a model can predict on a machine without it.
     """
 
     def __init__(self, reference: str) -> None:
@@ -39,8 +39,7 @@ class UserLoss:
         loss = self._loss
         if isinstance(loss, nn.Module):
             loss = loss.to(outputs.device)  # moves its buffers, once
-        losses: Tensor = loss(outputs, targets)
-        return losses
+        return loss(outputs, targets)
 
     @cached_property
     def _loss(self) -> Callable[[Tensor, Tensor], Tensor]:
@@ -49,40 +48,33 @@ class UserLoss:
         if not callable(loss):
             raise UserError(f"{self.reference} is a {type(loss).__name__}, which cannot be called.", CONTRACT)
         if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
-            raise UserError(
-                f"{self.reference} has parameters of its own that learn, which no optimizer would be given.",
-                "Keep its constants as buffers (register_buffer), or set requires_grad to False.",
-            )
-        checked: Callable[[Tensor, Tensor], Tensor] = loss
-        return checked
+            hint = "Keep its constants as buffers (register_buffer), or set requires_grad to False."
+            raise UserError(f"{self.reference} has parameters of its own, which no optimizer would train.", hint)
+        return cast(Callable[[Tensor, Tensor], Tensor], loss)
 
     def _make(self, factory: Callable[[], Any]) -> Any:
         try:
             return factory()
         except Exception as error:
-            raise UserError(
-                f"{self.reference}() failed: {typed_line(error)}", "It is called without arguments."
-            ) from error
+            hint = "It is called without arguments."
+            raise UserError(f"{self.reference}() failed: {typed_line(error)}.", hint) from error
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
-        """Call it on some samples; UserError if it does not give one value for each, from that sample alone."""
+        """Call it on some samples; UserError unless it returns one finite value for each, from that sample alone."""
         outputs = outputs.requires_grad_()
         losses = self._try(outputs, targets)
         if not isinstance(losses, Tensor) or losses.shape != (len(outputs),):
             given = f"a tensor of shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else repr(type(losses))
-            raise UserError(f"{self.reference} gave {given} for {len(outputs)} samples.", CONTRACT)
+            raise UserError(f"{self.reference} returned {given} for {len(outputs)} samples.", CONTRACT)
         if not losses.requires_grad:
-            raise UserError(f"{self.reference} gave values without a gradient: nothing could be learned.", CONTRACT)
+            raise UserError(f"{self.reference} returned values without a gradient: nothing could be learned.", CONTRACT)
         if not bool(losses.isfinite().all()):
-            raise UserError(
-                f"{self.reference} gave {losses.tolist()[:4]} for ordinary outputs.", "Expected finite values."
-            )
+            values = losses.tolist()[:4]
+            raise UserError(f"{self.reference} returned {values} for ordinary outputs.", "Expected finite values.")
         alone = self._try(outputs[:1], targets[:1])
         if alone.shape != (1,) or not torch.allclose(alone, losses[:1], rtol=1e-3, atol=1e-4):
-            raise UserError(
-                f"{self.reference} gives a sample another loss alone than among others.",
-                f"It must look at each sample by itself, and draw nothing at random. {CONTRACT}",
-            )
+            hint = f"It must compute each sample by itself, and draw nothing at random. {CONTRACT}"
+            raise UserError(f"{self.reference} returns another loss for a sample alone than among others.", hint)
 
     def _try(self, outputs: Tensor, targets: Tensor) -> Tensor:
         loss = self._loss
@@ -90,11 +82,11 @@ class UserLoss:
             return loss(outputs, targets)
         except Exception as error:
             shapes = f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} ({targets.dtype})"
-            raise UserError(f"{self.reference} failed on {shapes}: {typed_line(error)}", CONTRACT) from error
+            raise UserError(f"{self.reference} failed on {shapes}: {typed_line(error)}.", CONTRACT) from error
 
 
 def _is_factory(found: Any) -> bool:
-    """A function that needs no argument makes the loss; one that takes outputs and targets is the loss."""
+    """Whether it is a function that needs no argument, and so returns the loss instead of being the loss."""
     if not inspect.isroutine(found):
         return False
     parameters = inspect.signature(found).parameters.values()
@@ -102,9 +94,9 @@ def _is_factory(found: Any) -> bool:
 
 
 class UserMetric:
-    """Its class is made anew for each evaluation and sees the whole set at once, on rank 0 alone.
+    """A metric whose class is instantiated for each evaluation and gets the whole set at once, on rank 0 alone.
 
-    The file is read when it is needed, so that a model can predict where the file is not.
+    The file is read when it is needed, so that a model can predict on a machine without it.
     """
 
     def __init__(self, reference: str, outputs: int) -> None:
@@ -116,37 +108,33 @@ class UserMetric:
         self.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name).lower()
 
     def compute(self, predictions: Tensor, targets: Tensor) -> float:
-        """Its value; UserError if it fails or gives no single number."""
+        """Its value; UserError if it fails or returns no single number."""
         metric = self._make()
         try:
             metric.update(predictions, targets)
             value = metric.compute()
         except Exception as error:
             shapes = f"predictions {tuple(predictions.shape)} and targets {tuple(targets.shape)}"
-            raise UserError(f"{KEY}: {self.reference} failed on {shapes}: {typed_line(error)}", EXPECTED) from error
+            raise UserError(f"{KEY}: {self.reference} failed on {shapes}: {typed_line(error)}.", EXPECTED) from error
         try:
             return float(value)
         except (TypeError, ValueError, RuntimeError):
-            shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"kind {type(value).__name__}"
-            raise UserError(
-                f"{KEY}: {self.reference}.compute() gave a value of {shape}, not a number.",
-                "For torchmetrics, an average such as average='macro' makes it one.",
-            ) from None
+            shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            hint = "For torchmetrics, an average such as average='macro' makes it one."
+            raise UserError(f"{KEY}: {self.reference}.compute() returned {shape}, not a number.", hint) from None
 
     def higher_is_better(self) -> bool:
-        """As its attribute of that name says; UserError if it says nothing."""
+        """Its attribute of that name; UserError if it has none."""
         answer = getattr(self._class, "higher_is_better", None)
         if answer is None:
             answer = getattr(self._make(), "higher_is_better", None)
         if not isinstance(answer, bool):
-            raise UserError(
-                f"eval.metric = '{self.name}': {self.reference} does not say whether more is better.",
-                "Give the class an attribute: higher_is_better = True (or False).",
-            )
+            hint = "Give the class an attribute: higher_is_better = True (or False)."
+            raise UserError(f"eval.metric = '{self.name}': {self.reference} has no higher_is_better.", hint)
         return answer
 
     def check(self, taken: Collection[str], predictions: Tensor, targets: Tensor) -> None:
-        """Try it on a few samples, before hours are spent; UserError also for a name that is `taken`."""
+        """Try it on a few samples, before the training; UserError also for a name that is `taken`."""
         if self.name in taken:
             raise UserError(f"{KEY}: the metric {self.name} is computed anyway.", "Give the class another name.")
         with warnings.catch_warnings():
@@ -167,10 +155,8 @@ class UserMetric:
                 warnings.simplefilter("ignore")  # that it keeps all predictions, at each evaluation
                 metric = factory(**{name: self.outputs for name in _COUNTS if name in parameters})
         except Exception as error:
-            raise UserError(
-                f"{KEY}: {self.reference} could not be made: {typed_line(error)}",
-                "It is called with num_classes or num_labels if it has such a parameter, else without arguments.",
-            ) from error
+            hint = "It is called with num_classes or num_labels if it has such a parameter, else without arguments."
+            raise UserError(f"{KEY}: {self.reference} could not be made: {typed_line(error)}.", hint) from error
         if not (callable(getattr(metric, "update", None)) and callable(getattr(metric, "compute", None))):
             raise UserError(f"{KEY}: {self.reference} makes a {type(metric).__name__}.", EXPECTED)
         _keep_local(metric)
@@ -178,7 +164,7 @@ class UserMetric:
 
 
 def _keep_local(metric: Any) -> None:
-    """Without torchmetrics' own synchronisation: the other ranks compute nothing and would never join in."""
+    """Turn torchmetrics' own synchronisation off: the other ranks compute nothing and would never join it."""
     from torchmetrics import Metric
 
     for part in metric.modules() if isinstance(metric, nn.Module) else ():

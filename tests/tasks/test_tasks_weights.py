@@ -164,7 +164,9 @@ def test_other_wrong_files(tmp_path):
 
 
 def test_weights_that_leave_nothing_to_learn_from():
-    refuses("no training sample", data=(CLASSES, np.array([0, 1, 1])), loss__class_weights="0,0,1")
+    refuses(
+        "loss.class_weights: all training samples", data=(CLASSES, np.array([0, 1, 1])), loss__class_weights="0,0,1"
+    )
 
 
 def test_weights_where_they_do_not_belong():
