@@ -1,1 +1,1 @@
-"""Samples: where they come from, in which order, and how they become batches."""
+"""Samples: their sources, their order, and how they become batches."""

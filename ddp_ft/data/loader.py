@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ddp_ft.contracts import Address, BadSample, Batch, Source, StorageFault, Transform
@@ -72,18 +71,14 @@ class _Samples(Dataset[_Sample]):
         others = source.replacements(address.index) if isinstance(source, Lenient) else ()
         for index in itertools.chain([address.index], others):
             try:
-                return _Sample(address, index, self._transformed(address, index), damaged)
+                sample = open_sample(source, index)
+                with drawing_from(self.seed, address.epoch, address.position):
+                    return _Sample(address, index, self.transform(sample), damaged)
             except BadSample as error:
                 if isinstance(source, Lenient) and isinstance(error, StorageFault):
                     return _Sample(address, index, None, {}, storage_error(source, index, error))
                 damaged[index] = reason_of(source, index, error)
         return _Sample(address, address.index, None, damaged)
-
-    def _transformed(self, address: Address, index: int) -> Batch:
-        """A sample's tensors, transformed. Raises BadSample."""
-        sample = open_sample(self.source, index)
-        with drawing_from(self.seed, address.epoch, address.position):
-            return self.transform(sample)
 
     def collate(self, samples: list[_Sample]) -> Portion:
         """The samples of a fetch as one batch."""
@@ -95,16 +90,11 @@ class _Samples(Dataset[_Sample]):
             return Portion(None, damaged, replaced, failure)
         addresses = [sample.address for sample, _ in good]
         batch = self.transform.collate([tensors for _, tensors in good])
-        batch["weight"] = _weights(batch, addresses)
+        counts = torch.tensor([0.0 if address.ghost else 1.0 for address in addresses])
+        batch["weight"] = counts * batch["weight"].float() if "weight" in batch else counts
         batch["index"] = torch.tensor([sample.chosen for sample, _ in good])
         batch["position"] = torch.tensor([address.position for address in addresses])
         return Portion(batch if damaged else self.transform.finish(batch, addresses), damaged, replaced)
-
-
-def _weights(batch: Batch, addresses: list[Address]) -> Tensor:
-    """A sample's own weight, 1 if it has none, 0 for a ghost."""
-    counts = torch.tensor([0.0 if address.ghost else 1.0 for address in addresses])
-    return counts * batch["weight"].float() if "weight" in batch else counts
 
 
 @dataclass(frozen=True)

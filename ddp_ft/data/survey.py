@@ -19,12 +19,11 @@ from PIL import Image
 
 from ddp_ft.contracts import BadSample, LabelledSource
 from ddp_ft.data.image.decode import decode
-from ddp_ft.data.image.pillow import known_formats, quiet_pillow
+from ddp_ft.data.image.pillow import ORIENTATION, known_formats, quiet_pillow
 from ddp_ft.distributed.environment import usable_cores
 
 # Images that a process takes at a time, and how many such parts wait for each process: this bounds memory.
 PART, WAITING = 64, 4
-_ORIENTATION = 0x0112  # the EXIF tag
 # Oddities of a file, by name; an image may have several.
 SUFFIX, CMYK, DEEP, PALETTE, ALPHA, ANIMATED, TURNED = ODDITIES = (
     "another format than the name says", "CMYK", "more than 8 bits", "palette", "alpha", "animated", "turned by EXIF",
@@ -169,16 +168,17 @@ def _oddities(image: Image.Image, name: str) -> Iterator[tuple[str, bool]]:
 
 def _is_turned(image: Image.Image) -> bool:
     try:
-        return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+        return image.getexif().get(ORIENTATION, 1) in range(2, 9)
     except Exception:  # garbled metadata, which decoding ignores too
         return False
 
 
 def _numbered(targets: Sequence[NDArray[np.generic]]) -> NDArray[np.int64]:
     """A number for each distinct target: the class number, or a hash of the bytes of labels or numbers."""
-    return np.concatenate([each.astype(np.int64) if each.ndim == 1 else _hashed(each) for each in targets])
 
+    def hashed(row: NDArray[np.generic]) -> int:
+        return int.from_bytes(blake2b(row.tobytes(), digest_size=8).digest(), "big", signed=True)
 
-def _hashed(rows: NDArray[np.generic]) -> NDArray[np.int64]:
-    hashes = (blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
-    return np.fromiter((int.from_bytes(each, "big", signed=True) for each in hashes), np.int64, len(rows))
+    return np.concatenate(
+        [each if each.ndim == 1 else np.fromiter(map(hashed, each), np.int64, len(each)) for each in targets]
+    ).astype(np.int64)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ddp_ft.contracts import BadSample, StorageFault
 from ddp_ft.data.image import undecoded
-from ddp_ft.data.image.jpeg import START, Header, Pixels, decode_jpeg, read_header
-from ddp_ft.data.image.pillow import as_pixels, quiet_pillow, read_pixels
+from ddp_ft.data.image.jpeg import START, Header, decode_jpeg, read_header
+from ddp_ft.data.image.pillow import Pixels, as_pixels, quiet_pillow, read_pixels
 from ddp_ft.errors import one_line
 
 # Errors of the system that are about the file itself, and so are the same at each try.

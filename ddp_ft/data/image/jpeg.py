@@ -4,18 +4,16 @@ import io
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
+
+from ddp_ft.data.image.pillow import ORIENTATION, Pixels
 
 try:
     import simplejpeg
 except ImportError:  # a platform that it has no wheel for; decoding then takes half as long again
     simplejpeg = None
 
-Pixels = NDArray[np.uint8]  # height x width x 3
-
 START = b"\xff\xd8\xff"
-_ORIENTATION = 0x0112  # the EXIF tag
 # Second bytes of markers: application data such as EXIF, and the start of the pixels.
 _APP1, _SCAN = 0xE1, 0xDA
 # By EXIF's numbers: what turns the stored pixels upright.
@@ -46,22 +44,17 @@ class Header(NamedTuple):
 def read_header(data: bytes) -> Header | None:
     """The header; None for what only Pillow reads: CMYK, more pixels than it allows, or no JPEG after all."""
     try:
-        height, width, is_plain = _size_by_pillow(data) if simplejpeg is None else _size_by_simplejpeg(data)
+        if simplejpeg is None:
+            with _opened(data) as image:
+                height, width, is_plain = image.height, image.width, image.mode in ("RGB", "L")
+        else:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            is_plain = colours in ("YCbCr", "RGB", "Gray")
         orientation = _orientation(data) if _has_metadata(data) else 1
     except Exception:  # decoding by Pillow will meet it again, and name it
         return None
     is_small = Image.MAX_IMAGE_PIXELS is None or height * width <= Image.MAX_IMAGE_PIXELS
     return Header(height, width, orientation) if is_plain and is_small else None
-
-
-def _size_by_simplejpeg(data: bytes) -> tuple[int, int, bool]:
-    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    return height, width, colours in ("YCbCr", "RGB", "Gray")
-
-
-def _size_by_pillow(data: bytes) -> tuple[int, int, bool]:
-    with _opened(data) as image:
-        return image.height, image.width, image.mode in ("RGB", "L")
 
 
 def _has_metadata(data: bytes) -> bool:
@@ -79,7 +72,7 @@ def _has_metadata(data: bytes) -> bool:
 
 def _orientation(data: bytes) -> int:
     with _opened(data) as image:
-        found = image.getexif().get(_ORIENTATION, 1)
+        found = image.getexif().get(ORIENTATION, 1)
     return found if found in _UPRIGHT else 1
 
 
@@ -90,21 +83,15 @@ def _opened(data: bytes) -> Image.Image:
 def decode_jpeg(data: bytes, header: Header, shrink: int) -> Pixels:
     """The image upright, with sides of 1/shrink of the stored ones, rounded up; shrink is 1, 2, 4 or 8.
 
-    Shrinking takes place in the frequency domain, where it saves work instead of costing some. Raises ValueError or
-    OSError for damaged data.
+    Shrinking is done in the frequency domain, where it saves time. Raises ValueError or OSError for damaged data.
     """
-    stored = _by_pillow(data, shrink) if simplejpeg is None else _by_simplejpeg(data, header, shrink)
+    stored: Pixels
+    if simplejpeg is None:
+        with _opened(data) as image:
+            image.draft(None, (image.width // shrink, image.height // shrink))
+            stored = np.array(image.convert("RGB"))
+    else:
+        height, width = -(-header.height // shrink), -(-header.width // shrink)
+        stored = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=shrink)
     turn = _UPRIGHT.get(header.orientation)
     return stored if turn is None else turn(stored)
-
-
-def _by_simplejpeg(data: bytes, header: Header, shrink: int) -> Pixels:
-    height, width = -(-header.height // shrink), -(-header.width // shrink)
-    pixels: Pixels = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=shrink)
-    return pixels
-
-
-def _by_pillow(data: bytes, shrink: int) -> Pixels:
-    with _opened(data) as image:
-        image.draft(None, (image.width // shrink, image.height // shrink))
-        return np.array(image.convert("RGB"))

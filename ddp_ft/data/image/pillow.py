@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 Pixels = NDArray[np.uint8]  # H x W x 3
 
+ORIENTATION = 0x0112  # the EXIF tag
 _TIFF_BITS_PER_SAMPLE = 258
 # Formats that are decoded. Pillow has more: EPS runs Ghostscript on a file that may hold anything; others are rare.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
@@ -81,15 +82,10 @@ def _grey_8_bit(image: Image.Image) -> NDArray[np.uint8]:
 def _range(image: Image.Image, values: NDArray[np.float64]) -> tuple[float, float]:
     """The values of black and white: the format's own, or else the smallest usual scale that holds them all."""
     if image.mode.startswith("I;"):
-        return 0, 2 ** _bits(image) - 1
+        return 0, 2 ** int(getattr(image, "tag_v2", {}).get(_TIFF_BITS_PER_SAMPLE, (16,))[0]) - 1
     if image.mode == "I" and image.format in ("PNG", "PPM"):
         return 0, 65535  # how Pillow returns their 16 bits (PNG: before version 11)
     low, high = float(values.min()), float(values.max())
     scales = (1, 255, 65535) if image.mode == "F" else (255, 65535)
     fitting = [scale for scale in scales if low >= 0 and high <= scale]
     return (0, fitting[0]) if fitting else (low, high)
-
-
-def _bits(image: Image.Image) -> int:
-    tags = getattr(image, "tag_v2", {})
-    return int(tags.get(_TIFF_BITS_PER_SAMPLE, (16,))[0])

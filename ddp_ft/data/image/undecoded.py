@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddp_ft.contracts import Batch, Sample
-from ddp_ft.data.image.jpeg import Pixels
+from ddp_ft.data.image.pillow import Pixels
 
 # How much larger than needed an image stays when it is shrunk while decoding: 2, as for Pillow's thumbnails, makes the
 # result hard to tell from that of the whole image.
@@ -78,16 +78,13 @@ def cut(image: Image, wanted: Sized, decoder: str = "shrink") -> Tensor:
         top, left, height, width = wanted.box
         part = image[:, top : top + height, left : left + width]
         return part.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    pixels = image.pixels(_shrink(wanted) if decoder == "shrink" else 1)
+    spare = min(wanted.box.height / wanted.height, wanted.box.width / wanted.width) / SPARE
+    factors = [factor for factor in _SHRINKS if factor <= spare] if decoder == "shrink" else []
+    pixels = image.pixels(max(factors, default=1))
     scale = (pixels.shape[0] / image.size[0], pixels.shape[1] / image.size[1])
     rows = _scaled(wanted.box.top, wanted.box.height, scale[0])
     columns = _scaled(wanted.box.left, wanted.box.width, scale[1])
     return as_tensor(pixels[rows, columns])
-
-
-def _shrink(wanted: Sized) -> int:
-    spare = min(wanted.box.height / wanted.height, wanted.box.width / wanted.width) / SPARE
-    return next((factor for factor in _SHRINKS if factor <= spare), 1)
 
 
 def _scaled(start: int, length: int, scale: float) -> slice:

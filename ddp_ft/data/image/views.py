@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 from torchvision.transforms.v2.functional import five_crop
 
 from ddp_ft.contracts import Batch
@@ -25,15 +24,13 @@ class ImageViews:
 
     def __call__(self, batch: Batch) -> list[Batch]:
         """Return the views of a prepared batch ("image" float B x C x H x W)."""
-        return [{**batch, "image": view} for view in self._seen(batch["image"])]
-
-    def _seen(self, images: Tensor) -> list[Tensor]:
+        images = batch["image"]
         # Models may rely on the memory format that they have in training.
         is_last = images.is_contiguous(memory_format=torch.channels_last)
         memory_format = torch.channels_last if is_last else torch.contiguous_format
         crops = five_crop(images, list(self.size)) if self.views == CROPS else [images]
         views = [view for crop in crops for view in (crop, crop.flip(-1))]
-        return [view.contiguous(memory_format=memory_format) for view in views]
+        return [{**batch, "image": view.contiguous(memory_format=memory_format)} for view in views]
 
 
 def widened(preprocess: Preprocess, views: str) -> Preprocess:

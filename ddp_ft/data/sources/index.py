@@ -1,7 +1,7 @@
-"""What was found in a large folder, stored, so that the next start reads a file instead of a million entries.
+"""The stored index of a large folder, so that the next start reads a file instead of a million entries.
 
-The files lie in the user's cache folder: $DDP_FT_CACHE, or ddp_ft in $XDG_CACHE_HOME or ~/.cache; an empty
-DDP_FT_CACHE turns them off. They may be deleted at any time: nothing depends on them but the time that a start takes.
+The files are in the user's cache folder: $DDP_FT_CACHE, or ddp_ft in $XDG_CACHE_HOME or ~/.cache; an empty DDP_FT_CACHE
+turns them off. They may be deleted at any time: only the time of a start depends on them.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from ddp_ft.files import replacing
 _FORMAT = 1
 # A smaller folder is read as quickly as it is compared: 50,000 images in half a second.
 WORTH_STORING = 50_000
-# Of the images, this many are asked for their sizes, which no folder's times tell.
+# The number of images whose sizes are compared: a folder's times do not show a change of size.
 _SAMPLED = 10_000
 # A change within the same tick of a file system's clock leaves no trace; the coarsest (FAT) has ticks of 2 s.
 SETTLED_SECONDS = 2.0
@@ -44,11 +44,11 @@ class Index:
 
 
 def load_index(root: Path, folders: Mapping[str, Path]) -> Index | None:
-    """What was stored of these folders of `root`, if it still holds; None if not.
+    """The stored index of these folders of `root`, if it still holds; else None.
 
-    It holds if no folder's entries were added, removed or renamed since, as its times say, and if 10,000 images,
-    evenly spread and others at each start, have the sizes they had. Not noticed is: a single file that was written over
-    in place, or that a link leads to, unless it is among those 10,000; and what was added, removed or renamed on a file
+    It holds if by the folders' times no entry was added, removed or renamed since, and if 10,000 images, evenly spread
+    and others at each start, have the same sizes. Not noticed: a single file that was overwritten in place, or that is
+    the target of a link, unless it is among those 10,000; and entries that were added, removed or renamed on a file
     system that does not keep the times of folders.
     """
     file = _file_of(root, folders)
@@ -59,14 +59,14 @@ def load_index(root: Path, folders: Mapping[str, Path]) -> Index | None:
             index = _unpacked(arrays, folders)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):  # there is none, or it is damaged
         return None
-    return index if all(_still_holds(root, folders, part) for part in index.parts.values()) else None
+    return index if all(_still_holds(root, part) for part in index.parts.values()) else None
 
 
 def store_index(root: Path, folders: Mapping[str, Path], index: Index, begun: float) -> None:
     """Store what was read from `begun` on (seconds since 1970), if it is large and nobody was changing it.
 
-    A store that cannot be written is done without. The file comes complete or not at all, so that runs that start at
-    the same time may all write it.
+    A cache that cannot be written is ignored. The file is complete or absent, so that runs that start at the same time
+    may all write it.
     """
     count = sum(len(part.paths) for part in index.parts.values())
     newest = max((max(stamp) for part in index.parts.values() for stamp in part.stamps.values()), default=0)
@@ -112,15 +112,19 @@ def _unpacked(arrays: Mapping[str, Any], folders: Mapping[str, Path]) -> Index:
         known, sizes = facts["parts"][role], arrays[f"{role}.sizes"]
         stamps: list[Stamp] = [(first, second) for first, second in arrays[f"{role}.stamps"].tolist()]
         parts[role] = Listing(
-            folder, known["classes"], known["counts"], Paths(arrays[f"{role}.paths"]), sizes, Counter(known["others"]),
+            Paths(arrays[f"{role}.paths"]), sizes, Counter(known["others"]),
             dict(zip(Paths(arrays[f"{role}.folders"]), stamps, strict=True)),
+            folder=folder, classes=known["classes"], counts=known["counts"],
         )  # fmt: skip
         if not len(parts[role].paths) == len(sizes) == sum(known["counts"]):
             raise ValueError("a damaged index")
     return Index(parts, facts["fingerprint"])
 
 
-def _still_holds(root: Path, folders: Mapping[str, Path], part: Listing) -> bool:
+def _still_holds(root: Path, part: Listing) -> bool:
+    def has_size(row: int) -> bool:
+        return size_of(f"{root}/{part.paths[row]}") == int(part.sizes[row])
+
     try:
         if any(stamp_of(folder) != stamp for folder, stamp in part.stamps.items()):
             return False
@@ -130,16 +134,12 @@ def _still_holds(root: Path, folders: Mapping[str, Path], part: Listing) -> bool
     every = max(1, -(-count // _SAMPLED))
     rows = range(int.from_bytes(os.urandom(4), "big") % every, count, every)
     with ThreadPoolExecutor(THREADS) as pool:
-        # A share for each thread: a task for each image would take longer than the image.
-        return all(pool.map(lambda first: _have_sizes(root, part, rows[first::THREADS]), range(THREADS)))
-
-
-def _have_sizes(root: Path, part: Listing, rows: range) -> bool:
-    return all(size_of(f"{root}/{part.paths[row]}") == part.sizes[row] for row in rows)
+        # One task for each thread: a task for each image would take longer than the image.
+        return all(pool.map(lambda first: all(map(has_size, rows[first::THREADS])), range(THREADS)))
 
 
 def _tidy(folder: Path) -> None:
-    """Remove all but the newest, and what a killed process has left half written."""
+    """Remove all but the newest files, and what killed processes left half written."""
     ages = sorted((time.time() - file.stat().st_mtime, file) for file in folder.glob("*index-*"))
     whole = [file for _, file in ages if file.suffix == ".npz"]
     abandoned = [file for age, file in ages if file.suffix == ".writing" and age > _ABANDONED_SECONDS]

@@ -1,4 +1,4 @@
-"""What `predict` is given: files, folders, patterns, tables and standard input, as one list of paths."""
+"""The inputs of `predict` for images: files, folders, patterns, tables and standard input, as one list of paths."""
 
 import glob
 import os
@@ -17,16 +17,15 @@ IMAGE_COLUMN = "image"
 
 
 def list_images(inputs: Sequence[str], column: str | None = None, lines: Iterable[str] | None = None) -> Paths:
-    """The images that these stand for, in their order.
+    """The images of these arguments, in their order.
 
-    A file that is named is taken whatever its suffix; a folder's images are sorted by path, and so is what a pattern
-    (`*`, `?`, `[ab]`, `**` for any depth) matches, images and folders of them. A table has them in `column` (None:
-    "image"), relative to where it lies; "-" stands for `lines`, one path each (None: standard input's). What a table or
-    standard input names need not be there: reading it will say so. Raises UserError for an argument that does not exist
-    or matches nothing (all of them), for a folder without images, and for a column that is not there.
+    A named file is taken whatever its suffix; a folder's images are sorted by path, and so are the images and folders
+    that match a pattern (`*`, `?`, `[ab]`, `**` for any depth). A table has them in `column` (None: "image"), relative
+    to its own folder; "-" means `lines`, one path each (None: standard input's). What a table or standard input names
+    need not be there: reading reports it. UserError for arguments that do not exist or match nothing, for a folder
+    without images, and for a column that is not there.
     """
-    missing = [given for given in inputs if given != STDIN and not _is_there(given)]
-    if missing:
+    if missing := [each for each in inputs if not (each == STDIN or os.path.lexists(each) or glob.has_magic(each))]:
         raise UserError(f"No such file or folder: {', '.join(map(repr, missing))}.")
     if column is not None and not any(_is_table(given) for given in inputs):
         raise UserError(f"--column {column} is for a table, and none of the inputs is one.", "Leave it out.")
@@ -43,10 +42,6 @@ def list_images(inputs: Sequence[str], column: str | None = None, lines: Iterabl
 def open_inputs(inputs: Sequence[str], column: str | None) -> FileSource:
     """The images of `list_images`."""
     return FileSource(list_images(inputs, column))
-
-
-def _is_there(given: str) -> bool:
-    return bool(given) and (os.path.lexists(given) or glob.has_magic(given))
 
 
 def _is_table(given: str) -> bool:

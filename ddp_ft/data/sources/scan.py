@@ -83,13 +83,13 @@ def _walk(folder: str, prefix: str, above: frozenset[Identity], found: Found) ->
             if identity not in above:
                 yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {identity}, found)
         elif is_image(entry.name):
-            yield prefix + entry.name, _size(entry)
+            yield prefix + entry.name, size_of(entry.path)
         else:
             found.others[_suffix(entry.name) or "no suffix"] += 1
 
 
 def stamp_of(folder: str) -> Stamp:
-    """When entries of the folder were last added, removed or renamed. UserError if it cannot be read."""
+    """The times at which entries of the folder were last added, removed or renamed. UserError if it cannot be read."""
     try:
         status = os.stat(folder)  # noqa: PTH116  (a Path for each takes longer)
     except OSError as error:
@@ -116,15 +116,8 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def _size(entry: "os.DirEntry[str]") -> int:
-    try:
-        return entry.stat().st_size
-    except OSError:  # a broken link; reading it will say so
-        return 0
-
-
 def size_of(file: str) -> int:
-    """The size of an image in bytes; 0 for a broken link and for what is gone."""
+    """The size of an image in bytes; 0 for a broken link, which reading will report, and for what is gone."""
     try:
         return os.stat(file).st_size  # noqa: PTH116  (as above)
     except OSError:
@@ -148,8 +141,8 @@ def _suffix(name: str) -> str:
     return name[place:].lower() if place > 0 else ""
 
 
-@dataclass
-class Listing:
+@dataclass(kw_only=True)
+class Listing(Found):
     """The images in the class folders of `folder`, in the order of their whole paths.
 
     `counts` are the images of each of `classes` (sorted); the rest is as in `Found`, for all folders.
@@ -158,10 +151,6 @@ class Listing:
     folder: Path
     classes: list[str]
     counts: list[int]
-    paths: Paths
-    sizes: NDArray[np.int64]
-    others: Counter[str] = field(default_factory=Counter)
-    stamps: dict[str, Stamp] = field(default_factory=dict)
 
     def labels(self, classes: Sequence[str]) -> NDArray[np.int64]:
         """The class of each image, by its place in `classes`, int64."""
@@ -185,7 +174,8 @@ def list_classes(folder: Path, prefix: str = "") -> Listing:
         others += part.others
         stamps |= part.stamps
     sizes = np.concatenate([np.empty(0, np.int64), *(part.sizes for part in parts)])
-    return Listing(folder, names, counts, Paths.joined([part.paths for part in parts]), sizes, others, stamps)
+    paths = Paths.joined([part.paths for part in parts])
+    return Listing(paths, sizes, others, stamps, folder=folder, classes=names, counts=counts)
 
 
 def _by_path(classes: Sequence[str]) -> list[int]:

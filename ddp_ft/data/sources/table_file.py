@@ -1,4 +1,4 @@
-"""Tables of images: CSV and Parquet files to columns of text. What the columns mean is for others to say."""
+"""Tables of images: CSV and Parquet files to columns of text."""
 
 import csv
 from array import array
@@ -17,22 +17,21 @@ Choose = Callable[[list[str]], Sequence[str]]
 
 
 def is_table(path: Path) -> bool:
-    """Whether the path is to be read as a table: a file with such a suffix, there or not."""
+    """Whether the path has the suffix of a table and is no folder; it may not be there."""
     return not path.is_dir() and path.suffix.lower() in SUFFIXES
 
 
 def read_table(path: Path, choose: Choose) -> Table:
-    """The columns of a CSV or Parquet file that `choose` picks of all names.
+    """The columns of a CSV or Parquet file whose names `choose` returns.
 
-    CSV is UTF-8 with a header; a .csv without a comma in its header may be divided by semicolons or tabs. Raises
-    UserError for a file that is missing, empty, damaged or uneven, and where pyarrow is needed and not installed.
+    CSV is UTF-8 with a header; a .csv without a comma in its header may be delimited by semicolons or tabs. UserError
+    for a file that is missing, empty, damaged or uneven, and if pyarrow is needed and not installed.
     """
     if not path.exists():
         tables = sorted(each.name for each in path.absolute().parent.glob("*") if is_table(each))
         raise UserError(f"--data {path} does not exist.", nearest(path.name, tables))
     try:
-        is_parquet = path.suffix.lower() == ".parquet"
-        table = _read_parquet(path, choose) if is_parquet else _read_csv(path, choose)
+        table = (_read_parquet if path.suffix.lower() == ".parquet" else _read_csv)(path, choose)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
     if not len(table):
@@ -78,23 +77,18 @@ def _parse_csv(path: Path, reader: Any, choose: Choose) -> Table:
             uneven.append(f"line {start}: {len(row)}")
         start = reader.line_num + 1
     if uneven:
-        raise _uneven(path, len(header), uneven)
+        hint = "\n".join([*listed(uneven, LISTED), "A cell that holds the delimiter needs quotes around it."])
+        raise UserError(f"{path}: the header has {len(header)} cells, {len(uneven)} rows have another number:", hint)
     return Table(path, dict(zip(chosen, cells, strict=True)), numbers)
-
-
-def _uneven(path: Path, width: int, uneven: list[str]) -> UserError:
-    hint = "\n".join([*listed(uneven, LISTED), "A cell that holds the delimiter needs quotes around it."])
-    return UserError(f"{path}: the header has {width} cells, {len(uneven)} rows have another number:", hint)
 
 
 def _not_utf8(path: Path) -> UserError:
     content = path.read_bytes()
+    place = ""
     try:
         content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         place = f" at line {content[: error.start].count(10) + 1}"
-    else:
-        place = ""
     return UserError(f"{path} is not UTF-8{place}.", "Save it as 'CSV UTF-8', or convert it with iconv.")
 
 
@@ -123,7 +117,7 @@ def _read_parquet(path: Path, choose: Choose) -> Table:
 
 
 def _texts(path: Path, name: str, column: Any, pa: Any) -> list[str]:
-    """A column of any simple type as the texts that a CSV file would have."""
+    """A column of any simple type as texts, as in a CSV file."""
     kind = column.type
     if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         hint = "Expected texts or numbers: paths of images, and labels joined by data.separator."

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import numpy as np
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LabelledSource, Schema
 from ddp_ft.data.roles import ALL, TEST, TRAIN, VAL
-from ddp_ft.data.sources.files import LabelledFileSource
 from ddp_ft.data.sources.table import Rows, read_rows
 from ddp_ft.data.sources.table_file import is_table
 from ddp_ft.data.splits.record import SplitRequest, Splits, divide_pool
@@ -63,13 +62,19 @@ def open_splits(request: SplitRequest, path: Path, task: str) -> Splits:
     missing = KINDS[schema.kind].check_candidates(pool.targets, schema.names, path)
     seen = fingerprint(rows)
     division = divide_pool(request, pool, path, given, seen)
-    notes = [*rows.notes, *missing, *_duplicate_notes(rows), *division.notes(pool, schema.names)]
+    notes = [*rows.notes, *missing]
+    if doubles := len(rows.paths) - len(set(rows.paths)):
+        notes.append(f"{doubles} rows name an image of an earlier row; each row is a sample, all on one side.")
+    notes += division.notes(pool, schema.names)
     if not given:
         parts |= {TRAIN: candidates[division.train], VAL: candidates[division.val]}
     sources = {role: rows.source(chosen) for role, chosen in parts.items()}
-    _check_training(sources[TRAIN], schema, path)
+    train = sources[TRAIN]
+    if train.weights is not None and not train.weights.any():
+        raise UserError(f"{path}: the weights of all {len(train)} images for training are 0.")
+    KINDS[schema.kind].check_training(train.targets, schema.names, path)
     division.record["counts"] = {role: len(source) for role, source in sources.items()}
-    return Splits(sources[TRAIN], sources[VAL], sources.get(TEST), schema, seen, division.record, tuple(notes))
+    return Splits(train, sources[VAL], sources.get(TEST), schema, seen, division.record, tuple(notes))
 
 
 def _given_parts(rows: Rows, path: Path) -> dict[str, Any]:
@@ -112,17 +117,6 @@ def _groups_of_images(rows: Rows, path: Path) -> Sequence[str] | None:
 def _pool(rows: Rows, groups: Sequence[str] | None, chosen: Any) -> Pool:
     kept = None if groups is None else [groups[row] for row in chosen]
     return Pool([rows.paths[row] for row in chosen], rows.schema.kind, rows.targets[chosen], kept)
-
-
-def _check_training(source: LabelledFileSource, schema: Schema, path: Path) -> None:
-    if source.weights is not None and not source.weights.any():
-        raise UserError(f"{path}: the weights of all {len(source)} images for training are 0.")
-    KINDS[schema.kind].check_training(source.targets, schema.names, path)
-
-
-def _duplicate_notes(rows: Rows) -> Iterator[str]:
-    if doubles := len(rows.paths) - len(set(rows.paths)):
-        yield f"{doubles} rows name an image that an earlier one has named; each row is a sample, all on one side."
 
 
 def fingerprint(rows: Rows) -> str:
