@@ -1,14 +1,17 @@
-"""The kinds of input that models take, and the processor of each."""
+"""The kinds of input that models take: the processor of each, and what opens the inputs of `predict`."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from ddp_ft.contracts import Processor
+from ddp_ft.contracts import Processor, Source
 from ddp_ft.errors import UserError
 
-# Module and class of each kind; imported when asked for. A further kind is one package in `data/` and one line here.
+# Module and class of each kind's processor; imported when needed. A further kind is one package in `data/` and one line
+# here, and for `predict` one below.
 PROCESSORS = {"image": "ddp_ft.data.image.processor:ImageProcessor"}
+# Modules with a function `open_inputs(inputs, column)`.
+INPUTS = {"image": "ddp_ft.data.sources.predict_inputs"}
 
 
 def processor_from(values: Mapping[str, Any]) -> Processor:
@@ -16,10 +19,17 @@ def processor_from(values: Mapping[str, Any]) -> Processor:
 
     UserError for a kind that is not known, KeyError for a value that is missing.
     """
-    kind = values.get("kind", "image")
-    if kind not in PROCESSORS:
-        raise UserError(
-            f"The model takes input of the kind '{kind}', which is not known.", f"Known: {', '.join(PROCESSORS)}."
-        )
-    module, _, name = PROCESSORS[kind].partition(":")
+    module, _, name = _known(PROCESSORS, values.get("kind", "image")).partition(":")
     return cast(Processor, getattr(importlib.import_module(module), name).from_mapping(values))
+
+
+def open_inputs(kind: str, inputs: Sequence[str], column: str | None = None) -> Source:
+    """Samples without targets, in the order of the arguments. UserError for arguments that do not exist."""
+    return cast(Source, importlib.import_module(_known(INPUTS, kind)).open_inputs(inputs, column))
+
+
+def _known(table: Mapping[str, str], kind: str) -> str:
+    if kind not in table:
+        hint = f"Known: {', '.join(table)}."
+        raise UserError(f"The model takes input of the kind '{kind}', which is not known.", hint)
+    return table[kind]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ddp_ft.contracts import Source
 from ddp_ft.data.loader import Portion
-from ddp_ft.data.sources.inputs import open_inputs
+from ddp_ft.data.processors import open_inputs
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World, connect

@@ -15,7 +15,7 @@ from ddp_ft.data.image import jpeg
 from ddp_ft.data.image.decode import JpegFile, decode, open_image
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import eval_transform, train_transform
-from ddp_ft.data.image.undecoded import Box, Sized, cut
+from ddp_ft.data.image.undecoded import Box, cut
 from ddp_ft.data.open_sample import open_sample
 from ddp_ft.data.sources.files import FileSource
 
@@ -73,7 +73,7 @@ def test_upright_as_pillow_turns_it(tmp_path: Path, monkeypatch, orientation: in
     np.testing.assert_array_equal(decode(file).permute(1, 2, 0).numpy(), expected)
     image = open_image(file)
     assert isinstance(image, JpegFile) and image.size == expected.shape[:2]
-    part = cut(image, Sized(Box(3, 5, 20, 30), 20, 30))
+    part = cut(image, Box(3, 5, 20, 30), (20, 30))
     np.testing.assert_array_equal(part.permute(1, 2, 0).numpy(), expected[3:23, 5:35])
 
 
@@ -94,7 +94,7 @@ def preprocess(side: int) -> Preprocess:
 def test_large_images_are_shrunk_and_look_the_same(tmp_path: Path, orientation: int) -> None:
     file = write_jpeg(tmp_path / "a.jpg", photo(1210, 907), orientation)
     image = open_image(file)
-    assert cut(image, Sized(Box(0, 0, *image.size), 112, 112)).shape[-1] <= 1210 // 4 + 1  # decoded as a quarter
+    assert cut(image, Box(0, 0, *image.size), (112, 112)).shape[-1] <= 1210 // 4 + 1  # decoded as a quarter
     shown = [eval_transform(preprocess(96))(image).float() for image in (image, decode(file))]
     # These waves rise by 19 grey levels a pixel, and the sides of the shrunk image are rounded up.
     assert (shown[0] - shown[1]).abs().mean() < 2.0
@@ -104,8 +104,7 @@ def test_large_images_are_shrunk_and_look_the_same(tmp_path: Path, orientation: 
 def test_a_part_of_a_large_image_is_the_same_part_when_it_is_shrunk(tmp_path: Path) -> None:
     """Up to half a pixel of the shrunk image; none here, where the box begins at whole ones."""
     file = write_jpeg(tmp_path / "a.jpg", photo(1208, 904))
-    wanted = Sized(Box(16, 80, 856, 1072), 96, 96)
-    parts = [cut(image, wanted) for image in (open_image(file), decode(file))]
+    parts = [cut(image, Box(16, 80, 856, 1072), (96, 96)) for image in (open_image(file), decode(file))]
     assert [part.shape for part in parts] == [(3, 214, 268), (3, 856, 1072)]
     shown = [resize_image(part, [96, 96], antialias=True).float() for part in parts]
     assert (shown[0] - shown[1]).abs().mean() < 1.0

@@ -11,8 +11,7 @@ from typing import Any
 
 from ddp_ft.cli.main import COMMANDS
 from ddp_ft.config.tasks import TASKS, TaskEntry
-from ddp_ft.data.processors import PROCESSORS
-from ddp_ft.data.sources.inputs import INPUTS
+from ddp_ft.data.processors import INPUTS, PROCESSORS
 from ddp_ft.data.splits.layouts import LAYOUTS
 from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.models.libraries.registry import LIBRARIES

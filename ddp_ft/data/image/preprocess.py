@@ -1,7 +1,7 @@
 """What a vision model expects of its images."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -22,11 +22,7 @@ class Preprocess:
 
     def to_mapping(self) -> dict[str, Any]:
         """As JSON values, for model.json."""
-        return {
-            "size": list(self.size), "mean": list(self.mean), "std": list(self.std),
-            "interpolation": self.interpolation, "crop_pct": self.crop_pct, "crop_mode": self.crop_mode,
-            "decoder": self.decoder,
-        }  # fmt: skip
+        return {name: list(each) if isinstance(each, tuple) else each for name, each in asdict(self).items()}
 
     @staticmethod
     def from_mapping(values: Mapping[str, Any]) -> "Preprocess":

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.data.image.augment import distortions
 from ddp_ft.data.image.preprocess import Preprocess
-from ddp_ft.data.image.undecoded import Box, Image, Sized, cut, size_of
+from ddp_ft.data.image.undecoded import Box, Image, cut, size_of
 from ddp_ft.errors import UserError, known_names
 
 # An image of any size, decoded or not, to a tensor of the model's size.
@@ -74,7 +74,7 @@ class _TrainTransform:
         self.distort = distortions(preprocess, augment)
 
     def __call__(self, image: Image) -> Tensor:
-        part = cut(image, Sized(draw_crop(*size_of(image), self.least_area), *self.size), self.decoder)
+        part = cut(image, draw_crop(*size_of(image), self.least_area), self.size, self.decoder)
         resized: Tensor = F.resize_image(part, self.size, self.interpolation, antialias=True)
         seen: Tensor = F.horizontal_flip_image(resized) if torch.rand(1) < self.flip else resized
         return self.distort(seen) if self.distort else seen
@@ -113,7 +113,7 @@ class _EvalTransform:
         if self.mode == "center":
             box = _without_far_ends(box, self.size)
         new_size = self._resized(box.height, box.width)
-        part = cut(image, Sized(box, *new_size), self.decoder)
+        part = cut(image, box, new_size, self.decoder)
         return _crop_or_pad(F.resize_image(part, new_size, self.interpolation, antialias=True), self.size, self.fill)
 
     def _resized(self, height: int, width: int) -> list[int]:

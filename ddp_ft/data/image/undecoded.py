@@ -1,6 +1,6 @@
 """A part of an image, decoded no further than needed."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -40,15 +40,6 @@ class Undecoded(Protocol):
 Image = Undecoded | Tensor
 
 
-@dataclass(frozen=True)
-class Sized:
-    """A part of an image, and the size that it will be resized to."""
-
-    box: Box
-    height: int
-    width: int
-
-
 def whole(image: Image) -> Tensor:
     """All of it: uint8, 3 x H x W, a view of interleaved pixels if it comes from a file. Raises BadSample."""
     return image if isinstance(image, Tensor) else as_tensor(image.pixels(1))
@@ -69,21 +60,22 @@ def size_of(image: Image) -> tuple[int, int]:
     return (image.shape[-2], image.shape[-1]) if isinstance(image, Tensor) else image.size
 
 
-def cut(image: Image, wanted: Sized, decoder: str = "shrink") -> Tensor:
+def cut(image: Image, box: Box, size: Sequence[int], decoder: str = "shrink") -> Tensor:
     """The part as uint8, 3 x h x w, a view of interleaved pixels without gaps, on which resizing is fastest.
 
-    With the decoder "shrink" it is smaller, if it stays SPARE times as large as wanted. Raises BadSample.
+    With the decoder "shrink" it is smaller, if it stays SPARE times as large as the `size` (height, width) that it will
+    be resized to. Raises BadSample.
     """
     if isinstance(image, Tensor):
-        top, left, height, width = wanted.box
+        top, left, height, width = box
         part = image[:, top : top + height, left : left + width]
         return part.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    spare = min(wanted.box.height / wanted.height, wanted.box.width / wanted.width) / SPARE
+    spare = min(box.height / size[0], box.width / size[1]) / SPARE
     factors = [factor for factor in _SHRINKS if factor <= spare] if decoder == "shrink" else []
     pixels = image.pixels(max(factors, default=1))
     scale = (pixels.shape[0] / image.size[0], pixels.shape[1] / image.size[1])
-    rows = _scaled(wanted.box.top, wanted.box.height, scale[0])
-    columns = _scaled(wanted.box.left, wanted.box.width, scale[1])
+    rows = _scaled(box.top, box.height, scale[0])
+    columns = _scaled(box.left, box.width, scale[1])
     return as_tensor(pixels[rows, columns])
 
 

@@ -1,4 +1,4 @@
-"""The ways in which labelled samples lie on a disk."""
+"""The layouts of labelled samples on a disk."""
 
 import importlib
 from collections.abc import Sequence
@@ -9,8 +9,7 @@ from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LabelledSource, Schema
 from ddp_ft.data.splits.record import SplitRequest, Splits
 
-# Imported when asked for, and asked in this order; a folder is what is left. A further layout is one file and one line
-# here.
+# Imported when needed, and tried in this order; a folder takes the rest. A further layout is a file and a line here.
 LAYOUTS = ["ddp_ft.data.splits.table", "ddp_ft.data.splits.folder"]
 
 
@@ -18,25 +17,25 @@ class Layout(Protocol):
     """The functions of a module of `LAYOUTS`."""
 
     def takes(self, path: Path) -> bool:
-        """Whether data at that path lies so; it need not be there."""
+        """Whether data at that path has this layout; it may not be there."""
 
     def open_splits(self, request: SplitRequest, path: Path, task: str) -> Splits:
-        """As `open_splits` of `data.splits.open`, without regard to damaged samples."""
+        """As `open_splits` of `data.splits.open`, damaged samples included."""
 
     def target_kind(self, kinds: Sequence[str]) -> str:
-        """Of which of the kinds that a task can learn the targets of such data are."""
+        """The kind of such data's targets, one of those that a task can learn."""
 
     def config_for(self, config: DataConfig, path: Path, schema: Schema) -> DataConfig:
-        """What reads the data for a model with such targets. UserError if it is not there or has others."""
+        """The configuration that reads the data for a model with such targets. UserError if it is not there or has
+        others."""
 
     def open_part(
         self, config: DataConfig, path: Path, schema: Schema, split: str | None
     ) -> tuple[str, LabelledSource]:
-        """The part that the data itself has by that name; None: "val" if there is one, else "all". UserError if it
-        has none."""
+        """The part of that name in the data; None: "val" if there is one, else "all". UserError if there is none."""
 
 
 def layout_of(path: Path) -> Layout:
-    """How the data at that path lies."""
+    """The layout of the data at that path."""
     modules = (cast(Layout, importlib.import_module(name)) for name in LAYOUTS)
     return next(module for module in modules if module.takes(path))

@@ -1,1 +1,1 @@
-"""The kinds of targets: what dividing, counting, drawing and reading a table need to know of each."""
+"""The kinds of targets: how each is divided, counted, drawn and read from a table."""

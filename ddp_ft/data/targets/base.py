@@ -1,4 +1,4 @@
-"""What there is to know of a kind of targets, and what holds for one that has no classes."""
+"""The base of all kinds of targets, with what holds for one that has no classes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from ddp_ft.errors import UserError, shortened
 
 @dataclass(frozen=True)
 class TargetColumns:
-    """The columns of a table that hold targets, by `names`; `separator` stands between the labels in a cell."""
+    """The columns of a table that hold targets, by `names`; `separator` is between the labels in a cell."""
 
     table: Table
     names: tuple[str, ...]
@@ -23,20 +23,20 @@ class TargetColumns:
 
     @property
     def first(self) -> list[str]:
-        """The cells of the first column, which may be the only one."""
+        """The cells of the first column, often the only one."""
         return self.table.columns[self.names[0]]
 
 
 class TargetKind(ABC):
-    """A kind of targets. `targets` are as in LabelledSource, one row a sample; `names` are those of Schema.
+    """A kind of targets. `targets` are as in LabelledSource, one row for each sample; `names` are those of Schema.
 
-    What is written here holds for a kind without classes: its samples are all of one stratum, it has no counts, and
-    cannot be balanced. A kind says itself how a table's columns become its targets.
+    The defaults are those of a kind without classes: all samples are in one stratum, it has no counts, and cannot be
+    balanced. Only reading a table has no default.
     """
 
-    # As in Schema. Messages call the targets so.
+    # As in Schema, and in messages.
     name: str
-    # What messages call the names.
+    # What the names are, in messages.
     called = "names"
     # Whether every stratum that a sample is in must stay in training, as classes must.
     keeps_strata = False
@@ -44,12 +44,12 @@ class TargetKind(ABC):
     can_be_mixed = True
 
     def strata(self, targets: NDArray[Any], bins: int) -> NDArray[Any]:
-        """What each side of a split should have its share of: int64 (N,), the stratum of each sample, or bool
-        (N, strata) where a sample may be in any number. `bins` is how many to make where there is a choice."""
+        """The strata of which each side of a split should have its share: int64 (N,), or bool (N, strata) if a sample
+        may be in several. `bins` is how many to make if there is a choice."""
         return np.zeros(len(targets), np.int64)
 
     def counts(self, targets: NDArray[Any], names: Sequence[str]) -> NDArray[np.int64] | None:
-        """How many samples there are of each class (int64, one a name); None where there are no classes."""
+        """The number of samples of each class (int64, one for each name); None if there are no classes."""
         return None
 
     def absent(self, targets: NDArray[Any], names: Sequence[str]) -> list[str]:
@@ -58,35 +58,35 @@ class TargetKind(ABC):
         return [] if counts is None else [name for name, count in zip(names, counts.tolist(), strict=True) if not count]
 
     def balanced(self, targets: NDArray[Any]) -> NDArray[np.float64]:
-        """In proportion to what samples (N) are drawn, so that classes are equally frequent. UserError without any."""
+        """Weights for drawing samples (N) that make classes equally frequent. UserError without classes."""
         hint = "Use --sampling natural, or --sampling weighted with a column of weights (data.weight)."
         raise UserError(f"--sampling balanced needs classes, but the targets are {self.name}.", hint)
 
     def check_candidates(self, targets: NDArray[Any], names: Sequence[str], path: Path) -> list[str]:
-        """Notes on all that a table has for training, before some is held back. UserError if classes lack there."""
+        """Notes on a table's candidates for training, before some are held back. UserError if they lack classes."""
         return []
 
     def check_training(self, targets: NDArray[Any], names: Sequence[str], path: Path) -> None:  # noqa: B027  (most have none)
-        """UserError if there is nothing to learn from what is left for training."""
+        """Raise UserError if there is nothing to learn from what is left for training."""
 
     def describe(self, names: Sequence[str]) -> str:
-        """What an image has, in a few words."""
+        """The targets of an image in a few words."""
         return self.name
 
     def looks_like(self, columns: TargetColumns) -> bool:
-        """Whether columns of which nobody said it are of this kind. UserError where they may be of another one too."""
+        """Whether the columns look like this kind, if no task is given. UserError if they may be of another one too."""
         return False
 
     @abstractmethod
     def read(self, columns: TargetColumns) -> tuple[tuple[str, ...], NDArray[Any]]:
-        """The names that the columns give, and the targets. UserError for cells that do not fit."""
+        """The names in the columns, and the targets. UserError for cells that do not fit."""
 
     @abstractmethod
     def read_known(self, columns: TargetColumns, names: tuple[str, ...]) -> NDArray[Any]:
         """The targets with the names of a trained model. UserError for others, and for cells that do not fit."""
 
     def _check_columns(self, columns: TargetColumns, names: Sequence[str]) -> None:
-        """UserError unless there is one column for each name."""
+        """Raise UserError unless there is one column for each name."""
         if unknown := [name for name in columns.names if name not in names]:
             self._refuse(columns, unknown, names)
         if missing := [name for name in names if name not in columns.names]:

@@ -24,25 +24,24 @@ class Labels(TargetKind):
     name, called, keeps_strata = LABELS, "classes", True
 
     def strata(self, targets: NDArray[Any], bins: int) -> NDArray[np.bool_]:
-        """The labels, of which a sample may have none."""
+        """The labels; a sample may have none."""
         return targets > 0.5
 
     def counts(self, targets: NDArray[Any], names: Sequence[str]) -> NDArray[np.int64]:
         """Of each label; a sample counts for all that it has."""
-        counts: NDArray[np.int64] = (targets > 0.5).sum(0)
-        return counts
+        return np.asarray((targets > 0.5).sum(0))
 
     def balanced(self, targets: NDArray[Any]) -> NDArray[np.float64]:
-        """1 / (number of samples with the rarest of the sample's labels); without any, the smallest there is."""
+        """1 / (number of samples with the rarest of the sample's labels); without any, the smallest of these."""
         present = targets > 0.5
         if not present.any():
             raise UserError("--sampling balanced: no sample has a label.", "Use --sampling natural.")
-        counts = np.maximum(present.sum(axis=0), 1)  # a label that nobody has lends its weight to nobody
+        counts = np.maximum(present.sum(axis=0), 1)  # a label that no sample has gives its weight to none
         weights: NDArray[np.float64] = np.where(present, 1 / counts, 0.0).max(axis=1)
         return np.where(weights > 0, weights, weights[weights > 0].min())
 
     def check_candidates(self, targets: NDArray[Any], names: Sequence[str], path: Path) -> list[str]:
-        """The labels that none has."""
+        """The labels that no candidate has."""
         lost = self.absent(targets, names)
         return [f"Labels that no image for training has: {shortened(lost)}."] if lost else []
 
@@ -68,7 +67,7 @@ class Labels(TargetKind):
         return names, _one_row_each(labels, names)
 
     def read_known(self, columns: TargetColumns, names: tuple[str, ...]) -> NDArray[np.float32]:
-        """float32 (N, labels). A single column that is no label's own holds them all."""
+        """float32 (N, labels). A single column that is not named as the only label holds them all."""
         if len(columns.names) > 1 or columns.names == names:
             self._check_columns(columns, names)
             return _flags(columns.table, names)
@@ -81,7 +80,7 @@ class Labels(TargetKind):
 def _split_cells(columns: TargetColumns) -> list[list[str]]:
     separator = columns.separator
     if not separator:
-        raise UserError("data.separator is empty.", "Say what stands between two labels, such as ';'.")
+        raise UserError("data.separator is empty.", "Expected what is between two labels, such as ';'.")
     return [[label.strip() for label in cell.split(separator) if label.strip()] for cell in columns.first]
 
 

@@ -20,13 +20,13 @@ class Numbers(TargetKind):
     name, called, can_be_mixed = NUMBERS, "numbers", False
 
     def strata(self, targets: NDArray[Any], bins: int) -> NDArray[np.int64]:
-        """Which of that many bins of equal frequency the number (of several the first) is in."""
+        """The number's bin, of `bins` that are equally frequent; of several numbers the first one's."""
         values, bins = targets[:, 0].astype(np.float64), max(bins, 1)
         edges = np.quantile(values, np.arange(1, bins) / bins)
         return np.searchsorted(edges, values, side="right").astype(np.int64)
 
     def check_training(self, targets: NDArray[Any], names: Sequence[str], path: Path) -> None:
-        """UserError for a number that is the same for all."""
+        """Raise UserError for a number that is the same for all."""
         same = (targets == targets[0]).all(0).tolist()
         if constant := [name for name, is_same in zip(names, same, strict=True) if is_same]:
             hint = "There is nothing to learn from it; leave it out of data.target."
@@ -40,7 +40,7 @@ class Numbers(TargetKind):
         return 2 * len(numbers) > len(columns.first) and any(number != math.floor(number) for number in numbers)
 
     def read(self, columns: TargetColumns) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-        """The columns as they are given."""
+        """The columns as given."""
         return columns.names, _stacked(columns.table, columns.names)
 
     def read_known(self, columns: TargetColumns, names: tuple[str, ...]) -> NDArray[np.float32]:

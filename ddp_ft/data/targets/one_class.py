@@ -12,7 +12,7 @@ from ddp_ft.contracts import LABEL
 from ddp_ft.data.targets.base import TargetColumns, TargetKind
 from ddp_ft.errors import UserError, shortened
 
-# Whole numbers are taken as classes if there are no more than these, each in two rows or more on average.
+# Whole numbers are taken as classes if they are at most so many, each in two rows or more on average.
 _MOST_NUMBERED_CLASSES = 20
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]*)(\.0*)?")
 
@@ -33,8 +33,7 @@ class OneClass(TargetKind):
     def balanced(self, targets: NDArray[Any]) -> NDArray[np.float64]:
         """1 / (number of samples of the class)."""
         _, classes, counts = np.unique(targets, return_inverse=True, return_counts=True)
-        weights: NDArray[np.float64] = 1 / counts[classes]
-        return weights
+        return np.asarray(1 / counts[classes])
 
     def check_candidates(self, targets: NDArray[Any], names: Sequence[str], path: Path) -> list[str]:
         """No notes. UserError for a single class, and for one that training lacks."""
