@@ -42,7 +42,7 @@ def lite0_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def torch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of torch.hub; gives the folder for weights files."""
+    """An empty cache of torch.hub; returns the folder for weights files."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
@@ -60,7 +60,7 @@ def hub_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def factory_file(tmp_path: Path) -> Callable[[str], str]:
-    """Writes a module with a function `make` and gives its reference."""
+    """Writes a module with a function `make` and returns its reference."""
 
     def write(body: str) -> str:
         file = tmp_path / "own.py"

@@ -1,4 +1,4 @@
-"""Any architecture gets a head of the wanted size and gives one tensor."""
+"""Any architecture gets a head of the requested size and returns one tensor."""
 
 import json
 from collections.abc import Callable

@@ -46,7 +46,7 @@ def _check_split(built: BuiltModel, images: torch.Tensor) -> None:
     found = features(module, built.head_path, call_with_images, {"image": images})
     whole = module(images)
     assert whole.shape == (len(images), OUTPUTS) and torch.equal(head(found), whole)
-    assert not torch.equal(found[0], found[2]), "the features say nothing of the images"
+    assert not torch.equal(found[0], found[2]), "the features do not depend on the images"
     named = {f"{built.head_path}.{name}" for name, _ in module.get_submodule(built.head_path).named_parameters()}
     assert built.head <= named
 
@@ -170,7 +170,7 @@ def test_head_trained_on_features_is_the_network_trained() -> None:
     assert {id(each) for each in head.parameters()} == {id(each) for each in module.fc.parameters()}
 
 
-# Families whose networks compute the outputs from several heads, or go on behind the head: 9 of the 178 networks.
+# Families whose networks compute the outputs from several heads, or continue after the head: 9 of the 178 networks.
 WITHOUT = {
     "timm/crossvit", "timm/efficientformer", "timm/efficientformer_v2", "timm/efficientvim", "timm/levit",
     "timm/swiftformer", "timm/volo", "torchvision/squeezenet",

@@ -105,8 +105,8 @@ def test_family(name: str, blocks: int, expected_stages: int) -> None:
     assert (max(depths.values()) - 1, len(known) - 1) == (blocks, expected_stages)
 
 
-# CoaT's tables of relative positions, at the stem, are used inside of its blocks; EfficientViM's norms behind the
-# stages feed the head at once.
+# CoaT's tables of relative positions, at the stem, are used inside its blocks; EfficientViM's norms after the
+# stages feed the head directly.
 BESIDE_THE_CHAIN = ("timm/coat", "timm/efficientvim")
 EVERY = [*TORCHVISION, *(name for name in TIMM if not name.startswith(BESIDE_THE_CHAIN))]
 

@@ -1,4 +1,4 @@
-"""Which model a name means, and what is said when it means none."""
+"""Which model a name means, and the message if it means none."""
 
 import subprocess
 import sys

@@ -219,6 +219,6 @@ def test_no_stochastic_depth_suits_a_model_that_has_none() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*TIMM, *TORCHVISION])
 def test_every_architecture_takes_a_dropout_before_its_head(name: str) -> None:
-    """By an argument or, which model.json then tells, by the dropout that is there or one that is put there."""
+    """By an argument, or by the dropout that is there or a new one, which model.json then stores."""
     built = build_on_meta(name, HeadConfig(dropout=0.37))
     assert (0.37 in built.spec["arguments"].values()) != ("head" in built.spec)

@@ -1,4 +1,4 @@
-"""Real ImageNet weights through build_model and load_weights tell what is on real photos."""
+"""Real ImageNet weights through build_model and load_weights recognise real photos."""
 
 import shutil
 from pathlib import Path

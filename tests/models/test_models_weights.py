@@ -247,7 +247,7 @@ def test_missing_file_is_refused() -> None:
 def test_without_a_network_pretrained_fails_soon(
     name: str, torch_home: Path, hub_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A proxy that refuses at once stands for the network, so that the test is the same where there is one.
+    # A proxy that refuses at once replaces the network, so that the test is the same with and without one.
     for variable in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     built = build_model(name, 5)

@@ -103,6 +103,7 @@ def processor(name: str, module: nn.Module, image_size: int | None, weights: str
 
 
 call = call_with_images
+cache_folder = hub_folder
 
 
 def _member_of_file(name: str, weights: str) -> Any:
@@ -122,11 +123,6 @@ def pretrained(name: str) -> State:
         where = Path(cache_folder()) / hub_file_name(member.url)
         raise not_fetched(model, f"{one_line(error)} ({where})") from error
     return dict(module.state_dict())
-
-
-def cache_folder() -> str:
-    """Return the cache of torch.hub."""
-    return hub_folder()
 
 
 def adapt(module: nn.Module, state: State) -> State:
