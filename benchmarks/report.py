@@ -58,12 +58,12 @@ def balanced_accuracy(result: Result) -> float:
 
 
 def subtract(values: Values, others: Values) -> dict[Place, float]:
-    """Paired differences, where both are there."""
+    """Return paired differences of the places that both have."""
     return {place: value - others[place] for place, value in values.items() if place in others}
 
 
 def render(results: Sequence[Result], facts: Facts, findings: str) -> str:
-    """The page in Markdown. ValueError if there are no results."""
+    """Return the page in Markdown. ValueError if there are no results."""
     if not results:
         raise ValueError("there are no results")
     results = add_tuned(results)
@@ -79,9 +79,9 @@ def render(results: Sequence[Result], facts: Facts, findings: str) -> str:
 
 
 def read_findings(file: Path) -> str:
-    """What stands between the markers of an earlier page; a first line to replace where there is none.
+    """Return the text between the markers of an earlier page; a first line to replace if there is no page.
 
-    Raises ValueError for a page that has not both markers, rather than write over what somebody wrote.
+    Raises ValueError for a page without both markers, so that a person's text is not overwritten.
     """
     if not file.exists():
         return "## What was learned\n\nNothing is written here yet."
@@ -99,7 +99,7 @@ def _introduction(results: Sequence[Result], facts: Facts) -> str:
     skipped = "".join(f"\nLeft out: {line}\n" for line in facts.skipped)
     return f"""# Accuracy of the recipes
 
-Made by `benchmarks/accuracy.py`; all but the findings is written anew by
+Made by `benchmarks/accuracy.py`; this command rewrites all but the findings:
 
 ```
 {facts.command}
@@ -112,8 +112,8 @@ disjoint, and seeds the training too. {sizes.epochs} epochs, batch 32. Seeds: {n
 images, preprocessing and, unless a recipe says otherwise, crop and flip.
 {skipped}
 Machine: {machines}.
-CPU seconds are those of one whole training with its evaluations, imports excluded. They rise too when the machine has
-other work, up to five times: compare them only within a quiet run."""
+CPU seconds are those of one whole training with its evaluations, without imports. Other work on the machine raises them
+too, up to five times: compare them only within a quiet run."""
 
 
 def _overview(results: Sequence[Result]) -> str:
@@ -134,13 +134,13 @@ def _overview(results: Sequence[Result]) -> str:
 
 
 _HOW_TO_READ = f"""Differences are paired: same set, model, seed and so images; in points of accuracy, mean over sets.
-`{TUNED}` takes, run by run, the one of both rates that is better on `val/`; it costs two trainings.
+`{TUNED}` uses, run by run, the better of both rates on `val/`; it costs two trainings.
 "Over seeds" is a 95 % interval (Student's t) for these sets and these models: how far other draws and seeds would move
 the mean. The models of one draw share its images, so their mean is one value; sets are strata whose variances add up
 (Welch-Satterthwaite). Draws from one pool overlap, by a quarter to a third of `test/` for the two small sets, so it is
-a little too narrow. "Over sets" takes each set as one value and so says how far other data sets would move the mean;
-with so few sets it is wide. "Better in" counts (set, model) pairs whose mean difference is above 0. The intervals are
-not corrected for being many."""
+a little too narrow. "Over sets" takes each set as one value: how far other data sets would move the mean; with so few
+sets it is wide. "Better in" counts (set, model) pairs whose mean difference is above 0. The intervals are
+not corrected for their number."""
 
 
 def _mean_over_places(values: Values) -> str:
@@ -223,7 +223,7 @@ def _auto_note(results: Sequence[Result]) -> str:
     became = ", ".join(sorted({each.recipe for each in auto}))
     return (
         f"`{AUTO}` became {became}. Trainings of its own: {len(own)}; of {len(compared)} that can be compared with\n"
-        f"the recipe by name, {same} gave the same test metrics, digit by digit. The other {len(auto) - len(own)}\n"
+        f"the recipe by name, {same} had the same test metrics, digit by digit. The other {len(auto) - len(own)}\n"
         "figures are those of the recipe's trainings, whose configuration is the same, key by key."
     )
 

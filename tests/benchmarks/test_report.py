@@ -74,9 +74,9 @@ def test_what_auto_became_and_whether_that_is_so(results):
     auto = [result(AUTO, 0, 0.85, recipe="lp_ft"), result(AUTO, 1, 0.91, recipe="lp_ft", shared=True)]
     page = " ".join(render([*results, *auto], FACTS, "").split())
     assert "`auto` became lp_ft. Trainings of its own: 1; of 1 that can be compared" in page
-    assert "1 gave the same test metrics" in page
+    assert "1 had the same test metrics" in page
     differing = " ".join(render([*results, result(AUTO, 0, 0.86, recipe="lp_ft")], FACTS, "").split())
-    assert "0 gave the same test metrics" in differing
+    assert "0 had the same test metrics" in differing
 
 
 def test_what_else_the_page_says(results):
