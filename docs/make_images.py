@@ -1,4 +1,4 @@
-"""Make docs/images/ anew: a run on scikit-learn's digits, its TensorBoard and its report in headless Chromium.
+"""Make the images of docs/images/: a run on scikit-learn's digits, its TensorBoard and its report in headless Chromium.
 
 Run as `python docs/make_images.py` in a clone with the `test` extra, Chromium and its chromedriver installed.
 """

@@ -134,43 +134,36 @@ def _in_folder(folder: Path) -> Path:
 
 def read_state(file: Path) -> State:
     """Return the tensors of the file; UserError if it is damaged, holds none, or could run code when opened."""
+    from safetensors.torch import load_file
+
     if file.stat().st_size == 0:
         raise UserError(f"{file} is empty.")
-    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickled(file)
-    state = _tensors(content)
+    try:
+        state = _tensors(load_file(file) if file.suffix == ".safetensors" else _unpickle(file))
+    except UserError:
+        raise
+    except Exception as error:
+        reason = "it is not what torch.save writes" if isinstance(error, pickle.UnpicklingError) else one_line(error)
+        hint = "It may be cut short: copy or download it again."
+        raise UserError(f"{file} cannot be read as weights: {reason}.", hint) from None
     if not state:
         raise UserError(f"{file} holds no tensors by name.", "Expected a state dict, as module.state_dict() returns.")
     return state
 
 
-def _read_safetensors(file: Path) -> Any:
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except Exception as error:
-        raise _damaged(file, one_line(error)) from None
-
-
-def _read_pickled(file: Path) -> Any:
-    try:
-        # timm and many scripts keep their options in the checkpoint; a Namespace of them is harmless.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the error, if there is one, says the same
+def _unpickle(file: Path) -> Any:
+    # timm and many scripts keep their options in the checkpoint; a Namespace of them is harmless.
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the error, if there is one, says the same
+        try:
             return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not _FOREIGN_CODE.search(str(error)):
-            raise _damaged(file, "it is not what torch.save writes") from None
-        raise UserError(
-            f"{file} holds Python objects besides tensors and is not opened: it could run foreign code.",
-            "If you trust it, load it in Python and save only its tensors: torch.save(module.state_dict(), FILE).",
-        ) from None
-    except Exception as error:
-        raise _damaged(file, one_line(error)) from None
-
-
-def _damaged(file: Path, reason: str) -> UserError:
-    return UserError(f"{file} cannot be read as weights: {reason}.", "It may be cut short: copy or download it again.")
+        except pickle.UnpicklingError as error:
+            if not _FOREIGN_CODE.search(str(error)):
+                raise
+            raise UserError(
+                f"{file} holds Python objects besides tensors and is not opened: it could run foreign code.",
+                "If you trust it, load it in Python and save only its tensors: torch.save(module.state_dict(), FILE).",
+            ) from None
 
 
 def _tensors(content: Any) -> State:
