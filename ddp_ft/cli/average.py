@@ -7,11 +7,13 @@ import click
 from ddp_ft.cli.options import PATH, data_option, device_option
 from ddp_ft.distributed.environment import read_launch
 
+COUNT = click.IntRange(min=1)
+
 
 @click.command()
 @click.argument("run", type=PATH, metavar="RUN")
-@click.option("--last", type=int, metavar="K", help="Average the K newest checkpoints (SWA).")
-@click.option("--best", type=int, metavar="K", help="Average the K checkpoints with the best validation.")
+@click.option("--last", type=COUNT, metavar="K", help="Average the K newest checkpoints (SWA).")
+@click.option("--best", type=COUNT, metavar="K", help="Average the K checkpoints with the best validation.")
 @click.option(
     "--greedy",
     is_flag=True,

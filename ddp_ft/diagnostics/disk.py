@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from ddp_ft.diagnostics import machine
 from ddp_ft.diagnostics.examination import Examination
 from ddp_ft.diagnostics.finding import OK, PROBLEM, WARNING, Finding, tried
-from ddp_ft.slurm.walltime import output_of
+from ddp_ft.distributed.environment import number_or, output_of
+from ddp_ft.slurm.walltime import PATIENCE
 
 if TYPE_CHECKING:
     from ddp_ft.training.run import Run
@@ -22,7 +23,7 @@ GIB, MIB = 2**30, 2**20
 # Written to measure the disk: few enough for a slow one, many enough not to measure its latency.
 PROBE_BYTES, PROBE_SECONDS = 32 * MIB, 4.0
 # What torchrun gives its workers between SIGTERM and SIGKILL (torch 2.15's --shutdown-timeout).
-TORCHRUN_GRACE = 30.0
+TORCHRUN_GRACE = 30
 # Tensors of the size of the weights that an optimizer keeps; two for all others.
 STATES = {"sgd": 1, "momentum": 1, "nesterov": 1, "sgdp": 1, "sgdw": 1, "lion": 1, "rmsprop": 1, "lars": 1}
 
@@ -111,7 +112,7 @@ def saving(speed: float, need: Need | None, grace: float, giver: str) -> Finding
 
 
 def _scontrol(what: list[str]) -> str:
-    return output_of(["scontrol", "show", *what], os.environ)
+    return output_of(["scontrol", "show", *what], PATIENCE) or ""
 
 
 def grace_of(environ: Mapping[str, str], show: Callable[[list[str]], str] = _scontrol) -> tuple[float, str]:
@@ -119,10 +120,9 @@ def grace_of(environ: Mapping[str, str], show: Callable[[list[str]], str] = _sco
 
     Slurm's KillWait and its partition's GraceTime if `show` (scontrol) prints them, else torchrun's time limit.
     """
-    given = environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "")
     found = re.search(r"\bKillWait\s*=\s*(\d+)", show(["config"])) if environ.get("SLURM_JOB_ID") else None
     if found is None:
-        return float(given) if given.isdecimal() else TORCHRUN_GRACE, "torchrun"
+        return float(number_or(TORCHRUN_GRACE, environ, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT")), "torchrun"
     partition = environ.get("SLURM_JOB_PARTITION")
     grace = re.search(r"\bGraceTime=(\d+)", show(["partition", partition])) if partition else None
     # A preempted job has the partition's grace, and then KillWait.

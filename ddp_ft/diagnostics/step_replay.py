@@ -19,7 +19,7 @@ from ddp_ft.distributed.machine import Machine
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError, printable
 from ddp_ft.models.blocks import block_depths
-from ddp_ft.run_folder.bad_batches import BadBatches
+from ddp_ft.run_folder.bad_batches import read_bad_batch
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.run_folder.model_folder import restore_weights
 from ddp_ft.training.batches import training_batches, training_order
@@ -70,7 +70,7 @@ def replay_step(run_dir: Path, step: int, data: Path | None, here: Machine, say:
     plan = read_plan(folder)
     if plan is None or not (run_dir / "config.yaml").is_file():
         raise UserError(f"{run_dir} is no run folder: it has no config.yaml or no plan.json.", "Expected runs/NAME.")
-    record = BadBatches(run_dir).read(step)
+    record = read_bad_batch(run_dir, step)
     run, state = compose_stored(folder, plan, data, here, say)
     total = run.plan.total_steps
     if not 1 <= step <= total:

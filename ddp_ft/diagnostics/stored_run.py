@@ -18,7 +18,7 @@ from ddp_ft.distributed.world import connect
 from ddp_ft.errors import UserError, one_line
 from ddp_ft.inference.trained_model import refuse_code_inside
 from ddp_ft.models.precision import resolve_precision
-from ddp_ft.run_folder.bad_batches import BadBatches
+from ddp_ft.run_folder.bad_batches import bad_batch_weights
 from ddp_ft.run_folder.checkpoints import load_checkpoint, step_of
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.training.build import compose
@@ -77,7 +77,7 @@ def compose_stored(
 def start_of(run: Run, step: int, record: dict[str, Any] | None) -> Start:
     """Return the weights of the bad step, else of the newest checkpoint before it, else those that the run began
     with."""
-    file = BadBatches(run.folder.path).weights_file(step)
+    file = bad_batch_weights(run.folder.path, step)
     scale = record["loss_scale"] if record else None
     if file is not None:
         return Start(_load(file), scale or 1.0, f"those that step {step} began with")

@@ -2,12 +2,12 @@
 
 import importlib
 import platform
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
+from ddp_ft.distributed.environment import output_of
 from ddp_ft.errors import typed_line
 from ddp_ft.version import versions_of
 
@@ -77,11 +77,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def list_gpus() -> tuple[str, ...]:
     """The machine's GPUs, usable by torch or not; none without nvidia-smi."""
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    return tuple(line.split("(UUID")[0].strip() for line in done.stdout.splitlines() if line.startswith("GPU "))
+    listed = output_of(["nvidia-smi", "-L"], 20, any_code=True) or ""
+    return tuple(line.split("(UUID")[0].strip() for line in listed.splitlines() if line.startswith("GPU "))
 
 
 def look_at_gpus() -> Gpus:

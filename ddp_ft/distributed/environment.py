@@ -1,14 +1,16 @@
-"""The launcher's environment variables, which only this module reads. Free of torch.
+"""What surrounds this process: the launcher's environment variables, which only this module reads; cores; commands.
 
 torchrun takes precedence over Slurm: a job step that runs torchrun sees both, and SLURM_PROCID then counts launchers
-and not ranks. So ranks are never read from Slurm's variables.
+and not ranks. So ranks are never read from Slurm's variables. Free of torch.
 """
 
 import os
+import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ddp_ft.errors import UserError
 
@@ -63,6 +65,18 @@ def number_or(default: int, environ: Mapping[str, str], name: str) -> int:
     """As `read_number`, or the default if the variable holds none."""
     given = environ.get(name, "")
     return int(given) if given.isdecimal() else default
+
+
+def output_of(command: Sequence[str], seconds: float, any_code: bool = False, **more: Any) -> str | None:
+    """The standard output of a command, stripped; None if it is missing or takes longer than so many seconds.
+
+    None too if it fails, unless `any_code`. `more` is for subprocess.run.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, **more)
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+        return None
+    return done.stdout.strip() if any_code or done.returncode == 0 else None
 
 
 def usable_cores() -> int:

@@ -67,7 +67,11 @@ class World:
             _wait_for(self.store, name)
             value, error = _received(self.store.get(name))
         else:
-            value, error = _attempt(work)
+            value = error = None
+            try:
+                value = work()
+            except UserError as failure:
+                error = failure
             message, arrays = _packed((value, error))
             self.store.set(name, message)  # type: ignore[arg-type]  # takes bytes too
             for array in arrays:
@@ -112,13 +116,6 @@ class World:
         """Wait until every rank is here."""
         if self.size > 1:
             dist.barrier()
-
-
-def _attempt(work: Callable[[], T]) -> tuple[T | None, UserError | None]:
-    try:
-        return work(), None
-    except UserError as error:
-        return None, error
 
 
 def _packed(result: Any) -> tuple[bytes, list[Tensor]]:

@@ -1,19 +1,23 @@
-"""Evaluation with a trained model, on any number of processes."""
+"""Evaluation with trained models, on any number of processes, and the data for it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ddp_ft.contracts import Batch
+from ddp_ft.config.schema import DataConfig
+from ddp_ft.contracts import Batch, Source
 from ddp_ft.data.bad_samples.replace import left_out
+from ddp_ft.data.splits.open import open_part, schema_in
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import connect
+from ddp_ft.errors import UserError
 from ddp_ft.inference.ensemble import combine_members, load_ensemble
-from ddp_ft.inference.evaluation_data import open_source
 from ddp_ft.inference.scoring import TIMEOUT_MINUTES, make_loader, make_scorer
 from ddp_ft.inference.trained_model import Trained
+from ddp_ft.run_folder.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -48,3 +52,28 @@ def score_models(request: Request, launch: Launch) -> dict[str, Any]:
 def _metrics(members: Sequence[Trained], collected: Sequence[tuple[Batch, Batch] | None]) -> dict[str, float]:
     predictions, records = zip(*(each for each in collected if each is not None), strict=True)
     return members[0].task.metrics(combine_members(members, predictions), records[0])
+
+
+def open_source(model: Path, data: Path, split: str | None, trained: Trained) -> tuple[str, Source]:
+    """The requested part of the data, split as the model's run did; its name, and its samples."""
+    run = _run_of(model)
+    stored = run.stored_config()
+    # With the settings of the run, such as a table's columns.
+    config = replace(stored.data, path=data) if stored else DataConfig(path=data)
+    schema = schema_in(data, trained.task.kinds, trained.names)
+    return open_part(config, schema, split, run.read_json("split.json"))
+
+
+def own_validation(model: Path, trained: Trained) -> Source | None:
+    """The validation set of the model's own run; None if it is not there, or has changed."""
+    stored = _run_of(model).stored_config()
+    if stored is None or stored.data.path is None or not stored.data.path.exists():
+        return None
+    with suppress(UserError):
+        return open_source(model, stored.data.path, None, trained)[1]
+    return None
+
+
+def _run_of(model: Path) -> RunFolder:
+    """The run folder that a model belongs to: the folder itself, or the parent of a model folder."""
+    return RunFolder(model.absolute().parent if (model / "model.json").is_file() else model)

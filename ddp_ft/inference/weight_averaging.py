@@ -35,16 +35,13 @@ class AverageRequest:
     device: str = "auto"
 
     def check(self) -> None:
-        """UserError unless one is given, and for less than one checkpoint."""
+        """UserError unless one is given."""
         given = sum([self.last is not None, self.best is not None, self.greedy])
         if given != 1:
             raise UserError(
                 f"{given or 'None'} of --last, --best and --greedy are given; expected one.",
                 "--last K: the newest; --best K: by their validation; --greedy: those that help.",
             )
-        for name, count in (("last", self.last), ("best", self.best)):
-            if count is not None and count < 1:
-                raise UserError(f"--{name} {count}: expected how many checkpoints to average, 1 or more.")
 
 
 def average_checkpoints(request: AverageRequest, launch: Launch, say: Say) -> None:

@@ -56,50 +56,44 @@ def describe_samples(source: LabelledSource, addresses: Sequence[Address]) -> li
     ]
 
 
-class BadBatches:
-    """The folder bad_batches/ of a run: step_00000012/batch.json, and model.safetensors for the first few."""
+def bad_batch_folder(run_dir: Path, step: int) -> Path:
+    """The folder of that step's record: batch.json, and model.safetensors for the first few."""
+    return run_dir / FOLDER / f"step_{step:08d}"
 
-    def __init__(self, run_dir: Path) -> None:
-        self.root = run_dir / FOLDER
 
-    def folder(self, step: int) -> Path:
-        """The folder of that step."""
-        return self.root / f"step_{step:08d}"
+def write_bad_batch(run_dir: Path, batch: BadBatch, weights: Mapping[str, Tensor]) -> str:
+    """Record a step, with the weights that it began with unless enough are kept; return a line for the log.
 
-    def write(self, batch: BadBatch, weights: Mapping[str, Tensor]) -> str:
-        """Record a step, with the weights that it began with unless enough are kept; return a line for the log.
-
-        On rank 0. A disk that fails is reported in that line and ends nothing. A step that is repeated after a restart
-        replaces its record.
-        """
-        found = f"loss {_plain(batch.loss)}, gradient norm {_plain(batch.grad_norm)}"
-        folder = self.folder(batch.step)
-        try:
-            self._write(folder, batch, weights)
-        except Exception as error:  # safetensors has errors of its own for a full disk
-            return f"Warning: step {batch.step}: {found}; {folder} could not be written: {one_line(error)}"
-        return f"Warning: step {batch.step}: {found}; its batch is described in {folder} (ddp-ft replay)."
-
-    def _write(self, folder: Path, batch: BadBatch, weights: Mapping[str, Tensor]) -> None:
+    On rank 0. A disk that fails is reported in that line and ends nothing. A step that is repeated after a restart
+    replaces its record.
+    """
+    found = f"loss {_plain(batch.loss)}, gradient norm {_plain(batch.grad_norm)}"
+    folder = bad_batch_folder(run_dir, batch.step)
+    try:
         with replacing_folder(folder, durable=False) as aside:
             (aside / _DESCRIPTION).write_text(to_json(_plain(asdict(batch))), encoding="utf-8")
-            others = [file for file in self.root.glob(f"step_*/{_WEIGHTS}") if file.parent != folder]
+            others = [file for file in folder.parent.glob(f"step_*/{_WEIGHTS}") if file.parent != folder]
             if len(others) < KEPT_WEIGHTS:
                 save_weights(aside / _WEIGHTS, weights)
+    except Exception as error:  # safetensors has errors of its own for a full disk
+        return f"Warning: step {batch.step}: {found}; {folder} could not be written: {one_line(error)}"
+    return f"Warning: step {batch.step}: {found}; its batch is described in {folder} (ddp-ft replay)."
 
-    def read(self, step: int) -> dict[str, Any] | None:
-        """batch.json of that step, its floats as floats; None if there is none. UserError if it cannot be read."""
-        file = self.folder(step) / _DESCRIPTION
-        try:
-            found = read_json(file, dict)
-            return found and {**found, **{name: float(found[name]) for name in ("loss", "grad_norm", "loss_scale")}}
-        except Exception as error:
-            raise UserError(f"{file} cannot be read: {one_line(error)}.") from None
 
-    def weights_file(self, step: int) -> Path | None:
-        """The weights that the step began with, if they were kept."""
-        file = self.folder(step) / _WEIGHTS
-        return file if file.is_file() else None
+def read_bad_batch(run_dir: Path, step: int) -> dict[str, Any] | None:
+    """batch.json of that step, its floats as floats; None if there is none. UserError if it cannot be read."""
+    file = bad_batch_folder(run_dir, step) / _DESCRIPTION
+    try:
+        found = read_json(file, dict)
+        return found and {**found, **{name: float(found[name]) for name in ("loss", "grad_norm", "loss_scale")}}
+    except Exception as error:
+        raise UserError(f"{file} cannot be read: {one_line(error)}.") from None
+
+
+def bad_batch_weights(run_dir: Path, step: int) -> Path | None:
+    """The file of the weights that the step began with; None if they were not kept."""
+    file = bad_batch_folder(run_dir, step) / _WEIGHTS
+    return file if file.is_file() else None
 
 
 def _plain(value: Any) -> Any:

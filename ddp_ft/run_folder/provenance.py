@@ -3,7 +3,6 @@
 import os
 import platform
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ddp_ft.distributed.environment import read_launch, usable_cores
+from ddp_ft.distributed.environment import output_of, read_launch, usable_cores
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import printable
 from ddp_ft.files import read_sound_json, to_json, write_text
@@ -86,21 +85,13 @@ def command_words(words: Sequence[str]) -> list[str]:
 
 def git_state(folder: Path) -> dict[str, Any] | None:
     """The commit that is checked out in a folder, and whether its tracked files differ from it; None outside of git."""
-    commit = _git(folder, "rev-parse", "HEAD")
+    # Without optional locks: reading must not write into the user's repository.
+    git = ["git", "--no-optional-locks", "-C", str(folder)]
+    commit = output_of([*git, "rev-parse", "HEAD"], _GIT_SECONDS)
     if not commit:
         return None
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    changes = output_of([*git, "status", "--porcelain", "--untracked-files=no"], _GIT_SECONDS)
     return {"commit": commit, "changed": None if changes is None else bool(changes)}
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    # Without optional locks: reading must not write into the user's repository.
-    command = ["git", "--no-optional-locks", *arguments]
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_GIT_SECONDS, check=False)
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _cpu_name() -> str:

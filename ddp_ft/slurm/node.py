@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from ddp_ft.distributed.environment import read_number, usable_cores
+from ddp_ft.distributed.environment import output_of, read_number, usable_cores
 from ddp_ft.errors import UserError
 
 # All that a batch system or a user may send; the ranks themselves, which NCCL sends SIGUSR1, heed fewer of them.
@@ -50,10 +50,7 @@ def asks_for_cpu(arguments: Sequence[str]) -> bool:
 
 def visible_gpus(environ: Mapping[str, str]) -> int:
     """The number of GPUs that CUDA would see: the node's, up to the first invalid entry of CUDA_VISIBLE_DEVICES."""
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
+    listed = output_of(["nvidia-smi", "-L"], 60, any_code=True) or ""
     existing = sum(line.startswith("GPU ") for line in listed.splitlines())  # indented lines are MIG slices
     if "CUDA_VISIBLE_DEVICES" not in environ:
         return existing

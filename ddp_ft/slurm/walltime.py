@@ -3,14 +3,14 @@
 import math
 import os
 import re
-import subprocess
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
-from ddp_ft.distributed.environment import number_or
+from ddp_ft.distributed.environment import number_or, output_of
 
 # How long before the end of its time a job is asked to save, in seconds: `--signal=B:USR2@180` in slurm/*.sbatch.
 # Slurm checks limits every 30 s only, so the signal may come that much earlier.
@@ -29,17 +29,9 @@ def read_end_time(environ: Mapping[str, str] = os.environ) -> float | None:
     job = environ.get("SLURM_JOB_ID")
     if not job:
         return None
-    shown = re.search(r"\bEndTime=(\S+)", output_of(["scontrol", "show", "job", "--oneliner", job], environ))
-    return _seconds(shown[1] if shown else output_of(["squeue", "-h", "-j", job, "-o", "%e"], environ))
-
-
-def output_of(command: list[str], env: Mapping[str, str]) -> str:
-    """What a command prints; nothing if it fails, is missing, or takes longer than PATIENCE."""
-    try:
-        done = subprocess.run(command, env=dict(env), capture_output=True, text=True, timeout=PATIENCE)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    ask = partial(output_of, seconds=PATIENCE, env=dict(environ))
+    shown = re.search(r"\bEndTime=(\S+)", ask(["scontrol", "show", "job", "--oneliner", job]) or "")
+    return _seconds(shown[1] if shown else ask(["squeue", "-h", "-j", job, "-o", "%e"]) or "")
 
 
 def _seconds(shown: str) -> float | None:

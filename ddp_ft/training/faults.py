@@ -8,7 +8,7 @@ from ddp_ft.contracts import TRAIN, Say
 from ddp_ft.data.rng import derive_seed
 from ddp_ft.distributed.agreement import Decision, joined
 from ddp_ft.errors import UserError
-from ddp_ft.run_folder.bad_batches import BadBatch, BadBatches, describe_samples
+from ddp_ft.run_folder.bad_batches import BadBatch, describe_samples, write_bad_batch
 from ddp_ft.training.phase import Phase
 from ddp_ft.training.recorder import Recorder
 from ddp_ft.training.run import Run
@@ -67,7 +67,7 @@ def _count_bad_steps(state: TrainState, phase: Phase, decision: Decision, record
     progress.bad_steps += 1
     if run.world.is_main and phase.name == TRAIN:
         bad = _describe_bad(state, phase, decision)
-        recorder.say(BadBatches(run.folder.path).write(bad, state.module.state_dict()))
+        recorder.say(write_bad_batch(run.folder.path, bad, state.module.state_dict()))
     if progress.bad_in_row > most:
         raise UserError(
             f"The loss or the gradient was not finite in {progress.bad_in_row} steps in a row, up to step "

@@ -3,6 +3,7 @@
 import json
 import re
 
+import click
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -204,8 +205,6 @@ def test_a_checkpoint_of_the_same_weights_is_added(shapes, tmp_path, capsys):
     [
         ([], "None of --last, --best and --greedy"),
         (["--last", 2, "--best", 2], "2 of --last, --best and --greedy"),
-        (["--last", 0], "--last 0"),
-        (["--best", -1], "--best -1"),
         (["--last", 6], r"6 checkpoints .* has 5"),
         (["--best", 5], r"5 checkpoints with a validation .* has 4"),
         (["--last", 2, "--data", "/nowhere"], "/nowhere does not exist"),
@@ -215,6 +214,12 @@ def test_what_cannot_be_averaged(plain_run, tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         call(plain_run, tmp_path / "out", *options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [["--last", 0], ["--best", -1]])
+def test_less_than_one_checkpoint(plain_run, tmp_path, options):
+    with pytest.raises(click.BadParameter, match="range"):
+        call(plain_run, tmp_path / "out", *options)
 
 
 def test_places_that_do_not_fit(plain_run, shapes, tmp_path):

@@ -16,7 +16,7 @@ from ddp_ft.cli.main import ddp_ft
 from ddp_ft.contracts import Address
 from ddp_ft.data.sources.files import LabelledFileSource
 from ddp_ft.errors import UserError
-from ddp_ft.run_folder.bad_batches import BadBatch, BadBatches, describe_samples
+from ddp_ft.run_folder.bad_batches import BadBatch, bad_batch_weights, describe_samples, read_bad_batch, write_bad_batch
 from tests.support import nets
 from tests.support.runs import column, read, train_here, train_on
 
@@ -36,25 +36,23 @@ def bad_batch(step: int, **changes) -> BadBatch:
 
 
 def test_a_bad_step_is_written_down(tmp_path):
-    batches = BadBatches(tmp_path)
-    line = batches.write(bad_batch(12), WEIGHTS)
+    line = write_bad_batch(tmp_path, bad_batch(12), WEIGHTS)
     assert line.startswith("Warning: step 12: loss nan, gradient norm inf;") and "step_00000012" in line
     strict = json.loads((tmp_path / "bad_batches/step_00000012/batch.json").read_text(), parse_constant=pytest.fail)
     assert (strict["loss"], strict["grad_norm"], strict["loss_scale"]) == ("nan", "inf", 1024)
     assert [(row["position"], row["index"], row["label"]) for row in strict["samples"]] == [(8, 1, 1), (9, 0, 0)]
     assert strict["samples"][1]["path"] == "data/a/1.png"
-    found = batches.read(12)
+    found = read_bad_batch(tmp_path, 12)
     assert math.isnan(found["loss"]) and found["grad_norm"] == math.inf and found["noise_seeds"] == [7, 8]
-    assert torch.equal(load_file(batches.weights_file(12))["w"], WEIGHTS["w"])
-    assert batches.read(11) is None and batches.weights_file(11) is None
+    assert torch.equal(load_file(bad_batch_weights(tmp_path, 12))["w"], WEIGHTS["w"])
+    assert read_bad_batch(tmp_path, 11) is None and bad_batch_weights(tmp_path, 11) is None
 
 
 def test_weights_are_kept_of_the_first_bad_steps_only(tmp_path, monkeypatch):
     monkeypatch.setattr("ddp_ft.run_folder.bad_batches.KEPT_WEIGHTS", 2)
-    batches = BadBatches(tmp_path)
     for step in (3, 4, 5, 3):  # the last one comes again, after a restart
-        batches.write(bad_batch(step), WEIGHTS)
-    assert [batches.weights_file(step) is not None for step in (3, 4, 5)] == [True, True, False]
+        write_bad_batch(tmp_path, bad_batch(step), WEIGHTS)
+    assert [bad_batch_weights(tmp_path, step) is not None for step in (3, 4, 5)] == [True, True, False]
     assert sorted(folder.name for folder in (tmp_path / "bad_batches").iterdir()) == [
         f"step_{step:08d}" for step in (3, 4, 5)
     ]
@@ -62,7 +60,7 @@ def test_weights_are_kept_of_the_first_bad_steps_only(tmp_path, monkeypatch):
 
 def test_a_record_that_cannot_be_written_only_warns(tmp_path):
     (tmp_path / "bad_batches").write_text("in the way")
-    assert "could not be written: " in BadBatches(tmp_path).write(bad_batch(1), WEIGHTS)
+    assert "could not be written: " in write_bad_batch(tmp_path, bad_batch(1), WEIGHTS)
 
 
 def replay(run: Path, step: int, *more: object) -> tuple[int, str]:
@@ -121,7 +119,7 @@ def test_a_bad_step_is_repeated_with_its_weights(run, tmp_path):
     plan, stored = read(run, "plan.json"), load_file(run / "checkpoints/step_00000004/model.safetensors")
     stored["3.weight"][0] = math.inf
     cut = {"world_size": plan["world_size"], "micro_batch": plan["micro_batch"], "loss_scale": 1.0}
-    BadBatches(tmp_path / "r").write(bad_batch(5, **cut), stored)
+    write_bad_batch(tmp_path / "r", bad_batch(5, **cut), stored)
     code, output = replay(tmp_path / "r", 5)
     assert code == 1 and "Not all is finite." in output
     assert "Weights: those that step 5 began with" in output and "The run had: loss nan, gradient norm inf" in output
@@ -187,7 +185,7 @@ def test_what_cannot_be_replayed(run, shapes, tmp_path):
     shutil.copytree(run, tmp_path / "r", symlinks=True)
     shutil.rmtree(tmp_path / "r/checkpoints")
     assert "no checkpoint from before the step is left" in replay(tmp_path / "r", 4)[1]
-    BadBatches(tmp_path / "r").write(bad_batch(4), WEIGHTS)
+    write_bad_batch(tmp_path / "r", bad_batch(4), WEIGHTS)
     with pytest.raises(UserError, match="another model"):
         replay(tmp_path / "r", 4)
     save_file(nets.plain().state_dict(), tmp_path / "weights.safetensors")
