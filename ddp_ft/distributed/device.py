@@ -30,12 +30,12 @@ def pick_device(requested: str, launch: Launch) -> torch.device:
 
 
 @contextmanager
-def deterministic(wanted: bool) -> Iterator[None]:
-    """Within the block torch uses only deterministic operations, and raises RuntimeError for others, if `wanted`.
+def deterministic(enabled: bool) -> Iterator[None]:
+    """Within the block torch uses only deterministic operations, and raises RuntimeError for others, if `enabled`.
 
     To be entered before CUDA is first used: cuBLAS reads its setting then (torch, "Reproducibility").
     """
-    if not wanted:
+    if not enabled:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled()

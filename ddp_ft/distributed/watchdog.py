@@ -145,7 +145,7 @@ class _Centre:
                 self._send(ALIVE)
             silent = [self.ranks[peer] for peer, heard in self.heard.items() if now - heard > self.silence]
             if silent:
-                troubles.append(f"rank {', '.join(silent)} gave no sign of life for {self.silence:g} s")
+                troubles.append(f"rank {', '.join(silent)} sent no sign of life for {self.silence:g} s")
             if reason := next(filter(None, troubles), ""):
                 self._send(ALARM + reason.encode())
                 return reason
@@ -237,7 +237,7 @@ class _Post:
             return "rank 0 died"
         if received is not None and ALARM in received:
             return received.partition(ALARM)[2].partition(b"\n")[0].decode()
-        return f"rank 0 gave no sign of life for {self.silence:g} s" if silent_for > self.silence else ""
+        return f"rank 0 sent no sign of life for {self.silence:g} s" if silent_for > self.silence else ""
 
 
 def _connect(hosts: list[str], port: int) -> socket.socket:

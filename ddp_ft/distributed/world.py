@@ -126,7 +126,7 @@ def _packed(result: Any) -> tuple[bytes, list[Tensor]]:
     def stays_inside(buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
         if raw.nbytes >= LARGE_ARRAY:
-            arrays.append(torch.frombuffer(bytearray(raw), dtype=torch.uint8))  # a copy, as torch wants to write
+            arrays.append(torch.frombuffer(bytearray(raw), dtype=torch.uint8))  # a copy: torch needs writable memory
         return raw.nbytes < LARGE_ARRAY
 
     pickled = pickle.dumps(result, protocol=5, buffer_callback=stays_inside)

@@ -69,7 +69,7 @@ def _check(request: ExportRequest, launch: Launch) -> None:
         raise UserError(f"{request.model} is an exported file itself.", "Give the run folder that it was made from.")
     _check_output(request)
     if request.with_preprocessing and request.format != ONNX_FORMAT:
-        raise UserError("--with-preprocessing is for --format onnx.", "The others say what to do to images.")
+        raise UserError("--with-preprocessing is for --format onnx.", "Other formats only describe the preprocessing.")
     if request.format == ONNX_FORMAT:
         check_installed()
 
@@ -78,8 +78,8 @@ def _check_output(request: ExportRequest) -> None:
     output, suffix = request.output, _SUFFIXES[request.format]
     is_weights = request.format == SAFETENSORS and output.suffix.lower() == WEIGHTS
     if output.suffix.lower() != suffix and not is_weights and (suffix or is_exported(output)):
-        wanted = f"a name that ends in {suffix}" if suffix else f"the name of a folder, or one that ends in {WEIGHTS}"
-        raise UserError(f"--output {output} does not fit --format {request.format}.", f"Expected {wanted}.")
+        expected = f"a name that ends in {suffix}" if suffix else f"the name of a folder, or one that ends in {WEIGHTS}"
+        raise UserError(f"--output {output} does not fit --format {request.format}.", f"Expected {expected}.")
     if not output.absolute().parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.absolute().parent}.")
     if output.is_dir() and (suffix or is_weights or not {each.name for each in output.iterdir()} <= _FILES):

@@ -43,16 +43,14 @@ def trace(module: nn.Module, preprocess: Preprocess, device: torch.device) -> An
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence the warnings and logs of torch's exporters."""
-    levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")}
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        logging.disable(before)
 
 
 def check_installed() -> None:
@@ -70,7 +68,7 @@ def check_preprocessing(preprocess: Preprocess) -> None:
         raise UserError(
             f"--with-preprocessing: the model's crop mode is '{preprocess.crop_mode}' at {preprocess.crop_pct}, which "
             "is not among those that can be put into the file.",
-            "Leave the option out, and prepare images as the metadata 'preprocessing' says.",
+            "Leave the option out, and prepare images as the metadata 'preprocessing' describes.",
         )
 
 

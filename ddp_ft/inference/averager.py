@@ -1,6 +1,7 @@
 """Averages of checkpoints' weights, with batch norm's statistics that fit them, and their metrics."""
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -8,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import Say, Source
+from ddp_ft.contracts import Say
 from ddp_ft.data.batch import samples_of
-from ddp_ft.data.loader import EvalLoader
 from ddp_ft.data.splits.record import Splits
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World
@@ -56,6 +56,7 @@ class Averager:
         self.metric = config.eval.metric or trained.task.primary_metric
         self.is_higher_better = trained.task.higher_is_better(self.metric)
         self.scorer = make_scorer(trained, World(0, 1, 0, device))
+        self.load = partial(make_loader, trained=trained, world=self.scorer.world, launch=Launch())
 
     def average(self, checkpoints: Sequence[Path], say: Say | None = None) -> Weights:
         """The mean of these checkpoints, oldest first, with statistics recomputed for it if the data is there."""
@@ -83,7 +84,7 @@ class Averager:
         momenta = [layer.momentum for layer in layers]
         for layer in layers:
             layer.train().reset_running_stats()
-        for batch in self._loader(self.splits.train):
+        for batch in self.load(self.splits.train):
             size = samples_of(batch)
             if size == 1 and seen:
                 continue  # a single value has no variance
@@ -99,10 +100,7 @@ class Averager:
         """Validation metrics of these weights."""
         assert self.splits is not None
         restore_weights(self.trained.module, weights)
-        return self.scorer.evaluate(self._loader(self.splits.val), len(self.splits.val)).metrics
-
-    def _loader(self, source: Source) -> EvalLoader:
-        return make_loader(source, self.trained, self.scorer.world, Launch())
+        return self.scorer.evaluate(self.load(self.splits.val), len(self.splits.val)).metrics
 
     def greedy(self, found: Sequence[Path], say: Say) -> list[Path]:
         """A greedy soup (arXiv 2203.05482): from the best checkpoint on, each is added if validation does not fall."""
@@ -112,17 +110,17 @@ class Averager:
             scores[checkpoint] = quality_of(self.trained.task, self.metric, metrics)
             say(f"{checkpoint.name}: {in_words(metrics)}")
         first, *others = sorted(found, key=lambda checkpoint: -scores[checkpoint])
-        say(f"before, {first.name} alone: {self._shown(scores[first])}")
+        say(f"before, {first.name} alone: {self._as_text(scores[first])}")
         chosen, score = [first], scores[first]
         for checkpoint in others:
             candidate = sorted([*chosen, checkpoint])
             new = quality_of(self.trained.task, self.metric, self.measure(self.average(candidate)))
-            say(f"with {checkpoint.name}: {self._shown(new)}, {'added' if new >= score else 'left out'}")
+            say(f"with {checkpoint.name}: {self._as_text(new)}, {'added' if new >= score else 'left out'}")
             if new >= score:
                 chosen, score = candidate, new
         return chosen
 
-    def _shown(self, score: float) -> str:
+    def _as_text(self, score: float) -> str:
         return f"{self.metric} {score if self.is_higher_better else -score:.4f}"
 
 

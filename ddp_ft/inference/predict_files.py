@@ -40,7 +40,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """How many rows were written, how many have an error, and how many an interrupted start had computed."""
+    """How many rows were written, how many have an error, and how many were left by an interrupted start."""
 
     rows: int
     errors: int
@@ -49,7 +49,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Work:
-    """What is predicted, by which models, and where the rows are written."""
+    """What is predicted, by which models, and the file of the rows."""
 
     output: Path
     source: Source

@@ -34,15 +34,6 @@ class AverageRequest:
     data: Path | None = None
     device: str = "auto"
 
-    def check(self) -> None:
-        """UserError unless one is given."""
-        given = sum([self.last is not None, self.best is not None, self.greedy])
-        if given != 1:
-            raise UserError(
-                f"{given or 'None'} of --last, --best and --greedy are given; expected one.",
-                "--last K: the newest; --best K: by their validation; --greedy: those that help.",
-            )
-
 
 def average_checkpoints(request: AverageRequest, launch: Launch, say: Say) -> None:
     """Write the average of a run's checkpoints to a model folder, in one process.
@@ -52,8 +43,7 @@ def average_checkpoints(request: AverageRequest, launch: Launch, say: Say) -> No
     Raises UserError for a choice that cannot be met, and if `output` exists.
     """
     run, output, greedy = request.run, request.output, request.greedy
-    request.check()
-    _check_places(run, output, launch)
+    _check(request, launch)
     folder = RunFolder(run)
     config = folder.stored_config()
     if config is None or not folder.checkpoints.is_dir():
@@ -73,13 +63,19 @@ def average_checkpoints(request: AverageRequest, launch: Launch, say: Say) -> No
     say(f"{output} is the average of {', '.join(folder.name for folder in chosen)}.")
 
 
-def _check_places(run: Path, output: Path, launch: Launch) -> None:
+def _check(request: AverageRequest, launch: Launch) -> None:
+    given = sum([request.last is not None, request.best is not None, request.greedy])
+    if given != 1:
+        raise UserError(
+            f"{given or 'None'} of --last, --best and --greedy are given; expected one.",
+            "--last K: the newest; --best K: by their validation; --greedy: those that help.",
+        )
     if launch.world_size > 1:
         raise UserError(f"average runs as one process, not as {launch.world_size}.", "Start it without torchrun.")
-    if not run.is_dir():
-        raise UserError(f"{run} is not there.", "Expected a run folder.")
-    if output.exists():
-        raise UserError(f"--output {output} exists already.", "Choose a new folder, or remove that one.")
+    if not request.run.is_dir():
+        raise UserError(f"{request.run} is not there.", "Expected a run folder.")
+    if request.output.exists():
+        raise UserError(f"--output {request.output} exists already.", "Choose a new folder, or remove that one.")
 
 
 def _open_data(folder: RunFolder, config: RunConfig, data: Path | None, say: Say) -> Splits | None:
@@ -112,6 +108,6 @@ def _choose(folder: RunFolder, request: AverageRequest) -> list[Path]:
         kind, key = ("checkpoints", "keep") if request.last else ("checkpoints with a validation", "keep_best")
         raise UserError(
             f"{count} {kind} are needed; {folder.path} has {len(there)}.",
-            f"A run keeps as many as checkpoint.{key} says: --set checkpoint.{key}={count} when it is trained.",
+            f"A run keeps checkpoint.{key} of them: train it with --set checkpoint.{key}={count}.",
         )
     return sorted(there[:count])

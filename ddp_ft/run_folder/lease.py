@@ -42,6 +42,10 @@ class Holder:
         """Whether it has sent a heartbeat lately."""
         return time.time() - float(self.heartbeat) < DEAD_SECONDS
 
+    def __str__(self) -> str:
+        job = f", job {self.job}" if self.job else ""
+        return f"process {self.pid} on {self.host}{job}, last heard of {time.time() - self.heartbeat:.0f} s ago"
+
 
 class Lease:
     """Held from `take` to `release`; the operating system takes it back when the process dies.
@@ -66,8 +70,9 @@ class Lease:
         deadline = time.monotonic() + self.patience
         while not self._try():
             if time.monotonic() > deadline:
+                holder = read_lease(self.folder) or "its process is not known"
                 raise UserError(
-                    f"{self.folder} is being written by another start: {describe_holder(self.folder)}.",
+                    f"{self.folder} is being written by another start: {holder}.",
                     "Wait for it or end it, or choose another folder with --run-dir.",
                 )
             time.sleep(0.2)
@@ -130,12 +135,3 @@ def is_held(folder: Path) -> bool:
     except OSError as error:
         return error.errno in (errno.EACCES, errno.EAGAIN) and not isinstance(error, PermissionError)
     return False
-
-
-def describe_holder(folder: Path) -> str:
-    """Who holds the lease of a run folder, for a message."""
-    holder = read_lease(folder)
-    if holder is None:
-        return "its holder is not known"
-    job = f", job {holder.job}" if holder.job else ""
-    return f"process {holder.pid} on {holder.host}{job}, last heard of {time.time() - holder.heartbeat:.0f} s ago"

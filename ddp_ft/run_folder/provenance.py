@@ -68,19 +68,19 @@ def command_words(words: Sequence[str]) -> list[str]:
 
     A secret is the value of an option or key with a name such as token, and the part before the @ of an address.
     """
-    shown, hides = [], False
+    printed, hides = [], False
     for place, word in enumerate(words):
         word = printable(Path(word).name if place == 0 else word)
         secret = _SECRET.search(word)
         equals = word.find("=", secret.end()) if secret else -1
         if hides and not word.startswith("-"):
-            shown.append(HIDDEN)
+            printed.append(HIDDEN)
         elif equals >= 0:
-            shown.append(f"{word[:equals]}={HIDDEN}")
+            printed.append(f"{word[:equals]}={HIDDEN}")
         else:
-            shown.append(_USER.sub(rf"\1{HIDDEN}@", word))
+            printed.append(_USER.sub(rf"\1{HIDDEN}@", word))
         hides = word.startswith("-") and secret is not None and equals < 0
-    return shown
+    return printed
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

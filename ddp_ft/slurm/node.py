@@ -55,8 +55,8 @@ def visible_gpus(environ: Mapping[str, str]) -> int:
     if "CUDA_VISIBLE_DEVICES" not in environ:
         return existing
     entries = environ["CUDA_VISIBLE_DEVICES"].split(",")
-    shown = next((i for i, entry in enumerate(entries) if not entry or entry.startswith("-")), len(entries))
-    return min(shown, existing)
+    visible = next((i for i, entry in enumerate(entries) if not entry or entry.startswith("-")), len(entries))
+    return min(visible, existing)
 
 
 def run_shielded(command: Sequence[str], environment: Mapping[str, str], stop_file: str | None) -> int:

@@ -87,7 +87,7 @@ def _on_crash(outcome: Outcome, history: History) -> Verdict:
         0 if outcome.made_step or outcome.new_checkpoint else history.barren + 1,
         0 if outcome.new_checkpoint else history.crashes + 1,
     )
-    text = f"crashed (exit code {outcome.code})" if outcome.code else "told to save, and did not"
+    text = f"crashed (exit code {outcome.code})" if outcome.code else "asked to save, and did not"
     if now.barren >= MOST_BARREN_STARTS:
         return Verdict(False, FAILED, f"{text}, {now.barren} times in a row without a step; not requeued", now)
     if now.crashes >= MOST_CRASHES:

@@ -30,14 +30,14 @@ def read_end_time(environ: Mapping[str, str] = os.environ) -> float | None:
     if not job:
         return None
     ask = partial(output_of, seconds=PATIENCE, env=dict(environ))
-    shown = re.search(r"\bEndTime=(\S+)", ask(["scontrol", "show", "job", "--oneliner", job]) or "")
-    return _seconds(shown[1] if shown else ask(["squeue", "-h", "-j", job, "-o", "%e"]) or "")
+    found = re.search(r"\bEndTime=(\S+)", ask(["scontrol", "show", "job", "--oneliner", job]) or "")
+    return _seconds(found[1] if found else ask(["squeue", "-h", "-j", job, "-o", "%e"]) or "")
 
 
-def _seconds(shown: str) -> float | None:
+def _seconds(text: str) -> float | None:
     # Slurm's commands print local time; "Unknown" and "NONE" mean no limit.
     with suppress(ValueError):
-        return datetime.fromisoformat(shown).timestamp()
+        return datetime.fromisoformat(text).timestamp()
     return None
 
 
@@ -110,7 +110,7 @@ def describe(found: Forecast, end: float, lead: float) -> str:
         text = f"Job ends at {limit}: {found.epochs:.1f} more epochs fit in, last checkpoint at about {last}, {count}."
     if found.lead_is_short:
         text += f"\nSaving may take longer than the {lead:.0f} s it has before the end; "
-        text += "give it more with sbatch --signal=B:USR2@SECONDS."
+        text += "increase it with sbatch --signal=B:USR2@SECONDS."
     return text
 
 

@@ -90,7 +90,7 @@ def test_a_rank_that_stands_still_is_noticed(ranks, tmp_path, victim):
     time.sleep(1.5)
     os.kill(processes[victim].pid, signal.SIGSTOP)
     assert ends(processes[1 - victim], within=3 + 30) == 1
-    assert f"rank {victim} gave no sign of life for 3 s" in errors(tmp_path)
+    assert f"rank {victim} sent no sign of life for 3 s" in errors(tmp_path)
     assert (tmp_path / f"stacks/rank_{1 - victim}.txt").exists()
 
 
