@@ -25,7 +25,8 @@ def replacing(file: Path, *, durable: bool, contested: bool = False) -> Iterator
 
     `contested`: several processes may write the same file at once.
     """
-    aside = file.with_name(f".{file.name}{f'.{secrets.token_hex(4)}' if contested else ''}.writing")
+    mark = f".{secrets.token_hex(4)}" if contested else ""
+    aside = file.with_name(f".{file.name}{mark}.writing")
     try:
         yield aside
         if durable:

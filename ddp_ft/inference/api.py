@@ -20,8 +20,7 @@ from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.evaluation.evaluator import EVAL_CHUNK
-from ddp_ft.inference.ensemble import NO_VIEWS, with_views
-from ddp_ft.inference.scoring import make_scorer
+from ddp_ft.inference.scoring import NO_VIEWS, make_scorer, with_views
 from ddp_ft.inference.trained_model import Trained, load_trained
 
 # A file, an image of Pillow's, or pixels: uint8 H x W x 3.

@@ -14,8 +14,7 @@ from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import connect
 from ddp_ft.errors import UserError
-from ddp_ft.inference.ensemble import combine_members, load_ensemble
-from ddp_ft.inference.scoring import TIMEOUT_MINUTES, make_loader, make_scorer
+from ddp_ft.inference.scoring import TIMEOUT_MINUTES, combine_members, load_ensemble, make_loader, make_scorer
 from ddp_ft.inference.trained_model import Trained
 from ddp_ft.run_folder.folder import RunFolder
 

@@ -16,9 +16,8 @@ from ddp_ft.distributed.world import World, connect
 from ddp_ft.errors import UserError
 from ddp_ft.evaluation.evaluator import EVAL_CHUNK, Scorer
 from ddp_ft.files import add_to_digest, replacing
-from ddp_ft.inference.ensemble import combine_members, load_ensemble
 from ddp_ft.inference.partial_output import Part, Parts, open_parts
-from ddp_ft.inference.scoring import TIMEOUT_MINUTES, make_loader, make_scorer
+from ddp_ft.inference.scoring import TIMEOUT_MINUTES, combine_members, load_ensemble, make_loader, make_scorer
 from ddp_ft.inference.table_writers import Outcome, PredictionTable, check_format, open_format
 from ddp_ft.inference.trained_model import Trained, files_of
 
@@ -27,7 +26,7 @@ _FORM = 2  # to be raised when the same predictions become other rows
 
 @dataclass(frozen=True)
 class Request:
-    """What to predict: `models` are combined; `views` is one of `ensemble.VIEWS`, `column` a table's."""
+    """What to predict: `models` are combined; `views` is one of `scoring.VIEWS`, `column` a table's."""
 
     models: tuple[Path, ...]
     inputs: tuple[str, ...]
