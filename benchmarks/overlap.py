@@ -23,8 +23,7 @@ from benchmarks.workload import Workload
 from ddp_ft.cli.process import run_command
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import read_launch
-from ddp_ft.distributed.machine import Machine
-from ddp_ft.distributed.world import connect
+from ddp_ft.distributed.world import Machine, connect
 
 STEPS, WARM_UP = 5, 3
 PATIENCE = 600.0

@@ -24,8 +24,7 @@ from ddp_ft.data.image.transforms import train_transform
 from ddp_ft.data.loader import Reader, TrainLoader
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import read_launch
-from ddp_ft.distributed.machine import Machine
-from ddp_ft.distributed.world import World, connect
+from ddp_ft.distributed.world import Machine, World, connect
 from ddp_ft.models.precision import autocast
 from ddp_ft.run_folder.background_writer import copied
 from ddp_ft.trackers.console import make_console

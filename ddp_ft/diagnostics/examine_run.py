@@ -70,7 +70,7 @@ def _survey(known: Examination, splits: "Splits", composed: "Run | None") -> Ite
 def _compose(known: Examination, world: "World", splits: "Splits") -> "Run":
     """The run, with a training set that replaces damaged images. Collective."""
     from ddp_ft.data.splits.open import lenient
-    from ddp_ft.distributed.machine import Machine
+    from ddp_ft.distributed.world import Machine
     from ddp_ft.training.build import compose
     from ddp_ft.training.request import Request
 

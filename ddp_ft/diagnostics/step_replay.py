@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from ddp_ft.contracts import Batch, Say, Task
 from ddp_ft.data.rng import derive_seed, seed_masks
 from ddp_ft.diagnostics.stored_run import compose_stored, start_of
-from ddp_ft.distributed.machine import Machine
-from ddp_ft.distributed.world import World
+from ddp_ft.distributed.world import Machine, World
 from ddp_ft.errors import UserError, printable
 from ddp_ft.models.blocks import block_depths
 from ddp_ft.run_folder.bad_batches import read_bad_batch

@@ -13,8 +13,7 @@ from ddp_ft.config.loading import make_config, read_config_file
 from ddp_ft.contracts import TRAIN, Say
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
-from ddp_ft.distributed.machine import Machine
-from ddp_ft.distributed.world import connect
+from ddp_ft.distributed.world import Machine, connect
 from ddp_ft.errors import UserError, one_line
 from ddp_ft.inference.trained_model import refuse_code_inside
 from ddp_ft.models.precision import resolve_precision

@@ -27,6 +27,21 @@ class Launch:
     local_world_size: int = 1
     distributed: bool = False
 
+    @property
+    def started(self) -> float:
+        """When torchrun's agent on this node was started, or this process if there is none: seconds since 1970.
+
+        Workers that an agent starts anew belong to the same launch. Without /proc it is now.
+        """
+        pid = os.getppid() if self.distributed else os.getpid()
+        try:
+            ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+            facts = Path("/proc/stat").read_text().splitlines()
+            boot = next(int(line.split()[1]) for line in facts if line.startswith("btime "))
+        except (OSError, ValueError, IndexError, StopIteration):
+            return time.time()
+        return boot + ticks / os.sysconf("SC_CLK_TCK")
+
 
 def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
     """The place of this process from torchrun's variables; that of a lone process if none are set.
@@ -82,18 +97,3 @@ def output_of(command: Sequence[str], seconds: float, any_code: bool = False, **
 def usable_cores() -> int:
     """The number of cores that affinity and cgroups leave to this process; the machine may have more."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def launch_started(launch: Launch) -> float:
-    """When torchrun's agent on this node was started, or this process if there is none: seconds since 1970.
-
-    Workers that an agent starts anew belong to the same launch. Without /proc it is now.
-    """
-    pid = os.getppid() if launch.distributed else os.getpid()
-    try:
-        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-        facts = Path("/proc/stat").read_text().splitlines()
-        boot = next(int(line.split()[1]) for line in facts if line.startswith("btime "))
-    except (OSError, ValueError, IndexError, StopIteration):
-        return time.time()
-    return boot + ticks / os.sysconf("SC_CLK_TCK")

@@ -18,6 +18,7 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from ddp_ft.distributed.environment import Launch
+from ddp_ft.distributed.stop_request import StopRequest
 from ddp_ft.errors import UserError
 
 T = TypeVar("T")
@@ -116,6 +117,15 @@ class World:
         """Wait until every rank is here."""
         if self.size > 1:
             dist.barrier()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The processes of a job as this one sees them, how they were launched, and what may ask them to stop."""
+
+    world: World
+    launch: Launch
+    stop: StopRequest = field(default_factory=StopRequest)
 
 
 def _packed(result: Any) -> tuple[bytes, list[Tensor]]:

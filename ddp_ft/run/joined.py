@@ -7,10 +7,9 @@ from pathlib import Path
 from ddp_ft.config.runtime import ComputeConfig
 from ddp_ft.distributed.device import deterministic, pick_device
 from ddp_ft.distributed.environment import Launch
-from ddp_ft.distributed.machine import Machine
 from ddp_ft.distributed.stop_request import StopRequest
 from ddp_ft.distributed.watchdog import watching
-from ddp_ft.distributed.world import connect
+from ddp_ft.distributed.world import Machine, connect
 
 
 @contextmanager

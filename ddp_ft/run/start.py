@@ -8,8 +8,8 @@ from pathlib import Path
 from ddp_ft.contracts import DONE
 from ddp_ft.distributed.agreement import StopAgreed
 from ddp_ft.distributed.environment import Launch
-from ddp_ft.distributed.machine import Machine
 from ddp_ft.distributed.stop_request import STOP_FILE_VARIABLE
+from ddp_ft.distributed.world import Machine
 from ddp_ft.reporting.startup_table import print_start
 from ddp_ft.run.joined import joined
 from ddp_ft.run.phases import resume, stop_before_training, train_run

@@ -6,7 +6,7 @@ from ddp_ft.data.sampler import sampling_weights
 from ddp_ft.data.splits.open import open_splits_of
 from ddp_ft.data.splits.record import Splits
 from ddp_ft.distributed.agreement import Agreement
-from ddp_ft.distributed.machine import Machine
+from ddp_ft.distributed.world import Machine
 from ddp_ft.models.prepare import load_and_place, prepare
 from ddp_ft.run_folder.checkpoints import Checkpoints
 from ddp_ft.run_folder.folder import RunFolder
@@ -49,8 +49,8 @@ def compose(
     sampling = sampling_weights(config.data.sampling, splits.train.targets, splits.train.weights, splits.schema.kind)
     report = load_and_place(model, stages[0], config, world, plan.channels_last)
     run = Run(
-        config=config, world=world, distributed=machine.launch.distributed, launched=machine.launched, folder=folder,
-        splits=splits, task=task, model=model, plan=plan, why_recipe=why, stages=stages,
+        config=config, world=world, distributed=machine.launch.distributed, launched=machine.launch.started,
+        folder=folder, splits=splits, task=task, model=model, plan=plan, why_recipe=why, stages=stages,
         anchors=anchors_of(model.module, model.head) if config.optim.l2_sp else {}, sampling=sampling,
         prepare=model.processor.on_device(world.device, plan.channels_last),
         checkpoints=Checkpoints(folder.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best),

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ddp_ft.config.schema import RunConfig, ScheduleConfig
 from ddp_ft.data.workers import default_workers
-from ddp_ft.distributed.machine import Machine
+from ddp_ft.distributed.world import Machine
 from ddp_ft.errors import UserError, one_line
 from ddp_ft.models.precision import resolve_format, resolve_precision
 from ddp_ft.run_folder.folder import RunFolder

@@ -7,8 +7,7 @@ import torch
 
 from ddp_ft.config.loading import make_config
 from ddp_ft.distributed.environment import Launch
-from ddp_ft.distributed.machine import Machine
-from ddp_ft.distributed.world import World
+from ddp_ft.distributed.world import Machine, World
 from ddp_ft.run import phases
 from ddp_ft.training.build import compose
 from ddp_ft.training.open_phase import open_phase
