@@ -17,8 +17,7 @@ def pick_device(requested: str, launch: Launch) -> torch.device:
         return torch.device("cpu")
     if not has_cuda:
         raise UserError(
-            "--device cuda: this machine has no usable CUDA device.",
-            "Leave --device out, or give --device cpu.",
+            "--device cuda: this machine has no usable CUDA device.", "Leave --device out, or give --device cpu."
         )
     gpus = torch.cuda.device_count()
     if launch.local_world_size > gpus:

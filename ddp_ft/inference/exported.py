@@ -39,8 +39,7 @@ class ExportedModule(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """As the class says."""
-        outputs: Tensor = self.program[0](images)
-        return outputs
+        return self.program[0](images)
 
 
 class Framed(nn.Module):

@@ -1,6 +1,7 @@
 """The run folder: its small files, and whether it holds a run that this one resumes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,19 @@ class RunFolder:
     def create(self) -> None:
         """Make the folder and prove that it can be written to."""
         probe = self.path / ".write_probe"
-        try:
+        with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
             probe.write_text("")
             probe.unlink()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Raise UserError for an OSError of the block."""
+        try:
+            yield
         except OSError as error:
-            raise UserError(
-                f"Run folder {self.path} cannot be written to: {error.strerror}.",
-                "Choose another with --run-dir.",
-            ) from None
+            hint = "Make room, or choose another with --run-dir."
+            raise UserError(f"Run folder {self.path} cannot be written to: {error.strerror}.", hint) from None
 
     def clear_old_stop(self, launched: float) -> None:
         """Remove a request to stop that is older than this launch (seconds since 1970)."""

@@ -68,18 +68,15 @@ def _on_end_by_slurm(outcome: Outcome, history: History) -> Verdict | None:
 def _on_interruption(outcome: Outcome, history: History) -> Verdict | None:
     """A requested stop: a signal to the nodes' tasks (preemption), or the warning before the end."""
     first = outcome.events[0] if outcome.events else ""
-    preempted = (first.startswith("step ") and first != "step SIGUSR2") or _before_it_could_note(outcome)
+    # A preemption may end the tasks while they load Python, before they can handle signals.
+    left_no_trace = outcome.code == ENDED_BY_SIGTERM and not (outcome.events or outcome.status or outcome.made_step)
+    preempted = (first.startswith("step ") and first != "step SIGUSR2") or left_no_trace
     if outcome.status != "stopped" and not preempted:
         return None
     why = "interrupted by a signal to its tasks" if preempted else "stopped"
     text = f"{why}, " + ("saved" if outcome.status == "stopped" else "not saved")
     # A preemption during the start is no crash, and no progress either.
     return Verdict(True, STOPPED, text, History() if outcome.made_step else history)
-
-
-def _before_it_could_note(outcome: Outcome) -> bool:
-    """Whether a preemption ended the tasks while they were loading Python, before they could handle signals."""
-    return outcome.code == ENDED_BY_SIGTERM and not outcome.events and not outcome.status and not outcome.made_step
 
 
 def _on_crash(outcome: Outcome, history: History) -> Verdict:

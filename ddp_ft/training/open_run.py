@@ -1,10 +1,6 @@
 """The run folder at a start: made, locked, checked to be shared; and the files that describe the run."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from ddp_ft.errors import UserError
-from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.run_folder.lease import Lease
 from ddp_ft.run_folder.provenance import record_start
 from ddp_ft.run_folder.shared import put_token, seen_by
@@ -29,20 +25,10 @@ def _create_folder(run: Run, lease: Lease) -> str:
     folder = run.folder
     folder.create()
     lease.take()
-    with _writable(folder):
+    with folder.writing():
         folder.clear_old_stop(run.launched)
         (folder.path / "summary.json").unlink(missing_ok=True)
         return put_token(folder.path)
-
-
-@contextmanager
-def _writable(folder: RunFolder) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"Run folder {folder.path} cannot be written to: {error.strerror}.", "Make room, or choose another."
-        ) from None
 
 
 def describe_run(run: Run) -> None:
@@ -53,7 +39,7 @@ def describe_run(run: Run) -> None:
 
 def _write_description(run: Run) -> None:
     folder, splits = run.folder, run.splits
-    with _writable(folder):
+    with folder.writing():
         folder.write_config(run.config)
         folder.write_json("classes.json", list(splits.schema.names))
         if not (folder.path / "split.json").exists():
