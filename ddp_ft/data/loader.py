@@ -140,6 +140,7 @@ def _ignore_signals(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+@dataclass(frozen=True)
 class TrainLoader:
     """This rank's share of each of these steps, as a list of micro-batches.
 
@@ -152,11 +153,10 @@ class TrainLoader:
     Iterating raises UserError if a sample is damaged, after reading all others to list the damaged ones.
     """
 
-    def __init__(self, reader: Reader, sampler: GlobalOrderSampler, micro_batch: int | None, steps: range) -> None:
-        self.reader = reader
-        self.sampler = sampler
-        self.micro_batch = micro_batch
-        self.steps = steps
+    reader: Reader
+    sampler: GlobalOrderSampler
+    micro_batch: int | None
+    steps: range
 
     def __len__(self) -> int:
         return len(self.steps)

@@ -1,17 +1,12 @@
 """Samples that are opened, and decoded once it is known which part of them is needed."""
 
-from typing import Protocol, cast
-
 from ddp_ft.contracts import Sample, Source
 
 
-class OpeningSource(Source, Protocol):
-    """A source whose samples need not be decoded as a whole."""
-
-    def open(self, index: int) -> Sample:
-        """As `read`, with values that are not decoded yet. Raises BadSample, as decoding may later."""
-
-
 def open_sample(source: Source, index: int) -> Sample:
-    """The sample, undecoded if the source can. Raises BadSample."""
-    return cast(OpeningSource, source).open(index) if hasattr(source, "open") else source.read(index)
+    """The sample by the source's `open(index)`, with values that are not decoded yet; by `read` if it has no `open`.
+
+    Raises BadSample, as decoding may later.
+    """
+    sample: Sample = getattr(source, "open", source.read)(index)
+    return sample

@@ -181,11 +181,9 @@ def _checked(weights: NDArray[np.float32] | None) -> NDArray[np.float64]:
     given = weights.astype(np.float64)
     bad = np.flatnonzero(~(np.isfinite(given) & (given >= 0)))
     if bad.size:
-        raise UserError(
-            f"--sampling weighted: {bad.size} of {given.size} weights are negative or no numbers, "
-            f"the first {given[bad[0]]} of sample {bad[0]}.",
-            "Weights are numbers from 0 up (data.weight); 0: never drawn.",
-        )
+        first = f"the first {given[bad[0]]} of sample {bad[0]}"
+        message = f"--sampling weighted: {bad.size} of {given.size} weights are negative or no numbers, {first}."
+        raise UserError(message, "Weights are numbers from 0 up (data.weight); 0: never drawn.")
     if not given.any():
         raise UserError("--sampling weighted: all weights are 0, so there is nothing to draw.", "See data.weight.")
     return given

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddp_ft.config.schema import LossConfig
 from ddp_ft.errors import UserError, nearest, one_line, shortened
+from ddp_ft.tasks.scored.base import Floats
 
 CLASS_KEY, POSITIVE_KEY = "loss.class_weights", "loss.positive_weights"
 # The bound of balanced positive weights: a label seen once in 10,000 images would else outweigh all others.
@@ -31,9 +32,9 @@ def class_weights(settings: LossConfig, names: Sequence[str], counts: NDArray[np
     text, beta = settings.class_weights, settings.effective_beta
     if text is None:
         return None
-    rules: dict[str, Callable[[], Any]] = {
-        "balanced": lambda: counts.sum() / (len(names) * np.maximum(counts, 1)),
-        "effective": lambda: (1 - beta) / (1 - beta ** np.maximum(counts, 1).astype(np.float64)),
+    rules = {
+        "balanced": counts.sum() / (len(names) * np.maximum(counts, 1)),
+        "effective": (1 - beta) / (1 - beta ** np.maximum(counts, 1).astype(np.float64)),
     }
     values = _by_rule_or_given(CLASS_KEY, text, rules, names)
     mean = float((values * counts).sum() / counts.sum())
@@ -55,24 +56,19 @@ def positive_weights(
         return None
     ratio = (samples - positives) / np.maximum(positives, 1)
     bounded = np.clip(ratio, 1 / LARGEST_POSITIVE, LARGEST_POSITIVE)
-    rules: dict[str, Callable[[], Any]] = {"balanced": lambda: np.where(positives > 0, bounded, 1.0)}
+    rules = {"balanced": np.where(positives > 0, bounded, 1.0)}
     return torch.tensor(_by_rule_or_given(POSITIVE_KEY, text, rules, names), dtype=torch.float32)
 
 
-def _by_rule_or_given(
-    key: str, text: str, rules: Mapping[str, Callable[[], Any]], names: Sequence[str]
-) -> NDArray[np.float64]:
-    values = rules[text]() if text in rules else _given(key, text, list(rules), names)
-    return np.asarray(values, np.float64)
+def _by_rule_or_given(key: str, text: str, rules: Mapping[str, Floats], names: Sequence[str]) -> Floats:
+    return rules[text] if text in rules else np.asarray(_given(key, text, list(rules), names), np.float64)
 
 
 def _given(key: str, text: str, rules: list[str], names: Sequence[str]) -> list[float]:
     try:
-        content: Any = [float(part) for part in text.split(",")]
-        origin = key
+        content, origin = [float(part) for part in text.split(",")], key
     except ValueError:
-        content = _read(key, text, rules)
-        origin = f"{key}, file {text}"
+        content, origin = _read(key, text, rules), f"{key}, file {text}"
     listed = _in_order(origin, content, names) if isinstance(content, Mapping) else content
     if not isinstance(listed, list):
         raise UserError(f"{origin}: this is no list and no mapping of weights.", 'Example: {"cat": 1.0, "dog": 2.5}')

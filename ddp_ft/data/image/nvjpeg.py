@@ -41,8 +41,7 @@ class EncodedTransform:
     def __call__(self, image: Image) -> Batch:
         """The sample's tensors."""
         if not isinstance(image, JpegFile) or image.header.orientation != 1:
-            nowhere, unturned = torch.zeros(4, dtype=torch.int64), torch.tensor(False)
-            return _sample(self.decoded(image), _NOTHING, nowhere, unturned)
+            return _sample(self.decoded(image), _NOTHING, torch.zeros(4, dtype=torch.int64), torch.tensor(False))
         box = draw_crop(*size_of(image), self.least_area)
         data = torch.frombuffer(bytearray(image.data), dtype=torch.uint8)
         return _sample(self.blank, data, torch.tensor(box), torch.rand(1)[0] < self.flip)
@@ -65,16 +64,14 @@ def check_nvjpeg(config: RunConfig, preprocess: Preprocess, device: torch.device
 
 
 def decoded_on(device: torch.device, batch: Batch, preprocess: Preprocess) -> Batch:
-    """The batch with all images in "image", on the device (uint8, B x 3 x the model's size), and nothing encoded.
-
-    Waits for the device. UserError for an image that nothing decodes.
-    """
+    """The batch with all images in "image", on the device (uint8, B x 3 x the model's size), and nothing encoded. Waits
+    for the device. UserError for an image that nothing decodes."""
     rest = {name: tensor for name, tensor in batch.items() if name not in (JPEG, LENGTH, CUT, FLIP)}
     rows = batch[LENGTH].nonzero().flatten().tolist()
     files = [batch[JPEG][row, : batch[LENGTH][row]] for row in rows]
     images = rest["image"].to(device, copy=True)
-    decoded = _decode(files, device) or [_decode_alone(file, device, int(batch["index"][row])) for file, row in
-                                          zip(files, rows, strict=True)]  # fmt: skip
+    pairs = zip(files, batch["index"][rows].tolist(), strict=True)
+    decoded = _decode(files, device) or [_decode_alone(file, device, index) for file, index in pairs]
     size, interpolation = list(preprocess.size), interpolation_of(preprocess)
     for row, pixels in zip(rows, decoded, strict=True):
         part = F.resized_crop_image(pixels, *batch[CUT][row].tolist(), size, interpolation, antialias=True)
@@ -83,10 +80,8 @@ def decoded_on(device: torch.device, batch: Batch, preprocess: Preprocess) -> Ba
 
 
 def _decode(files: list[Tensor], device: torch.device) -> list[Tensor]:
-    """All of them at once, as 3 x H x W; none if one cannot be decoded. By nvJPEG on CUDA.
-
-    The only call of torchvision's decoders, which are to move to torchcodec.
-    """
+    """All of them at once, as 3 x H x W; none if one cannot be decoded. By nvJPEG on CUDA. The only call of
+    torchvision's decoders, which are to move to torchcodec."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The image decoding", DeprecationWarning)
         try:

@@ -53,20 +53,16 @@ def _expanded(given: str, column: str, lines: Iterable[str]) -> Iterator[str]:
     if given == STDIN:
         yield from _from_lines(lines)
     elif path.is_dir():
-        yield from _in_folder(path)
+        images = find_images(path).paths
+        if not images:
+            raise UserError(f"There are no images in {path}.", f"Images are files that end in {suffix_list()}.")
+        yield from (str(path / relative) for relative in images)
     elif _is_table(given):
         yield from _in_table(path, column)
     elif os.path.lexists(given):
         yield str(path)
     else:
         yield from _matching(given)
-
-
-def _in_folder(folder: Path) -> Iterator[str]:
-    paths = find_images(folder).paths
-    if not paths:
-        raise UserError(f"There are no images in {folder}.", f"Images are files that end in {suffix_list()}.")
-    return (str(folder / relative) for relative in paths)
 
 
 def _matching(pattern: str) -> list[str]:
@@ -84,11 +80,9 @@ def _matching(pattern: str) -> list[str]:
 
 
 def _from_lines(lines: Iterable[str]) -> list[str]:
-    paths = [line.rstrip("\r\n") for line in lines]
-    named = [path for path in paths if path]
-    if not named:
-        raise UserError("Standard input (-) is empty.", "Expected one path a line: find photos -name '*.jpg' | ...")
-    return named
+    if named := [path for line in lines if (path := line.rstrip("\r\n"))]:
+        return named
+    raise UserError("Standard input (-) is empty.", "Expected one path a line: find photos -name '*.jpg' | ...")
 
 
 def _in_table(path: Path, column: str) -> list[str]:

@@ -3,7 +3,7 @@
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Rows:
     weights: NDArray[np.float32] | None
     groups: list[str] | None
     roles: list[str] | None
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
     def source(self, chosen: Sequence[int]) -> LabelledFileSource:
         """These rows as a source."""
@@ -50,10 +50,8 @@ class Rows:
 
 
 def read_rows(config: DataConfig, path: Path, task: str = "auto", schema: Schema | None = None) -> Rows:
-    """A table's rows; with the schema of a trained model, targets are numbered as in it.
-
-    Raises UserError for columns that are not there, cells that do not fit and images that do not exist.
-    """
+    """A table's rows; with the schema of a trained model, targets are numbered as in it. Raises UserError for columns
+    that are not there, cells that do not fit and images that do not exist."""
     columns, targets = config, list[str]()
 
     def choose(header: list[str]) -> list[str]:

@@ -52,11 +52,9 @@ class OneClass(TargetKind):
         table, cells = columns.table, columns.first
         distinct = len(set(map(_plain, cells))) if all(map(_WHOLE.fullmatch, cells)) else 0
         if distinct > _MOST_NUMBERED_CLASSES or 2 * distinct > len(table):
-            count = f"{distinct} different whole numbers in {len(table)} rows"
-            raise UserError(
-                f"Column '{columns.names[0]}' of {table.path} has {count}: they may be classes or quantities.",
-                "Choose: --task single-label or --task regression.",
-            )
+            where, count = f"Column '{columns.names[0]}' of {table.path}", f"{distinct} different whole numbers"
+            message = f"{where} has {count} in {len(table)} rows: they may be classes or quantities."
+            raise UserError(message, "Choose: --task single-label or --task regression.")
         return True
 
     def read(self, columns: TargetColumns) -> tuple[tuple[str, ...], NDArray[np.int64]]:
