@@ -260,7 +260,9 @@ class Task(Protocol):
 
     def score(self, predictions: Batch, records: Batch) -> "ScoredSet | None":
         """The scored set for reports, charts and comparisons, from a whole set; None if the task has nothing for them.
-        UserError for predictions of another task; its message continues "what is kept is"."""
+
+        UserError for predictions of another task; its message continues "what is kept is".
+        """
 
     def combine(self, predictions: Sequence[Batch]) -> Batch:
         """The mean of the predictions of several models or views of the same samples."""

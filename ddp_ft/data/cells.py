@@ -15,8 +15,10 @@ LISTED = 5  # rows or lines, in a message about many
 
 @dataclass
 class Table:
-    """The chosen columns, every cell as text without spaces around it; "" is an empty cell. `numbers` are the rows'
-    places in the file: lines (CSV; the header is line 1) or rows (Parquet; from 1)."""
+    """The chosen columns, every cell as text without spaces around it; "" is an empty cell.
+
+    `numbers` are the rows' places in the file: lines (CSV; the header is line 1) or rows (Parquet; from 1).
+    """
 
     path: Path
     columns: dict[str, list[str]]

@@ -15,8 +15,10 @@ INPUTS = {"image": "ddp_ft.data.sources.predict_inputs"}
 
 
 def processor_from(values: Mapping[str, Any]) -> Processor:
-    """The processor that `to_mapping` described, in model.json; without a "kind" it is for images. UserError for a kind
-    that is not known, KeyError for a value that is missing."""
+    """The processor that `to_mapping` described, in model.json; without a "kind" it is for images.
+
+    UserError for a kind that is not known, KeyError for a value that is missing.
+    """
     module, _, name = _known(PROCESSORS, values.get("kind", "image")).partition(":")
     return cast(Processor, getattr(importlib.import_module(module), name).from_mapping(values))
 

@@ -8,16 +8,20 @@ import torch
 
 
 def derive_seed(*parts: int) -> int:
-    """A seed of 63 bits from these numbers, the same on every machine and in every version. Unlike a sum, it returns
-    unrelated seeds for (seed, epoch) = (0, 1) and (1, 0)."""
+    """A seed of 63 bits from these numbers, the same on every machine and in every version.
+
+    Unlike a sum, it returns unrelated seeds for (seed, epoch) = (0, 1) and (1, 0).
+    """
     text = ",".join(str(int(part)) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 @contextmanager
 def drawing_from(*parts: int) -> Iterator[None]:
-    """Seed torch's CPU generator by these numbers for the block, and restore its state afterwards. torch.manual_seed
-    would also reset the CUDA generators of a process without workers."""
+    """Seed torch's CPU generator by these numbers for the block, and restore its state afterwards.
+
+    torch.manual_seed would also reset the CUDA generators of a process without workers.
+    """
     generator = torch.default_generator
     before = generator.get_state()
     generator.manual_seed(derive_seed(*parts))

@@ -29,8 +29,11 @@ TRIAL_SAMPLES = 64
 
 
 class SupervisedTask(Task):
-    """A task whose batches carry "target" and "weight"; evaluation counts all samples alike. `names` are those of the
-    outputs. `loss` None is the first of `losses`. `extra` is a metric of the user's own, as FILE.py:CLASS."""
+    """A task whose batches carry "target" and "weight"; evaluation counts all samples alike.
+
+    `names` are those of the outputs. `loss` None is the first of `losses`. `extra` is a metric of the user's own, as
+    FILE.py:CLASS.
+    """
 
     # The losses that fit the task; `auto` is the first.
     losses: tuple[str, ...]

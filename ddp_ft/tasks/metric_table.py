@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """`is_share`: from 0 to 1, printed in percent. `counts_samples`: the share of samples that are right. `title` is
-    its name in words and `hub_name` its name on hubs of models, if they differ from its own."""
+    """`is_share`: from 0 to 1, printed in percent. `counts_samples`: the share of samples that are right.
+
+    `title` is its name in words and `hub_name` its name on hubs of models, if they differ from its own.
+    """
 
     higher_is_better: bool = True
     is_share: bool = True

@@ -10,8 +10,10 @@ CHANCE = 0.5
 
 
 def mean_auroc(probabilities: Tensor, truth: Tensor) -> float:
-    """Mean area under the ROC curve of each class against the rest (N x C each, `truth` of bool). Classes that all
-    samples of the set have, or none, have no such curve and are left out; 0.5 if there is no other."""
+    """Mean area under the ROC curve of each class against the rest (N x C each, `truth` of bool).
+
+    Classes that all samples of the set have, or none, have no such curve and are left out; 0.5 if there is no other.
+    """
     from torchmetrics.functional.classification import binary_auroc
 
     usable = truth.any(0) & ~truth.all(0)

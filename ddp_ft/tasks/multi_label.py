@@ -53,8 +53,10 @@ class MultiLabel(ClassTask):
 
     @classmethod
     def from_data(cls, config: RunConfig, classes: tuple[str, ...], targets: NDArray[Any]) -> "MultiLabel":
-        """Return the task for training on targets that are 0 and 1 (N x classes) or class numbers (int64, N). UserError
-        for targets without any label and for settings that do not fit."""
+        """Return the task for training on targets that are 0 and 1 (N x classes) or class numbers (int64, N).
+
+        UserError for targets without any label and for settings that do not fit.
+        """
         positives = np.bincount(targets, minlength=len(classes)) if targets.ndim == 1 else (targets > 0.5).sum(0)
         if not positives.any():
             raise UserError("No training image has any label.", "Are data.target and data.separator right?")

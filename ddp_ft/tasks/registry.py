@@ -58,13 +58,17 @@ def outputs_of(config: RunConfig, schema: Schema) -> int:
 
 def restore_task(name: str, settings: Mapping[str, Any]) -> Task:
     """The task of a trained model from its `settings`, for evaluation and prediction: without smoothing and weights.
-    UserError for a task that is not known."""
+
+    UserError for a task that is not known.
+    """
     return task_class(name).from_settings(settings)
 
 
 def restore_without_code(name: str, names: tuple[str, ...], settings: Mapping[str, Any]) -> Task:
     """As `restore_task`, but without the user's own loss and metric, so that no code runs that others may have named.
-    Without settings, the task with those names as it is before there is a model."""
+
+    Without settings, the task with those names as it is before there is a model.
+    """
     unfitted = task_class(name).unfitted(names)
     kept = {key: value for key, value in {**unfitted.settings(), **settings}.items() if key not in CODE_SETTINGS}
     return restore_task(name, kept)

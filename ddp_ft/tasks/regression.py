@@ -45,8 +45,10 @@ class Regression(SupervisedTask):
 
     @classmethod
     def from_data(cls, config: RunConfig, names: tuple[str, ...], targets: NDArray[Any]) -> "Regression":
-        """Return the task for training on targets that are float32 (N x names). UserError for targets that are missing,
-        infinite or all the same, and for settings that do not fit."""
+        """Return the task for training on targets that are float32 (N x names).
+
+        UserError for targets that are missing, infinite or all the same, and for settings that do not fit.
+        """
         for key in (CLASS_KEY, POSITIVE_KEY):
             if getattr(config.loss, key.partition(".")[2]) is not None:
                 hint = "data.weight gives each sample its own."
@@ -80,8 +82,10 @@ class Regression(SupervisedTask):
         return regression_losses(self.choice, outputs, target.double())
 
     def other_metrics(self, predictions: Batch, target: Tensor) -> dict[str, float]:
-        """In the target's units; for several numbers the mean of their metrics, and each one's mean error. r2 is 0 for
-        a number that is the same in the whole set, where it is not defined."""
+        """In the target's units; for several numbers the mean of their metrics, and each one's mean error.
+
+        r2 is 0 for a number that is the same in the whole set, where it is not defined.
+        """
         from torchmetrics.functional.regression import mean_absolute_error, mean_squared_error
 
         columns = list(zip(predictions[VALUES].T, self._in_units(target).T, strict=True))

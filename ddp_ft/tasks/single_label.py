@@ -23,8 +23,11 @@ from ddp_ft.tasks.scored.probabilities import BINS
 
 
 class SingleLabel(ClassTask):
-    """One of `classes` for each image; batches carry "target" (int64 class numbers, B). For training, `counts` are the
-    samples of each class, for the head's initial bias; `weights` (float32, classes) are those of the classes."""
+    """One of `classes` for each image; batches carry "target" (int64 class numbers, B).
+
+    For training, `counts` are the samples of each class, for the head's initial bias; `weights` (float32, classes) are
+    those of the classes.
+    """
 
     name = "single-label"
     kinds = TASKS[name].kinds

@@ -26,8 +26,10 @@ CONTRACT = (
 
 
 class UserLoss:
-    """The loss FILE.py:CLASS: a class or function without arguments that returns the loss, or the loss itself. The file
-    is read at the first call, so that a model can predict on a machine without it."""
+    """The loss FILE.py:CLASS: a class or function without arguments that returns the loss, or the loss itself.
+
+    The file is read at the first call, so that a model can predict on a machine without it.
+    """
 
     def __init__(self, reference: str) -> None:
         self.reference = reference
@@ -92,8 +94,10 @@ def _is_factory(found: Any) -> bool:
 
 
 class UserMetric:
-    """A metric whose class is instantiated for each evaluation and gets the whole set at once, on rank 0 alone. The
-    file is read when it is needed, so that a model can predict on a machine without it."""
+    """A metric whose class is instantiated for each evaluation and gets the whole set at once, on rank 0 alone.
+
+    The file is read when it is needed, so that a model can predict on a machine without it.
+    """
 
     def __init__(self, reference: str, outputs: int) -> None:
         if not is_reference(reference):

@@ -12,8 +12,10 @@ _PART = 64  # samples a thread takes at a time: a task for each of a million wou
 
 
 def read_all(source: Source, strict: bool = False) -> list[tuple[int, str]]:
-    """(index, reason) of every damaged sample, in the source's order; reads all of them, on all cores. If `strict`,
-    UserError for a sample that only a failing disk did not return."""
+    """(index, reason) of every damaged sample, in the source's order; reads all of them, on all cores.
+
+    If `strict`, UserError for a sample that only a failing disk did not return.
+    """
 
     def check(start: int) -> list[tuple[int, str]]:
         part = range(start, min(start + _PART, len(source)))
@@ -47,8 +49,10 @@ def storage_error(source: Source, index: int, error: BadSample) -> UserError:
 
 
 def damaged_error(source: Source, seen: Mapping[int, str]) -> UserError:
-    """The error for a source in which these samples ({index: reason}) were found damaged. All others are read too. What
-    was seen is listed even if it can be read now, as may happen on a network disk."""
+    """The error for a source in which these samples ({index: reason}) were found damaged.
+
+    All others are read too. What was seen is listed even if it can be read now, as may happen on a network disk.
+    """
     bad = {source.name(index): reason for index, reason in (*read_all(source), *seen.items())}
     lines = listed([f"{printable(name)}: {printable(reason)}" for name, reason in bad.items()])
     hint = "\n".join([*lines, "Mend or remove them, then run the same command again."])

@@ -58,8 +58,10 @@ class Quarantine:
             self.known[split, path] = reason
 
     def settle(self, world: World, say: Say) -> None:
-        """Gather what all ranks have found, a collective; record and print each image once. Raises UserError, on all
-        ranks alike, if a split has too many."""
+        """Gather what all ranks have found, a collective; record and print each image once.
+
+        Raises UserError, on all ranks alike, if a split has too many.
+        """
         gathered = world.gather(self._news)
         self._news = {}
         world.from_main(lambda: self._take_in(gathered or [], say))

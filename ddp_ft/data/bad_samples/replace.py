@@ -116,8 +116,10 @@ def path_of(source: Source, index: int) -> str:
 
 
 def leave_out_damaged(source: LabelledSource, split: str, quarantine: Quarantine) -> LabelledSource:
-    """The set without its damaged samples, all of which are looked for now and reported to the quarantine. UserError if
-    a disk fails."""
+    """The set without its damaged samples, all of which are looked for now and reported to the quarantine.
+
+    UserError if a disk fails.
+    """
     damaged = dict(read_all(source, strict=True))
     for index, reason in damaged.items():
         quarantine.report(split, path_of(source, index), reason)

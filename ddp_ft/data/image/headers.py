@@ -11,8 +11,10 @@ from ddp_ft.data.image.pillow import known_formats, quiet_pillow
 
 
 def glance(source: Source, most: int = 64, seconds: float = 0.5) -> list[tuple[int, int]]:
-    """(height, width) of at most `most` images, evenly spread over the set; fewer if `seconds` are over. Nothing is
-    decoded. What is no file, or cannot be read, is skipped."""
+    """(height, width) of at most `most` images, evenly spread over the set; fewer if `seconds` are over.
+
+    Nothing is decoded. What is no file, or cannot be read, is skipped.
+    """
     deadline = time.monotonic() + seconds
     count = min(most, len(source))
     # In strides, so that the sizes read in time are spread over the set as well.

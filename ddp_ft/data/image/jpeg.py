@@ -58,8 +58,10 @@ def read_header(data: bytes) -> Header | None:
 
 
 def _has_metadata(data: bytes) -> bool:
-    """Whether there is a segment of EXIF or XMP. Reading it by Pillow takes longer than all else here. The segments are
-    walked, because a search through the whole file took a tenth of a millisecond."""
+    """Whether there is a segment of EXIF or XMP. Reading it by Pillow takes longer than all else here.
+
+    The segments are walked, because a search through the whole file took a tenth of a millisecond.
+    """
     place = 2
     while data[place] == 0xFF and data[place + 1] not in (_APP1, 0xFF):
         if data[place + 1] == _SCAN:
@@ -79,8 +81,10 @@ def _opened(data: bytes) -> Image.Image:
 
 
 def decode_jpeg(data: bytes, header: Header, shrink: int) -> Pixels:
-    """The image upright, with sides of 1/shrink of the stored ones, rounded up; shrink is 1, 2, 4 or 8. Shrinking is
-    done in the frequency domain, where it saves time. Raises ValueError or OSError for damaged data."""
+    """The image upright, with sides of 1/shrink of the stored ones, rounded up; shrink is 1, 2, 4 or 8.
+
+    Shrinking is done in the frequency domain, where it saves time. Raises ValueError or OSError for damaged data.
+    """
     stored: Pixels
     if simplejpeg is None:
         with _opened(data) as image:

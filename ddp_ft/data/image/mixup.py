@@ -21,8 +21,10 @@ _OF_PAIR = 1  # tells a pair's seed from that of its first image
 
 @dataclass(frozen=True)
 class Mixing:
-    """Alphas of mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899), at least one above 0. If both are, each pair of
-    images gets one of the two with equal probability."""
+    """Alphas of mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899), at least one above 0.
+
+    If both are, each pair of images gets one of the two with equal probability.
+    """
 
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -52,8 +54,11 @@ class Mixing:
                 raise UserError(f"{names}: images are mixed in pairs, but {flag} is {size}.", hint)
 
     def draw(self, height: int, width: int) -> tuple[float, Box]:
-        """A pair's share of the own image and target, and the box that is taken from the partner. The box is empty for
-        mixup, and the share that of the pixels outside it for cutmix. Draws from torch's global CPU generator."""
+        """A pair's share of the own image and target, and the box that is taken from the partner.
+
+        The box is empty for mixup, and the share that of the pixels outside it for cutmix. Draws from torch's
+        global CPU generator.
+        """
         cuts = self.cutmix > 0 and (self.mixup == 0 or bool(torch.rand(1) < 0.5))
         # In float64, which for small alphas neither underflows nor gives NaN.
         alpha = torch.tensor(self.cutmix if cuts else self.mixup, dtype=torch.float64)
@@ -103,8 +108,10 @@ def draw_mixes(mixing: Mixing, seed: int, addresses: Sequence[Address], height: 
 
 
 def mix_images(images: Tensor, share: Tensor, partner: Tensor, box: Tensor) -> Tensor:
-    """Mix float B x C x H x W in place, as `draw_mixes` says, without waiting for the device. Each product and each sum
-    of a pixel is rounded once, so its bits do not depend on the rest of the batch."""
+    """Mix float B x C x H x W in place, as `draw_mixes` says, without waiting for the device.
+
+    Each product and each sum of a pixel is rounded once, so its bits do not depend on the rest of the batch.
+    """
     top, left, tall, wide = (column.view(-1, 1, 1, 1) for column in box.unbind(1))
     rows = torch.arange(images.shape[2], device=images.device).view(1, 1, -1, 1)
     columns = torch.arange(images.shape[3], device=images.device).view(1, 1, 1, -1)

@@ -64,8 +64,10 @@ def check_nvjpeg(config: RunConfig, preprocess: Preprocess, device: torch.device
 
 
 def decoded_on(device: torch.device, batch: Batch, preprocess: Preprocess) -> Batch:
-    """The batch with all images in "image", on the device (uint8, B x 3 x the model's size), and nothing encoded. Waits
-    for the device. UserError for an image that nothing decodes."""
+    """The batch with all images in "image", on the device (uint8, B x 3 x the model's size), and nothing encoded.
+
+    Waits for the device. UserError for an image that nothing decodes.
+    """
     rest = {name: tensor for name, tensor in batch.items() if name not in (JPEG, LENGTH, CUT, FLIP)}
     rows = batch[LENGTH].nonzero().flatten().tolist()
     files = [batch[JPEG][row, : batch[LENGTH][row]] for row in rows]
@@ -80,8 +82,10 @@ def decoded_on(device: torch.device, batch: Batch, preprocess: Preprocess) -> Ba
 
 
 def _decode(files: list[Tensor], device: torch.device) -> list[Tensor]:
-    """All of them at once, as 3 x H x W; none if one cannot be decoded. By nvJPEG on CUDA. The only call of
-    torchvision's decoders, which are to move to torchcodec."""
+    """All of them at once, as 3 x H x W; none if one cannot be decoded. By nvJPEG on CUDA.
+
+    The only call of torchvision's decoders, which are to move to torchcodec.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The image decoding", DeprecationWarning)
         try:

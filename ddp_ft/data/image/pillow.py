@@ -35,8 +35,10 @@ def as_pixels(image: Image.Image) -> Pixels:
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Ignore Pillow's warnings, except the one of a decompression bomb, which is raised. Filters belong to the whole
-    process: a caller that decodes in several threads enters this around all of them."""
+    """Ignore Pillow's warnings, except the one of a decompression bomb, which is raised.
+
+    Filters belong to the whole process: a caller that decodes in several threads enters this around all of them.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.filterwarnings("error", category=Image.DecompressionBombWarning)

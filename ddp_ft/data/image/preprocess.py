@@ -7,8 +7,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a model expects of its images. `size` is (height, width); mean and std are for values in 0..1. `decoder`
-    says whether a JPEG may "shrink" while it is decoded, as far as the size allows, or is decoded in "full"."""
+    """What a model expects of its images. `size` is (height, width); mean and std are for values in 0..1.
+
+    `decoder` says whether a JPEG may "shrink" while it is decoded, as far as the size allows, or is decoded in "full".
+    """
 
     size: tuple[int, int]
     mean: tuple[float, ...]

@@ -34,8 +34,10 @@ CROP_TRIES = 10
 
 
 def train_transform(preprocess: Preprocess, augment: AugmentConfig) -> ImageFunction:
-    """Random crop, resize and flip, then `distortions`: uint8 3 x H x W of any size -> uint8 3 x preprocess.size. Draws
-    from torch's global CPU generator. UserError for an unknown interpolation or policy."""
+    """Random crop, resize and flip, then `distortions`: uint8 3 x H x W of any size -> uint8 3 x preprocess.size.
+
+    Draws from torch's global CPU generator. UserError for an unknown interpolation or policy.
+    """
     return _TrainTransform(preprocess, augment)
 
 

@@ -143,8 +143,10 @@ def _suffix(name: str) -> str:
 
 @dataclass(kw_only=True)
 class Listing(Found):
-    """The images in the class folders of `folder`, in the order of their whole paths. `counts` are the images of each
-    of `classes` (sorted); the rest is as in `Found`, for all folders."""
+    """The images in the class folders of `folder`, in the order of their whole paths.
+
+    `counts` are the images of each of `classes` (sorted); the rest is as in `Found`, for all folders.
+    """
 
     folder: Path
     classes: list[str]

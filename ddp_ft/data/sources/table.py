@@ -50,8 +50,10 @@ class Rows:
 
 
 def read_rows(config: DataConfig, path: Path, task: str = "auto", schema: Schema | None = None) -> Rows:
-    """A table's rows; with the schema of a trained model, targets are numbered as in it. Raises UserError for columns
-    that are not there, cells that do not fit and images that do not exist."""
+    """A table's rows; with the schema of a trained model, targets are numbered as in it.
+
+    Raises UserError for columns that are not there, cells that do not fit and images that do not exist.
+    """
     columns, targets = config, list[str]()
 
     def choose(header: list[str]) -> list[str]:

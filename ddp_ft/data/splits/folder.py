@@ -61,8 +61,10 @@ def open_part(config: DataConfig, root: Path, schema: Schema, split: str | None)
 
 
 def open_folder(folder: Path, classes: Sequence[str]) -> LabelledFileSource:
-    """The class folders in `folder` as a source whose targets are places in `classes`, a model's. UserError if the
-    folder cannot be read, holds no images, or has a class that the model lacks."""
+    """The class folders in `folder` as a source whose targets are places in `classes`, a model's.
+
+    UserError if the folder cannot be read, holds no images, or has a class that the model lacks.
+    """
     _check_folder(folder)
     if unknown := sorted(set(subfolders(folder)) - set(classes)):
         hint = f"The model's classes: {shortened(classes)}."

@@ -110,7 +110,9 @@ def _draw_by_stratum(strata: Ints, order: Ints, share: float) -> NDArray[np.bool
 
 class _Units(NamedTuple):
     """Samples or groups that are dealt as a whole. Unit u has counts[starts[u]:starts[u+1]] samples of those strata.
-    `totals` are the samples of each stratum; `order` is that of dealing, and `places` are the units' places in it."""
+
+    `totals` are the samples of each stratum; `order` is that of dealing, and `places` are the units' places in it.
+    """
 
     sizes: Ints
     starts: Ints
@@ -183,8 +185,10 @@ def _holders(units: _Units) -> list[Ints]:
 
 
 def _cover(units: _Units, held_back: NDArray[np.bool_], limit: float) -> None:
-    """Move units so that every stratum is in training, and in validation where possible. Smallest units first;
-    validation never takes a stratum's last unit, nor more than `limit` of all samples."""
+    """Move units so that every stratum is in training, and in validation where possible.
+
+    Smallest units first; validation never takes a stratum's last unit, nor more than `limit` of all samples.
+    """
     holders = _holders(units)
     rare_first = sorted(range(len(holders)), key=lambda stratum: (len(holders[stratum]), stratum))
     for stratum in rare_first:

@@ -49,8 +49,11 @@ def open_part(config: DataConfig, path: Path, schema: Schema, split: str | None)
 
 
 def open_splits(request: SplitRequest, path: Path, task: str) -> Splits:
-    """As `Layout`. Raises UserError as `read_rows` does, and for an image or group on two sides of the given splits,
-    classes that training lacks, targets that are all the same, and weights that are all 0."""
+    """As `Layout`.
+
+    Raises UserError as `read_rows` does, and for an image or group on two sides of the given splits, classes that
+    training lacks, targets that are all the same, and weights that are all 0.
+    """
     rows = read_rows(request.config, path, task)
     parts = _given_parts(rows, path)
     groups = _groups_of_images(rows, path)

@@ -16,8 +16,10 @@ _FLAGS = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
 
 
 class Labels(TargetKind):
-    """Targets are float32 (N, labels), 1 where a sample has the label and 0 elsewhere. A table has them in one column,
-    joined by the separator, or in a column of 0 and 1 for each label."""
+    """Targets are float32 (N, labels), 1 where a sample has the label and 0 elsewhere.
+
+    A table has them in one column, joined by the separator, or in a column of 0 and 1 for each label.
+    """
 
     name, called, keeps_strata = LABELS, "classes", True
 

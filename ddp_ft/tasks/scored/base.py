@@ -130,6 +130,8 @@ def mean_where(parts: Floats, wholes: Floats, usable: NDArray[np.bool_]) -> Floa
 
 
 def mean_f1(hits: Floats, both: Floats) -> Floats:
-    """The mean F1 in each resample (B), over classes that a sample has or is predicted to have. `hits` (B x names) are
-    the samples of each class that are right, `both` those that have it plus those predicted."""
+    """The mean F1 in each resample (B), over classes that a sample has or is predicted to have.
+
+    `hits` (B x names) are the samples of each class that are right, `both` those that have it plus those predicted.
+    """
     return mean_where(2 * hits, both, both > 0)
