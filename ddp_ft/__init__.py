@@ -11,7 +11,7 @@ __all__ = ["Model", "Prediction", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """`load` and what it gives, imported when they are asked for: they need torch."""
+    """`load` and the classes of its results, imported when they are used: they need torch."""
     if name in ("Model", "Prediction", "load"):
         import importlib
 

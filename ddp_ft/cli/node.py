@@ -1,8 +1,8 @@
-"""`python -m ddp_ft.cli.node`: what a batch job starts once on each node, torchrun behind a shield against signals.
+"""`python -m ddp_ft.cli.node`: started once on each node by a batch job; runs torchrun and shields it from signals.
 
-torchrun ends its workers when it is signalled, fails even if they saved and left in order, and leaves them orphaned
-if several signals come at one instant, as they do at the end of Slurm's grace. So it gets none: a signal becomes a
-line in the job's stop file, which the ranks look for.
+torchrun ends its workers when it gets a signal, fails even if they saved and exited in order, and leaves orphans
+if several signals come at once, as at the end of Slurm's grace time. So it gets none: a signal becomes a
+line in the job's stop file, which the ranks read.
 """
 
 import os

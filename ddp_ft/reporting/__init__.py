@@ -1,1 +1,1 @@
-"""What is told of runs: the table at the start, the summary at the end, pages, model cards, comparisons."""
+"""Texts and pages about runs: the table at the start, the summary at the end, reports, model cards, comparisons."""

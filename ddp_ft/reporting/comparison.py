@@ -192,14 +192,13 @@ def _shown(value: Any) -> str:
 
 
 def _charts(runs: Sequence[RunFacts], metric: str) -> list[tuple[str, Any]]:
-    wanted = [
-        (f"{metric_name(metric)} on the validation set", "val", metric),
-        ("Loss on the validation set", "val", "loss"),
-        ("Training loss", "train", "loss"),
-        ("Images per second", "train", "images_per_second"),
-    ]
-    drawn = [(title, overlay(runs, split, name)) for title, split, name in wanted]
-    return [(title, chart) for title, chart in drawn if chart is not None]
+    charts = {
+        f"{metric_name(metric)} on the validation set": overlay(runs, "val", metric),
+        "Loss on the validation set": overlay(runs, "val", "loss"),
+        "Training loss": overlay(runs, "train", "loss"),
+        "Images per second": overlay(runs, "train", "images_per_second"),
+    }
+    return [(title, chart) for title, chart in charts.items() if chart is not None]
 
 
 def _caveats(runs: Sequence[RunFacts]) -> list[str]:

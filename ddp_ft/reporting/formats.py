@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers, times and names as text."""
 
 import time
 
@@ -14,7 +14,7 @@ def is_share(metric: str) -> bool:
 
 
 def metric_text(metric: str, value: float | None) -> str:
-    """A metric's value: shares in percent with one digit behind the point, others with four that count."""
+    """A metric's value: shares in percent with one decimal, others with four significant digits."""
     if value is None:
         return "–"
     return f"{value * 100:.1f} %" if is_share(metric) else f"{value:.4g}"
@@ -52,7 +52,7 @@ def brief(name: str, longest: int = 100) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the two largest units that it has."""
+    """A time in its two largest units."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -79,10 +79,10 @@ def moment(seconds: float) -> str:
 
 
 def number_text(number: float) -> str:
-    """A speed: whole from 10 on, else two digits that count."""
+    """A speed: whole from 10 on, else with two significant digits."""
     return count(number) if number >= 10 else f"{number:.2g}"
 
 
 def p_text(p_value: float) -> str:
-    """A p value with the digits that mean something."""
+    """A p value with two significant digits."""
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"

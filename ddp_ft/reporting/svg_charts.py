@@ -145,10 +145,8 @@ def curves(facts: RunFacts) -> list[tuple[str, Markup]]:
 def _quality(facts: RunFacts) -> Lines:
     metric = facts.metric
     names = [metric, *(name for name in ("balanced_accuracy", "macro_f1") if is_share(metric) and name != metric)]
-    names += [f"ema_{metric}"]
-    labels = {name: metric_name(name.removeprefix("ema_")) + (" (average)" if name.startswith("ema_") else "")
-              for name in names}  # fmt: skip
-    return {label: (facts.evaluations, name, "o-") for name, label in labels.items()}
+    labels = {metric_name(name): name for name in names} | {f"{metric_name(metric)} (average)": f"ema_{metric}"}
+    return {label: (facts.evaluations, name, "o-") for label, name in labels.items()}
 
 
 def _rates(train: Sequence[Row]) -> tuple[Lines, str]:

@@ -1,6 +1,6 @@
-"""What the values of a row of metrics are called where curves are shown: GROUP/NAME.
+"""The names of the values of a row of metrics as curves: GROUP/NAME.
 
-TensorBoard puts numbers before the groups, to have them in order; the names here are what people type into queries.
+TensorBoard adds numbers to the groups, to order them; the names here are for queries.
 """
 
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 TRAIN = "train"
 
-# What stands in front of a metric's name, so that the page groups and orders its curves.
+# The group of a metric, by which the page groups and orders its curves.
 GROUPS = {
     "grad_norm": "gradients",
     "images_per_second": "speed",
@@ -23,7 +23,7 @@ GROUPS = {
     "gpu_load": "system",
     "bad_steps": "progress",
 }
-# All that may stand in front of the slash in `curve_name`.
+# All groups that `curve_name` puts before the slash.
 FOLDERS = tuple(dict.fromkeys(("loss", "quality", "lr", *GROUPS.values())))
 BOOKKEEPING = ("step", "split", "time", "phase")
 
