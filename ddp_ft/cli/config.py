@@ -120,7 +120,8 @@ def listing(keys: Iterable[Key]) -> str:
 
 
 def _listed_section(section: str, keys: list[Key]) -> str:
-    lines = [_heading(section)]
+    summary = (getattr(typing.get_type_hints(RunConfig).get(section), "__doc__", None) or "").partition("\n")[0]
+    lines = [click.style(section or "(top level)", bold=True) + (f": {summary}" if section else "")]
     name_width = max(len(key.path) for key in keys)
     default_width = max(len(shown_default(key)) for key in keys)
     width = min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)
@@ -130,13 +131,6 @@ def _listed_section(section: str, keys: list[Key]) -> str:
         facts = "  ".join((shown_default(key).ljust(default_width), key.kind.ljust(7), key.flag or ""))
         lines += [f"  {name}  {facts}".rstrip(), wrapper.fill(f"{key.help} [{allowed_values(key)}]")]
     return "\n".join(lines)
-
-
-def _heading(section: str) -> str:
-    if not section:
-        return click.style("(top level)", bold=True)
-    summary = (typing.get_type_hints(RunConfig)[section].__doc__ or "").splitlines()[0]
-    return f"{click.style(section, bold=True)}: {summary}"
 
 
 def details(key: Key) -> str:

@@ -90,7 +90,7 @@ class TensorBoard(Tracker):
 
     def image(self, tag: str, step: int, png: bytes) -> None:
         """An image, as the bytes of a PNG."""
-        width, height = png_size(png)
+        width, height = struct.unpack(">II", png[16:24])  # in the first chunk of a PNG (its specification, 11.2.2)
         image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=3)
         summary = Summary(value=[Summary.Value(tag=tag, image=image)])
         self._events.add_event(Event(step=step, wall_time=time.time(), summary=summary))
@@ -127,12 +127,6 @@ class TensorBoard(Tracker):
     def close(self) -> None:
         """Write out what is queued."""
         self._writer.close()
-
-
-def png_size(png: bytes) -> tuple[int, int]:
-    """Width and height, from the first chunk of a PNG (its specification, 11.2.2)."""
-    width, height = struct.unpack(">II", png[16:24])
-    return width, height
 
 
 def _shown(folder: Path) -> Iterator[Event]:
