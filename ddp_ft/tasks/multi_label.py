@@ -113,7 +113,7 @@ class MultiLabel(ClassTask):
         return (drawn | F.one_hot(torch.arange(samples) % self.outputs, self.outputs)).float()
 
     def metric_inputs(self, predictions: Batch, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities, and targets as int64, which torchmetrics wants."""
+        """Probabilities, and targets as int64 for torchmetrics."""
         return self.estimates(predictions), (target > 0.5).long()
 
     def estimates(self, predictions: Batch) -> Tensor:

@@ -51,7 +51,7 @@ class Regression(SupervisedTask):
         """
         for key in (CLASS_KEY, POSITIVE_KEY):
             if getattr(config.loss, key.partition(".")[2]) is not None:
-                hint = "data.weight gives each sample its own."
+                hint = "data.weight sets one for each sample."
                 raise UserError(f"{key} is for classes; the task is {cls.name}.", hint)
         values = targets.astype(np.float64).reshape(len(targets), len(names))
         for column, name in enumerate(names):
@@ -110,7 +110,7 @@ class Regression(SupervisedTask):
         return torch.randn(samples, self.outputs, generator=generator)
 
     def metric_inputs(self, predictions: Batch, target: Tensor) -> tuple[Tensor, Tensor]:
-        """In the target's units, float64, N x names; N for a single number, as torchmetrics wants it."""
+        """In the target's units, float64, N x names; N for a single number, as torchmetrics takes it."""
         given, wanted = predictions[VALUES], self._in_units(target)
         return (given[:, 0], wanted[:, 0]) if self.outputs == 1 else (given, wanted)
 

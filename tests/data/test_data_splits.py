@@ -212,7 +212,7 @@ def test_folders_without_images(tmp_path: Path) -> None:
     fails(tmp_path, "no images", ".jpg")
     save_image(tmp_path / "x.png")
     save_image(tmp_path / "Y.PNG")
-    fails(tmp_path, "no images in class folders", "2 images lie in it directly")
+    fails(tmp_path, "no images in class folders", "2 images")
 
 
 def test_one_class_only(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class Quarantine:
         self.check()
 
     def check(self) -> None:
-        """UserError if more images of a split are damaged than may be."""
+        """Raise UserError if more images of a split are damaged than `max_share` allows."""
         everything = {**self.known, **self._news}
         for split, limit in self.limits.items():
             bad = [f"{path}: {reason}" for (of, path), reason in everything.items() if of == split]

@@ -16,7 +16,7 @@ from ddp_ft.errors import UserError
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 NO_BOX: Box = (0, 0, 0, 0)
-_OF_PAIR = 1  # tells a pair's seed from that of its first image
+_OF_PAIR = 1  # makes the seed of a pair differ from that of its first image
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Mixing:
         global CPU generator.
         """
         cuts = self.cutmix > 0 and (self.mixup == 0 or bool(torch.rand(1) < 0.5))
-        # In float64, which for small alphas neither underflows nor gives NaN.
+        # In float64, which for small alphas neither underflows nor returns NaN.
         alpha = torch.tensor(self.cutmix if cuts else self.mixup, dtype=torch.float64)
         share = float(Beta(alpha, alpha, validate_args=False).sample())
         if not cuts:

@@ -10,8 +10,8 @@ from torch import Tensor
 from ddp_ft.contracts import Batch, Sample
 from ddp_ft.data.image.pillow import Pixels
 
-# How much larger than needed an image stays when it is shrunk while decoding: 2, as for Pillow's thumbnails, makes the
-# result hard to tell from that of the whole image.
+# How much larger than needed an image stays when it is shrunk while decoding: 2, as for Pillow's thumbnails, gives
+# almost the result of the whole image.
 SPARE = 2
 _SHRINKS = (8, 4, 2)
 

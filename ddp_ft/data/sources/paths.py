@@ -1,4 +1,4 @@
-"""Paths of very many images in two arrays, which forked workers share and ranks send as they are."""
+"""Paths of very many images in two arrays, which forked workers share and ranks send unchanged."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
@@ -12,9 +12,9 @@ _BLOCK = 1 << 16  # paths made into strings at a time: some 10 MB
 class Paths(Sequence[str]):
     """Strings without NUL, never changed.
 
-    Not a list of str: every look at one writes its count of references, so that a forked worker would copy, page by
-    page, all that it reads from: 100 bytes for each image and worker. `text` (uint8) has the strings in UTF-8, each
-    with a NUL behind it, and `starts` (int64, one more than strings) says where each begins.
+    Not a list of str: each access to one writes its count of references, so that a forked worker would copy, page by
+    page, all that it reads: 100 bytes for each image and worker. `text` (uint8) holds the strings in UTF-8, each with a
+    NUL after it, and `starts` (int64, one more than strings) where each begins.
     """
 
     def __init__(self, text: NDArray[np.uint8]) -> None:

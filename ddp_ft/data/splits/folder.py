@@ -171,7 +171,7 @@ def _check_part(part: Listing) -> None:
         loose = _loose_images(part.folder)
         hint = f"{EXAMPLE}\nImages are files that end in {suffix_list()}."
         if loose:
-            hint = f"{loose} images lie in it directly; put each into a folder with its class's name.\n{EXAMPLE}"
+            hint = f"{loose} images are in it directly; put each into a folder with its class's name.\n{EXAMPLE}"
         raise UserError(f"There are no images in class folders in {part.folder}.", hint)
     if empty := [name for name, count in zip(part.classes, part.counts, strict=True) if not count]:
         hint = f"Remove them, or put images in ({suffix_list()})."

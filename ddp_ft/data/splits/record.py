@@ -1,4 +1,4 @@
-"""The splits of a run, and the record of which samples were drawn for validation."""
+"""The splits of a run, and the record of the samples drawn for validation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ class Division:
             notes.append(f"Classes without an image for training: {shortened(lost)}.")
         asked, share = self.record.get("val_split"), val / max(train + val, 1)
         if pool.groups is not None and asked is not None and abs(share - asked) > _FAR_FROM_SHARE:
-            notes.append(f"Whole groups make {share:.0%} of the images validate, where {asked:.0%} were asked for.")
+            notes.append(f"Whole groups make {share:.0%} of the images validate; --val-split is {asked:.0%}.")
         return notes
 
 

@@ -44,7 +44,7 @@ class TargetKind(ABC):
     can_be_mixed = True
 
     def strata(self, targets: NDArray[Any], bins: int) -> NDArray[Any]:
-        """The strata of which each side of a split should have its share: int64 (N,), or bool (N, strata) if a sample
+        """The strata to divide in proportion between the sides of a split: int64 (N,), or bool (N, strata) if a sample
         may be in several. `bins` is how many to make if there is a choice."""
         return np.zeros(len(targets), np.int64)
 
