@@ -27,15 +27,12 @@ class Table:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def where(self, row: int) -> str:
-        """ "line 5", or "row 5" of a Parquet file."""
-        return f"{'row' if self.path.suffix.lower() == '.parquet' else 'line'} {self.numbers[row]}"
-
     def error(
         self, rows: Sequence[int], problem: str, shown: Sequence[str], hint: str = "", limit: int = LISTED
     ) -> UserError:
         """The error for these rows: how many there are, and the places and `shown` of the first ones."""
-        lines = listed([f"{self.where(row)}: {shown[row]!r}" for row in rows], limit)
+        kind = "row" if self.path.suffix.lower() == ".parquet" else "line"
+        lines = listed([f"{kind} {self.numbers[row]}: {shown[row]!r}" for row in rows], limit)
         return UserError(f"{self.path}: {len(rows)} {problem}:", "\n".join([*lines, hint] if hint else lines))
 
     def filled(self, column: str, hint: str = "") -> list[str]:

@@ -70,8 +70,8 @@ class JpegFile:
     @property
     def size(self) -> tuple[int, int]:
         """(height, width), upright."""
-        height, width, _ = self.header
-        return (width, height) if self.header.is_turned else (height, width)
+        height, width, orientation = self.header
+        return (width, height) if orientation >= 5 else (height, width)  # EXIF turns by 90 degrees from 5 on
 
     def pixels(self, shrink: int) -> Pixels:
         """The whole image, with sides of 1/shrink, rounded up; of 1 if only Pillow can decode it."""

@@ -35,11 +35,6 @@ class Header(NamedTuple):
     width: int
     orientation: int
 
-    @property
-    def is_turned(self) -> bool:
-        """Whether turning the image upright swaps height and width."""
-        return self.orientation >= 5
-
 
 def read_header(data: bytes) -> Header | None:
     """The header; None for what only Pillow reads: CMYK, more pixels than it allows, or no JPEG after all."""
