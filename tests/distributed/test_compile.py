@@ -264,7 +264,7 @@ def test_without_a_compiler_it_says_so_before_anything_is_written(shapes, tmp_pa
 @pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_compiler_that_fails_is_one_message(shapes, tmp_path, world_size):
     broken = wrapped_compiler(tmp_path / "broken", "echo 'internal compiler error' >&2; exit 1")
-    codes, said = run_forked(world_size, arguments(shapes, tmp_path / "run", *COMPILED), **broken)
+    codes, said = run_forked(world_size, arguments(shapes, tmp_path / "run", *COMPILED), PATIENCE, **broken)
     assert 2 in codes and 0 not in codes, said  # the other rank may have lost the first before it had failed itself
     assert said.count("torch.compile failed on") == 1 and "Traceback" not in said
 
@@ -282,10 +282,10 @@ def test_a_stop_does_not_wait_for_the_compiler(shapes, tmp_path, world_size):
     slow = wrapped_compiler(tmp_path / "slow", "touch $HERE/begun; exec sleep 600")
     run = tmp_path / "run"
     job = ForkedJob(world_size, arguments(shapes, run, *COMPILED, net="with_blocks"), **slow)
-    job.wait_for(tmp_path / "slow/begun")
+    job.wait_for(tmp_path / "slow/begun", PATIENCE)
     time.sleep(0.5)
     job.signal(signal.SIGTERM)
-    codes, said = job.end(30)
+    codes, said = job.end(PATIENCE)
     assert codes == ([75] if world_size == 1 else [0, 0]), said
     summary = read(run, "summary.json")
     assert (summary["status"], summary["step"]) == ("stopped", 0)

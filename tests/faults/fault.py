@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 VARIABLE = "DDP_FT_TEST_FAULT"
+PATIENCE = 180.0
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-PATIENCE = 60.0
 
 
 @dataclass(frozen=True)

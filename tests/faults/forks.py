@@ -7,7 +7,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from tests.support.fork_server import become, context, fork
+from tests.support.fork_server import PATIENCE, become, context, fork
 
 # After the first rank that fails the others are asked to end, and after this many seconds made to.
 SHUTDOWN_SECONDS = 5.0
@@ -40,7 +40,7 @@ class ForkedJob:
             if process.is_alive() and process.pid is not None:
                 os.kill(process.pid, number)
 
-    def wait_for(self, path: Path, seconds: float = 60) -> None:
+    def wait_for(self, path: Path, seconds: float = PATIENCE) -> None:
         """Until the path is there; fails if the job ends before."""
         deadline = time.monotonic() + seconds
         while not path.exists():
@@ -49,7 +49,7 @@ class ForkedJob:
                 raise AssertionError(f"The job ended before {path} came:\n{self.end()[1]}")
             assert time.monotonic() < deadline, f"{path} did not come:\n{self.end()[1]}"
 
-    def end(self, seconds: float = 60) -> tuple[list[int], str]:
+    def end(self, seconds: float = PATIENCE) -> tuple[list[int], str]:
         """Exit codes by rank and all that was printed, once all ranks have ended; fails when time is up."""
         deadline, asked = time.monotonic() + seconds, None
         try:
@@ -86,7 +86,9 @@ class ForkedJob:
         return bool(chunk)
 
 
-def run_forked(world_size: int, args: Sequence[str], seconds: float = 90, **options: Any) -> tuple[list[int], str]:
+def run_forked(
+    world_size: int, args: Sequence[str], seconds: float = PATIENCE, **options: Any
+) -> tuple[list[int], str]:
     """Exit codes by rank and what was printed by one start of the command."""
     return ForkedJob(world_size, args, **options).end(seconds)
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support.fork_server import become, fork
+from tests.support.fork_server import PATIENCE, become, fork
 
 
 class Command:
@@ -59,7 +59,7 @@ class Command:
         """What it has written so far: to stdout, or to both if they are merged."""
         return self._read(0)
 
-    def wait_for_output(self, text: str, seconds: float = 60) -> None:
+    def wait_for_output(self, text: str, seconds: float = PATIENCE) -> None:
         """Until it has written that; fails if it ends before."""
         deadline = time.monotonic() + seconds
         while text not in self.output():

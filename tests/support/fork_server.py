@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+# Seconds that a test waits for another process, which may have to share its cores with many: below the 240 of a test.
+PATIENCE = 180.0
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["tests.support.preloaded"])
 

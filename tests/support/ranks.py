@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.support.fork_server import become, context, fork
+from tests.support.fork_server import PATIENCE, become, context, fork
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ def run_ranks(
     function: Callable[..., T],
     *args: Any,
     device: str = "cpu",
-    timeout: float = 60.0,
+    timeout: float = PATIENCE,
     timeout_minutes: float = 1,
     connected: bool = True,
 ) -> list[T]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.support import nets
 from tests.support.commands import Command
+from tests.support.fork_server import PATIENCE
 from tests.support.ranks import run_ranks
 
 
@@ -75,7 +76,7 @@ def start_process(args: list[str]) -> Command:
     return Command("ddp_ft.train", args, merged=True)
 
 
-def wait_for(path: Path, process: Command, seconds: float = 60) -> None:
+def wait_for(path: Path, process: Command, seconds: float = PATIENCE) -> None:
     """Until the file is there; fails if the process ends before."""
     deadline = time.monotonic() + seconds
     while not path.exists():

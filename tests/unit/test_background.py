@@ -20,6 +20,7 @@ from ddp_ft.trackers.services.background import Background
 from ddp_ft.trackers.services.base import Start
 from ddp_ft.trackers.services.registry import service_names
 from tests.support import recording
+from tests.support.fork_server import PATIENCE
 from tests.support.recording import Failing, Recorder, Waiting
 from tests.support.runs import column, train_here
 
@@ -42,7 +43,7 @@ def told(folder):
 
 
 def wait_until(is_so):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -50,8 +51,15 @@ def wait_until(is_so):
 
 def process_of_service():
     """The only process of a service that this one has started."""
-    [found] = [child for child in psutil.Process().children() if "services.host" in " ".join(child.cmdline())]
+    [found] = filter(is_service, psutil.Process().children())
     return found
+
+
+def is_service(child):
+    try:
+        return "services.host" in " ".join(child.cmdline())
+    except psutil.Error:  # it has ended
+        return False
 
 
 def bytes_in_pipe():
