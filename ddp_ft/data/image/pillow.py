@@ -3,7 +3,7 @@
 import functools
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,8 @@ def read_pixels(path: Path | str) -> Pixels:
 
 def as_pixels(image: Image.Image) -> Pixels:
     """A Pillow image as `read_pixels` returns one; the given image itself is turned upright."""
-    _turn_upright(image)
+    with suppress(Exception):  # garbled metadata does not make good pixels bad, and Pillow raises any type over it
+        ImageOps.exif_transpose(image, in_place=True)
     # A copy, because Pillow's own array is read-only, and torch warns of those.
     return np.array(_to_rgb(image))
 
@@ -50,13 +51,6 @@ def known_formats() -> tuple[str, ...]:
     """Those of FORMATS that this Pillow has; it fails on unknown names."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def _turn_upright(image: Image.Image) -> None:
-    try:
-        ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # garbled metadata does not make good pixels bad, and Pillow raises any type over it
-        return
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

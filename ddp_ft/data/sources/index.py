@@ -12,6 +12,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,13 +74,11 @@ def store_index(root: Path, folders: Mapping[str, Path], index: Index, begun: fl
     file = _file_of(root, folders)
     if file is None or count < WORTH_STORING or newest / 1e9 > begun - SETTLED_SECONDS:
         return
-    try:
+    with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file, durable=False, contested=True) as aside, aside.open("wb") as stream:
             np.savez(stream, **_packed(index))
         _tidy(file.parent)
-    except OSError:
-        return
 
 
 def _file_of(root: Path, folders: Mapping[str, Path]) -> Path | None:
