@@ -20,9 +20,9 @@ import click
 
 from ddp_ft.cli.process import FAILED, run_command
 from ddp_ft.errors import UserError
-from tests.faults.comparing import curve
-from tests.faults.forks import ForkedJob
 from tests.support import images, nets
+from tests.system.faults.comparing import curve
+from tests.system.faults.forks import ForkedJob
 
 DEMO = Path(".cache") / "demo"
 PHOTOS = {"train": 10, "val": 4}  # of each of the demo's four classes

@@ -12,9 +12,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.faults.test_curves import served  # noqa: E402
 from tests.support.browser import browser  # noqa: E402
 from tests.support.images import write_digits  # noqa: E402
+from tests.system.faults.test_curves import served  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 OPTIONS = [

@@ -19,17 +19,17 @@ def calls(launch: Launcher, *args: str, code: int = 0, **env: str) -> tuple[list
 
 
 def test_lints_then_pytest_without_the_slow_ones(launch: Launcher) -> None:
-    found, _ = calls(launch, "tests/unit", "-k", "a or b")
+    found, _ = calls(launch, "tests/data", "-k", "a or b")
     assert len(found) == 5
     assert all(name.split()[-1] in call for name, call in zip(LINTS, found, strict=False))
     assert found[-1].startswith("-m|pytest|-n|")
-    assert found[-1].endswith("|-m|not slow|tests/unit|-k|a or b|threads=1")
+    assert found[-1].endswith("|-m|not slow|tests/data|-k|a or b|threads=1")
 
 
 def test_slow_adds_the_slow_ones(launch: Launcher) -> None:
-    found, _ = calls(launch, "tests/unit", "--slow")
+    found, _ = calls(launch, "tests/data", "--slow")
     assert "not slow" not in found[-1] and "--slow" not in found[-1]
-    assert found[-1].endswith("|tests/unit|threads=1")
+    assert found[-1].endswith("|tests/data|threads=1")
 
 
 def test_a_failed_lint_stops_before_pytest_but_after_the_other_lints(launch: Launcher) -> None:

@@ -17,7 +17,8 @@ MODULES = (
     "ddp_ft.train", "ddp_ft.evaluate", "ddp_ft.predict", "ddp_ft.run",
     "ddp_ft.inference.evaluate_models", "ddp_ft.inference.predict_files",
     "ddp_ft.models.libraries.timm", "ddp_ft.trackers.tensorboard", "ddp_ft.models.libraries.user_file",
-    "ddp_ft.reporting.writing", "torch.distributed.run", "tests.support.nets", "tests.faults.fault", "encodings.idna",
+    "ddp_ft.reporting.writing", "torch.distributed.run", "tests.support.nets", "tests.system.faults.fault",
+    "encodings.idna",
 )  # fmt: skip
 
 

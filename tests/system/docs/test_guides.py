@@ -1,0 +1,55 @@
+"""Each command of the guides in docs/ runs, with a tiny model of random weights in place of a pretrained one."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.runs import read
+from tests.system.docs.test_readme import TINY, run
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+GUIDES = ["first_run.md", "own_data.md", "resume.md", "recipes.md", "monitoring.md"]
+# Run by other tests: tests/system/docs/test_package.py, tests/launch/test_tensorboard.py.
+ELSEWHERE = ("pip install .", "./launch/tensorboard.sh ")
+
+
+def commands_of(guide: str) -> list[str]:
+    text = (DOCS / guide).read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    return [line.split("   #")[0].rstrip() for block in blocks for line in block.splitlines() if line]
+
+
+def smaller(command: str) -> str:
+    """The same on the tiny data: fewer epochs, where nothing else counts on their number."""
+    command = re.sub(r"--model \S+", f"--model {TINY} --image-size 32 --weights none --batch-size 8", command)
+    if "doctor" in command:
+        command = command.replace(" --weights none --batch-size 8", " --weights none")
+    command = command.replace("--nproc_per_node=4", "--nproc_per_node=2 --standalone").replace("~/pets", "pets")
+    return re.sub(r"--epochs (\d\d|[4-9])", "--epochs 2", command)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("guide", GUIDES)
+def test_the_commands_of_a_guide_run_in_their_order(guide, shapes, tmp_path):
+    (tmp_path / "pets").symlink_to(shapes)
+    rows = [
+        f"{file},{file.parent.name},{20 + number / 2},{number // 3}"
+        for number, file in enumerate(sorted((shapes / "train").rglob("*.png")))
+    ]
+    (tmp_path / "scans.csv").write_text("\n".join(["path,label,age,patient", *rows]))
+    for command in commands_of(guide):
+        if command.startswith(ELSEWHERE):
+            continue
+        done = run(smaller(command), tmp_path)
+        assert done.returncode in ((0, 2) if "doctor" in command else (0,)), (command, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr, (command, done.stderr)
+    for summary in tmp_path.glob("runs/*/summary.json"):
+        assert read(summary.parent, "summary.json")["status"] == "done"
+
+
+def test_each_guide_is_tested_and_named_in_the_readme():
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    pages = ["doctor.md", "trackers.md", "report.md", "slurm.md", "deployment.md", "commands.md"]  # tested elsewhere
+    assert [guide for guide in [*GUIDES, *pages] if f"docs/{guide}" not in readme] == []
