@@ -24,7 +24,7 @@ Views = Callable[[Batch], Sequence[Batch]]
 # Calls a library's module with a prepared batch, and returns its outputs as tensors.
 Call = Callable[[nn.Module, Batch], Any]
 # Prints a line for the user.
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -95,9 +95,9 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 def all_names() -> list[str]:
     """All full names, kept for the completion of shells."""
-    from ddp_ft.models import known_names
+    from ddp_ft.models import model_names
 
-    names = known_names()
+    names = model_names()
     store_names(names)
     return names
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddp_ft.contracts import Batch, Say, Task
+from ddp_ft.contracts import Batch, Log, Task
 from ddp_ft.data.rng import derive_seed, seed_masks
 from ddp_ft.diagnostics.stored_run import compose_stored, start_of
 from ddp_ft.distributed.world import Machine, World
@@ -59,7 +59,7 @@ class _Findings:
         self.gradient = self.gradient or (name if is_bad else "")
 
 
-def replay_step(run_dir: Path, step: int, data: Path | None, here: Machine, say: Say) -> bool:
+def replay_step(run_dir: Path, step: int, data: Path | None, here: Machine, log: Log) -> bool:
     """Report a step of a run, counted from 1 as in metrics.jsonl; return whether all of it is finite.
 
     The step is cut as it was when it ran: into the shares of all ranks, one after the other, and their micro-batches.
@@ -70,7 +70,7 @@ def replay_step(run_dir: Path, step: int, data: Path | None, here: Machine, say:
     if plan is None or not (run_dir / "config.yaml").is_file():
         raise UserError(f"{run_dir} is no run folder: it has no config.yaml or no plan.json.", "Expected runs/NAME.")
     record = read_bad_batch(run_dir, step)
-    run, state = compose_stored(folder, plan, data, here, say)
+    run, state = compose_stored(folder, plan, data, here, log)
     total = run.plan.total_steps
     if not 1 <= step <= total:
         raise UserError(f"{run_dir} has no step {step}.", f"Its steps are 1 to {total}, as in metrics.jsonl.")
@@ -79,10 +79,10 @@ def replay_step(run_dir: Path, step: int, data: Path | None, here: Machine, say:
         restore_weights(state.module, start.weights)
     cut: _Cut = (record["world_size"], record["micro_batch"]) if record else (plan.world_size, plan.cut)
     micro = f", micro-batches of {cut[1]}" if cut[1] else ""
-    say(f"Step {step} of {run_dir}, in epoch {(step - 1) // plan.steps_per_epoch + 1}: {cut[0]} shares{micro}")
-    say(f"Weights: {start.source}")
+    log(f"Step {step} of {run_dir}, in epoch {(step - 1) // plan.steps_per_epoch + 1}: {cut[0]} shares{micro}")
+    log(f"Weights: {start.source}")
     findings = _run_again(run, state, step - 1, cut, start.loss_scale)
-    _report(run, findings, record, say)
+    _report(run, findings, record, log)
     return findings.is_finite
 
 
@@ -154,7 +154,7 @@ def _watching(module: nn.Module, findings: _Findings) -> Iterator[None]:
             handle.remove()
 
 
-def _report(run: Run, findings: _Findings, record: dict[str, Any] | None, say: Say) -> None:
+def _report(run: Run, findings: _Findings, record: dict[str, Any] | None, log: Log) -> None:
     source, names = run.splits.train, run.task.names
     rows = [["position", "label", "loss", "finite", findings.extent, "image"]]
     for position, index, loss, extent in sorted(findings.rows):
@@ -162,18 +162,18 @@ def _report(run: Run, findings: _Findings, record: dict[str, Any] | None, say: S
         label = names[target] if isinstance(target, int) else str(target)  # a class by its name
         path = printable(source.name(index))
         rows.append([str(position), printable(label), f"{loss:.5g}", _yes_if_finite(loss), extent, path])
-    say("\n".join(["", *_columns(rows), ""]))
+    log("\n".join(["", *_columns(rows), ""]))
     norms = list(_gradient_norms(run))
-    say("\n".join([*_columns([["depth", "gradient norm", "finite", "layers"], *norms]), ""]))
+    log("\n".join([*_columns([["depth", "gradient norm", "finite", "layers"], *norms]), ""]))
     if findings.activation:
-        say(f"First layer whose output is not finite: {findings.activation}")
+        log(f"First layer whose output is not finite: {findings.activation}")
     if findings.gradient:
-        say(f"First parameter, from the loss backwards, whose gradient is not finite: {findings.gradient}")
+        log(f"First parameter, from the loss backwards, whose gradient is not finite: {findings.gradient}")
     total = _norm([p.grad for p in run.model.module.parameters() if p.grad is not None])
-    say(f"Loss {findings.loss / max(findings.weight, 1e-12):.6g}, gradient norm {total:.6g} before clipping")
+    log(f"Loss {findings.loss / max(findings.weight, 1e-12):.6g}, gradient norm {total:.6g} before clipping")
     if record is not None:
-        say(f"The run had: loss {record['loss']:.6g}, gradient norm {record['grad_norm']:.6g}")
-    say("All is finite." if findings.is_finite else "Not all is finite.")
+        log(f"The run had: loss {record['loss']:.6g}, gradient norm {record['grad_norm']:.6g}")
+    log("All is finite." if findings.is_finite else "Not all is finite.")
 
 
 def _gradient_norms(run: Run) -> Iterator[list[str]]:

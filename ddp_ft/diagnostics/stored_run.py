@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ddp_ft.config.loading import make_config, read_config_file
-from ddp_ft.contracts import TRAIN, Say
+from ddp_ft.contracts import TRAIN, Log
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import Machine, connect
@@ -46,7 +46,7 @@ def one_process(device_name: str, launch: Launch) -> Iterator[Machine]:
 
 
 def compose_stored(
-    folder: RunFolder, plan: Plan, data: Path | None, machine: Machine, say: Say
+    folder: RunFolder, plan: Plan, data: Path | None, machine: Machine, log: Log
 ) -> tuple[Run, TrainState]:
     """Return the run and its state, with the settings that it stored, but computing here, on one process. `data` takes
     the place of data.path. UserError if the run has no steps on its data."""
@@ -58,9 +58,9 @@ def compose_stored(
         here["compute.precision"] = resolve_precision(plan.precision, device)
     except UserError as error:
         here["compute.precision"] = "fp32"
-        say(f"Note: the run computed in {plan.precision}; here it is fp32. {error.message}")
+        log(f"Note: the run computed in {plan.precision}; here it is fp32. {error.message}")
     if plan.device != device.type:
-        say(f"Note: the run was on {plan.device}, this is {device.type}: the last digits differ.")
+        log(f"Note: the run was on {plan.device}, this is {device.type}: the last digits differ.")
     layers = read_config_file(folder.path / "config.yaml"), here
     config = make_config(*layers, recipe=plan.recipe)
     refuse_code_inside(folder.path, [config.model.name, config.head.name, config.loss.name, config.eval.extra])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import BuiltModel, LabelledSource, Processor, Say, Transform
+from ddp_ft.contracts import BuiltModel, LabelledSource, Log, Processor, Transform
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.evaluation.evaluator import EVAL_CHUNK
@@ -44,17 +44,17 @@ class FeatureFiles:
 
 
 def open_features(
-    extractor: Extractor, files: FeatureFiles, train: Sequence[Table], val: Table, say: Say
+    extractor: Extractor, files: FeatureFiles, train: Sequence[Table], val: Table, log: Log
 ) -> tuple[FeatureSet, FeatureSet]:
     """Return the features of the training set, in all its views, and of the validation set; the same on every rank.
     Raises StopAgreed if all ranks were asked to stop; the next start has the chunks that are complete."""
     tables = [*train, val]
     stores, common, trouble = _open_stores(extractor.world, files, tables)
     if trouble:
-        say(f"Warning: {trouble}; features are kept in memory, and computed again at the next start.")
-    say(_announce(files, tables, stores))
+        log(f"Warning: {trouble}; features are kept in memory, and computed again at the next start.")
+    log(_announce(files, tables, stores))
     found = [extractor.extract(*table[:2], store, common) for table, store in zip(tables, stores, strict=True)]
-    _report_troubles(extractor.world, found, say)
+    _report_troubles(extractor.world, found, log)
     device, most = extractor.world.device, MOST_FEATURE_BYTES
     return labelled(found[:-1], train[0][0], device, most), labelled(found[-1:], val[0], device, most)
 
@@ -116,12 +116,12 @@ def _announce(files: FeatureFiles, tables: Sequence[Table], stores: Sequence[Chu
     return f"Computing the features of {images} images{rest}."
 
 
-def _report_troubles(world: World, found: Sequence[Extracted], say: Say) -> None:
+def _report_troubles(world: World, found: Sequence[Extracted], log: Log) -> None:
     if damaged := sum(each.damaged for each in found):
-        say(f"Warning: {damaged} stored chunks of the features were damaged, and were computed again.")
+        log(f"Warning: {damaged} stored chunks of the features were damaged, and were computed again.")
     errors = {each.error for each in found if each.error}
     if lost := sorted({error for rank in world.gather(errors) or [] for error in rank}):
-        say(f"Warning: features could not be stored ({'; '.join(lost)}); they are kept in memory.")
+        log(f"Warning: features could not be stored ({'; '.join(lost)}); they are kept in memory.")
 
 
 def check_features(config: RunConfig, built: BuiltModel) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import Say
+from ddp_ft.contracts import Log
 from ddp_ft.data.batch import samples_of
 from ddp_ft.data.splits.record import Splits
 from ddp_ft.distributed.environment import Launch
@@ -58,15 +58,15 @@ class Averager:
         self.scorer = make_scorer(trained, World(0, 1, 0, device))
         self.load = partial(make_loader, trained=trained, world=self.scorer.world, launch=Launch())
 
-    def average(self, checkpoints: Sequence[Path], say: Say | None = None) -> Weights:
+    def average(self, checkpoints: Sequence[Path], log: Log | None = None) -> Weights:
         """The mean of these checkpoints, oldest first, with statistics recomputed for it if the data is there."""
         module = self.trained.module
         weights, changing = mean_weights(checkpoints, batch_statistics(module))
         if not changing:
             return weights
         if self.splits is None:
-            if say:
-                say("Warning: batch norm's statistics are averaged, not recomputed, because there is no data (--data).")
+            if log:
+                log("Warning: batch norm's statistics are averaged, not recomputed, because there is no data (--data).")
             return weights
         restore_weights(module, weights)
         self._recompute_statistics({name.rpartition(".")[0] for name in changing})
@@ -102,20 +102,20 @@ class Averager:
         restore_weights(self.trained.module, weights)
         return self.scorer.evaluate(self.load(self.splits.val), len(self.splits.val)).metrics
 
-    def greedy(self, found: Sequence[Path], say: Say) -> list[Path]:
+    def greedy(self, found: Sequence[Path], log: Log) -> list[Path]:
         """A greedy soup (arXiv 2203.05482): from the best checkpoint on, each is added if validation does not fall."""
         scores = {}
         for checkpoint in found:
             metrics = self.measure(checkpoint_weights(checkpoint))
             scores[checkpoint] = quality_of(self.trained.task, self.metric, metrics)
-            say(f"{checkpoint.name}: {in_words(metrics)}")
+            log(f"{checkpoint.name}: {in_words(metrics)}")
         first, *others = sorted(found, key=lambda checkpoint: -scores[checkpoint])
-        say(f"before, {first.name} alone: {self._as_text(scores[first])}")
+        log(f"before, {first.name} alone: {self._as_text(scores[first])}")
         chosen, score = [first], scores[first]
         for checkpoint in others:
             candidate = sorted([*chosen, checkpoint])
             new = quality_of(self.trained.task, self.metric, self.measure(self.average(candidate)))
-            say(f"with {checkpoint.name}: {self._as_text(new)}, {'added' if new >= score else 'left out'}")
+            log(f"with {checkpoint.name}: {self._as_text(new)}, {'added' if new >= score else 'left out'}")
             if new >= score:
                 chosen, score = candidate, new
         return chosen

@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import Say
+from ddp_ft.contracts import Log
 from ddp_ft.data.splits.open import open_splits_of
 from ddp_ft.data.splits.record import Splits
 from ddp_ft.distributed.device import pick_device
@@ -35,7 +35,7 @@ class AverageRequest:
     device: str = "auto"
 
 
-def average_checkpoints(request: AverageRequest, launch: Launch, say: Say) -> None:
+def average_checkpoints(request: AverageRequest, launch: Launch, log: Log) -> None:
     """Write the average of a run's checkpoints to a model folder, in one process.
 
     Batch norm's running statistics do not fit averaged weights. They are recomputed in one pass over the training set
@@ -49,18 +49,18 @@ def average_checkpoints(request: AverageRequest, launch: Launch, say: Say) -> No
     if config is None or not folder.checkpoints.is_dir():
         raise UserError(f"{run} is no run folder: it has no config.yaml or no checkpoints/.", "Expected runs/NAME.")
     device = pick_device(request.device, launch)
-    splits = _open_data(folder, config, request.data, say)
+    splits = _open_data(folder, config, request.data, log)
     if greedy and splits is None:
         raise UserError("--greedy needs the validation set of the run.", "Add --data.")
     averager = Averager(load_trained(run, device), splits, device, config)
     if splits is not None and not greedy:
-        say(f"before, {folder.best}: {in_words(averager.measure(load_file(folder.best / 'model.safetensors')))}")
-    chosen = averager.greedy(_all_of(folder), say) if greedy else _choose(folder, request)
-    weights = averager.average(chosen, say)
+        log(f"before, {folder.best}: {in_words(averager.measure(load_file(folder.best / 'model.safetensors')))}")
+    chosen = averager.greedy(_all_of(folder), log) if greedy else _choose(folder, request)
+    weights = averager.average(chosen, log)
     if splits is not None:
-        say(f"after,  average of {len(chosen)}: {in_words(averager.measure(weights))}")
+        log(f"after,  average of {len(chosen)}: {in_words(averager.measure(weights))}")
     save_model_folder(output, weights, read_description(model_folder(run)))
-    say(f"{output} is the average of {', '.join(folder.name for folder in chosen)}.")
+    log(f"{output} is the average of {', '.join(folder.name for folder in chosen)}.")
 
 
 def _check(request: AverageRequest, launch: Launch) -> None:
@@ -78,7 +78,7 @@ def _check(request: AverageRequest, launch: Launch) -> None:
         raise UserError(f"--output {request.output} exists already.", "Choose a new folder, or remove that one.")
 
 
-def _open_data(folder: RunFolder, config: RunConfig, data: Path | None, say: Say) -> Splits | None:
+def _open_data(folder: RunFolder, config: RunConfig, data: Path | None, log: Log) -> Splits | None:
     """The run's data: at `data`, else where the run found it; None if it is no longer there."""
     path = data or config.data.path
     if path is None:
@@ -88,7 +88,7 @@ def _open_data(folder: RunFolder, config: RunConfig, data: Path | None, say: Say
     except UserError as error:
         if data is not None:
             raise
-        say(f"Note: the run's data is not used. {error.message}")
+        log(f"Note: the run's data is not used. {error.message}")
         return None
 
 

@@ -56,7 +56,7 @@ class Blueprint:
         return replace(self, arguments={**self.arguments, **more})
 
 
-def known_names() -> list[str]:
+def model_names() -> list[str]:
     """Return the full names of all models of all libraries, with and without the tags of their weights."""
     return [full_name(key, name) for key in LIBRARIES for name in get_library(key).names()]
 

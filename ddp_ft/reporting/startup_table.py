@@ -42,10 +42,10 @@ def print_start(run: Run, report: LoadReport, earlier: Plan | None, console: Con
     }
     console.table("ddp_ft", rows)
     for note in (*run.splits.notes, *_notes(run)):
-        console.say(f"Note: {note}")
+        console.print(f"Note: {note}")
     for finding in guarded("remarks", lambda: advise(situation_of(run, end))):
         if finding.verdict == WARNING:  # no problem: a failure of the remarks themselves is no reason to end a run
-            console.say(f"Warning: {finding.name}: {finding.text}. {finding.remedy}")
+            console.print(f"Warning: {finding.name}: {finding.text}. {finding.remedy}")
 
 
 def _classes(run: Run) -> str:

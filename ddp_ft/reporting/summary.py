@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddp_ft.contracts import PROBE, STOPPED, LabelledSource, Say
+from ddp_ft.contracts import PROBE, STOPPED, LabelledSource, Log
 from ddp_ft.errors import typed_line
 from ddp_ft.trackers.console import Console
 from ddp_ft.training.run import Run
@@ -47,7 +47,7 @@ def summarise(run: Run, state: TrainState, status: str, test: dict[str, float]) 
 def print_end(run: Run, state: TrainState, console: Console, status: str) -> None:
     """Print the last lines: at which step the run stopped, or its best model."""
     if status == STOPPED:
-        console.say(f"Stopped at step {state.progress.step}, saved. The same command resumes there.")
+        console.print(f"Stopped at step {state.progress.step}, saved. The same command resumes there.")
         return
     best = state.progress.best
     metrics = {name: f"{value:.4f}" for name, value in best.metrics.items()}
@@ -56,7 +56,7 @@ def print_end(run: Run, state: TrainState, console: Console, status: str) -> Non
     console.table(f"Best model, after {when}{average}: {run.folder.best}", metrics)
 
 
-def report_at_the_end(run: Path, sources: Mapping[str, LabelledSource], say: Say) -> None:
+def report_at_the_end(run: Path, sources: Mapping[str, LabelledSource], log: Log) -> None:
     """Write the report of a run that has just ended. Any failure is one warning: the run is done without it."""
     try:
         from ddp_ft.reporting.writing import write_report
@@ -64,4 +64,4 @@ def report_at_the_end(run: Path, sources: Mapping[str, LabelledSource], say: Say
         lines = write_report(run, sources=sources)
     except Exception as error:  # of drawing libraries, of any kind
         lines = [f"Warning: the report could not be written. {typed_line(error)}", f"Try again: ddp-ft report {run}"]
-    say("\n".join(lines))
+    log("\n".join(lines))

@@ -21,9 +21,9 @@ from ddp_ft.training.validation import test_best
 
 def resume(run: Run, state: TrainState, console: Console) -> None:
     """Continue from what an earlier start left in the run folder."""
-    settle_damage(run, console.say)
+    settle_damage(run, console.print)
     for trouble in restore(run, state):
-        console.say(f"Warning: a checkpoint is damaged and was set aside. {trouble}")
+        console.print(f"Warning: a checkpoint is damaged and was set aside. {trouble}")
 
 
 def train_run(run: Run, state: TrainState, console: Console, allocation: Allocation) -> str:
@@ -33,7 +33,7 @@ def train_run(run: Run, state: TrainState, console: Console, allocation: Allocat
     try:
         status = _train_phases(run, state, recorder)
         recorder.end()
-        settle_damage(run, recorder.say)  # on CUDA the last step's decision is never asked for
+        settle_damage(run, recorder.print)  # on CUDA the last step's decision is never asked for
         write_to_the_end(run)
         if status == DONE:
             _finish(run, state, recorder)
@@ -53,7 +53,7 @@ def train_run(run: Run, state: TrainState, console: Console, allocation: Allocat
 
 def stop_before_training(run: Run, state: TrainState, console: Console, writes: bool) -> str:
     """Report that all ranks agreed to stop while something was measured; `writes`: also in the run folder."""
-    console.say("Stopped before training. The same command continues from there.")
+    console.print("Stopped before training. The same command continues from there.")
     if writes:
         restore(run, state)  # an earlier start may have trained, which the summary contains
         _write_summary(run, state, STOPPED, {})
@@ -71,14 +71,14 @@ def _open_trackers(run: Run, state: TrainState, console: Console) -> FanOut:
 def _train_phases(run: Run, state: TrainState, recorder: Recorder) -> str:
     progress = state.progress
     if progress.restarts:
-        recorder.say(f"Continuing at step {progress.step} of phase {progress.phase}.")
+        recorder.print(f"Continuing at step {progress.step} of phase {progress.phase}.")
     was_probing = progress.phase == PROBE
     if was_probing:
-        if train(run, state, open_phase(run, state, recorder.say), recorder) == STOPPED:
+        if train(run, state, open_phase(run, state, recorder.print), recorder) == STOPPED:
             return STOPPED
         close_probe(run, state)
         recorder.leave()
-    phase = open_phase(run, state, recorder.say)
+    phase = open_phase(run, state, recorder.print)
     if was_probing:
         save(run, state, recorder)  # so that the probe is not trained again
     return train(run, state, phase, recorder)
@@ -102,4 +102,4 @@ def _report(run: Run, console: Console) -> None:
     if not run.config.log.report:
         return
     sets = {"val": run.splits.val} | ({"test": run.splits.test} if run.splits.test else {})
-    run.world.from_main(lambda: report_at_the_end(run.folder.path, sets, console.say))
+    run.world.from_main(lambda: report_at_the_end(run.folder.path, sets, console.print))

@@ -48,7 +48,7 @@ def _fine_tune(request: Request, machine: Machine) -> str:
     recipe = request.earlier.recipe if request.earlier else None  # what `auto` became holds for all further starts
     config = request.config(recipe)
     if world.from_main(lambda: is_finished(folder, config, request.extend)):
-        console.say(f"{folder.path} holds this run, finished. Add --extend with more --epochs to lengthen it.")
+        console.print(f"{folder.path} holds this run, finished. Add --extend with more --epochs to lengthen it.")
         return DONE
     keys = keys_to_measure(request)
     check_compiling(config, world, machine.launch)
@@ -70,7 +70,7 @@ def _fine_tune(request: Request, machine: Machine) -> str:
                 run, state, report = compose(request.config(recipe), request, machine, run.splits)
             print_start(run, report, request.earlier, console, allocation.end)
             if request.dry_run:
-                console.say("Dry run: nothing was trained and nothing was written.")
+                console.print("Dry run: nothing was trained and nothing was written.")
                 return DONE
             describe_run(run)
             resume(run, state, console)

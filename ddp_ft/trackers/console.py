@@ -41,13 +41,13 @@ class Outlook:
 class Console(Tracker):
     """The console of every rank but the first: it prints nothing and writes to the rank's log. Base of the others."""
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print one or more lines."""
         LOGGER.log(level_of(text), text)
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:
         """Print names and values under a title, aligned."""
-        self.say(f"{title}\n{columns(rows)}")
+        self.print(f"{title}\n{columns(rows)}")
 
     def grid(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table with a heading for each column."""
@@ -77,10 +77,10 @@ class Plain(Console):
         self.started_at = 0.0
         self.started_step = 0
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print the text; characters that control the terminal or cannot be printed become escapes."""
         text = "\n".join(map(printable, text.split("\n")))
-        super().say(text)
+        super().print(text)
         self._print(text, level_of(text))
 
     def _print(self, text: str, level: int) -> None:
@@ -109,7 +109,7 @@ class Plain(Console):
     def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
         """Print the row, with the time left after training rows; not the probe's training rows, which are too many."""
         if split != "train" or phase == TRAIN:
-            self.say(self.line(split, step, epoch, values, phase))
+            self.print(self.line(split, step, epoch, values, phase))
 
     def line(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str) -> str:
         """A row as text."""

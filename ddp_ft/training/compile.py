@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import Batch, BuiltModel, Say
+from ddp_ft.contracts import Batch, BuiltModel, Log
 from ddp_ft.data.micro_batches import micro_batch_sizes
 from ddp_ft.distributed.environment import Launch, read_launch, usable_cores
 from ddp_ft.distributed.stop_request import CutShort
@@ -86,14 +86,14 @@ def _missing_for_cpu() -> str:
     return ""
 
 
-def compile_phase(phase: Phase, state: TrainState, say: Say, again: bool) -> None:
+def compile_phase(phase: Phase, state: TrainState, log: Log, again: bool) -> None:
     """Compile the model for the current unfreezing stage and micro-batch size; `again`: it was compiled for others.
 
     Collective. Weights, buffers, random numbers and gradients are unchanged. Raises StopAgreed, and UserError if torch
     fails.
     """
     run, order = phase.run, phase.sampler
-    _configure(run.folder.path, say)
+    _configure(run.folder.path, log)
     sizes = micro_batch_sizes(order, state.micro_batch)
     compile_in_place(run.model, run.config.compute.compile, dynamic=len([size for size in sizes if size > 1]) > 1)
     times, children = None, _children()
@@ -112,7 +112,7 @@ def compile_phase(phase: Phase, state: TrainState, say: Say, again: bool) -> Non
         state.progress.compile_seconds += times.compiling
         passes = -(-max(map(order.share_length, range(order.steps_per_epoch))) // sizes[0])
         steps_left = phase.last_step(state.progress) - state.progress.step
-        say(_verdict(times, passes, steps_left, run.plan.steps_per_epoch, again))
+        log(_verdict(times, passes, steps_left, run.plan.steps_per_epoch, again))
 
 
 def compile_in_place(built: BuiltModel, mode: str, dynamic: bool) -> None:
@@ -247,7 +247,7 @@ def steps_to_pay(times: Times, passes: int) -> int | None:
     return int(times.compiling / saved / passes) + 1 if saved > 0 else None
 
 
-def _configure(folder: Path, say: Say) -> None:
+def _configure(folder: Path, log: Log) -> None:
     """Set where torch keeps compiled code, on how many cores it compiles, and what it does not print."""
     launch = read_launch()
     _choose_cache(folder, launch)
@@ -262,7 +262,7 @@ def _configure(folder: Path, say: Say) -> None:
     if THREADS_VARIABLE not in os.environ:
         inductor.compile_threads = max(1, usable_cores() // launch.local_world_size)
     logger = logging.getLogger("torch._dynamo.convert_frame")
-    logger.filters = [each for each in logger.filters if not isinstance(each, _LimitFilter)] + [_LimitFilter(say)]
+    logger.filters = [each for each in logger.filters if not isinstance(each, _LimitFilter)] + [_LimitFilter(log)]
 
 
 def _choose_cache(folder: Path, launch: Launch) -> None:
@@ -324,15 +324,15 @@ def _children() -> set[int]:
 class _LimitFilter(logging.Filter):
     """Replaces torch's many lines about its limit of recompilations by one."""
 
-    def __init__(self, say: Say) -> None:
+    def __init__(self, log: Log) -> None:
         super().__init__()
-        self.say = say
+        self.print = log
         self.is_reported = False
 
     def filter(self, record: logging.LogRecord) -> bool:
         if "recompile_limit" not in record.getMessage():
             return True
         if not self.is_reported:
-            self.say("Warning: torch no longer compiles a part of the model: it would have to for each input anew.")
+            self.print("Warning: torch no longer compiles a part of the model: it would have to for each input anew.")
         self.is_reported = True
         return False

@@ -5,7 +5,7 @@ from collections.abc import Generator
 
 import torch
 
-from ddp_ft.contracts import TRAIN, Batch, Evaluation, LabelledSource, Say
+from ddp_ft.contracts import TRAIN, Batch, Evaluation, LabelledSource, Log
 from ddp_ft.distributed.agreement import Decision
 from ddp_ft.evaluation.evaluator import Scorer
 from ddp_ft.models.freezing import freeze_parameters
@@ -41,14 +41,14 @@ class DataPhase(Phase):
         """Return the decisions that became known; `sums`, with the flags among them, are those of all ranks."""
         return self.run.agreement.decide(state.progress.step, sums.numbers(), flush)
 
-    def prepare(self, state: TrainState, say: Say) -> None:
+    def prepare(self, state: TrainState, log: Log) -> None:
         """Enter the next stage of unfreezing, and compile for it, if either is due."""
         if self.stage_at(state.progress.step) > state.progress.stage:
             self.enter_stage(state, state.progress.stage + 1)
         needed = (state.progress.stage, state.micro_batch)
         if self.run.config.compute.compile != OFF and needed != self._compiled_for:
             again, self._compiled_for = self._compiled_for is not None, needed
-            compile_phase(self, state, say, again)
+            compile_phase(self, state, log, again)
 
     def stage_at(self, step: int) -> int:
         """Return the stage of unfreezing of a step, counted from 0."""

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ddp_ft.contracts import TRAIN, Say
+from ddp_ft.contracts import TRAIN, Log
 from ddp_ft.data.rng import derive_seed
 from ddp_ft.distributed.agreement import Decision, joined
 from ddp_ft.errors import UserError
@@ -29,7 +29,7 @@ def take_notes(state: TrainState, phase: Phase, decisions: Sequence[Decision], r
             return decision
         _count_bad_steps(state, phase, decision, recorder)
         if decision.damage:
-            settle_damage(phase.run, recorder.say)
+            settle_damage(phase.run, recorder.print)
     return joined(decisions)
 
 
@@ -50,7 +50,7 @@ def _lower_micro_batch(state: TrainState, phase: Phase, decision: Decision, reco
     phase.renew()
     if run.world.is_main:
         run.folder.write_json("plan.json", replace(plan, lowered=state.lowered).to_mapping())
-    recorder.say(
+    recorder.print(
         f"Warning: step {decision.step} did not fit into the memory of {decision.oom_ranks} process(es). Micro-batches "
         f"are of {half} images from here on, not {most}; the batch and its images stay "
         f"(grade {plan.grade_elsewhere} from here on)."
@@ -67,7 +67,7 @@ def _count_bad_steps(state: TrainState, phase: Phase, decision: Decision, record
     progress.bad_steps += 1
     if run.world.is_main and phase.name == TRAIN:
         bad = _describe_bad(state, phase, decision)
-        recorder.say(write_bad_batch(run.folder.path, bad, state.module.state_dict()))
+        recorder.print(write_bad_batch(run.folder.path, bad, state.module.state_dict()))
     if progress.bad_in_row > most:
         raise UserError(
             f"The loss or the gradient was not finite in {progress.bad_in_row} steps in a row, up to step "
@@ -111,7 +111,7 @@ def write_to_the_end(run: Run) -> None:
         raise UserError(f"The last state of the run could not be written: {error}.", MAKE_ROOM)
 
 
-def settle_damage(run: Run, say: Say) -> None:
+def settle_damage(run: Run, log: Log) -> None:
     """Record on all ranks the damaged images that they have met; UserError if there are too many."""
     if run.splits.quarantine is not None:
-        run.splits.quarantine.settle(run.world, say)
+        run.splits.quarantine.settle(run.world, log)

@@ -4,7 +4,7 @@ from collections.abc import Generator
 
 import torch
 
-from ddp_ft.contracts import PROBE, Batch, Evaluation, Say
+from ddp_ft.contracts import PROBE, Batch, Evaluation, Log
 from ddp_ft.distributed.agreement import Decision
 from ddp_ft.features.dataset import FeatureSet, evaluate_head, is_small, train_batches
 from ddp_ft.features.extractor import Extractor
@@ -25,8 +25,8 @@ class FeaturePhase(Phase):
     """The probe of a head, or the whole recipe if only the head learns; on features of both sets, computed first.
     Collective. Raises StopAgreed, and UserError if the features are more than is allowed."""
 
-    def __init__(self, run: Run, state: TrainState, say: Say) -> None:
-        self.train, self.val = _feature_sets(run, say)
+    def __init__(self, run: Run, state: TrainState, log: Log) -> None:
+        self.train, self.val = _feature_sets(run, log)
         name, learner = state.progress.phase, head_learner(run, state)
         super().__init__(run, name, learner, head_order(run, learner.world, name), noise=0)
         self.head = learner.replica.get_submodule("module")
@@ -49,7 +49,7 @@ class FeaturePhase(Phase):
         in_one_thread = is_small(self.head, self.sampler.batch_size)
         return train_batches(self.train, self.sampler, state.progress.step, self.total_steps, in_one_thread)
 
-    def prepare(self, state: TrainState, say: Say) -> None:
+    def prepare(self, state: TrainState, log: Log) -> None:
         """Do nothing: the head learns from the first step to the last."""
 
     def renew(self) -> None:
@@ -76,7 +76,7 @@ class FeaturePhase(Phase):
         return agreement.read(step, numbers, self.run.world.sum(torch.tensor(flags)).tolist())
 
 
-def _feature_sets(run: Run, say: Say) -> tuple[FeatureSet, FeatureSet]:
+def _feature_sets(run: Run, log: Log) -> tuple[FeatureSet, FeatureSet]:
     """The features of the training set, in all its views, and of the validation set."""
     config, model, plan, train, val = run.config, run.model, run.plan, training_source(run), run.splits.val
     cache = config.freeze
@@ -88,4 +88,4 @@ def _feature_sets(run: Run, say: Say) -> tuple[FeatureSet, FeatureSet]:
         plan.threads, plan.workers, run.agreement.in_rounds,
     )  # fmt: skip
     views = training_views(train, model.processor, config)
-    return open_features(extractor, files, views, (val, model.processor.eval_transform(), {}), say)
+    return open_features(extractor, files, views, (val, model.processor.eval_transform(), {}), log)

@@ -31,7 +31,7 @@ def train(run: Run, state: TrainState, phase: Phase, recorder: Recorder) -> str:
                     return STOPPED
             if progress.step >= cadence.last or is_stale(run, progress):
                 return DONE
-            phase.prepare(state, recorder.say)
+            phase.prepare(state, recorder.print)
             with recorder.step():
                 micro_batches = recorder.wait_for(batches)
                 flags = run.wishes(save=recorder.wants_save)

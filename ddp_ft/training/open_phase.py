@@ -1,7 +1,7 @@
 """The phases of a run, opened one after the other: the head alone on features, then the whole recipe."""
 
 from ddp_ft.config.schema import OptimConfig
-from ddp_ft.contracts import PROBE, Say
+from ddp_ft.contracts import PROBE, Log
 from ddp_ft.models.backbone import head_module
 from ddp_ft.models.freezing import freeze_parameters
 from ddp_ft.training.compile import OFF
@@ -13,15 +13,15 @@ from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
 
 
-def open_phase(run: Run, state: TrainState, say: Say) -> Phase:
+def open_phase(run: Run, state: TrainState, log: Log) -> Phase:
     """Return the phase that the state is in, ready for the state's next step."""
     phase: Phase
     if state.progress.phase == PROBE or run.config.freeze.cache_features:
         if state.progress.phase == PROBE:
             _begin_probe(run, state)
         elif run.config.compute.compile != OFF:
-            say("Note: compute.compile does nothing here: the head alone is trained, on cached features.")
-        phase = FeaturePhase(run, state, say)
+            log("Note: compute.compile does nothing here: the head alone is trained, on cached features.")
+        phase = FeaturePhase(run, state, log)
     else:
         phase = data_phase = DataPhase(run, state)
         for stage in range(1, state.progress.stage + 1):

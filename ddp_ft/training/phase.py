@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 
-from ddp_ft.contracts import TRAIN, Batch, Evaluation, Say
+from ddp_ft.contracts import TRAIN, Batch, Evaluation, Log
 from ddp_ft.data.rng import derive_seed, seed_masks
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.distributed.agreement import Decision
@@ -44,7 +44,7 @@ class Phase(ABC):
         CUDA they lag one step unless `flush`."""
 
     @abstractmethod
-    def prepare(self, state: TrainState, say: Say) -> None:
+    def prepare(self, state: TrainState, log: Log) -> None:
         """Do what is due before the next step."""
 
     @abstractmethod

@@ -82,7 +82,7 @@ class Recorder:
         self._report_trace(self._trace.after)
         if self.allocation.wants_forecast and (pace := self._pace()) is not None:
             progress = self.state.progress
-            self.say(self.allocation.forecast_once(pace, self.phase.last_step(progress) - progress.step))
+            self.print(self.allocation.forecast_once(pace, self.phase.last_step(progress) - progress.step))
 
     def evaluating(self) -> None:
         """Report that an evaluation on the validation set begins."""
@@ -110,9 +110,9 @@ class Recorder:
         seconds = 60 * self.run.config.checkpoint.every_minutes
         return self.run.world.is_main and 0 < seconds <= time.monotonic() - self._saved_at
 
-    def say(self, text: str, /) -> None:
+    def print(self, text: str, /) -> None:
         """Print a line."""
-        self.console.say(text)
+        self.console.print(text)
 
     def end(self) -> None:
         """Report a trace that was asked for beyond the last step of training."""
@@ -153,5 +153,5 @@ class Recorder:
         steps = self.run.config.log.profile
         with harmless(f"no trace of steps {steps}"):
             if table := finish(self.state.progress.step):
-                self.say(f"Steps {steps} are traced: {self._trace.file}\nOpen it in https://ui.perfetto.dev.")
+                self.print(f"Steps {steps} are traced: {self._trace.file}\nOpen it in https://ui.perfetto.dev.")
                 self.trackers.text("profile", self.state.progress.step, f"```\n{table}\n```")

@@ -75,7 +75,7 @@ def tune(run: Run, keys: Collection[str], local_world_size: int) -> tuple[dict[s
 def print_measured(measured: Rows, console: Console) -> None:
     """Print the table of what was measured and chosen; one line if there was nothing to measure."""
     if not measured:
-        console.say("Note: nothing was measured: this run trains on features, or leaves no choice.")
+        console.print("Note: nothing was measured: this run trains on features, or leaves no choice.")
         return
     rows = []
     for before, row in zip([{}, *measured], measured, strict=False):

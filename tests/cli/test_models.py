@@ -10,13 +10,13 @@ import pytest
 from ddp_ft.cli.models import facts, models
 from ddp_ft.cli.process import run_command
 from ddp_ft.config.user_cache import FOLDER_VARIABLE
-from ddp_ft.models import known_names
+from ddp_ft.models import model_names
 from ddp_ft.models.freezing import frozen_names
 from tests.support import nets
 
 
 @pytest.fixture
-def say(capsys, monkeypatch):
+def call(capsys, monkeypatch):
     """What the command prints, its exit code and what it prints as an error."""
     monkeypatch.setenv(FOLDER_VARIABLE, "")
 
@@ -29,9 +29,9 @@ def say(capsys, monkeypatch):
     return run
 
 
-def test_all_names(say) -> None:
-    out, code, _ = say()
-    assert code == 0 and out.splitlines() == known_names()
+def test_all_names(call) -> None:
+    out, code, _ = call()
+    assert code == 0 and out.splitlines() == model_names()
 
 
 @pytest.mark.parametrize(
@@ -43,14 +43,14 @@ def test_all_names(say) -> None:
         ("resnet18.a1_in1k", ["timm/resnet18.a1_in1k"], ["timm/resnet18"]),
     ],
 )
-def test_names_that_match(say, pattern, wanted, unwanted) -> None:
-    out, code, _ = say(pattern)
+def test_names_that_match(call, pattern, wanted, unwanted) -> None:
+    out, code, _ = call(pattern)
     names = out.splitlines()
     assert code == 0 and set(wanted) <= set(names) and not set(unwanted) & set(names)
 
 
-def test_the_table_as_json(say) -> None:
-    out, code, _ = say("resnet18*", "--json")
+def test_the_table_as_json(call) -> None:
+    out, code, _ = call("resnet18*", "--json")
     rows = {row["name"]: row for row in json.loads(out)}
     assert code == 0 and {"timm/resnet18", "timm/resnet18d", "torchvision/resnet18"} == rows.keys()
     assert rows["timm/resnet18"]["parameters"] == rows["torchvision/resnet18"]["parameters"] == 11_689_512
@@ -59,18 +59,18 @@ def test_the_table_as_json(say) -> None:
     assert rows["timm/resnet18"]["weights"]["a3_in1k"] == [160, 160]
 
 
-def test_the_table(say, monkeypatch) -> None:
+def test_the_table(call, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    out, code, _ = say("resnet18.a1_in1k", "--table")
+    out, code, _ = call("resnet18.a1_in1k", "--table")
     assert code == 0 and re.search(r"timm/resnet18 +11.69 M +224 x 224 +a1_in1k$", out.rstrip())
-    out, code, _ = say("torchvision/*", "--table")
+    out, code, _ = call("torchvision/*", "--table")
     assert code == 0 and "timm's models are built" not in out and max(map(len, out.splitlines())) <= 80
 
 
-def test_many_models_are_not_built(say) -> None:
+def test_many_models_are_not_built(call) -> None:
     """All of timm: seconds instead of minutes."""
-    rows = facts(known_names())
-    assert {row["name"] for row in rows} == {name.partition(".")[0] for name in known_names()}
+    rows = facts(model_names())
+    assert {row["name"] for row in rows} == {name.partition(".")[0] for name in model_names()}
     of_timm = [row for row in rows if row["name"].startswith("timm/")]
     assert all(row["parameters"] is None for row in of_timm)
     assert all(row["parameters"] for row in rows if row not in of_timm)
@@ -90,8 +90,8 @@ def test_many_models_are_not_built(say) -> None:
         (["--leyers"], "No such option"),
     ],
 )
-def test_mistakes(say, arguments, said) -> None:
-    out, code, err = say(*arguments)
+def test_mistakes(call, arguments, said) -> None:
+    out, code, err = call(*arguments)
     assert (out, code) == ("", 2) and said in err
 
 
@@ -100,8 +100,8 @@ def _rows(text: str) -> list[re.Match[str]]:
     return list(row.finditer(text))
 
 
-def test_layers_of_a_residual_network(say) -> None:
-    out, code, _ = say("torchvision/resnet18", "--layers")
+def test_layers_of_a_residual_network(call) -> None:
+    out, code, _ = call("torchvision/resnet18", "--layers")
     assert code == 0 and "first K of 4 stages" in out
     assert max(map(len, out.splitlines())) <= 80
     rows = _rows(out)
@@ -113,8 +113,8 @@ def test_layers_of_a_residual_network(say) -> None:
     assert re.search(r"BatchNorm2d\s9,600", out) and re.search(r"Conv2d\s11,166,912", out)
 
 
-def test_the_table_tells_what_a_stage_freezes(say) -> None:
-    out, _, _ = say(f"{nets.THIS_FILE}:with_batch_norm", "--layers")
+def test_the_table_tells_what_a_stage_freezes(call) -> None:
+    out, _, _ = call(f"{nets.THIS_FILE}:with_batch_norm", "--layers")
     shares = {row[1]: row[4] for row in _rows(out)}
     sizes = {name: parameter.numel() for name, parameter in nets.with_batch_norm().named_parameters()}
     head = {"9.weight", "9.bias"}
@@ -125,8 +125,8 @@ def test_the_table_tells_what_a_stage_freezes(say) -> None:
 
 
 @pytest.mark.parametrize("name", ["timm/test_vit", "torchvision/vit_b_32", "torchvision/mobilenet_v3_small"])
-def test_tables_fit_a_terminal(say, name) -> None:
-    out, code, _ = say(name, "--layers")
+def test_tables_fit_a_terminal(call, name) -> None:
+    out, code, _ = call(name, "--layers")
     assert code == 0 and max(map(len, out.splitlines())) <= 80
     assert _rows(out)[-1][1] == "head"
 

@@ -7,7 +7,7 @@ import pytest
 
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.errors import UserError
-from ddp_ft.models import build_model, create_from_spec, known_names
+from ddp_ft.models import build_model, create_from_spec, model_names
 from ddp_ft.models.libraries.registry import resolve
 
 
@@ -53,7 +53,7 @@ def test_unclear_name_is_explained(name: str, said: list[str]) -> None:
 
 
 def test_known_names_are_those_that_resolve() -> None:
-    names = known_names()
+    names = model_names()
     assert len(names) > 2000
     for name in names[:: len(names) // 20]:
         assert resolve(name) == tuple(name.split("/"))

@@ -7,10 +7,10 @@ import time
 class Recorder:
     """Writes all it is told into a file of the run folder."""
 
-    def __init__(self, start, say):
+    def __init__(self, start, log):
         self.file = start.run_dir / "told.jsonl"
         self.tell("start", len(start.kept), start.recipe.get("optim.name"))
-        say("the recorder is here")
+        log("the recorder is here")
 
     def tell(self, *what):
         with self.file.open("a") as stream:

@@ -30,9 +30,9 @@ NAME = "json"
 
 @pytest.fixture
 def serve(tmp_path, monkeypatch):
-    def begin(kind, say=lambda text: None):
+    def begin(kind, log=lambda text: None):
         monkeypatch.setitem(registry.SERVICES, NAME, f"{recording.__file__}:{kind.__name__}")
-        return Background(NAME, Start(tmp_path, {}, {}, ()), say)
+        return Background(NAME, Start(tmp_path, {}, {}, ()), log)
 
     return begin
 

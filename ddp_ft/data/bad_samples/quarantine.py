@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from ddp_ft.contracts import Say
+from ddp_ft.contracts import Log
 from ddp_ft.data.roles import TRAIN
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError, listed, printable
@@ -57,16 +57,16 @@ class Quarantine:
             path, split, reason = line.split("\t", 2)
             self.known[split, path] = reason
 
-    def settle(self, world: World, say: Say) -> None:
+    def settle(self, world: World, log: Log) -> None:
         """Gather what all ranks have found, a collective; record and print each image once.
 
         Raises UserError, on all ranks alike, if a split has too many.
         """
         gathered = world.gather(self._news)
         self._news = {}
-        world.from_main(lambda: self._take_in(gathered or [], say))
+        world.from_main(lambda: self._take_in(gathered or [], log))
 
-    def _take_in(self, gathered: list[dict[Key, str]], say: Say) -> None:
+    def _take_in(self, gathered: list[dict[Key, str]], log: Log) -> None:
         found = {key: reason for part in gathered for key, reason in part.items() if key not in self.known}
         found = dict(sorted(found.items()))
         self.known |= found
@@ -75,7 +75,7 @@ class Quarantine:
                 stream.write("".join(f"{path}\t{split}\t{reason}\n" for (split, path), reason in found.items()))
         for (split, path), reason in found.items():
             if split == TRAIN:  # those of other splits are printed when the data is opened
-                say(f"Damaged, another image takes its place: {path}: {reason}")
+                log(f"Damaged, another image takes its place: {path}: {reason}")
         self.check()
 
     def check(self) -> None:

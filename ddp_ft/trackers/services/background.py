@@ -7,12 +7,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import IO, Any
 
 from ddp_ft.contracts import TRAIN, Tracker
-from ddp_ft.trackers.services.base import Start
+from ddp_ft.trackers.services.base import Log, Start
 from ddp_ft.trackers.services.registry import SERVICES
 
 # The most rows and images that wait. A run logs about a row a second: enough for many minutes without a network.
@@ -30,19 +30,19 @@ class Background(Tracker):
     next start of the run sends the rows that are missing.
     """
 
-    def __init__(self, name: str, start: Start, say: Callable[[str], None]) -> None:
+    def __init__(self, name: str, start: Start, log: Log) -> None:
         self.name = name
-        self._say = say
+        self._print = log
         self._changed = threading.Condition()
         self._waiting: deque[tuple[str, tuple[Any, ...]]] = deque([("start", (name, SERVICES[name], start))])
         self._dropped = self._failed = self._finished = False
         self._closed = 0.0  # at which time.monotonic()
         start.folder.mkdir(exist_ok=True)
-        with (start.folder / f"{name}.log").open("w", encoding="utf-8") as log:
+        with (start.folder / f"{name}.log").open("w", encoding="utf-8") as file:
             command = [sys.executable, "-c", COMMAND.format(path=sys.path)]
             # In a session of its own, for Ctrl-C is meant for the run, which ends it in order.
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, start_new_session=True
             )
         works = {"feed": self._feed, "listen": self._listen}
         self._threads = [threading.Thread(target=w, name=f"{name}-{what}", daemon=True) for what, w in works.items()]
@@ -133,8 +133,8 @@ class Background(Tracker):
             for line in stream:
                 message = json.loads(line)
                 error = message.get("error", error)
-                if "say" in message:
-                    self._say(message["say"])
+                if "print" in message:
+                    self._print(message["print"])
         code = self._process.wait()
         if code or not self._closed:
             why = error or f"its process ended with exit code {code}"

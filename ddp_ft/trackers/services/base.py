@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 Row = Mapping[str, Any]
@@ -31,9 +31,9 @@ class Start:
 
 
 class Service(Protocol):
-    """The class of a service. `say` prints a line for the user."""
+    """The class of a service. `log` prints a line for the user."""
 
-    def __init__(self, start: Start, say: Say) -> None: ...
+    def __init__(self, start: Start, log: Log) -> None: ...
 
     def log(self, row: Row) -> None:
         """Send a row of metrics.jsonl, unless the service has it from an earlier start."""

@@ -1,7 +1,7 @@
 """The process in which a service's library runs, with its imports, threads, hooks and waits.
 
 It reads pickled (method, arguments) from its standard input, the first one ("start", (name, class, Start)), and writes
-lines of JSON to its standard output: {"say": text}, and {"error": text} before it fails. Output of libraries goes to
+lines of JSON to its standard output: {"print": text}, and {"error": text} before it fails. Output of libraries goes to
 its standard error, which is RUN/trackers/NAME.log.
 """
 
@@ -33,7 +33,7 @@ def main() -> None:
         _, (name, reference, start) = pickle.load(messages)
         with (start.folder / f".{name}.lock").open("w") as lock:
             _wait_for(lock)
-            _serve(load_object(reference)(start, lambda text: send({"say": text})), messages)
+            _serve(load_object(reference)(start, lambda text: send({"print": text})), messages)
     except Exception as error:
         send({"error": typed_line(error)})
         raise

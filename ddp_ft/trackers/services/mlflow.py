@@ -15,7 +15,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from ddp_ft.trackers.services.base import Row, Say, Start
+from ddp_ft.trackers.services.base import Log, Row, Start
 from ddp_ft.trackers.services.curves import points
 from ddp_ft.trackers.services.host import read_facts, write_facts
 from ddp_ft.version import __version__
@@ -33,7 +33,7 @@ class Mlflow:
     values of other steps are sent, those of the kept rows too.
     """
 
-    def __init__(self, start: Start, say: Say) -> None:
+    def __init__(self, start: Start, log: Log) -> None:
         home = start.run_dir.resolve().parent
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
         self._client = MlflowClient(uri)
@@ -42,7 +42,7 @@ class Mlflow:
         for name, value in start.lengths.items():
             self._client.set_tag(self._run_id, name, str(value))
         self._client.update_run(self._run_id, status="RUNNING")
-        say(f"MLflow: run {self._run_id} in {uri}")
+        log(f"MLflow: run {self._run_id} in {uri}")
         self._known = self._known_steps()
         missing = (metric for row in start.kept for metric in self._lacking(row))
         while some := list(islice(missing, METRICS_AT_ONCE)):

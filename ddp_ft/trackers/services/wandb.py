@@ -12,7 +12,7 @@ import wandb
 from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
-from ddp_ft.trackers.services.base import Row, Say, Start
+from ddp_ft.trackers.services.base import Log, Row, Start
 from ddp_ft.trackers.services.curves import FOLDERS, points
 from ddp_ft.trackers.services.host import read_facts, write_facts
 from ddp_ft.version import __version__
@@ -33,7 +33,7 @@ class WeightsAndBiases:
     step of training.
     """
 
-    def __init__(self, start: Start, say: Say) -> None:
+    def __init__(self, start: Start, log: Log) -> None:
         self._start, self._facts = start, read_facts(start, "wandb")
         run_id = self._facts.get("id") or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
         self._store(id=run_id)
@@ -59,7 +59,7 @@ class WeightsAndBiases:
         self._next = max(sent, self._run.step)
         self._probed, self._finished = 0, False
         where = url or f"offline, for wandb sync {folder / 'wandb' / f'offline-run-*-{run_id}'}"
-        say(f"Weights & Biases: {where}")
+        log(f"Weights & Biases: {where}")
         for row in start.kept:
             self.log(row)
 

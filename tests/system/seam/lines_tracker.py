@@ -7,7 +7,7 @@ from ddp_ft.trackers.services.base import Row, Start
 
 
 class Lines:
-    def __init__(self, start: Start, say: Callable[[str], None]) -> None:
+    def __init__(self, start: Start, log: Callable[[str], None]) -> None:
         start.folder.mkdir(exist_ok=True)
         self.file = start.folder / "lines.txt"
 
