@@ -18,9 +18,9 @@ from benchmarks.datasets import DATA_SETS, DataSet
 from benchmarks.methods import METHODS, MODELS, Model, Run, Sizes, make_runs
 from benchmarks.report import Facts, read_findings, render
 from benchmarks.runner import Result, Stopped, collect, load_result, run_all, write_draws
-from ddp_ft.cli.process import FAILED, STOPPED, run_command
+from ddp_ft.cli.process import run_command
 from ddp_ft.distributed.environment import usable_cores
-from ddp_ft.errors import UserError, nearest
+from ddp_ft.errors import EXIT_FAILED, EXIT_STOPPED, UserError, nearest
 from launch.demo_assets import written_aside
 
 ROOT = Path(".cache") / "accuracy"
@@ -151,9 +151,9 @@ def _train(runs: Sequence[Run], sets: Mapping[str, DataSet], jobs: int, writer: 
         run_all(ROOT, runs, jobs, max(1, usable_cores() // jobs), journal.tell)
     except (KeyboardInterrupt, Stopped):
         click.echo("Stopped. The same command goes on from here.", err=True)
-        return STOPPED
+        return EXIT_STOPPED
     click.echo(f"{len(journal.seconds)} trainings in {(time.monotonic() - start) / 60:.1f} min")
-    return FAILED if journal.failures else 0
+    return EXIT_FAILED if journal.failures else 0
 
 
 def _command() -> str:

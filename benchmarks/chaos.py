@@ -18,8 +18,8 @@ from typing import Protocol
 
 import click
 
-from ddp_ft.cli.process import FAILED, run_command
-from ddp_ft.errors import UserError
+from ddp_ft.cli.process import run_command
+from ddp_ft.errors import EXIT_FAILED, UserError
 from tests.support import images, nets
 from tests.system.faults.comparing import curve
 from tests.system.faults.forks import ForkedJob
@@ -244,7 +244,7 @@ def chaos(kills: int, cases: str, worlds: str, launcher: str, seed: int, root: P
             outcome = torture(case, folder, kills, launcher, random.Random(f"{seed} {case.name} {world_size}"))
             click.echo(outcome.row())
             is_good &= outcome.is_good
-    return 0 if is_good else FAILED
+    return 0 if is_good else EXIT_FAILED
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def train_once(root: Path, run: Run) -> Result:
 
     A training that was cut short begins anew, so that its seconds are those of a whole one.
     """
-    from ddp_ft.cli.process import STOPPED
+    from ddp_ft.errors import EXIT_STOPPED
     from ddp_ft.train import train
 
     folder = root / run.folder
@@ -84,7 +84,7 @@ def train_once(root: Path, run: Run) -> Result:
     start, cpu_start = time.perf_counter(), time.process_time()
     with (folder / "output.txt").open("w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         code = train.main(run.arguments(root), standalone_mode=False)
-    if code == STOPPED:
+    if code == EXIT_STOPPED:
         raise Stopped
     cost = time.perf_counter() - start, time.process_time() - cpu_start
     result = _read_result(folder, run, *cost)

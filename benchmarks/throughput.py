@@ -20,9 +20,9 @@ from benchmarks.jpegs import describe as describe_images
 from benchmarks.race import Limits, Record, race
 from benchmarks.speed_table import describe, speed_table, stage_table
 from benchmarks.workload import WARM_UP_STEPS, Workload
-from ddp_ft.cli.process import FAILED, run_command
+from ddp_ft.cli.process import run_command
 from ddp_ft.distributed.environment import usable_cores
-from ddp_ft.errors import UserError, nearest
+from ddp_ft.errors import EXIT_FAILED, UserError, nearest
 
 CACHE = Path(".cache")
 ALL, QUICK = "all", (LIMIT, LIMIT_DDP, OURS, "torch_best")
@@ -92,7 +92,7 @@ def throughput(
         found = _take_stages(workload, limits) if stages else {}
         report.add(workload, race(chosen, workload, options.rounds, limits, click.echo), missing, found)
     click.echo(f"\n{report.text}\n\nWritten to {report.target}.md and .json")
-    return FAILED if report.failed else 0
+    return EXIT_FAILED if report.failed else 0
 
 
 def _smoke_model(model: str) -> str:

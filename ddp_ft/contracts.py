@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 # Tensors by name, whose first dimension counts samples. A value of uneven length is NAME, padded with 0 along its 2nd
 # dimension, with NAME_length (int64, B). Only the source, the processor, the task and the model's call know the names,
-# except "weight" (float32, B): a sample of weight 0 changes nothing.
+# except three that the loader adds: "weight" (float32, B; a sample of weight 0 changes nothing), "index" and "position"
+# (int64, B). One sample's tensors have the same type, without the first dimension.
 Batch = dict[str, Tensor]
 # A sample as its source opens it: tensors, and what becomes a tensor once it is known which part of it is needed.
 Sample = Mapping[str, Any]
@@ -82,7 +83,7 @@ class Transform(Protocol):
         """Return the samples as a batch."""
 
     def finish(self, batch: Batch, addresses: Sequence[Address]) -> Batch:
-        """Return a batch that has all of its samples, "weight", "index" and "position" with what pairs of them draw."""
+        """Return a complete batch (with "weight", "index" and "position") and, added to it, what pairs of it draw."""
 
 
 class ToDevice(Protocol):
@@ -106,7 +107,7 @@ class Processor(Protocol):
         """The processor for that data.decoder; the same if it has no choice."""
 
     def check(self, config: "RunConfig", target_kind: str, device: torch.device) -> None:
-        """Raise UserError for settings that it does not follow, or not with such targets or on that device."""
+        """Raise UserError for settings that contradict each other, or do not suit it, such targets or that device."""
 
     def pairs(self, config: "RunConfig") -> bool:
         """Whether training mixes neighbours, so that shares and micro-batches are cut between pairs."""
@@ -154,7 +155,7 @@ class StorageFault(BadSample):
     """A sample that could not be read because the machine or its disks failed; another try may succeed."""
 
 
-# The phases of a run: the head alone on features, if configured, then the whole recipe.
+# The phases of a run: the probe (the head alone on features), if configured, then the training.
 PROBE, TRAIN = "probe", "train"
 # How a start of a run ended.
 DONE, STOPPED = "done", "stopped"
@@ -172,7 +173,7 @@ class Schema:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """The tensors of a weights file, by name."""
+    """What became of each tensor when a weights file was loaded, by name."""
 
     source: str
     loaded: tuple[str, ...] = ()
@@ -224,8 +225,8 @@ class TaskWords:
 class Task(Protocol):
     """What is learned: the head's size, the loss and the metrics. One file in `tasks/` each.
 
-    `kinds` of targets are those that it can learn, its own first; `names` are those of its outputs. `ranks`: its
-    answers are one class of several, with "probabilities" by which classes can be ranked.
+    `kinds` of targets are those that it can learn, its own first; `names` are those of its outputs. `can_rank`:
+    its answers are one class of several, with "probabilities" by which classes can be ranked.
     """
 
     name: str
@@ -234,7 +235,7 @@ class Task(Protocol):
     names: tuple[str, ...]
     outputs: int
     primary_metric: str
-    ranks: bool
+    can_rank: bool
 
     def check(self) -> None:
         """Try the user's own code on a few samples; UserError if it breaks its contract."""
@@ -258,7 +259,7 @@ class Task(Protocol):
     def higher_is_better(self, metric: str) -> bool:
         """Whether more of that metric is better; UserError if the task has no such metric."""
 
-    def score(self, predictions: Batch, records: Batch) -> "ScoredSet | None":
+    def scored_set(self, predictions: Batch, records: Batch) -> "ScoredSet | None":
         """The scored set for reports, charts and comparisons, from a whole set; None if the task has nothing for them.
 
         UserError for predictions of another task; its message continues "what is kept is".

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from ddp_ft.cli.options import config_options, default_run_dir, given_layers, importing, run_options
-from ddp_ft.cli.process import DONE, USER_ERROR, run_command, write_error_file
+from ddp_ft.cli.process import run_command, write_error_file
 from ddp_ft.config.loading import make_config
+from ddp_ft.errors import EXIT_DONE, EXIT_USER_ERROR
 
 
 @click.command()
@@ -37,12 +38,12 @@ def doctor(
     asked = Asked(tuple(layers), run_dir or (default_run_dir(config) if is_whole else Path("runs")), quick)
     families = examine(asked, progress_printer() if not wants_json or sys.stderr.isatty() else None)
     if families is None:  # rank 0 prints
-        return DONE
+        return EXIT_DONE
     click.echo(as_json(families) if wants_json else as_text(families))
     if not has_problem(families):
-        return DONE
+        return EXIT_DONE
     write_error_file(f"doctor: {summary(families)}")
-    return USER_ERROR
+    return EXIT_USER_ERROR
 
 
 def progress_printer() -> Callable[[int, int], None]:

@@ -1,13 +1,15 @@
-"""The exception for a mistake of the user, and how messages quote names and exceptions of others."""
+"""Exit codes, the exception for a mistake of the user, and how messages quote names and exceptions of others."""
 
 from collections.abc import Mapping, Sequence
 
-# Characters of an exception of a library in a message.
+# Of all commands. STOPPED: saved on request, to be started again (EX_TEMPFAIL); INTERRUPTED: as shells report Ctrl-C.
+EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
+# Characters of a library's exception in a message; a longer one loses its middle, since the end often has the cause.
 MOST_REASON = 300
 
 
 class UserError(Exception):
-    """Something that the user can mend.
+    """Something that the user can correct.
 
     `message` says in one line what was given and what was expected; `hint` says what to do, in one or several lines.
     The command line prints both without a traceback and ends with exit code 2.
@@ -48,12 +50,14 @@ def printable(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an exception says in one line of at most MOST_REASON characters, without a full stop at its end.
+    """Return what an exception says in one line of about MOST_REASON characters, without a full stop at its end.
 
     The name of its type if it says nothing.
     """
     text = " ".join(str(error).split()) or type(error).__name__
-    return text.rstrip(".") if len(text) <= MOST_REASON else f"{text[:MOST_REASON]}..."
+    if len(text) > MOST_REASON:
+        text = f"{text[: MOST_REASON // 2]} ... {text[-MOST_REASON // 2 :]}"
+    return text.rstrip(".")
 
 
 def typed_line(error: BaseException) -> str:

@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from ddp_ft.cli.options import PATH, choice, importing, model_argument
-from ddp_ft.cli.process import FAILED, run_command
+from ddp_ft.cli.process import run_command
 from ddp_ft.distributed.environment import read_launch
+from ddp_ft.errors import EXIT_FAILED
 
 
 @click.command()
@@ -50,7 +51,7 @@ def export(
         click.echo(f"Wrote {output}")
         return 0
     click.echo("Error: the export does not do what the model does; it was removed.", err=True)
-    return FAILED
+    return EXIT_FAILED
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Files and folders that are whole or absent, whoever is killed while writing them; and durable if that is asked for.
 
-They are written beside the place where they belong, in the same folder: `.NAME.writing`, or `.writing_NAME` for a
-folder. `durable` content is on the disk on return; other content may be lost when the machine fails.
+They are written beside the place where they belong, in the same folder: `.NAME.writing` (`.NAME.HEX.writing` if
+contested), or `.writing_NAME` for a folder. `durable` content is on the disk on return; other content may be lost when
+the machine fails.
 """
 
 import json
@@ -37,12 +38,16 @@ def replacing(file: Path, *, durable: bool, contested: bool = False) -> Iterator
             aside.unlink(missing_ok=True)
         raise
     if durable:
-        sync(file.parent)
+        with suppress(PermissionError):  # a folder may be writable and not readable
+            sync(file.parent)
 
 
 @contextmanager
 def replacing_folder(folder: Path, *, durable: bool, old: str = OLD) -> Iterator[Path]:
-    """A new folder to write in, which becomes `folder` at the end of the block; after an exception it is removed."""
+    """A new folder to write files in, which takes the place of `folder` at the end of the block, by `replace_folder`.
+
+    After an exception it is removed. A kill between the two renames leaves `old` + NAME for the caller to restore.
+    """
     aside = folder.with_name(f".writing_{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

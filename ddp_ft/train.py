@@ -6,11 +6,11 @@ from typing import Any
 import click
 
 from ddp_ft.cli.options import config_options, default_run_dir, given_layers, importing, run_options
-from ddp_ft.cli.process import DONE, STOPPED, run_command
+from ddp_ft.cli.process import run_command
 from ddp_ft.config.loading import make_config
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.distributed.environment import read_launch
-from ddp_ft.errors import UserError
+from ddp_ft.errors import EXIT_DONE, EXIT_STOPPED, UserError
 from ddp_ft.version import __version__
 
 EXAMPLE = """Example:
@@ -43,14 +43,14 @@ def train(
     folder = run_dir or default_run_dir(config)
     if print_run_dir:
         click.echo(folder.absolute())
-        return DONE
+        return EXIT_DONE
     with importing():  # takes seconds, which the mistakes above need not wait for
         from ddp_ft.run import fine_tune
         from ddp_ft.training.request import Request
 
     status = fine_tune(Request(folder, tuple(layers), extend, dry_run, tune), launch)
     # For a worker of torchrun a stop is a success: the agent would restart or report any other exit code.
-    return STOPPED if status == "stopped" and not launch.distributed else DONE
+    return EXIT_STOPPED if status == "stopped" and not launch.distributed else EXIT_DONE
 
 
 def _require_data_and_model(config: RunConfig) -> None:

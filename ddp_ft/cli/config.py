@@ -73,7 +73,11 @@ def config(
     if sum(asked) != 1:
         given = "several of them were" if any(asked) else "nothing was"
         raise UserError(f"Expected one of KEY, --list, --recipes and --recipe; {given} given.", EXAMPLE)
-    content, text = _contents(key or explain, recipe) if not recipes else (recipe_lines(), columns(recipe_lines()))
+    if recipes:
+        lines = recipe_lines()
+        content, text = lines, columns(lines)
+    else:
+        content, text = _contents(key or explain, recipe)
     click.echo(json.dumps(content, indent=2, ensure_ascii=False) if as_json else text)
 
 
@@ -120,8 +124,10 @@ def listing(keys: Iterable[Key]) -> str:
 
 
 def _listed_section(section: str, keys: list[Key]) -> str:
-    summary = (getattr(typing.get_type_hints(RunConfig).get(section), "__doc__", None) or "").partition("\n")[0]
-    lines = [click.style(section or "(top level)", bold=True) + (f": {summary}" if section else "")]
+    heading = click.style(section or "(top level)", bold=True)
+    if section:
+        heading += ": " + (typing.get_type_hints(RunConfig)[section].__doc__ or "").partition("\n")[0]
+    lines = [heading]
     name_width = max(len(key.path) for key in keys)
     default_width = max(len(shown_default(key)) for key in keys)
     width = min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)

@@ -19,7 +19,7 @@ PATH = click.Path(path_type=Path)
 
 
 def config_options(command: F) -> F:
-    """Give a click command the flags of all keys that have one; they arrive as text, by dotted key name."""
+    """Give a click command the flags of all keys that have one. They arrive as text, by the key with `__` for dots."""
     for key in reversed(list(KEYS.values())):
         if key.flag:
             command = _option(key, key.flag)(command)

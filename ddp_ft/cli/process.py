@@ -11,29 +11,29 @@ from typing import NoReturn
 import click
 
 from ddp_ft.distributed.environment import read_launch
-from ddp_ft.errors import UserError
+from ddp_ft.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 
-DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 75
 # torchrun ends all ranks as soon as one of them exits. A rank that has nothing to print waits this long, so that the
 # one that prints is not cut off.
 GRACE_SECONDS = 3.0
 
 
 def run_command(command: click.Command, arguments: list[str] | None = None) -> NoReturn:
-    """Run a click command as the whole process: its exit code is DONE, STOPPED, USER_ERROR or FAILED.
+    """Run a click command as the whole process. Its exit code is what the command returns (EXIT_DONE if nothing), or
+    EXIT_USER_ERROR, EXIT_FAILED or EXIT_INTERRUPTED.
 
     A message is printed once, by one rank, and written to torchrun's error file too.
     """
     try:
-        code = command.main(arguments, standalone_mode=False) or DONE
+        code = command.main(arguments, standalone_mode=False) or EXIT_DONE
     except UserError as error:
-        code = _report(error.message, error.hint, USER_ERROR)
+        code = _report(error.message, error.hint, EXIT_USER_ERROR)
     except click.ClickException as error:
-        code = _report(error.format_message(), _usage(error), USER_ERROR)
+        code = _report(error.format_message(), _usage(error), EXIT_USER_ERROR)
     except (KeyboardInterrupt, click.Abort):
-        code = 130  # as shells report an interrupt
+        code = EXIT_INTERRUPTED
     except Exception as error:
-        code = _report(f"{type(error).__name__}: {error}", traceback.format_exc(), FAILED)
+        code = _report(f"{type(error).__name__}: {error}", traceback.format_exc(), EXIT_FAILED)
     sys.stdout.flush()
     sys.exit(code)
 
@@ -45,7 +45,7 @@ def _usage(error: click.ClickException) -> str:
 
 def _report(message: str, hint: str, code: int) -> int:
     if _may_print():
-        label = "Error" if code == USER_ERROR else "Internal error"
+        label = "Error" if code == EXIT_USER_ERROR else "Internal error"
         print(f"{label}: {message}" + (f"\n{hint}" if hint else ""), file=sys.stderr, flush=True)  # noqa: T201
         write_error_file(message)
     return code

@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from ddp_ft.cli.options import PATH, data_option, device_option
-from ddp_ft.cli.process import DONE, FAILED
 from ddp_ft.distributed.environment import read_launch
+from ddp_ft.errors import EXIT_DONE, EXIT_FAILED
 
 
 @click.command()
@@ -27,4 +27,4 @@ def replay(run: Path, step: int, data: Path | None, device: str) -> int:
     from ddp_ft.diagnostics.stored_run import one_process
 
     with one_process(device, launch) as here:
-        return DONE if replay_step(run, step, data, here, click.echo) else FAILED
+        return EXIT_DONE if replay_step(run, step, data, here, click.echo) else EXIT_FAILED

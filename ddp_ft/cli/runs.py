@@ -97,7 +97,7 @@ def _read(path: Path, name: str) -> Run:
         epoch=summary.get("epoch", last.get("epoch")),
         metric=metric,
         best=_best(rows, summary.get("val", {}), metric),
-        images_per_second=summary.get("images_per_second") or next(reversed(speeds), None),
+        images_per_second=summary.get("images_per_second") or (speeds[-1] if speeds else None),
         updated=lease.heartbeat or _changed(path),
     )
 

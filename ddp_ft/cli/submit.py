@@ -6,9 +6,8 @@ from typing import Any
 
 import click
 
-from ddp_ft.errors import UserError
+from ddp_ft.errors import EXIT_DONE, UserError
 from ddp_ft.slurm.job import read_runs
-from ddp_ft.slurm.requeue import DONE
 from ddp_ft.slurm.sbatch import KINDS, LaunchPlan, check, check_arguments, render
 from ddp_ft.slurm.walltime import DEFAULT_LEAD
 
@@ -62,7 +61,7 @@ def submit(kind: str | None, nodes: int, runs: Path | None, array: str | None, r
     if not really:
         click.echo(render(plan), nl=False)
         click.echo("Not submitted: add --submit for that.", err=True)
-        return DONE
+        return EXIT_DONE
     return _sbatch(render(plan))
 
 
@@ -72,6 +71,7 @@ def _sbatch(text: str) -> int:
     except FileNotFoundError:
         raise UserError("There is no sbatch on this machine.", "Submit from a login node of the cluster.") from None
     if done.returncode:
-        raise UserError(f"sbatch refused the job: {done.stderr.strip()}", "Without --submit it is only printed.")
+        hint = "Without --submit the script is only printed."
+        raise UserError(f"sbatch refused the job: {done.stderr.strip()}", hint)
     click.echo(done.stdout.strip())
-    return DONE
+    return EXIT_DONE

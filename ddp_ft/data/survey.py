@@ -48,10 +48,11 @@ class Look(NamedTuple):
 
 @dataclass
 class Survey:
-    """All images of the splits, one split after the other, by number.
+    """All images of the splits, one split after the other; an image's number is its place.
 
     `roles` (uint8) is an image's place in `splits`; `targets` (int64) are equal for images with equal targets; `sizes`
-    (int32, N x 2), `oddities` (uint8) and `digests` (uint64) are as in `Look`. `damaged` are the reasons.
+    (int32, N x 2), `oddities` (uint8) and `digests` (uint64) are as in `Look`. `damaged` has the reasons by
+    number.
     """
 
     splits: tuple[str, ...]

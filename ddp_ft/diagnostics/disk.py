@@ -44,7 +44,8 @@ class Need:
 
 
 def need_of(weights: int, optimizer: str, has_average: bool, kept: int, features: int) -> Need:
-    """The need of a run with `weights` bytes of weights and buffers; a checkpoint is written before one is removed."""
+    """The need of a run with `weights` bytes of weights and buffers, of which `kept` checkpoints stay, and one more
+    while it is written."""
     states = STATES.get(optimizer.lower().removeprefix("lookahead_"), 2)
     return Need(weights * (1 + states + has_average), kept + 1, weights, features)
 

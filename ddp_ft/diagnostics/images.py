@@ -35,10 +35,11 @@ def about_survey(found: Survey, tolerates: bool, input_size: tuple[int, ...] | N
 
 def readable(found: Survey, tolerates: bool) -> Finding:
     """Images that cannot be read to their end."""
-    count, text = len(found.damaged), f"{len(found.damaged)} of {len(found)} images cannot be read"
+    count = len(found.damaged)
+    text = f"{count} of {len(found)} images cannot be read" if count else f"all {len(found)} images"
     remedy = "Mend or remove them" + ("." if tolerates else ", or train without them: --set data.on_error=skip.")
     paths = [f"{_path(found, number)}: {printable(reason)}" for number, reason in found.damaged.items()]
-    verdict, text = (WARNING if tolerates else PROBLEM), text if count else f"all {len(found)} images"
+    verdict = WARNING if tolerates else PROBLEM
     damaged = Finding("readable", verdict, text, remedy, float(count), "images", tuple(paths[:_KEPT]))
     return damaged.unless(not count)
 

@@ -44,8 +44,7 @@ class Seen:
 
 def exchange(world: World, data: Path | None, run_dir: Path, troubles: Sequence[Finding] = ()) -> list[Seen] | None:
     """What each rank sees, on rank 0; None on others. `troubles` are this rank's findings. Collective."""
-    folder = nearest_folder(run_dir)
-    token = world.from_main(lambda: _put_token(folder))
+    token = world.from_main(lambda: _put_token(run_dir))
     mine = Seen(
         host=socket.gethostname(),
         versions=all_versions(),
@@ -53,7 +52,7 @@ def exchange(world: World, data: Path | None, run_dir: Path, troubles: Sequence[
         data="" if data is None else hash_names(data),
         troubles=tuple(troubles),
     )
-    sees = [True] * world.size if token is None else seen_by(world, folder / token)
+    sees = [True] * world.size if token is None else seen_by(world, nearest_folder(run_dir) / token)
     clocks = _clocks(world)
     seen = world.gather(mine)
     if seen is None:
@@ -61,10 +60,10 @@ def exchange(world: World, data: Path | None, run_dir: Path, troubles: Sequence[
     return [replace(each, clock=clocks[rank], has_run=sees[rank]) for rank, each in enumerate(seen)]
 
 
-def _put_token(folder: Path) -> str | None:
+def _put_token(run_dir: Path) -> str | None:
     """The name of a file that shows whether the folder is shared; None if it cannot be written."""
     with suppress(OSError):  # the check of the disk reports it
-        return put_token(folder)
+        return put_token(nearest_folder(run_dir))
     return None
 
 

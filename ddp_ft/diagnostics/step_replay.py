@@ -78,8 +78,9 @@ def replay_step(run_dir: Path, step: int, data: Path | None, here: Machine, log:
     if start.weights is not None:
         restore_weights(state.module, start.weights)
     cut: _Cut = (record["world_size"], record["micro_batch"]) if record else (plan.world_size, plan.cut)
-    micro = f", micro-batches of {cut[1]}" if cut[1] else ""
-    log(f"Step {step} of {run_dir}, in epoch {(step - 1) // plan.steps_per_epoch + 1}: {cut[0]} shares{micro}")
+    world_size, micro_batch = cut
+    micro = f", micro-batches of {micro_batch}" if micro_batch else ""
+    log(f"Step {step} of {run_dir}, in epoch {(step - 1) // plan.steps_per_epoch + 1}: {world_size} shares{micro}")
     log(f"Weights: {start.source}")
     findings = _run_again(run, state, step - 1, cut, start.loss_scale)
     _report(run, findings, record, log)

@@ -35,7 +35,7 @@ class Decision(NamedTuple):
 
 
 def joined(decisions: Sequence[Decision]) -> Decision:
-    """Merge decisions: fields of the newest; `stop` and `save` if any asks; an empty Decision for an empty list."""
+    """Merge decisions: the newest one, with `stop`, `save` and the largest `failed_writes` of all; empty for none."""
     if not decisions:
         return Decision()
     most = {name: max(getattr(each, name) for each in decisions) for name in ("stop", "save", "failed_writes")}
@@ -60,7 +60,7 @@ class Agreement:
 
     def decide(self, step: int, numbers: Tensor, flush: bool = False) -> list[Decision]:
         """The decisions that are known after `step`, the same on every rank. `numbers` are the fields of Decision after
-        `step`, summed over ranks.
+        `step`, the flags among them summed over ranks.
 
         On CUDA results arrive one step late. With `flush` (before weights are read, saved or evaluated), or when the
         previous decision asks to stop or save, this waits for the current step too.

@@ -67,7 +67,7 @@ def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
 
 
 def read_number(environ: Mapping[str, str], name: str, least: int = 0) -> int | None:
-    """A whole number in the environment; None if it is not set or empty. UserError if it is none, or below `least`."""
+    """A whole number in the environment; None if it is not set or empty. UserError for other text, or below `least`."""
     given = environ.get(name, "")
     if not given:
         return None

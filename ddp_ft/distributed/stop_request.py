@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from ddp_ft.errors import EXIT_INTERRUPTED
+
 # Not SIGUSR1, which NCCL uses itself (github.com/facebookincubator/submitit/pull/1697).
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 # A file whose appearance asks for a stop, for batch scripts: torchrun passes no signal on without ending the run.
@@ -18,7 +20,6 @@ STOP_FILE_VARIABLE = "DDP_FT_STOP_FILE"
 LOOK_EVERY = 1.0
 # How long the main thread has to end by itself after a second Ctrl-C.
 INTERRUPT_GRACE = 1.0
-INTERRUPTED = 130  # exit code, as shells report an interrupt
 END = b"\0"  # among the numbers of signals: the block has ended
 
 
@@ -65,7 +66,7 @@ class StopRequest:
 
     @contextmanager
     def cutting_short(self) -> Iterator[None]:
-        """Raise CutShort within the block as soon as a signal asks to stop, or at once if one did before."""
+        """Raise CutShort within the block as soon as a signal asks to stop, or at once if a stop was asked for."""
         self._cuts_short = True
         try:
             if self.asked:
@@ -118,5 +119,5 @@ def _count_interrupts(reader: socket.socket) -> None:
                 while END not in reader.recv(64):
                     pass
             except TimeoutError:
-                os._exit(INTERRUPTED)
+                os._exit(EXIT_INTERRUPTED)
             return  # the main thread has left the block

@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddp_ft.distributed.world import World, has_failure
+from ddp_ft.errors import EXIT_FAILED
 
 # Between two heartbeats, in seconds.
 BEAT_SECONDS = 1.0
 # How long after another rank's death the main thread may still end by itself, with the better message.
 GRACE_SECONDS = 3.0
-FAILED = 1
 CONNECT_SECONDS = 10.0
 
 ALIVE, LEAVING, GOODBYE, ALARM = b".", b"q", b"bye", b"!"
@@ -82,7 +82,7 @@ class _End:
         self._write_stacks(reason)
         if self._has_to_report(reason):
             print(f"Error: {reason}. The stack of each rank is in {self.stacks}.", file=sys.stderr, flush=True)  # noqa: T201
-        os._exit(FAILED)
+        os._exit(EXIT_FAILED)
 
     def _has_to_report(self, reason: str) -> bool:
         """Whether this rank prints the reason: the lowest that is left, unless a failing rank has printed its own."""
@@ -214,7 +214,8 @@ class _Post:
             now = time.monotonic()
             if GOODBYE in (received or b""):
                 break
-            if received is not None or now - before > self.silence:  # then it was this process that was stopped
+            was_stopped = now - before > self.silence  # it was this process, and not rank 0
+            if received is not None or was_stopped:
                 heard = now
             if reason := self._trouble(received, now - heard):
                 self.end.because(reason)

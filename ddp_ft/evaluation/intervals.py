@@ -29,7 +29,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much the second of two models is better in a metric; `p_value` is for no difference."""
+    """By how much the second of two models is better in a metric, and the `p_value` of there being no difference."""
 
     value: float
     interval: Interval

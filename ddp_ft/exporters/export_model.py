@@ -53,8 +53,8 @@ def export_model(request: ExportRequest, launch: Launch) -> Report:
     _remove(aside)
     try:
         _write(request, aside, device)
-        images = images_to_compare(request.model, original, request.images, request.count)
-        report = compare(original, aside, device, *images)
+        images, origin = images_to_compare(request.model, original, request.images, request.count)
+        report = compare(original, aside, device, images, origin)
         if report.is_good:
             _put(aside, request.output)
         return report

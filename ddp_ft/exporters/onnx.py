@@ -44,7 +44,7 @@ def trace(module: nn.Module, preprocess: Preprocess, device: torch.device) -> An
 def quiet() -> Iterator[None]:
     """Silence the warnings and logs of torch's exporters."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(max(before, logging.WARNING))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

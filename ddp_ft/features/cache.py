@@ -93,8 +93,8 @@ class ChunkStore:
                 self.error = error.strerror or str(error)
 
     def mapped(self, shape: tuple[int, ...]) -> Tensor:
-        """Return all rows, read from the disk when they are used; processes of a machine share the memory. Call it when
-        all chunks are written. Changes to the tensor stay in this process."""
+        """Return all rows, each of that shape, read from the disk when they are used; processes of a machine share the
+        memory. Call it when all chunks are written. Changes to the tensor stay in this process."""
         table = np.memmap(self.folder / ROWS, np.float32, "c", shape=(self.samples, *shape))
         return torch.from_numpy(table)
 
@@ -119,7 +119,7 @@ class ChunkStore:
             left, offset = left[written:], offset + written
 
     def _note(self, entry: dict[str, Any]) -> None:
-        """Add a line to this process's own journal, so that no other process's line is torn."""
+        """After the rows, add a line to this process's own journal, so that no other process's line is torn."""
         if self._journal is None:
             file = self.folder / JOURNALS.replace("*", secrets.token_hex(8))
             self._journal = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

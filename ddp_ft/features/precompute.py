@@ -101,8 +101,9 @@ def _prepare(files: FeatureFiles, root: Path, tables: Sequence[Table]) -> tuple[
         token = put_token(folders[0])
     except OSError as error:
         return folders, "", f"{root} cannot be written to ({error.strerror})"
-    for other in set(root.iterdir()).difference(folders) if files.is_own else ():
-        shutil.rmtree(other, ignore_errors=True)
+    if files.is_own:
+        for other in set(root.iterdir()).difference(folders):
+            shutil.rmtree(other, ignore_errors=True)
     return folders, token, ""
 
 

@@ -47,7 +47,8 @@ class Model:
     """A trained model in evaluation mode, on its device.
 
     `module` is the network: float32 B x 3 x height x width, from `preprocess`, to float32 B x outputs, before softmax,
-    sigmoid or the target's units. `classes` are the names of its outputs.
+    sigmoid or the target's units. `classes` are the names of its outputs, in their order. `task` is "single-label",
+    "multi-label" or "regression".
     """
 
     def __init__(self, trained: Trained, device: torch.device, views: str = NO_VIEWS) -> None:
@@ -59,10 +60,13 @@ class Model:
         self._transform, self._view_transform = trained.processor.eval_transform(), viewed.processor.eval_transform()
         self.module: nn.Module = trained.module
         self.classes: tuple[str, ...] = trained.names
-        self.task: str = trained.task.name  # "single-label", "multi-label" or "regression"
+        self.task: str = trained.task.name
 
     def preprocess(self, image: ImageLike) -> Tensor:
-        """The image as `module` takes it: float32 3 x height x width, on the model's device. UserError for no image."""
+        """The image as `module` takes it: float32 3 x height x width, on the model's device.
+
+        UserError for what is no image.
+        """
         prepared: Tensor = self._scorer.prepare({"image": _resized(image, self._transform)[None]})["image"]
         return prepared[0]
 

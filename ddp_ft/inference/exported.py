@@ -117,7 +117,7 @@ def _open_onnx(path: Path, device: torch.device) -> tuple[nn.Module, dict[str, A
         return torch.from_numpy(outputs).to(images.device)
 
     texts = session.get_modelmeta().custom_metadata_map
-    return ExportedModule(run), {name: json.loads(text) for name, text in texts.items()}
+    return ExportedModule(run), {key: json.loads(text) for key, text in texts.items()}
 
 
 def _open_pt2(path: Path, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:

@@ -45,7 +45,7 @@ class Parts:
         try:  # a lost part is computed again
             write_bytes(self.folder / f"{number:08d}", _header(part) + part.content, durable=False, contested=True)
         except OSError as error:
-            hint = "What is done is kept there: mend it, and the same command continues."
+            hint = "What is done is kept there: correct that, and the same command continues."
             if isinstance(error, FileNotFoundError):
                 hint = "It was removed meanwhile: does another process write the same --output?"
             raise UserError(f"{self.folder} cannot be written to: {error.strerror}.", hint) from None
@@ -91,7 +91,8 @@ def open_parts(output: Path, key: str, world: World) -> Parts:
     """
     folder = output.with_name(f"{output.name}.parts") / key
     token = world.from_main(lambda: _prepare(folder))
-    return Parts(folder, is_shared=seen_by(world, folder / token)[world.rank])
+    seen = seen_by(world, folder / token)
+    return Parts(folder, is_shared=world.is_main or seen[world.rank])  # rank 0 assembles the file from that folder
 
 
 def _prepare(folder: Path) -> str:

@@ -30,7 +30,7 @@ def check_format(output: Path) -> None:
 
 def open_format(output: Path, task: Task, top_k: int) -> "PredictionTable":
     """The table for the suffix of `output`. UserError if the task has not as many classes as `top_k`, or none."""
-    if top_k > 1 and not task.ranks:
+    if top_k > 1 and not task.can_rank:
         hint = "Its rows have all probabilities or values."
         raise UserError(f"--top-k {top_k} is for one class for each image; the model is for {task.name}.", hint)
     if top_k > (classes := len(task.names)):
@@ -77,7 +77,8 @@ class CsvTable(PredictionTable):
 
     def write(self, stream: BinaryIO, parts: Iterable[bytes]) -> None:
         """The header, and all parts."""
-        stream.writelines([_csv([[name for name, _ in self.columns]]), *parts])
+        stream.write(_csv([[name for name, _ in self.columns]]))
+        stream.writelines(parts)
 
 
 class JsonLines(PredictionTable):

@@ -33,7 +33,7 @@ class Verdict:
     difference: str
     interval: str
     p_value: str
-    is_told_apart: bool
+    is_significant: bool
     sentence: str
 
 
@@ -104,10 +104,10 @@ def compare(runs: Sequence[RunFacts], names: Sequence[str], split: str, metric: 
 
 def _lead(verdicts: Sequence[Verdict]) -> str:
     """One sentence for many tests."""
-    best, same = verdicts[0].best, [verdict.other for verdict in verdicts if not verdict.is_told_apart]
+    best, same = verdicts[0].best, [verdict.other for verdict in verdicts if not verdict.is_significant]
     if not same:
         return f"{best} is better than all others."
-    return f"{best} is ahead, but not to be told apart from {', '.join(same)}."
+    return f"{best} is ahead, but without a significant difference from {', '.join(same)}."
 
 
 def pairing_problem(runs: Sequence[RunFacts], names: Sequence[str], split: str, metric: str) -> str:
@@ -149,7 +149,7 @@ def _verdict(names: tuple[str, str], metric: str, found: Difference, p_value: fl
     how = f"{by} of {metric_name(metric)} (95 % interval {ends}; {p}{corrected})"
     if p_value < SIGNIFICANCE:
         return Verdict(best, other, by, ends, p, True, f"{best} is better than {other} by {how}.")
-    sentence = f"{best} and {other} are not to be told apart: {best} is ahead by {how}."
+    sentence = f"There is no significant difference between {best} and {other}: {best} is ahead by {how}."
     return Verdict(best, other, by, ends, p, False, sentence)
 
 

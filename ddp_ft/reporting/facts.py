@@ -178,6 +178,6 @@ def _scored_set(path: Path, split: str, task: Task) -> ScoredSet | None:
         return None
     assert evaluation.predictions is not None and evaluation.records is not None
     try:
-        return task.score(evaluation.predictions, evaluation.records)
+        return task.scored_set(evaluation.predictions, evaluation.records)
     except UserError as error:
         raise UserError(f"{path}: what is kept of {split} is {error.message}", _WHOLE) from None

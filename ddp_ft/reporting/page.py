@@ -57,7 +57,7 @@ def _state(facts: RunFacts) -> str:
     epoch = facts.summary.get("epoch", max((row["epoch"] for row in trained), default=0.0))
     total = facts.plan.total_steps
     where = f"{epoch:g} of {facts.config.train.epochs} epochs, step {count(step)} of {count(total)}"
-    if facts.status == "unfinished":
+    if facts.status not in ("done", "stopped"):
         return f"Not finished: {where}."
     if facts.status == "stopped":
         return f"Stopped after {where}; the same command resumes."

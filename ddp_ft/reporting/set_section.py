@@ -181,8 +181,8 @@ def _thumbnails(
     for index in indices:
         image = image_of(source, index, facts.processor)
         if image is not None:
-            (said, true), path = scored_set.caption(index), printable(source.name(index))
-            about = {"said": said, "true": true, "path": path, "file": Path(path).name}
+            (predicted, true), path = scored_set.caption(index), printable(source.name(index))
+            about = {"predicted": predicted, "true": true, "path": path, "file": Path(path).name}
             shown.append({"uri": data_uri(image), "is_small": max(image.shape) < SMALL, **about})
     return shown
 

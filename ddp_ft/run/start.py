@@ -1,4 +1,4 @@
-"""The start of a run: what is asked for is composed, tuned, given its run folder, described, and trained."""
+"""The start of a run: what is asked for is composed, given its run folder, tuned if asked, described, and trained."""
 
 import os
 from contextlib import nullcontext
@@ -48,7 +48,9 @@ def _fine_tune(request: Request, machine: Machine) -> str:
     recipe = request.earlier.recipe if request.earlier else None  # what `auto` became holds for all further starts
     config = request.config(recipe)
     if world.from_main(lambda: is_finished(folder, config, request.extend)):
-        console.print(f"{folder.path} holds this run, finished. Add --extend with more --epochs to lengthen it.")
+        console.print(
+            f"{folder.path} holds this run, which is finished. Add --extend with more --epochs to lengthen it."
+        )
         return DONE
     keys = keys_to_measure(request)
     check_compiling(config, world, machine.launch)

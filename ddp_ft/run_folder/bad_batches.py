@@ -85,7 +85,9 @@ def read_bad_batch(run_dir: Path, step: int) -> dict[str, Any] | None:
     file = bad_batch_folder(run_dir, step) / _DESCRIPTION
     try:
         found = read_json(file, dict)
-        return found and {**found, **{name: float(found[name]) for name in ("loss", "grad_norm", "loss_scale")}}
+        if found is None:
+            return None
+        return {**found, **{name: float(found[name]) for name in ("loss", "grad_norm", "loss_scale")}}
     except Exception as error:
         raise UserError(f"{file} cannot be read: {one_line(error)}.") from None
 

@@ -122,10 +122,11 @@ class Checkpoints:
     def _prune(self) -> None:
         is_training = bool(self.complete())
         for phase in PHASES:
-            there = self.complete(phase)
-            spared = there[-self.keep :] + self.ranking(phase)[: self.keep_best]
+            there, spared = self.complete(phase), []
+            if not (is_training and phase == PROBE):
+                spared = there[-self.keep :] + self.ranking(phase)[: self.keep_best]
             for old in there:
-                if old not in spared or (is_training and phase == PROBE):
+                if old not in spared:
                     # Renamed first: a process that is killed halfway leaves no incomplete checkpoint.
                     shutil.rmtree(old.rename(self.root / f"{_REMOVING}{old.name}"))
 

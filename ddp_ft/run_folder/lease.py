@@ -116,19 +116,22 @@ class Lease:
             socket.gethostname(), os.environ.get("SLURM_JOB_ID", ""), os.getpid(), self.started, time.time(),
             self.first_step, self.step() if self._has_begun else 0,
         )  # fmt: skip
-        with suppress(OSError):  # a full disk: the lock is what counts
+        with suppress(OSError):  # a full disk: the lock is what counts; and nothing is lost without fsync
             write_text(self.folder / _FILE, to_json(asdict(holder)), durable=False)
 
 
 def read_lease(folder: Path, strict: bool = False) -> Holder | None:
     """The holder that lease.json names; None if there is none. For a damaged file None, or an error if `strict`."""
-    content = (read_json if strict else read_sound_json)(folder / _FILE, dict)
+    content = read_json(folder / _FILE, dict) if strict else read_sound_json(folder / _FILE, dict)
     known = {each.name for each in fields(Holder)}
     return Holder(**{name: content[name] for name in content if name in known}) if content else None
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process holds the lock of the lease. It is taken, shared, for a moment: who needs it waits longer."""
+    """Whether a process holds the lock of the lease. It is taken, shared, for a moment: who needs it waits longer.
+
+    Not for the holder itself: closing the file would give up its lock.
+    """
     try:
         with (folder / _LOCK).open("rb") as lock:
             fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+from ddp_ft.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
+
 # Starts in a row that crashed without a step, and without a new checkpoint, after which the next one would crash too.
 MOST_BARREN_STARTS, MOST_CRASHES = 2, 4
 
-DONE, FAILED, STOPPED = 0, 1, 75
 ENDED_BY_SIGTERM = 143  # 128 + 15, as shells and srun have it
 
 
@@ -47,7 +48,7 @@ class Verdict:
 def decide(outcome: Outcome, history: History, restarts: int, most_restarts: int) -> Verdict:
     """The verdict on a start with that outcome, after so many `restarts`."""
     if outcome.status == "done" or (outcome.code == 0 and not outcome.events and not outcome.status):
-        return Verdict(False, DONE, "done")
+        return Verdict(False, EXIT_DONE, "done")
     verdict = _on_end_by_slurm(outcome, history) or _on_interruption(outcome, history) or _on_crash(outcome, history)
     if verdict.requeue and restarts >= most_restarts:
         message = f"{verdict.message}; not requeued, as DDP_FT_MAX_REQUEUES={most_restarts} is reached"
@@ -62,7 +63,7 @@ def _on_end_by_slurm(outcome: Outcome, history: History) -> Verdict | None:
     saved = outcome.status == "stopped"
     text = f"ended by Slurm ({outcome.reason or 'reason unknown'}), " + ("saved" if saved else "not saved")
     # Only a job that ran out of time is to continue; a cancelled one never, and Slurm itself starts others again.
-    return Verdict(outcome.reason == "TimeLimit", STOPPED if saved else FAILED, text, history)
+    return Verdict(outcome.reason == "TimeLimit", EXIT_STOPPED if saved else EXIT_FAILED, text, history)
 
 
 def _on_interruption(outcome: Outcome, history: History) -> Verdict | None:
@@ -76,7 +77,7 @@ def _on_interruption(outcome: Outcome, history: History) -> Verdict | None:
     why = "interrupted by a signal to its tasks" if preempted else "stopped"
     text = f"{why}, " + ("saved" if outcome.status == "stopped" else "not saved")
     # A preemption during the start is no crash, and no progress either.
-    return Verdict(True, STOPPED, text, History() if outcome.made_step else history)
+    return Verdict(True, EXIT_STOPPED, text, History() if outcome.made_step else history)
 
 
 def _on_crash(outcome: Outcome, history: History) -> Verdict:
@@ -86,7 +87,8 @@ def _on_crash(outcome: Outcome, history: History) -> Verdict:
     )
     text = f"crashed (exit code {outcome.code})" if outcome.code else "asked to save, and did not"
     if now.barren >= MOST_BARREN_STARTS:
-        return Verdict(False, FAILED, f"{text}, {now.barren} times in a row without a step; not requeued", now)
+        return Verdict(False, EXIT_FAILED, f"{text}, {now.barren} times in a row without a step; not requeued", now)
     if now.crashes >= MOST_CRASHES:
-        return Verdict(False, FAILED, f"{text}, {now.crashes} times in a row without a checkpoint; not requeued", now)
-    return Verdict(True, FAILED, text, now)
+        text = f"{text}, {now.crashes} times in a row without a checkpoint"
+        return Verdict(False, EXIT_FAILED, f"{text}; not requeued", now)
+    return Verdict(True, EXIT_FAILED, text, now)

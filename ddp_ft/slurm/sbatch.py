@@ -100,7 +100,7 @@ def check(plan: LaunchPlan) -> None:
     if (plan.kind == "array") != (plan.runs is not None):
         raise UserError(
             f"--kind {plan.kind} {'with' if plan.runs else 'without'} --runs.",
-            "An array needs a file of runs, one a line: --runs FILE.",
+            "--runs FILE, a file of runs, one a line, is for --kind array, which needs it.",
         )
     if not plan.arguments and plan.kind != "array":
         raise UserError(

@@ -22,7 +22,7 @@ PATIENCE = 5.0
 def read_end_time(environ: Mapping[str, str] = os.environ) -> float | None:
     """When Slurm will end this job, in seconds since 1970; None outside of Slurm, or if that is not known.
 
-    From SLURM_JOB_END_TIME (since Slurm 22.05), else `scontrol show job`, else `squeue`.
+    From SLURM_JOB_END_TIME, which Slurm 22.05 does not set yet, else `scontrol show job`, else `squeue`.
     """
     if end := number_or(0, environ, "SLURM_JOB_END_TIME"):
         return float(end)

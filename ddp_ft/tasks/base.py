@@ -37,7 +37,7 @@ class SupervisedTask(Task):
 
     # The losses that fit the task; `auto` is the first.
     losses: tuple[str, ...]
-    ranks = False
+    can_rank = False
     # Format of numbers in a table of texts.
     digits = ".6f"
 
@@ -115,15 +115,15 @@ class SupervisedTask(Task):
         if self.user_loss:
             self.user_loss.check(outputs, target)
 
-    def score(self, predictions: Batch, records: Batch) -> ScoredSet:
-        """As in `Task`; a NaN among the predictions counts as 0, an infinite value as the largest number."""
+    def scored_set(self, predictions: Batch, records: Batch) -> ScoredSet:
+        """As in `Task`; a NaN among the predictions counts as 0, an infinite value as the largest or smallest one."""
         try:
             estimates = self.estimates(predictions)
         except KeyError:
             raise UserError(f"not of the task {self.name}.") from None
         if not len(estimates) or estimates.shape[1:] != (len(self.names),):
             raise UserError(f"not of {len(self.names)} outputs.")
-        return self.scored_set(np.nan_to_num(estimates.double().numpy()), records["target"].numpy())
+        return self.make_scored_set(np.nan_to_num(estimates.double().numpy()), records["target"].numpy())
 
     def answers(self, predictions: Batch) -> list[dict[str, Any]]:
         """As in `Task`."""
@@ -138,7 +138,7 @@ class SupervisedTask(Task):
         return [cell for each in answer.values() for cell in (each.values() if isinstance(each, dict) else [each])]
 
     def row(self, answer: Mapping[str, Any]) -> list[str]:
-        """The cells as texts: labels joined, numbers with their significant digits."""
+        """The cells as texts: labels joined, numbers with six decimals."""
         return [self._text(cell) for cell in self.cells(answer)]
 
     def _text(self, cell: Any) -> str:
@@ -193,7 +193,7 @@ class SupervisedTask(Task):
         """What is written of each sample, N x outputs: probabilities, or numbers in the target's units."""
 
     @abstractmethod
-    def scored_set(self, estimates: Floats, target: NDArray[Any]) -> ScoredSet:
+    def make_scored_set(self, estimates: Floats, target: NDArray[Any]) -> ScoredSet:
         """The scored set of estimates (N x outputs) and their targets."""
 
     @abstractmethod

@@ -23,7 +23,7 @@ class ClassTask(SupervisedTask):
 
     # The columns before those of the classes' probabilities.
     decided: ClassVar[Mapping[str, type]]
-    set_class: ClassVar[type[ScoredProbabilities]]
+    scored_class: ClassVar[type[ScoredProbabilities]]
     label_smoothing = 0.0
 
     @classmethod
@@ -42,9 +42,9 @@ class ClassTask(SupervisedTask):
         """The logits."""
         return predictions[LOGITS]
 
-    def scored_set(self, estimates: Floats, target: NDArray[Any]) -> ScoredProbabilities:
+    def make_scored_set(self, estimates: Floats, target: NDArray[Any]) -> ScoredProbabilities:
         """The task's kind of set; class numbers are spread out."""
-        return self.set_class(self.names, estimates, truth_of(target, estimates))
+        return self.scored_class(self.names, estimates, truth_of(target, estimates))
 
     def columns(self) -> dict[str, type]:
         """What is decided, and the probabilities of all classes."""

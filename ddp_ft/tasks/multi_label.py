@@ -43,7 +43,7 @@ class MultiLabel(ClassTask):
     losses = ("bce", "focal", "soft_f1")
     primary_metric = TASKS[name].metric
     decided: ClassVar[Mapping[str, type]] = {"classes": list}
-    set_class = ScoredLabels
+    scored_class = ScoredLabels
     shares: NDArray[np.float64] | None = None
 
     def __init__(self, names: tuple[str, ...], loss: LossChoice | None = None, extra: str | None = None) -> None:

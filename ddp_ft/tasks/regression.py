@@ -127,7 +127,7 @@ class Regression(SupervisedTask):
         """The values."""
         return predictions[VALUES]
 
-    def scored_set(self, estimates: Floats, target: NDArray[Any]) -> ScoredNumbers:
+    def make_scored_set(self, estimates: Floats, target: NDArray[Any]) -> ScoredNumbers:
         """The set of the numbers."""
         return ScoredNumbers(self.names, estimates, np.asarray(target, dtype=np.float64))
 

@@ -38,10 +38,10 @@ class SingleLabel(ClassTask):
         pipeline_tag="image-classification",
     )
     losses = ("cross_entropy", "focal", "bce", "soft_f1")
-    ranks = True
+    can_rank = True
     primary_metric = TASKS[name].metric
     decided: ClassVar[Mapping[str, type]] = {"class": str, "probability": float}
-    set_class = ScoredClasses
+    scored_class = ScoredClasses
     counts: NDArray[np.int64] | None = None
     weights: Tensor | None = None
 

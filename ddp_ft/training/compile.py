@@ -103,10 +103,10 @@ def compile_phase(phase: Phase, state: TrainState, log: Log, again: bool) -> Non
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor", UserWarning)
         times = _warm_up(phase, sizes)
     _end_workers()
-    # A thread that waits for its compiler would keep this process alive.
-    for process in () if times else _children() - children:
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGTERM)
+    if times is None:  # a thread that waits for its compiler would keep this process alive
+        for process in _children() - children:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGTERM)
     run.agreement.check()
     if times is not None:  # nobody was asked to stop
         state.progress.compile_seconds += times.compiling

@@ -20,7 +20,7 @@ from ddp_ft.training.step import StepSums
 
 
 class DataPhase(Phase):
-    """The whole recipe. Ranks share each batch and sum their gradients."""
+    """The training of the whole model. Ranks share each batch and sum their gradients."""
 
     learner: DataLearner
     is_on_data = True

@@ -22,7 +22,7 @@ STEPS_BETWEEN_AGREEMENTS = 20
 
 
 class FeaturePhase(Phase):
-    """The probe of a head, or the whole recipe if only the head learns; on features of both sets, computed first.
+    """The probe, or the training if only the head learns; on features of both sets, computed first.
     Collective. Raises StopAgreed, and UserError if the features are more than is allowed."""
 
     def __init__(self, run: Run, state: TrainState, log: Log) -> None:
@@ -39,7 +39,7 @@ class FeaturePhase(Phase):
         return self.run.config.probe.epochs * self.sampler.steps_per_epoch
 
     def rate(self, step: int, total_steps: int) -> float:
-        """The probe's rate falls along a cosine; else it is the recipe's."""
+        """The probe's rate falls along a cosine; else it is the training's."""
         if self.name != PROBE:
             return super().rate(step, total_steps)
         return self.run.config.probe.lr * Schedule("cosine", total_steps).factor(step)

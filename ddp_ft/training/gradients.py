@@ -12,7 +12,7 @@ from ddp_ft.training.optim import undecayed
 
 
 def clip(parameters: Sequence[nn.Parameter], config: TrainConfig, head: Collection[nn.Parameter] = ()) -> Tensor:
-    """Bound the gradients in place: by AGC, by value, by norm, each if its bound is above 0.
+    """Bound the gradients in place: by AGC, then by value, then by norm, each if its bound is above 0.
 
     AGC (arXiv 2102.06171, timm's) leaves out the parameters of `head`, as the paper does with the last layer. Return
     the norm of all gradients before clipping: a scalar on the device, for which no host has waited.

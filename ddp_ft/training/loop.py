@@ -17,11 +17,12 @@ from ddp_ft.training.validation import is_stale, validate
 def train(run: Run, state: TrainState, phase: Phase, recorder: Recorder) -> str:
     """Run the loop to the end of the phase; return DONE, or STOPPED if that was asked for. All is saved or being saved.
 
-    UserError on all ranks: out of memory with one sample, too many bad steps, a disk that stays full.
+    UserError on all ranks: out of memory with one sample (two where pairs are mixed), too many bad steps, a disk that
+    stays full.
     """
     progress, cadence, failed_writes = state.progress, phase.cadence(state.progress), 0
     recorder.begin(phase)
-    # The loader's workers end with the block: they ignore signals, and a process that has some never exits.
+    # Closing ends the loader's workers: they ignore signals, and a process whose workers still run never exits.
     with closing(Recut(phase.batches(state), keeps=1 + run.agreement.late)) as batches:
         while True:
             if progress.evaluation_due:  # also if an earlier start was stopped before or during it

@@ -84,7 +84,7 @@ def log_evaluation(run: Run, progress: Progress, evaluation: Evaluation, split: 
     if not (run.config.log.pictures and run.world.is_main):
         return
     assert evaluation.predictions is not None and evaluation.records is not None
-    scored_set, step = run.task.score(evaluation.predictions, evaluation.records), progress.step
+    scored_set, step = run.task.scored_set(evaluation.predictions, evaluation.records), progress.step
     if scored_set is None:
         return
     source = run.splits.test if split == "test" and run.splits.test else run.splits.val

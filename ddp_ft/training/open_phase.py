@@ -1,4 +1,4 @@
-"""The phases of a run, opened one after the other: the head alone on features, then the whole recipe."""
+"""The phases of a run, opened one after the other: the probe, then the training."""
 
 from ddp_ft.config.schema import OptimConfig
 from ddp_ft.contracts import PROBE, Log

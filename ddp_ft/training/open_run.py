@@ -26,6 +26,8 @@ def _create_folder(run: Run, lease: Lease) -> str:
     folder.create()
     lease.take()
     with folder.writing():
+        for left in folder.path.glob(".shared*"):  # of killed starts, and of earlier versions
+            left.unlink(missing_ok=True)
         folder.clear_old_stop(run.launched)
         (folder.path / "summary.json").unlink(missing_ok=True)
         return put_token(folder.path)

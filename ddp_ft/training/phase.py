@@ -17,8 +17,8 @@ from ddp_ft.training.step import Learner, StepSums
 
 
 class Phase(ABC):
-    """How the steps of a phase are made, and how their result is measured. `noise`: seed offset of dropout masks (the
-    rank; 0 if all ranks compute the same)."""
+    """How the steps of a phase are made, and how their result is measured. `noise`: the last part of
+    the seed of random masks (the rank; 0 if all ranks compute the same)."""
 
     # Whether batches are of the data itself, and not of features.
     is_on_data = False

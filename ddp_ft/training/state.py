@@ -20,7 +20,7 @@ from ddp_ft.training.progress import LossWindow, Progress
 from ddp_ft.training.step import StepSums
 
 # Which weights an evaluation is of: those of the model, or their moving average.
-RAW, AVERAGED = "raw", "ema"
+RAW, EMA = "raw", "ema"
 
 
 class Snapshot(NamedTuple):
@@ -73,7 +73,7 @@ class TrainState:
         self.micro_batch = size
 
     def begin_training(self, optimizer: Optimizer, plan: Plan) -> None:
-        """Go from the probe to the first step of the recipe, whose moving average begins with the probe's head."""
+        """Go from the probe to the first step of the training, whose moving average begins with the probe's head."""
         self.optimizer, self.scaler = optimizer, make_scaler(self.window.sums.device, plan.precision)
         self.progress.phase, self.progress.step = TRAIN, 0
         if self.ema is not None:
@@ -82,18 +82,18 @@ class TrainState:
     def state_dict(self, world: World) -> Snapshot | None:
         """Return copies of all of it on rank 0, None on the others. Collective: each rank has its own statistics."""
         statistics = _gathered(batch_statistics(self.module), world)
-        averages = _gathered(self._averaged_statistics(), world) if self.ema else []
+        ema_statistics = _gathered(self._ema_statistics(), world) if self.ema else []
         with averaged_statistics(self.module, world):
-            return self._copied(statistics, averages) if world.is_main else None
+            return self._copied(statistics, ema_statistics) if world.is_main else None
 
-    def _copied(self, statistics: list[dict[str, Tensor]], averages: list[dict[str, Tensor]]) -> Snapshot:
+    def _copied(self, statistics: list[dict[str, Tensor]], ema_statistics: list[dict[str, Tensor]]) -> Snapshot:
         ema = None
         if self.ema is not None:
-            means = {name: torch.stack([own[name] for own in averages]).mean(0) for name in averages[0]}
+            means = {name: torch.stack([own[name] for own in ema_statistics]).mean(0) for name in ema_statistics[0]}
             ema = copied({**self.ema.tensors, **means})
         rest = {
             "statistics": statistics,
-            "ema": {"count": self.ema.count, "statistics": averages} if self.ema else {},
+            "ema": {"count": self.ema.count, "statistics": ema_statistics} if self.ema else {},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "window": self.window.sums,
@@ -107,7 +107,7 @@ class TrainState:
         _restore(batch_statistics(self.module), snapshot.rest["statistics"], world)
         if self.ema is not None:
             self.ema.load(snapshot.rest["ema"]["count"], snapshot.ema or {})
-            _restore(self._averaged_statistics(), snapshot.rest["ema"]["statistics"], world)
+            _restore(self._ema_statistics(), snapshot.rest["ema"]["statistics"], world)
         self.window.sums.copy_(snapshot.rest["window"])
         self.progress = Progress.from_mapping(snapshot.rest["progress"])
         self._waiting = {name: snapshot.rest[name] for name in ("optimizer", "scaler")}
@@ -121,13 +121,13 @@ class TrainState:
 
     @contextmanager
     def as_evaluated(self, kind: str, world: World) -> Iterator[None]:
-        """Within the block the module has its weights (RAW) or their moving average (AVERAGED), with the running
+        """Within the block the module has its weights (RAW) or their moving average (EMA), with the running
         statistics averaged over ranks. Collective."""
-        averages = self.ema.swapped(self.module) if self.ema and kind == AVERAGED else nullcontext()
-        with averages, averaged_statistics(self.module, world):
+        swapped = self.ema.swapped(self.module) if self.ema and kind == EMA else nullcontext()
+        with swapped, averaged_statistics(self.module, world):
             yield
 
-    def _averaged_statistics(self) -> dict[str, Tensor]:
+    def _ema_statistics(self) -> dict[str, Tensor]:
         return {name: self.ema.tensors[name] for name in batch_statistics(self.module)} if self.ema else {}
 
 

@@ -21,7 +21,7 @@ from ddp_ft.training.gradients import Penalties, clip
 class StepSums:
     """The result of one step, summed over ranks: tensors on the device, all but `flags` 0-dim.
 
-    `is_bad` (bool): the loss or the gradient was not finite, or a rank out of memory; the update was skipped.
+    `is_bad` (bool): the loss or the gradient was not finite, or a rank ran out of memory; the update was skipped.
     `oom_ranks`: how many ran out of memory. `flags` (F,): float32, as handed to `Learner.step`.
     """
 
@@ -87,11 +87,11 @@ class Learner:
         self.set_training()
         self._forget_gradients()
         copy_all(self._statistics, self._backup)
-        zeros = torch.tensor([0.0, 0.0, 0.0, *flags], pin_memory=self.world.device.type == "cuda")
-        sums = zeros.to(self.world.device, non_blocking=True)
+        begun = torch.tensor([0.0, 0.0, 0.0, *flags], pin_memory=self.world.device.type == "cuda")
+        sums = begun.to(self.world.device, non_blocking=True)  # nothing waits for it
         if isinstance(self.replica, Replica):
             self.replica.sums.begin()
-        self._is_out_of_memory = self._is_out_of_memory or not self._pass_through(micro_batches, sums)
+        self._is_out_of_memory = self._is_out_of_memory or not self._run_passes(micro_batches, sums)
         if self._is_out_of_memory:
             return self._give_up(sums)
         self.world.sum(sums)
@@ -103,7 +103,7 @@ class Learner:
         self._update(is_bad, any_oom)
         return StepSums(sums[0], sums[1], grad_norm, is_bad, sums[2], sums[3:])
 
-    def _pass_through(self, micro_batches: list[Batch], sums: Tensor) -> bool:
+    def _run_passes(self, micro_batches: list[Batch], sums: Tensor) -> bool:
         """Run all forward and backward passes; return False if the memory is too small for one."""
         try:
             for number, batch in enumerate(micro_batches, start=1):

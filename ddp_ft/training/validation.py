@@ -17,10 +17,10 @@ from ddp_ft.training.progress import Best, Progress
 from ddp_ft.training.recorder import Recorder
 from ddp_ft.training.run import Run
 from ddp_ft.training.schedule import Plateau
-from ddp_ft.training.state import AVERAGED, RAW, TrainState
+from ddp_ft.training.state import EMA, RAW, TrainState
 
 # What names of metrics begin with.
-PREFIXES = {RAW: "", AVERAGED: "ema_"}
+PREFIXES = {RAW: "", EMA: "ema_"}
 
 
 def validate(run: Run, state: TrainState, phase: Phase, recorder: Recorder) -> bool:
@@ -45,7 +45,7 @@ def validate(run: Run, state: TrainState, phase: Phase, recorder: Recorder) -> b
 
 def _measure_all(run: Run, state: TrainState, phase: Phase) -> dict[str, Evaluation]:
     """Evaluate the weights ("raw") and their moving average ("ema")."""
-    kinds = (RAW,) if state.ema is None or phase.name == PROBE else (RAW, AVERAGED)
+    kinds = (RAW,) if state.ema is None or phase.name == PROBE else (RAW, EMA)
     results = {}
     for kind in kinds:
         with state.as_evaluated(kind, run.world):

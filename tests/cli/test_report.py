@@ -188,7 +188,7 @@ def test_runs_are_compared_on_the_same_images(tmp_path, capsys):
     text = Page(tmp_path / "page.html").text
     assert "optim.lr" in text and "0.03" in text and "weight_decay" not in text
     said = compare(tmp_path, capsys, *runs)
-    assert "2 comparisons" in said and len(re.findall("run3.01? and run3.01? ", said)) == 1
+    assert "2 comparisons" in said and len(re.findall("run3.01? and run3.01?: ", said)) == 1
 
 
 def test_runs_on_other_images_are_not_tested(tmp_path, capsys):

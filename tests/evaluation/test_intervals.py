@@ -35,7 +35,7 @@ def evaluated(task_name, seed=0, samples=60):
         outputs, settings = target - 1000 + outputs, {**settings, "mean": [1000.0] * 7, "std": [1.0] * 7}
     task = restore_task(task_name, settings)
     predictions, records = task.predictions(outputs, {}), {"target": target, "weight": torch.ones(samples)}
-    return task.score(predictions, records), task.metrics(predictions, records)
+    return task.scored_set(predictions, records), task.metrics(predictions, records)
 
 
 @pytest.mark.parametrize("task", ["single-label", "multi-label", "regression"])

@@ -28,7 +28,7 @@ ANSWER = {"text": "a dog"}
 class Captions:
     """Tells what is in an image, in a sentence."""
 
-    name, kinds, primary_metric, ranks = "captions", ("text",), "accuracy", False
+    name, kinds, primary_metric, can_rank = "captions", ("text",), "accuracy", False
     words = TaskWords("words", "writes with", "image-to-text", "image-to-text")
     has_sets = True
 
@@ -46,7 +46,7 @@ class Captions:
     def settings(self):
         return {"classes": list(self.names)}
 
-    def score(self, predictions, records):
+    def scored_set(self, predictions, records):
         sentences = np.zeros((len(records["target"]), 5))
         return ScoredSet(self.names, sentences, sentences) if self.has_sets else None
 

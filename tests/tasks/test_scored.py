@@ -25,7 +25,7 @@ def drawn(samples: int = 200, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor
 def single() -> ScoredClasses:
     outputs, target = drawn()
     task = restore_task("single-label", {"classes": NAMES})
-    return task.score({"logits": outputs}, {"target": target})
+    return task.scored_set({"logits": outputs}, {"target": target})
 
 
 def test_single_label_against_scikit_learn():
@@ -75,7 +75,7 @@ def test_several_labels():
 def test_outputs_that_are_no_numbers():
     outputs = torch.tensor([[float("nan"), 1.0], [2.0, 1.0]])
     task = restore_task("single-label", {"classes": ["a", "b"]})
-    scored_set = task.score({"logits": outputs}, {"target": torch.tensor([1, 0])})
+    scored_set = task.scored_set({"logits": outputs}, {"target": torch.tensor([1, 0])})
     assert (
         scored_set.worst(5) == [0] and scored_set.reliability().samples.sum() == 2 and scored_set.confusion().sum() == 2
     )
@@ -86,14 +86,14 @@ def test_scoring_leaves_predictions_as_they_are():
     task = restore_task("regression", {"classes": ["age"], "mean": [40.0], "std": [10.0]})
     predictions = task.predictions(torch.tensor([[float("nan")], [1.0]]), {})
     before = predictions["values"].clone()
-    assert task.score(predictions, {"target": torch.tensor([[40.0], [20.0]])}).estimates[0, 0] == 0
+    assert task.scored_set(predictions, {"target": torch.tensor([[40.0], [20.0]])}).estimates[0, 0] == 0
     assert torch.equal(predictions["values"].isnan(), before.isnan())
 
 
 def test_numbers():
     task = restore_task("regression", {"classes": ["age"], "mean": [40.0], "std": [10.0]})
     predictions = task.predictions(torch.tensor([[0.0], [1.0], [-1.0]]), {})
-    scored_set = task.score(predictions, {"target": torch.tensor([[40.0], [20.0], [31.0]])})
+    scored_set = task.scored_set(predictions, {"target": torch.tensor([[40.0], [20.0], [31.0]])})
     assert isinstance(scored_set, ScoredNumbers) and scored_set.estimates[:, 0].tolist() == [40, 50, 30]
     assert scored_set.worst(2) == [1, 2] and scored_set.least_certain(5) == []
     assert scored_set.caption(1) == ("50", "20")

@@ -90,7 +90,8 @@ def divide_pool(request: SplitRequest, pool: Pool, where: Path | None, given: bo
         raise UserError(f"The run began {was} a validation folder or rows in {where}, which is now {now}.")
     record = dict(_make_record(request.config, request.seed, pool, where, given) if stored is None else stored)
     if given:
-        return Division(record, *np.zeros((2, len(pool)), np.bool_))
+        none = np.zeros(len(pool), np.bool_)
+        return Division(record, none, none)
     val = _are_in(pool.names, record[VAL])
     # The same data as before has no new images and has lost none: a million names need not be compared again.
     if stored is None or record.get("fingerprint") == fingerprint:

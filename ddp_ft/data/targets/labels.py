@@ -67,7 +67,7 @@ class Labels(TargetKind):
         return names, _one_row_each(labels, names)
 
     def read_known(self, columns: TargetColumns, names: tuple[str, ...]) -> NDArray[np.float32]:
-        """float32 (N, labels). A single column that is not named as the only label holds them all."""
+        """float32 (N, labels). A single column holds all labels, unless its name is the only label."""
         if len(columns.names) > 1 or columns.names == names:
             self._check_columns(columns, names)
             return _flags(columns.table, names)

@@ -65,15 +65,16 @@ class ScoredLabels(ScoredProbabilities):
 
     def statistics(self) -> dict[str, Statistic]:
         """macro_f1 and mAP for up to MOST_OUTPUTS outputs."""
-        right, both = (self.predicted & self.there).astype(float), self.predicted.astype(float) + self.there
-        hits, sizes = right.sum(1), both.sum(1)
+        right = self.predicted & self.there
+        hits, sizes = right.sum(1).astype(float), (self.predicted.sum(1) + self.there.sum(1)).astype(float)
         found: dict[str, Statistic] = {
             "exact_match": mean_of(self.correct.astype(float)),
             "micro_f1": lambda weights: np.asarray(2 * (weights @ hits) / np.maximum(weights @ sizes, 1e-12)),
         }
         if self.estimates.size <= MOST_OUTPUTS:
             rankings = [_Ranking.of(self.estimates[:, c], self.there[:, c]) for c in range(len(self.names))]
-            found["macro_f1"] = lambda weights: mean_f1(weights @ right, weights @ both)
+            parts, wholes = right.astype(float), self.predicted.astype(float) + self.there
+            found["macro_f1"] = lambda weights: mean_f1(weights @ parts, weights @ wholes)
             found["mAP"] = partial(_mean_average_precision, rankings)
         return found
 

@@ -54,9 +54,11 @@ def _channels() -> tuple[Any, Callable[[dict[str, str]], None]]:
 def _wait_for(lock: Any) -> None:
     """Wait until the process of an earlier start has ended, so that they do not both send the same rows."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() <= deadline:  # later the file system may have no locks
+    while True:
         with suppress(OSError):
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        if time.monotonic() > deadline:  # it hangs, or the file system has no locks
             return
         time.sleep(0.1)
 

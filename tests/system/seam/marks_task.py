@@ -21,7 +21,7 @@ class MarksTask:
     kinds: tuple[str, ...] = ("marks",)
     words = TaskWords("marks", "marks", "row-marking")
     primary_metric = "accuracy"
-    ranks = False
+    can_rank = False
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
@@ -85,7 +85,7 @@ class MarksTask:
         pairs = zip(predictions["rises"].tolist(), predictions["rises_length"].tolist(), strict=True)
         return [{"marks": [int(share >= 0.5) for share in row[:length]]} for row, length in pairs]
 
-    def score(self, predictions: Batch, records: Batch) -> ScoredSet | None:
+    def scored_set(self, predictions: Batch, records: Batch) -> ScoredSet | None:
         return None
 
     def decision(self, answer: Mapping[str, Any]) -> tuple[Any, float]:

@@ -16,7 +16,7 @@ from ddp_ft.data.splits.layouts import LAYOUTS
 from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.models.libraries.registry import LIBRARIES
 from ddp_ft.trackers.services.registry import SERVICES
-from tests.system.seam import lines_tracker, rows_library
+from tests.system.seam import lines_service, rows_library
 from tests.system.seam.rows_source import Marks
 
 
@@ -29,7 +29,7 @@ def register(but: str = "") -> None:
     LAYOUTS.insert(0, "tests.system.seam.rows_source")
     LIBRARIES["toy"] = "tests.system.seam.rows_library"
     # A service is named as the library that it needs.
-    SERVICES["json"] = f"{lines_tracker.__file__}:Lines"
+    SERVICES["json"] = f"{lines_service.__file__}:Lines"
     COMMANDS["count"] = ("tests.system.seam.count_command", "How many rows a file has.")
     if but == "PROCESSORS":
         del PROCESSORS["rows"]

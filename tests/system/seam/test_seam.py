@@ -136,7 +136,7 @@ def test_what_could_not_be_read_back_is_refused_before_training(
     assert not (tmp_path / "r").exists()
 
 
-def test_the_tracker_is_told(alone: Path) -> None:
+def test_the_service_gets_rows(alone: Path) -> None:
     lines = (alone / "trackers/lines.txt").read_text().splitlines()
     assert len([line for line in lines if line.startswith("train ")]) == len(column(alone, "loss"))
     assert lines[-1].startswith("finished ")

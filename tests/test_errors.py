@@ -9,8 +9,9 @@ def test_an_exception_in_one_line() -> None:
     assert one_line(ValueError("no such\n  layer.")) == "no such layer"
     assert one_line(KeyError()) == "KeyError"
     assert typed_line(OSError("gone")) == "OSError: gone"
-    long = one_line(ValueError("x" * (MOST_REASON + 1)))
-    assert long == "x" * MOST_REASON + "..." and one_line(ValueError("x" * MOST_REASON)) == "x" * MOST_REASON
+    assert one_line(ValueError("x" * MOST_REASON)) == "x" * MOST_REASON
+    long = one_line(ValueError("begins" + "x" * MOST_REASON + "cause"))
+    assert long.startswith("begins") and long.endswith("cause") and len(long) < MOST_REASON + 10
 
 
 @pytest.mark.parametrize(("limit", "text"), [(3, "a, b, c"), (2, "a, b and 1 more")])
