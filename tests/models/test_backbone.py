@@ -3,9 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-import timm
 import torch
-import torchvision
 
 from ddp_ft.config.schema import HeadConfig
 from ddp_ft.contracts import BuiltModel
@@ -14,7 +12,6 @@ from ddp_ft.models import build_model
 from ddp_ft.models.backbone import features, head_module
 from ddp_ft.models.introspection import Trial, find_head
 from ddp_ft.models.libraries.base import call_with_images
-from tests.models.test_build import TIMM, TORCHVISION, build_on_meta
 from tests.support import nets
 from tests.support.trained import PREPROCESS
 
@@ -168,29 +165,3 @@ def test_head_trained_on_features_is_the_network_trained() -> None:
     module(images).square().sum().backward()
     assert torch.equal(of_head, module.fc.weight.grad)
     assert {id(each) for each in head.parameters()} == {id(each) for each in module.fc.parameters()}
-
-
-# Families whose networks compute the outputs from several heads, or continue after the head: 9 of the 178 networks.
-WITHOUT = {
-    "timm/crossvit", "timm/efficientformer", "timm/efficientformer_v2", "timm/efficientvim", "timm/levit",
-    "timm/swiftformer", "timm/volo", "torchvision/squeezenet",
-}  # fmt: skip
-
-
-def _family(name: str) -> str:
-    library, _, inner = name.partition("/")
-    entry = timm.models.model_entrypoint if library == "timm" else torchvision.models.get_model_builder
-    return f"{library}/{entry(inner).__module__.rpartition('.')[2]}"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*TIMM, *TORCHVISION])
-def test_nearly_all_architectures_end_with_their_head(name: str) -> None:
-    built = build_on_meta(name)
-    assert (built.head_path is None) == (_family(name) in WITHOUT)
-    if built.head_path is None:
-        return
-    images = torch.zeros(2, 3, *built.processor.preprocess.size, device="meta")
-    with torch.no_grad():
-        found = features(built.module.eval(), built.head_path, call_with_images, {"image": images})
-        assert head_module(built.module, built.head_path)(found).shape == built.module(images).shape == (2, 7)
