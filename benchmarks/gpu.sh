@@ -25,9 +25,9 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 end=$((SECONDS + minutes * 60 - 40))
 left() { echo $((end - SECONDS)); }
 
-# measure MODEL CONTENDERS SECONDS...: at most so many seconds, and no more than there are
+# measure MODEL CONTENDERS SECONDS: at most so many of the usual 9 minutes' seconds, and no more than are left
 measure() {
-  local model=$1 contenders=$2 seconds=$3
+  local model=$1 contenders=$2 seconds=$(($3 * minutes / 9))
   (("$(left)" < seconds)) && seconds=$(left)
   if ((seconds < 30)); then echo "== $model: no time left"; return; fi
   echo "== $model, at most $seconds s"

@@ -63,15 +63,24 @@ def replacing_folder(folder: Path, *, durable: bool, old: str = OLD) -> Iterator
 
 
 def replace_folder(folder: Path, aside: Path, *, durable: bool, old: str = OLD) -> None:
-    """Rename `aside` to `folder`. One of that name is called `old` + NAME until then, and removed afterwards."""
+    """Rename `aside` to `folder`. What has that name is called `old` + NAME until then, and removed afterwards."""
     earlier = folder.with_name(f"{old}{folder.name}")
-    shutil.rmtree(earlier, ignore_errors=True)
+    _remove(earlier)
     if folder.exists():
         folder.rename(earlier)
     aside.rename(folder)
     if durable:
         sync(folder.parent)
-    shutil.rmtree(earlier, ignore_errors=True)
+    _remove(earlier)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder with all in it, or a file or a link, which may be in a folder's place; errors are ignored."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def write_bytes(file: Path, content: bytes, *, durable: bool = True, contested: bool = False) -> None:

@@ -1,5 +1,6 @@
 """The run folder: its small files, and whether it holds a run that this one resumes."""
 
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,8 @@ class RunFolder:
         try:
             yield
         except OSError as error:
-            hint = "Make room, or choose another with --run-dir."
+            room = "Make room, or choose" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose"
+            hint = f"{room} another with --run-dir."
             raise UserError(f"Run folder {self.path} cannot be written to: {error.strerror}.", hint) from None
 
     def clear_old_stop(self, launched: float) -> None:

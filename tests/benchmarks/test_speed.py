@@ -250,12 +250,19 @@ def test_the_first_step_comes_before_the_exit(images):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1300)
 def test_the_script_for_gpus_runs_the_same_code_on_a_cpu(tmp_path):
     """All of it, the throughput benchmark and the real command among it, with tiny settings."""
     environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "OUT": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    command = [ROOT / "benchmarks/gpu.sh", "--device", "cpu", "--smoke"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=580, check=True)
+    command = [
+        ROOT / "benchmarks/gpu.sh",
+        "--device",
+        "cpu",
+        "--smoke",
+        "--minutes",
+        "27",
+    ]  # a busy machine takes longer
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1250, check=True)
     found = json.loads((tmp_path / "resnet50.json").read_text())["parts"][0]
     assert set(found["contenders"]) == {LIMIT, OURS, "torch_best"}, done.stdout
     assert [each["failure"] for each in found["contenders"].values()] == ["", "", ""]
