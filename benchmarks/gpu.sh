@@ -2,8 +2,8 @@
 # Usage: benchmarks/gpu.sh [--device cpu] [--smoke] [--minutes M]
 #
 # Everything that is worth measuring on a machine with a GPU, in one call of under M minutes (9): for three models at
-# 224 px in bf16 the limit, ddp_ft.train from JPEG files, plain PyTorch and what other tools are installed, each stage,
-# and the tests that need a GPU. No network. Tables and JSON go to $OUT, or to .cache/gpu.
+# 224 px in bf16 the limit, ddp_ft.train from JPEG files, plain PyTorch and what other tools are installed, and each
+# stage. No network. Tables and JSON go to $OUT, or to .cache/gpu. launch/gpu.sh calls it, after checks of all else.
 # PYTHON names the interpreter (python3).
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -45,11 +45,5 @@ measure() {
   measure resnet50 $all 220
   measure vit_base_patch16_224 $few 110
   ((${#smoke[@]})) || measure convnext_tiny $few 110 # on the way of the one before
-  if [[ $device == cuda ]]; then
-    # One process: the tests of several GPUs skip themselves. The launcher's tests have nothing to do with the GPU.
-    echo '== tests that need a GPU'
-    timeout --kill-after=10 "$(( $(left) > 15 ? $(left) : 15 ))" "$PYTHON" -m pytest -n 0 -m gpu -W default \
-      -p no:cacheprovider tests 2>&1 | tee "$OUT/tests.txt"
-  fi
   echo "done after $SECONDS s"
 } 2>&1 | tee "$OUT/log.txt"

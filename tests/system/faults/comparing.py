@@ -11,7 +11,7 @@ from tests.support.runs import read, rows
 
 TIMING = (
     "time", "images_per_second", "data_wait_share", "save_copy_seconds", "save_stall_seconds", "memory_process_mib",
-    "cpu_load", "host_memory_share",
+    "memory_allocated_mib", "memory_reserved_mib", "cpu_load", "gpu_load", "host_memory_share",
 )  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""The whole tool on a GPU, as `launch/gpu.sh` runs it; on a CPU in rehearsal."""
