@@ -1,6 +1,8 @@
 """What the checks share: the device, images, and a training that many of them look at."""
 
+import contextlib
 import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,11 +72,13 @@ class Machine:
 def command(module: str, *words: object, env: dict[str, str] | None = None) -> str:
     """What `python -m MODULE WORDS` prints; it must end with 0. `env` is laid over the environment."""
     process = Command(module, words, {**os.environ, **(env or {})}, merged=True)
-    try:
-        code = process.wait(COMMAND_SECONDS)
-    finally:
-        process.kill()
-    assert code == 0, f"exit code {code}: {process.output()[-2000:]}"
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(COMMAND_SECONDS)
+    ended = (
+        f"exit code {process.returncode}" if process.poll() is not None else f"not done after {COMMAND_SECONDS:.0f} s"
+    )
+    process.kill()
+    assert ended == "exit code 0", f"{ended}: {process.output()[-2000:]}"
     return process.output()
 
 
