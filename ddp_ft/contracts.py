@@ -197,6 +197,8 @@ class BuiltModel:
     `processor` makes the batches that `call` calls `module` with. `spec` is what model.json stores: library, name and
     the arguments of the library's own create function. `head` are the names of the new head's parameters. `head_path`
     names the head's module if the head's output is the network's output, and so its input the features; else None.
+    `unused` are the names of the parameters that learn, but that the forward pass does not use; `least` is the fewest
+    samples of a forward pass in training. Both are found when it is prepared for training.
     """
 
     module: nn.Module
@@ -205,6 +207,8 @@ class BuiltModel:
     spec: Mapping[str, Any]
     head: frozenset[str]
     head_path: str | None = None
+    unused: frozenset[str] = frozenset()
+    least: int = 1
 
 
 @dataclass(frozen=True)

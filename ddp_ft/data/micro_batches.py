@@ -37,8 +37,9 @@ class Recut(Iterator[list[Batch]]):
         self._recent.append(share)
         return share if self._most is None else cut(share, self._most)
 
-    def back(self, steps: int, most: int) -> None:
-        """Replay the newest steps, now in micro-batches of up to `most` samples (even, if samples are mixed)."""
+    def back(self, steps: int, most: int | None) -> None:
+        """Replay the newest steps, from now on in micro-batches of up to `most` samples (even, if samples are mixed);
+        None: as the loader cuts them."""
         self._again.extendleft(self._recent.pop() for _ in range(steps))
         self._most = most
 

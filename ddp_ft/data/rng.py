@@ -1,9 +1,11 @@
 """Seeds from numbers, and draws with them."""
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -40,3 +42,16 @@ def seed_masks(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed_all(seed)  # DataParallel uses several
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """After the block the generators of torch, Python and numpy are as they were."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        has_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if has_cuda else ()):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

@@ -105,7 +105,11 @@ def _measure_steps(run: Run, images: int) -> tuple[float, bool]:
             ema.update(run.model.module, sums.is_bad)
         return sums
 
-    if float(step().oom_ranks):
+    first = step()
+    if float(first.odd_ranks):  # nothing was computed
+        phase.search_unused()
+        first = step()
+    if float(first.oom_ranks):
         return 1.0, True
     seconds, spent = math.inf, 0.0
     for number in range(MOST_STEPS):

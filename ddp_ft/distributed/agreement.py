@@ -19,7 +19,7 @@ class StopAgreed(Exception):
 class Decision(NamedTuple):
     """The result of a step over all ranks, and what they do now. `loss` is a sum over samples of that total `weight`.
 
-    `oom_ranks`: how many ranks were out of memory; if any, this step and those after it have changed nothing.
+    `oom_ranks`: how many ranks were out of memory. `odd_ranks`: how many had other gradients than DDP expected.
     """
 
     step: int = 0
@@ -28,10 +28,16 @@ class Decision(NamedTuple):
     grad_norm: float = 0.0
     is_bad: bool = False
     oom_ranks: int = 0
+    odd_ranks: int = 0
     stop: bool = False
     save: bool = False
     failed_writes: int = 0
     damage: bool = False
+
+    @property
+    def is_undone(self) -> bool:
+        """Whether this step and those after it have changed nothing, and must be done again."""
+        return bool(self.oom_ranks or self.odd_ranks)
 
 
 def joined(decisions: Sequence[Decision]) -> Decision:
@@ -72,7 +78,7 @@ class Agreement:
         if flush or any(each.stop or each.save for each in decisions):
             decisions.append(_arrived(*self._arriving))
             self._arriving = None
-        if any(each.oom_ranks for each in decisions):
+        if any(each.is_undone for each in decisions):
             self._arriving = None  # that step is done again
         return decisions
 
@@ -113,7 +119,8 @@ def _arrived(step: int, numbers: Tensor, arrived: torch.cuda.Event | None) -> De
 
 
 def _read(step: int, numbers: Tensor) -> Decision:
-    loss, weight, grad_norm, is_bad, oom_ranks, stop, save, failed_writes, damage = numbers.tolist()
+    loss, weight, grad_norm, is_bad, oom_ranks, odd_ranks, stop, save, failed_writes, damage = numbers.tolist()
     return Decision(
-        step, loss, weight, grad_norm, is_bad > 0, int(oom_ranks), stop > 0, save > 0, int(failed_writes), damage > 0
-    )
+        step, loss, weight, grad_norm, is_bad > 0, int(oom_ranks), int(odd_ranks), stop > 0, save > 0,
+        int(failed_writes), damage > 0,
+    )  # fmt: skip

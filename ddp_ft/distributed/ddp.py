@@ -1,6 +1,9 @@
 """The module as training calls it, on one process or many: DistributedDataParallel, and its sums of gradients."""
 
 import inspect
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,27 +26,44 @@ KEEP_BUFFERS: dict[str, Any] = {_NEW_NAME if _HAS_NEW_NAME else _OLD_NAME: False
 WIRE_DTYPES = {"none": None, "bf16": torch.bfloat16}
 
 
-def replicate(module: nn.Module, call: "Call", world: World, distributed: bool, compression: str = "none") -> nn.Module:
+def replicate(
+    trainee: "Trainee", world: World, distributed: bool, compression: str = "none", searches: bool = False
+) -> nn.Module:
     """The module as training calls it, with a prepared batch: a `Replica` under torchrun, a DataParallel if one process
-    sees several GPUs, else a `Trainee`. `compression` is one of WIRE_DTYPES."""
-    trainee = Trainee(module, call)
+    sees several GPUs, else the trainee itself. `compression` is one of WIRE_DTYPES, `searches` as in `Replica`."""
     if distributed:
-        return Replica(trainee, world, WIRE_DTYPES[compression])
+        return Replica(trainee, world, WIRE_DTYPES[compression], searches)
     if world.device.type == "cuda" and torch.cuda.device_count() > 1:
         return DataParallel(trainee)
     return trainee
 
 
 class Replica(DistributedDataParallel):
-    """DDP that sums (not averages) gradients, and lets a rank without a gradient (out of memory) join the sums."""
+    """DDP that sums (not averages) gradients, and lets a rank without a gradient (out of memory) join the sums.
 
-    def __init__(self, trainee: "Trainee", world: World, wire: torch.dtype | None = None) -> None:
+    What the trainee names as unused is left out of the sums. With `searches` nothing is: DDP looks in each step for the
+    parameters that got no gradient, and those that got one on no rank have none, as in one process. That costs a walk
+    through the graph, and another sum that the host waits for.
+    """
+
+    def __init__(
+        self, trainee: "Trainee", world: World, wire: torch.dtype | None = None, searches: bool = False
+    ) -> None:
         # Buffers are not broadcast: batch norm's statistics are averaged when they are needed, which loses no rank's
         # samples, and a rank without a batch would hang in that broadcast. Not at the beginning either: all ranks have
         # the same weights by now, and after a restart each has its own statistics.
         device_ids = [world.device.index] if world.device.type == "cuda" else None
-        super().__init__(trainee, device_ids=device_ids, gradient_as_bucket_view=True, init_sync=False, **KEEP_BUFFERS)
-        self.sums = BucketSums(wire)
+        unused = set() if searches else trainee.unused
+        # The name by which DDP looks for it on the module that it wraps.
+        trainee._ddp_params_and_buffers_to_ignore = [f"module.{name}" for name in unused]  # type: ignore[assignment]
+        super().__init__(
+            trainee, device_ids=device_ids, gradient_as_bucket_view=True, init_sync=False,
+            find_unused_parameters=searches, **KEEP_BUFFERS,
+        )  # fmt: skip
+        named = dict(trainee.module.named_parameters())
+        learning = [parameter for name, parameter in named.items() if parameter.requires_grad and name not in unused]
+        self._left_out = [named[name] for name in unused]
+        self.sums = BucketSums(wire, searched=len(learning) if searches else 0)
         self.register_comm_hook(None, self.sums.reduce)
         self._settle_buckets()
 
@@ -56,17 +76,40 @@ class Replica(DistributedDataParallel):
         from the parameters alone, and a step has one collective for each bucket and no others.
         """
         for _ in range(2):
-            self().backward()
+            self.sums.forget()
+            # Here all are used, of which torch warns once, in C++ and so past Python's filters.
+            with _without_stderr() if self.sums.searched else nullcontext():
+                self().backward()
             self.zero_grad(set_to_none=True)
+
+    def went_as_expected(self) -> bool:
+        """Whether a step's passes, of which this rank has done all, gave a gradient to all parameters that are summed
+        and to none that is left out. If not, `sums.join` lets the other ranks finish; this replica is of no use then.
+        """
+        return self.sums.are_complete and all(parameter.grad is None for parameter in self._left_out)
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Within the block nothing that this process writes to its standard error arrives."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class Trainee(nn.Module):
-    """A module together with its call, for DDP to wrap."""
+    """A module together with its call, for DDP to wrap. `unused`: the names of its parameters that get no gradient."""
 
-    def __init__(self, module: nn.Module, call: "Call") -> None:
+    def __init__(self, module: nn.Module, call: "Call", unused: Collection[str] = ()) -> None:
         super().__init__()
         self.module = module
         self.call = call
+        self.unused = frozenset(unused)
 
     def forward(self, batch: "Batch | None" = None) -> Any:
         """The module's outputs for a prepared batch; without one the sum of all parameters that learn."""
@@ -78,13 +121,24 @@ class Trainee(nn.Module):
 class BucketSums:
     """The sums of DDP's buckets over ranks, in the order of the buckets: DDP's communication hook.
 
-    `wire` is the number format in which gradients are sent; None: their own.
+    `wire` is the number format in which gradients are sent; None: their own. `searched`: if DDP looks for parameters
+    without a gradient, how many it has; it sums a mark for each after the buckets.
     """
 
-    def __init__(self, wire: torch.dtype | None) -> None:
+    def __init__(self, wire: torch.dtype | None, searched: int = 0) -> None:
         self.wire = wire
+        self.searched = searched
         self._buffers: dict[int, Tensor] = {}
         self._begun = 0
+
+    def forget(self) -> None:
+        """Expect other buckets from here on."""
+        self._buffers, self._begun = {}, 0
+
+    @property
+    def are_complete(self) -> bool:
+        """Whether this rank has begun all sums of the step."""
+        return self._begun == len(self._buffers)
 
     def begin(self) -> None:
         """Call this at the beginning of each step."""
@@ -104,10 +158,13 @@ class BucketSums:
 
         The result is of no use on any rank. It takes no memory: the buckets themselves are sent.
         """
+        marks = 0 if self.are_complete else self.searched  # they follow the last bucket at once
         for index in range(self._begun, len(self._buffers)):
             buffer = self._buffers[index]
             sent = buffer if self.wire is None else buffer.view(self.wire)[: buffer.numel()]
             dist.all_reduce(sent.zero_())
+        if marks:
+            dist.all_reduce(torch.zeros(marks, dtype=torch.int32, device=self._buffers[0].device))
         self._begun = len(self._buffers)
 
 

@@ -119,16 +119,21 @@ def _run(module: nn.Module, trial: Callable[[nn.Module], Any], training: bool) -
         module.train(was_training)
 
 
+def on_meta(module: nn.Module) -> nn.Module:
+    """Return a copy of the module on the meta device, in the same mode and with the same parts frozen."""
+    memo: dict[int, Any] = {id(each): each.to("meta") for each in module.buffers()}
+    memo |= {id(each): nn.Parameter(each.detach().to("meta"), each.requires_grad) for each in module.parameters()}
+    return copy.deepcopy(module, memo)
+
+
 def flops_per_sample(module: nn.Module, trial: Trial) -> float | None:
     """Return the floating-point operations of a forward pass of one sample; a multiplication and an addition are two.
 
     Convolutions, products of matrices and attention are counted, as torch's FlopCounterMode does. It runs a copy on
     the meta device: the module is not changed. None if the model does not run there.
     """
-    memo: dict[int, Any] = {id(each): each.to("meta") for each in module.buffers()}
-    memo |= {id(each): nn.Parameter(each.detach().to("meta"), each.requires_grad) for each in module.parameters()}
     try:
-        shapes = copy.deepcopy(module, memo)
+        shapes = on_meta(module)
         with FlopCounterMode(display=False) as counter:
             _run(shapes, partial(trial, samples=1), training=False)
     except Exception:  # an operation that has no meta device, or a network that looks at values

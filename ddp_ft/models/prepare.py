@@ -11,7 +11,9 @@ from ddp_ft.models.activation_checkpointing import recompute_blocks
 from ddp_ft.models.batch_norm import prepare_batch_norm
 from ddp_ft.models.freezing import Stage, TrainingMode, freeze_parameters, unfreeze_plan
 from ddp_ft.models.head import initialise_head
+from ddp_ft.models.introspection import Trial
 from ddp_ft.models.precision import place
+from ddp_ft.models.rehearsal import rehearse
 from ddp_ft.models.weights import load_weights
 
 
@@ -20,16 +22,19 @@ def prepare(
 ) -> tuple[BuiltModel, list[Stage]]:
     """Return the model, whose head starts from `bias` (one per output; None: zeros), and the stages of its unfreezing.
 
-    The model is left in the last stage, in which most of it learns.
+    The model is left in the last stage, in which most of it learns. Collective. UserError for a network that fails in
+    training mode.
     """
     initialise_head(built.module, built.head, bias)
     module = prepare_batch_norm(built.module, config.model.batch_norm, world.device.type, world.size)
-    if config.compute.recompute:
-        recompute_blocks(module, config.model.name or "")
     stages = unfreeze_plan(config.freeze.schedule, config.freeze.parts, module, built.head)
     freeze_parameters(module, stages[-1].frozen)
     TrainingMode(module, config.model.batch_norm)()
-    return replace(built, module=module), stages
+    trial, name, on_cuda = Trial(built.processor, built.call), config.model.name or "", world.device.type == "cuda"
+    seen = world.from_main(lambda: rehearse(module, trial, name, may_differ=on_cuda))
+    if config.compute.recompute:
+        recompute_blocks(module, name)
+    return replace(built, module=module, unused=seen.unused, least=seen.least), stages
 
 
 def load_and_place(built: BuiltModel, first: Stage, config: RunConfig, world: World, channels_last: bool) -> LoadReport:

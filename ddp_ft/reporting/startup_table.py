@@ -8,7 +8,7 @@ from ddp_ft.contracts import LoadReport
 from ddp_ft.data.class_counts import count_classes
 from ddp_ft.diagnostics.advice import advise, situation_of
 from ddp_ft.diagnostics.finding import WARNING, guarded, tried
-from ddp_ft.errors import printable
+from ddp_ft.errors import printable, shortened
 from ddp_ft.models.freezing import frozen_table
 from ddp_ft.models.introspection import Trial, flops_per_sample
 from ddp_ft.tasks.registry import describe_choice
@@ -72,9 +72,14 @@ def _sizes_of_model(run: Run) -> Iterator[str]:
 
 
 def _notes(run: Run) -> list[str]:
-    """Settings that may not have the intended effect."""
+    """Settings and models that may not have the intended effect."""
     late = [stage.epoch for stage in run.stages if stage.epoch >= run.config.train.epochs]
     notes = [f"the stage of freeze.schedule that begins at epoch {late[0]} is never reached."] if late else []
+    if run.model.unused:
+        notes.append(
+            f"a forward pass on noise does not use {len(run.model.unused)} of the parameters that learn, and without a "
+            f"gradient they stay as they are: {shortened(sorted(run.model.unused), 6)}."
+        )
     if run.plan.lowered:
         before, now = run.plan.lowered
         notes.append(f"micro-batches are of {now} images, since an earlier start ran out of memory with {before}.")

@@ -24,7 +24,7 @@ from ddp_ft.training.compile import check_compiling
 from ddp_ft.training.open_run import describe_run, open_folder
 from ddp_ft.training.plan import read_plan
 from ddp_ft.training.request import Request, is_finished
-from ddp_ft.tuning.tune import generators_kept, keys_to_measure, print_measured, tune
+from ddp_ft.tuning.tune import before_measuring, keys_to_measure, print_measured, tune
 
 
 def fine_tune(request: Request, launch: Launch) -> str:
@@ -56,7 +56,7 @@ def _fine_tune(request: Request, machine: Machine) -> str:
     check_compiling(config, world, machine.launch)
     allocation = read_allocation(looks=world.is_main)
     machine.stop.deadline = allocation.stop_at
-    with generators_kept() if keys else nullcontext():
+    with before_measuring(keys):
         run, state, report = compose(config, request, machine)
     lease = Lease(folder.path, lambda: state.progress.step)
     try:
@@ -64,8 +64,7 @@ def _fine_tune(request: Request, machine: Machine) -> str:
             open_folder(run, lease)
         with nullcontext() if request.dry_run else logging_to(folder.path, world.rank):
             if keys:
-                with generators_kept():
-                    tuned, rows = tune(run, keys, machine.launch.local_world_size)
+                tuned, rows = tune(run, keys, machine.launch.local_world_size)
                 print_measured(rows, console)
                 measured = [*request.measured, *rows]
                 request = replace(request, tuned={**request.tuned, **tuned}, measured=measured)

@@ -27,6 +27,7 @@ class DataPhase(Phase):
 
     def __init__(self, run: Run, state: TrainState) -> None:
         super().__init__(run, TRAIN, data_learner(run, state), training_order(run), noise=run.world.rank)
+        self._progress = state.progress
         self._compiled_for: tuple[int, int | None] | None = None
 
     def batches(self, state: TrainState) -> Generator[list[Batch], None, None]:
@@ -72,12 +73,17 @@ class DataPhase(Phase):
             torch.cuda.empty_cache()
         self._make_replica()
 
+    def search_unused(self) -> None:
+        """Let each step look for parameters without a gradient, from here on."""
+        self._progress.searches_unused = True
+        self.renew()
+
     def _drop_replica(self) -> None:
         self.learner.replica = self.run.model.module
         gc.collect()  # the hooks of the old DDP stay on the parameters as long as it lives
 
     def _make_replica(self) -> None:
-        self.learner.replica = replica_of(self.run)
+        self.learner.replica = replica_of(self.run, self._progress)
         self.learner.begin()
 
 

@@ -9,6 +9,7 @@ from ddp_ft.data.rng import derive_seed
 from ddp_ft.distributed.agreement import Decision, joined
 from ddp_ft.errors import UserError
 from ddp_ft.run_folder.bad_batches import BadBatch, describe_samples, write_bad_batch
+from ddp_ft.training.data_phase import DataPhase
 from ddp_ft.training.phase import Phase
 from ddp_ft.training.recorder import Recorder
 from ddp_ft.training.run import Run
@@ -20,12 +21,14 @@ MAKE_ROOM = "Make room in the run folder. The same command then continues from t
 def take_notes(state: TrainState, phase: Phase, decisions: Sequence[Decision], recorder: Recorder) -> Decision:
     """Record bad steps and damaged images; return the merged decision.
 
-    If a step ran out of memory, return that decision unmerged: it and later steps must be redone, with smaller
-    micro-batches. Raises UserError, on every rank, past the configured limits.
+    If some rank gave a step up, return that decision unmerged: it and later steps must be redone, with smaller
+    micro-batches or a search for parameters without a gradient. Raises UserError, on every rank, past the configured
+    limits.
     """
     for decision in decisions:
-        if decision.oom_ranks:
-            _lower_micro_batch(state, phase, decision, recorder)
+        if decision.is_undone:
+            remedy = _lower_micro_batch if decision.oom_ranks else _search_unused
+            remedy(state, phase, decision, recorder)
             return decision
         _count_bad_steps(state, phase, decision, recorder)
         if decision.damage:
@@ -54,6 +57,17 @@ def _lower_micro_batch(state: TrainState, phase: Phase, decision: Decision, reco
         f"Warning: step {decision.step} did not fit into the memory of {decision.oom_ranks} process(es). Micro-batches "
         f"are of {half} images from here on, not {most}; the batch and its images stay "
         f"(grade {plan.grade_elsewhere} from here on)."
+    )
+
+
+def _search_unused(state: TrainState, phase: Phase, decision: Decision, recorder: Recorder) -> None:
+    """Let each step look for parameters without a gradient, on all ranks, from this step on."""
+    assert isinstance(phase, DataPhase), "no other sums gradients over ranks"
+    phase.search_unused()
+    recorder.print(
+        f"Note: in step {decision.step} other parameters had a gradient than in a pass on one sample: the forward pass "
+        "uses some for part of the inputs only. From here on each step looks for them, which takes a little time; "
+        "what is learned is the same as in one process."
     )
 
 

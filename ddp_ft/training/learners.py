@@ -11,6 +11,7 @@ from ddp_ft.distributed.world import World
 from ddp_ft.models.backbone import call_with_features, head_module
 from ddp_ft.models.freezing import TrainingMode
 from ddp_ft.training.gradients import Penalties
+from ddp_ft.training.progress import Progress
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
 from ddp_ft.training.step import Learner
@@ -37,7 +38,7 @@ class DataLearner(Learner):
 def data_learner(run: Run, state: TrainState) -> DataLearner:
     """Return the learner of the parts of the model that learn at present."""
     more = {"recomputes": run.config.compute.recompute, "to_device": run.prepare, "mode": mode_of(run)}
-    return _make(DataLearner, run, state, replica_of(run), run.world, **more)
+    return _make(DataLearner, run, state, replica_of(run, state.progress), run.world, **more)
 
 
 def head_learner(run: Run, state: TrainState) -> Learner:
@@ -55,10 +56,11 @@ def _make(kind: type[L], run: Run, state: TrainState, replica: nn.Module, world:
     )  # fmt: skip
 
 
-def replica_of(run: Run) -> nn.Module:
+def replica_of(run: Run, progress: Progress) -> nn.Module:
     """Return the model as a step calls it: in DDP, if there are several processes."""
     model, compression = run.model, run.config.compute.compress_gradients
-    return replicate(model.module, model.call, run.world, run.distributed, compression)
+    trainee = Trainee(model.module, model.call, model.unused)
+    return replicate(trainee, run.world, run.distributed, compression, progress.searches_unused)
 
 
 def mode_of(run: Run) -> TrainingMode:

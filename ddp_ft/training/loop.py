@@ -39,8 +39,8 @@ def train(run: Run, state: TrainState, phase: Phase, recorder: Recorder) -> str:
                 sums = phase.step(state, micro_batches, flags)
                 decisions = phase.decide(state, sums, flags, flush=cadence.reads_weights(progress.step))
                 decision = take_notes(state, phase, decisions, recorder)
-                if decision.oom_ranks:  # that step and those after it changed nothing
-                    batches.back(progress.step - decision.step + 1, state.micro_batch or 1)
+                if decision.is_undone:  # that step and those after it changed nothing
+                    batches.back(progress.step - decision.step + 1, state.micro_batch)
                     state.rewind(decision.step)
                     continue
                 if cadence.row(progress.step):

@@ -35,7 +35,8 @@ class Progress:
     `step` counts the steps of the phase. `evaluation_due`: an evaluation comes next. `stage` is the stage of
     unfreezing; `budget` the number of steps that --max-minutes became; `stale` the evaluations since the last better
     one; `length` the keys of run length of this start. `bad_steps` and `bad_in_row` count steps whose loss or gradient
-    was not finite; `saves` checkpoints, whose copies took `copy_seconds` of the loop's time.
+    was not finite; `saves` checkpoints, whose copies took `copy_seconds` of the loop's time. `searches_unused`: each
+    step looks for parameters without a gradient, since an earlier one had them elsewhere than expected.
     """
 
     phase: str = TRAIN
@@ -52,6 +53,7 @@ class Progress:
     stale: int = 0
     plateau: dict[str, Any] = field(default_factory=dict)
     restarts: int = 0
+    searches_unused: bool = False
     wall_seconds: float = 0.0
     compile_seconds: float = 0.0
     timed_steps: int = 0

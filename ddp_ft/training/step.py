@@ -16,13 +16,18 @@ from ddp_ft.models.batch_norm import copy_all, forward_statistics
 from ddp_ft.models.precision import autocast
 from ddp_ft.training.gradients import Penalties, clip
 
+# Places in the vector that is summed over ranks, after the loss and its weight: ranks that ran out of memory, and ranks
+# whose gradients were not those that DDP expected; then the caller's flags.
+_OOM, _ODD, _OWN_SUMS = 2, 3, 4
+
 
 @dataclass(frozen=True)
 class StepSums:
     """The result of one step, summed over ranks: tensors on the device, all but `flags` 0-dim.
 
-    `is_bad` (bool): the loss or the gradient was not finite, or a rank ran out of memory; the update was skipped.
-    `oom_ranks`: how many ran out of memory. `flags` (F,): float32, as handed to `Learner.step`.
+    `is_bad` (bool): the loss or the gradient was not finite, or a rank gave up; the update was skipped. `oom_ranks`:
+    how many ran out of memory. `odd_ranks`: how many had other gradients than DDP expected. `flags` (F,): float32, as
+    handed to `Learner.step`.
     """
 
     loss: Tensor
@@ -30,11 +35,12 @@ class StepSums:
     grad_norm: Tensor
     is_bad: Tensor
     oom_ranks: Tensor
+    odd_ranks: Tensor
     flags: Tensor
 
     def numbers(self) -> Tensor:
         """All fields in one float32 vector."""
-        own = [self.loss, self.weight, self.grad_norm, self.is_bad.float(), self.oom_ranks]
+        own = [self.loss, self.weight, self.grad_norm, self.is_bad.float(), self.oom_ranks, self.odd_ranks]
         return torch.cat([torch.stack(own), self.flags])
 
 
@@ -75,36 +81,38 @@ class Learner:
         self.set_training()
         self._statistics = forward_statistics(self.replica)
         self._backup = [tensor.clone() for tensor in self._statistics]
-        self._is_out_of_memory = False
+        self._given_up: int | None = None
 
     def step(self, micro_batches: list[Batch], flags: Sequence[float] = ()) -> StepSums:
         """Take an optimizer step over this rank's share of the global batch; `flags` are summed over ranks with it.
 
         Backward runs on summed losses, and gradients are summed over ranks and divided by the weight of the whole
-        global batch: exact for uneven shares and micro-batches. A rank that ran out of memory computes nothing until
-        `begin`, and only lets the others finish.
+        global batch: exact for uneven shares and micro-batches. A rank that gave up, since it ran out of memory or had
+        other gradients than DDP expected, computes nothing until `begin`, and only lets the others finish.
         """
         self.set_training()
         self._forget_gradients()
         copy_all(self._statistics, self._backup)
-        begun = torch.tensor([0.0, 0.0, 0.0, *flags], pin_memory=self.world.device.type == "cuda")
+        begun = torch.tensor([0.0] * _OWN_SUMS + [*flags], pin_memory=self.world.device.type == "cuda")
         sums = begun.to(self.world.device, non_blocking=True)  # nothing waits for it
         if isinstance(self.replica, Replica):
             self.replica.sums.begin()
-        self._is_out_of_memory = self._is_out_of_memory or not self._run_passes(micro_batches, sums)
-        if self._is_out_of_memory:
-            return self._give_up(sums)
+        if self._given_up is None:
+            self._given_up = self._run_passes(micro_batches, sums)
+        if self._given_up is not None:
+            return self._give_up(sums, self._given_up)
         self.world.sum(sums)
-        any_oom = sums[2] > 0
-        self._unscale(any_oom)
+        given_up = sums[_OOM] + sums[_ODD]
+        self._unscale(given_up > 0)
         grad_norm = self._finish_gradient(weight=sums[1])
         # 0 if both are finite, else NaN: in fewer small operations, which a step without much else consists of.
-        is_bad = ((sums[0] + grad_norm) * 0 + sums[2]) != 0
-        self._update(is_bad, any_oom)
-        return StepSums(sums[0], sums[1], grad_norm, is_bad, sums[2], sums[3:])
+        is_bad = ((sums[0] + grad_norm) * 0 + given_up) != 0
+        self._update(is_bad, given_up > 0)
+        return StepSums(sums[0], sums[1], grad_norm, is_bad, sums[_OOM], sums[_ODD], sums[_OWN_SUMS:])
 
-    def _run_passes(self, micro_batches: list[Batch], sums: Tensor) -> bool:
-        """Run all forward and backward passes; return False if the memory is too small for one."""
+    def _run_passes(self, micro_batches: list[Batch], sums: Tensor) -> int | None:
+        """Run all forward and backward passes. Return why this rank gives up, as the place of it in `sums`; None if it
+        does not."""
         try:
             for number, batch in enumerate(micro_batches, start=1):
                 with nullcontext() if number == len(micro_batches) else self.unsynchronised():
@@ -113,28 +121,29 @@ class Learner:
             # SyncBatchNorm's forward passes wait for all ranks, and this one cannot take part any more.
             if not self.recovers or any(isinstance(m, nn.SyncBatchNorm) for m in self.replica.modules()):
                 raise
-            return False  # what the passes held goes with the exception
-        return True
+            return _OOM  # what the passes held goes with the exception
+        is_odd = isinstance(self.replica, Replica) and not self.replica.went_as_expected()
+        return _ODD if is_odd else None
 
-    def _give_up(self, sums: Tensor) -> StepSums:
+    def _give_up(self, sums: Tensor, why: int) -> StepSums:
         """Finish the step without a gradient of this rank; it is bad on all ranks."""
         self._forget_gradients()
         if isinstance(self.replica, Replica):
             self.replica.sums.join()
-        sums[2] = 1.0
+        sums[why] = 1.0
         self.world.sum(sums)
         copy_all(self._backup, self._statistics)
-        is_bad = torch.ones((), dtype=torch.bool, device=sums.device)
-        return StepSums(sums[0], sums[1], torch.zeros_like(sums[0]), is_bad, sums[2], sums[3:])
+        is_bad, norm = torch.ones((), dtype=torch.bool, device=sums.device), torch.zeros_like(sums[0])
+        return StepSums(sums[0], sums[1], norm, is_bad, sums[_OOM], sums[_ODD], sums[_OWN_SUMS:])
 
-    def _unscale(self, any_oom: Tensor) -> None:
+    def _unscale(self, given_up: Tensor) -> None:
         if self.scaler.is_enabled():
             # Only a gradient that is not finite makes the scaler skip the update.
-            factor = torch.where(any_oom, torch.nan, 1.0)
+            factor = torch.where(given_up, torch.nan, 1.0)
             torch._foreach_mul_([p.grad for p in self._parameters() if p.grad is not None], factor)
             self.scaler.unscale_(self.optimizer)
 
-    def _update(self, is_bad: Tensor, any_oom: Tensor) -> None:
+    def _update(self, is_bad: Tensor, given_up: Tensor) -> None:
         """Update the weights, unless the step was bad: even a zero gradient would decay them. Every rank has the same
         sums, and so decides the same."""
         if self.scaler.is_enabled():  # it looks for what is not finite itself
@@ -142,7 +151,7 @@ class Learner:
             scale = [tensor for tensor in (self.scaler._scale, self.scaler._growth_tracker) if tensor is not None]
             before = [tensor.clone() for tensor in scale]
             self.scaler.update()
-            _restore_where(any_oom, scale, before)  # the scale was not to blame
+            _restore_where(given_up, scale, before)  # the scale was not to blame
             _restore_where(is_bad, self._statistics, self._backup)
         elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
             # Fused optimizers read this on the device, so that no step waits for it (GradScaler does the same).

@@ -5,17 +5,16 @@ It does not affect the training otherwise: it works on parts that are dropped an
 """
 
 import gc
-import random
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 
 from ddp_ft.config.keys import RECIPE
 from ddp_ft.config.loading import asks_for_measuring, is_open
 from ddp_ft.config.schema import KEYS
+from ddp_ft.data.rng import generators_kept
 from ddp_ft.distributed.environment import usable_cores
 from ddp_ft.errors import UserError
 from ddp_ft.trackers.console import Console
@@ -40,25 +39,18 @@ def keys_to_measure(request: Request) -> list[str]:
     return keys
 
 
-@contextmanager
-def generators_kept() -> Iterator[None]:
-    """After the block the generators of torch, Python and numpy are as they were."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        has_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        with torch.random.fork_rng(range(torch.cuda.device_count()) if has_cuda else ()):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-
-
 Rows = list[dict[str, Any]]
 
 
+def before_measuring(keys: Collection[str]) -> AbstractContextManager[None]:
+    """Return what to compose a run in: if something is measured with it, it is composed again, with the same draws."""
+    return generators_kept() if keys else nullcontext()
+
+
+@generators_kept()
 def tune(run: Run, keys: Collection[str], local_world_size: int) -> tuple[dict[str, Any], Rows]:
     """Decide these keys, one question after the other; return their values, and rows of what was measured. Changes the
-    model: the caller must compose the run anew. Raises StopAgreed on a request to stop."""
+    model, but no generator: the caller must compose the run anew. Raises StopAgreed on a request to stop."""
     tuning = Questions(run, keys, usable_cores() // local_world_size, rule_of(run))
     if not run.config.freeze.cache_features:
         tuning.formats()

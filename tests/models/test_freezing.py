@@ -10,7 +10,7 @@ from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ddp_ft.distributed.ddp import replicate
+from ddp_ft.distributed.ddp import Trainee, replicate
 from ddp_ft.errors import UserError
 from ddp_ft.models import build_model
 from ddp_ft.models.batch_norm import prepare_batch_norm
@@ -375,7 +375,7 @@ def _train_by_stages(world):
     for stage in unfreeze_plan({"0": "stages:1+norm", "2": "norm"}, "none", module, HEAD):
         freeze_parameters(module, stage.frozen)
         mode = TrainingMode(module, "frozen")
-        replica = replicate(module, call_with_images, world, distributed=True)
+        replica = replicate(Trainee(module, call_with_images), world, distributed=True)
         learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
         optimizer = torch.optim.SGD(learning, lr=0.5)
         for _ in range(2):
@@ -410,7 +410,7 @@ def _step_with_a_prefix(world, frozen):
     """Bytes that DDP reduces, whether the first three outputs ask for a gradient, and shapes that autograd keeps."""
     module, kept, asking = nets.plain(), [], []
     freeze_parameters(module, frozenset(frozen))
-    replica = replicate(module, call_with_images, world, distributed=True)
+    replica = replicate(Trainee(module, call_with_images), world, distributed=True)
     for layer in module[:3]:
         layer.register_forward_hook(lambda _, __, outputs: asking.append(outputs.requires_grad))
     with torch.autograd.graph.saved_tensors_hooks(

@@ -124,3 +124,29 @@ def slow_in_contiguous_memory(num_classes: int = 3) -> nn.Module:
 def slow_with_many_images(num_classes: int = 3) -> nn.Module:
     """`plain`, slower by far with more than 4 images at a time."""
     return nn.Sequential(_Dawdles(lambda images: len(images) > 4), *plain(num_classes))
+
+
+class _Spare(nn.Module):
+    def __init__(self, num_classes: int, sometimes: bool) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 8, 3, stride=2), nn.Linear(8, num_classes)
+        self.spare = nn.Linear(8, num_classes)
+        self.sometimes = sometimes
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        seen = self.body(values).relu().mean((2, 3))
+        outputs: torch.Tensor = self.head(seen)
+        chosen = values[:, 0].mean((1, 2)) > values[:, 1].mean((1, 2)) + 0.1
+        if self.sometimes and chosen.any():
+            outputs = outputs + chosen.unsqueeze(1) * self.spare(seen)
+        return outputs
+
+
+def with_an_unused_layer(num_classes: int = 3) -> nn.Module:
+    """A network whose forward pass never uses one of its layers."""
+    return _Spare(num_classes, sometimes=False)
+
+
+def with_a_layer_for_some(num_classes: int = 3) -> nn.Module:
+    """The same, but for images that are more red than green, and so in some steps on some ranks."""
+    return _Spare(num_classes, sometimes=True)

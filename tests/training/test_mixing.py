@@ -11,7 +11,7 @@ from ddp_ft.data.image.mixup import Mixing
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import train_transform
 from ddp_ft.data.sampler import GlobalOrderSampler
-from ddp_ft.distributed.ddp import replicate
+from ddp_ft.distributed.ddp import Trainee, replicate
 from ddp_ft.distributed.world import World
 from ddp_ft.models.libraries.base import call_with_images
 from tests.support import nets
@@ -50,7 +50,7 @@ def gradients(world: World, mixing: Mixing, micro_batch: int | None) -> list[tup
     """Loss and gradient of each step's global batch."""
     torch.manual_seed(0)
     module = nets.plain()
-    replica = replicate(module, call_with_images, world, distributed=world.store is not None)
+    replica = replicate(Trainee(module, call_with_images), world, distributed=world.store is not None)
     sampler = GlobalOrderSampler(SAMPLES, BATCH, world.size, world.rank, seed=1, pairs=True)
     transform = train_transform(PREPROCESS, AugmentConfig())
     loader = train_loader(NoiseSource(), transform, sampler, micro_batch, 0, 0, STEPS, mixing=mixing)

@@ -26,7 +26,7 @@ def fresh(seed, ema_decay=0.9):
 
 def sums(loss, is_bad=False):
     loss, zero = torch.tensor(loss), torch.zeros(())
-    return StepSums(loss, torch.tensor(2.0), zero, torch.tensor(is_bad), zero, torch.zeros(4))
+    return StepSums(loss, torch.tensor(2.0), zero, torch.tensor(is_bad), zero, zero, torch.zeros(4))
 
 
 def train(state, steps):

@@ -7,7 +7,7 @@ from ddp_ft.config.loading import make_config
 from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.sampler import GlobalOrderSampler
-from ddp_ft.distributed.ddp import replicate
+from ddp_ft.distributed.ddp import Trainee, replicate
 from ddp_ft.distributed.world import World
 from ddp_ft.models.batch_norm import averaged_statistics, batch_statistics
 from ddp_ft.models.freezing import TrainingMode
@@ -34,7 +34,7 @@ def make_learner(world, net=nets.plain, clip_norm=0.0, optimizer="sgd", precisio
     config, train = make_config(settings).optim, make_config(settings).train
     groups = make_optimizer(param_groups(module, {"6.weight", "6.bias"}, config), config)
     return module, DataLearner(
-        replica=replicate(module, call_with_images, world, distributed=world.store is not None),
+        replica=replicate(Trainee(module, call_with_images), world, distributed=world.store is not None),
         task=task,
         optimizer=groups,
         scaler=make_scaler(world.device, precision),

@@ -8,7 +8,7 @@ from ddp_ft.config.loading import make_config
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema
 from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.data.image.preprocess import Preprocess
-from ddp_ft.distributed.ddp import replicate
+from ddp_ft.distributed.ddp import Trainee, replicate
 from ddp_ft.distributed.world import World
 from ddp_ft.models.freezing import TrainingMode
 from ddp_ft.models.libraries.base import call_with_images
@@ -43,7 +43,7 @@ SETTINGS = {
 def make_learner(world, module, task):
     optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
     return DataLearner(
-        replica=replicate(module, call_with_images, world, distributed=world.store is not None),
+        replica=replicate(Trainee(module, call_with_images), world, distributed=world.store is not None),
         task=task,
         optimizer=optimizer,
         scaler=make_scaler(world.device, "fp32"),

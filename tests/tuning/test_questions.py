@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ddp_ft.config.loading import asks_for_measuring, is_open, make_config
+from ddp_ft.data.rng import generators_kept
 from ddp_ft.distributed.agreement import Agreement, StopAgreed
 from ddp_ft.distributed.stop_request import StopRequest
 from ddp_ft.distributed.world import World
@@ -13,7 +14,7 @@ from ddp_ft.tuning import timing
 from ddp_ft.tuning.memory_limit import largest_that_fits
 from ddp_ft.tuning.questions import TUNED
 from ddp_ft.tuning.timing import Result, winner
-from ddp_ft.tuning.tune import generators_kept, keys_to_measure
+from ddp_ft.tuning.tune import keys_to_measure
 from tests.support.finished import PLAN
 
 ALONE = World(0, 1, 0, torch.device("cpu"))

@@ -8,7 +8,7 @@ import torch
 from ddp_ft.data.rng import seed_masks
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.distributed.agreement import Agreement
-from ddp_ft.distributed.ddp import replicate
+from ddp_ft.distributed.ddp import Trainee, replicate
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.evaluation.evaluator import Scorer
@@ -44,7 +44,7 @@ def first_steps(world, case, precision):
         assert float(sums.flags) == world.size
         if most == 3:
             learner.replica = module
-            learner.replica = replicate(module, call_with_images, world, distributed=world.store is not None)
+            learner.replica = replicate(Trainee(module, call_with_images), world, distributed=world.store is not None)
             learner.begin()
     return {**module.state_dict(), **in_one_mapping(learner.optimizer), **learner.scaler.state_dict()}
 

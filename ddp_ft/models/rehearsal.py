@@ -1,0 +1,114 @@
+"""A forward pass in training mode before anything is trained: what it does not use, how few samples it takes, and
+whether it works at all."""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ddp_ft.data.rng import generators_kept
+from ddp_ft.errors import UserError, typed_line
+from ddp_ft.models.introspection import Trial, on_meta
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """`unused` names the parameters that would learn but get no gradient. `least` is the fewest samples of a forward
+    pass in training: 2 if a batch norm has one value for each channel of a sample, and so no variance of a single one.
+    """
+
+    unused: frozenset[str] = frozenset()
+    least: int = 1
+
+
+def rehearse(module: nn.Module, trial: Trial, name: str, may_differ: bool) -> Rehearsal:
+    """Return what a pass with noise shows of the module in its present mode, which it does not change.
+
+    On the meta device if that can be; so it costs about as much as building the model. `may_differ`: training will be
+    on another device than the module's, so a failure here means nothing. Raises UserError for a network that fails in
+    training mode, from which nothing can learn, or whose outputs are not what its task needs; `name` is the model's.
+    """
+    try:
+        return _rehearsed(on_meta(module), trial)
+    except UserError:
+        raise
+    except Exception:  # an operation without a meta device, a network that looks at values, or one that fails anyway
+        pass
+    try:
+        with _untouched(module):
+            return _rehearsed(module, trial)
+    except UserError:
+        raise
+    except torch.OutOfMemoryError:
+        return Rehearsal()
+    except Exception as error:
+        if may_differ:
+            return Rehearsal()
+        raise UserError(
+            f"{name} fails in training mode, on 2 samples of noise: {typed_line(error)}.",
+            "A model takes float images, B x 3 x height x width, and returns B x outputs.",
+        ) from error
+
+
+def _rehearsed(module: nn.Module, trial: Trial) -> Rehearsal:
+    with generators_kept():
+        try:
+            outputs, least = trial(module, samples=1), 1
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # as batch norm does on a single value for each channel
+            outputs, least = trial(module, samples=2), 2
+        return Rehearsal(_without_gradient(module, outputs), least)
+
+
+def _without_gradient(module: nn.Module, outputs: Any) -> frozenset[str]:
+    """Return the names of the parameters that learn but have no part in the outputs."""
+    learning = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    tensors = [each for each in tree_leaves(outputs) if isinstance(each, Tensor) and each.requires_grad]
+    if not tensors:
+        raise UserError(
+            "The model's outputs do not depend on any parameter that learns.",
+            "Does its forward pass run under torch.no_grad, or detach what it computes? See --freeze, too.",
+        )
+    reached = _reached(tensors)
+    if all(id(parameter) in reached for parameter in learning.values()):
+        return frozenset()
+    # Only now, since it takes twice as long: the graph ends at a reentrant checkpoint, a backward pass does not.
+    torch.autograd.backward([each.float().sum() for each in tensors])
+    return frozenset(name for name, parameter in learning.items() if parameter.grad is None)
+
+
+def _reached(tensors: Collection[Tensor]) -> set[int]:
+    """Return the ids of the leaves of the tensors' graph."""
+    nodes, seen, found = [each.grad_fn for each in tensors], set[Any](), {id(each) for each in tensors}
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found.add(id(getattr(node, "variable", None)))
+        nodes += [following for following, _ in node.next_functions]
+    return found
+
+
+@contextmanager
+def _untouched(module: nn.Module) -> Iterator[None]:
+    """After the block the module's buffers, attributes and gradients are as they were."""
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
+    attributes = [(part, dict(vars(part)), dict(part._buffers)) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, values, own_buffers in attributes:
+            vars(part).clear()
+            vars(part).update(values)
+            part._buffers.update(own_buffers)
+        for buffer, value in buffers:
+            buffer.copy_(value)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
