@@ -31,12 +31,23 @@ def samples_of(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
-def cut(batches: Sequence[Batch], most: int) -> list[Batch]:
-    """Batches of `most` samples, the last one of the rest, as a loader with that micro-batch cuts them; views if
-    possible."""
+def even_cuts(samples: int, most: int, least: int = 1) -> list[range]:
+    """The places of the samples of each part, of `most` samples but for the last one, which has the rest; a rest of
+    fewer than `least` stays with the part before it. `most` is raised to `least`."""
+    most = max(most, least)
+    starts = list(range(0, samples, most))
+    if len(starts) > 1 and samples - starts[-1] < least:
+        starts.pop()
+    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], samples], strict=True)]
+
+
+def cut(batches: Sequence[Batch], most: int, least: int = 1) -> list[Batch]:
+    """The batches in parts as of `even_cuts`, as a loader with that micro-batch cuts them; views if possible."""
+    most = max(most, least)
     if any(samples_of(batch) % most for batch in batches[:-1]):
         batches = [joined(batches)]
-    return [_part(batch, start, start + most) for batch in batches for start in range(0, samples_of(batch), most)]
+    parts = [(batch, places) for batch in batches for places in even_cuts(samples_of(batch), most, least)]
+    return [_part(batch, places.start, places.stop) for batch, places in parts]
 
 
 def first_samples(batch: Batch, count: int) -> Batch:

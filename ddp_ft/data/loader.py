@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from ddp_ft.contracts import Address, BadSample, Batch, Source, StorageFault, Transform
 from ddp_ft.data.bad_samples.find import damaged_error, reason_of, storage_error
 from ddp_ft.data.bad_samples.replace import Lenient
-from ddp_ft.data.micro_batches import cut_places
+from ddp_ft.data.micro_batches import cut_share
 from ddp_ft.data.open_sample import open_sample
 from ddp_ft.data.rng import drawing_from
 from ddp_ft.data.sampler import GlobalOrderSampler
@@ -147,8 +147,8 @@ class TrainLoader:
     A batch is what the reader's transform returns, with "weight" (float32; the sample's own or 1, 0 for a ghost),
     "index" (of the sample that was read) and "position" (int64). A sample draws from torch's CPU generator, seeded by
     (seed, epoch, position). `micro_batch` is the most samples of a micro-batch, rounded down to an even number if the
-    sampler has pairs; None: the whole share. The workers run once over all steps: none waits between two epochs. In
-    a `Lenient` source others replace damaged samples, and are augmented as those would be.
+    sampler has pairs; None: the whole share; `least` is as in `cut_share`. The workers run once over all steps: none
+    waits between two epochs. In a `Lenient` source others replace damaged samples, and are augmented as those would be.
 
     Iterating raises UserError if a sample is damaged, after reading all others to list the damaged ones.
     """
@@ -157,6 +157,7 @@ class TrainLoader:
     sampler: GlobalOrderSampler
     micro_batch: int | None
     steps: range
+    least: int = 1
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -166,13 +167,13 @@ class TrainLoader:
             for step in self.steps:
                 yield [_whole(self.reader.source, next(portions)) for _ in self._cuts(step)]
 
-    def _cuts(self, step: int) -> range:
-        return cut_places(self.sampler.share_length(step), self.micro_batch, self.sampler.pairs)
+    def _cuts(self, step: int) -> list[range]:
+        return cut_share(self.sampler.share_length(step), self.micro_batch, self.sampler.pairs, self.least)
 
     def _fetches(self) -> Iterator[list[Address]]:
         for step in self.steps:
-            share, cuts = self.sampler.share(step), self._cuts(step)
-            yield from (share[start : start + cuts.step] for start in cuts)
+            share = self.sampler.share(step)
+            yield from (share[places.start : places.stop] for places in self._cuts(step))
 
 
 class EvalLoader:

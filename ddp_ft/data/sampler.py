@@ -23,6 +23,12 @@ def even_share(total: int, parts: int, part: int) -> range:
     return range(start, start + base + (part < extra))
 
 
+def smallest_share(samples: int, batch_size: int, ranks: int, pairs: bool = False) -> int:
+    """The fewest samples that a rank has in some step of `GlobalOrderSampler`, the first; 0 if one has none."""
+    smallest_batch = samples // -(-samples // batch_size)
+    return smallest_batch // 2 // ranks * 2 if pairs and ranks > 1 else smallest_batch // ranks
+
+
 def draw_in_proportion(weights: Tensor, generator: torch.Generator) -> Tensor:
     """Draw as many indices as there are weights (N, 0 or more), in proportion to them and in random order, int64 (N,).
 

@@ -12,6 +12,7 @@ from ddp_ft.data.splits.record import Splits
 from ddp_ft.diagnostics.finding import OK, WARNING, Finding
 from ddp_ft.errors import printable, shortened
 from ddp_ft.training.run import Run
+from ddp_ft.training.shares import fitting_batch
 
 FEWEST_IMAGES, RARE_SHARE = 10, 0.01
 MOST_IMBALANCE = 20.0
@@ -42,7 +43,7 @@ class Situation:
 
     `sizes` are (height, width) of some of the images, `input_size` that of the model's input. `lr` is the peak rate,
     `steps` their number in the whole run, `computers` the number of GPUs or CPU threads. `seconds_left` is the time
-    until the batch job ends; None: it is not known.
+    until the batch job ends; None: it is not known. Each of the `processes` needs `least` images in a step.
     """
 
     config: RunConfig
@@ -57,6 +58,8 @@ class Situation:
     computers: int = 1
     device: str = "cpu"
     seconds_left: float | None = None
+    processes: int = 1
+    least: int = 1
 
 
 def advise(known: Situation) -> list[Finding]:
@@ -81,7 +84,7 @@ def _about_recipe(known: Situation) -> Iterator[Finding | None]:
     config = known.config
     yield from_scratch(config.model.weights, known.train)
     yield unusual_rate(config.optim.name, known.lr)
-    yield large_batch(config.train.batch_size, known.train)
+    yield large_batch(config.train.batch_size, known.train, known.processes, known.least)
     yield few_steps(known.steps)
     if known.seconds_left is not None:
         yield rushed(known, known.seconds_left)
@@ -164,10 +167,11 @@ def unusual_rate(optimizer: str, lr: float) -> Finding | None:
     return Finding("learning rate", WARNING, text, remedy, lr).unless(low <= lr <= high)
 
 
-def large_batch(batch_size: int, train: int) -> Finding:
-    """Warn of a batch that is larger than the training set."""
+def large_batch(batch_size: int, train: int, processes: int = 1, least: int = 1) -> Finding:
+    """Warn of a batch that is larger than the training set; each of the processes needs `least` images in a step."""
     text = f"{batch_size} of {train} images in a step"
-    remedy = f"Each step sees every image. Try --batch-size {max(1, train // 10)}."
+    smaller = fitting_batch(train // 10, train, processes, least)
+    remedy = f"Each step sees every image. {f'Try --batch-size {smaller}.' if smaller else 'Use fewer processes.'}"
     return Finding("batch size", WARNING, text, remedy, float(batch_size), "images").unless(batch_size <= train)
 
 
@@ -209,6 +213,8 @@ def situation_of(run: Run, end: float | None) -> Situation:
         computers=plan.world_size * (1 if is_cuda else plan.threads),
         device=plan.device,
         seconds_left=None if end is None else end - time.time(),
+        processes=plan.world_size,
+        least=run.model.least,
     )
 
 

@@ -95,7 +95,7 @@ def _measure_steps(run: Run, images: int) -> tuple[float, bool]:
     size = run.plan.cut
     if size and phase.sampler.pairs:
         size -= size % 2  # as the loader does, which parts no pair of mixed images
-    micro_batches = cut([batch], size) if size else [batch]
+    micro_batches = cut([batch], size, run.model.least) if size else [batch]
     # As in training, the moving average takes memory and time.
     ema = Ema(run.model.module, run.config.ema.decay) if run.config.ema.decay else None
 

@@ -44,7 +44,7 @@ def training_batches(
 ) -> Generator[list[Batch], None, None]:
     """Yield this rank's micro-batches of each step from `start` on; the workers end with the generator."""
     reader = _reader(run, training_source(run), run.model.processor.train_transform(run.config))
-    return iter(TrainLoader(reader, order, micro_batch, range(start, run.plan.total_steps)))
+    return iter(TrainLoader(reader, order, micro_batch, range(start, run.plan.total_steps), run.model.least))
 
 
 def _reader(run: Run, source: LabelledSource, transform: Transform) -> Reader:

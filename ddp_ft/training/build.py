@@ -41,7 +41,7 @@ def compose(
     task.higher_is_better(config.eval.metric or task.primary_metric)  # an unknown metric is reported now
     model, stages = prepare(built, config, task.initial_bias() if config.head.bias == "prior" else None, world)
     plan = make_plan(
-        config, machine, model.module, (len(splits.train), len(splits.val)),
+        config, machine, model, (len(splits.train), len(splits.val)),
         recipe=recipe, task=task.name, tuned=dict(request.tuned), measured=[dict(row) for row in request.measured],
     ).after(request.earlier)  # fmt: skip
     check_together(config, model, splits, world.device)

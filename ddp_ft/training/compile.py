@@ -94,7 +94,7 @@ def compile_phase(phase: Phase, state: TrainState, log: Log, again: bool) -> Non
     """
     run, order = phase.run, phase.sampler
     _configure(run.folder.path, log)
-    sizes = micro_batch_sizes(order, state.micro_batch)
+    sizes = micro_batch_sizes(order, state.micro_batch, run.model.least)
     compile_in_place(run.model, run.config.compute.compile, dynamic=len([size for size in sizes if size > 1]) > 1)
     times, children = None, _children()
     # Asked to stop, a rank leaves the compiler at once: it may take longer than torchrun or Slurm wait.

@@ -39,13 +39,20 @@ def take_notes(state: TrainState, phase: Phase, decisions: Sequence[Decision], r
 def _lower_micro_batch(state: TrainState, phase: Phase, decision: Decision, recorder: Recorder) -> None:
     """Halve the micro-batch on all ranks, from this step on. UserError if it cannot be smaller."""
     run, sampler, plan = phase.run, phase.sampler, phase.run.plan
-    least = 2 if sampler.pairs else 1
+    least = max(2 if sampler.pairs else 1, run.model.least)
     most = min(state.micro_batch or sampler.largest_share, sampler.largest_share)
-    half = most // 2 // least * least
-    if half < least:
+    half = most // 2 // 2 * 2 if sampler.pairs else max(most // 2, least)
+    if not least <= half < most:
+        why = (
+            " where pairs are mixed"
+            if sampler.pairs
+            else " where batch norm has one value of each"
+            if least > 1
+            else ""
+        )
         raise UserError(
             f"{decision.oom_ranks} of {run.world.size} process(es) ran out of memory in step {decision.step}, with "
-            f"{most} image(s) in a forward pass; it cannot be less{' where pairs are mixed' if least == 2 else ''}.",
+            f"{most} image(s) in a forward pass; it cannot be less{why}.",
             "Lower --image-size, take a smaller --model, freeze more of it (--freeze), try --precision bf16 or "
             "--set compute.recompute=true, or give each process more memory.",
         )

@@ -23,7 +23,7 @@ def train(run: Run, state: TrainState, phase: Phase, recorder: Recorder) -> str:
     progress, cadence, failed_writes = state.progress, phase.cadence(state.progress), 0
     recorder.begin(phase)
     # Closing ends the loader's workers: they ignore signals, and a process whose workers still run never exits.
-    with closing(Recut(phase.batches(state), keeps=1 + run.agreement.late)) as batches:
+    with closing(Recut(phase.batches(state), 1 + run.agreement.late, run.model.least)) as batches:
         while True:
             if progress.evaluation_due:  # also if an earlier start was stopped before or during it
                 was_evaluated = validate(run, state, phase, recorder)

@@ -10,12 +10,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ddp_ft.config.schema import RunConfig, ScheduleConfig
+from ddp_ft.contracts import BuiltModel
 from ddp_ft.data.workers import default_workers
 from ddp_ft.distributed.world import Machine
 from ddp_ft.errors import UserError, one_line
 from ddp_ft.models.precision import resolve_format, resolve_precision
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.training.schedule import Schedule
+from ddp_ft.training.shares import check_shares
 
 # A restart that changes one of these is not of grade a: the same curve or the same samples, but other bits.
 BIT_FIELDS = ("device", "world_size", "micro_batch", "threads")
@@ -90,8 +92,8 @@ def read_plan(folder: RunFolder) -> Plan | None:
         ) from None
 
 
-def make_plan(config: RunConfig, machine: Machine, module: nn.Module, samples: tuple[int, int], **decided: Any) -> Plan:
-    """Return the plan of a run of `samples` = (train, val) images; the module is in the mode in which it is trained.
+def make_plan(config: RunConfig, machine: Machine, built: BuiltModel, samples: tuple[int, int], **decided: Any) -> Plan:
+    """Return the plan of a run of `samples` = (train, val) images; the model is in the mode in which it is trained.
     `decided`: the fields recipe, task, tuned, measured. UserError for what this machine or this data does not allow."""
     world, (train_samples, val_samples), workers = machine.world, samples, config.data.workers
     if config.train.batch_size < world.size:
@@ -100,6 +102,7 @@ def make_plan(config: RunConfig, machine: Machine, module: nn.Module, samples: t
             "It is the global batch, images per optimizer step. Make it larger, or start fewer processes.",
         )
     assert train_samples > 0  # `open_splits` refuses an empty training set
+    check_shares(config, built, train_samples, world.size)
     steps_per_epoch = math.ceil(train_samples / config.train.batch_size)
     total_steps = config.train.epochs * steps_per_epoch
     make_schedule(config.schedule, total_steps, steps_per_epoch)  # an impossible one is reported now
@@ -111,13 +114,13 @@ def make_plan(config: RunConfig, machine: Machine, module: nn.Module, samples: t
         micro_batch=config.train.micro_batch,
         workers=default_workers(world.device.type, machine.launch.local_world_size) if workers is None else workers,
         precision=resolve_precision(config.compute.precision, world.device),
-        channels_last=resolve_format(config.compute.memory_format, module),
+        channels_last=resolve_format(config.compute.memory_format, built.module),
         train_samples=train_samples,
         val_samples=val_samples,
         steps_per_epoch=steps_per_epoch,
         total_steps=min(total_steps, config.train.max_steps or total_steps),
-        lr=config.optim.lr or usual_rate(module),
-        grade_elsewhere="c" if has_rank_noise(module) or config.head.dropout else "b",
+        lr=config.optim.lr or usual_rate(built.module),
+        grade_elsewhere="c" if has_rank_noise(built.module) or config.head.dropout else "b",
     )
 
 

@@ -164,7 +164,8 @@ class Questions:
         size, images = values[MICRO_BATCH], phase.sampler.batch_length(0)
         if few is not None:
             batch, images = first_samples(batch, few), few * self.run.world.size
-        batches = itertools.repeat(cut([batch], _whole_pairs(size, phase)) if size else [batch])
+        least = self.run.model.least
+        batches = itertools.repeat(cut([batch], _whole_pairs(size, phase), least) if size else [batch])
         return self._turn(phase, batches, images, warm_up=1)
 
     def _turn_with_loader(self, values: Values) -> Turn:
@@ -213,5 +214,6 @@ def _halves(share: int, least: int) -> list[int]:
 
 
 def _whole_pairs(size: int, phase: DataPhase) -> int:
-    """Return the size that the loader uses for it: one less if it would part a pair of mixed images."""
-    return max(2, size - size % 2) if phase.sampler.pairs else size
+    """Return the size that the loader uses for it: one less if it would part a pair of mixed images, and no less than
+    the model takes."""
+    return max(2, size - size % 2) if phase.sampler.pairs else max(phase.run.model.least, size)

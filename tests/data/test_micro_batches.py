@@ -1,5 +1,7 @@
 """Micro-batches in memory, cut anew: what a loader with the smaller micro-batch gives."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from ddp_ft.data.image.mixup import Mixing
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import train_transform
 from ddp_ft.data.loader import TrainLoader
-from ddp_ft.data.micro_batches import Recut
+from ddp_ft.data.micro_batches import Recut, cut_share
 from ddp_ft.data.sampler import GlobalOrderSampler
 from tests.support.loading import train_loader
 from tests.training.test_mixing import NoiseSource
@@ -42,6 +44,21 @@ def test_as_a_loader_with_that_micro_batch(mixing: Mixing | None, before: int | 
         assert_equal(next(recut), wanted[step])
     recut.back(1, 2)
     assert_equal(next(recut), list(loader(2, mixing))[-1])
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 5), (5, 5), (5, 2), (10, 2), (4, 1)])
+def test_no_sample_is_alone_where_the_model_takes_two(before: int | None, after: int) -> None:
+    """11 samples as 5 + 6 and as 2 + 2 + 2 + 2 + 3."""
+    finer = replace(loader(after, None), least=2)
+    recut, wanted = Recut(iter(replace(loader(before, None), least=2)), keeps=2, least=2), list(finer)
+    next(recut), next(recut)
+    recut.back(2, after)
+    for step in range(STEPS):
+        assert_equal(next(recut), wanted[step])
+        assert 1 not in [len(batch["index"]) for batch in wanted[step]]
+    assert [len(places) for places in cut_share(17, 8, pairs=False, least=2)] == [8, 9]
+    assert [len(places) for places in cut_share(17, 8, pairs=False)] == [8, 8, 1]
+    assert [len(places) for places in cut_share(1, 8, pairs=False, least=2)] == [1]
 
 
 @pytest.mark.parametrize("pairs", [False, True])

@@ -162,5 +162,5 @@ def test_what_a_run_warns_of_at_its_start(tmp_path, monkeypatch, capsys):
         "classes", "validation set", "image sizes", "weights", "learning rate", "batch size", "steps",
     ]  # fmt: skip
     assert all(value in "".join(text) for value, (_, *text) in zip(
-        ("disc (2)", "±40.0", "32 px", "6 images", "1e-05 to 0.005", "--batch-size 1.", "only 3"), warnings, strict=True
+        ("disc (2)", "±40.0", "32 px", "6 images", "1e-05 to 0.005", "--batch-size 2.", "only 3"), warnings, strict=True
     ))  # fmt: skip

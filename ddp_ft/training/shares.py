@@ -1,0 +1,52 @@
+"""How few samples a process may have in a step: batch norm with one value of each for a channel needs two."""
+
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ddp_ft.config.schema import RunConfig
+from ddp_ft.contracts import BuiltModel
+from ddp_ft.data.sampler import smallest_share
+from ddp_ft.errors import UserError
+
+_NEEDS_TWO = (
+    "A batch norm of this model has a single value of each image for a channel, so it needs two images at a time"
+)
+_OTHERWISE = "--set model.batch_norm=frozen if the weights are pretrained, or another norm in the model"
+
+
+def check_shares(config: RunConfig, built: BuiltModel, samples: int, processes: int) -> None:
+    """Raise UserError if a sample would be alone in a forward pass of training that needs two."""
+    if built.least > 1 and not config.freeze.cache_features:
+        if config.train.micro_batch == 1:
+            raise UserError(f"--micro-batch 1 is too small. {_NEEDS_TWO}.", f"Use --micro-batch 2; or {_OTHERWISE}.")
+        _check_share("--batch-size", config.train.batch_size, samples, processes, built.processor.pairs(config))
+    for option, batch_size in _on_features(config).items():
+        head = built.module.get_submodule(built.head_path or "")
+        if any(isinstance(each, _BatchNorm) for each in head.modules()):
+            _check_share(option, batch_size, samples, 1)
+
+
+def _on_features(config: RunConfig) -> dict[str, int]:
+    """The batch sizes with which the head alone is trained on features, by their options."""
+    probe = {"--set probe.batch_size": config.probe.batch_size} if config.probe.epochs else {}
+    return probe | ({"--batch-size": config.train.batch_size} if config.freeze.cache_features else {})
+
+
+def _check_share(option: str, batch_size: int, samples: int, processes: int, pairs: bool = False) -> None:
+    if smallest_share(samples, batch_size, processes, pairs) >= 2:
+        return
+    fits = fitting_batch(batch_size, samples, processes, 2, pairs)
+    remedy = f"Use {option} {fits}" if fits else "Use fewer processes, or more images"
+    where = f" in one of {processes} processes" if processes > 1 else ""
+    raise UserError(
+        f"{option} {batch_size}: of {samples} images, some step has fewer than two{where}. {_NEEDS_TWO}.",
+        f"{remedy}; or {_OTHERWISE}.",
+    )
+
+
+def fitting_batch(wanted: int, samples: int, processes: int, least: int, pairs: bool = False) -> int | None:
+    """The smallest global batch of at least `wanted` that the processes can share, and with which each has `least`
+    samples in each step (1: or none at all in some); None if there is none."""
+    sizes = range(max(processes, wanted), samples + 1)
+    return next(
+        (size for size in sizes if smallest_share(samples, size, processes, pairs) >= least or least == 1), None
+    )
