@@ -21,11 +21,11 @@ import numpy as np
 
 from ddp_ft.config.user_cache import cache_folder
 from ddp_ft.data.sources.paths import Paths
-from ddp_ft.data.sources.scan import THREADS, Listing, Stamp, size_of, stamp_of
+from ddp_ft.data.sources.scan import THREADS, Listing, Stamp, find_images, size_of, stamp_of
 from ddp_ft.errors import UserError
 from ddp_ft.files import replacing
 
-_FORMAT = 1
+_FORMAT = 2
 # A smaller folder is read as quickly as it is compared: 50,000 images in half a second.
 WORTH_STORING = 50_000
 # The number of images whose sizes are compared: a folder's times do not show a change of size.
@@ -47,10 +47,10 @@ class Index:
 def load_index(root: Path, folders: Mapping[str, Path]) -> Index | None:
     """The stored index of these folders of `root`, if it still holds; else None.
 
-    It holds if by the folders' times no entry was added, removed or renamed since, and if 10,000 images, evenly spread
-    and others at each start, have the same sizes. Not noticed: a single file that was overwritten in place, or that is
-    the target of a link, unless it is among those 10,000; and entries that were added, removed or renamed on a file
-    system that does not keep the times of folders.
+    It holds if by the folders' times no entry was added, removed or renamed since, if folders that held runs and no
+    images still do, and if 10,000 images, evenly spread and others at each start, have the same sizes. Not noticed: a
+    single file that was overwritten in place, or that is the target of a link, unless it is among those 10,000; and
+    entries that were added, removed or renamed on a file system that does not keep the times of folders.
     """
     file = _file_of(root, folders)
     if file is None:
@@ -95,7 +95,10 @@ def _packed(index: Index) -> dict[str, Any]:
     facts: dict[str, Any] = {"fingerprint": index.fingerprint, "parts": {}}
     arrays: dict[str, Any] = {}
     for role, part in index.parts.items():
-        facts["parts"][role] = {"classes": part.classes, "counts": part.counts, "others": part.others}
+        outputs = [str(Path(each).absolute()) for each in part.outputs]
+        facts["parts"][role] = {
+            "classes": part.classes, "counts": part.counts, "others": part.others, "outputs": outputs
+        }  # fmt: skip
         arrays |= {
             f"{role}.paths": part.paths.text,
             f"{role}.sizes": part.sizes,
@@ -113,7 +116,7 @@ def _unpacked(arrays: Mapping[str, Any], folders: Mapping[str, Path]) -> Index:
         stamps: list[Stamp] = [(first, second) for first, second in arrays[f"{role}.stamps"].tolist()]
         parts[role] = Listing(
             Paths(arrays[f"{role}.paths"]), sizes, Counter(known["others"]),
-            dict(zip(Paths(arrays[f"{role}.folders"]), stamps, strict=True)),
+            dict(zip(Paths(arrays[f"{role}.folders"]), stamps, strict=True)), known["outputs"],
             folder=folder, classes=known["classes"], counts=known["counts"],
         )  # fmt: skip
         if not len(parts[role].paths) == len(sizes) == sum(known["counts"]):
@@ -128,6 +131,8 @@ def _still_holds(root: Path, part: Listing) -> bool:
     try:
         if any(stamp_of(folder) != stamp for folder, stamp in part.stamps.items()):
             return False
+        if any(_has_images(folder) for folder in part.outputs):  # their times change with each run
+            return False
     except UserError:  # a folder that is gone
         return False
     count = len(part.paths)
@@ -136,6 +141,11 @@ def _still_holds(root: Path, part: Listing) -> bool:
     with ThreadPoolExecutor(THREADS) as pool:
         # One task for each thread: a task for each image would take longer than the image.
         return all(pool.map(lambda first: all(map(has_size, rows[first::THREADS])), range(THREADS)))
+
+
+def _has_images(output: str) -> bool:
+    found = find_images(Path(output), named=False)
+    return bool(found.paths) or not found.outputs
 
 
 def _tidy(folder: Path) -> None:

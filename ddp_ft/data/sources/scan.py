@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddp_ft.data.sources.paths import Paths
 from ddp_ft.errors import UserError
+from ddp_ft.run_folder.recognise import is_output, may_be_data
 
 # A network file system takes a fraction of a millisecond for each request, and threads send theirs at the same time. On
 # a local disk more threads are neither quicker nor slower, because Python's own work takes most of the time.
@@ -31,13 +33,15 @@ class Found:
     """The images of a folder: relative posix paths in sorted order and their sizes in bytes (int64).
 
     `others` counts the files that are no images, by suffix. `stamps` are the times of the last change of each folder's
-    entries, taken before it was read. Arrays and no object for each image, because a data set may have millions.
+    entries, taken before it was read. `outputs` are the folders that were not looked into, since they hold runs, models
+    or the like. Arrays and no object for each image, because a data set may have millions.
     """
 
     paths: Paths = field(default_factory=lambda: Paths.of([]))
     sizes: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     others: Counter[str] = field(default_factory=Counter)
     stamps: dict[str, Stamp] = field(default_factory=dict)
+    outputs: list[str] = field(default_factory=list)
 
 
 def is_image(name: str) -> bool:
@@ -45,29 +49,31 @@ def is_image(name: str) -> bool:
     return _suffix(name) in SUFFIXES
 
 
-def find_images(folder: Path, prefix: str = "") -> Found:
+def find_images(folder: Path, prefix: str = "", named: bool = True) -> Found:
     """All images below the folder; `prefix` is put before each path.
 
-    Hidden files and folders are left out; symbolic links are followed, but not to a folder that the link is in. A
-    broken link with an image's name counts as an image, so that it is noticed. UserError if a folder cannot be read.
+    Hidden files and folders are left out, and so are the folders of `run_folder.recognise`, but for a run's folder that
+    the user has `named`; of that, only what the run wrote. Symbolic links are followed, but not to a folder that the
+    link is in. A broken link with an image's name counts as an image, so that it is noticed. UserError if a folder
+    cannot be read.
     """
     found = Found()
-    entries = sorted(_walk(str(folder), prefix, _ancestors(folder), found))
+    entries = sorted(_walk(_Place(str(folder), prefix, _ancestors(folder), named), found))
     found.paths = Paths.of([path for path, _ in entries])
     found.sizes = np.array([size for _, size in entries], np.int64)
     return found
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the visible folders directly in this one, sorted; links to a folder above are left out."""
+    """Names of the folders directly in this one that may hold data, sorted; links to a folder above are left out."""
     above = _ancestors(folder)
-    names = [entry.name for entry in _visible(str(folder)) if _is_folder(entry)]
+    names = [entry.name for entry in _visible(str(folder)) or () if _is_folder(entry)]
     return sorted(name for name in names if _identity(str(folder / name)) not in above)
 
 
 def loose_files(folder: Path) -> Counter[str]:
     """How many visible files are directly in the folder, by suffix."""
-    return Counter(_suffix(entry.name) or "no suffix" for entry in _visible(str(folder)) if not _is_folder(entry))
+    return Counter(_suffix(entry.name) or "no suffix" for entry in _visible(str(folder)) or () if not _is_folder(entry))
 
 
 def suffix_list() -> str:
@@ -75,13 +81,29 @@ def suffix_list() -> str:
     return ", ".join(sorted(SUFFIXES))
 
 
-def _walk(folder: str, prefix: str, above: frozenset[Identity], found: Found) -> Iterator[tuple[str, int]]:
-    found.stamps[folder] = stamp_of(folder)
-    for entry in _visible(folder):
+class _Place(NamedTuple):
+    """A folder on the walk: what is put before its entries' names, it and the folders above, and whether the user has
+    named it."""
+
+    folder: str
+    prefix: str
+    above: frozenset[Identity]
+    named: bool
+
+
+def _walk(place: _Place, found: Found) -> Iterator[tuple[str, int]]:
+    folder, prefix, above, named = place
+    stamp = stamp_of(folder)
+    entries = _visible(folder, named)
+    if entries is None:
+        found.outputs.append(folder)
+        return
+    found.stamps[folder] = stamp
+    for entry in entries:
         if _is_folder(entry):
             identity = _identity(entry.path)
             if identity not in above:
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {identity}, found)
+                yield from _walk(_Place(entry.path, f"{prefix}{entry.name}/", above | {identity}, False), found)
         elif is_image(entry.name):
             yield prefix + entry.name, size_of(entry.path)
         else:
@@ -101,12 +123,18 @@ def _unreadable(folder: str, error: OSError) -> UserError:
     return UserError(f"Folder {folder} cannot be read: {error.strerror}.")
 
 
-def _visible(folder: str) -> list["os.DirEntry[str]"]:
+def _visible(folder: str, named: bool = True) -> "list[os.DirEntry[str]] | None":
+    """The entries that may be data; None for a run's folder and the like, unless the user has `named` it."""
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
+            known = {entry.name: entry for entry in entries}
     except OSError as error:
         raise _unreadable(folder, error) from None
+    in_run = is_output(known.keys())
+    if in_run and not named:
+        return None
+    wanted = may_be_data(known, in_run)
+    return [entry for name, entry in known.items() if name in wanted]
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -161,21 +189,25 @@ class Listing(Found):
 
 
 def list_classes(folder: Path, prefix: str = "") -> Listing:
-    """Read all class folders in `folder`, as `find_images` does."""
+    """Read all class folders in `folder`, as `find_images` does. One that has no images but holds runs or the like is
+    no class, and is one of the `outputs`."""
     stamps = {str(folder): stamp_of(str(folder))}
     names = subfolders(folder)
     order = _by_path(names)
     with ThreadPoolExecutor(THREADS) as pool:
-        parts = list(pool.map(lambda label: find_images(folder / names[label], f"{prefix}{names[label]}/"), order))
-    counts = [0] * len(names)
+        parts = pool.map(lambda label: find_images(folder / names[label], f"{prefix}{names[label]}/", False), order)
+        found = {names[label]: part for label, part in zip(order, parts, strict=True)}
+    outputs = [str(folder / name) for name, part in found.items() if part.outputs and not part.paths]
+    classes = {name: part for name, part in found.items() if not part.outputs or part.paths}
     others: Counter[str] = Counter()
-    for label, part in zip(order, parts, strict=True):
-        counts[label] = len(part.paths)
+    for part in classes.values():
         others += part.others
         stamps |= part.stamps
-    sizes = np.concatenate([np.empty(0, np.int64), *(part.sizes for part in parts)])
-    paths = Paths.joined([part.paths for part in parts])
-    return Listing(paths, sizes, others, stamps, folder=folder, classes=names, counts=counts)
+        outputs += part.outputs
+    sizes = np.concatenate([np.empty(0, np.int64), *(part.sizes for part in classes.values())])
+    paths = Paths.joined([part.paths for part in classes.values()])
+    counts = [len(classes[name].paths) for name in sorted(classes)]
+    return Listing(paths, sizes, others, stamps, sorted(outputs), folder=folder, classes=sorted(classes), counts=counts)
 
 
 def _by_path(classes: Sequence[str]) -> list[int]:

@@ -1,7 +1,7 @@
 """The splits of a folder: the role of each of its folders, and the classes that they hold."""
 
+import os
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -66,10 +66,10 @@ def open_folder(folder: Path, classes: Sequence[str]) -> LabelledFileSource:
     UserError if the folder cannot be read, holds no images, or has a class that the model lacks.
     """
     _check_folder(folder)
-    if unknown := sorted(set(subfolders(folder)) - set(classes)):
+    listing = list_classes(folder)
+    if unknown := sorted(set(listing.classes) - set(classes)):
         hint = f"The model's classes: {shortened(classes)}."
         raise UserError(f"{folder} has class folders that the model does not know: {shortened(unknown)}.", hint)
-    listing = list_classes(folder)
     if not listing.paths:
         hint = f"Expected e.g. {folder}/{classes[0]}/1.jpg"
         raise UserError(f"There are no images in class folders in {folder}.", hint)
@@ -91,7 +91,7 @@ def open_splits(request: SplitRequest, root: Path, task: str) -> Splits:
     if not record["given"]:
         sources |= {TRAIN: _subset(train, division.train), VAL: _subset(train, division.val)}
     record["counts"] = {role: len(source) for role, source in sources.items()}
-    notes += [note for part in parts.values() for note in _part_notes(part.folder, part.others)]
+    notes += [note for part in parts.values() for note in _part_notes(part)]
     notes += division.notes(pool, classes)
     schema = Schema(LABEL, classes)
     return Splits(sources[TRAIN], sources[VAL], sources.get(TEST), schema, index.fingerprint, record, tuple(notes))
@@ -174,7 +174,7 @@ def _check_part(part: Listing) -> None:
             hint = f"{loose} images are in it directly; put each into a folder with its class's name.\n{EXAMPLE}"
         raise UserError(f"There are no images in class folders in {part.folder}.", hint)
     if empty := [name for name, count in zip(part.classes, part.counts, strict=True) if not count]:
-        hint = f"Remove them, or put images in ({suffix_list()})."
+        hint = f"Put images in ({suffix_list()}), or move the folders elsewhere."
         raise UserError(f"Class folders without images in {part.folder}: {shortened(empty)}.", hint)
 
 
@@ -182,12 +182,16 @@ def _loose_images(folder: Path) -> int:
     return sum(count for suffix, count in loose_files(folder).items() if is_image(f"a{suffix}"))
 
 
-def _part_notes(folder: Path, others: Counter[str]) -> Iterator[str]:
+def _part_notes(part: Listing) -> Iterator[str]:
+    folder, others = part.folder, part.others
     if loose := _loose_images(folder):
         yield f"{loose} images beside the class folders of {folder} are ignored."
     if others:
         kinds = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(5))
         yield f"{sum(others.values())} files in {folder} are no images and are ignored ({kinds})."
+    if part.outputs:
+        names = [os.path.relpath(output, folder) for output in part.outputs]
+        yield f"Folders in {folder} that hold runs, models or programs are left out: {shortened(names, 5)}."
 
 
 def _check_classes(parts: Mapping[str, Listing]) -> None:

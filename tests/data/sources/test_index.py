@@ -133,6 +133,22 @@ def test_notices(change: Callable[[Path], None], data: Path, cache: Path, scans:
     assert told(opened(data)) == told(after)
 
 
+def test_a_run_in_the_data_folder_may_change_until_it_has_images(data: Path, cache: Path, scans: list[Path]) -> None:
+    run = data / "train" / "runs" / "x"
+    run.mkdir(parents=True)
+    (run / "config.yaml").touch()
+    (run / "plan.json").touch()
+    first = opened(data)
+    time.sleep(0.02)
+    (run / "summary.json").touch()
+    (run.parent / "y").mkdir()
+    scans.clear()
+    assert told(opened(data)) == told(first)
+    assert scans == []
+    save_image(run.parent / "y" / "1.png")
+    assert "runs" in opened(data).schema.names
+
+
 def test_notices_a_test_folder_that_was_not_there(data: Path, cache: Path) -> None:
     assert opened(data).test is None
     save_classes(data / "test", {"a": 1})

@@ -354,3 +354,37 @@ def test_list_images_of_nothing(tmp_path: Path) -> None:
     assert "'not/there.png', ''" in caught.value.message
     with pytest.raises(UserError, match="no images"):
         list_images([str(tmp_path)])
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_what_programs_wrote_into_the_data_folder_is_no_data(tmp_path: Path) -> None:
+    save_classes(tmp_path, {"a": 5, "b": 5})
+    before = split(tmp_path)
+    touch(tmp_path / "runs" / "x", "config.yaml", "plan.json", "checkpoints/step_1/state.pt", "wandb/media/loss.png")
+    touch(tmp_path / "runs" / "killed at once", ".lease", "lease.json")
+    touch(tmp_path / "a" / "deep" / "runs" / "y", "config.yaml", "split.json", "curve.png")
+    touch(tmp_path / "exported", "model.json", "model.safetensors")
+    touch(tmp_path / "features" / "0f", "key.json", "rows.f32")
+    touch(tmp_path / "venv", "pyvenv.cfg", "lib/matplotlib/logo.png")
+    touch(tmp_path, "__MACOSX/a/._000.png", "@eaDir/a/thumb.jpg", "lost+found/x", "out.csv", "out.csv.parts/0f/1")
+    touch(tmp_path, ".git/logo.png", "a/.ipynb_checkpoints/000.png", "a/.cache/000.png", "a/@eaDir/000.png")
+    after = split(tmp_path)
+    assert (names(after.train), after.fingerprint) == (names(before.train), before.fingerprint)
+    [note] = after.notes
+    assert all(name in note for name in ("runs", "exported", "features", "venv", "a/deep/runs/y"))
+    assert list(list_images([str(tmp_path)])) == [str(tmp_path / c / f"00{k}.png") for c in "ab" for k in range(5)]
+    touch(tmp_path, "empty/notes.txt")
+    fails(tmp_path, "Class folders without images", "empty")
+
+
+def test_a_run_right_in_the_data_folder(tmp_path: Path) -> None:
+    save_classes(tmp_path, {"a": 5, "b": 5})
+    touch(tmp_path, "config.yaml", "plan.json", "best/model.json", "logs/rank_0.txt", "wandb/media/loss.png")
+    assert split(tmp_path).schema.names == ("a", "b")
+    assert len(open_folder(tmp_path, ["a", "b"])) == 10
+    assert len(list_images([str(tmp_path)])) == 10
