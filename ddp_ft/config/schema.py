@@ -37,6 +37,12 @@ class DataConfig:
         None, "Table: column that holds train, val or test; auto: 'split' if there is one.", null="auto"
     )
     separator: str = key(";", "Table: the text between the labels of an image that has several.")
+    class_folders: str = key(
+        "auto",
+        "Folder: auto knows train, val, test and similar names, and stops where all class folders hold the same ones; "
+        "top: the folders in --data are the classes, whatever they are called and hold.",
+        choices=("auto", "top"),
+    )
     fold: str | None = key(None, "k/n: validate on part k (1..n) of n instead of on --val-split.")
     sampling: str = key(
         "natural",

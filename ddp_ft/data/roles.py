@@ -1,7 +1,27 @@
 """The roles of parts of the data, and the names of folders and values for them."""
 
+import re
+
 TRAIN, VAL, TEST = "train", "val", "test"
-VAL_NAMES = ("val", "valid", "validation")
-ROLES = {TRAIN: TRAIN, TEST: TEST} | dict.fromkeys(VAL_NAMES, VAL)
 # All samples, of whatever part.
 ALL = "all"
+# The names to give; `role_of` knows more.
+ROLE_NAMES = (TRAIN, VAL, TEST)
+_STEMS = {
+    "train": TRAIN, "training": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "validate": VAL, "dev": VAL,
+    "test": TEST, "testing": TEST,
+}  # fmt: skip
+_ENDINGS = ("", "set", "data", "images", "image", "imgs", "split", "samples", "folder", "dir")
+_ROLES = {stem + ending: role for stem, role in _STEMS.items() for ending in _ENDINGS}
+_BETWEEN_WORDS = re.compile(r"[-_. ]")
+
+
+def role_of(name: str) -> str:
+    """The role that a folder or value of that name has, such as Training, test_set or valid; empty if none."""
+    return _ROLES.get(_BETWEEN_WORDS.sub("", name.lower()), "")
+
+
+def role_within(name: str) -> str:
+    """The role that one of the name's words is about (seg_train, 2-test); empty if none is, or several are."""
+    found = {role for word in _BETWEEN_WORDS.split(name.lower()) if (role := _ROLES.get(word))}
+    return found.pop() if len(found) == 1 else ""

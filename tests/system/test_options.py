@@ -30,6 +30,7 @@ TESTED = {
     "data.weight": "data/sources/test_table.py::test_samples_of_a_table",
     "data.split": "data/sources/test_table.py::test_given_splits",
     "data.separator": "data/sources/test_table.py::test_labels_of_one_column",
+    "data.class_folders": "data/splits/test_folder_roles.py::test_top_takes_train_for_a_class",
     "data.fold": "data/sources/test_table.py::test_folds_cover_everything_once",
     "data.sampling": "system/test_toolkit_options.py::test_what_changes_the_curve",
     "model.name": "test_lengths_and_portions",

@@ -14,7 +14,7 @@ from ddp_ft.config.schema import DataConfig
 from ddp_ft.config.tasks import TASKS, fitting_tasks
 from ddp_ft.contracts import Schema
 from ddp_ft.data.cells import Table, read_numbers
-from ddp_ft.data.roles import ROLES
+from ddp_ft.data.roles import ROLE_NAMES, role_of
 from ddp_ft.data.sources.files import LabelledFileSource
 from ddp_ft.data.sources.table_file import read_table
 from ddp_ft.data.targets.base import TargetColumns
@@ -162,9 +162,9 @@ def _weights(table: Table, column: str) -> NDArray[np.float32]:
 
 def _roles(table: Table, column: str) -> list[str]:
     cells = table.columns[column]
-    roles = [ROLES.get(cell.lower(), "") for cell in cells]
+    roles = [role_of(cell) for cell in cells]
     if unknown := [row for row, role in enumerate(roles) if not role]:
-        hint = f"Known: {', '.join(ROLES)}. If the column means something else, rename it or set data.split."
+        hint = f"Known: {', '.join(ROLE_NAMES)}. If the column means something else, rename it or set data.split."
         raise table.error(unknown, f"cells of column '{column}' name no split", cells, hint)
     return roles
 

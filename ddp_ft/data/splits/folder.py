@@ -1,4 +1,4 @@
-"""The splits of a folder: the role of each of its folders, and the classes that they hold."""
+"""The splits of a folder: the images in its class folders, and their classes."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LABEL, LabelledSource, Schema
-from ddp_ft.data.roles import ALL, ROLES, TEST, TRAIN, VAL
+from ddp_ft.data.roles import ALL, TEST, TRAIN, VAL
 from ddp_ft.data.sources.files import LabelledFileSource
 from ddp_ft.data.sources.index import Index, load_index, store_index
 from ddp_ft.data.sources.scan import (
@@ -23,6 +23,7 @@ from ddp_ft.data.sources.scan import (
     suffix_list,
 )
 from ddp_ft.data.sources.table_file import SUFFIXES
+from ddp_ft.data.splits.folder_roles import TOP, check_meaning, folders_by_role, inner_root, part_of
 from ddp_ft.data.splits.record import SplitRequest, Splits, divide_pool
 from ddp_ft.data.splits.stratify import Pool
 from ddp_ft.errors import UserError, shortened
@@ -47,15 +48,15 @@ def config_for(config: DataConfig, root: Path, schema: Schema) -> DataConfig:
     _check_folder(root)
     if schema.kind != LABEL:
         raise UserError(f"{root} is a folder of classes; the model was trained for other targets.", "Give a table.")
-    return DataConfig(path=root)
+    return DataConfig(path=root, class_folders=config.class_folders)
 
 
 def open_part(config: DataConfig, root: Path, schema: Schema, split: str | None) -> tuple[str, LabelledSource]:
     """The images of that part's class folders; of all below the root for "all"."""
+    root = inner_root(config, root)
     for name in [split] if split else [VAL, ALL]:
-        parts = [root / each for each in subfolders(root) if ROLES.get(each.lower()) == name]
-        if name == ALL or parts:
-            return name, open_folder(root if name == ALL else parts[0], schema.names)
+        if part := root if name == ALL else part_of(config, root, name):
+            return name, open_folder(part, schema.names)
     hint = "Expected a folder with that part, or --split all for a folder of class folders."
     raise UserError(f"{root} has no {split} part.", hint)
 
@@ -80,8 +81,12 @@ def open_splits(request: SplitRequest, root: Path, task: str) -> Splits:
     """As `Layout`. Raises UserError for a key that only a table can follow, too."""
     _check_folder(root)
     _check_keys(request.config, root)
-    folders, notes = _layout(root)
+    given, root = root, inner_root(request.config, root)
+    folders, notes = folders_by_role(request.config, root)
+    notes += [f"The parts of {given} are in {root}."] if root != given else []
     index = _open_index(root, folders)
+    if request.stored is None and request.config.class_folders != TOP:
+        check_meaning(index.parts[TRAIN])
     parts, classes = index.parts, tuple(index.parts[TRAIN].classes)
     sources = {role: LabelledFileSource(root, part.paths, part.labels(classes)) for role, part in parts.items()}
     train = sources[TRAIN]
@@ -132,38 +137,6 @@ def _check_keys(config: DataConfig, root: Path) -> None:
     if given := [f"data.{name}" for name in _TABLE_KEYS if getattr(config, name) != getattr(plain, name)]:
         hint = "Leave it out, or give a .csv or .parquet file to --data."
         raise UserError(f"{', '.join(given)}: this is for tables, and {root} is a folder.", hint)
-
-
-def _layout(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """Folder of each split ("train", "val", "test"), and notes; without train/ the root is the training folder."""
-    names = subfolders(root)
-    roles = _roles(root, names)
-    if TRAIN not in roles:
-        if lone := [name for name in roles.values() if subfolders(root / name)]:
-            hint = f"Move the training class folders into {root}/train."
-            raise UserError(f"{root} has {lone[0]}/ but no train/.", hint)
-        return {TRAIN: root}, []
-    ignored = [name for name in names if name not in roles.values()]
-    notes = [f"Beside train/ these folders are ignored: {shortened(ignored)}."] if ignored else []
-    folders = {role: root / name for role, name in roles.items()}
-    if TEST in folders and not subfolders(folders[TEST]):
-        notes.append(f"{folders.pop(TEST)} has no class folders and is ignored.")
-    return folders, notes
-
-
-def _roles(root: Path, names: Sequence[str]) -> dict[str, str]:
-    """The folder of each role, in any case: Train/ and Val/ as classes would be nonsense."""
-    roles: dict[str, str] = {}
-    for name in names:
-        role = ROLES.get(name.lower())
-        if role in roles:
-            raise UserError(f"{root} has both {roles[role]}/ and {name}/.", "Keep one of them.")
-        if role:
-            roles[role] = name
-    # A class may be called "train" (cars, trains, planes): then it holds images and not class folders.
-    if TRAIN in roles and len(names) > len(roles) and not subfolders(root / roles[TRAIN]):
-        return {}
-    return roles
 
 
 def _check_part(part: Listing) -> None:

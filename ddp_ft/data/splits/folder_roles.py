@@ -1,0 +1,124 @@
+"""Which folders of a data set are for training, validation and test; and whether its classes are what they seem."""
+
+import os
+import shlex
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ddp_ft.config.schema import DataConfig
+from ddp_ft.data.roles import ROLE_NAMES, TEST, TRAIN, role_of, role_within
+from ddp_ft.data.sources.scan import Listing, subfolders
+from ddp_ft.errors import UserError, shortened
+
+# The value of data.class_folders with which nothing is guessed.
+TOP = "top"
+_TAKE_ALL = f"--set data.class_folders={TOP}"
+# Folders between the data's own and those of its parts, as in images/train beside labels/train.
+_WRAPPERS = frozenset(("images", "image", "imgs", "img", "pictures", "photos", "jpegimages", "data", "dataset"))
+
+
+def inner_root(config: DataConfig, root: Path) -> Path:
+    """The folder that holds the parts: `root`, or the one in it that is called images or the like and has a training
+    part, if `root` itself has none."""
+    if config.class_folders == TOP:
+        return root
+    names = subfolders(root)
+    if any(role_of(name) == TRAIN for name in names):
+        return root
+    inner = (root / name for name in names if name.lower() in _WRAPPERS)
+    return next((each for each in inner if TRAIN in map(role_of, subfolders(each))), root)
+
+
+def folders_by_role(config: DataConfig, root: Path) -> tuple[dict[str, Path], list[str]]:
+    """The folder of each role ("train", "val", "test"), and notes; without train/ the root is the training folder.
+
+    UserError for two folders of a role, and for a part without one to train on.
+    """
+    names = subfolders(root)
+    roles = {} if config.class_folders == TOP else _roles(root, names)
+    if TRAIN not in roles:
+        if lone := [name for name in roles.values() if subfolders(root / name)]:
+            hint = f"Move the training class folders into {root}/train. If {lone[0]} is a class: {_TAKE_ALL}"
+            raise UserError(f"{root} has {lone[0]}/ but no train/.", hint)
+        return {TRAIN: root}, []
+    ignored = [name for name in names if name not in roles.values()]
+    notes = [f"Beside {roles[TRAIN]}/ these folders are ignored: {shortened(ignored)}."] if ignored else []
+    folders = {role: root / name for role, name in roles.items()}
+    if TEST in folders and not subfolders(folders[TEST]):
+        notes.append(f"{folders.pop(TEST)} has no class folders and is ignored.")
+    return folders, notes
+
+
+def part_of(config: DataConfig, root: Path, role: str) -> Path | None:
+    """The folder of that role; None if there is none. UserError if there are two."""
+    names = [] if config.class_folders == TOP else subfolders(root)
+    found = [name for name in names if role_of(name) == role]
+    if len(found) > 1:
+        raise _two_of_a_role(root, found[0], found[1])
+    return root / found[0] if found else None
+
+
+def _roles(root: Path, names: Sequence[str]) -> dict[str, str]:
+    """The folder of each role, in any case: Train/ and Val/ as classes would be nonsense."""
+    roles: dict[str, str] = {}
+    for name in names:
+        role = role_of(name)
+        if role in roles:
+            raise _two_of_a_role(root, roles[role], name)
+        if role:
+            roles[role] = name
+    # A class may be called "train" (cars, trains, planes): then it holds images and not class folders.
+    if TRAIN in roles and len(names) > len(roles) and not subfolders(root / roles[TRAIN]):
+        return {}
+    return roles
+
+
+def _two_of_a_role(root: Path, one: str, other: str) -> UserError:
+    return UserError(f"{root} has both {one}/ and {other}/.", f"Move one of them out of {root}, or rename it.")
+
+
+def check_meaning(part: Listing) -> None:
+    """UserError where the class folders look like parts of the data: those with several sub-folders are at least half
+    of them, and have most of these in common."""
+    inner = _inner_folders(part)
+    nested = [name for name, below in inner.items() if len(below) > 1]
+    if len(nested) < max(2, len(part.classes) / 2):
+        return
+    common = set.intersection(*(inner[name] for name in nested))
+    union = set().union(*(inner[name] for name in nested))
+    if len(common) >= max(2, len(union) / 2):
+        raise _ambiguous(part, nested, sorted(common))
+
+
+def _inner_folders(part: Listing) -> Mapping[str, set[str]]:
+    """The folders directly in each class folder."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for folder in part.stamps:
+        names = Path(os.path.relpath(folder, part.folder)).parts
+        if len(names) == 2:
+            found[names[0]].add(names[1])
+    return found
+
+
+def _ambiguous(part: Listing, nested: Sequence[str], common: Sequence[str]) -> UserError:
+    below = shortened(common, 4)
+    lines = [f"If {shortened(part.classes, 4)} are the classes: {_TAKE_ALL}"]
+    if any(role_of(name) for name in common):
+        wanted = " and ".join(f"{role_of(name) or name}/CLASS" for name in common[:3])
+        lines.append(f"If each has parts of its own: move these into {wanted}.")
+    elif moves := _moves(part.folder, nested):
+        lines.append(f"If {below} are the classes: {moves}")
+    else:
+        lines.append(f"If {below} are the classes of each: --data {shlex.quote(str(part.folder / nested[0]))}")
+    message = f"{part.folder}: are its folders classes? {shortened(nested, 4)} hold the same folders: {below}."
+    return UserError(message, "\n".join(lines))
+
+
+def _moves(root: Path, names: Sequence[str]) -> str:
+    """The commands that rename folders such as seg_train; none if their names do not tell their roles apart."""
+    roles = {role_within(name): name for name in names}
+    if len(roles) < len(names) or "" in roles or TRAIN not in roles:
+        return ""
+    pairs = [(str(root / roles[role]), str(root / role)) for role in ROLE_NAMES if role in roles]
+    return " && ".join(shlex.join(["mv", *pair]) for pair in pairs)
