@@ -13,6 +13,7 @@ from ddp_ft.cli.completion import complete_assignment, completer
 from ddp_ft.config.keys import Key
 from ddp_ft.config.loading import parse_assignment, read_config_file
 from ddp_ft.config.schema import KEYS, REQUIRED, RunConfig
+from ddp_ft.config.values import given_text
 
 F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -69,7 +70,8 @@ def run_options(command: F) -> F:
 def given_layers(config_file: Path | None, flags: dict[str, Any], assignments: Sequence[str]) -> list[dict[str, Any]]:
     """The settings from these options, as layers of dotted keys; later ones win."""
     layers = [read_config_file(config_file)] if config_file else []
-    layers.append({name.replace("__", "."): value for name, value in flags.items() if value is not None})
+    given = {name.replace("__", "."): text for name, text in flags.items() if text is not None}
+    layers.append({path: given_text(KEYS[path], text) for path, text in given.items()})
     # One layer for all --set, since a preset or recipe among them is below the whole layer that names it.
     return [*layers, {path: v for text in assignments for path, v in parse_assignment(text).items()}]
 

@@ -20,7 +20,7 @@ class Key:
     """One configuration key, as `--help`, `--set` and the checks see it.
 
     `low` and `high` are the least and the largest allowed value, `above` one that is too small already. `null` is what
-    the value None is called: auto or none.
+    the value None is called: auto or none. `lists`: a text that may list several, separated by commas.
     """
 
     path: str
@@ -35,6 +35,7 @@ class Key:
     above: float | None = None
     high: float | None = None
     null: str = "none"
+    lists: bool = False
 
     @property
     def metavar(self) -> str:

@@ -11,7 +11,9 @@ import yaml
 
 from ddp_ft.config.keys import LENGTH, MACHINE, RECIPE, Key
 from ddp_ft.config.schema import KEYS, RunConfig
-from ddp_ft.errors import UserError, nearest
+from ddp_ft.config.values import given_text, parse_value
+from ddp_ft.config.yaml_texts import QUOTING, read_layer
+from ddp_ft.errors import UserError, nearest, one_line
 
 Flat = dict[str, Any]
 
@@ -113,116 +115,27 @@ def find_key(path: str) -> Key:
     raise UserError(f"Unknown configuration key '{path}'.", hint)
 
 
-def parse_value(key: Key, given: Any) -> Any:
-    """`given` (text, or what YAML made of it) as the key's type, checked against its choices and range."""
-    if given is None or (key.optional and str(given).lower() in ("auto", "none", "null")):
-        if key.optional:
-            return None
-        raise UserError(f"{_label(key)} needs a value ({_expected(key)}).")
-    if key.choices and isinstance(given, bool):  # what YAML makes of true
-        given = str(given).lower()
-    try:
-        value = _convert(key.type, given)
-        if _allowed(key, value):
-            return value
-    except (ValueError, TypeError):
-        pass
-    hint = nearest(str(given), list(key.choices or ()))
-    raise UserError(f"{_label(key)} = {given!r} is not {_expected(key)}.", hint)
-
-
-def _convert(wanted: type, given: Any) -> Any:
-    if wanted is bool:
-        if str(given).lower() not in ("true", "false"):
-            raise ValueError(given)
-        return str(given).lower() == "true"
-    if wanted is dict:
-        mapping = given if isinstance(given, Mapping) else yaml.safe_load(str(given))
-        if not isinstance(mapping, Mapping):
-            raise TypeError(given)
-        return {str(name): value for name, value in mapping.items()}  # as in JSON, where names are texts
-    if wanted is tuple:
-        return tuple(float(each) for each in (given if isinstance(given, (list, tuple)) else str(given).split(",")))
-    if wanted is str and isinstance(given, (list, tuple)):
-        return ",".join(map(str, given))
-    if isinstance(given, (bool, list, tuple, dict)) or (wanted is int and isinstance(given, float)):
-        raise TypeError(given)
-    if wanted is Path:
-        return Path(given).expanduser()
-    return wanted(given)
-
-
-def _allowed(key: Key, value: Any) -> bool:
-    if key.choices is not None:
-        return value in key.choices
-    if key.type is tuple:
-        return all(_in_range(key, each) for each in value)
-    return key.type not in (int, float) or _in_range(key, value)
-
-
-def _in_range(key: Key, value: float) -> bool:
-    return (
-        value == value  # no NaN
-        and (key.low is None or value >= key.low)
-        and (key.above is None or value > key.above)
-        and (key.high is None or value <= key.high)
-    )
-
-
-def _label(key: Key) -> str:
-    return f"{key.flag} ({key.path})" if key.flag else key.path
-
-
-_TYPE_NAMES = {
-    int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path",
-    tuple: "a list of numbers", dict: "a mapping such as {name: value}",
-}  # fmt: skip
-
-
-def _expected(key: Key) -> str:
-    if key.choices:
-        return f"one of {', '.join(key.choices)}"
-    parts = [_TYPE_NAMES[key.type]]
-    parts += [f"of at least {key.low:g}"] if key.low is not None else []
-    parts += [f"above {key.above:g}"] if key.above is not None else []
-    parts += [f"and at most {key.high:g}"] if key.high is not None else []
-    return " ".join(parts) + (", or auto" if key.optional else "")
-
-
 def parse_assignment(text: str) -> Flat:
-    """'section.name=value' of `--set` as a layer; the value is read as YAML, so lists and numbers work."""
-    path, equals, value = text.partition("=")
+    """'section.name=value' of `--set` as a layer; the value is read as the key's type, and a text as it stands."""
+    name, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"--set {text} is not of the form key.path=value.", "Example: --set optim.weight_decay=0.1")
-    find_key(path.strip())
-    try:
-        return {path.strip(): yaml.safe_load(value)}
-    except yaml.YAMLError:
-        return {path.strip(): value}
+    key = find_key(name.strip())
+    # With a blank before the =, the one after it is no part of the value either.
+    return {key.path: given_text(key, value.strip() if name != name.rstrip() else value)}
 
 
 def read_config_file(file: Path) -> Flat:
     """A YAML file of nested sections as a layer of dotted keys."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return read_layer(file.read_text(encoding="utf-8"), KEYS)
     except OSError as error:
         near = nearest(file.name, sorted(each.name for each in file.absolute().parent.glob("*.y*ml")))
         raise UserError(f"Configuration file {file} cannot be read: {error.strerror}.", near) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"Configuration file {file} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        hint = "Example:\noptim:\n  lr: 0.001"
-        raise UserError(f"Configuration file {file} holds no mapping of keys to values.", hint)
-    return _flatten(content)
-
-
-def _flatten(content: Mapping[Any, Any], prefix: str = "") -> Flat:
-    flat: Flat = {}
-    for name, value in content.items():
-        path = f"{prefix}{name}"
-        is_section = isinstance(value, dict) and path not in KEYS
-        flat.update(_flatten(value, f"{path}.") if is_section else {path: value})
-    return flat
+    except UserError as error:
+        raise UserError(f"Configuration file {file} {error.message}", error.hint) from None
+    except ValueError as error:
+        raise UserError(f"Configuration file {file} is not YAML: {one_line(error)}.", QUOTING) from None
 
 
 def to_flat(config: RunConfig, kinds: Iterable[str] = (RECIPE, MACHINE, LENGTH)) -> Flat:

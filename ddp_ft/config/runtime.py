@@ -51,7 +51,10 @@ class LogConfig:
 
     every_steps: int = machine_key(10, "Steps between lines of metrics.", low=1)
     trackers: str | None = machine_key(
-        None, "Services that get the curves too: mlflow, wandb; several separated by commas.", flag="--track"
+        None,
+        "Services that get the curves too: mlflow, wandb; several separated by commas.",
+        flag="--track",
+        lists=True,
     )
     level: str = machine_key(
         "info",

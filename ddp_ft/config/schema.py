@@ -30,7 +30,7 @@ class DataConfig:
         flag="--data",
     )
     image: str = key("image", "Table: column of the images' paths, relative to the table.")
-    target: str = key("label", "Table: column of the labels or numbers; several separated by commas.")
+    target: str = key("label", "Table: column of the labels or numbers; several separated by commas.", lists=True)
     group: str | None = key(None, "Table: column of groups, such as patients, that no split may divide.")
     weight: str | None = key(None, "Table: column of sample weights.")
     split: str | None = key(
@@ -238,10 +238,11 @@ class LossConfig:
         None,
         "balanced, effective, numbers separated by commas, or a JSON or YAML file; none: all count the same.",
         flag="--class-weights",
+        lists=True,
     )
     effective_beta: float = key(0.999, "Beta of class_weights = effective (arXiv 1901.05555).", low=0, high=0.999999)
     positive_weights: str | None = key(
-        None, "multi-label: what a present label counts; balanced, or numbers separated by commas; none: 1."
+        None, "multi-label: what a present label counts; balanced, or numbers separated by commas; none: 1.", lists=True
     )
     focal_gamma: float = key(2.0, "Exponent of the focal loss (arXiv 1708.02002).", low=0)
     huber_delta: float = key(1.0, "Where the Huber loss becomes linear, in deviations of the target.", above=0)

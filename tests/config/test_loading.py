@@ -7,12 +7,12 @@ from ddp_ft.config.loading import (  # fmt: skip
     find_key,
     make_config,
     parse_assignment,
-    parse_value,
     read_config_file,
     to_flat,
     to_yaml,
 )
 from ddp_ft.config.schema import KEYS  # fmt: skip
+from ddp_ft.config.values import parse_value
 from ddp_ft.errors import UserError
 
 

@@ -7,6 +7,7 @@ import pytest
 from ddp_ft.config.keys import RECIPE
 from ddp_ft.config.loading import AUGMENT_PRESETS, make_config, read_recipe, to_flat, to_yaml
 from ddp_ft.config.schema import KEYS, RECIPES
+from ddp_ft.config.yaml_texts import read_layer
 from ddp_ft.errors import UserError
 
 
@@ -39,13 +40,9 @@ def test_what_auto_became_stands_below_everything():
 
 
 def test_a_whole_configuration_is_read_back_as_it_was():
-    import yaml
-
-    from ddp_ft.config.loading import _flatten
-
     layers = {"optim.betas": "0.9,0.98", "freeze.schedule": "{0: backbone, 2: none}", "augment.preset": "heavy"}
     config = make_config(layers, recipe="lp_ft")
-    again = make_config(_flatten(yaml.safe_load(to_yaml(config))), recipe="full")
+    again = make_config(read_layer(to_yaml(config), KEYS), recipe="full")
     assert again == config
 
 
