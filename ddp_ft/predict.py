@@ -4,14 +4,14 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.cli.options import PATH, also_option, device_option, importing, model_argument, views_option
+from ddp_ft.cli.options import PATH, PATTERN, also_option, device_option, importing, model_argument, views_option
 from ddp_ft.cli.process import run_command
 from ddp_ft.distributed.environment import read_launch
 
 
 @click.command()
 @model_argument
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.argument("inputs", nargs=-1, required=True, type=PATTERN, metavar="INPUT...")
 @click.option("--output", type=PATH, required=True, help="File: .csv, .jsonl or .parquet.")
 @click.option("--column", metavar="NAME", help="A table's column of paths.  [default: image]")
 @click.option(

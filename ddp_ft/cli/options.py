@@ -12,11 +12,22 @@ import click
 from ddp_ft.cli.completion import complete_assignment, completer
 from ddp_ft.config.keys import Key
 from ddp_ft.config.loading import parse_assignment, read_config_file
+from ddp_ft.config.paths import expanded
 from ddp_ft.config.schema import KEYS, REQUIRED, RunConfig
 from ddp_ft.config.values import given_text
 
 F = TypeVar("F", bound=Callable[..., Any])
-PATH = click.Path(path_type=Path)
+
+
+class PathOf(click.Path):
+    """A path of the command line, with ~ and $VAR in it as in a shell; `Path`, or str for what may be a pattern too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path. UserError for a variable that is not set."""
+        return super().convert(expanded(value) if isinstance(value, str) else value, param, ctx)
+
+
+PATH, PATTERN = PathOf(path_type=Path), PathOf(path_type=str, allow_dash=True)
 
 
 def config_options(command: F) -> F:
@@ -69,11 +80,19 @@ def run_options(command: F) -> F:
 
 def given_layers(config_file: Path | None, flags: dict[str, Any], assignments: Sequence[str]) -> list[dict[str, Any]]:
     """The settings from these options, as layers of dotted keys; later ones win."""
-    layers = [read_config_file(config_file)] if config_file else []
+    layers: list[dict[str, Any]] = [read_config_file(config_file)] if config_file else []
     given = {name.replace("__", "."): text for name, text in flags.items() if text is not None}
     layers.append({path: given_text(KEYS[path], text) for path, text in given.items()})
     # One layer for all --set, since a preset or recipe among them is below the whole layer that names it.
-    return [*layers, {path: v for text in assignments for path, v in parse_assignment(text).items()}]
+    layers.append({path: v for text in assignments for path, v in parse_assignment(text).items()})
+    return [{path: _with_places(path, value) for path, value in layer.items()} for layer in layers]
+
+
+def _with_places(path: str, value: Any) -> Any:
+    """The value, with ~ and $VAR in it expanded if it may name a file."""
+    key = KEYS.get(path)
+    may_be_place = key is not None and (key.type is Path or key.names_file)
+    return expanded(value) if may_be_place and isinstance(value, str) else value
 
 
 def default_run_dir(config: RunConfig) -> Path:

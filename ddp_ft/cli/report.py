@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.cli.options import PATH, data_option
+from ddp_ft.cli.options import PATH, PathOf, data_option
 from ddp_ft.errors import UserError
 
 COMPARISON = Path("comparison.html")
@@ -13,7 +13,7 @@ COMPARISON = Path("comparison.html")
 @click.command()
 @click.argument("runs", type=PATH, metavar="RUN...", nargs=-1, required=True)
 @click.option(
-    "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    "--output", type=PathOf(path_type=Path, dir_okay=False), metavar="FILE",
     help=f"The page.  [default: report.html in RUN; of several {COMPARISON} here]",
 )  # fmt: skip
 @data_option

@@ -13,6 +13,7 @@ from typing import Any
 import click
 import yaml
 
+from ddp_ft.cli.options import PathOf
 from ddp_ft.config.tasks import TASKS
 from ddp_ft.errors import UserError, printable, typed_line
 from ddp_ft.files import read_json
@@ -42,7 +43,7 @@ class Run:
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default="runs")
+@click.argument("folder", type=PathOf(path_type=Path, file_okay=False), default="runs")
 @click.option("--json", "as_json", is_flag=True, help="For machines: a list of objects.")
 def runs(folder: Path, as_json: bool) -> None:
     """List the runs in FOLDER (default: runs) and below, the newest first."""

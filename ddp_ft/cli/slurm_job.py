@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from ddp_ft.cli.options import PATH
 from ddp_ft.cli.process import run_command
 from ddp_ft.files import read_sound_json
 from ddp_ft.slurm.job import Mark, first_host, free_port, read_mark, read_outcome, words_of_run
@@ -36,7 +37,7 @@ def rendezvous(nodelist: str, job: int) -> None:
 
 
 @slurm_job.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 @click.argument("task", type=int)
 def array(file: Path, task: int) -> None:
     """Print the words of the line of FILE that belongs to an array's task, with a NUL after each."""
@@ -48,7 +49,7 @@ def _mark_file(run_dir: Path, job: str) -> Path:
 
 
 @slurm_job.command()
-@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("run_dir", type=PATH)
 @click.argument("job")
 def begin(run_dir: Path, job: str) -> None:
     """Record what the run folder holds. Print the time (seconds since 1970) before which warnings are ignored."""
@@ -61,10 +62,10 @@ def begin(run_dir: Path, job: str) -> None:
 
 
 @slurm_job.command()
-@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("run_dir", type=PATH)
 @click.argument("job")
 @click.option("--code", type=int, required=True, help="Exit code of the job step.")
-@click.option("--stop-file", type=click.Path(path_type=Path), required=True)
+@click.option("--stop-file", type=PATH, required=True)
 @click.option("--reason", default="", help="Why Slurm ends the job.")
 @click.option("--restarts", type=int, default=0)
 @click.option("--most-restarts", type=int, default=100)

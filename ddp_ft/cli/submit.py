@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ddp_ft.cli.options import PATH
 from ddp_ft.errors import EXIT_DONE, UserError
 from ddp_ft.slurm.job import read_runs
 from ddp_ft.slurm.sbatch import KINDS, LaunchPlan, check, check_arguments, render
@@ -41,9 +42,7 @@ def _kind_of(nodes: int, runs: Path | None) -> str:
     help="Seconds before the end at which the job saves.",
 )  # fmt: skip
 @click.option("--requeue/--no-requeue", default=True, help="Requeue the job, or end with exit code 75.")
-@click.option(
-    "--runs", type=click.Path(path_type=Path), help="A file with a run's options on each line: makes an array."
-)
+@click.option("--runs", type=PATH, help="A file with a run's options on each line: makes an array.")
 @click.option("--array", help="Which of --runs, as sbatch writes it, such as 1-9%3.  [default: all]")
 @click.option("--python", help="The job's interpreter.  [default: that of the PATH]")
 @click.option("--sbatch", "options", multiple=True, metavar="OPTION", help="Any other option of sbatch. Repeatable.")

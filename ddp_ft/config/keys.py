@@ -20,7 +20,8 @@ class Key:
     """One configuration key, as `--help`, `--set` and the checks see it.
 
     `low` and `high` are the least and the largest allowed value, `above` one that is too small already. `null` is what
-    the value None is called: auto or none. `lists`: a text that may list several, separated by commas.
+    the value None is called: auto or none. `lists`: a text that may list several, separated by commas. `names_file`: a
+    text that may be a path, or begin with one.
     """
 
     path: str
@@ -36,6 +37,7 @@ class Key:
     high: float | None = None
     null: str = "none"
     lists: bool = False
+    names_file: bool = False
 
     @property
     def metavar(self) -> str:

@@ -88,9 +88,14 @@ class DataConfig:
 class ModelConfig:
     """Which model, and which weights it starts from."""
 
-    name: str | None = key(None, "timm/NAME, torchvision/NAME, NAME, or FILE.py:FACTORY.", flag="--model")
+    name: str | None = key(
+        None, "timm/NAME, torchvision/NAME, NAME, or FILE.py:FACTORY.", flag="--model", names_file=True
+    )
     weights: str = key(
-        "pretrained", "pretrained, none, a .safetensors or .pth file, or a run folder.", flag="--weights"
+        "pretrained",
+        "pretrained, none, a .safetensors or .pth file, or a run folder.",
+        flag="--weights",
+        names_file=True,
     )
     image_size: int | None = key(
         None,
@@ -112,7 +117,7 @@ class ModelConfig:
 class HeadConfig:
     """The head on top of the pretrained model."""
 
-    name: str = key("linear", "linear, mlp:WIDTH,WIDTH... or FILE.py:CLASS.", flag="--head")
+    name: str = key("linear", "linear, mlp:WIDTH,WIDTH... or FILE.py:CLASS.", flag="--head", names_file=True)
     dropout: float | None = key(None, "Dropout before the head; auto: the model's own.", low=0, high=0.99, null="auto")
     activation: str = key("gelu", "Between the layers of an mlp.", choices=("gelu", "relu", "silu", "tanh"))
     norm: str = key("none", "After each hidden layer of an mlp.", choices=("none", "batch", "layer"))
@@ -231,7 +236,10 @@ class LossConfig:
     """What training minimises."""
 
     name: str = key(
-        "auto", "auto (by task), cross_entropy, focal, bce, soft_f1, mse, l1, huber, or FILE.py:CLASS.", flag="--loss"
+        "auto",
+        "auto (by task), cross_entropy, focal, bce, soft_f1, mse, l1, huber, or FILE.py:CLASS.",
+        flag="--loss",
+        names_file=True,
     )
     label_smoothing: float = key(0.1, "Share of the target spread over all classes.", low=0, high=0.99)
     class_weights: str | None = key(
@@ -239,10 +247,14 @@ class LossConfig:
         "balanced, effective, numbers separated by commas, or a JSON or YAML file; none: all count the same.",
         flag="--class-weights",
         lists=True,
+        names_file=True,
     )
     effective_beta: float = key(0.999, "Beta of class_weights = effective (arXiv 1901.05555).", low=0, high=0.999999)
     positive_weights: str | None = key(
-        None, "multi-label: what a present label counts; balanced, or numbers separated by commas; none: 1.", lists=True
+        None,
+        "multi-label: what a present label counts; balanced, or numbers separated by commas; none: 1.",
+        lists=True,
+        names_file=True,
     )
     focal_gamma: float = key(2.0, "Exponent of the focal loss (arXiv 1708.02002).", low=0)
     huber_delta: float = key(1.0, "Where the Huber loss becomes linear, in deviations of the target.", above=0)

@@ -1,6 +1,7 @@
 """The value of one key: from text, or what YAML made of it, to the key's type, checked against choices and range."""
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,21 @@ def _convert(key: Key, given: Any) -> Any:
         return ",".join(map(str, given))
     if key.choices:
         return _choice(key.choices, given)
-    if isinstance(given, (bool, list, tuple, Mapping)):
+    if isinstance(given, (bool, list, tuple, Mapping)) or (key.type is Path and not str(given)):
         raise TypeError(given)
     if key.type is int:
         return _whole(given)
-    if key.type is Path:
-        return Path(given).expanduser()
-    if key.type is str and key.lists:
-        return ",".join(map(str.strip, _parts(given))) if str(given).strip().startswith("[") else str(given)
-    return key.type(given)
+    return _text(key, str(given)) if key.type is str else key.type(_home(str(given)) if key.type is Path else given)
+
+
+def _text(key: Key, given: str) -> str:
+    if key.lists and given.strip().startswith("["):
+        return ",".join(map(str.strip, _parts(given)))
+    return _home(given) if key.names_file else given
+
+
+def _home(given: str) -> str:
+    return os.path.expanduser(given)  # noqa: PTH111  (Path's raises an error of its own where there is no home)
 
 
 def _word(given: Any) -> str:

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from torch import Tensor, nn
 
+from ddp_ft.config.paths import path_of
 from ddp_ft.contracts import BadSample, Transform
 from ddp_ft.data.image.decode import from_pillow, open_image
 from ddp_ft.data.image.undecoded import Image
@@ -95,7 +95,7 @@ def load(path: str | os.PathLike[str], device: str = "auto", tta: str = NO_VIEWS
     same numbers. Raises UserError if it cannot be loaded.
     """
     found = pick_device(device, Launch())
-    return Model(load_trained(Path(path), found), found, tta)
+    return Model(load_trained(path_of(os.fspath(path)), found), found, tta)
 
 
 def _resized(image: ImageLike, transform: Transform) -> Tensor:
@@ -108,7 +108,7 @@ def _resized(image: ImageLike, transform: Transform) -> Tensor:
 
 def _opened(image: ImageLike) -> Image:
     if isinstance(image, (str, os.PathLike)):
-        return open_image(Path(image))
+        return open_image(path_of(os.fspath(image)))
     if isinstance(image, Pillow.Image):
         return from_pillow(image)
     # A copy, because torch warns of arrays that are read-only, as Pillow's are.
