@@ -16,6 +16,7 @@ from ddp_ft.config.tasks import TASKS
 
 SCHEDULES = ("constant", "step", "multistep", "cosine", "linear", "polynomial", "onecycle", "plateau")
 RECIPES = ("linear_probe", "full", "lp_ft", "gradual", "heavy")
+UNKNOWN = ("fail", "drop", "mask", "class")
 # Keys without a default that every run needs.
 REQUIRED = ("data.path", "model.name")
 
@@ -42,6 +43,14 @@ class DataConfig:
         "Folder: auto knows train, val, test and similar names, and stops where all class folders hold the same ones; "
         "top: the folders in --data are the classes, whatever they are called and hold.",
         choices=("auto", "top"),
+    )
+    # It decides which targets there are; those are compared with the run's at a restart, so that it need not be.
+    unknown: str = machine_key(
+        "fail",
+        "Table: a target that is missing (an empty cell, nan, NA, null, None, ?; in columns of 0 and 1 also -1). fail "
+        "ends the start; drop leaves its row out; mask lets it count for nothing, where an image has several labels; "
+        "class takes such a word for a class.",
+        choices=UNKNOWN,
     )
     fold: str | None = key(None, "k/n: validate on part k (1..n) of n instead of on --val-split.")
     sampling: str = key(

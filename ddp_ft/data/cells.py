@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_ft.data.numerals import Reading, appearance, readings
 from ddp_ft.errors import UserError, listed
 
 LISTED = 5  # rows or lines, in a message about many
+# What programs write for a cell without a value: pandas, R, spreadsheets, databases; in lower case.
+MISSING = {"", "nan", "-nan", "na", "n/a", "<na>", "#n/a", "#na", "null", "none", "nil", "?"}
 
 
 @dataclass
@@ -35,6 +38,13 @@ class Table:
         lines = listed([f"{kind} {self.numbers[row]}: {shown[row]!r}" for row in rows], limit)
         return UserError(f"{self.path}: {len(rows)} {problem}:", "\n".join([*lines, hint] if hint else lines))
 
+    def without(self, rows: Sequence[int]) -> "Table":
+        """The other rows."""
+        left_out = set(rows)
+        kept = [row for row in range(len(self)) if row not in left_out]
+        columns = {name: [cells[row] for row in kept] for name, cells in self.columns.items()}
+        return Table(self.path, columns, [self.numbers[row] for row in kept])
+
     def filled(self, column: str, hint: str = "") -> list[str]:
         """The cells of the column. UserError if some are empty."""
         cells = self.columns[column]
@@ -43,19 +53,33 @@ class Table:
         return cells
 
 
-def number_in(cell: str) -> float:
-    """The cell as a number; NaN for what is no finite float32 and for 1_000, which Python would take."""
-    try:
-        value = math.nan if "_" in cell else float(cell)
-    except ValueError:
-        return math.nan
-    return value if abs(value) <= float(np.finfo(np.float32).max) else math.nan
+def is_missing(cell: str) -> bool:
+    """Whether the cell is empty, or one of the words for that."""
+    return cell.lower() in MISSING
 
 
 def read_numbers(table: Table, column: str) -> NDArray[np.float32]:
-    """The column's cells. UserError if some are no finite numbers."""
+    """The column's cells, as `readings` reads them; a missing one is NaN. UserError if some are no finite numbers, or
+    if there are two ways to read them."""
     cells = table.columns[column]
-    values = np.array([number_in(cell) for cell in cells])
-    if bad := np.flatnonzero(np.isnan(values)).tolist():
-        raise table.error(bad, f"cells of column '{column}' are no finite numbers", cells)
+    known = [row for row, cell in enumerate(cells) if not is_missing(cell)]
+    ways = readings([cells[row] for row in known])
+    values = np.full(len(cells), np.nan)
+    values[known] = ways[0].values
+    if bad := [row for row in known if math.isnan(values[row])]:
+        look = appearance([cells[row] for row in bad])
+        hint = f"They look like {look}: write all of them as plain numbers, such as 1234.5." if look else ""
+        raise table.error(bad, f"cells of column '{column}' are no finite numbers", cells, hint)
+    if len(ways) > 1:
+        raise two_ways(table, column, ways)
     return values.astype(np.float32)
+
+
+def two_ways(table: Table, column: str, ways: Sequence[Reading]) -> UserError:
+    """The error for a column whose cells are different numbers, depending on how they are read."""
+    known = [cell for cell in table.columns[column] if not is_missing(cell)]
+    first, second = ways[0], ways[1]
+    row = int(np.flatnonzero(first.values != second.values)[0])
+    read = f"{first.values[row]:.9g} ({first.style}) or {second.values[row]:.9g} ({second.style})"
+    hint = "Write a point before decimals and nothing between thousands. If these are classes: --task single-label."
+    return UserError(f"{table.path}: {known[row]!r} in column '{column}' may be {read}.", hint)

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.config.tasks import TASKS, fitting_tasks
-from ddp_ft.contracts import Schema
+from ddp_ft.contracts import LABEL, NUMBERS, Schema
 from ddp_ft.data.cells import Table, read_numbers
 from ddp_ft.data.roles import ROLE_NAMES, role_of
 from ddp_ft.data.sources.files import LabelledFileSource
 from ddp_ft.data.sources.table_file import read_table
-from ddp_ft.data.targets.base import TargetColumns
+from ddp_ft.data.targets.base import DROP, MASK, TargetColumns, TargetKind
 from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.errors import UserError, nearest, shortened
 
@@ -66,18 +66,20 @@ def read_rows(config: DataConfig, path: Path, task: str = "auto", schema: Schema
         columns = replace(config, split=split)
         return _all_columns(columns, targets, path, header)
 
-    table = read_table(path, choose)
+    given = TargetColumns(read_table(path, choose), tuple(targets), config.separator, config.unknown)
+    kind = KINDS[schema.kind] if schema is not None else _kind_for(given, task)
+    given, notes = _with_known_targets(kind, given)
+    table = given.table
     paths = _paths(table, columns.image)
     sizes = _sizes(table, paths)
-    given = TargetColumns(table, tuple(targets), config.separator)
-    notes: list[str] = []
-    if schema is None:
-        schema, values, notes = _find_targets(given, task)
+    if schema is not None:
+        values = kind.read_known(given, schema.names)
     else:
-        values = KINDS[schema.kind].read_known(given, schema.names)
+        names, values = kind.read(given)
+        schema = Schema(kind.name, names)
+        notes += [*kind.notes(given), *_guess(given, schema, task)]
     weights = None if columns.weight is None else _weights(table, columns.weight)
-    hint = "Give each image a group; one that is alone may have its own."
-    groups = None if columns.group is None else table.filled(columns.group, hint)
+    groups = None if columns.group is None else _groups(given, columns.group)
     roles = None if columns.split is None else _roles(table, columns.split)
     return _sorted(Rows(path.parent, schema, paths, sizes, values, weights, groups, roles, notes))
 
@@ -105,18 +107,69 @@ def _all_columns(config: DataConfig, targets: Sequence[str], path: Path, header:
     return [name for _, name in wanted]
 
 
-def _find_targets(columns: TargetColumns, task: str) -> tuple[Schema, NDArray[Any], list[str]]:
-    """The targets in those columns, of the kind that `task` learns; for "auto" of the first kind that they look like,
-    with a note on it. UserError if none can be chosen, and for cells that do not fit."""
+def _kind_for(columns: TargetColumns, task: str) -> TargetKind:
+    """The kind that `task` learns; for "auto" the first that the columns look like. UserError if none can be chosen."""
     if task in TASKS:
-        kind = KINDS[TASKS[task].kinds[0]]
-        names, values = kind.read(columns)
-        return Schema(kind.name, names), values, []
-    kind = next(kind for kind in KINDS.values() if kind.looks_like(columns))
-    names, values = kind.read(columns)
+        return KINDS[TASKS[task].kinds[0]]
+    separator, name = columns.separator, columns.names[0]
+    if separator != DataConfig().separator and not any(separator in cell for cell in columns.first):
+        hint = f"Cells are such as {columns.first[0]!r}. If each has one label: --task single-label, or multi-label."
+        raise UserError(
+            f"data.separator = {separator!r} is in no cell of column '{name}' of {columns.table.path}.", hint
+        )
+    return next(kind for kind in KINDS.values() if kind.looks_like(columns))
+
+
+def _guess(columns: TargetColumns, schema: Schema, task: str) -> list[str]:
+    """A note on what the columns were taken for, if no task is given."""
+    if task in TASKS:
+        return []
     which = f"Column '{columns.names[0]}' is" if len(columns.names) == 1 else f"Columns {shortened(columns.names)} are"
-    what = f"{kind.describe(names)} ({fitting_tasks(kind.name)[0]})"
-    return Schema(kind.name, names), values, [f"{which} taken as {what}; --task can change that."]
+    what = f"{KINDS[schema.kind].describe(schema.names)} ({fitting_tasks(schema.kind)[0]})"
+    return [f"{which} taken as {what}; --task can change that."]
+
+
+def _with_known_targets(kind: TargetKind, columns: TargetColumns) -> tuple[TargetColumns, list[str]]:
+    """The columns as data.unknown leaves them, and a note if a target is unknown. UserError if none must be."""
+    unknown = kind.unknown_cells(columns)
+    if not unknown:
+        return columns, []
+    table, count = columns.table, f"{len(unknown)} of {len(columns.table)} rows"
+    if len(unknown) == len(table) and columns.unknown != MASK:
+        raise table.error(list(unknown), "rows have no target", _shown(unknown, table), _remedies(kind, unknown))
+    if columns.unknown == DROP:
+        rest = replace(columns, table=table.without(list(unknown)))
+        return rest, [f"{count} have no target in {shortened(columns.names)}; they are left out (data.unknown = drop)."]
+    if columns.unknown == MASK and kind.can_be_masked:
+        return columns, [f"{count} have unknown labels, which count neither in the loss nor in metrics."]
+    problem = "rows have no target"
+    if columns.unknown == MASK:
+        problem += f", and data.unknown = mask is not for {kind.name}"
+    raise table.error(list(unknown), problem, _shown(unknown, table), _remedies(kind, unknown))
+
+
+def _shown(unknown: Mapping[int, str], table: Table) -> list[str]:
+    return [unknown.get(row, "") for row in range(len(table))]
+
+
+def _remedies(kind: TargetKind, unknown: Mapping[int, str]) -> str:
+    hints = ["Fill them in, or leave these rows out: --set data.unknown=drop."]
+    if kind.can_be_masked:
+        hints.append("To learn from the other labels of these images: --set data.unknown=mask.")
+    if kind.name == LABEL and not all(unknown.values()):
+        hints.append("If an empty cell means that no label is there: --task multi-label.")
+    if kind.name != NUMBERS and (words := sorted({cell for cell in unknown.values() if cell and cell != "-1"})):
+        hints.append(f"If there is a class called {shortened(words)}: --set data.unknown=class.")
+    return "\n".join(hints)
+
+
+def _groups(columns: TargetColumns, name: str) -> list[str]:
+    """The cells of the column of groups. UserError if some are missing, since all of these would be one group."""
+    cells = columns.table.columns[name]
+    if missing := [row for row, cell in enumerate(cells) if columns.is_missing(cell)]:
+        hint = "Give each image a group; one that is alone may have its own."
+        raise columns.table.error(missing, f"cells of column '{name}' are empty", cells, hint)
+    return cells
 
 
 def _paths(table: Table, column: str) -> list[str]:
@@ -153,10 +206,11 @@ def _size(root: str, path: str) -> int:
 
 
 def _weights(table: Table, column: str) -> NDArray[np.float32]:
-    weights = read_numbers(table, column)
+    weights, hint = read_numbers(table, column), "A weight is 0 or more."
     if negative := np.flatnonzero(weights < 0).tolist():
-        hint = "A weight is 0 or more."
         raise table.error(negative, f"cells of column '{column}' are negative", table.columns[column], hint)
+    if missing := np.flatnonzero(np.isnan(weights)).tolist():
+        raise table.error(missing, f"cells of column '{column}' are no finite numbers", table.columns[column], hint)
     return weights
 
 

@@ -9,22 +9,36 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_ft.data.cells import Table
+from ddp_ft.config.schema import UNKNOWN
+from ddp_ft.data.cells import Table, is_missing
 from ddp_ft.errors import UserError, shortened
+
+# What data.unknown may be.
+FAIL, DROP, MASK, CLASS = UNKNOWN
 
 
 @dataclass(frozen=True)
 class TargetColumns:
-    """The columns of a table that hold targets, by `names`; `separator` is between the labels in a cell."""
+    """The columns of a table that hold targets, by `names`; `separator` is between the labels in a cell; `unknown` is
+    data.unknown."""
 
     table: Table
     names: tuple[str, ...]
     separator: str
+    unknown: str = FAIL
 
     @property
     def first(self) -> list[str]:
         """The cells of the first column, often the only one."""
         return self.table.columns[self.names[0]]
+
+    def is_missing(self, cell: str) -> bool:
+        """Whether it is empty, or a word for that unless such words are classes."""
+        return is_missing(cell) and (not cell or self.unknown != CLASS)
+
+    def known(self) -> list[str]:
+        """The cells of the first column that are not missing."""
+        return [cell for cell in self.first if not self.is_missing(cell)]
 
 
 class TargetKind(ABC):
@@ -42,6 +56,8 @@ class TargetKind(ABC):
     keeps_strata = False
     # Whether mixup and cutmix may mix two targets.
     can_be_mixed = True
+    # Whether an unknown target can count for nothing while others of the sample count.
+    can_be_masked = False
 
     def strata(self, targets: NDArray[Any], bins: int) -> NDArray[Any]:
         """The strata to divide in proportion between the sides of a split: int64 (N,), or bool (N, strata) if a sample
@@ -76,6 +92,23 @@ class TargetKind(ABC):
     def looks_like(self, columns: TargetColumns) -> bool:
         """Whether the columns look like this kind, if no task is given. UserError if they may be of another one too."""
         return False
+
+    def unknown_cells(self, columns: TargetColumns) -> dict[int, str]:
+        """The rows in which a target is unknown, and the first such cell of each."""
+        found: dict[int, str] = {}
+        for name in columns.names:
+            for row, cell in enumerate(columns.table.columns[name]):
+                if self.is_unknown(cell, columns):
+                    found.setdefault(row, cell)
+        return dict(sorted(found.items()))
+
+    def is_unknown(self, cell: str, columns: TargetColumns) -> bool:
+        """Whether a cell holds no target."""
+        return columns.is_missing(cell)
+
+    def notes(self, columns: TargetColumns) -> list[str]:
+        """How the cells were read, if they are not written plainly."""
+        return []
 
     @abstractmethod
     def read(self, columns: TargetColumns) -> tuple[tuple[str, ...], NDArray[Any]]:

@@ -1,6 +1,5 @@
 """Numbers for each sample."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_ft.contracts import NUMBERS
-from ddp_ft.data.cells import Table, number_in, read_numbers
+from ddp_ft.data.cells import Table, read_numbers, two_ways
+from ddp_ft.data.numerals import readings
 from ddp_ft.data.targets.base import TargetColumns, TargetKind
 from ddp_ft.errors import UserError, shortened
 
@@ -33,11 +33,29 @@ class Numbers(TargetKind):
             raise UserError(f"{path}: the same number for all training images: {shortened(constant)}.", hint)
 
     def looks_like(self, columns: TargetColumns) -> bool:
-        """One column: if most cells are numbers and one has a fraction. Several always."""
+        """One column: if most known cells are numbers without a unit, and one has a fraction. Several always. UserError
+        for cells that are different numbers, depending on how they are read."""
         if len(columns.names) > 1:
             return True
-        numbers = [number for number in map(number_in, columns.first) if not math.isnan(number)]
-        return 2 * len(numbers) > len(columns.first) and any(number != math.floor(number) for number in numbers)
+        known = columns.known()
+        ways = readings(known)
+        if 2 * ways[0].count <= len(known) or ways[0].unit or not any(way.has_fraction for way in ways):
+            return False
+        if len(ways) > 1:
+            raise two_ways(columns.table, columns.names[0], ways)
+        return True
+
+    def notes(self, columns: TargetColumns) -> list[str]:
+        """Of each column whose numbers have another form than 1234.5."""
+        found = []
+        for name in columns.names:
+            cells = [cell for cell in columns.table.columns[name] if not columns.is_missing(cell)]
+            way = readings(cells)[0]
+            if way.style:
+                unit = f" and the unit {way.unit}" if way.unit else ""
+                example = f"{cells[0]!r} is {way.values[0]:.9g}"
+                found.append(f"Column '{name}' is read as numbers with {way.style}{unit}: {example}.")
+        return found
 
     def read(self, columns: TargetColumns) -> tuple[tuple[str, ...], NDArray[np.float32]]:
         """The columns as given."""

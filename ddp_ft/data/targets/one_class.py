@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_ft.contracts import LABEL
+from ddp_ft.data.numerals import appearance
 from ddp_ft.data.targets.base import TargetColumns, TargetKind
 from ddp_ft.errors import UserError, shortened
 
@@ -48,12 +49,15 @@ class OneClass(TargetKind):
         return f"one of {len(names)} classes for each image"
 
     def looks_like(self, columns: TargetColumns) -> bool:
-        """Always; UserError for too many different whole numbers to be classes."""
-        table, cells = columns.table, columns.first
-        distinct = len(set(map(_plain, cells))) if all(map(_WHOLE.fullmatch, cells)) else 0
-        if distinct > _MOST_NUMBERED_CLASSES or 2 * distinct > len(table):
-            where, count = f"Column '{columns.names[0]}' of {table.path}", f"{distinct} different whole numbers"
-            message = f"{where} has {count} in {len(table)} rows: they may be classes or quantities."
+        """Always; UserError for too many different numbers, or texts that look like numbers, to be classes."""
+        cells = columns.known()
+        distinct = len(set(map(_plain, cells)))
+        what = _quantities(cells) if distinct > _MOST_NUMBERED_CLASSES or 2 * distinct > len(cells) else ""
+        if what:
+            where = f"Column '{columns.names[0]}' of {columns.table.path}"
+            message = (
+                f"{where} has {distinct} different {what} in {len(cells)} rows: they may be classes or quantities."
+            )
             raise UserError(message, "Choose: --task single-label or --task regression.")
         return True
 
@@ -77,8 +81,15 @@ def _cells(columns: TargetColumns) -> list[str]:
     if len(columns.names) > 1:
         hint = "Name one column, or give --task multi-label or --task regression."
         raise UserError(f"data.target names {len(columns.names)} columns; one label for each image is in one.", hint)
-    hint = "Fill them in or remove the rows. If an empty cell means that no label is there: --task multi-label."
-    return columns.table.filled(columns.names[0], hint)
+    return columns.table.filled(columns.names[0])
+
+
+def _quantities(cells: Sequence[str]) -> str:
+    """What the cells are if they are no words."""
+    if all(map(_WHOLE.fullmatch, cells)):
+        return "whole numbers"
+    look = appearance(cells)
+    return f"texts such as {cells[0]!r}, which look like {look}," if look else ""
 
 
 def _plain(cell: str) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, LabelledSource, Schema
+from ddp_ft.data.sources.table import read_rows
 from ddp_ft.data.splits.open import Splits, open_part, open_splits
 from ddp_ft.errors import UserError
 from tests.support.tables import write_csv, write_parquet, write_shape_table
@@ -145,7 +146,7 @@ def test_whole_numbers_that_may_be_either(tmp_path: Path, cells: list[int]) -> N
     assert opened(table, task="regression").schema.kind == NUMBERS
 
 
-@pytest.mark.parametrize("bad", ["", "nan", "n/a", "inf", "1e99", "1_000", "0,5"])
+@pytest.mark.parametrize("bad", ["inf", "1e99", "1_000", "0,5,5", "<1", "2-3"])
 def test_cells_that_are_no_numbers(tmp_path: Path, bad: str) -> None:
     table = write_csv(tmp_path / "t.csv", {"image": images(9), "label": [0.5] * 3 + [bad] + [1.5] * 5})
     fails(table, "1 cells of column 'label' are no finite numbers", f"line 5: '{bad}'", task="regression")
@@ -154,7 +155,7 @@ def test_cells_that_are_no_numbers(tmp_path: Path, bad: str) -> None:
 
 def test_listed_are_the_first_five(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "t.csv", {"image": images(9), "label": [""] * 7 + ["a", "b"]})
-    fails(table, "7 cells of column 'label' are empty", "line 6: ''", "... and 2 more", "--task multi-label")
+    fails(table, "7 rows have no target", "line 6: ''", "... and 2 more", "--task multi-label")
     with pytest.raises(UserError) as caught:
         opened(table)
     assert "line 7" not in str(caught.value)
@@ -540,5 +541,63 @@ def test_other_targets_for_a_model(tmp_path: Path) -> None:
     assert part(table, Schema(NUMBERS, ("age",)), target="c")[1].targets.tolist() == [[0], [0], [0], [1]]
     with pytest.raises(UserError, match=r"does not know: b\..*\n.*numbers: c, a"):
         part(table, Schema(NUMBERS, ("c", "a")), target="a,b")
-    with pytest.raises(UserError, match="no finite numbers"):
+    with pytest.raises(UserError, match="no target"):
         part(table, Schema(NUMBERS, ("age",)))
+
+
+MISSING = ["nan", "NaN", "NA", "N/A", "null", "NULL", "None", "<NA>", "?"]
+
+
+@pytest.mark.parametrize("word", MISSING)
+def test_a_word_for_a_missing_label_is_no_class_unless_it_is_called_one(tmp_path: Path, word: str) -> None:
+    table = write_csv(tmp_path / "t.csv", {"image": images(10), "label": ["a", "b"] * 4 + [word] * 2})
+    fails(table, "2 rows have no target", f"line 10: '{word}'", "data.unknown=drop", "data.unknown=class")
+    fails(table, "mask is not for label", unknown="mask")
+    dropped = opened(table, unknown="drop")
+    assert (dropped.schema.names, len(dropped.train) + len(dropped.val)) == (("a", "b"), 8)
+    assert any("2 of 10 rows have no target" in note for note in dropped.notes)
+    assert set(opened(table, unknown="class").schema.names) == {"a", "b", word}
+
+
+def test_missing_numbers_are_refused_or_left_out(tmp_path: Path) -> None:
+    cells = {"image": images(12), "x": ["1,5", "2", "nan"] * 4, "y": ["0.5", "", "1"] * 4}
+    table = write_csv(tmp_path / "t.csv", cells)
+    fails(table, "4 rows have no target", "data.unknown=drop", target="x")
+    fails(table, "8 rows have no target", target="x,y")
+    splits = opened(table, target="x", unknown="drop")
+    assert sorted({*splits.train.targets[:, 0].tolist(), *splits.val.targets[:, 0].tolist()}) == [1.5, 2]
+    assert any("'1,5' is 1.5" in note for note in splits.notes)
+
+
+def test_unknown_labels_are_nan_where_they_are_masked(tmp_path: Path) -> None:
+    cells = {"image": images(8), "p": ["1", "0", "-1", ""] * 2, "q": ["0", "1", "0", "1"] * 2}
+    table = write_csv(tmp_path / "t.csv", cells)
+    fails(table, "hold -1 beside 0 and 1", "data.unknown=mask", "--task regression", target="p,q")
+    fails(table, "4 rows have no target", "data.unknown=mask", "data.unknown=drop", target="p,q", task="multi-label")
+    targets = read_rows(DataConfig(target="p,q", unknown="mask"), table).targets
+    assert np.isnan(targets[:, 0]).tolist() == [False, False, True, True] * 2
+    assert not np.isnan(targets[:, 1]).any()
+    assert len(read_rows(DataConfig(target="p,q", unknown="drop"), table).paths) == 4
+    tags = write_csv(tmp_path / "s.csv", {"image": images(4), "label": ["a;b", "nan", "", "b"]})
+    known = ~np.isnan(read_rows(DataConfig(unknown="mask"), tags).targets)
+    assert known.tolist() == [[True] * 2, [False] * 2, [True] * 2, [True] * 2]
+
+
+def test_numbers_that_may_be_two(tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", {"image": images(4), "label": ["1,234", "2,345", "3,456", "4,567"]})
+    fails(table, "'1,234'", "may be 1234", "or 1.234", "--task single-label")
+    fails(table, "may be 1234", task="regression")
+    sizes = write_csv(tmp_path / "s.csv", {"image": images(4), "label": ["1 kg", "20 g", "3 kg", "4,5 g"]})
+    fails(sizes, "look like numbers with different units (g, kg)", "--task regression")
+    fails(sizes, "no finite numbers", "different units", task="regression")
+
+
+def test_a_separator_that_no_cell_has_is_a_mistake(tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", {"image": images(4), "label": ["a|b", "b", "a", "b"]})
+    fails(table, "is in no cell of column 'label'", separator="\\t")
+    assert opened(table, separator="|").schema.names == ("a", "b")
+
+
+def test_a_missing_group_is_no_group(tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", columns(6) | {"patient": ["nan", "nan", "p", "q", "r", "s"]})
+    fails(table, "2 cells of column 'patient' are empty", group="patient")
