@@ -60,6 +60,11 @@ def one_line(error: BaseException) -> str:
     return text.rstrip(".")
 
 
+def reason_of(error: BaseException) -> str:
+    """What the system says of a file, without number and path, if the exception is of a file; else `one_line`."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+
+
 def typed_line(error: BaseException) -> str:
     """`one_line` after the name of the exception's type: "KeyError: 'size'"."""
     return f"{type(error).__name__}: {one_line(error)}"

@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,6 +41,20 @@ def replacing(file: Path, *, durable: bool, contested: bool = False) -> Iterator
     if durable:
         with suppress(PermissionError):  # a folder may be writable and not readable
             sync(file.parent)
+
+
+@contextmanager
+def ordinary_mode(file: Path) -> Iterator[None]:
+    """In the block a library makes `file`, which then has the permissions that the umask gives all other new files.
+
+    safetensors writes a temporary file, which only its owner can read, and renames it.
+    """
+    file.touch()
+    mode = stat.S_IMODE(file.stat().st_mode)
+    yield
+    with suppress(OSError):  # a file system without permissions
+        if stat.S_IMODE(file.stat().st_mode) != mode:
+            file.chmod(mode)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A command as a process: its error messages and exit codes."""
 
+import errno
 import json
 import os
 import sys
@@ -11,11 +12,15 @@ from typing import NoReturn
 import click
 
 from ddp_ft.distributed.environment import read_launch
-from ddp_ft.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+from ddp_ft.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, printable
 
 # torchrun ends all ranks as soon as one of them exits. A rank that has nothing to print waits this long, so that the
 # one that prints is not cut off.
 GRACE_SECONDS = 3.0
+# What a file system refuses or lacks is the user's to mend, wherever it is met.
+_OF_FILES = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ESTALE, errno.EIO,
+)  # fmt: skip
 
 
 def run_command(command: click.Command, arguments: list[str] | None = None) -> NoReturn:
@@ -32,10 +37,19 @@ def run_command(command: click.Command, arguments: list[str] | None = None) -> N
         code = _report(error.format_message(), _usage(error), EXIT_USER_ERROR)
     except (KeyboardInterrupt, click.Abort):
         code = EXIT_INTERRUPTED
+    except OSError as error:
+        if isinstance(error.filename, (str, bytes)) and error.errno in _OF_FILES:
+            code = _report(f"{printable(os.fsdecode(error.filename))}: {error.strerror}.", "", EXIT_USER_ERROR)
+        else:
+            code = _report_internal(error)
     except Exception as error:
-        code = _report(f"{type(error).__name__}: {error}", traceback.format_exc(), EXIT_FAILED)
+        code = _report_internal(error)
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _report_internal(error: Exception) -> int:
+    return _report(f"{type(error).__name__}: {error}", traceback.format_exc(), EXIT_FAILED)
 
 
 def _usage(error: click.ClickException) -> str:

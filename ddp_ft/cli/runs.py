@@ -61,10 +61,10 @@ def runs(folder: Path, as_json: bool) -> None:
 
 def run_folders(folder: Path) -> Iterator[Path]:
     """The folder and those below it that hold a run; folders inside a run are not searched."""
-    if (folder / "config.yaml").exists() or (folder / "lease.json").exists():
-        yield folder
-        return
     try:
+        if (folder / "config.yaml").exists() or (folder / "lease.json").exists():
+            yield folder
+            return
         inside = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:  # a folder of somebody else
         return

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ddp_ft.config.loading import make_config, read_config_file
@@ -14,7 +13,7 @@ from ddp_ft.contracts import TRAIN, Log
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import Machine, connect
-from ddp_ft.errors import UserError, one_line
+from ddp_ft.errors import UserError
 from ddp_ft.inference.trained_model import refuse_code_inside
 from ddp_ft.models.precision import resolve_precision
 from ddp_ft.run_folder.bad_batches import bad_batch_weights
@@ -76,10 +75,10 @@ def compose_stored(
 def start_of(run: Run, step: int, record: dict[str, Any] | None) -> Start:
     """Return the weights of the bad step, else of the newest checkpoint before it, else those that the run began
     with."""
-    file = bad_batch_weights(run.folder.path, step)
+    weights = bad_batch_weights(run.folder.path, step)
     scale = record["loss_scale"] if record else None
-    if file is not None:
-        return Start(_load(file), scale or 1.0, f"those that step {step} began with")
+    if weights is not None:
+        return Start(weights, scale or 1.0, f"those that step {step} began with")
     before = [folder for folder in run.checkpoints.complete() if step_of(folder) < step]
     if before:
         weights, state = load_checkpoint(before[-1])
@@ -89,10 +88,3 @@ def start_of(run: Run, step: int, record: dict[str, Any] | None) -> Start:
         return Start(weights, scale or kept, f"of the checkpoint {before[-1].name}{late}")
     late = "" if step == 1 and not run.config.probe.epochs else ", as no checkpoint from before the step is left"
     return Start(None, scale or 1.0, f"those that the run began with{late}")
-
-
-def _load(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except Exception as error:
-        raise UserError(f"{file} cannot be read: {one_line(error)}.") from None

@@ -112,7 +112,7 @@ class ChunkStore:
     def _put(self, offset: int, content: bytes) -> None:
         # Not through a memory map: on a full disk that would kill the process.
         if self._rows is None:
-            self._rows = os.open(self.folder / ROWS, os.O_WRONLY | os.O_CREAT, 0o644)
+            self._rows = os.open(self.folder / ROWS, os.O_WRONLY | os.O_CREAT, 0o666)
         left = memoryview(content)
         while left:
             written = os.pwrite(self._rows, left, offset)
@@ -122,7 +122,7 @@ class ChunkStore:
         """After the rows, add a line to this process's own journal, so that no other process's line is torn."""
         if self._journal is None:
             file = self.folder / JOURNALS.replace("*", secrets.token_hex(8))
-            self._journal = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            self._journal = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.write(self._journal, (json.dumps(entry) + "\n").encode())
 
     def _read_journals(self) -> tuple[tuple[int, ...] | None, dict[int, set[int]]]:

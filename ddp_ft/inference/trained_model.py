@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from ddp_ft.contracts import Call, Processor, Task, Views
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.data.processors import processor_from
-from ddp_ft.errors import UserError, one_line, printable, typed_line
+from ddp_ft.errors import UserError, printable, reason_of, typed_line
 from ddp_ft.inference.exported import Framed, is_exported, open_exported
 from ddp_ft.models import create_from_spec
 from ddp_ft.models.libraries.base import call_with_images
 from ddp_ft.models.libraries.registry import get_library
 from ddp_ft.models.precision import is_convolutional, place, same_precision
-from ddp_ft.run_folder.model_folder import model_folder, read_description, restore_weights
+from ddp_ft.run_folder.model_folder import model_folder, read_description, read_weights, restore_weights
 from ddp_ft.tasks.registry import restore_task
 
 
@@ -49,7 +48,7 @@ def load_trained(path: Path, device: torch.device) -> Trained:
     folder = model_folder(path)
     try:
         description = read_description(folder)
-        weights = load_file(folder / "model.safetensors")
+        weights = read_weights(folder / "model.safetensors")
         processor = processor_from(description["preprocessing"])
         task_name, settings = description["task"], description["task_settings"]
         names, precision = tuple(map(str, description["classes"])), description["precision"]
@@ -57,7 +56,7 @@ def load_trained(path: Path, device: torch.device) -> Trained:
     except UserError:
         raise
     except Exception as error:
-        reason = f"model.json has no {error}" if isinstance(error, KeyError) else one_line(error)
+        reason = f"model.json has no {error}" if isinstance(error, KeyError) else reason_of(error)
         raise UserError(f"The model in {folder} cannot be read: {reason}.") from None
     module = create_from_spec(description)
     restore_weights(module, weights)

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import Log
 from ddp_ft.data.splits.open import open_splits_of
@@ -16,7 +14,7 @@ from ddp_ft.inference.averager import Averager, in_words
 from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.run_folder.checkpoints import Checkpoints
 from ddp_ft.run_folder.folder import RunFolder
-from ddp_ft.run_folder.model_folder import model_folder, read_description, save_model_folder
+from ddp_ft.run_folder.model_folder import model_folder, read_description, read_weights, save_model_folder
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def average_checkpoints(request: AverageRequest, launch: Launch, log: Log) -> No
         raise UserError("--greedy needs the validation set of the run.", "Add --data.")
     averager = Averager(load_trained(run, device), splits, device, config)
     if splits is not None and not greedy:
-        log(f"before, {folder.best}: {in_words(averager.measure(load_file(folder.best / 'model.safetensors')))}")
+        log(f"before, {folder.best}: {in_words(averager.measure(read_weights(folder.best / 'model.safetensors')))}")
     chosen = averager.greedy(_all_of(folder), log) if greedy else _choose(folder, request)
     weights = averager.average(chosen, log)
     if splits is not None:

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from ddp_ft.contracts import Address, LabelledSource
-from ddp_ft.errors import UserError, one_line
+from ddp_ft.errors import UserError, one_line, reason_of
 from ddp_ft.files import read_json, replacing_folder, to_json
-from ddp_ft.run_folder.model_folder import save_weights
+from ddp_ft.run_folder.model_folder import read_weights, save_weights
 
 FOLDER = "bad_batches"
 _DESCRIPTION, _WEIGHTS = "batch.json", "model.safetensors"
@@ -92,10 +92,16 @@ def read_bad_batch(run_dir: Path, step: int) -> dict[str, Any] | None:
         raise UserError(f"{file} cannot be read: {one_line(error)}.") from None
 
 
-def bad_batch_weights(run_dir: Path, step: int) -> Path | None:
-    """The file of the weights that the step began with; None if they were not kept."""
+def bad_batch_weights(run_dir: Path, step: int) -> dict[str, Tensor] | None:
+    """The weights that the step began with, on the CPU; None if they were not kept. UserError if they are damaged."""
     file = bad_batch_folder(run_dir, step) / _WEIGHTS
-    return file if file.is_file() else None
+    try:
+        return read_weights(file)
+    except FileNotFoundError:
+        return None
+    except Exception as error:
+        hint = "Remove it: replay then begins with the newest checkpoint before the step."
+        raise UserError(f"{file} cannot be read: {reason_of(error)}.", hint) from None
 
 
 def _plain(value: Any) -> Any:

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ddp_ft.contracts import PROBE, TRAIN, Task
-from ddp_ft.errors import UserError, one_line, typed_line
+from ddp_ft.errors import UserError, reason_of, typed_line
 from ddp_ft.files import add_to_digest, read_json, replacing, replacing_folder, sync, to_json
-from ddp_ft.run_folder.model_folder import save_weights
+from ddp_ft.run_folder.model_folder import read_weights, save_weights
 
 # The phases of a run, oldest first, and the prefixes of their checkpoints' names: each phase counts its own steps.
 PHASES = {PROBE: "probe_", TRAIN: "step_"}
@@ -159,7 +158,10 @@ def _fingerprint(file: Path) -> dict[str, Any]:
 
 
 def damage_of(folder: Path) -> str:
-    """What differs from the checkpoint's manifest, in a few words; empty if nothing does."""
+    """What differs from the checkpoint's manifest, in a few words; empty if nothing does.
+
+    UserError if it may not be read: it is somebody else's, and may well be whole.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, expected in manifest.items():
@@ -167,6 +169,8 @@ def damage_of(folder: Path) -> str:
                 return f"{name} has {size} bytes instead of {expected['bytes']}"
             if _fingerprint(folder / name) != expected:
                 return f"{name} has other bytes than were written"
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: {error.strerror}.", "Ask its owner for the right to read it.") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return typed_line(error)
     return ""
@@ -206,13 +210,13 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def checkpoint_weights(folder: Path) -> dict[str, Tensor]:
     """The weights of a checkpoint, on the CPU. UserError if they cannot be read."""
     with _reading(folder):
-        return load_file(folder / "model.safetensors")
+        return read_weights(folder / "model.safetensors")
 
 
 def load_ema(folder: Path) -> dict[str, Tensor] | None:
     """The averaged weights of a checkpoint, on the CPU; None if it has none. UserError if they cannot be read."""
     with _reading(folder):
-        return load_file(folder / EMA) if (folder / EMA).is_file() else None
+        return read_weights(folder / EMA) if (folder / EMA).is_file() else None
 
 
 @contextmanager
@@ -221,7 +225,9 @@ def _reading(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         hint = "Remove its folder to resume from the one before it."
-        raise UserError(f"The checkpoint {folder} cannot be read: {one_line(error)}.", hint) from error
+        if isinstance(error, PermissionError):
+            hint = "Ask its owner for the right to read it."
+        raise UserError(f"The checkpoint {folder} cannot be read: {reason_of(error)}.", hint) from error
 
 
 def _point(link: Path, target: str) -> None:

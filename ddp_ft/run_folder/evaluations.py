@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from ddp_ft.contracts import Evaluation, Task
-from ddp_ft.errors import UserError, one_line
+from ddp_ft.errors import UserError, reason_of
 from ddp_ft.files import replacing
-from ddp_ft.run_folder.model_folder import save_weights
+from ddp_ft.run_folder.model_folder import read_weights, save_weights
 
 FOLDER = "evaluation"
 # Predictions of more values are not kept: 2^26 is 50,000 samples of 1,300 classes, 256 MiB.
@@ -34,7 +32,7 @@ def load_evaluation(run: Path, split: str, task: Task) -> Evaluation | None:
     if not file.is_file():
         return None
     try:
-        kept = load_file(file)
+        kept = read_weights(file)
         if "outputs" in kept:  # as it was kept before tasks had predictions of several tensors
             return Evaluation({}, task.predictions(kept.pop("outputs"), kept), kept)
         if not any(name.startswith(_PREDICTIONS) for name in kept):
@@ -42,7 +40,8 @@ def load_evaluation(run: Path, split: str, task: Task) -> Evaluation | None:
         predictions = {name: kept.pop(name) for name in list(kept) if name.startswith(_PREDICTIONS)}
         return Evaluation({}, {name.removeprefix(_PREDICTIONS): each for name, each in predictions.items()}, kept)
     except Exception as error:
-        raise UserError(f"{file} cannot be read: {one_line(error)}.", "Remove it.") from None
+        hint = "" if isinstance(error, PermissionError) else "Remove it: reports do without."
+        raise UserError(f"{file} cannot be read: {reason_of(error)}.", hint) from None
 
 
 def _file(run: Path, split: str) -> Path:

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ddp_ft.contracts import Processor, Task
 from ddp_ft.errors import UserError
-from ddp_ft.files import OLD, read_json, replacing_folder, to_json
+from ddp_ft.files import OLD, ordinary_mode, read_json, replacing_folder, to_json
 
 
 @torch.no_grad()
@@ -28,7 +28,14 @@ def save_weights(file: Path, weights: Mapping[str, Tensor]) -> None:
     """Write tensors, the same values always as the same bytes."""
     # safetensors refuses channels_last and shared memory; one metadata key keeps the header's order stable.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    save_file(plain, file, metadata={"format": "pt"})
+    with ordinary_mode(file):
+        save_file(plain, file, metadata={"format": "pt"})
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file, on the CPU. OSError if it cannot be opened, SafetensorError if it is damaged."""
+    file.open("rb").close()  # safetensors reports whatever hinders it as a file that is not there
+    return load_file(file)
 
 
 def save_model_folder(folder: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:

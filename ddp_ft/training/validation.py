@@ -4,13 +4,11 @@ import math
 from dataclasses import asdict
 from functools import partial
 
-from safetensors.torch import load_file
-
 from ddp_ft.contracts import PROBE, TRAIN, Evaluation
 from ddp_ft.distributed.agreement import StopAgreed
 from ddp_ft.run_folder.background_writer import BEST, copied
 from ddp_ft.run_folder.evaluations import save_evaluation
-from ddp_ft.run_folder.model_folder import describe_model, restore_weights, save_model_folder
+from ddp_ft.run_folder.model_folder import describe_model, read_weights, restore_weights, save_model_folder
 from ddp_ft.training.data_phase import measure
 from ddp_ft.training.phase import Phase
 from ddp_ft.training.progress import Best, Progress
@@ -90,7 +88,7 @@ def _count_patience(run: Run, progress: Progress, before: float, value: float) -
 def test_best(run: Run, state: TrainState, recorder: Recorder) -> dict[str, float]:
     """Return the metrics of best/ on the test set; its weights stay in the module. Collective; may raise StopAgreed."""
     assert run.splits.test is not None
-    restore_weights(state.module, load_file(run.folder.best / "model.safetensors"))
+    restore_weights(state.module, read_weights(run.folder.best / "model.safetensors"))
     evaluation = measure(run, run.splits.test)
     if run.world.is_main:
         save_evaluation(run.folder.path, "test", evaluation)

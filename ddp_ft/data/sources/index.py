@@ -77,7 +77,6 @@ def store_index(root: Path, folders: Mapping[str, Path], index: Index, begun: fl
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file, durable=False, contested=True) as aside, aside.open("wb") as stream:
-            aside.chmod(0o600)  # it names all images
             np.savez(stream, **_packed(index))
         _tidy(file.parent)
 

@@ -44,7 +44,7 @@ def test_a_bad_step_is_written_down(tmp_path):
     assert strict["samples"][1]["path"] == "data/a/1.png"
     found = read_bad_batch(tmp_path, 12)
     assert math.isnan(found["loss"]) and found["grad_norm"] == math.inf and found["noise_seeds"] == [7, 8]
-    assert torch.equal(load_file(bad_batch_weights(tmp_path, 12))["w"], WEIGHTS["w"])
+    assert torch.equal(bad_batch_weights(tmp_path, 12)["w"], WEIGHTS["w"])
     assert read_bad_batch(tmp_path, 11) is None and bad_batch_weights(tmp_path, 11) is None
 
 
