@@ -32,7 +32,7 @@ def replicate(
     """The module as training calls it, with a prepared batch: a `Replica` under torchrun, a DataParallel if one process
     sees several GPUs, else the trainee itself. `compression` is one of WIRE_DTYPES, `searches` as in `Replica`."""
     if distributed:
-        return Replica(trainee, world, WIRE_DTYPES[compression], searches)
+        return Replica(trainee, WIRE_DTYPES[compression], searches)
     if world.device.type == "cuda" and torch.cuda.device_count() > 1:
         return DataParallel(trainee)
     return trainee
@@ -46,20 +46,18 @@ class Replica(DistributedDataParallel):
     through the graph, and another sum that the host waits for.
     """
 
-    def __init__(
-        self, trainee: "Trainee", world: World, wire: torch.dtype | None = None, searches: bool = False
-    ) -> None:
+    def __init__(self, trainee: "Trainee", wire: torch.dtype | None = None, searches: bool = False) -> None:
         # Buffers are not broadcast: batch norm's statistics are averaged when they are needed, which loses no rank's
         # samples, and a rank without a batch would hang in that broadcast. Not at the beginning either: all ranks have
         # the same weights by now, and after a restart each has its own statistics.
-        device_ids = [world.device.index] if world.device.type == "cuda" else None
+        # No device_ids on CUDA either, which torch allows: batches are on the device, and need not be looked through
+        # and moved. With ids a call without arguments, as below, ends in an IndexError.
         unused = set() if searches else trainee.unused
         # The name by which DDP looks for it on the module that it wraps.
         trainee._ddp_params_and_buffers_to_ignore = [f"module.{name}" for name in unused]  # type: ignore[assignment]
         super().__init__(
-            trainee, device_ids=device_ids, gradient_as_bucket_view=True, init_sync=False,
-            find_unused_parameters=searches, **KEEP_BUFFERS,
-        )  # fmt: skip
+            trainee, gradient_as_bucket_view=True, init_sync=False, find_unused_parameters=searches, **KEEP_BUFFERS
+        )
         named = dict(trainee.module.named_parameters())
         learning = [parameter for name, parameter in named.items() if parameter.requires_grad and name not in unused]
         self._left_out = [named[name] for name in unused]
@@ -148,9 +146,9 @@ class BucketSums:
         """Begin the sum of one bucket."""
         buffer = bucket.buffer()
         self._buffers[bucket.index()] = buffer
-        self._begun += 1
-        sent = buffer if self.wire is None else buffer.to(self.wire)
+        sent = buffer if self.wire is None else buffer.to(self.wire)  # which may run out of memory
         future = dist.all_reduce(sent, async_op=True).get_future()
+        self._begun += 1
         return future.then(lambda arrived: _received(arrived.value()[0], buffer))
 
     def join(self) -> None:

@@ -1,9 +1,12 @@
 """Gradients that go from process to process as bf16."""
 
+from contextlib import suppress
+from unittest import mock
+
 import pytest
 import torch
 
-from ddp_ft.distributed.ddp import Replica, Trainee
+from ddp_ft.distributed.ddp import BucketSums, Replica, Trainee
 from ddp_ft.models.libraries.base import call_with_images
 from tests.support import nets
 from tests.support.ranks import run_ranks
@@ -13,7 +16,7 @@ from tests.support.runs import column, train_on
 def reduced(world, wire):
     """Each parameter's own gradient and the sum over ranks."""
     gradients = []
-    for wrap in (lambda trainee: trainee, lambda trainee: Replica(trainee, world, wire)):
+    for wrap in (lambda trainee: trainee, lambda trainee: Replica(trainee, wire)):
         torch.manual_seed(0)
         module = nets.plain()
         pixels = nets.images(4, seed=world.rank).float() / 255
@@ -42,3 +45,35 @@ def test_a_run_with_compressed_gradients(shapes, tmp_path):
         train_on(2, shapes, tmp_path / name, *more, epochs=2)
     losses, exact = column(tmp_path / "bf16", "loss"), column(tmp_path / "none", "loss")
     assert losses == pytest.approx(exact, rel=0.02) and losses != exact
+
+
+class Bucket:
+    """What DDP hands its communication hook."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def index(self):
+        return 0
+
+    def buffer(self):
+        return self.values
+
+
+def reduced_in_vain(world):
+    """One sum of all ranks, and one for which the last rank has no memory: what each has after either."""
+    sums, values = BucketSums(torch.bfloat16), torch.ones(4)
+    found = [sums.reduce(None, Bucket(values)).wait().tolist()]
+    sums.begin()
+    if world.rank == world.size - 1:
+        no_memory = mock.patch.object(torch.Tensor, "to", side_effect=torch.OutOfMemoryError)
+        with no_memory, suppress(torch.OutOfMemoryError):
+            sums.reduce(None, Bucket(values))
+        sums.join()
+        return found
+    return [*found, sums.reduce(None, Bucket(values)).wait().tolist()]
+
+
+def test_no_memory_for_the_compressed_gradients():
+    """The rank still joins the sum that it could not begin: else the others would wait for it."""
+    assert run_ranks(2, reduced_in_vain, timeout=20) == [[[2.0] * 4, [2.0] * 4], [[2.0] * 4]]
