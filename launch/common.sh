@@ -80,6 +80,17 @@ choose_processes() {
   export NPROC_PER_NODE OMP_NUM_THREADS
 }
 
+# Whether this script was started to ignore SIGHUP, as by nohup: the last hexadecimal digit has the first four signals.
+ignores_hangup() {
+  [[ $(sed -n 's/^SigIgn:.*\(.\)$/\1/p' "/proc/$$/status" 2>/dev/null) == [13579bdf] ]]
+}
+
+# Whether the interpreter's torchrun has the option that names the signals which end it: newer ones have it.
+torchrun_takes_signals() {
+  local find="import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])" folder
+  folder=$("$PYTHON_RUN" -c "$find" 2>/dev/null) && grep -q -e --signals-to-handle "$folder/distributed/run.py" 2>/dev/null
+}
+
 # Becomes torchrun with the options before `--` and train with the arguments after it.
 run_train() {
   local options=()
@@ -93,5 +104,8 @@ run_train() {
     exec "$PYTHON_RUN" -m ddp_ft.train --help # once, not once a process
   fi
   choose_processes "$@"
+  if ignores_hangup && torchrun_takes_signals; then # left to itself, torchrun ends on SIGHUP even under nohup
+    options+=(--signals-to-handle=SIGTERM,SIGINT,SIGQUIT)
+  fi
   exec "$PYTHON_RUN" -m torch.distributed.run "${options[@]}" --nproc_per_node="$NPROC_PER_NODE" -m ddp_ft.train "$@"
 }

@@ -20,6 +20,7 @@ from ddp_ft.data.micro_batches import cut_share
 from ddp_ft.data.open_sample import open_sample
 from ddp_ft.data.rng import drawing_from
 from ddp_ft.data.sampler import GlobalOrderSampler
+from ddp_ft.distributed.stop_request import STOP_SIGNALS
 from ddp_ft.errors import printable
 
 
@@ -136,8 +137,8 @@ class Reader:
 
 def _ignore_signals(_worker: int) -> None:
     """A stop request reaches the whole process group; the parent decides, and the workers end when it does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

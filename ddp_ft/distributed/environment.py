@@ -19,13 +19,15 @@ TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "M
 
 @dataclass(frozen=True)
 class Launch:
-    """The place of this process in its job. `distributed` is false for a plain `python -m`."""
+    """The place of this process in its job. `distributed` is false for a plain `python -m`; `has_agent`: its parent is
+    torchrun's agent."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
     distributed: bool = False
+    has_agent: bool = False
 
     @property
     def started(self) -> float:
@@ -63,7 +65,8 @@ def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
         raise UserError(
             f"The launcher's variables contradict each other: {dict(zip(TORCHRUN_VARIABLES, numbers, strict=False))}"
         )
-    return Launch(rank, world_size, local_rank, local_world_size, distributed=True)
+    has_agent = "TORCHELASTIC_RUN_ID" in environ
+    return Launch(rank, world_size, local_rank, local_world_size, distributed=True, has_agent=has_agent)
 
 
 def read_number(environ: Mapping[str, str], name: str, least: int = 0) -> int | None:

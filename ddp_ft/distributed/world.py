@@ -6,7 +6,7 @@ import pickle
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -65,8 +65,7 @@ class World:
         # All ranks make the same calls in the same order, so a count of one's own names the call.
         name = f"from_main/{next(self.calls)}"
         if not self.is_main:
-            _wait_for(self.store, name)
-            value, error = _received(self.store.get(name))
+            value, error = _received(_passed_on(self.store, name))
         else:
             value = error = None
             try:
@@ -74,7 +73,7 @@ class World:
             except UserError as failure:
                 error = failure
             message, arrays = _packed((value, error))
-            self.store.set(name, message)  # type: ignore[arg-type]  # takes bytes too
+            _passed_on(self.store, name, message)
             for array in arrays:
                 dist.broadcast(array, src=0)
         if error is not None:
@@ -151,6 +150,22 @@ def _received(message: bytes) -> Any:
     return pickle.loads(pickled, buffers=[array.numpy() for array in arrays])
 
 
+def _passed_on(store: Store, name: str, message: bytes | None = None) -> bytes:
+    """Rank 0's message, on every rank. The store is torchrun's: ranks that outlive it, to save, ask their group."""
+    try:
+        if message is not None:
+            store.set(name, message)  # type: ignore[arg-type]  # takes bytes too
+            store.check([name])  # raises if it is gone, unlike `set`, which waits for no answer
+            return message
+        _wait_for(store, name)
+        return store.get(name)
+    except dist.DistNetworkError:
+        held = [message]
+        dist.broadcast_object_list(held, src=0)
+        assert held[0] is not None
+        return held[0]
+
+
 def _wait_for(store: Store, name: str) -> None:
     # Not by store.wait, in which no signal is handled, and which waits for a failed rank 0 until torchrun's timeout.
     pause = 0.001
@@ -162,8 +177,10 @@ def _wait_for(store: Store, name: str) -> None:
 
 
 def has_failure() -> bool:
-    """Whether some rank of the job has failed."""
-    return failure_store is not None and bool(failure_store.check(["rank"]))
+    """Whether some rank of the job has failed, as far as the store is there to know."""
+    with suppress(dist.DistNetworkError):
+        return failure_store is not None and bool(failure_store.check(["rank"]))
+    return False
 
 
 @contextmanager
@@ -240,7 +257,13 @@ def _holds(store: Store, key: str, value: str) -> bool:
 
 
 def claim_failure(rank: int) -> bool:
-    """Whether this rank is the first of the job that failed, which reports the reason to the user."""
+    """Whether this rank is the first of the job that failed, which reports the reason to the user.
+
+    Once the store is gone with torchrun it is rank 0.
+    """
     assert failure_store is not None
-    first: bytes = failure_store.compare_set("rank", "", str(rank))
+    try:
+        first: bytes = failure_store.compare_set("rank", "", str(rank))
+    except dist.DistNetworkError:
+        return rank == 0
     return int(first) == rank

@@ -89,4 +89,4 @@ def _notes(run: Run) -> list[str]:
             f"one process drives {gpus} GPUs through DataParallel, which is slow. "
             f"Faster: torchrun --nproc_per_node={gpus} -m ddp_ft.train ..."
         )
-    return notes
+    return [*notes, *run.agreement.stop.unheeded()]

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from ddp_ft.config.runtime import ComputeConfig
 from ddp_ft.distributed.device import deterministic, pick_device
 from ddp_ft.distributed.environment import Launch
@@ -20,7 +22,8 @@ def joined(config: ComputeConfig, launch: Launch, stop_files: Sequence[Path], st
     device or the peers are not there.
     """
     device = pick_device(config.device, launch)
-    stop = StopRequest(stop_files, looks=launch.rank == 0)
+    uses_nccl = device.type == "cuda" and (launch.distributed or torch.cuda.device_count() > 1)
+    stop = StopRequest(stop_files, looks=launch.rank == 0, has_agent=launch.has_agent, nccl=uses_nccl)
     one_machine = launch.local_world_size == launch.world_size
     with (
         deterministic(config.deterministic),

@@ -27,6 +27,7 @@ ddp_ft_job() {
   earliest=$("$PYTHON" -m ddp_ft.cli.slurm_job begin "$RUN_DIR" "$JOB") || exit
   # Not CONT, which Slurm sends along: bash would run only one of two traps that are due together.
   trap 'ddp_ft_ask USR2 "$earliest"' USR2
+  trap 'ddp_ft_ask USR1 "$earliest"' USR1 # of sbatch --signal=B:USR1@SECONDS
   trap 'ddp_ft_ask TERM 0' TERM
   [[ -z ${ddp_ft_warned:-} ]] || ddp_ft_ask USR2 "$earliest" # before there was a run folder to note it in
   ddp_ft_say "start ${SLURM_RESTART_COUNT:-0} of job $JOB in $RUN_DIR"

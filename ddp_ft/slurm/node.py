@@ -8,10 +8,9 @@ from pathlib import Path
 from types import FrameType
 
 from ddp_ft.distributed.environment import output_of, read_number, usable_cores
+from ddp_ft.distributed.stop_request import heeded_signals
 from ddp_ft.errors import UserError
 
-# All that a batch system or a user may send; the ranks themselves, which NCCL sends SIGUSR1, heed fewer of them.
-SHIELDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # Without GPUs: convolutions scale better over processes than over threads, but each has a model and an optimizer of
 # its own (about 1 GB before the first image).
 MOST_CPU_PROCESSES = 4
@@ -71,7 +70,7 @@ def run_shielded(command: Sequence[str], environment: Mapping[str, str], stop_fi
         if stop_file:
             note_event(Path(stop_file), f"step {signal.Signals(number).name}")
 
-    for number in SHIELDED_SIGNALS:
+    for number in heeded_signals():  # SIGUSR1 too: it does not get to the ranks, to which NCCL may send it
         signal.signal(number, note)
     # A session of its own: what is sent to this process's group is not for torchrun.
     code = subprocess.Popen(command, env=dict(environment), start_new_session=True).wait()

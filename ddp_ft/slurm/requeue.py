@@ -7,6 +7,8 @@ from ddp_ft.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 # Starts in a row that crashed without a step, and without a new checkpoint, after which the next one would crash too.
 MOST_BARREN_STARTS, MOST_CRASHES = 2, 4
 
+# To the nodes' tasks: a warning before the end (sbatch --signal without B:), and no preemption.
+WARNINGS = ("step SIGUSR1", "step SIGUSR2")
 ENDED_BY_SIGTERM = 143  # 128 + 15, as shells and srun have it
 
 
@@ -71,7 +73,7 @@ def _on_interruption(outcome: Outcome, history: History) -> Verdict | None:
     first = outcome.events[0] if outcome.events else ""
     # A preemption may end the tasks while they load Python, before they can handle signals.
     left_no_trace = outcome.code == ENDED_BY_SIGTERM and not (outcome.events or outcome.status or outcome.made_step)
-    preempted = (first.startswith("step ") and first != "step SIGUSR2") or left_no_trace
+    preempted = (first.startswith("step ") and first not in WARNINGS) or left_no_trace
     if outcome.status != "stopped" and not preempted:
         return None
     why = "interrupted by a signal to its tasks" if preempted else "stopped"

@@ -16,7 +16,7 @@ TIME = re.compile(r"(\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2}|UNLIMITED|infinite)")
 MEMORY = re.compile(r"\d+[KMGT]?")
 # The same as at the end of each of slurm/*.sbatch: python, and the part that all scripts share.
 LAST_LINES = """\
-trap 'ddp_ft_warned=yes' USR2 # a warning must not end what has just begun; ddp_ft_job heeds it
+trap 'ddp_ft_warned=yes' USR1 USR2 # a warning must not end what has just begun; ddp_ft_job heeds it
 PYTHON=${DDP_FT_PYTHON:-$(command -v python || echo python3)}
 ddp_ft=$("$PYTHON" -m ddp_ft.cli.slurm_job script) || {
   echo "error: '$PYTHON' does not run ddp_ft; activate its environment before sbatch, or set DDP_FT_PYTHON." >&2

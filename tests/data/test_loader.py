@@ -1,6 +1,5 @@
 import itertools
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from ddp_ft.data.sources.predict_inputs import list_images
 from ddp_ft.data.splits.open import open_splits
 from ddp_ft.data.workers import default_workers
 from ddp_ft.distributed import environment
+from ddp_ft.distributed.stop_request import STOP_SIGNALS
 from ddp_ft.errors import UserError
 from tests.data.image.image_files import NumberSource, save_classes, save_image
 from tests.support import loading
@@ -229,12 +229,12 @@ def test_images_for_prediction(tmp_path: Path) -> None:
 
 
 class SignalSource(NumberSource):
-    """Each read sends its own process the two signals that a stop request sends to the whole group."""
+    """Each read sends its own process the signals by which a whole group is asked to stop."""
 
     def read(self, index: int) -> Batch:
         if self.parent != os.getpid():
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGINT)
+            for number in STOP_SIGNALS:
+                os.kill(os.getpid(), number)
         return super().read(index)
 
     parent = 0

@@ -54,6 +54,19 @@ def test_affinity_counts_not_the_machine_s_cores(launch: Launcher, tmp_path: Pat
     assert b"--nproc_per_node=1\0" in (tmp_path / "arguments").read_bytes()
 
 
+@pytest.mark.parametrize("start", ["", "trap '' HUP\n"])
+def test_under_nohup_torchrun_ignores_the_hangup_too(launch: Launcher, tmp_path: Path, start: str) -> None:
+    """`trap ''` is what nohup does. Whether torchrun has the option depends on its version."""
+    (tmp_path / "torch/distributed").mkdir(parents=True)
+    (tmp_path / "torch/distributed/run.py").write_text("parser.add_argument('--signals-to-handle')")
+    recorder = (launch.bin / "recorder").read_text().splitlines()
+    imports = f'[[ $1 == -c ]] && exec env PYTHONPATH="{tmp_path}" "{sys.executable}" "$@"'
+    launch.add("recorder", "\n".join([recorder[0], imports, *recorder[1:]]))
+    wrapper = launch.add("wrapper", f'#!/usr/bin/env bash\n{start}exec "{LAUNCH}/single_node.sh" "$@"\n')
+    call = launch(str(wrapper), "--data", "x", NPROC_PER_NODE="1")
+    assert ("--signals-to-handle=SIGTERM,SIGINT,SIGQUIT" in call.arguments) is bool(start), call
+
+
 @pytest.mark.parametrize(
     ("visible", "processes"),
     [(None, 4), ("0,1", 2), ("2", 1), ("0,1,2,3,4,5", 4), ("0,-1,2", 1), ("GPU-0,GPU-1", 2)],

@@ -80,11 +80,11 @@ def test_signals_become_lines_of_the_stop_file_and_do_not_reach_torchrun(tmp_pat
     )
     while not started.exists():
         time.sleep(0.02)
-    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR2):
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         process.send_signal(number)
         time.sleep(0.2)
     assert process.poll() is None
-    assert sorted(set(stop_file.read_text().split("\n"))) == ["", "step SIGTERM", "step SIGUSR2"]
+    assert sorted(set(stop_file.read_text().split("\n"))) == ["", "step SIGHUP", "step SIGTERM", "step SIGUSR1"]
     (tmp_path / "go").touch()
     assert process.wait(20) == 0  # a node that was asked to stop is no failed node
 

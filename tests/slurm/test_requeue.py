@@ -33,6 +33,7 @@ NEW = History()
         (Outcome(1, "", ("crash", "step SIGTERM"), made_step=True), True, 1),  # srun's TERM to the other nodes
         (Outcome(1, ""), True, 1),
         (Outcome(0, "", ("job USR2",), made_step=True), True, 1),
+        (Outcome(1, "", ("step SIGUSR1", "crash")), True, 1),  # a warning, and no preemption
     ],
 )
 def test_verdicts(outcome: Outcome, requeue: bool, code: int) -> None:

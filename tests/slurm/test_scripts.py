@@ -183,7 +183,7 @@ def test_a_signal_to_the_script_becomes_the_stop_file_and_is_not_requeued(stage:
 
 
 def test_the_warning_becomes_the_stop_file_and_a_requeue(stage: Stage) -> None:
-    play = f"kill -USR2 $PPID; until [[ -s $DDP_FT_STOP_FILE ]]; do sleep 0.05; done; {SAVED}"
+    play = f"kill -USR1 $PPID; until [[ -s $DDP_FT_STOP_FILE ]]; do sleep 0.05; done; {SAVED}"
     done = stage("single_node", play=play)
     assert done.returncode == 0 and stage.lines("scontrol") == ["requeue 71"], done.stderr
 
