@@ -31,6 +31,9 @@ DETERMINISTIC = "deterministic"
 # step waits to know whether it was bad; and the arguments by which optim.options chooses an implementation itself.
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 IMPLEMENTATIONS = {"fused", "foreach", "capturable", "differentiable"}
+# With it SGD's first step differs from one that begins with the momentum 0.
+DAMPENING = "dampening"
+MOMENTUM = "momentum_buffer"  # the name of it in SGD's state
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,20 @@ def _create(groups: ParamGroups, config: OptimConfig, arguments: dict[str, Any])
     )
     for group in optimizer.param_groups:
         _set_peak_rate(group)
+    _begin_momentum(optimizer)
     return optimizer
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give all parameters of a fused SGD the momentum 0. torch would allocate it in the first step without filling it,
+    and if that step is bad the kernel writes nothing, so that the next one would add whatever was in that memory."""
+    if not (isinstance(optimizer, torch.optim.SGD) and optimizer.defaults["fused"]):
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            state = optimizer.state[parameter]
+            if state.get(MOMENTUM) is None:
+                state[MOMENTUM] = torch.zeros_like(parameter)
 
 
 def _set_peak_rate(group: dict[str, Any]) -> None:
@@ -224,7 +240,7 @@ def _arguments(config: OptimConfig) -> dict[str, Any]:
     arguments.update({name: _as_argument(value) for name, value in options.items()})
     if DETERMINISTIC in accepted:
         arguments[DETERMINISTIC] = True
-    if optimizer_class in FUSED and not arguments.keys() & IMPLEMENTATIONS:
+    if optimizer_class in FUSED and not arguments.keys() & IMPLEMENTATIONS and not arguments.get(DAMPENING):
         arguments["fused"] = True
     return arguments
 
@@ -285,6 +301,7 @@ def extend_groups(optimizer: torch.optim.Optimizer, groups: ParamGroups) -> None
             names = {each["name"] for each in optimizer.param_groups}
             optimizer.add_param_group({**group, "params": fresh, "name": _free_name(group["name"], names)})
             _set_peak_rate(optimizer.param_groups[-1])
+    _begin_momentum(optimizer)
 
 
 def _free_name(name: str, taken: Collection[str]) -> str:

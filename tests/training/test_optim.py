@@ -333,6 +333,43 @@ def test_corrected_decay_is_measured_at_each_groups_own_peak(name):
 # Gradual unfreezing.
 
 
+@pytest.fixture
+def nan_in_fresh_memory():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adamw"])
+def test_a_bad_first_step_leaves_nothing_behind(name, nan_in_fresh_memory):
+    """Not even what was in the memory of a momentum that it allocated."""
+    once = stepped(name, [False])
+    assert torch.isfinite(once).all() and torch.equal(stepped(name, [True, False]), once)
+
+
+def stepped(name, are_bad):
+    """Weights after steps that a fused optimizer is told to skip if they are bad."""
+    torch.manual_seed(0)
+    module, optimizer, _ = groups_by_name(name=name, momentum=0.9)
+    assert optimizer._step_supports_amp_scaling
+    for is_bad in are_bad:
+        for parameter in module.parameters():
+            parameter.grad = torch.full_like(parameter, float("nan") if is_bad else 1.0)
+        optimizer.found_inf = torch.tensor(float(is_bad))
+        optimizer.step()
+    return nn.utils.parameters_to_vector(module.parameters()).detach()
+
+
+def test_dampened_momentum_is_not_fused():
+    """Its first step takes the whole gradient, which momentum that begins at 0 would dampen."""
+    config = optim_config(name="momentum", momentum=0.9, options={"dampening": 0.5})
+    parameter = nn.Parameter(torch.zeros(2, 2))
+    optimizer = make_optimizer(param_groups(nn.ParameterList([parameter]), set(), config), config)
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert torch.equal(parameter, torch.full((2, 2), -0.1))
+
+
 def unfreeze(module, stage):
     for number, block in enumerate([module[4], module[1], module[0]]):
         block.requires_grad_(number <= stage)
