@@ -103,7 +103,7 @@ class Learner:
             return self._give_up(sums, self._given_up)
         self.world.sum(sums)
         given_up = sums[_OOM] + sums[_ODD]
-        self._unscale(given_up > 0)
+        self._unscale(is_lost=(sums[0] * 0 + given_up) != 0)
         grad_norm = self._finish_gradient(weight=sums[1])
         # 0 if both are finite, else NaN: in fewer small operations, which a step without much else consists of.
         is_bad = ((sums[0] + grad_norm) * 0 + given_up) != 0
@@ -136,10 +136,12 @@ class Learner:
         is_bad, norm = torch.ones((), dtype=torch.bool, device=sums.device), torch.zeros_like(sums[0])
         return StepSums(sums[0], sums[1], norm, is_bad, sums[_OOM], sums[_ODD], sums[_OWN_SUMS:])
 
-    def _unscale(self, given_up: Tensor) -> None:
+    def _unscale(self, is_lost: Tensor) -> None:
+        """Undo the scaling of the loss; `is_lost` (bool): a rank gave up, or the loss is not finite."""
         if self.scaler.is_enabled():
-            # Only a gradient that is not finite makes the scaler skip the update.
-            factor = torch.where(given_up, torch.nan, 1.0)
+            # Only a gradient that is not finite makes the scaler skip the update, and that of an infinite loss may be
+            # finite: where a logit overflows to -inf, it is that of the probability 0.
+            factor = torch.where(is_lost, torch.nan, 1.0)
             torch._foreach_mul_([p.grad for p in self._parameters() if p.grad is not None], factor)
             self.scaler.unscale_(self.optimizer)
 

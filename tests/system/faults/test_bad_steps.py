@@ -5,8 +5,10 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from ddp_ft.data.sampler import GlobalOrderSampler
+from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from tests.support import nets
 from tests.support.ranks import run_ranks
@@ -86,3 +88,21 @@ def fused_step(world):
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_a_fused_optimizer_skips_by_itself(world_size):
     assert run_ranks(world_size, fused_step) == [[(True, True), (False, False)]] * world_size
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_an_infinite_loss_with_a_finite_gradient(precision, optimizer):
+    """As that of a logit that overflows to -inf. The scaler of fp16 looks at gradients alone."""
+    module, learner = make_learner(World(0, 1, 0, torch.device("cpu")), optimizer=optimizer, precision=precision)
+    learner.scaler = torch.amp.GradScaler("cpu", init_scale=16.0, enabled=precision == "fp16")
+    lowered = torch.tensor([-torch.inf, 0, 0])
+    overflow = module.register_forward_hook(lambda _module, _images, outputs: outputs + lowered)
+    batch = list(micro_batches(GlobalOrderSampler(40, 8, 1, 0, seed=3).share(0), None))
+    before = nn.utils.parameters_to_vector(module.parameters()).detach()
+    sums = learner.step(batch)
+    assert bool(sums.is_bad) and float(sums.loss) == torch.inf
+    assert torch.equal(nn.utils.parameters_to_vector(module.parameters()), before)
+    overflow.remove()
+    learner.step(batch)
+    assert not torch.equal(nn.utils.parameters_to_vector(module.parameters()), before)
