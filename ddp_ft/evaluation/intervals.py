@@ -52,7 +52,7 @@ def difference(
 ) -> Difference:
     """Return by how much `second` is better than `first` in a metric, on the same samples in the same order. For the
     share of samples that are right the p value is McNemar's exact one, else that of the paired bootstrap."""
-    assert len(first) == len(second) and np.array_equal(first.truth, second.truth)
+    assert len(first) == len(second) and np.array_equal(first.truth, second.truth, equal_nan=True)
     pair = {"first": first.statistics()[metric], "second": second.statistics()[metric]}
     sign = 1 if higher_is_better else -1
     drawn = _draw(pair, len(first), count, seed=0)

@@ -121,7 +121,7 @@ def pairing_problem(runs: Sequence[RunFacts], names: Sequence[str], split: str, 
             return f"{name} is on other data than {names[0]}."
         if run.split.get(split) != first.split.get(split) or len(other) != len(mine):
             return f"{name} has other images in that set than {names[0]}."
-        if not np.array_equal(other.truth, mine.truth):
+        if not np.array_equal(other.truth, mine.truth, equal_nan=True):
             return f"{name} has other targets in that set than {names[0]}."
         if metric not in run.metrics(split) or metric not in other.statistics():
             return f"{metric_name(metric)} cannot be drawn again for {name}."

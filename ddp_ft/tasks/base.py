@@ -88,7 +88,10 @@ class SupervisedTask(Task):
         )
         # The last digits follow the number of threads and processes; they are cut, so that the same model
         # has the same loss anywhere.
-        found = {"loss": round(float(losses.double().mean()), LOSS_DECIMALS), **self.other_metrics(predictions, target)}
+        found = {
+            "loss": round(float(self.mean_loss(losses.double(), target)), LOSS_DECIMALS),
+            **self.other_metrics(predictions, target),
+        }
         if self.user_metric:
             found[self.user_metric.name] = self.user_metric.compute(*self.metric_inputs(predictions, target))
         assert found.keys() == {*self.directions(), *self.user_names}
@@ -153,6 +156,10 @@ class SupervisedTask(Task):
     def class_weight(self, target: Tensor) -> Tensor | float:
         """The weight of each sample by its class (B)."""
         return 1.0
+
+    def mean_loss(self, losses: Tensor, target: Tensor) -> Tensor:
+        """The loss of a set from those of its samples (N)."""
+        return losses.mean()
 
     @classmethod
     @abstractmethod

@@ -44,12 +44,12 @@ def class_weights(settings: LossConfig, names: Sequence[str], counts: NDArray[np
 
 
 def positive_weights(
-    settings: LossConfig, names: Sequence[str], positives: NDArray[np.int64], samples: int
+    settings: LossConfig, names: Sequence[str], positives: NDArray[np.int64], samples: "int | NDArray[np.int64]"
 ) -> Tensor | None:
     """The weight of a present label, where an absent one has 1 (float32, C); None if not set.
 
     loss.positive_weights is `balanced` (absent / present, within 1/100 and 100), or as for `class_weights`. The weight
-    of a label that no training sample has is 1.
+    of a label that no training sample has is 1. `samples` are those of which a label is known.
     """
     text = settings.positive_weights
     if text is None:

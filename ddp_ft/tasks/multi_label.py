@@ -29,6 +29,10 @@ class MultiLabel(ClassTask):
 
     The loss of an image is the mean over the classes, weighted by `weights`; `positive` is the weight of a label that
     is there (float32, classes each). `shares` of the training images have each label, for the head's initial bias.
+
+    A target of NaN is unknown (data.unknown = mask). The mean is then over the known labels, and an image counts by
+    the share of its labels that are known: so the loss of a batch is the mean over all its known labels, however it is
+    divided. Metrics are over the known labels too. `has_unknown`: some of the training set are unknown.
     """
 
     name = "multi-label"
@@ -45,6 +49,7 @@ class MultiLabel(ClassTask):
     decided: ClassVar[Mapping[str, type]] = {"classes": list}
     scored_class = ScoredLabels
     shares: NDArray[np.float64] | None = None
+    has_unknown = False
 
     def __init__(self, names: tuple[str, ...], loss: LossChoice | None = None, extra: str | None = None) -> None:
         super().__init__(names, loss, extra)
@@ -53,7 +58,7 @@ class MultiLabel(ClassTask):
 
     @classmethod
     def from_data(cls, config: RunConfig, classes: tuple[str, ...], targets: NDArray[Any]) -> "MultiLabel":
-        """Return the task for training on targets that are 0 and 1 (N x classes) or class numbers (int64, N).
+        """Return the task for training on targets that are 0, 1 and NaN (N x classes) or class numbers (int64, N).
 
         UserError for targets without any label and for settings that do not fit.
         """
@@ -63,14 +68,16 @@ class MultiLabel(ClassTask):
         task = cls.configured(config, classes)
         _check_weights(config.loss, task.choice)
         weights = class_weights(config.loss, classes, positives)
-        positive = positive_weights(config.loss, classes, positives, len(targets))
+        known = np.full(len(classes), len(targets)) if targets.ndim == 1 else (~np.isnan(targets)).sum(0)
+        positive = positive_weights(config.loss, classes, positives, known)
         task.weights = task.weights if weights is None else weights
         task.positive = task.positive if positive is None else positive
-        task.shares = (positives + 1) / (len(targets) + 2)
+        task.shares = (positives + 1) / (known + 2)
+        task.has_unknown = bool((known < len(targets)).any())
         return task
 
     def targets(self, batch: Batch) -> Tensor:
-        """0 and 1, float32, B x classes; class numbers are spread out."""
+        """0, 1 and NaN, float32, B x classes; class numbers are spread out."""
         target = batch["target"]
         return F.one_hot(target, self.outputs).float() if target.ndim == 1 else target
 
@@ -80,27 +87,47 @@ class MultiLabel(ClassTask):
             return self.plain_losses(outputs, target)
         self.weights, self.positive = self.weights.to(outputs.device), self.positive.to(outputs.device)
         smoothed = target * (1 - self.label_smoothing) + self.label_smoothing / 2
-        terms = multi_label_terms(self.choice, outputs, smoothed, self.positive)
-        return (terms * self.weights).sum(1) / self.weights.sum()
+        if not self.has_unknown:
+            terms = multi_label_terms(self.choice, outputs, smoothed, self.positive)
+            return (terms * self.weights).sum(1) / self.weights.sum()
+        terms = multi_label_terms(self.choice, outputs, torch.nan_to_num(smoothed), self.positive)
+        return _mean_over(terms, ~torch.isnan(target) * self.weights)
+
+    def class_weight(self, target: Tensor) -> Tensor | float:
+        """The share of a sample's labels that are known, by their weights, B."""
+        if not self.has_unknown:
+            return 1.0
+        self.weights = self.weights.to(target.device)
+        return (~torch.isnan(target) * self.weights).sum(1) / self.weights.sum()
+
+    def mean_loss(self, losses: Tensor, target: Tensor) -> Tensor:
+        """Over all known labels."""
+        known = _known(target)
+        return losses.mean() if known is None else _mean_over(losses, known.double().mean(1), 0)
 
     def plain_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Without smoothing and weights, B."""
+        known = ~torch.isnan(target) if self.has_unknown else _known(target)
+        there = target if known is None else torch.nan_to_num(target)
         if self.choice.name == "soft_f1":
-            return soft_f1(torch.sigmoid(outputs), target, count=1.0)
-        return multi_label_terms(self.choice, outputs, target, 1.0).mean(1)
+            probabilities = torch.sigmoid(outputs)
+            return soft_f1(probabilities if known is None else probabilities * known, there, count=1.0)
+        terms = multi_label_terms(self.choice, outputs, there, 1.0)
+        return terms.mean(1) if known is None else _mean_over(terms, known.to(terms.dtype))
 
     def other_metrics(self, predictions: Batch, target: Tensor) -> dict[str, float]:
-        """Shares from 0 to 1; decisions are made at a probability of 0.5. Classes that the set lacks are left out."""
+        """Shares from 0 to 1 over the known labels; decisions are made at a probability of 0.5. Classes that the set
+        lacks are left out, and for exact_match images of which nothing is known."""
         from torchmetrics.functional.classification import binary_f1_score
 
-        probabilities, truth = torch.sigmoid(predictions[LOGITS].double()), target > 0.5
+        probabilities, truth, known = torch.sigmoid(predictions[LOGITS].double()), target > 0.5, ~torch.isnan(target)
         decisions = probabilities >= THRESHOLD
         return {
-            "mAP": mean_average_precision(probabilities, truth),
-            "micro_f1": float(binary_f1_score(decisions.flatten().int(), truth.flatten().int())),
-            "macro_f1": mean_f1(decisions, truth),
-            "auroc": mean_auroc(probabilities, truth),
-            "exact_match": float((decisions == truth).all(1).double().mean()),
+            "mAP": mean_average_precision(probabilities, truth, known),
+            "micro_f1": float(binary_f1_score(decisions[known].int(), truth[known].int())) if known.any() else 0.0,
+            "macro_f1": mean_f1(decisions, truth, known),
+            "auroc": mean_auroc(probabilities, truth, known),
+            "exact_match": float(_mean_over(((decisions == truth) | ~known).all(1).double(), known.any(1).double(), 0)),
         }
 
     def directions(self) -> dict[str, bool]:
@@ -108,13 +135,16 @@ class MultiLabel(ClassTask):
         return directions_of("loss", "mAP", "micro_f1", "macro_f1", "auroc", "exact_match")
 
     def trial_targets(self, samples: int, generator: torch.Generator) -> Tensor:
-        """Half of the labels, drawn, and each one once at least."""
+        """Half of the labels, drawn, and each one once at least; one is NaN if the training set has unknown ones."""
         drawn = torch.randint(0, 2, (samples, self.outputs), generator=generator)
-        return (drawn | F.one_hot(torch.arange(samples) % self.outputs, self.outputs)).float()
+        found = (drawn | F.one_hot(torch.arange(samples) % self.outputs, self.outputs)).float()
+        if self.has_unknown:
+            found[-1, 0] = torch.nan
+        return found
 
     def metric_inputs(self, predictions: Batch, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities, and targets as int64 for torchmetrics."""
-        return self.estimates(predictions), (target > 0.5).long()
+        """Probabilities, and targets as int64 for torchmetrics; -1 where they are unknown (its ignore_index)."""
+        return self.estimates(predictions), torch.where(torch.isnan(target), -1, (target > 0.5).long())
 
     def estimates(self, predictions: Batch) -> Tensor:
         """Sigmoid of each class, float32, N x classes."""
@@ -143,6 +173,18 @@ class MultiLabel(ClassTask):
     def initial_bias(self) -> Tensor | None:
         """Logits of the labels' shares of the training samples, with one sample more of either kind (Laplace)."""
         return None if self.shares is None else torch.logit(torch.tensor(self.shares)).float()
+
+
+def _known(target: Tensor) -> Tensor | None:
+    """Which labels are known; None if all are. Waits for the device."""
+    known = ~torch.isnan(target)
+    return None if bool(known.all()) else known
+
+
+def _mean_over(values: Tensor, weights: Tensor, dim: int = 1) -> Tensor:
+    """The weighted mean; 0 where all weights are 0."""
+    total = weights.sum(dim)
+    return (values * weights).sum(dim) / torch.where(total > 0, total, torch.ones_like(total))
 
 
 def _check_weights(settings: LossConfig, loss: LossChoice) -> None:

@@ -27,6 +27,10 @@ TARGETS = {
     LABELS: (DRAWN.random((SAMPLES, 3)) < 0.5).astype(np.float32),
     NUMBERS: DRAWN.normal(5, 2, (SAMPLES, 3)).astype(np.float32),
 }
+# Unknown labels: one of a sample, all of another, and one class almost wholly.
+MASKED = "labels, some unknown"
+TARGETS[MASKED] = TARGETS[LABELS].copy()
+TARGETS[MASKED][[0, 3, 3, 3, 4, 5, 6], [1, 0, 1, 2, 2, 2, 2]] = np.nan
 WEIGHTS = torch.tensor([1.0, 0.2, 3.0, 0.0, 1.5, 2.0, 0.7])
 # Uneven shares, and for three ranks one that is a ghost's: a sample of weight 0.
 SHARES = {1: [[0, 1, 2, 3, 4, 5, 6]], 2: [[0, 1, 2, 3, 4], [5, 6]], 3: [[0, 1, 2, 3], [4, 5, 6], []]}
@@ -36,6 +40,9 @@ SETTINGS = {
     "soft F1": (LABEL, {"loss.class_weights": "effective", "loss.name": "soft_f1"}),
     "labels": (LABELS, {"loss.class_weights": "1,2,3", "loss.positive_weights": "balanced"}),
     "labels, soft F1": (LABELS, {"loss.name": "soft_f1"}),
+    "unknown": (MASKED, {"loss.class_weights": "1,2,3", "loss.positive_weights": "balanced"}),
+    "unknown, focal": (MASKED, {"loss.name": "focal"}),
+    "unknown, soft F1": (MASKED, {"loss.name": "soft_f1"}),
     "numbers": (NUMBERS, {"loss.name": "huber"}),
 }
 
@@ -67,7 +74,7 @@ def gradients(world, case, micro):
     kind, settings = SETTINGS[case]
     torch.manual_seed(0)
     module = nets.plain()
-    task = make_task(make_config(settings), Schema(kind, ("a", "b", "c")), TARGETS[kind])
+    task = make_task(make_config(settings), Schema(kind.partition(",")[0], ("a", "b", "c")), TARGETS[kind])
     learner = make_learner(world, module, task)
     share = SHARES[world.size][world.rank]
     size = micro or max(len(share), 1)
@@ -82,7 +89,7 @@ def by_hand(case):
     kind, settings = SETTINGS[case]
     torch.manual_seed(0)
     module = nets.plain()
-    task = make_task(make_config(settings), Schema(kind, ("a", "b", "c")), TARGETS[kind])
+    task = make_task(make_config(settings), Schema(kind.partition(",")[0], ("a", "b", "c")), TARGETS[kind])
     prepare = DeviceTransform(PREPROCESS, torch.device("cpu"), channels_last=False)
     batch = prepare(micro_batch(kind, range(SAMPLES), WEIGHTS))
     loss, weight = task.loss(module(batch["image"]), batch)
@@ -105,6 +112,22 @@ def test_the_reduced_gradient_is_that_of_one_process(world_size):
             for one, other in zip(found, gradient, strict=True):
                 torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
             assert max(float(each.abs().max()) for each in gradient) > 1e-3
+
+
+def test_the_loss_of_unknown_labels_is_the_mean_over_the_known_ones():
+    known = ~np.isnan(TARGETS[MASKED])
+    task = make_task(make_config({"loss.label_smoothing": 0}), Schema(LABELS, ("a", "b", "c")), TARGETS[MASKED])
+    outputs = torch.randn(SAMPLES, 3, generator=torch.Generator().manual_seed(0))
+    batch = {"target": torch.from_numpy(TARGETS[MASKED]), "weight": torch.ones(SAMPLES)}
+    there = torch.from_numpy(np.nan_to_num(TARGETS[MASKED]))
+    wanted = torch.nn.functional.binary_cross_entropy_with_logits(outputs, there, reduction="none")[known].mean()
+    loss, weight = task.loss(outputs, batch)
+    assert float(loss / weight) == pytest.approx(float(wanted), rel=1e-6)
+    assert task.metrics(task.predictions(outputs, {}), batch)["loss"] == pytest.approx(float(wanted), abs=1e-5)
+    # Two answers to one image: the known label's share of it is drawn from its partner's too.
+    mixed = {**batch, "mix_share": torch.full((SAMPLES,), 0.7), "mix_partner": torch.arange(SAMPLES).flip(0)}
+    total, counted = task.loss(outputs, mixed)
+    assert bool(total.isfinite()) and float(counted) == pytest.approx(known.sum() / 3, rel=1e-6)
 
 
 METRIC = """

@@ -100,7 +100,8 @@ class ScoredSet:
         return []
 
     def decisions(self, count: int) -> list[tuple[str, NDArray[np.bool_], Floats]]:
-        """The rarest classes, `count` at most: name, whether a sample has it, and its probability (N each)."""
+        """The rarest classes, `count` at most: name, whether a sample has it, and its probability, for each sample of
+        which that is known."""
         return []
 
     def statistics(self) -> dict[str, Statistic]:
@@ -109,7 +110,7 @@ class ScoredSet:
 
     def has_targets(self, targets: NDArray[Any]) -> bool:
         """Whether the targets of a LabelledSource are the truth here. ValueError if they have another shape."""
-        return bool(np.allclose(targets.reshape(self.truth.shape), self.truth))
+        return bool(np.allclose(targets.reshape(self.truth.shape), self.truth, equal_nan=True))
 
 
 def most_confused(matrix: NDArray[np.int64], count: int) -> list[int]:

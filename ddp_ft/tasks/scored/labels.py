@@ -16,7 +16,7 @@ MOST_OUTPUTS = 200_000
 
 
 class ScoredLabels(ScoredProbabilities):
-    """Sets in which each label is predicted from a probability of THRESHOLD on."""
+    """Sets in which each label is predicted from a probability of THRESHOLD on. Unknown labels count nowhere."""
 
     correct_metric: ClassVar[str] = "exact_match"
 
@@ -26,14 +26,19 @@ class ScoredLabels(ScoredProbabilities):
         return np.asarray(self.estimates >= THRESHOLD)
 
     @cached_property
+    def known(self) -> NDArray[np.bool_]:
+        """Which labels are known, N x names."""
+        return np.asarray(~np.isnan(self.truth))
+
+    @cached_property
     def there(self) -> NDArray[np.bool_]:
         """Which labels are there, N x names."""
         return np.asarray(self.truth > THRESHOLD)
 
     @cached_property
     def correct(self) -> NDArray[np.bool_]:
-        """Whether all labels of a sample are right."""
-        return np.asarray((self.predicted == self.there).all(1))
+        """Whether all known labels of a sample are right."""
+        return np.asarray(((self.predicted == self.there) | ~self.known).all(1))
 
     @cached_property
     def confidence(self) -> Floats:
@@ -43,40 +48,52 @@ class ScoredLabels(ScoredProbabilities):
     @cached_property
     def error(self) -> Floats:
         """The error of the worst label."""
-        return np.asarray(np.max(np.abs(self.estimates - self.truth), 1))
+        return np.asarray(np.max(self._errors(), 1))
+
+    def _errors(self) -> Floats:
+        return np.where(self.known, np.abs(self.estimates - self.truth), 0.0)
 
     def caption(self, index: int) -> tuple[str, str]:
         """The label that is farthest off with its probability, and whether it is there."""
-        wrong = int(np.abs(self.estimates[index] - self.truth[index]).argmax())
+        wrong = int(self._errors()[index].argmax())
         name = self.names[wrong]
         return f"{name} {self.estimates[index, wrong]:.0%}", name if self.there[index, wrong] else f"no {name}"
 
     def reliability(self) -> Reliability:
         """Over all labels of all samples."""
-        return binned(self.estimates.ravel(), self.truth.ravel())
+        return binned(self.estimates[self.known], self.truth[self.known])
 
     def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Of each label."""
-        return (self.predicted & self.there).sum(0), self.predicted.sum(0)
+        return (self.predicted & self.there).sum(0), (self.predicted & self.known).sum(0)
 
     def thresholds(self) -> list[ThresholdHint | None]:
         """The threshold of each label with the largest F1."""
-        return [_best_threshold(self.estimates[:, c], self.there[:, c]) for c in range(len(self.names))]
+        columns = [(self.known[:, c], c) for c in range(len(self.names))]
+        return [_best_threshold(self.estimates[rows, c], self.there[rows, c]) for rows, c in columns]
 
     def statistics(self) -> dict[str, Statistic]:
         """macro_f1 and mAP for up to MOST_OUTPUTS outputs."""
-        right = self.predicted & self.there
-        hits, sizes = right.sum(1).astype(float), (self.predicted.sum(1) + self.there.sum(1)).astype(float)
+        right, predicted = self.predicted & self.there, self.predicted & self.known
+        hits, sizes = right.sum(1).astype(float), (predicted.sum(1) + self.there.sum(1)).astype(float)
+        judged = self.known.any(1)
         found: dict[str, Statistic] = {
-            "exact_match": mean_of(self.correct.astype(float)),
+            "exact_match": mean_of(self.correct.astype(float)) if judged.all() else self._exact_match,
             "micro_f1": lambda weights: np.asarray(2 * (weights @ hits) / np.maximum(weights @ sizes, 1e-12)),
         }
         if self.estimates.size <= MOST_OUTPUTS:
-            rankings = [_Ranking.of(self.estimates[:, c], self.there[:, c]) for c in range(len(self.names))]
-            parts, wholes = right.astype(float), self.predicted.astype(float) + self.there
+            columns = ((self.estimates[:, c], self.there[:, c], self.known[:, c]) for c in range(len(self.names)))
+            rankings = [_Ranking.of(*column) for column in columns]
+            parts, wholes = right.astype(float), predicted.astype(float) + self.there
             found["macro_f1"] = lambda weights: mean_f1(weights @ parts, weights @ wholes)
             found["mAP"] = partial(_mean_average_precision, rankings)
         return found
+
+    def _exact_match(self, weights: Floats) -> Floats:
+        """Over the samples of which anything is known."""
+        judged = self.known.any(1)
+        drawn = weights[:, judged].sum(1)
+        return np.asarray(weights[:, judged] @ self.correct[judged].astype(float) / np.maximum(drawn, 1e-12))
 
 
 def _best_threshold(scores: Floats, there: NDArray[np.bool_]) -> ThresholdHint | None:
@@ -96,8 +113,9 @@ def _best_threshold(scores: Floats, there: NDArray[np.bool_]) -> ThresholdHint |
 
 @dataclass(frozen=True)
 class _Ranking:
-    """Samples by falling score: `order`; `holders`, those that have the label, in that order; and at each end of a run
-    of equal scores that has a holder, how many samples (`counts`) and holders (`hits`) there are up to it."""
+    """Samples of which the label is known, by falling score: `order`; `holders`, those that have it, in that order; and
+    at each end of a run of equal scores that has a holder, how many samples (`counts`) and holders (`hits`) there are
+    up to it."""
 
     order: NDArray[np.int64]
     holders: NDArray[np.int64]
@@ -105,9 +123,12 @@ class _Ranking:
     hits: NDArray[np.int64]
 
     @classmethod
-    def of(cls, scores: Floats, truth: NDArray[np.bool_]) -> "_Ranking":
-        order = np.argsort(-scores, kind="stable")
-        ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    def of(cls, scores: Floats, truth: NDArray[np.bool_], known: NDArray[np.bool_]) -> "_Ranking":
+        rows = np.flatnonzero(known)
+        order = rows[np.argsort(-scores[rows], kind="stable")]
+        if not len(order):
+            return cls(order, order, order, order)
+        ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
         hits = np.cumsum(truth[order])[ends]
         held = np.diff(hits, prepend=0) > 0
         # Samples after the last holder change nothing.

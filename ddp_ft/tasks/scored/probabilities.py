@@ -16,7 +16,7 @@ BINS = 15
 
 
 class ScoredProbabilities(ScoredSet, ABC):
-    """`estimates` are probabilities and `truth` is 0 or 1, N x names each."""
+    """`estimates` are probabilities and `truth` is 0, 1 or, for several labels, NaN if unknown; N x names each."""
 
     worst_heading: ClassVar[str] = "Worst mistakes: where it believed least in what is true"
 
@@ -60,7 +60,7 @@ class ScoredProbabilities(ScoredSet, ABC):
 
     def class_table(self) -> list[dict[str, Any]]:
         """Shares from 0 to 1."""
-        there, (hits, claimed) = self.truth.sum(0), self.counts()
+        there, (hits, claimed) = np.nansum(self.truth, 0), self.counts()
         return [
             {
                 "name": name, "samples": int(there[c]), "precision": _share(hits[c], claimed[c]),
@@ -71,9 +71,9 @@ class ScoredProbabilities(ScoredSet, ABC):
 
     def decisions(self, count: int) -> list[tuple[str, NDArray[np.bool_], Floats]]:
         """Of the classes that any sample has."""
-        counts = self.truth.sum(0)
+        counts, known = np.nansum(self.truth, 0), ~np.isnan(self.truth)
         rarest = [int(c) for c in np.argsort(counts, kind="stable") if counts[c]][:count]
-        return [(self.names[c], self.truth[:, c] > THRESHOLD, self.estimates[:, c]) for c in rarest]
+        return [(self.names[c], self.truth[known[:, c], c] > THRESHOLD, self.estimates[known[:, c], c]) for c in rarest]
 
     def has_targets(self, targets: NDArray[Any]) -> bool:
         """As in `ScoredSet`; targets may be class numbers too."""
