@@ -66,7 +66,8 @@ def check_nvjpeg(config: RunConfig, preprocess: Preprocess, device: torch.device
 def decoded_on(device: torch.device, batch: Batch, preprocess: Preprocess) -> Batch:
     """The batch with all images in "image", on the device (uint8, B x 3 x the model's size), and nothing encoded.
 
-    Waits for the device. UserError for an image that nothing decodes.
+    Waits for nvJPEG. On CUDA the current stream must have nothing left to do, since nvJPEG would not wait for it.
+    UserError for an image that nothing decodes.
     """
     rest = {name: tensor for name, tensor in batch.items() if name not in (JPEG, LENGTH, CUT, FLIP)}
     rows = batch[LENGTH].nonzero().flatten().tolist()

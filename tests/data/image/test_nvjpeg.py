@@ -63,6 +63,24 @@ def prepared(steps, device: str = "cpu"):
     return [[prepare(batch) for batch in batches] for batches in steps]
 
 
+@pytest.mark.gpu
+@NEEDS_CUDA
+def test_decoding_waits_for_who_reads_the_memory_that_it_gets(files):
+    """The sums of images that were freed while the device still had other things to do; decoded ones get their memory,
+    which nvJPEG once overwrote before it was read."""
+    [[batch], *_] = steps(files, EncodedTransform(PREPROCESS, AUGMENT))
+    prepare = DeviceTransform(PREPROCESS, "cuda", channels_last=True)
+    prepare(batch)
+    for _ in range(5):
+        images = [torch.ones(3, 200, 200, dtype=torch.uint8, device="cuda") for _ in range(64)]
+        torch.cuda.synchronize()
+        torch.cuda._sleep(200_000_000)  # a tenth of a second
+        sums = [image.sum() for image in images]
+        del images
+        prepare(batch)
+        assert {int(each) for each in sums} == {3 * 200 * 200}
+
+
 @pytest.mark.parametrize("mixing", [None, Mixing(cutmix=1.0)])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_CUDA])])
 def test_the_model_sees_the_same(files, device, mixing):
