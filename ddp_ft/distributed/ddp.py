@@ -2,9 +2,9 @@
 
 import inspect
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,8 @@ from ddp_ft.distributed.world import World
 
 if TYPE_CHECKING:
     from ddp_ft.contracts import Batch, Call
+
+T = TypeVar("T")
 
 # torch 2.15 renamed the option and warns about the old name.
 _NEW_NAME, _OLD_NAME = "forward_sync_buffers", "broadcast_buffers"
@@ -34,8 +36,28 @@ def replicate(
     if distributed:
         return Replica(trainee, WIRE_DTYPES[compression], searches)
     if world.device.type == "cuda" and torch.cuda.device_count() > 1:
-        return DataParallel(trainee)
+        return Threads(trainee)
     return trainee
+
+
+class Threads(DataParallel[Any]):
+    """DataParallel whose threads compute in the caller's number format."""
+
+    def parallel_apply(self, replicas: Sequence[Any], inputs: Sequence[Any], kwargs: Any) -> list[Any]:
+        """Run each replica on its part of the batch."""
+        return super().parallel_apply([in_this_autocast(each, "cuda") for each in replicas], inputs, kwargs)
+
+
+def in_this_autocast(function: Callable[..., T], device_type: str) -> Callable[..., T]:
+    """Return the function in the number format of autocast here, whatever thread calls it: DataParallel tells its
+    threads that autocast is on, but not of which format, and their own is fp16."""
+    dtype, enabled = torch.get_autocast_dtype(device_type), torch.is_autocast_enabled(device_type)
+
+    def called(*args: Any, **options: Any) -> T:
+        with torch.autocast(device_type, dtype=dtype, enabled=enabled):
+            return function(*args, **options)
+
+    return called
 
 
 class Replica(DistributedDataParallel):
