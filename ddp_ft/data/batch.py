@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import default_collate
 
 from ddp_ft.contracts import Batch
 
@@ -22,8 +21,9 @@ PARTNER = "mix_partner"
 def stacked(samples: Sequence[Batch]) -> Batch:
     """The samples as a batch; values with a NAME_length are padded."""
     ragged = [name for name in samples[0] if name + LENGTH in samples[0]]
-    batch: Batch = default_collate([{n: t for n, t in sample.items() if n not in ragged} for sample in samples])
-    return batch | {name: pad_sequence([sample[name] for sample in samples], batch_first=True) for name in ragged}
+    # Not by torch's default_collate, which takes shared memory in workers.
+    even = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0] if name not in ragged}
+    return even | {name: pad_sequence([sample[name] for sample in samples], batch_first=True) for name in ragged}
 
 
 def samples_of(batch: Batch) -> int:

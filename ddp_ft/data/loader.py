@@ -1,17 +1,15 @@
 """From addresses to batches, in this process or in forked workers, with the same result."""
 
 import itertools
-import signal
 import sys
 import traceback
-import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ddp_ft.contracts import Address, BadSample, Batch, Source, StorageFault, Transform
 from ddp_ft.data.bad_samples.find import damaged_error, reason_of, storage_error
@@ -20,7 +18,8 @@ from ddp_ft.data.micro_batches import cut_share
 from ddp_ft.data.open_sample import open_sample
 from ddp_ft.data.rng import drawing_from
 from ddp_ft.data.sampler import GlobalOrderSampler
-from ddp_ft.distributed.stop_request import STOP_SIGNALS
+from ddp_ft.data.transfer import Parcel, opened_files, pack
+from ddp_ft.data.workers import Batches, prepare_worker
 from ddp_ft.errors import printable
 
 
@@ -53,10 +52,11 @@ class _Sample(NamedTuple):
 class _Samples(Dataset[_Sample]):
     """Samples by address, or the reasons why they cannot be read: workers return no exceptions."""
 
-    def __init__(self, source: Source, transform: Transform, seed: int) -> None:
+    def __init__(self, source: Source, transform: Transform, seed: int, files: Sequence[Sequence[int]]) -> None:
         self.source = source
         self.transform = transform
         self.seed = seed
+        self.files = files  # of each worker
 
     def __getitem__(self, address: Address) -> _Sample:
         try:
@@ -97,6 +97,32 @@ class _Samples(Dataset[_Sample]):
         batch["position"] = torch.tensor([address.position for address in addresses])
         return Portion(batch if damaged else self.transform.finish(batch, addresses), damaged, replaced)
 
+    def sent(self, samples: list[_Sample]) -> "_Sent":
+        """In a worker: the samples of a fetch, ready to be sent."""
+        try:
+            portion, worker = self.collate(samples), get_worker_info()
+            files = self.files[worker.id] if worker and self.files else []
+            return _Sent(portion._replace(batch=None), None if portion.batch is None else pack(portion.batch, files))
+        except Exception as error:  # from a faulty transform
+            failure = SampleError(f"a batch: {type(error).__name__}: {error}\n{traceback.format_exc()}")
+            return _Sent(Portion(None, {}, failure=failure), None)
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A portion as it comes from a worker: its batch, if it has one, is in a parcel."""
+
+    rest: Portion
+    parcel: Parcel | None
+
+    def portion(self, pinned: bool = False) -> Portion:
+        """The portion, in memory of this process. Call it once."""
+        return self.rest if self.parcel is None else self.rest._replace(batch=self.parcel.unpacked(pinned))
+
+    def pin_memory(self) -> Portion:
+        """The portion in pinned memory: torch calls this in the thread that receives, if memory is to be pinned."""
+        return self.portion(pinned=True)
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -107,38 +133,30 @@ class Reader:
     workers: int = 0
     pin_memory: bool = False
 
-    def portions(self, fetches: Iterable[list[Address]], seed: int) -> Generator[Portion, None, None]:
-        """The portions of the fetches, in their order; workers read ahead two fetches each. Raises their failures."""
-        with warnings.catch_warnings():
-            # More workers than cores is the caller's choice, and Python >= 3.12 warns of any fork beside threads.
-            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-            warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
-            dataset = _Samples(self.source, self.transform, seed)
-            loader: DataLoader[Any] = DataLoader(
-                dataset,
-                batch_sampler=fetches,  # any iterable of lists of keys does
-                num_workers=self.workers,
-                collate_fn=dataset.collate,
-                pin_memory=self.pin_memory,
-                worker_init_fn=_ignore_signals,
-                # Forked workers start at once; spawned ones import torch for seconds.
-                multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
-                generator=torch.Generator(),  # else it draws a seed from the caller's
-            )
-            portions = iter(loader)
-        try:
-            for portion in portions:
-                if portion.failure:
-                    raise portion.failure
-                yield portion
-        finally:
-            del portions  # ends the workers now, even while a traceback keeps this frame
+    def portions(self, fetches: Callable[[], Iterable[list[Address]]], seed: int) -> Generator[Portion, None, None]:
+        """The portions of what `fetches` returns, in that order; workers read ahead two fetches each. Raises their
+        failures."""
+        with opened_files(self.workers) as files:
+            samples = _Samples(self.source, self.transform, seed, files)
+            with closing(Batches(lambda workers: self._loader(samples, fetches(), workers), self.workers)) as received:
+                for each in received:
+                    portion = each.portion() if isinstance(each, _Sent) else each
+                    if portion.failure:
+                        raise portion.failure
+                    yield portion
 
-
-def _ignore_signals(_worker: int) -> None:
-    """A stop request reaches the whole process group; the parent decides, and the workers end when it does."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    def _loader(self, samples: "_Samples", fetches: Iterable[list[Address]], workers: int) -> DataLoader[Any]:
+        return DataLoader(
+            samples,
+            batch_sampler=fetches,  # any iterable of lists of keys does
+            num_workers=workers,
+            collate_fn=samples.sent if workers else samples.collate,
+            pin_memory=self.pin_memory,
+            worker_init_fn=prepare_worker,
+            # Forked workers start at once; spawned ones import torch for seconds.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            generator=torch.Generator(),  # else it draws a seed from the caller's
+        )
 
 
 @dataclass(frozen=True)
@@ -164,7 +182,7 @@ class TrainLoader:
         return len(self.steps)
 
     def __iter__(self) -> Generator[list[Batch], None, None]:
-        with closing(self.reader.portions(self._fetches(), self.sampler.seed)) as portions:
+        with closing(self.reader.portions(self._fetches, self.sampler.seed)) as portions:
             for step in self.steps:
                 yield [_whole(self.reader.source, next(portions)) for _ in self._cuts(step)]
 
@@ -202,7 +220,7 @@ class EvalLoader:
 
     def portions(self) -> Generator[Portion, None, None]:
         """One portion for each chunk, with its damaged samples instead of an error."""
-        return self.reader.portions(self._fetches(), seed=0)
+        return self.reader.portions(self._fetches, seed=0)
 
     def _fetches(self) -> Iterator[list[Address]]:
         for start in self.starts:

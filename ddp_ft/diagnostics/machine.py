@@ -19,10 +19,12 @@ from ddp_ft.distributed.environment import usable_cores
 
 CGROUP = Path("/sys/fs/cgroup")
 MIB = 2**20
-# Each loader worker has a few pipes and sockets, and every tensor on its way holds a file of shared memory.
-FILES_OF_A_PROCESS, FILES_OF_A_WORKER = 256, 64
-# Batches that torch's loader has each worker prepare ahead, and one that is being used.
+# Measured on a CPU: 13, and 10 for each loader worker, while one set of workers trains and another evaluates. Drivers
+# of GPUs, the sockets of ranks and services for curves take dozens more.
+FILES_OF_A_PROCESS, FILES_OF_A_WORKER = 128, 16
+# Batches of a loader worker that are in memory: two that torch's loader has it prepare ahead, and one that it reads.
 PREFETCHED = 3
+LOCK_BYTES = 2**14  # in /dev/shm, for a worker: some semaphores, of a page each
 DEFAULT_PORT = 29500  # torchrun's, without --standalone and an endpoint
 NAME_PATIENCE = 5.0  # seconds for a name server
 
@@ -124,16 +126,22 @@ def threads(machine: Machine, environ: Mapping[str, str], is_cpu: bool) -> Findi
     return found.unless(machine.threads <= share and not is_idle)
 
 
-def shared_memory(machine: Machine, workers: int, batch_bytes: int) -> Finding:
-    """Whether the batches of the loader's workers fit into /dev/shm; `batch_bytes`: one batch of one process."""
-    needed = machine.processes * (workers + (workers > 0)) * PREFETCHED * batch_bytes
-    if machine.shared_bytes is None:
-        return Finding("shared memory", WARNING, "there is no /dev/shm", "Use --workers 0.").unless(not workers)
+def shared_memory(machine: Machine, workers: int) -> Finding:
+    """Whether /dev/shm has room for the locks between the loader's workers; their batches need none of it."""
     free = machine.shared_bytes
-    text = f"{_mib(free)} free in /dev/shm; {_mib(needed)} may be needed for {workers} loader workers a process"
-    remedy = "Workers die of a bus error when it is full. In a container: docker run --shm-size=8g (or --ipc=host); "
-    found = Finding("shared memory", PROBLEM, text, f"{remedy}else --workers 0.", free / MIB, "MiB")
-    return found.unless(needed <= free)
+    text = "there is no /dev/shm" if free is None else f"{_mib(free)} free in /dev/shm"
+    is_enough = not workers or (free or 0) >= LOCK_BYTES * workers
+    remedy = "Loader workers cannot start without it, and each process reads its images itself: in a container use "
+    return Finding("shared memory", WARNING, text, f"{remedy}docker run --shm-size=1g.").unless(is_enough)
+
+
+def loader_memory(machine: Machine, workers: int, batch_bytes: int) -> Finding:
+    """Whether the batches of the loader's workers fit into memory; `batch_bytes`: one batch of one process."""
+    needed = machine.processes * workers * PREFETCHED * batch_bytes
+    text = f"{_mib(machine.memory_bytes)} may be used; batches of {workers} loader workers a process take "
+    remedy = "Use fewer --workers, or a smaller --micro-batch: the system kills processes when it is full."
+    found = Finding("loader memory", PROBLEM, f"{text}{_mib(needed)}", remedy, machine.memory_bytes / MIB, "MiB")
+    return found.unless(needed <= machine.memory_bytes)
 
 
 def open_files(machine: Machine, workers: int) -> Finding:
@@ -223,7 +231,8 @@ def all_of(
     if found := quota(machine):
         yield found
     yield threads(machine, environ, is_cpu)
-    yield shared_memory(machine, workers, batch_bytes)
+    yield shared_memory(machine, workers)
+    yield loader_memory(machine, workers, batch_bytes)
     yield open_files(machine, workers)
 
 
