@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from ddp_ft.config.schema import RunConfig
+    from ddp_ft.config.schema import DataConfig, RunConfig
     from ddp_ft.tasks.scored.base import ScoredSet
 
 # Tensors by name, whose first dimension counts samples. A value of uneven length is NAME, padded with 0 along its 2nd
@@ -105,6 +105,13 @@ class Processor(Protocol):
 
     def configured(self, decoder: str) -> "Processor":
         """The processor for that data.decoder; the same if it has no choice."""
+
+    def measure(self, data: "DataConfig", source: Source) -> dict[str, Any]:
+        """What it has to know of the training set, as JSON values for plan.json, with perhaps a "note" for the start;
+        empty if nothing. UserError for a setting that cannot be followed."""
+
+    def fitted(self, inputs: Mapping[str, Any]) -> "Processor":
+        """The processor that knows what `measure` returned."""
 
     def check(self, config: "RunConfig", target_kind: str, device: torch.device) -> None:
         """Raise UserError for settings that contradict each other, or do not suit it, such targets or that device."""

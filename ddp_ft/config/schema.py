@@ -79,6 +79,12 @@ class DataConfig:
         "GPU; auto: shrink.",
         choices=("auto", "shrink", "full", "nvjpeg"),
     )
+    range: tuple[float, ...] | None = key(
+        None,
+        "LOW,HIGH: the values of black and white in images of more than 8 bits, such as 0,4095; auto: measured on a "
+        "sample of the training set.",
+        null="auto",
+    )
     # These two decide whether a run continues and never with what, so a restart may change them.
     on_error: str = machine_key(
         "fail",

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ddp_ft.contracts import BadSample, LabelledSource
 from ddp_ft.data.image.decode import decode
-from ddp_ft.data.image.pillow import ORIENTATION, known_formats, quiet_pillow
+from ddp_ft.data.image.pillow import ORIENTATION, is_deep, known_formats, quiet_pillow
 from ddp_ft.distributed.environment import usable_cores
 
 # Images that a process takes at a time, and how many such parts wait for each process: this bounds memory.
@@ -160,7 +160,7 @@ def _oddities(image: Image.Image, name: str) -> Iterator[tuple[str, bool]]:
     suffix = Path(name).suffix[1:].lower()
     yield SUFFIX, bool(suffix) and image.format not in _FORMATS_OF.get(suffix, (suffix.upper(),))
     yield CMYK, image.mode == "CMYK"
-    yield DEEP, image.mode in ("I", "F") or image.mode.startswith("I;")
+    yield DEEP, is_deep(image)
     yield PALETTE, image.mode in ("P", "PA")
     yield ALPHA, image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
     yield ANIMATED, image.format != "MPO" and getattr(image, "n_frames", 1) > 1

@@ -57,7 +57,7 @@ def _open(known: Examination, world: "World") -> "Splits | None":
 
 def _survey(known: Examination, splits: "Splits", composed: "Run | None") -> Iterator[Finding]:
     from ddp_ft.data.survey import survey
-    from ddp_ft.diagnostics.images import about_survey
+    from ddp_ft.diagnostics.images import about_survey, grey_levels
 
     if splits.train.kind != "image":
         return
@@ -65,6 +65,7 @@ def _survey(known: Examination, splits: "Splits", composed: "Run | None") -> Ite
     found = survey(sources, known.report or (lambda done, total: None))
     size = None if composed is None else composed.model.processor.shape()
     yield from about_survey(found, known.config.data.on_error == "skip", size)
+    yield from grey_levels(splits.train, known.config.data.range)
 
 
 def _compose(known: Examination, world: "World", splits: "Splits") -> "Run":

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from ddp_ft.contracts import Source
+from ddp_ft.data.image.value_range import LEAST_USE, levels_used, parse_range, range_of, sample_values
 from ddp_ft.data.survey import ALPHA, ANIMATED, CMYK, DEEP, PALETTE, SUFFIX, TURNED, Survey
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
 from ddp_ft.errors import printable
@@ -16,7 +18,7 @@ _KEPT = 100_000  # paths of one finding: further ones say nothing new
 # What is done with unusual images.
 _BECOME = {
     CMYK: "are converted to RGB without a colour profile",
-    DEEP: "are scaled to 8 bits by their format's range",
+    DEEP: "are scaled to 8 bits, from data.range",
     PALETTE: "are converted to RGB",
     ALPHA: "lose their alpha",
     ANIMATED: "are represented by their first frame",
@@ -79,6 +81,19 @@ def odd(found: Survey) -> Iterator[Finding]:
         if those := found.having(oddity):
             text = f"{_counted(len(those), 'image')} ({len(those) / len(found):.1%}): {oddity}"
             yield _note(found, "modes", text, f"These {fate}.", those)
+
+
+def grey_levels(source: Source, given: Sequence[float] | None) -> Iterator[Finding]:
+    """How many grey levels remain of images of more than 8 bits; `given`: data.range."""
+    values, known = sample_values(source), parse_range(given)
+    if values is None or (ends := known or range_of(values)) is None:
+        return
+    levels, (low, high) = levels_used(values, ends), values.middle
+    text = f"black is {ends[0]:g} and white {ends[1]:g}; the middle 98 % of the values ({low:g} to {high:g}) become"
+    text += f" {levels:.0f} of 256 grey levels"
+    remedy = f"Fine differences are lost. If these values are what matters: --set data.range={low:g},{high:g}"
+    found = Finding("grey levels", WARNING, text, remedy, round(levels, 1), "levels")
+    yield found.unless(levels >= 256 * LEAST_USE)
 
 
 def _note(found: Survey, name: str, text: str, remedy: str, those: Sequence[int]) -> Finding:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,8 @@ def compose_stored(
         raise UserError(
             f"{folder.path} trained its head on features (freeze.cache_features); replay is for steps on images."
         )
-    run, state, _ = compose(config, Request(folder.path, layers), machine)
+    earlier = replace(plan, lowered=None)  # micro-batches are cut as this machine's memory allows
+    run, state, _ = compose(config, Request(folder.path, layers, earlier=earlier), machine)
     state.progress.phase = TRAIN
     return run, state
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ddp_ft.contracts import BadSample, Batch, Source, Task
-from ddp_ft.data.image.undecoded import Image, whole
+from ddp_ft.data.image.processor import preprocess_of
+from ddp_ft.data.image.undecoded import Image, in_range, whole
 from ddp_ft.data.open_sample import open_sample
 from ddp_ft.data.sources.files import FileSource
 from ddp_ft.data.sources.predict_inputs import list_images
@@ -152,22 +153,23 @@ def images_to_compare(model: Path, original: Trained, given: Path | None, count:
     From `given`, else from what that model's run is evaluated on, else noise. UserError if none of `given` is readable.
     """
     if given is not None:
-        found = _spread(FileSource(list_images([str(given)])), count)
+        found = _spread(FileSource(list_images([str(given)])), count, original)
         if not found:
             raise UserError(f"--check-images {given}: none of its images can be read.")
         return found, f"images of {given}"
     source = own_validation(model, original)
-    if source is not None and (found := _spread(source, count)):
+    if source is not None and (found := _spread(source, count, original)):
         return found, "images that the run is evaluated on"
     return _noise(original, count), "images of noise, since the run's data is not here (--check-images DIR)"
 
 
-def _spread(source: Source, count: int) -> list[Image]:
+def _spread(source: Source, count: int, original: Trained) -> list[Image]:
     found: list[Image] = []
+    value_range = preprocess_of(original.processor).value_range
     for place in range(min(count, len(source))):
         index = place * len(source) // min(count, len(source))
         with suppress(BadSample):
-            image = open_sample(source, index)["image"]
+            image = in_range(open_sample(source, index)["image"], value_range)
             whole(image)
             found.append(image)
     return found

@@ -97,5 +97,13 @@ def _facts(description: Mapping[str, Any], preprocess: Preprocess, classes: tupl
         "",
         f"Input: RGB, {height} x {width} (resized by {preprocess.interpolation}, the middle {preprocess.crop_pct:g} of "
         f"it cut out), values 0 to 1 less {list(preprocess.mean)}, divided by {list(preprocess.std)}.",
+        *_about_values(preprocess),
         "",
     ]
+
+
+def _about_values(preprocess: Preprocess) -> list[str]:
+    if preprocess.value_range is None:
+        return []
+    low, high = preprocess.value_range
+    return [f"In images of more than 8 bits {low:g} becomes 0 and {high:g} becomes 1; what is beyond them is cut off."]

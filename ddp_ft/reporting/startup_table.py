@@ -73,8 +73,9 @@ def _sizes_of_model(run: Run) -> Iterator[str]:
 
 def _notes(run: Run) -> list[str]:
     """Settings and models that may not have the intended effect."""
+    notes = [str(note)] if (note := run.plan.inputs.get("note")) else []
     late = [stage.epoch for stage in run.stages if stage.epoch >= run.config.train.epochs]
-    notes = [f"the stage of freeze.schedule that begins at epoch {late[0]} is never reached."] if late else []
+    notes += [f"the stage of freeze.schedule that begins at epoch {late[0]} is never reached."] if late else []
     if run.model.unused:
         notes.append(
             f"a forward pass on noise does not use {len(run.model.unused)} of the parameters that learn, and without a "

@@ -17,7 +17,7 @@ from ddp_ft.training.malloc import keep_freed_memory
 from ddp_ft.training.optim import optimizer_of
 from ddp_ft.training.plan import make_plan
 from ddp_ft.training.progress import Progress
-from ddp_ft.training.recipe import build, settle_recipe
+from ddp_ft.training.recipe import build, fit_inputs, settle_recipe
 from ddp_ft.training.request import Request
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
@@ -35,6 +35,7 @@ def compose(
         keep_freed_memory()
     splits = splits or world.from_main(lambda: open_splits_of(request.run_dir, config))
     built = build(config, outputs_of(config, splits.schema))
+    built, inputs = fit_inputs(built, config.data, splits.train, request.earlier, world)
     config, recipe, why = settle_recipe(config, request, built, len(splits.train))
     check_alone(config)
     task = make_task(config, splits.schema, splits.train.targets)
@@ -43,6 +44,7 @@ def compose(
     plan = make_plan(
         config, machine, model, (len(splits.train), len(splits.val)),
         recipe=recipe, task=task.name, tuned=dict(request.tuned), measured=[dict(row) for row in request.measured],
+        inputs=inputs,
     ).after(request.earlier)  # fmt: skip
     check_together(config, model, splits, world.device)
     check_restorable(model, task)

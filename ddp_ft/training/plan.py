@@ -29,7 +29,7 @@ class Plan:
 
     `lowered`: from how many images of a micro-batch to how many, since a process ran out of memory. `tuned`: the keys
     that were decided by measuring, with their values; `measured`: the rows that led to them. Both hold for later
-    starts.
+    starts. `inputs`: what the processor had to know of the training set (`Processor.measure`).
     """
 
     recipe: str
@@ -50,6 +50,7 @@ class Plan:
     lowered: tuple[int, int] | None = None
     tuned: dict[str, Any] = field(default_factory=dict)
     measured: list[dict[str, Any]] = field(default_factory=list)
+    inputs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def cut(self) -> int | None:
@@ -94,7 +95,8 @@ def read_plan(folder: RunFolder) -> Plan | None:
 
 def make_plan(config: RunConfig, machine: Machine, built: BuiltModel, samples: tuple[int, int], **decided: Any) -> Plan:
     """Return the plan of a run of `samples` = (train, val) images; the model is in the mode in which it is trained.
-    `decided`: the fields recipe, task, tuned, measured. UserError for what this machine or this data does not allow."""
+    `decided`: the fields recipe, task, tuned, measured, inputs.
+    UserError for what this machine or this data does not allow."""
     world, (train_samples, val_samples), workers = machine.world, samples, config.data.workers
     if config.train.batch_size < world.size:
         raise UserError(

@@ -1,14 +1,17 @@
 """The model that a run begins with, and what the recipe `auto` becomes."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import BuiltModel
+from ddp_ft.config.schema import DataConfig, RunConfig
+from ddp_ft.contracts import BuiltModel, Source
+from ddp_ft.distributed.world import World
 from ddp_ft.models import build_model
 from ddp_ft.models.backbone import MOST_FEATURE_BYTES, feature_width
 from ddp_ft.models.head import check_head
+from ddp_ft.training.plan import Plan
 from ddp_ft.training.request import Request
 
 # Above this many samples `auto` does not compute features.
@@ -41,6 +44,15 @@ def build(config: RunConfig, outputs: int) -> BuiltModel:
     torch.manual_seed(config.seed)
     built = build_model(model.name, outputs, model.image_size, model.weights, config.head, model.drop_path)
     return replace(built, processor=built.processor.configured(config.data.decoder))
+
+
+def fit_inputs(
+    built: BuiltModel, data: DataConfig, source: Source, earlier: Plan | None, world: World
+) -> tuple[BuiltModel, dict[str, Any]]:
+    """Return the model with a processor that knows of the training set what an earlier start has measured, else what
+    rank 0 measures now; and that. Collective."""
+    inputs = earlier.inputs if earlier else world.from_main(lambda: built.processor.measure(data, source))
+    return replace(built, processor=built.processor.fitted(inputs)), inputs
 
 
 def settle_recipe(config: RunConfig, request: Request, built: BuiltModel, samples: int) -> tuple[RunConfig, str, str]:

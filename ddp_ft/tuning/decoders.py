@@ -3,11 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.contracts import Address, BadSample, Processor, Source
-from ddp_ft.data.image.decode import decode_by_pillow
+from ddp_ft.data.image.decode import JpegFile, decode_by_pillow
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.data.image.transforms import eval_transform, train_transform
@@ -33,7 +31,7 @@ def find_jpegs(source: Source, addresses: Iterable[Address]) -> list[Address]:
 def _is_sound_jpeg(source: Source, address: Address) -> bool:
     try:
         image = open_sample(source, address.index)["image"]
-        return not isinstance(image, Tensor) and image.pixels(8) is not None
+        return isinstance(image, JpegFile) and image.pixels(8) is not None
     except BadSample:  # training will find and report it
         return False
 

@@ -22,6 +22,7 @@ TESTED = {
     "data.val_split": "test_val_split",
     "data.workers": "test_workers",
     "data.decoder": "test_decoder",
+    "data.range": "data/image/test_value_range.py::test_a_run_and_what_is_made_of_it",
     "data.on_error": "system/faults/test_damaged_images.py::test_runs_go_on_without_damaged_images",
     "data.max_damaged": "system/faults/test_damaged_images.py::test_runs_go_on_without_damaged_images",
     "data.image": "data/sources/test_table.py::test_column_of_images",

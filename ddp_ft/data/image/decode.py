@@ -4,8 +4,8 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -14,7 +14,17 @@ from torch import Tensor
 from ddp_ft.contracts import BadSample, StorageFault
 from ddp_ft.data.image import undecoded
 from ddp_ft.data.image.jpeg import START, Header, decode_jpeg, read_header
-from ddp_ft.data.image.pillow import Pixels, as_pixels, quiet_pillow, read_pixels
+from ddp_ft.data.image.pillow import (
+    ORIENTATION,
+    Pixels,
+    Readable,
+    ValueRange,
+    as_pixels,
+    is_deep,
+    known_formats,
+    quiet_pillow,
+    read_pixels,
+)
 from ddp_ft.errors import one_line
 
 # Errors of the system that are about the file itself, and so are the same at each try.
@@ -36,17 +46,20 @@ def decode_by_pillow(path: Path | str) -> Tensor:
         return undecoded.as_tensor(read_pixels(path))
 
 
-def from_pillow(image: Image.Image) -> Tensor:
-    """A Pillow image as `decode` returns one; the given one is not changed. BadSample for what Pillow cannot read."""
+def from_pillow(image: Image.Image) -> undecoded.Image:
+    """A Pillow image as `open_image` returns one; the given one is not changed. BadSample for what Pillow cannot
+    read."""
     try:
         with quiet_pillow():
-            return undecoded.as_tensor(as_pixels(image.copy()))
+            own = image.copy()
+            return DeepImage(own, _upright_size(own)) if is_deep(own) else undecoded.as_tensor(as_pixels(own))
     except Exception as error:  # it may be a file that is read only now, and damaged
         raise BadSample(f"The image cannot be read: {one_line(error)}") from error
 
 
 def open_image(path: Path | str) -> undecoded.Image:
-    """A JPEG as an image that is decoded when parts of it are needed, which may raise as well; others decoded.
+    """A JPEG, and an image of more than 8 bits, as one that is decoded when parts of it are needed, which may raise as
+    well; others decoded.
 
     Raises BadSample, "path: reason", for a damaged image; a file beyond Pillow's limit of pixels is one, and is found
     before any pixel is decoded. StorageFault if the image may be whole.
@@ -56,7 +69,23 @@ def open_image(path: Path | str) -> undecoded.Image:
             raise BadSample("a pipe, which might never end")
         data = _read_jpeg(path)
         header = read_header(data) if data else None
-        return JpegFile(path, data, header) if header else undecoded.as_tensor(read_pixels(path))
+        return JpegFile(path, data, header) if header else _by_pillow(path)
+
+
+def _by_pillow(path: Path | str) -> undecoded.Image:
+    with quiet_pillow(), Image.open(path, formats=known_formats()) as image:
+        if is_deep(image):
+            return DeepImage(path, _upright_size(image))
+        image.load()
+        return undecoded.as_tensor(as_pixels(image))
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width); EXIF turns by 90 degrees from 5 on."""
+    with suppress(Exception):  # garbled metadata, which decoding ignores too
+        if image.getexif().get(ORIENTATION, 1) in range(5, 9):
+            return image.width, image.height
+    return image.height, image.width
 
 
 @dataclass(frozen=True)
@@ -81,14 +110,39 @@ class JpegFile:
             except (ValueError, OSError):  # also for small oddities: Pillow decides what is damaged
                 return read_pixels(self.path)
 
+    def within(self, value_range: ValueRange) -> "JpegFile":
+        """The same: a JPEG has 8 bits."""
+        return self
+
+
+@dataclass(frozen=True)
+class DeepImage:
+    """An image of more than 8 bits, by its path or as Pillow has it, not yet scaled to 8 bits.
+
+    `size` is (height, width), upright; `value_range` the values of black and white; None: those of its format.
+    """
+
+    source: Readable
+    size: tuple[int, int]
+    value_range: ValueRange | None = None
+
+    def pixels(self, shrink: int) -> Pixels:
+        """The whole image; it is never shrunk."""
+        with _damage_named(self.source):
+            return read_pixels(self.source, self.value_range)
+
+    def within(self, value_range: ValueRange) -> "DeepImage":
+        """The image with these values as black and white."""
+        return replace(self, value_range=value_range)
+
 
 @contextmanager
-def _damage_named(path: Path | str) -> Iterator[None]:
+def _damage_named(path: Readable) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a damaged file can raise almost anything: OSError, SyntaxError, struct.error...
         kind = StorageFault if _is_of_the_machine(error) else BadSample
-        raise kind(f"{path}: {_reason(error, Path(path))}") from error
+        raise kind(f"{path}: {_reason(error, path)}") from error
 
 
 def _read_jpeg(path: Path | str) -> bytes:
@@ -106,9 +160,9 @@ def _is_of_the_machine(error: Exception) -> bool:
     return isinstance(error, MemoryError)
 
 
-def _reason(error: Exception, path: Path) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image" if path.stat().st_size else "the file is empty"
+def _reason(error: Exception, path: Readable) -> str:
+    if isinstance(error, UnidentifiedImageError) and not isinstance(path, Image.Image):
+        return "not an image" if Path(path).stat().st_size else "the file is empty"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return one_line(error)

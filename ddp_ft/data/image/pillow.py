@@ -1,16 +1,20 @@
 """Images read by Pillow, in the formats of photographs. Free of torch."""
 
 import functools
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 Pixels = NDArray[np.uint8]  # H x W x 3
+ValueRange = tuple[float, float]  # the values of black and white
+Readable = Path | str | Image.Image
 
 ORIENTATION = 0x0112  # the EXIF tag
 _TIFF_BITS_PER_SAMPLE = 258
@@ -18,20 +22,38 @@ _TIFF_BITS_PER_SAMPLE = 258
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
 
-def read_pixels(path: Path | str) -> Pixels:
-    """The image upright (EXIF), the first frame of an animation, without its alpha; grey of more than 8 bits scaled
-    down. Raises Pillow's exceptions, of many types, for a damaged image."""
-    with quiet_pillow(), Image.open(path, formats=known_formats()) as image:
+def read_pixels(source: Readable, value_range: ValueRange | None = None) -> Pixels:
+    """The image upright (EXIF), the first frame of an animation, without its alpha; more than 8 bits scaled down.
+
+    `value_range`: the values of black and white for an image of more than 8 bits; None: its format's own. Raises
+    Pillow's exceptions, of many types, for a damaged image.
+    """
+    with quiet_pillow(), _opened(source) as image:
+        if value_range is not None and is_deep(image):
+            return _as_colours(scaled(deep_values(source), value_range))
         image.load()
         return as_pixels(image)
 
 
 def as_pixels(image: Image.Image) -> Pixels:
     """A Pillow image as `read_pixels` returns one; the given image itself is turned upright."""
-    with suppress(Exception):  # garbled metadata does not make good pixels bad, and Pillow raises any type over it
-        ImageOps.exif_transpose(image, in_place=True)
+    _turn_upright(image)
     # A copy, because Pillow's own array is read-only, and torch warns of those.
     return np.array(_to_rgb(image))
+
+
+def _turn_upright(image: Image.Image) -> None:
+    with suppress(Exception):  # garbled metadata does not make good pixels bad, and Pillow raises any type over it
+        ImageOps.exif_transpose(image, in_place=True)
+
+
+@contextmanager
+def _opened(source: Readable) -> Iterator[Image.Image]:
+    if isinstance(source, Image.Image):
+        yield source.copy()
+        return
+    with Image.open(source, formats=known_formats()) as image:
+        yield image
 
 
 @contextmanager
@@ -53,10 +75,77 @@ def known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
+def is_deep(image: Image.Image) -> bool:
+    """Whether an opened image has more than 8 bits for a grey or colour value."""
+    return _is_deep_grey(image) or _is_deep_colour(image)
+
+
+def _is_deep_grey(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;")
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    return image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in _tiles(image))
+
+
+# The parts of a file, each with a decoder, a place and the order of its bytes; only images from files have it.
+_TILES = "tile"
+
+
+def _tiles(image: Image.Image) -> Sequence[Any]:
+    found: Sequence[Any] = getattr(image, _TILES, ())
+    return found
+
+
+def deep_values(source: Readable) -> NDArray[Any]:
+    """The values of an image of more than 8 bits, upright: H x W of any number type, or uint16 H x W x 3 without alpha.
+
+    Pillow keeps the upper 8 of a colour's 16 bits. The lower ones come from reading the file again with the bytes in
+    the other order; where Pillow does not know that order, they are taken to be the upper ones.
+    """
+    with quiet_pillow(), _opened(source) as image:
+        is_colour = _is_deep_colour(image)
+        orders = [(*tile[:3], _swapped(tile[3])) for tile in _tiles(image)] if is_colour else []
+        image.load()
+        _turn_upright(image)
+        values: NDArray[Any] = np.array(image)
+        if not is_colour:
+            return values
+        upper = values[..., :3].astype(np.uint16)
+        with suppress(ValueError), _opened(source) as again:
+            setattr(again, _TILES, orders)
+            again.load()
+            _turn_upright(again)
+            whole: NDArray[Any] = upper * 256 + np.asarray(again)[..., :3]
+            return whole
+        return upper * 257
+
+
+def _swapped(order: Any) -> Any:
+    """Pillow's name of an order of bytes, such as RGB;16B, for the other one; it may be the first of a tuple."""
+    if isinstance(order, tuple):
+        return (_swapped(order[0]), *order[1:])
+    name, _, bits = str(order).rpartition(";")
+    native = "16L" if sys.byteorder == "little" else "16B"
+    return f"{name};{'16B' if bits.replace('16N', native) == '16L' else '16L'}"
+
+
+def scaled(values: NDArray[Any], value_range: ValueRange) -> NDArray[np.uint8]:
+    """The values as grey levels: the range's ends become 0 and 255, what is beyond them too, and NaN becomes black."""
+    low, high = value_range
+    levels = (values.astype(np.float64) - low) * (255 / (high - low))
+    found: NDArray[np.uint8] = np.nan_to_num(levels, nan=0.0).round().clip(0, 255).astype(np.uint8)
+    return found
+
+
+def _as_colours(levels: NDArray[np.uint8]) -> Pixels:
+    return levels if levels.ndim == 3 else np.repeat(levels[..., None], 3, axis=2)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+    if _is_deep_grey(image):
         image = Image.fromarray(_grey_8_bit(image))
     # As timm and torchvision do, alpha is dropped; transparent palette entries go with it, which Pillow's
     # conversion would warn of.

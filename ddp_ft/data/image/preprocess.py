@@ -10,6 +10,7 @@ class Preprocess:
     """What a model expects of its images. `size` is (height, width); mean and std are for values in 0..1.
 
     `decoder` says whether a JPEG may "shrink" while it is decoded, as far as the size allows, or is decoded in "full".
+    `value_range` are the values of black and white in images of more than 8 bits; None: those of each image's format.
     """
 
     size: tuple[int, int]
@@ -19,17 +20,19 @@ class Preprocess:
     crop_pct: float = 0.875
     crop_mode: str = "center"
     decoder: str = "shrink"
+    value_range: tuple[float, float] | None = None
 
     def to_mapping(self) -> dict[str, Any]:
         """As JSON values, for model.json."""
-        return {name: list(each) if isinstance(each, tuple) else each for name, each in asdict(self).items()}
+        known = {name: each for name, each in asdict(self).items() if name != "value_range" or each is not None}
+        return {name: list(each) if isinstance(each, tuple) else each for name, each in known.items()}
 
     @staticmethod
     def from_mapping(values: Mapping[str, Any]) -> "Preprocess":
         """The inverse of `to_mapping`."""
-        size = values["size"]
+        size, ends = values["size"], values.get("value_range")
         return Preprocess(
             (int(size[0]), int(size[1])), tuple(values["mean"]), tuple(values["std"]),
             values["interpolation"], float(values["crop_pct"]), values["crop_mode"],
-            values.get("decoder", "shrink"),
+            values.get("decoder", "shrink"), None if ends is None else (float(ends[0]), float(ends[1])),
         )  # fmt: skip

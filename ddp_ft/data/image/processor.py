@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import Address, Batch, Processor, Sample
+from ddp_ft.config.schema import DataConfig, RunConfig
+from ddp_ft.contracts import Address, Batch, Processor, Sample, Source
 from ddp_ft.data.batch import stacked
 from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.data.image.mixup import Mixing, draw_mixes
@@ -16,6 +16,7 @@ from ddp_ft.data.image.nvjpeg import NVJPEG, EncodedTransform, check_nvjpeg
 from ddp_ft.data.image.pillow import Pixels, known_formats
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import eval_transform, train_transform
+from ddp_ft.data.image.value_range import measure
 from ddp_ft.data.image.views import ImageViews, widened
 from ddp_ft.errors import UserError
 
@@ -67,6 +68,15 @@ class ImageProcessor:
         """ "full" with nvjpeg: only training decodes on the GPU; evaluation is the same on every machine."""
         found = {"auto": "shrink", NVJPEG: "full"}.get(decoder, decoder)
         return ImageProcessor(replace(self.preprocess, decoder=found))
+
+    def measure(self, data: DataConfig, source: Source) -> dict[str, Any]:
+        """The values of black and white, if there are images of more than 8 bits."""
+        return measure(data.range, source)
+
+    def fitted(self, inputs: Mapping[str, Any]) -> "ImageProcessor":
+        """With those values."""
+        ends = inputs.get("value_range")
+        return ImageProcessor(replace(self.preprocess, value_range=None if ends is None else (ends[0], ends[1])))
 
     def check(self, config: RunConfig, target_kind: str, device: torch.device) -> None:
         """Raise UserError for mixing or decoding on the GPU that cannot be done."""

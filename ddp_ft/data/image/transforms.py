@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.data.image.augment import distortions
 from ddp_ft.data.image.preprocess import Preprocess
-from ddp_ft.data.image.undecoded import Box, Image, cut, size_of
+from ddp_ft.data.image.undecoded import Box, Image, cut, in_range, size_of
 from ddp_ft.errors import UserError, known_names
 
 # An image of any size, decoded or not, to a tensor of the model's size.
@@ -70,10 +70,12 @@ class _TrainTransform:
         self.least_area = augment.crop_min
         self.size = list(preprocess.size)
         self.decoder = preprocess.decoder
+        self.value_range = preprocess.value_range
         self.flip = augment.flip
         self.distort = distortions(preprocess, augment)
 
     def __call__(self, image: Image) -> Tensor:
+        image = in_range(image, self.value_range)
         part = cut(image, draw_crop(*size_of(image), self.least_area), self.size, self.decoder)
         resized: Tensor = F.resize_image(part, self.size, self.interpolation, antialias=True)
         seen: Tensor = F.horizontal_flip_image(resized) if torch.rand(1) < self.flip else resized
@@ -103,12 +105,14 @@ class _EvalTransform:
         self.size = preprocess.size
         self.mode = preprocess.crop_mode
         self.decoder = preprocess.decoder
+        self.value_range = preprocess.value_range
         self.interpolation = interpolation_of(preprocess)
         self.fill = [float(round(255 * value)) for value in preprocess.mean] if self.mode == "border" else [0.0]
         height, width = preprocess.size
         self.scaled = (math.floor(height / preprocess.crop_pct), math.floor(width / preprocess.crop_pct))
 
     def __call__(self, image: Image) -> Tensor:
+        image = in_range(image, self.value_range)
         box = Box(0, 0, *size_of(image))
         if self.mode == "center":
             box = _without_far_ends(box, self.size)

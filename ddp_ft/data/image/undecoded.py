@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddp_ft.contracts import Batch, Sample
-from ddp_ft.data.image.pillow import Pixels
+from ddp_ft.data.image.pillow import Pixels, ValueRange
 
 # How much larger than needed an image stays when it is shrunk while decoding: 2, as for Pillow's thumbnails, gives
 # almost the result of the whole image.
@@ -35,6 +35,9 @@ class Undecoded(Protocol):
     def pixels(self, shrink: int) -> Pixels:
         """All of it, with sides of about 1/shrink (1, 2, 4, 8), or of 1 if it cannot shrink. Raises BadSample."""
 
+    def within(self, value_range: ValueRange) -> "Undecoded":
+        """The image with these values as black and white, if it has more than 8 bits."""
+
 
 # What transforms take: an image, decoded or not (Tensor: uint8, 3 x H x W).
 Image = Undecoded | Tensor
@@ -43,6 +46,11 @@ Image = Undecoded | Tensor
 def whole(image: Image) -> Tensor:
     """All of it: uint8, 3 x H x W, a view of interleaved pixels if it comes from a file. Raises BadSample."""
     return image if isinstance(image, Tensor) else as_tensor(image.pixels(1))
+
+
+def in_range(image: Image, value_range: ValueRange | None) -> Image:
+    """The image with these values as black and white, if it has more than 8 bits and is not decoded yet."""
+    return image if value_range is None or isinstance(image, Tensor) else image.within(value_range)
 
 
 def decoded(sample: Sample) -> Batch:

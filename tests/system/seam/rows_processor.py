@@ -6,8 +6,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import Address, Batch, Sample
+from ddp_ft.config.schema import DataConfig, RunConfig
+from ddp_ft.contracts import Address, Batch, Sample, Source
 from ddp_ft.data.batch import stacked
 from ddp_ft.errors import UserError
 
@@ -52,6 +52,12 @@ class RowsProcessor:
         return {"kind": self.kind, "scale": self.scale}
 
     def configured(self, decoder: str) -> "RowsProcessor":
+        return self
+
+    def measure(self, data: DataConfig, source: Source) -> dict[str, Any]:
+        return {}
+
+    def fitted(self, inputs: Mapping[str, Any]) -> "RowsProcessor":
         return self
 
     def check(self, config: RunConfig, target_kind: str, device: torch.device) -> None:

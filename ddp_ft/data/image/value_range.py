@@ -1,0 +1,138 @@
+"""Which values of images of more than 8 bits become black and white: those that a sample of the set has."""
+
+import math
+import os
+import stat
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ddp_ft.contracts import Source
+from ddp_ft.data.image.pillow import ValueRange, deep_values, is_deep, known_formats, quiet_pillow
+from ddp_ft.distributed.environment import usable_cores
+from ddp_ft.errors import UserError
+
+# How many headers are read, evenly spread over the set, and of how many images of more than 8 bits all values.
+_HEADERS, _IMAGES = 256, 32
+# Formats of 8 bits, which are not opened.
+_SHALLOW = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp")
+# The largest values of whole numbers of 8 to 16 bits, and the usual ones of others.
+_WHOLE, _FRACTIONS = tuple(float(2**bits - 1) for bits in range(8, 17)), (1.0, 255.0, 65535.0)
+FULL = (0.0, _WHOLE[-1])
+# The share of values on each side that may be outliers, such as dead pixels: 100 of a megapixel.
+_OUTLIERS = 1e-4
+_QUANTILES = (0.0, _OUTLIERS, 0.01, 0.99, 1 - _OUTLIERS, 1.0)
+# A usual scale of which the values fill less than this is not taken: fewer than 64 grey levels would remain.
+LEAST_USE = 1 / 4
+
+
+@dataclass(frozen=True)
+class Values:
+    """The least and the largest value in `images` of more than 8 bits: of all values, without outliers, and of the
+    middle 98 %; and whether all are whole numbers of up to 16 bits."""
+
+    images: int
+    ends: ValueRange
+    usual_ends: ValueRange
+    middle: ValueRange
+    is_whole: bool
+
+
+def sample_values(source: Source) -> Values | None:
+    """The values in a sample of the set, always the same one; None if none of it has more than 8 bits.
+
+    What is no file, or cannot be read, is skipped.
+    """
+    places = [place * len(source) // min(_HEADERS, len(source)) for place in range(min(_HEADERS, len(source)))]
+    names = [name for name in map(source.name, places) if not name.lower().endswith(_SHALLOW)]
+    with quiet_pillow(), ThreadPoolExecutor(usable_cores()) as pool:
+        deep = [name for name, is_so in zip(names, pool.map(_is_deep, names), strict=True) if is_so]
+        chosen = [deep[place * len(deep) // min(_IMAGES, len(deep))] for place in range(min(_IMAGES, len(deep)))]
+        found = [each for each in pool.map(_look, chosen) if each is not None]
+    if not found:
+        return None
+    lowest, highest = np.min([each[0] for each in found], 0), np.max([each[0] for each in found], 0)
+    ends, usual, middle = ((float(lowest[place]), float(highest[-1 - place])) for place in range(3))
+    return Values(len(found), ends, usual, middle, all(is_whole for _, is_whole in found))
+
+
+def _is_deep(name: str) -> bool:
+    try:
+        if not stat.S_ISREG(os.stat(name).st_mode):  # noqa: PTH116  (a pipe might never end)
+            return False
+        with Image.open(name, formats=known_formats()) as image:
+            return is_deep(image)
+    except Exception:  # training will meet it, and report what is wrong
+        return False
+
+
+def _look(name: str) -> tuple[NDArray[np.float64], bool] | None:
+    """The values at the _QUANTILES; and whether all are whole numbers of 16 bits."""
+    try:
+        values = deep_values(name)
+    except Exception:
+        return None
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return None
+    found = np.quantile(finite, _QUANTILES).astype(np.float64)
+    return found, bool(np.issubdtype(values.dtype, np.integer) and found[0] >= 0 and found[-1] <= FULL[1])
+
+
+def range_of(values: Values) -> ValueRange | None:
+    """The values of black and white for a set with such values; None if all are equal.
+
+    From 0 to the smallest usual scale that holds them all (for whole numbers 2^8 - 1 to 2^16 - 1; 1, 255 or 65535), but
+    for outliers that would make it four times as large; the ends of the values themselves where they are negative,
+    larger, or fill less than a quarter of such a scale.
+    """
+    if values.ends[0] == values.ends[1]:
+        return None
+    with_all, without = _scale(values.ends, values.is_whole), _scale(values.usual_ends, values.is_whole)
+    width, usual_width = with_all[1] - with_all[0], without[1] - without[0]
+    return without if 0 < usual_width <= width / 4 else with_all
+
+
+def levels_used(values: Values, value_range: ValueRange) -> float:
+    """How many of the 256 grey levels lie between the ends of the middle 98 % of the values."""
+    dark, bright = np.interp(values.middle, value_range, (0.0, 255.0))
+    return float(bright - dark) + 1
+
+
+def parse_range(given: Sequence[float] | None) -> ValueRange | None:
+    """The values of black and white in data.range; None for auto. UserError unless it has two numbers, rising."""
+    if given is None:
+        return None
+    if len(given) != 2 or not given[0] < given[1]:
+        text = ",".join(f"{each:g}" for each in given)
+        raise UserError(f"data.range = {text} is not LOW,HIGH.", "Example: data.range=0,4095 for 12 bits; or auto.")
+    return given[0], given[1]
+
+
+def measure(given: Sequence[float] | None, source: Source) -> dict[str, Any]:
+    """What the preprocessing has to know of a set's values: "value_range", and a "note" on it for the start.
+
+    Empty without images of more than 8 bits; without a range where the format's own is right, as for 16 bits in full.
+    """
+    values, known = sample_values(source), parse_range(given)
+    if values is None:
+        return {} if known is None else {"value_range": list(known)}
+    found = known or range_of(values)
+    how = "data.range" if known else f"measured on {values.images} of them; data.range can change that"
+    if found is None or (known is None and values.is_whole and found == FULL):
+        return {"note": f"Images have more than 8 bits: black is 0 and white {FULL[1]:g} ({how})."} if found else {}
+    note = f"Images have more than 8 bits: black is {found[0]:g} and white {found[1]:g} ({how})."
+    return {"value_range": list(found), "note": note}
+
+
+def _scale(ends: ValueRange, is_whole: bool) -> ValueRange:
+    low, high = ends
+    usual = next((scale for scale in (_WHOLE if is_whole else _FRACTIONS) if high <= scale), math.inf)
+    if low >= 0 and high - low >= LEAST_USE * usual:
+        return 0.0, usual
+    return low, high
