@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddp_ft.config.schema import LossConfig
+from ddp_ft.config.yaml_texts import read_mapping
 from ddp_ft.errors import UserError, nearest, one_line, shortened
 from ddp_ft.tasks.scored.base import Floats
 
@@ -25,7 +27,7 @@ def class_weights(settings: LossConfig, names: Sequence[str], counts: NDArray[np
     """Weights of the classes (float32, C), scaled so that their mean over the training samples is 1; None if not set.
 
     loss.class_weights is `balanced` (N / (C n)), `effective` ((1 - beta) / (1 - beta^n), arXiv 1901.05555), numbers in
-    the order of the classes, or a JSON or YAML file with a list or {class: weight}. `counts` are the training samples n
+    the order of the classes, {class: weight}, or a JSON or YAML file with either. `counts` are the training samples n
     of each class. The scale does not change the result: a step divides by the sum of the weights.
     UserError for any other value, and for weights that are negative, not finite, or too many or too few.
     """
@@ -65,10 +67,7 @@ def _by_rule_or_given(key: str, text: str, rules: Mapping[str, Floats], names: S
 
 
 def _given(key: str, text: str, rules: list[str], names: Sequence[str]) -> list[float]:
-    try:
-        content, origin = [float(part) for part in text.split(",")], key
-    except ValueError:
-        content, origin = _read(key, text, rules), f"{key}, file {text}"
+    origin, content = _content(key, text, rules)
     listed = _in_order(origin, content, names) if isinstance(content, Mapping) else content
     if not isinstance(listed, list):
         raise UserError(f"{origin}: this is no list and no mapping of weights.", 'Example: {"cat": 1.0, "dog": 2.5}')
@@ -82,18 +81,49 @@ def _given(key: str, text: str, rules: list[str], names: Sequence[str]) -> list[
     return weights
 
 
+def _content(key: str, text: str, rules: list[str]) -> tuple[str, Any]:
+    """What the text gives, and where it is from: asked whether it is a mapping or a list before it counts as a file."""
+    bare = text.strip().strip("[]()").strip()
+    if bare.startswith("{"):
+        try:
+            return key, read_mapping(bare)
+        except ValueError as error:
+            raise UserError(f"{key} is no mapping: {one_line(error)}.", 'Example: {"cat": 1.0, "dog": 2.5}') from None
+    parts = [part for part in re.split(r"[,\s]+", bare) if part]
+    values = [_number(part) for part in parts]
+    wrong = [part for part, value in zip(parts, values, strict=True) if isinstance(value, str)]
+    if 2 * len(wrong) > len(parts) or not parts:
+        return f"{key}, file {text}", _read(key, text, rules)
+    if wrong:
+        raise UserError(f"{key}: {shortened(wrong)} among {len(parts)} weights is no number.", _example(rules))
+    return key, values
+
+
+def _number(part: str) -> float | str:
+    try:
+        return float(part)
+    except ValueError:
+        return part
+
+
+def _example(rules: list[str]) -> str:
+    return f"Expected {', '.join(rules)}, numbers separated by commas, or a JSON or YAML file that is there."
+
+
 def _read(key: str, text: str, rules: list[str]) -> Any:
     file = Path(text).expanduser()
-    if not file.is_file():
-        hint = nearest(text, rules)
-        expected = f"Expected {', '.join(rules)}, numbers separated by commas, or a JSON or YAML file that is there."
-        raise UserError(f"{key} = '{text}' is none of its values, and no such file.", f"{hint} {expected}".strip())
     try:
         content = file.read_text(encoding="utf-8")
         # JSON by its own reader: YAML makes numbers and truth values of names.
         return json.loads(content) if file.suffix.lower() == ".json" else yaml.safe_load(content)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        hint = f"{nearest(text, rules)} {_example(rules)}".strip()
+        raise UserError(f"{key} = '{text}' is none of its values, and no such file.", hint) from error
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{key}: {file} cannot be read as JSON or YAML: {one_line(error)}.") from None
+        reason = one_line(error) if not isinstance(error, OSError) else error.strerror
+        raise UserError(
+            f"{key}: {shortened([text])} cannot be read as JSON or YAML: {reason}.", _example(rules)
+        ) from None
 
 
 def _in_order(origin: str, content: Mapping[Any, Any], names: Sequence[str]) -> list[Any]:

@@ -32,6 +32,9 @@ def effective(beta):
         ({"loss__class_weights": "effective", "loss__effective_beta": 0.0}, [1, 1, 1]),
         ({"loss__class_weights": "1, 2.5,0"}, [1, 2.5, 0]),
         ({"loss__class_weights": [1, 2, 3]}, [1, 2, 3]),
+        ({"loss__class_weights": "1 2  3"}, [1, 2, 3]),
+        ({"loss__class_weights": "[1, 2, 3,]"}, [1, 2, 3]),
+        ({"loss__class_weights": "{cat: 3, ant: 1, bee: 2.0}"}, [1, 2, 3]),
     ],
 )
 def test_values(settings, expected):
@@ -59,6 +62,19 @@ def test_class_names_that_look_like_numbers(tmp_path):
     (tmp_path / "weights.json").write_text('{"0": 1, "1": 2, "no": 3}')
     weights = make(LABEL, data, loss__class_weights=str(tmp_path / "weights.json")).weights
     np.testing.assert_allclose(weights, scaled([1, 2, 3]))
+
+
+def test_a_text_is_a_list_before_it_is_a_file(tmp_path, monkeypatch):
+    many = ["1.25"] * 60
+    refuses("60 weights for 3 classes", loss__class_weights=",".join(many))
+    refuses("x among 61 weights is no number", loss__class_weights=",".join([*many, "x"]))
+    refuses("; among", loss__class_weights="1,2,;")
+    refuses("no mapping", loss__class_weights="{cat: 1, ")
+    refuses("cannot be read", loss__class_weights="weights_of_the_classes" * 30)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my 2 weights, new.json").write_text("[1, 2, 3]")
+    values = make(LABEL, loss__class_weights="my 2 weights, new.json").weights
+    np.testing.assert_allclose(values, scaled([1, 2, 3]))
 
 
 def test_a_class_without_training_samples_does_no_harm():
