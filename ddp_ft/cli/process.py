@@ -45,11 +45,20 @@ def run_command(command: click.Command, arguments: list[str] | None = None) -> N
     except Exception as error:
         code = _report_internal(error)
     sys.stdout.flush()
+    if code != EXIT_DONE and _is_connected():
+        sys.stderr.flush()
+        os._exit(code)  # Python's own end would take down NCCL, which may wait for other ranks
     sys.exit(code)
 
 
 def _report_internal(error: Exception) -> int:
     return _report(f"{type(error).__name__}: {error}", traceback.format_exc(), EXIT_FAILED)
+
+
+def _is_connected() -> bool:
+    """Whether a failure has left the process group as it was."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def _usage(error: click.ClickException) -> str:

@@ -185,7 +185,7 @@ def has_failure() -> bool:
 
 @contextmanager
 def connect(launch: Launch, device: torch.device, timeout_minutes: float) -> Iterator[World]:
-    """The world of this process; its process group is destroyed however the block ends.
+    """The world of this process. Its process group is destroyed at the end of the block; on CUDA not if that fails.
 
     NCCL for CUDA tensors, gloo for CPU tensors (also for the small objects of a GPU run, which thus never wait for the
     device). `timeout_minutes` bounds every collective.
@@ -210,9 +210,12 @@ def connect(launch: Launch, device: torch.device, timeout_minutes: float) -> Ite
     except BaseException:
         # Before the group is destroyed, which makes the other ranks fail too, with useless messages.
         claim_failure(rank)
+        if (
+            device.type != "cuda"
+        ):  # NCCL would first wait, for ever, for sums in which other ranks take no part any more
+            dist.destroy_process_group()
         raise
-    finally:
-        dist.destroy_process_group()
+    dist.destroy_process_group()
 
 
 def _store_of_this_round(store: Store, rank: int, size: int, timeout: timedelta) -> Store:

@@ -1,11 +1,15 @@
-"""What a command's exceptions become."""
+"""How a command ends as a process, and what its exceptions become."""
 
 import errno
+import sys
+from pathlib import Path
 
 import click
 import pytest
 
 from ddp_ft.cli.process import run_command
+from ddp_ft.errors import UserError
+from tests.support.fork_server import PATIENCE, become, fork
 
 
 @pytest.mark.parametrize(
@@ -29,3 +33,32 @@ def test_what_a_file_system_refuses_is_one_message(
     printed = capsys.readouterr().err
     assert ended.value.code == code and printed.startswith(message)
     assert ("Traceback" in printed) == (code == 1)
+
+
+def fail(folder: Path, connected: bool) -> None:
+    """A command that fails, with a process group or without; Python's own end leaves a file."""
+    become({}, folder)
+    from torch import distributed
+
+    from ddp_ft.cli.process import run_command
+
+    @click.command()
+    def command() -> None:
+        if connected:
+            distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+        raise UserError("It failed.")
+
+    with Path("printed").open("w") as sys.stderr:
+        try:
+            run_command(command, [])
+        finally:
+            Path("ended").touch()
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_failure_within_a_process_group_ends_at_once(tmp_path, connected):
+    """The message first; then nothing that could wait for other ranks, as NCCL does when it is taken down."""
+    process = fork(fail, tmp_path, connected)
+    process.join(PATIENCE)
+    assert process.exitcode == 2 and (tmp_path / "printed").read_text() == "Error: It failed.\n"
+    assert (tmp_path / "ended").exists() != connected
