@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ddp_ft.cli.options import config_options, default_run_dir, given_layers, importing, run_options
+from ddp_ft.cli.output import print_note
 from ddp_ft.cli.process import run_command, write_error_file
 from ddp_ft.config.loading import make_config
 from ddp_ft.errors import EXIT_DONE, EXIT_USER_ERROR
@@ -39,7 +40,7 @@ def doctor(
     families = examine(asked, progress_printer() if not wants_json or sys.stderr.isatty() else None)
     if families is None:  # rank 0 prints
         return EXIT_DONE
-    click.echo(as_json(families) if wants_json else as_text(families))
+    print_note(as_json(families) if wants_json else as_text(families))
     if not has_problem(families):
         return EXIT_DONE
     write_error_file(f"doctor: {summary(families)}")

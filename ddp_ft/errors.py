@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-# Of all commands. STOPPED: saved on request, to be started again (EX_TEMPFAIL); INTERRUPTED: as shells report Ctrl-C.
-EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
+# Of all commands. STOPPED: saved on request, to be started again (EX_TEMPFAIL); INTERRUPTED: as shells report Ctrl-C;
+# UNREAD: as they report a command whose reader left (128 + SIGPIPE), as in `ddp-ft runs | head -1`.
+EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED, EXIT_UNREAD = 0, 1, 2, 75, 130, 141
 # Characters of a library's exception in a message; a longer one loses its middle, since the end often has the cause.
 MOST_REASON = 300
 

@@ -1,13 +1,14 @@
 """`python -m ddp_ft.evaluate RUN --data DIR`, alone or under torchrun: metrics of a trained model or several."""
 
-import json
 from pathlib import Path
 
 import click
 
 from ddp_ft.cli.options import PATH, also_option, device_option, importing, model_argument, views_option
+from ddp_ft.cli.output import json_text, print_note, print_result
 from ddp_ft.cli.process import run_command
 from ddp_ft.distributed.environment import read_launch
+from ddp_ft.files import to_json, write_text
 
 
 @click.command()
@@ -35,10 +36,9 @@ def evaluate(
 
     metrics = score_models(Request((model, *also), data, split, tta, device), launch)
     if launch.rank == 0:
-        text = json.dumps(metrics, indent=2, ensure_ascii=False)
-        click.echo(text)
         if output:
-            output.write_text(text + "\n", encoding="utf-8")
+            write_text(output, to_json(metrics), durable=False)
+        (print_note if output else print_result)(json_text(metrics))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from ddp_ft.cli.options import PATH, choice, importing, model_argument
+from ddp_ft.cli.output import print_note
 from ddp_ft.cli.process import run_command
 from ddp_ft.distributed.environment import read_launch
 from ddp_ft.errors import EXIT_FAILED
@@ -46,9 +47,9 @@ def export(
     kind = kind.replace(".", "_")
     report = export_model(ExportRequest(model, kind, output, device, with_preprocessing, count, images), launch)
     for name, value in report.lines():
-        click.echo(f"  {name:<12} {value}")
+        print_note(f"  {name:<12} {value}")
     if report.is_good:
-        click.echo(f"Wrote {output}")
+        print_note(f"Wrote {output}")
         return 0
     click.echo("Error: the export does not do what the model does; it was removed.", err=True)
     return EXIT_FAILED

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from ddp_ft.cli.options import PATH, PATTERN, also_option, device_option, importing, model_argument, views_option
+from ddp_ft.cli.output import print_note
 from ddp_ft.cli.process import run_command
 from ddp_ft.distributed.environment import read_launch
 
@@ -41,7 +42,7 @@ def predict(
     if launch.rank == 0:
         faulty = f", {answer.errors} with an error" if answer.errors else ""
         old = f" ({answer.taken_over} were there from an interrupted start)" if answer.taken_over else ""
-        click.echo(f"{answer.rows} rows in {output}{faulty}{old}")
+        print_note(f"{answer.rows} rows in {output}{faulty}{old}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from ddp_ft.cli.options import config_options, default_run_dir, given_layers, importing, run_options
+from ddp_ft.cli.output import print_result
 from ddp_ft.cli.process import run_command
 from ddp_ft.config.loading import make_config
 from ddp_ft.config.schema import RunConfig
@@ -42,7 +43,7 @@ def train(
     _require_data_and_model(config)
     folder = run_dir or default_run_dir(config)
     if print_run_dir:
-        click.echo(folder.absolute())
+        print_result(str(folder.absolute()))
         return EXIT_DONE
     with importing():  # takes seconds, which the mistakes above need not wait for
         from ddp_ft.run import fine_tune

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from ddp_ft.cli.options import PATH, data_option, device_option
+from ddp_ft.cli.output import print_note
 from ddp_ft.distributed.environment import read_launch
 
 COUNT = click.IntRange(min=1)
@@ -37,4 +38,4 @@ def average(
     launch = read_launch()
     from ddp_ft.inference.weight_averaging import AverageRequest, average_checkpoints
 
-    average_checkpoints(AverageRequest(run, output, last, best, greedy, data, device), launch, click.echo)
+    average_checkpoints(AverageRequest(run, output, last, best, greedy, data, device), launch, print_note)

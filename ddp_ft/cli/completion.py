@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class
 
+from ddp_ft.cli.output import print_result
 from ddp_ft.config.keys import Key
 from ddp_ft.config.schema import KEYS
 from ddp_ft.config.user_cache import cache_folder
@@ -38,7 +39,7 @@ def completion(shell: str) -> None:
     """
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(completion, {}, PROGRAM, VARIABLE).source())
+    print_result(kind(completion, {}, PROGRAM, VARIABLE).source())
 
 
 class Bash(BashComplete):

@@ -1,6 +1,5 @@
 """`ddp-ft config`: all configuration keys, one of them, and the recipes; without torch."""
 
-import json
 import math
 import shlex
 import shutil
@@ -15,6 +14,7 @@ import click
 import yaml
 
 from ddp_ft.cli.completion import complete_key, completer
+from ddp_ft.cli.output import json_text, print_result
 from ddp_ft.config.keys import Key
 from ddp_ft.config.loading import AUTO, RECIPE_FOLDER, find_key, nest, read_recipe
 from ddp_ft.config.schema import KEYS, RECIPES, REQUIRED, RunConfig
@@ -78,7 +78,7 @@ def config(
         content, text = lines, columns(lines)
     else:
         content, text = _contents(key or explain, recipe)
-    click.echo(json.dumps(content, indent=2, ensure_ascii=False) if as_json else text)
+    print_result(json_text(content) if as_json else text)
 
 
 def _contents(name: str | None, recipe: str | None) -> tuple[Any, str]:

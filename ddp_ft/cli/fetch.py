@@ -3,6 +3,7 @@
 import click
 
 from ddp_ft.cli.completion import complete_model
+from ddp_ft.cli.output import print_note
 
 
 @click.command()
@@ -14,4 +15,4 @@ def fetch(model: str) -> None:
     """
     from ddp_ft import models
 
-    click.echo(models.fetch(model))
+    print_note(models.fetch(model))

@@ -1,6 +1,5 @@
 """`ddp-ft models`: all models, and the parts of one, for --freeze and --layer-decay."""
 
-import json
 import sys
 import textwrap
 from collections import Counter
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddp_ft.cli.completion import complete_model, store_names
+from ddp_ft.cli.output import check_printed, json_text, print_result
 from ddp_ft.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -38,15 +38,15 @@ def models(pattern: str | None, layers: bool, as_table: bool, as_json: bool) -> 
     if layers:
         if not pattern:
             raise UserError("--layers needs the name of a model.", "Such as: ddp-ft models timm/resnet18 --layers")
-        click.echo("\n".join(describe(pattern)))
+        print_result("\n".join(describe(pattern)))
         return
     names = find(pattern or "*")
     if as_json:
-        click.echo(json.dumps(facts(names), indent=2))
+        print_result(json_text(facts(names)))
     elif as_table or sys.stdout.isatty():
         _print_table(facts(names))
     else:
-        click.echo("\n".join(names))
+        print_result("\n".join(names))
 
 
 def facts(names: Collection[str]) -> list[dict[str, Any]]:
@@ -89,8 +89,9 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         count = "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.2f} M"
         table.add_row(row["name"], count, size, " ".join(row["weights"]) or "none")
     Console().print(table)
+    check_printed()
     if any(row["parameters"] is None for row in rows):
-        click.echo(f"timm's models are built to count their parameters, which is done for {_BUILT} at most.")
+        print_result(f"timm's models are built to count their parameters, which is done for {_BUILT} at most.")
 
 
 def all_names() -> list[str]:

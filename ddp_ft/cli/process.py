@@ -11,8 +11,17 @@ from typing import NoReturn
 
 import click
 
+from ddp_ft.cli.output import LostOutputError, protect_streams, restart_in_utf8
 from ddp_ft.distributed.environment import read_launch
-from ddp_ft.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, printable
+from ddp_ft.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_UNREAD,
+    EXIT_USER_ERROR,
+    UserError,
+    printable,
+)  # fmt: skip
 
 # torchrun ends all ranks as soon as one of them exits. A rank that has nothing to print waits this long, so that the
 # one that prints is not cut off.
@@ -25,12 +34,16 @@ _OF_FILES = (
 
 def run_command(command: click.Command, arguments: list[str] | None = None) -> NoReturn:
     """Run a click command as the whole process. Its exit code is what the command returns (EXIT_DONE if nothing), or
-    EXIT_USER_ERROR, EXIT_FAILED or EXIT_INTERRUPTED.
+    EXIT_USER_ERROR, EXIT_FAILED, EXIT_INTERRUPTED or EXIT_UNREAD.
 
     A message is printed once, by one rank, and written to torchrun's error file too.
     """
+    restart_in_utf8()
+    protect_streams()
     try:
         code = command.main(arguments, standalone_mode=False) or EXIT_DONE
+    except LostOutputError as lost:
+        code = lost.code if lost.code == EXIT_UNREAD else _report(str(lost), "", lost.code)
     except UserError as error:
         code = _report(error.message, error.hint, EXIT_USER_ERROR)
     except click.ClickException as error:
@@ -52,7 +65,7 @@ def run_command(command: click.Command, arguments: list[str] | None = None) -> N
 
 
 def _report_internal(error: Exception) -> int:
-    return _report(f"{type(error).__name__}: {error}", traceback.format_exc(), EXIT_FAILED)
+    return _report(f"{type(error).__name__}: {error}", traceback.format_exc(), EXIT_FAILED, is_internal=True)
 
 
 def _is_connected() -> bool:
@@ -66,9 +79,9 @@ def _usage(error: click.ClickException) -> str:
     return f"Try '{context.command_path} --help'." if context else ""
 
 
-def _report(message: str, hint: str, code: int) -> int:
+def _report(message: str, hint: str, code: int, is_internal: bool = False) -> int:
     if _may_print():
-        label = "Error" if code == EXIT_USER_ERROR else "Internal error"
+        label = "Internal error" if is_internal else "Error"
         print(f"{label}: {message}" + (f"\n{hint}" if hint else ""), file=sys.stderr, flush=True)  # noqa: T201
         write_error_file(message)
     return code

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from ddp_ft.cli.options import PATH, data_option, device_option
+from ddp_ft.cli.output import print_result
 from ddp_ft.distributed.environment import read_launch
 from ddp_ft.errors import EXIT_DONE, EXIT_FAILED
 
@@ -27,4 +28,4 @@ def replay(run: Path, step: int, data: Path | None, device: str) -> int:
     from ddp_ft.diagnostics.stored_run import one_process
 
     with one_process(device, launch) as here:
-        return EXIT_DONE if replay_step(run, step, data, here, click.echo) else EXIT_FAILED
+        return EXIT_DONE if replay_step(run, step, data, here, print_result) else EXIT_FAILED

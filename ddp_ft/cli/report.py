@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from ddp_ft.cli.options import PATH, PathOf, data_option
+from ddp_ft.cli.output import print_note
 from ddp_ft.errors import UserError
 
 COMPARISON = Path("comparison.html")
@@ -32,8 +33,8 @@ def report(runs: tuple[Path, ...], output: Path | None, data: Path | None) -> No
     if len(runs) == 1:
         from ddp_ft.reporting.writing import write_report
 
-        click.echo("\n".join(write_report(runs[0], output, data=data)))
+        print_note("\n".join(write_report(runs[0], output, data=data)))
     else:
         from ddp_ft.reporting.comparison import write_comparison
 
-        click.echo("\n".join(write_comparison(runs, output or COMPARISON)))
+        print_note("\n".join(write_comparison(runs, output or COMPARISON)))

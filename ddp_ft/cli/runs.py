@@ -14,6 +14,7 @@ import click
 import yaml
 
 from ddp_ft.cli.options import PathOf
+from ddp_ft.cli.output import check_printed, json_text, print_result
 from ddp_ft.config.tasks import TASKS
 from ddp_ft.errors import UserError, printable, typed_line
 from ddp_ft.files import read_json
@@ -52,9 +53,9 @@ def runs(folder: Path, as_json: bool) -> None:
         raise UserError(f"There is no folder {folder}.", hint)
     found = sorted((read_run(each, folder) for each in run_folders(folder)), key=lambda run: -run.updated)
     if as_json:
-        click.echo(json.dumps([asdict(run) for run in found], indent=2))
+        print_result(json_text([asdict(run) for run in found]))
     elif not found:
-        click.echo(f"No runs in {folder}.")
+        print_result(f"No runs in {folder}.")
     else:
         _print_table(found)
 
@@ -168,9 +169,10 @@ def _print_table(found: list[Run]) -> None:
         table.add_row(*map(Text, _cells(run)))
     # In a file or a pipe, lines are as long as necessary.
     Console(width=None if sys.stdout.isatty() else _WIDEST).print(table)
+    check_printed()
     for run in found:
         if run.problem:
-            click.echo(f"{printable(run.name)} cannot be read: {run.problem}")
+            print_result(f"{printable(run.name)} cannot be read: {run.problem}")
 
 
 COLUMNS: dict[str, Any] = {

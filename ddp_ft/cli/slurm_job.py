@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from ddp_ft.cli.options import PATH
+from ddp_ft.cli.output import check_printed, print_result
 from ddp_ft.cli.process import run_command
 from ddp_ft.files import read_sound_json
 from ddp_ft.slurm.job import Mark, first_host, free_port, read_mark, read_outcome, words_of_run
@@ -25,7 +26,7 @@ def slurm_job() -> None:
 @slurm_job.command()
 def script() -> None:
     """Print the part that all batch scripts share."""
-    click.echo((files("ddp_ft") / "slurm" / "job.sh").read_text(encoding="utf-8"))
+    print_result((files("ddp_ft") / "slurm" / "job.sh").read_text(encoding="utf-8"))
 
 
 @slurm_job.command()
@@ -33,7 +34,7 @@ def script() -> None:
 @click.argument("job", type=int)
 def rendezvous(nodelist: str, job: int) -> None:
     """Print HOST:PORT, where the nodes of this job meet."""
-    click.echo(f"{first_host(nodelist)}:{free_port(job)}")
+    print_result(f"{first_host(nodelist)}:{free_port(job)}")
 
 
 @slurm_job.command()
@@ -42,6 +43,7 @@ def rendezvous(nodelist: str, job: int) -> None:
 def array(file: Path, task: int) -> None:
     """Print the words of the line of FILE that belongs to an array's task, with a NUL after each."""
     sys.stdout.write("".join(f"{word}\0" for word in words_of_run(file, task)))
+    check_printed()
 
 
 def _mark_file(run_dir: Path, job: str) -> Path:
@@ -58,7 +60,7 @@ def begin(run_dir: Path, job: str) -> None:
     history = History(stored.barren, stored.crashes)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(asdict(read_mark(run_dir, history))), encoding="utf-8")
-    click.echo(round(earliest_stop(time.time(), read_end_time())))
+    print_result(str(round(earliest_stop(time.time(), read_end_time()))))
 
 
 @slurm_job.command()
@@ -82,7 +84,7 @@ def verdict(
         file.unlink(missing_ok=True)
     else:
         file.write_text(json.dumps(asdict(found.history)), encoding="utf-8")
-    click.echo(f"{'requeue' if found.requeue else 'end'} {found.code}")
+    print_result(f"{'requeue' if found.requeue else 'end'} {found.code}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ddp_ft.cli.options import PATH
+from ddp_ft.cli.output import print_note, print_result
 from ddp_ft.errors import EXIT_DONE, UserError
 from ddp_ft.slurm.job import read_runs
 from ddp_ft.slurm.sbatch import KINDS, LaunchPlan, check, check_arguments, render
@@ -58,7 +59,7 @@ def submit(kind: str | None, nodes: int, runs: Path | None, array: str | None, r
     check(plan)
     check_arguments(plan)
     if not really:
-        click.echo(render(plan), nl=False)
+        print_result(render(plan).rstrip("\n"))
         click.echo("Not submitted: add --submit for that.", err=True)
         return EXIT_DONE
     return _sbatch(render(plan))
@@ -66,11 +67,11 @@ def submit(kind: str | None, nodes: int, runs: Path | None, array: str | None, r
 
 def _sbatch(text: str) -> int:
     try:
-        done = subprocess.run(["sbatch"], input=text, capture_output=True, text=True)
+        done = subprocess.run(["sbatch"], input=text, capture_output=True, text=True, errors="replace")
     except FileNotFoundError:
         raise UserError("There is no sbatch on this machine.", "Submit from a login node of the cluster.") from None
     if done.returncode:
         hint = "Without --submit the script is only printed."
         raise UserError(f"sbatch refused the job: {done.stderr.strip()}", hint)
-    click.echo(done.stdout.strip())
+    print_note(done.stdout.strip())
     return EXIT_DONE

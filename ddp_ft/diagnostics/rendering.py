@@ -51,7 +51,7 @@ def as_json(families: Families) -> str:
     """{"schema", "ddp_ft", "verdict", "findings": [{"family", and the fields of Finding}...]}."""
     found = [{"family": family, **asdict(finding)} for family, each in families.items() for finding in each]
     content = {"schema": SCHEMA, "ddp_ft": __version__, "verdict": worst(_all(families)), "findings": found}
-    return json.dumps(content, indent=2, ensure_ascii=False)
+    return json.dumps(content, indent=2)  # ASCII, whatever stdout holds
 
 
 def _all(families: Families) -> Iterable[Finding]:

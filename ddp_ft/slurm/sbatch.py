@@ -128,7 +128,7 @@ def check_arguments(plan: LaunchPlan) -> None:
     runs = [words_of_run(plan.runs, number + 1) for number in range(len(read_runs(plan.runs)))] if plan.runs else [[]]
     for words in runs:
         command = [sys.executable, "-m", "ddp_ft.train", *plan.arguments, *words, "--print-run-dir"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode:
             text = done.stderr.strip().removeprefix("Error: ")
             raise UserError(*text.split("\n", 1))

@@ -14,6 +14,7 @@ from rich.console import Console
 from ddp_ft.trackers.console import Live, Outlook
 from tests.support.commands import Command
 from tests.support.runs import arguments, train_here, train_on
+from tests.system.faults.forks import ForkedJob
 
 
 def test_on_a_terminal_there_is_a_bar_and_evaluations_stay(shapes, tmp_path):
@@ -72,3 +73,12 @@ def test_the_display_has_what_one_wants_to_know():
     assert "loss 0.25  ·  42.0 images/s  ·  waits 3%  ·  best accuracy 0.9000 (epoch 2)" in shown
     assert re.search(r"checkpoint in 0:00:(29|30)", shown), shown
     live.close()
+
+
+def test_training_goes_on_when_the_reader_of_its_output_leaves(shapes, tmp_path):
+    """As of `train ... | head`; the logs have everything."""
+    job = ForkedJob(1, arguments(shapes, tmp_path / "r"))
+    job.leave()
+    assert job.end()[0] == [0]
+    assert "INFO train step 4/4" in (tmp_path / "r/logs/rank_0.txt").read_text()
+    assert (tmp_path / "r/summary.json").exists()

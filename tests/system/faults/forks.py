@@ -40,6 +40,10 @@ class ForkedJob:
             if process.is_alive() and process.pid is not None:
                 os.kill(process.pid, number)
 
+    def leave(self) -> None:
+        """Read no more of what is printed, as `| head` does."""
+        self._receiver.close()
+
     def wait_for(self, path: Path, seconds: float = PATIENCE) -> None:
         """Until the path is there; fails if the job ends before."""
         deadline = time.monotonic() + seconds
