@@ -4,6 +4,7 @@ import itertools
 import json
 import pickle
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,7 +15,13 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed import (  # type: ignore[attr-defined]
+    DebugLevel,
+    PrefixStore,
+    Store,
+    get_debug_level,
+    set_debug_level,
+)
 from torch.distributed.rendezvous import rendezvous
 
 from ddp_ft.distributed.environment import Launch
@@ -198,6 +205,7 @@ def connect(launch: Launch, device: torch.device, timeout_minutes: float) -> Ite
     timeout = timedelta(minutes=timeout_minutes)
     agents_store, rank, size = next(rendezvous("env://", launch.rank, launch.world_size, timeout=timeout))
     store = _store_of_this_round(agents_store, rank, size, timeout)
+    _lower_debug_level(rank)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend, store=PrefixStore("group", store), rank=rank, world_size=size, timeout=timeout,
@@ -216,6 +224,16 @@ def connect(launch: Launch, device: torch.device, timeout_minutes: float) -> Ite
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def _lower_debug_level(rank: int) -> None:
+    """Without TORCH_DISTRIBUTED_DEBUG=DETAIL: the process group that it wraps ends DDP's constructor by a segmentation
+    fault (torch 2.14), also outside of this package."""
+    if get_debug_level() == DebugLevel.DETAIL:
+        set_debug_level(DebugLevel.INFO)
+        if rank == 0:
+            text = "Warning: TORCH_DISTRIBUTED_DEBUG=DETAIL is taken for INFO, since torch's DDP crashes with it."
+            print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _store_of_this_round(store: Store, rank: int, size: int, timeout: timedelta) -> Store:
