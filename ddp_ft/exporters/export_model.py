@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ddp_ft.data.image.processor import preprocess_of
 from ddp_ft.distributed.device import pick_device
@@ -16,7 +17,8 @@ from ddp_ft.exporters.onnx import check_installed, check_preprocessing, quiet, t
 from ddp_ft.exporters.safetensors import CONFIG, README, check_buildable, write_folder
 from ddp_ft.files import replace_folder
 from ddp_ft.inference.exported import DESCRIPTION, ONNX, PT2, describe_exported, is_exported
-from ddp_ft.inference.trained_model import load_trained
+from ddp_ft.inference.trained_model import Trained, load_trained
+from ddp_ft.models.outputs import OutputsAlone
 from ddp_ft.run_folder.model_folder import model_folder, read_description
 
 SAFETENSORS, ONNX_FORMAT, TORCH_EXPORT = FORMATS = ("safetensors", "onnx", "torch_export")
@@ -103,7 +105,7 @@ def _write(request: ExportRequest, aside: Path, device: torch.device) -> None:
         return
     described = describe_exported(description, request.with_preprocessing)
     try:
-        program = trace(module, preprocess, device)
+        program = trace(_traceable(module, model), preprocess, device)
         if request.format == ONNX_FORMAT:
             write_onnx(program, aside, described, preprocess if request.with_preprocessing else None)
         else:
@@ -118,6 +120,16 @@ def _write(request: ExportRequest, aside: Path, device: torch.device) -> None:
             "torch.export traces a model's operations; code that decides by the values of tensors stops it. "
             "--format safetensors writes the weights without tracing.",
         ) from None
+
+
+def _traceable(module: nn.Module, model: Trained) -> nn.Module:
+    """The module, if all that it returns are its outputs; else one that returns these alone."""
+    preprocess = preprocess_of(model.processor)
+    device = next(module.parameters()).device
+    with torch.no_grad():
+        found = module(torch.zeros(2, len(preprocess.mean), *preprocess.size, device=device))
+    is_plain = isinstance(found, torch.Tensor) and found.shape == (2, len(model.names))
+    return module if is_plain else OutputsAlone(module, model.call)
 
 
 def _put(aside: Path, output: Path) -> None:

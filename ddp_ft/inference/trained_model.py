@@ -15,7 +15,7 @@ from ddp_ft.errors import UserError, printable, reason_of, typed_line
 from ddp_ft.inference.exported import Framed, is_exported, open_exported
 from ddp_ft.models import create_from_spec
 from ddp_ft.models.libraries.base import call_with_images
-from ddp_ft.models.libraries.registry import get_library
+from ddp_ft.models.libraries.registry import call_of
 from ddp_ft.models.precision import is_convolutional, place, same_precision
 from ddp_ft.run_folder.model_folder import model_folder, read_description, read_weights, restore_weights
 from ddp_ft.tasks.registry import restore_task
@@ -64,7 +64,7 @@ def load_trained(path: Path, device: torch.device) -> Trained:
     return Trained(
         place(module.eval(), device, channels_last),
         processor,
-        get_library(description["library"]).call,
+        call_of(description["library"], len(names)),
         restore_task(task_name, settings),
         names,
         same_precision(precision, device),

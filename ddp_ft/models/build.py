@@ -23,7 +23,7 @@ from ddp_ft.models.introspection import (
     why_not,
 )
 from ddp_ft.models.libraries.base import Library
-from ddp_ft.models.libraries.registry import LIBRARIES, USER_FILES, full_name, get_library, resolve
+from ddp_ft.models.libraries.registry import LIBRARIES, USER_FILES, call_of, full_name, get_library, resolve
 
 # timm's and torchvision's modules of stochastic depth, with the attribute that holds the rate. By name, since many
 # models have a copy of their own.
@@ -85,13 +85,15 @@ def build_model(
     blueprint, dropout_at = _with_dropout(blueprint, wanted, image_size)
     module = _create(blueprint, image_size)
     other = blueprint.also(num_classes=outputs + 1).shapes()
-    trial = Trial(library.processor(inner, module, image_size, weights), library.call)
-    if image_size is not None and (reason := why_not(module, other, trial)):
+    trial = Trial(library.processor(inner, module, image_size, weights), call_of(key, outputs))
+    # On the meta device first.
+    trials = [(other, replace(trial, call=call_of(key, outputs + 1))), (module, trial)]
+    if image_size is not None and (reason := why_not(trials)):
         raise _wrong_size(name, image_size, reason)
     names = head_names(module, other)
     if not names:
         raise UserError(f"{name} does not follow num_classes: no parameter of it depends on that number.")
-    site = find_head(module, other, names, trial)
+    site = find_head(trials, names)
     spec = {"library": key, "name": blueprint.name, "arguments": blueprint.arguments}
     if site is None:
         _check_without_site(name, wanted, dropout_at)
@@ -112,7 +114,8 @@ def _with_dropout(blueprint: Blueprint, head: HeadConfig, image_size: int | None
     try:
         shapes = blueprint.shapes()
         names = head_names(shapes, blueprint.also(num_classes=blueprint.arguments["num_classes"] + 1).shapes())
-        trial = Trial(library.processor(blueprint.inner, shapes, image_size, "none"), library.call)
+        call = call_of(blueprint.library, blueprint.arguments["num_classes"])
+        trial = Trial(library.processor(blueprint.inner, shapes, image_size, "none"), call)
     except Exception:  # the model itself cannot be built, which raises the error with the reason
         return blueprint, ""
     if not names:

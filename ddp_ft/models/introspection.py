@@ -5,7 +5,7 @@ It is called on the meta device, where tensors have only shapes, so that even a 
 
 import copy
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddp_ft.contracts import Call, Processor
-from ddp_ft.errors import one_line
+from ddp_ft.errors import UserError, one_line
 
 
 @contextmanager
@@ -95,12 +95,15 @@ class Trial:
         return self.call(module, to_device(self.processor.example(samples)))
 
 
-def why_not(module: nn.Module, shapes: nn.Module, trial: Trial) -> str:
-    """Return why the model cannot take such input, in one line; empty if it can. `shapes` is it on the meta device."""
+def why_not(trials: Sequence[tuple[nn.Module, Trial]]) -> str:
+    """Return why the model cannot take such input, in one line; empty if it can. `trials` are of it on the meta device,
+    and of the real one, since some operations have no meta device."""
     reason = ""
-    for tried in (shapes, module):  # some operations have no meta device
+    for tried, trial in trials:
         try:
             _run(tried, trial, training=False)
+            return ""
+        except UserError:  # it takes the input, and returns what is none of its outputs
             return ""
         except Exception as error:
             reason = one_line(error)
@@ -151,15 +154,15 @@ class HeadSite:
     dimensions: int
 
 
-def find_head(module: nn.Module, shapes: nn.Module, head: Collection[str], trial: Trial) -> HeadSite | None:
+def find_head(trials: Sequence[tuple[nn.Module, Trial]], head: Collection[str]) -> HeadSite | None:
     """Return the smallest module with all parameters of the head if its output is the network's output, else None.
 
     It must be called once, with one tensor, and nothing may be computed with its output but another shape (B x outputs
     of B x outputs x 1 x 1). Tensors are compared by identity and not by value: a factor that starts at 1 would look
-    like equality.
+    like equality. `trials` are as in `why_not`.
     """
     path = _common_path(head)
-    for tried in (shapes, module):  # some operations have no meta device
+    for tried, trial in trials:
         try:
             return _watch_head(tried, path, trial) if path else None
         except Exception:

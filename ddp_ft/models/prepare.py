@@ -12,6 +12,7 @@ from ddp_ft.models.batch_norm import prepare_batch_norm
 from ddp_ft.models.freezing import Stage, TrainingMode, freeze_parameters, unfreeze_plan
 from ddp_ft.models.head import initialise_head
 from ddp_ft.models.introspection import Trial
+from ddp_ft.models.libraries.registry import USER_FILES
 from ddp_ft.models.precision import place
 from ddp_ft.models.rehearsal import rehearse
 from ddp_ft.models.weights import load_weights
@@ -30,8 +31,12 @@ def prepare(
     stages = unfreeze_plan(config.freeze.schedule, config.freeze.parts, module, built.head)
     freeze_parameters(module, stages[-1].frozen)
     TrainingMode(module, config.model.batch_norm)()
-    trial, name, on_cuda = Trial(built.processor, built.call), config.model.name or "", world.device.type == "cuda"
-    seen = world.from_main(lambda: rehearse(module, trial, name, may_differ=on_cuda))
+    trial, name, is_own = (
+        Trial(built.processor, built.call),
+        config.model.name or "",
+        built.spec["library"] == USER_FILES,
+    )
+    seen = world.from_main(lambda: rehearse(module, trial, name, is_own, may_differ=world.device.type == "cuda"))
     if config.compute.recompute:
         recompute_blocks(module, name)
     return replace(built, module=module, unused=seen.unused, least=seen.least), stages

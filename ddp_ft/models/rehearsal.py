@@ -1,6 +1,7 @@
 """A forward pass in training mode before anything is trained: what it does not use, how few samples it takes, and
 whether it works at all."""
 
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,22 +26,23 @@ class Rehearsal:
     least: int = 1
 
 
-def rehearse(module: nn.Module, trial: Trial, name: str, may_differ: bool) -> Rehearsal:
+def rehearse(module: nn.Module, trial: Trial, name: str, both_modes: bool, may_differ: bool) -> Rehearsal:
     """Return what a pass with noise shows of the module in its present mode, which it does not change.
 
-    On the meta device if that can be; so it costs about as much as building the model. `may_differ`: training will be
-    on another device than the module's, so a failure here means nothing. Raises UserError for a network that fails in
-    training mode, from which nothing can learn, or whose outputs are not what its task needs; `name` is the model's.
+    On the meta device if that can be; so it costs about as much as building the model. `both_modes`: evaluation mode is
+    tried, too. `may_differ`: training will be on another device than the module's, so a failure here means nothing.
+    Raises UserError for a network that fails, from which nothing can learn, or whose outputs are not to be found;
+    `name` is the model's.
     """
     try:
-        return _rehearsed(on_meta(module), trial)
+        return _rehearsed(on_meta(module), trial, both_modes)
     except UserError:
         raise
     except Exception:  # an operation without a meta device, a network that looks at values, or one that fails anyway
         pass
     try:
         with _untouched(module):
-            return _rehearsed(module, trial)
+            return _rehearsed(module, trial, both_modes)
     except UserError:
         raise
     except torch.OutOfMemoryError:
@@ -49,20 +51,25 @@ def rehearse(module: nn.Module, trial: Trial, name: str, may_differ: bool) -> Re
         if may_differ:
             return Rehearsal()
         raise UserError(
-            f"{name} fails in training mode, on 2 samples of noise: {typed_line(error)}.",
+            f"{name} fails on noise, in {'training' if module.training else 'evaluation'} mode: {typed_line(error)}.",
             "A model takes float images, B x 3 x height x width, and returns B x outputs.",
         ) from error
 
 
-def _rehearsed(module: nn.Module, trial: Trial) -> Rehearsal:
-    with generators_kept():
+def _rehearsed(module: nn.Module, trial: Trial, both_modes: bool) -> Rehearsal:
+    with generators_kept(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
             outputs, least = trial(module, samples=1), 1
         except torch.OutOfMemoryError:
             raise
         except Exception:  # as batch norm does on a single value for each channel
             outputs, least = trial(module, samples=2), 2
-        return Rehearsal(_without_gradient(module, outputs), least)
+        found = Rehearsal(_without_gradient(module, outputs), least)
+        if both_modes:
+            with torch.no_grad():
+                trial(module.eval(), samples=2)
+        return found
 
 
 def _without_gradient(module: nn.Module, outputs: Any) -> frozenset[str]:

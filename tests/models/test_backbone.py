@@ -96,7 +96,7 @@ make = Net"""
         ("self.fc(x).t()", None),
         ("self.fc(x)[:, :2]", None),
         ("self.fc(x[:, None].expand(-1, 4, -1))[:, 0]", None),
-        ("{'logits': self.fc(x)}", None),
+        ("{'logits': self.fc(x)}", "fc"),
         ("(1 / 0, self.fc(x))", None),
     ],
 )
@@ -117,7 +117,7 @@ def test_search_for_the_head_leaves_no_mark() -> None:
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     drawn = torch.get_rng_state()
     trial = Trial(ImageProcessor(PREPROCESS), call_with_images)
-    assert find_head(module, module, {"9.weight", "9.bias"}, trial) is not None
+    assert find_head([(module, trial)], {"9.weight", "9.bias"}) is not None
     assert torch.equal(torch.get_rng_state(), drawn) and module.training
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())

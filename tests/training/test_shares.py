@@ -37,7 +37,11 @@ def exhausted_by_three(num_classes: int = 3) -> nn.Module:
 def check(settings: dict[str, Any], samples: int = 40, processes: int = 1) -> None:
     config, preprocess = make_config(settings), Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)
     built = BuiltModel(
-        with_one_value_a_channel(), ImageProcessor(preprocess), call_with_images, {}, frozenset({"4.weight", "4.bias"})
+        with_one_value_a_channel(),
+        ImageProcessor(preprocess),
+        call_with_images,
+        {"library": "file"},
+        frozenset({"4.weight", "4.bias"}),
     )
     built, _ = prepare(built, config, None, World(0, 1, 0, torch.device("cpu")))
     check_shares(config, replace(built, head_path="3"), samples, processes)

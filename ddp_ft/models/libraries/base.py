@@ -11,7 +11,8 @@ State = dict[str, Tensor]
 
 
 def call_with_images(module: nn.Module, batch: Batch) -> Any:
-    """Call a network that takes only images (float, B x C x H x W)."""
+    """Call a network that takes only images (float, B x C x H x W); return what it returns, which `OutputsCall` looks
+    through for its outputs."""
     return module(batch["image"])
 
 

@@ -4,8 +4,10 @@ import importlib
 from difflib import get_close_matches
 from typing import cast
 
+from ddp_ft.contracts import Call
 from ddp_ft.errors import UserError, known_names, nearest
-from ddp_ft.models.libraries.base import Library
+from ddp_ft.models.libraries.base import Library, call_with_images
+from ddp_ft.models.outputs import OutputsCall
 from ddp_ft.plugins import is_reference
 
 _FORMS = "Expected timm/NAME, torchvision/NAME, NAME, or FILE.py:FACTORY."
@@ -25,6 +27,13 @@ def get_library(key: str) -> Library:
     if key not in known:
         raise UserError(f"Unknown model library '{key}'.", known_names(key, list(known)))
     return cast(Library, importlib.import_module(known[key]))
+
+
+def call_of(key: str, outputs: int) -> Call:
+    """Return the call of that library's networks of so many outputs. What networks for images return is theirs to
+    decide, and so is searched for the outputs."""
+    call = get_library(key).call
+    return OutputsCall(call, outputs) if call is call_with_images else call
 
 
 def full_name(key: str, name: str) -> str:
