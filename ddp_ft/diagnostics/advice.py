@@ -74,6 +74,7 @@ def _about_data(known: Situation) -> Iterator[Finding | None]:
         evens_out = config.data.sampling != "natural" or bool(config.loss.class_weights or config.loss.positive_weights)
         yield rare_classes(known.counts)
         yield imbalance(known.counts, evens_out)
+        yield corrected_twice(config)
         if known.val_counts is not None:
             yield missing_classes(known.val_counts)
         yield small_val(known.val)
@@ -112,8 +113,22 @@ def imbalance(counts: ClassCounts, evens_out: bool) -> Finding | None:
     text = f"{printable(large)} has {ratio:.3g} times as many images as {printable(small)}"
     if ratio == 1:
         text = "none: all classes are of the same size"
-    remedy = "Add --class-weights balanced or --sampling balanced, and judge by --metric macro_f1."
+    # One remedy: both at once correct twice (`corrected_twice`).
+    remedy = "Add --class-weights balanced, and judge by --metric macro_f1."
     return Finding("imbalance", WARNING, text, remedy, ratio, "times").unless(ratio <= MOST_IMBALANCE or evens_out)
+
+
+def corrected_twice(config: RunConfig) -> Finding | None:
+    """Warn of rare classes that are drawn more often and weigh more too; None if they are not drawn more often."""
+    if config.data.sampling != "balanced":
+        return None
+    weights = {"--class-weights": config.loss.class_weights, "loss.positive_weights": config.loss.positive_weights}
+    given = [f"{name} {value}" for name, value in weights.items() if value is not None]
+    text = "classes are drawn equally often (--sampling balanced)"
+    if given:
+        text += f", and weigh more where they are rare ({', '.join(given)}): that corrects twice"
+    remedy = "Leave one of them out, unless this is meant."
+    return Finding("class balance", WARNING, text, remedy, float(len(given)), "settings").unless(not given)
 
 
 def missing_classes(val_counts: ClassCounts) -> Finding:

@@ -58,6 +58,9 @@ def test_a_sound_run_is_not_warned_of():
         ("classes", {"counts": counts(9, 100)}),
         ("classes", {"counts": counts(5_000, 5_000, 99)}),
         ("imbalance", {"counts": counts(20, 401)}),
+        ("class balance", {"keys": {"data.sampling": "balanced", "loss.class_weights": "balanced"}}),
+        ("class balance", {"keys": {"data.sampling": "balanced", "loss.class_weights": "1,2"}}),
+        ("class balance", {"keys": {"data.sampling": "balanced", "loss.positive_weights": "balanced"}}),
         ("classes in val", {"val_counts": counts(0, 50)}),
         ("validation set", {"val": 384}),
         ("image sizes", {"sizes": [(400, 223)] * 33 + [(224, 224)] * 31}),
@@ -73,6 +76,12 @@ def test_a_sound_run_is_not_warned_of():
 )
 def test_each_warning_fires(name, changes):
     assert name in warned(**changes)
+
+
+def test_one_remedy_for_imbalance_is_proposed():
+    [found] = [each for each in advise(replace(SOUND, counts=counts(20, 401))) if each.name == "imbalance"]
+    assert ("--class-weights" in found.remedy) + ("--sampling" in found.remedy) == 1
+    assert warned(keys={"data.sampling": "balanced"}) == []
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from ddp_ft.errors import UserError, shortened
 
 EXAMPLE = "Expected train/CLASS/*.jpg and val/CLASS/*.jpg, or one folder a class: CLASS/*.jpg"
 # Keys that only a table can follow.
-_TABLE_KEYS = ("image", "target", "group", "weight", "split", "separator")
+_TABLE_KEYS = ("image", "target", "group", "weight", "split", "separator", "unknown")
 
 
 def takes(path: Path) -> bool:
