@@ -1,10 +1,13 @@
 """Versions: of packages, of torch's CUDA and of the GPUs' driver, and whether they fit together."""
 
+import ctypes
 import importlib
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
 from ddp_ft.distributed.environment import output_of
@@ -87,10 +90,10 @@ def look_at_gpus() -> Gpus:
 
     listed, build = list_gpus(), torch.version.cuda
     if build is None or not torch.cuda.is_available():
-        return Gpus(listed, _version(build), _driver())
+        return Gpus(listed, _version(build), driver_version())
     nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
     cudnn = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
-    return Gpus(listed, _version(build), _driver(), torch.cuda.device_count(), nccl, cudnn)
+    return Gpus(listed, _version(build), driver_version(), torch.cuda.device_count(), nccl, cudnn)
 
 
 def _version(text: str | None) -> tuple[int, int] | None:
@@ -98,11 +101,15 @@ def _version(text: str | None) -> tuple[int, int] | None:
     return (numbers[0], numbers[1]) if len(numbers) > 1 else None
 
 
-def _driver() -> tuple[int, int] | None:
-    import torch
+def driver_version(load: Callable[[str], Any] = ctypes.CDLL) -> tuple[int, int] | None:
+    """The newest version of CUDA that the installed driver supports, as its library says; None without a driver.
 
-    number = torch._C._cuda_getDriverVersion() if hasattr(torch._C, "_cuda_getDriverVersion") else 0
-    return (number // 1000, number % 1000 // 10) if number else None
+    torch knows it too, but has no function for it from 2.11 on.
+    """
+    number = ctypes.c_int(0)
+    with suppress(OSError, AttributeError):
+        load("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
+    return (number.value // 1000, number.value % 1000 // 10) if number.value else None
 
 
 def cuda(gpus: Gpus, visible: str | None) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from ddp_ft.diagnostics.examination import Asked, Examination
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
 from ddp_ft.diagnostics.machine import MIB, Machine
 from ddp_ft.diagnostics.rendering import as_json, as_text, has_problem
-from ddp_ft.diagnostics.versions import LEAST, Gpus
+from ddp_ft.diagnostics.versions import LEAST, Gpus, driver_version
 from ddp_ft.distributed.environment import Launch
 
 SOUND = Machine(
@@ -155,6 +155,23 @@ def test_cuda(gpus, visible, verdict):
     [found] = versions.cuda(gpus, visible)
     assert found.verdict == verdict
     assert bool(found.remedy) == (verdict != OK)
+
+
+class Driver:
+    """What ctypes makes of the driver's library."""
+
+    def __init__(self, name):
+        assert name == "libcuda.so.1"
+
+    def cuDriverGetVersion(self, number):
+        number._obj.value = 12080
+
+
+def test_the_driver_knows_which_cuda_it_supports():
+    def missing(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    assert driver_version(Driver) == (12, 8) and driver_version(missing) is None
 
 
 def test_a_gpu_that_is_not_visible_is_noted():
