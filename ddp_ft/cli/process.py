@@ -41,6 +41,7 @@ def run_command(command: click.Command, arguments: list[str] | None = None) -> N
     restart_in_utf8()
     protect_streams()
     try:
+        _check_working_folder()
         code = command.main(arguments, standalone_mode=False) or EXIT_DONE
     except LostOutputError as lost:
         code = lost.code if lost.code == EXIT_UNREAD else _report(str(lost), "", lost.code)
@@ -72,6 +73,15 @@ def _is_connected() -> bool:
     """Whether a failure has left the process group as it was."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def _check_working_folder() -> None:
+    # Before torch is imported: Intel's library ends the process there, with a message about itself.
+    try:
+        Path.cwd()
+    except OSError as error:
+        hint = "It was removed, or is no longer mounted. Change to a folder that is there, and start again."
+        raise UserError(f"The working folder cannot be used: {error.strerror}.", hint) from None
 
 
 def _usage(error: click.ClickException) -> str:

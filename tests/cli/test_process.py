@@ -35,6 +35,18 @@ def test_what_a_file_system_refuses_is_one_message(
     assert ("Traceback" in printed) == (code == 1)
 
 
+def test_a_working_folder_that_vanished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(SystemExit) as ended:
+        run_command(click.Command("train"), [])
+    printed = capsys.readouterr().err
+    assert ended.value.code == 2 and printed.startswith("Error: The working folder") and "Traceback" not in printed
+
+
 def fail(folder: Path, connected: bool) -> None:
     """A command that fails, with a process group or without; Python's own end leaves a file."""
     become({}, folder)
