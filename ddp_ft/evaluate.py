@@ -9,6 +9,7 @@ from ddp_ft.cli.output import json_text, print_note, print_result
 from ddp_ft.cli.process import run_command
 from ddp_ft.distributed.environment import read_launch
 from ddp_ft.files import to_json, write_text
+from ddp_ft.run_folder.output_path import check_output_file
 
 
 @click.command()
@@ -31,6 +32,8 @@ def evaluate(
     Every image counts exactly once, whatever the number of processes.
     """
     launch = read_launch()
+    if output and launch.rank == 0:
+        check_output_file(output, streams=True)
     with importing():
         from ddp_ft.inference.evaluate_models import Request, score_models
 

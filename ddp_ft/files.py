@@ -99,7 +99,10 @@ def _remove(path: Path) -> None:
 
 
 def write_bytes(file: Path, content: bytes, *, durable: bool = True, contested: bool = False) -> None:
-    """Replace a small file as a whole: readers see the old content or the new one."""
+    """Replace a small file as a whole: readers see the old content or the new one. A device or a pipe stays one."""
+    if file.exists() and not file.is_file() and not file.is_dir():
+        file.write_bytes(content)
+        return
     with replacing(file, durable=durable, contested=contested) as aside:
         aside.write_bytes(content)
 

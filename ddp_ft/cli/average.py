@@ -7,6 +7,7 @@ import click
 from ddp_ft.cli.options import PATH, data_option, device_option
 from ddp_ft.cli.output import print_note
 from ddp_ft.distributed.environment import read_launch
+from ddp_ft.run_folder.output_path import check_output_folder, weights_size
 
 COUNT = click.IntRange(min=1)
 
@@ -36,6 +37,7 @@ def average(
     torchrun.
     """
     launch = read_launch()
+    check_output_folder(output, room=weights_size(run))
     from ddp_ft.inference.weight_averaging import AverageRequest, average_checkpoints
 
     average_checkpoints(AverageRequest(run, output, last, best, greedy, data, device), launch, print_note)

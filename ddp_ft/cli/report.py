@@ -7,6 +7,7 @@ import click
 from ddp_ft.cli.options import PATH, PathOf, data_option
 from ddp_ft.cli.output import print_note
 from ddp_ft.errors import UserError
+from ddp_ft.run_folder.output_path import check_output_file
 
 COMPARISON = Path("comparison.html")
 
@@ -25,8 +26,8 @@ def report(runs: tuple[Path, ...], output: Path | None, data: Path | None) -> No
     and tests on the images of their common validation set whether one is really better. The first run determines the
     metric. No model is run and no GPU is needed; --data is for the images on the page.
     """
-    if output is not None and not output.absolute().parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.absolute().parent}.")
+    if output is not None or len(runs) > 1:
+        check_output_file(output or COMPARISON, streams=True)
     if len(runs) > 1 and data is not None:
         raise UserError("--data is for the images of one run; a comparison shows none.", "Leave --data out.")
     # torch and matplotlib take seconds, which mistakes need not wait for.

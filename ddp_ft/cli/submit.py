@@ -62,7 +62,15 @@ def submit(kind: str | None, nodes: int, runs: Path | None, array: str | None, r
         print_result(render(plan).rstrip("\n"))
         click.echo("Not submitted: add --submit for that.", err=True)
         return EXIT_DONE
+    _check_log(plan.output)
     return _sbatch(render(plan))
+
+
+def _check_log(output: str | None) -> None:
+    """Slurm silently ends a job whose log it cannot open. A folder with a pattern is known to Slurm alone."""
+    folder = Path(output or "log").absolute().parent
+    if "%" not in str(folder) and not folder.is_dir():
+        raise UserError(f"--output {output}: there is no folder {folder}.", "Make it: Slurm cannot, and the job fails.")
 
 
 def _sbatch(text: str) -> int:

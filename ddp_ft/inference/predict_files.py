@@ -18,7 +18,7 @@ from ddp_ft.evaluation.evaluator import EVAL_CHUNK, Scorer
 from ddp_ft.files import add_to_digest, replacing
 from ddp_ft.inference.partial_output import Part, Parts, open_parts
 from ddp_ft.inference.scoring import TIMEOUT_MINUTES, combine_members, load_ensemble, make_loader, make_scorer
-from ddp_ft.inference.table_writers import Outcome, PredictionTable, check_format, open_format
+from ddp_ft.inference.table_writers import Outcome, PredictionTable, check_output, open_format
 from ddp_ft.inference.trained_model import Trained, files_of
 
 _FORM = 2  # to be raised when the same predictions become other rows
@@ -69,7 +69,7 @@ def predict_files(request: Request, launch: Launch) -> Answer:
     """
     device = pick_device(request.device, launch)
     with connect(launch, device, TIMEOUT_MINUTES) as world:
-        world.from_main(lambda: _check_output(request.output))
+        world.from_main(lambda: check_output(request.output))
         members = load_ensemble(request.models, device, request.views)
         kind = members[0].processor.kind
         source = world.from_main(lambda: open_inputs(kind, request.inputs, request.column))
@@ -81,14 +81,6 @@ def predict_files(request: Request, launch: Launch) -> Answer:
             parts.put(number, part)
         held = world.gather(parts.held) or []
         return world.from_main(lambda: _finish(work, held, missing))
-
-
-def _check_output(output: Path) -> None:
-    check_format(output)
-    if not output.absolute().parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.absolute().parent}.")
-    if output.is_dir():
-        raise UserError(f"--output {output} is a folder.", "Expected the name of a file.")
 
 
 def _key(request: Request, source: Source, members: Sequence[Trained], world: World) -> str:

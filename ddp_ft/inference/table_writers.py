@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from ddp_ft.contracts import Task
 from ddp_ft.errors import UserError
+from ddp_ft.run_folder.output_path import check_output_file
 
 FILE, ERROR = "file", "error"
 _OF_A_PLACE = (("class", str), ("probability", float))
@@ -19,13 +20,14 @@ GROUP_ROWS = 1 << 16
 Outcome = Mapping[str, Any] | str  # one of Task.answers, or why there is none
 
 
-def check_format(output: Path) -> None:
-    """UserError for a file of an unknown kind, or of one that needs what is not installed."""
+def check_output(output: Path) -> None:
+    """UserError for a file of an unknown kind, of one that needs what is not installed, or that cannot be written."""
     suffix = output.suffix.lower()
     if suffix not in TABLES:
         raise UserError(f"--output {output}: a file of an unknown kind.", f"Expected {', '.join(TABLES)}.")
     if suffix == ".parquet":
         _pyarrow()
+    check_output_file(output)
 
 
 def open_format(output: Path, task: Task, top_k: int) -> "PredictionTable":

@@ -11,6 +11,7 @@ from ddp_ft.reporting.card import renewed_card
 from ddp_ft.reporting.facts import read_run
 from ddp_ft.reporting.page import report_page
 from ddp_ft.reporting.set_section import set_intervals
+from ddp_ft.run_folder.output_path import check_output_file
 
 FILE = "report.html"
 
@@ -25,6 +26,7 @@ def write_report(
     written.
     """
     facts = read_run(run)
+    _check_files(run, output, has_card=bool(facts.description))
     found = set_intervals(facts)
     page = report_page(facts, found, sources, data)
     file = output or run / FILE
@@ -37,6 +39,14 @@ def write_report(
         kept = "" if card is not None else " (it was edited and is left as it is; remove it for a new one)"
         lines.append(f"Model card: {run / CARD}{kept}")
     return lines
+
+
+def _check_files(run: Path, output: Path | None, has_card: bool) -> None:
+    if output is not None:
+        check_output_file(output, streams=True)
+        return
+    for name in (FILE, CARD) if has_card else (FILE,):
+        check_output_file(run / name, option="")
 
 
 def put(file: Path, text: str) -> None:
