@@ -19,7 +19,7 @@ from PIL import Image
 
 from ddp_ft.contracts import BadSample, LabelledSource
 from ddp_ft.data.image.decode import decode
-from ddp_ft.data.image.pillow import ORIENTATION, is_deep, known_formats, quiet_pillow
+from ddp_ft.data.image.pillow import ORIENTATION, Readable, is_deep, opened, quiet_pillow, sparing_texts, without_limit
 from ddp_ft.distributed.environment import usable_cores
 
 # Images that a process takes at a time, and how many such parts wait for each process: this bounds memory.
@@ -30,8 +30,9 @@ SUFFIX, CMYK, DEEP, PALETTE, ALPHA, ANIMATED, TURNED = ODDITIES = (
 )  # fmt: skip
 # Suffixes of formats that have another name in Pillow.
 _FORMATS_OF = {
-    "jpg": ("JPEG", "MPO"), "jpeg": ("JPEG", "MPO"), "tif": ("TIFF",), "tiff": ("TIFF",), "pgm": ("PPM",),
-    "bmp": ("BMP", "DIB"), "jp2": ("JPEG2000",),
+    **dict.fromkeys(("jpg", "jpeg", "jpe", "jfif"), ("JPEG", "MPO")), "tif": ("TIFF",), "tiff": ("TIFF",),
+    **dict.fromkeys(("pgm", "pbm", "pnm", "pfm"), ("PPM",)), "bmp": ("BMP", "DIB"), "apng": ("PNG",),
+    **dict.fromkeys(("jp2", "j2k", "jpx", "jpf", "j2c", "jpc"), ("JPEG2000",)), "avifs": ("AVIF",),
 }  # fmt: skip
 
 
@@ -149,11 +150,18 @@ def _look_at(name: str) -> Look:
         decode(name)
         data = Path(name).read_bytes()
         digest = int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
-        with Image.open(io.BytesIO(data), formats=known_formats()) as image:
-            bits = sum(1 << ODDITIES.index(oddity) for oddity, is_so in _oddities(image, name) if is_so)
-            return Look("", image.height, image.width, bits, digest)
+        with without_limit():  # it was decoded already
+            height, width, bits = sparing_texts(lambda source: _header(source, name), io.BytesIO(data))
+        return Look("", height, width, bits, digest)
     except (BadSample, OSError) as error:  # OSError: it is gone after decoding
         return Look(str(error).removeprefix(f"{name}: ") or "unreadable", 0, 0, 0, 0)
+
+
+def _header(source: Readable, name: str) -> tuple[int, int, int]:
+    """Stored height and width, and a bit for each oddity."""
+    with opened(source) as image:
+        bits = sum(1 << ODDITIES.index(oddity) for oddity, is_so in _oddities(image, name) if is_so)
+        return image.height, image.width, bits
 
 
 def _oddities(image: Image.Image, name: str) -> Iterator[tuple[str, bool]]:

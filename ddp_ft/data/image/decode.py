@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,19 +14,23 @@ from torch import Tensor
 
 from ddp_ft.contracts import BadSample, StorageFault
 from ddp_ft.data.image import undecoded
-from ddp_ft.data.image.jpeg import START, Header, decode_jpeg, read_header
+from ddp_ft.data.image.jpeg import START, Header, decode_jpeg, least_shrink, read_header
 from ddp_ft.data.image.pillow import (
+    LIMIT_VARIABLE,
     ORIENTATION,
     Pixels,
     Readable,
     ValueRange,
     as_pixels,
     is_deep,
-    known_formats,
+    opened,
+    pixel_limit,
     quiet_pillow,
     read_pixels,
+    sparing_texts,
+    tiff_layout,
 )
-from ddp_ft.errors import one_line
+from ddp_ft.errors import UserError, one_line
 
 # Errors of the system that are about the file itself, and so are the same at each try.
 _OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -73,11 +78,14 @@ def open_image(path: Path | str) -> undecoded.Image:
 
 
 def _by_pillow(path: Path | str) -> undecoded.Image:
-    with quiet_pillow(), Image.open(path, formats=known_formats()) as image:
-        if is_deep(image):
-            return DeepImage(path, _upright_size(image))
-        image.load()
-        return undecoded.as_tensor(as_pixels(image))
+    def read(source: Readable) -> undecoded.Image:
+        with quiet_pillow(), opened(source) as image:
+            if is_deep(image):
+                return DeepImage(path, _upright_size(image))
+            image.load()
+            return undecoded.as_tensor(as_pixels(image))
+
+    return sparing_texts(read, path)
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -86,6 +94,9 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
         if image.getexif().get(ORIENTATION, 1) in range(5, 9):
             return image.width, image.height
     return image.height, image.width
+
+
+_PIXELS = re.compile(r"\((\d+) pixels\)")  # in what Pillow says of an image beyond its limit
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,9 @@ class JpegFile:
         return (width, height) if orientation >= 5 else (height, width)  # EXIF turns by 90 degrees from 5 on
 
     def pixels(self, shrink: int) -> Pixels:
-        """The whole image, with sides of 1/shrink, rounded up; of 1 if only Pillow can decode it."""
+        """The whole image, with sides of 1/shrink, rounded up, or smaller ones if it is very large; of 1 if only Pillow
+        can decode it."""
+        shrink = least_shrink(self.header, shrink)
         with _damage_named(self.path):
             try:
                 return decode_jpeg(self.data, self.header, shrink)
@@ -140,6 +153,8 @@ class DeepImage:
 def _damage_named(path: Readable) -> Iterator[None]:
     try:
         yield
+    except UserError:  # the limit of pixels is no number
+        raise
     except Exception as error:  # a damaged file can raise almost anything: OSError, SyntaxError, struct.error...
         kind = StorageFault if _is_of_the_machine(error) else BadSample
         raise kind(f"{path}: {_reason(error, path)}") from error
@@ -161,8 +176,26 @@ def _is_of_the_machine(error: Exception) -> bool:
 
 
 def _reason(error: Exception, path: Readable) -> str:
-    if isinstance(error, UnidentifiedImageError) and not isinstance(path, Image.Image):
-        return "not an image" if Path(path).stat().st_size else "the file is empty"
+    if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
+        return _too_large(error)
+    if isinstance(error, UnidentifiedImageError) and isinstance(path, (Path, str)):
+        return _unidentified(Path(path))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return one_line(error)
+
+
+def _too_large(error: Exception) -> str:
+    found = _PIXELS.search(str(error))
+    text = f"{found[1]} pixels, more than" if found else "more pixels than"
+    return f"{text} the limit of {pixel_limit()}; {LIMIT_VARIABLE}=MEGAPIXELS in the environment moves it"
+
+
+def _unidentified(path: Path) -> str:
+    if layout := tiff_layout(path):
+        return f"a TIFF has {layout}, which is not read: expected grey, or RGB with or without alpha, of 8 or 16 bits"
+    with path.open("rb") as stream:
+        start = stream.read(16)
+    if start[4:8] == b"ftyp":
+        return "HEIF or video, which is not read; convert it to JPEG or PNG"
+    return "not an image" if start else "the file is empty"

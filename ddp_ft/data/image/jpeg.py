@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ddp_ft.data.image.pillow import ORIENTATION, Pixels
+from ddp_ft.data.image.pillow import ORIENTATION, Pixels, pixel_limit
 
 try:
     import simplejpeg
@@ -14,6 +14,9 @@ except ImportError:  # a platform that it has no wheel for; decoding then takes 
     simplejpeg = None
 
 START = b"\xff\xd8\xff"
+_EXIF = b"Exif\0\0"
+# How many times the limit of pixels a JPEG may have, since it shrinks while it is decoded: 530 megapixels.
+_MOST_SHRUNK = 6
 # Second bytes of markers: application data such as EXIF, and the start of the pixels.
 _APP1, _SCAN = 0xE1, 0xDA
 # By EXIF's numbers: what turns the stored pixels upright.
@@ -37,7 +40,8 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes) -> Header | None:
-    """The header; None for what only Pillow reads: CMYK, more pixels than it allows, or no JPEG after all."""
+    """The header; None for what only Pillow reads: CMYK, or no JPEG after all; and for what it refuses, since it has
+    too many pixels even for one that is shrunk while it is decoded."""
     try:
         if simplejpeg is None:
             with _opened(data) as image:
@@ -45,11 +49,21 @@ def read_header(data: bytes) -> Header | None:
         else:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             is_plain = colours in ("YCbCr", "RGB", "Gray")
-        orientation = _orientation(data) if _has_metadata(data) else 1
+        if not is_plain or height * width > _MOST_SHRUNK * pixel_limit():
+            return None
+        is_large = height * width > pixel_limit()
+        orientation = _orientation(data, is_large) if _has_metadata(data) else 1
     except Exception:  # decoding by Pillow will meet it again, and name it
         return None
-    is_small = Image.MAX_IMAGE_PIXELS is None or height * width <= Image.MAX_IMAGE_PIXELS
-    return Header(height, width, orientation) if is_plain and is_small else None
+    return Header(height, width, orientation)
+
+
+def least_shrink(header: Header, shrink: int) -> int:
+    """The power of 2 up to 8 by which the sides shrink, `shrink` or more, so that no more pixels are decoded than
+    allowed."""
+    while shrink < 8 and header.height * header.width > pixel_limit() * shrink**2:
+        shrink *= 2
+    return shrink
 
 
 def _has_metadata(data: bytes) -> bool:
@@ -65,9 +79,14 @@ def _has_metadata(data: bytes) -> bool:
     return True  # also for what is no chain of segments: Pillow reads it
 
 
-def _orientation(data: bytes) -> int:
-    with _opened(data) as image:
-        found = image.getexif().get(ORIENTATION, 1)
+def _orientation(data: bytes, is_large: bool) -> int:
+    if is_large:  # Pillow would refuse to open it
+        exif, start = Image.Exif(), data.find(_EXIF)
+        exif.load(data[start:] if start >= 0 else b"")
+        found = exif.get(ORIENTATION, 1)
+    else:
+        with _opened(data) as image:
+            found = image.getexif().get(ORIENTATION, 1)
     return found if found in _UPRIGHT else 1
 
 

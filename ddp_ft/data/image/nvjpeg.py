@@ -12,7 +12,7 @@ from ddp_ft.contracts import Batch
 from ddp_ft.data.image.augment import distortions
 from ddp_ft.data.image.decode import JpegFile
 from ddp_ft.data.image.jpeg import decode_jpeg as decode_here
-from ddp_ft.data.image.jpeg import read_header
+from ddp_ft.data.image.jpeg import least_shrink, read_header
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import draw_crop, interpolation_of, train_transform
 from ddp_ft.data.image.undecoded import Image, as_tensor, size_of
@@ -28,8 +28,8 @@ _NOTHING = torch.empty(0, dtype=torch.uint8)
 class EncodedTransform:
     """`train_transform` without distortions, draw for draw, but a JPEG is passed on undecoded.
 
-    Returns "image" (uint8, 3 x the model's size; zeros for a JPEG) and the tensors above. What only Pillow reads, and
-    what EXIF turns, is decoded here.
+    Returns "image" (uint8, 3 x the model's size; zeros for a JPEG) and the tensors above. What only Pillow reads, what
+    EXIF turns, and what is very large is decoded here.
     """
 
     def __init__(self, preprocess: Preprocess, augment: AugmentConfig) -> None:
@@ -40,7 +40,7 @@ class EncodedTransform:
 
     def __call__(self, image: Image) -> Batch:
         """The sample's tensors."""
-        if not isinstance(image, JpegFile) or image.header.orientation != 1:
+        if not isinstance(image, JpegFile) or image.header.orientation != 1 or least_shrink(image.header, 1) > 1:
             return _sample(self.decoded(image), _NOTHING, torch.zeros(4, dtype=torch.int64), torch.tensor(False))
         box = draw_crop(*size_of(image), self.least_area)
         data = torch.frombuffer(bytearray(image.data), dtype=torch.uint8)

@@ -1,23 +1,31 @@
 """Images read by Pillow, in the formats of photographs. Free of torch."""
 
 import functools
+import io
+import logging
+import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
+
+from ddp_ft.errors import UserError
 
 Pixels = NDArray[np.uint8]  # H x W x 3
 ValueRange = tuple[float, float]  # the values of black and white
-Readable = Path | str | Image.Image
+Readable = Path | str | io.BytesIO | Image.Image
+T = TypeVar("T")
+# The most megapixels of an image, in the environment, for all commands; Pillow's own limit is 89.
+LIMIT_VARIABLE = "DDP_FT_MAX_MEGAPIXELS"
 
 ORIENTATION = 0x0112  # the EXIF tag
-_TIFF_BITS_PER_SAMPLE = 258
+_TIFF_BITS_PER_SAMPLE, _TIFF_CHANNELS = 258, 277
 # Formats that are decoded. Pillow has more: EPS runs Ghostscript on a file that may hold anything; others are rare.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
@@ -28,11 +36,39 @@ def read_pixels(source: Readable, value_range: ValueRange | None = None) -> Pixe
     `value_range`: the values of black and white for an image of more than 8 bits; None: its format's own. Raises
     Pillow's exceptions, of many types, for a damaged image.
     """
-    with quiet_pillow(), _opened(source) as image:
-        if value_range is not None and is_deep(image):
-            return _as_colours(scaled(deep_values(source), value_range))
-        image.load()
-        return as_pixels(image)
+
+    def read(source: Readable) -> Pixels:
+        with quiet_pillow(), opened(source) as image:
+            if value_range is not None and is_deep(image):
+                return _as_colours(scaled(_deep_values(source), value_range))
+            image.load()
+            return as_pixels(image)
+
+    return sparing_texts(read, source)
+
+
+def sparing_texts(read: Callable[[Readable], T], source: Readable) -> T:
+    """What `read` returns; of a PNG whose texts or colour profile Pillow finds too large, read without them."""
+    try:
+        return read(source)
+    except ValueError as error:
+        if "MAX_TEXT" not in str(error) or isinstance(source, Image.Image):
+            raise
+    return read(io.BytesIO(_without_texts(source.getvalue() if isinstance(source, io.BytesIO) else _bytes_of(source))))
+
+
+def _bytes_of(path: Path | str) -> bytes:
+    return Path(path).read_bytes()
+
+
+def _without_texts(png: bytes) -> bytes:
+    kept, place = [png[:8]], 8  # after the signature: chunks of a length, a name, content and a sum of 4 bytes each
+    while place < len(png):
+        length = 12 + int.from_bytes(png[place : place + 4], "big")
+        if png[place + 4 : place + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(png[place : place + length])
+        place += length
+    return b"".join(kept)
 
 
 def as_pixels(image: Image.Image) -> Pixels:
@@ -48,7 +84,8 @@ def _turn_upright(image: Image.Image) -> None:
 
 
 @contextmanager
-def _opened(source: Readable) -> Iterator[Image.Image]:
+def opened(source: Readable) -> Iterator[Image.Image]:
+    """The image with its header read; a copy of one that is given."""
     if isinstance(source, Image.Image):
         yield source.copy()
         return
@@ -68,11 +105,50 @@ def quiet_pillow() -> Iterator[None]:
         yield
 
 
+def pixel_limit() -> int:
+    """The most pixels that are decoded of an image."""
+    known_formats()
+    return Image.MAX_IMAGE_PIXELS or sys.maxsize
+
+
+@contextmanager
+def without_limit() -> Iterator[None]:
+    """Read headers of any size within the block; not for threads."""
+    limit = pixel_limit()
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
 @functools.cache
 def known_formats() -> tuple[str, ...]:
-    """Those of FORMATS that this Pillow has; it fails on unknown names."""
+    """Those of FORMATS that this Pillow has; it fails on unknown names. Sets the limit of pixels that is asked for;
+    UserError if that is no number."""
     Image.init()
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it logs of bad files is in the errors that it raises
+    if given := os.environ.get(LIMIT_VARIABLE):
+        Image.MAX_IMAGE_PIXELS = _pixels_in(given)
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def tiff_layout(file: Path | str) -> str:
+    """How a TIFF has its values, for one that Pillow does not know; empty for what is no TIFF."""
+    with suppress(Exception), open(file, "rb") as stream:  # noqa: PTH123  (as elsewhere)
+        directory = TiffImagePlugin.ImageFileDirectory_v2(stream.read(8))
+        stream.seek(directory.next)
+        directory.load(stream)
+        channels, bits = directory.get(_TIFF_CHANNELS, 1), directory.get(_TIFF_BITS_PER_SAMPLE, (1,))
+        return f"{channels} channel{'s' if channels > 1 else ''} of {bits[0]} bits"
+    return ""
+
+
+def _pixels_in(megapixels: str) -> int:
+    with suppress(ValueError, OverflowError):
+        if (pixels := round(float(megapixels) * 1e6)) > 0:
+            return pixels
+    raise UserError(f"{LIMIT_VARIABLE} = '{megapixels}' is not a number of megapixels.", "Example: 200")
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -98,12 +174,17 @@ def _tiles(image: Image.Image) -> Sequence[Any]:
 
 
 def deep_values(source: Readable) -> NDArray[Any]:
+    """`_deep_values`, also of a PNG with large texts."""
+    return sparing_texts(_deep_values, source)
+
+
+def _deep_values(source: Readable) -> NDArray[Any]:
     """The values of an image of more than 8 bits, upright: H x W of any number type, or uint16 H x W x 3 without alpha.
 
     Pillow keeps the upper 8 of a colour's 16 bits. The lower ones come from reading the file again with the bytes in
     the other order; where Pillow does not know that order, they are taken to be the upper ones.
     """
-    with quiet_pillow(), _opened(source) as image:
+    with quiet_pillow(), opened(source) as image:
         is_colour = _is_deep_colour(image)
         orders = [(*tile[:3], _swapped(tile[3])) for tile in _tiles(image)] if is_colour else []
         image.load()
@@ -112,7 +193,7 @@ def deep_values(source: Readable) -> NDArray[Any]:
         if not is_colour:
             return values
         upper = values[..., :3].astype(np.uint16)
-        with suppress(ValueError), _opened(source) as again:
+        with suppress(ValueError), opened(source) as again:
             setattr(again, _TILES, orders)
             again.load()
             _turn_upright(again)

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ddp_ft.contracts import Source
-from ddp_ft.data.image.pillow import ValueRange, deep_values, is_deep, known_formats, quiet_pillow
+from ddp_ft.data.image.pillow import Readable, ValueRange, deep_values, is_deep, opened, quiet_pillow, sparing_texts
 from ddp_ft.distributed.environment import usable_cores
 from ddp_ft.errors import UserError
 
@@ -65,10 +64,14 @@ def _is_deep(name: str) -> bool:
     try:
         if not stat.S_ISREG(os.stat(name).st_mode):  # noqa: PTH116  (a pipe might never end)
             return False
-        with Image.open(name, formats=known_formats()) as image:
-            return is_deep(image)
+        return sparing_texts(_is_deep_file, name)
     except Exception:  # training will meet it, and report what is wrong
         return False
+
+
+def _is_deep_file(source: Readable) -> bool:
+    with opened(source) as image:
+        return is_deep(image)
 
 
 def _look(name: str) -> tuple[NDArray[np.float64], bool] | None:

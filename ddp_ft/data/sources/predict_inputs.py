@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ddp_ft.data.sources.files import FileSource
 from ddp_ft.data.sources.paths import Paths
-from ddp_ft.data.sources.scan import find_images, is_image, suffix_list
+from ddp_ft.data.sources.scan import begins_as_image, find_images, is_image, suffix_list
 from ddp_ft.data.sources.table_file import is_table, read_table
 from ddp_ft.errors import UserError, nearest, printable
 
@@ -72,7 +72,7 @@ def _matching(pattern: str) -> list[str]:
         path = Path(match)
         if path.is_dir():
             found.update(dict.fromkeys(str(path / relative) for relative in find_images(path).paths))
-        elif is_image(path.name):
+        elif is_image(path.name) or begins_as_image(match):
             found[str(path)] = None
     if not found:
         raise UserError(f"No image matches {pattern!r}.", f"Images are files that end in {suffix_list()}.")

@@ -1,7 +1,9 @@
-"""The images that are in a folder, from its directories and the files' sizes; no file is opened."""
+"""The images that are in a folder, from its directories and the files' sizes; only files of odd names are opened."""
 
 import hashlib
 import os
+import re
+import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +24,24 @@ from ddp_ft.run_folder.recognise import is_output, may_be_data
 THREADS = 16
 _BLOCK = 1 << 16  # rows of the fingerprint that are text at a time
 
-SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"])
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".avif", ".avifs",
+     ".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm")
+)  # fmt: skip
+# Those that messages name.
+_USUAL = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".avif", ".tif", ".jp2", ".ppm")
+# Suffixes of files that lie beside images: they are not opened to look for what their names do not tell.
+_OTHERS = frozenset(
+    (".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".parquet", ".yaml", ".yml", ".md", ".html", ".htm", ".log",
+     ".ini", ".cfg", ".toml", ".py", ".ipynb", ".sh", ".npy", ".npz", ".pt", ".pth", ".safetensors", ".pkl", ".h5",
+     ".mat", ".zip", ".gz", ".tar", ".pdf", ".svg", ".db", ".lock", ".mp4", ".dng", ".nef", ".cr2")
+)  # fmt: skip
+# How images begin; of a file without a suffix also a TIFF, since the raw files of cameras begin as it does.
+_STARTS = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|....ftypavi[fs]|\0\0\0\x0cjP  |\xff\x4f\xff\x51"
+    rb"|BM....\0\0\0\0", re.DOTALL
+)  # fmt: skip
+_STARTS_OF_TIFF = (b"II*\0", b"MM\0*")
 
 Identity = tuple[int, int]  # device and inode
 Stamp = tuple[int, int]  # st_mtime_ns and st_ctime_ns of a folder; the latter changes even if the former is set back
@@ -47,6 +66,21 @@ class Found:
 def is_image(name: str) -> bool:
     """Whether the name has an image's suffix, in any case."""
     return _suffix(name) in SUFFIXES
+
+
+def begins_as_image(path: str) -> bool:
+    """Whether a file without an image's suffix, and without that of something else, begins as an image does."""
+    suffix = _suffix(path[path.rfind("/") + 1 :])
+    if suffix in _OTHERS:
+        return False
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (a pipe might never end)
+            return False
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123  (a Path for each takes longer)
+            start = file.read(16)
+    except OSError:
+        return False
+    return bool(_STARTS.match(start)) or (not suffix and start.startswith(_STARTS_OF_TIFF))
 
 
 def find_images(folder: Path, prefix: str = "", named: bool = True) -> Found:
@@ -77,8 +111,8 @@ def loose_files(folder: Path) -> Counter[str]:
 
 
 def suffix_list() -> str:
-    """The suffixes of images, for messages."""
-    return ", ".join(sorted(SUFFIXES))
+    """The usual suffixes of images, for messages."""
+    return ", ".join(_USUAL)
 
 
 class _Place(NamedTuple):
@@ -104,7 +138,7 @@ def _walk(place: _Place, found: Found) -> Iterator[tuple[str, int]]:
             identity = _identity(entry.path)
             if identity not in above:
                 yield from _walk(_Place(entry.path, f"{prefix}{entry.name}/", above | {identity}, False), found)
-        elif is_image(entry.name):
+        elif is_image(entry.name) or begins_as_image(entry.path):
             yield prefix + entry.name, size_of(entry.path)
         else:
             found.others[_suffix(entry.name) or "no suffix"] += 1

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from ddp_ft.contracts import BadSample
 from ddp_ft.data.image.decode import decode
-from ddp_ft.data.sources.files import FileSource
+from ddp_ft.data.image.pillow import LIMIT_VARIABLE, known_formats
+from ddp_ft.data.sources.files import FileSource, LabelledFileSource
+from ddp_ft.data.survey import survey
+from ddp_ft.errors import UserError
 from tests.data.image.image_files import save_image
 
 RAMP = np.linspace(0, 65535, 16 * 12).astype(np.uint16).reshape(12, 16)
@@ -181,10 +185,12 @@ def test_truncated_file(tmp_path: Path, suffix: str) -> None:
 def test_what_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("hello")
     (tmp_path / "empty.jpg").touch()
+    (tmp_path / "phone.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     (tmp_path / "link.jpg").symlink_to(tmp_path / "nowhere.jpg")
     for name, reason in (
         ("text", "not an image"),
         ("empty", "the file is empty"),
+        ("phone", "HEIF or video, which is not read; convert it to JPEG or PNG"),
         ("link", "No such file or directory"),
         ("absent", "No such file or directory"),
     ):
@@ -200,8 +206,47 @@ def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lim
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(BadSample, match=r"a\.png: .*320 pixels"):
+        with pytest.raises(BadSample, match=rf"a\.png: 320 pixels, more than the limit of {limit}; DDP_FT_MAX_MEGA"):
             decode(file)
+
+
+def test_the_environment_moves_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = save_image(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setenv(LIMIT_VARIABLE, "0.001")
+    known_formats.cache_clear()
+    assert decode(file).shape == (3, 16, 20)
+    monkeypatch.setenv(LIMIT_VARIABLE, "many")
+    known_formats.cache_clear()
+    with pytest.raises(UserError, match="many"):
+        decode(file)
+    monkeypatch.delenv(LIMIT_VARIABLE)
+    known_formats.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["text", "profile"])
+def test_large_texts_and_profiles_of_a_png_do_not_matter(tmp_path: Path, kind: str) -> None:
+    image, texts = opened(save_image(tmp_path / "plain.png")), PngInfo()
+    texts.add_text("parameters", "a" * 2**21 if kind == "text" else "short", zip=True)
+    image.save(tmp_path / "a.png", pnginfo=texts, icc_profile=bytes(2**21) if kind == "profile" else b"")
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), np.asarray(image))
+    source = LabelledFileSource(tmp_path, ["a.png", "plain.png"], np.array([0, 1]))
+    assert survey({"train": source}, processes=1).damaged == {}
+
+
+def tiff(channels: int, bits: int) -> bytes:
+    size = 4 * 4 * channels * bits // 8
+    tags = [(256, 4), (257, 4), (258, bits), (259, 1), (262, 1), (273, 8), (277, channels), (278, 4), (279, size)]
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + size) + bytes(size) + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize(("channels", "bits"), [(13, 8), (13, 16), (1, 64)])
+def test_what_a_tiff_has_is_named(tmp_path: Path, channels: int, bits: int, capfd) -> None:
+    (tmp_path / "a.tif").write_bytes(tiff(channels, bits))
+    with pytest.raises(BadSample, match=f"a TIFF has {channels} channels? of {bits} bits, which is not read: expected"):
+        decode(tmp_path / "a.tif")
+    assert capfd.readouterr() == ("", "")  # Pillow logs it too
 
 
 def test_file_source_names_paths_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from ddp_ft.data.image import jpeg
 from ddp_ft.data.image.decode import JpegFile, decode, open_image
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import eval_transform, train_transform
-from ddp_ft.data.image.undecoded import Box, cut
+from ddp_ft.data.image.undecoded import Box, cut, whole
 from ddp_ft.data.open_sample import open_sample
 from ddp_ft.data.sources.files import FileSource
 
@@ -140,7 +140,12 @@ def test_an_oddity_is_no_damage(tmp_path: Path) -> None:
 
 
 def test_more_pixels_than_pillow_allows(tmp_path: Path, monkeypatch) -> None:
-    file = write_jpeg(tmp_path / "a.jpg", photo(80, 60))
+    file = write_jpeg(tmp_path / "a.jpg", photo(80, 60), orientation=6)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(BadSample, match="decompression bomb"):
+    image = open_image(file)  # 4,800 pixels, of which a quarter is too much
+    assert isinstance(image, JpegFile) and sorted(image.size) == [60, 80]
+    assert whole(image).shape == (3, image.size[0] // 4, image.size[1] // 4) == decode(file).shape
+    assert cut(image, Box(0, 0, *image.size), (8, 8), "full").shape[0] == 3
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+    with pytest.raises(BadSample, match="4800 pixels, more than the limit of 700; DDP_FT_MAX_MEGAPIXELS="):
         open_image(file)

@@ -356,6 +356,23 @@ def test_list_images_of_nothing(tmp_path: Path) -> None:
         list_images([str(tmp_path)])
 
 
+def test_images_by_their_names_or_their_content(tmp_path: Path) -> None:
+    save_classes(tmp_path, {"a": 3, "b": 3})
+    for suffix in (".jfif", ".jpe", ".avif", ".jp2"):
+        save_image(tmp_path / "a" / f"by name{suffix}")
+    content = {suffix: save_image(tmp_path / f"x{suffix}").read_bytes() for suffix in (".jpg", ".png", ".tif")}
+    for name, suffix in {"none": ".jpg", "odd.jpg_large": ".png", "b.jpg?w=2": ".png", "scan": ".tif"}.items():
+        (tmp_path / "b" / name).write_bytes(content[suffix])
+    for name, data in {"x.txt": content[".png"], "x.nef": content[".tif"], "README": b"hello", "none2": b""}.items():
+        (tmp_path / "b" / name).write_bytes(data)
+    splits = split(tmp_path)
+    found = {*names(splits.train), *names(splits.val)}
+    assert {f"a/by name{suffix}" for suffix in (".jfif", ".jpe", ".avif", ".jp2")} < found
+    assert found & {"b/none", "b/odd.jpg_large", "b/b.jpg?w=2", "b/scan"} and len(found) == 14
+    assert all(source.read(k)["image"].shape == (3, 16, 20) for source in (splits.train, splits.val) for k in (0, 1))
+    assert str(tmp_path / "b" / "none") in list_images([str(tmp_path / "b" / "*")])
+
+
 def touch(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
