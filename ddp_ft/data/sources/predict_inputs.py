@@ -10,6 +10,7 @@ from ddp_ft.data.sources.files import FileSource
 from ddp_ft.data.sources.paths import Paths
 from ddp_ft.data.sources.scan import begins_as_image, find_images, is_image, suffix_list
 from ddp_ft.data.sources.table_file import is_table, read_table
+from ddp_ft.data.sources.unicode_forms import NamesOnDisk
 from ddp_ft.errors import UserError, nearest, printable
 
 STDIN = "-"
@@ -80,7 +81,8 @@ def _matching(pattern: str) -> list[str]:
 
 
 def _from_lines(lines: Iterable[str]) -> list[str]:
-    if named := [path for line in lines if (path := line.rstrip("\r\n"))]:
+    here = NamesOnDisk("")
+    if named := [here.find(path) for line in lines if (path := line.rstrip("\r\n"))]:
         return named
     raise UserError("Standard input (-) is empty.", "Expected one path a line: find photos -name '*.jpg' | ...")
 
@@ -92,4 +94,5 @@ def _in_table(path: Path, column: str) -> list[str]:
         hint = nearest(column, header) or f"It has {', '.join(map(printable, header))}."
         raise UserError(f"{path} has no column '{column}'.", f"{hint} Name another with --column.")
 
-    return [str(path.parent / cell) for cell in read_table(path, choose).filled(column)]
+    here = NamesOnDisk(str(path.parent))
+    return [str(path.parent / here.find(cell)) for cell in read_table(path, choose).filled(column)]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_ft.data.sources.paths import Paths
+from ddp_ft.data.sources.unicode_forms import KnownNames
 from ddp_ft.errors import UserError
 from ddp_ft.run_folder.recognise import is_output, may_be_data
 
@@ -215,10 +216,9 @@ class Listing(Found):
     counts: list[int]
 
     def labels(self, classes: Sequence[str]) -> NDArray[np.int64]:
-        """The class of each image, by its place in `classes`, int64."""
-        numbers = {name: number for number, name in enumerate(classes)}
-        order = _by_path(self.classes)
-        known = np.array([numbers[self.classes[label]] for label in order], np.int64)
+        """The class of each image, by its place in `classes`, int64; all of this folder's are among them."""
+        numbers, order = KnownNames(classes), _by_path(self.classes)
+        known = np.array([numbers.place(self.classes[label]) for label in order], np.int64)
         return np.repeat(known, [self.counts[label] for label in order])
 
 

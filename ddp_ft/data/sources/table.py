@@ -17,6 +17,7 @@ from ddp_ft.data.cells import Table, read_numbers
 from ddp_ft.data.roles import ROLE_NAMES, role_of
 from ddp_ft.data.sources.files import LabelledFileSource
 from ddp_ft.data.sources.table_file import read_table
+from ddp_ft.data.sources.unicode_forms import NamesOnDisk
 from ddp_ft.data.targets.base import DROP, MASK, TargetColumns, TargetKind
 from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.errors import UserError, nearest, shortened
@@ -175,8 +176,9 @@ def _groups(columns: TargetColumns, name: str) -> list[str]:
 def _paths(table: Table, column: str) -> list[str]:
     cells = table.filled(column, "Every row needs an image's path.")
     root = f"{table.path.parent.absolute()}/"
+    here = NamesOnDisk(root)
     # One way to write each path: without detours, and relative to the table if it is below.
-    return [os.path.normpath(_of_this_system(cell, root)).removeprefix(root) for cell in cells]
+    return [here.find(os.path.normpath(_of_this_system(cell, root)).removeprefix(root)) for cell in cells]
 
 
 def _of_this_system(cell: str, root: str) -> str:

@@ -23,6 +23,7 @@ from ddp_ft.data.sources.scan import (
     suffix_list,
 )
 from ddp_ft.data.sources.table_file import SUFFIXES
+from ddp_ft.data.sources.unicode_forms import KnownNames
 from ddp_ft.data.splits.folder_roles import TOP, check_meaning, folders_by_role, inner_root, part_of
 from ddp_ft.data.splits.record import SplitRequest, Splits, divide_pool
 from ddp_ft.data.splits.stratify import Pool
@@ -68,7 +69,7 @@ def open_folder(folder: Path, classes: Sequence[str]) -> LabelledFileSource:
     """
     _check_folder(folder)
     listing = list_classes(folder)
-    if unknown := sorted(set(listing.classes) - set(classes)):
+    if unknown := KnownNames(classes).unknown(listing.classes):
         hint = f"The model's classes: {shortened(classes)}."
         raise UserError(f"{folder} has class folders that the model does not know: {shortened(unknown)}.", hint)
     if not listing.paths:
@@ -97,6 +98,8 @@ def open_splits(request: SplitRequest, root: Path, task: str) -> Splits:
         sources |= {TRAIN: _subset(train, division.train), VAL: _subset(train, division.val)}
     record["counts"] = {role: len(source) for role, source in sources.items()}
     notes += [note for part in parts.values() for note in _part_notes(part)]
+    if alike := KnownNames(classes).alike():
+        notes.append(f"Classes whose names differ only in their Unicode form: {shortened(alike)}. Are they one class?")
     notes += division.notes(pool, classes)
     schema = Schema(LABEL, classes)
     return Splits(sources[TRAIN], sources[VAL], sources.get(TEST), schema, index.fingerprint, record, tuple(notes))
@@ -174,6 +177,6 @@ def _check_classes(parts: Mapping[str, Listing]) -> None:
         hint = f"Did you mean --data {inner}?" if len(subfolders(inner)) > 1 else EXAMPLE
         raise UserError(f"{folder} has one class only, {classes[0]}; expected two or more.", hint)
     for part in parts.values():
-        if unknown := sorted(set(part.classes) - set(classes)):
+        if unknown := KnownNames(classes).unknown(part.classes):
             hint = f"Classes of {folder}: {shortened(classes)}."
             raise UserError(f"{part.folder} has classes that training lacks: {shortened(unknown)}.", hint)
