@@ -113,8 +113,8 @@ def _open_index(root: Path, folders: Mapping[str, Path]) -> Index:
     parts = {
         role: list_classes(folder, "" if folder == root else f"{folder.name}/") for role, folder in folders.items()
     }
-    for part in parts.values():
-        _check_part(part)
+    for role, part in parts.items():
+        _check_part(part, is_train=role == TRAIN)
     _check_classes(parts)
     index = Index(parts, fingerprint(parts, parts[TRAIN].classes))
     store_index(root, folders, index, begun)
@@ -142,16 +142,21 @@ def _check_keys(config: DataConfig, root: Path) -> None:
         raise UserError(f"{', '.join(given)}: this is for tables, and {root} is a folder.", hint)
 
 
-def _check_part(part: Listing) -> None:
+def _check_part(part: Listing, is_train: bool) -> None:
+    """UserError without images; and for empty class folders, but not for one that is merely without validation."""
     if not part.paths:
         loose = _loose_images(part.folder)
         hint = f"{EXAMPLE}\nImages are files that end in {suffix_list()}."
         if loose:
             hint = f"{loose} images are in it directly; put each into a folder with its class's name.\n{EXAMPLE}"
         raise UserError(f"There are no images in class folders in {part.folder}.", hint)
-    if empty := [name for name, count in zip(part.classes, part.counts, strict=True) if not count]:
+    if is_train and (empty := _empty_classes(part)):
         hint = f"Put images in ({suffix_list()}), or move the folders elsewhere."
         raise UserError(f"Class folders without images in {part.folder}: {shortened(empty)}.", hint)
+
+
+def _empty_classes(part: Listing) -> list[str]:
+    return [name for name, count in zip(part.classes, part.counts, strict=True) if not count]
 
 
 def _loose_images(folder: Path) -> int:
@@ -160,6 +165,8 @@ def _loose_images(folder: Path) -> int:
 
 def _part_notes(part: Listing) -> Iterator[str]:
     folder, others = part.folder, part.others
+    if empty := _empty_classes(part):
+        yield f"{folder} has no images of these classes, which no metric there measures: {shortened(empty)}."
     if loose := _loose_images(folder):
         yield f"{loose} images beside the class folders of {folder} are ignored."
     if others:

@@ -1,5 +1,6 @@
 """The images for training, validation and test: given, drawn or read back; and a part for a trained model."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from ddp_ft.config.schema import DataConfig, RunConfig
 from ddp_ft.config.tasks import fitting_tasks
-from ddp_ft.contracts import LabelledSource, Schema
+from ddp_ft.contracts import LABEL, LabelledSource, Schema
 from ddp_ft.data.bad_samples.quarantine import Quarantine
 from ddp_ft.data.bad_samples.replace import Lenient, leave_out_damaged, left_out
 from ddp_ft.data.roles import ALL, TEST, TRAIN, VAL
@@ -31,6 +32,7 @@ def open_splits(config: DataConfig, seed: int, stored: Mapping[str, Any] | None 
     the training set others take the place of damaged images when they are met. UserError if there are too many.
     """
     splits = layout_of(_path(config)).open_splits(SplitRequest(config, seed, stored), _path(config), task)
+    splits = replace(splits, notes=(*splits.notes, *_notes_on_numbers(splits.schema)))
     return _tolerant(splits, config, seed) if config.on_error == "skip" else splits
 
 
@@ -47,6 +49,16 @@ def _path(config: DataConfig) -> Path:
     if config.path is None:
         raise UserError("No data is given.", f"Example: --data ~/pets\n{EXAMPLE}")
     return config.path
+
+
+def _notes_on_numbers(schema: Schema) -> Iterator[str]:
+    """A note on class names that are numbers, if their order is another one."""
+    names = schema.names
+    if schema.kind == LABEL and all(re.fullmatch(r"[0-9]{1,18}", name) for name in names):
+        numeric = sorted(names, key=int)
+        if moved := [name for name, other in zip(names, numeric, strict=True) if name != other]:
+            which = f"output {names.index(moved[0])} is class '{moved[0]}'"
+            yield f"The classes' names are numbers, and sorted as texts: {which} (classes.json has them all)."
 
 
 def _tolerant(splits: Splits, config: DataConfig, seed: int) -> Splits:

@@ -228,6 +228,25 @@ def test_empty_classes_are_all_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["val", "test"])
+def test_a_class_without_images_to_evaluate(tmp_path: Path, part: str) -> None:
+    for name in ("train", "val", "test"):
+        save_classes(tmp_path / name, {"a": 3, "b": 0 if name == part else 2})
+    splits = split(tmp_path)
+    assert len(splits.val if part == "val" else splits.test or ()) == 3
+    assert splits.notes == (f"{tmp_path / part} has no images of these classes, which no metric there measures: b.",)
+    shutil.rmtree(tmp_path / "train" / "b")
+    fails(tmp_path, "has one class only")
+
+
+@pytest.mark.parametrize(("names", "note"), [(["1", "2", "10"], "output 1 is class '10'"), (["01", "02", "10"], "")])
+def test_class_names_that_are_numbers(tmp_path: Path, names: list[str], note: str) -> None:
+    save_classes(tmp_path, dict.fromkeys(names, 3))
+    splits = split(tmp_path)
+    assert splits.schema.names == tuple(sorted(names))  # whatever they are, as in all runs before
+    assert note in " ".join(splits.notes) and bool(splits.notes) == bool(note)
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
 def test_class_that_training_lacks(tmp_path: Path, part: str) -> None:
     save_classes(tmp_path / "train", {"a": 3, "b": 2})
     save_classes(tmp_path / part, {"a": 3, "c": 2, "zebra": 1})
