@@ -12,7 +12,7 @@ class EvalConfig:
     every_epochs: int = key(1, "Epochs between evaluations.", low=1)
     metric: str | None = key(
         None,
-        "The metric that decides which model is best; auto: accuracy, mAP or RMSE, by task.",
+        "The metric that decides which model is best (of equals the loss); auto: accuracy, mAP or RMSE, by task.",
         flag="--metric",
         null="auto",
     )

@@ -19,7 +19,7 @@ from ddp_ft.inference.scoring import make_loader, make_scorer
 from ddp_ft.inference.trained_model import Trained
 from ddp_ft.models.batch_norm import batch_statistics
 from ddp_ft.models.precision import autocast
-from ddp_ft.run_folder.checkpoints import checkpoint_weights, quality_of
+from ddp_ft.run_folder.checkpoints import checkpoint_weights, quality_of, score_of
 from ddp_ft.run_folder.model_folder import restore_weights
 
 Weights = dict[str, Tensor]
@@ -107,11 +107,11 @@ class Averager:
         scores = {}
         for checkpoint in found:
             metrics = self.measure(checkpoint_weights(checkpoint))
-            scores[checkpoint] = quality_of(self.trained.task, self.metric, metrics)
+            scores[checkpoint] = score_of(self.trained.task, self.metric, metrics)
             log(f"{checkpoint.name}: {in_words(metrics)}")
-        first, *others = sorted(found, key=lambda checkpoint: -scores[checkpoint])
-        log(f"before, {first.name} alone: {self._as_text(scores[first])}")
-        chosen, score = [first], scores[first]
+        first, *others = sorted(found, key=lambda checkpoint: scores[checkpoint], reverse=True)
+        chosen, score = [first], scores[first].quality
+        log(f"before, {first.name} alone: {self._as_text(score)}")
         for checkpoint in others:
             candidate = sorted([*chosen, checkpoint])
             new = quality_of(self.trained.task, self.metric, self.measure(self.average(candidate)))

@@ -28,6 +28,16 @@ MANIFEST = "manifest.json"
 _REMOVING, _DAMAGED = ".removing_", "damaged_"
 
 
+@dataclass(frozen=True, order=True)
+class Score:
+    """How good a model is, to be compared: by `quality`, the metric that decides, as a number that is larger for a
+    better model; of equals by `minus_loss`, the negative loss on the same set. -inf for NaN, and for a loss that is
+    not known, as in checkpoints of earlier versions."""
+
+    quality: float
+    minus_loss: float = -math.inf
+
+
 @dataclass(frozen=True)
 class Checkpoints:
     """The folder checkpoints/ of a run: step_00000120/ ..., and the links `last` and `best` to two of them.
@@ -45,7 +55,7 @@ class Checkpoints:
         step: int,
         weights: Mapping[str, Tensor],
         state: Mapping[str, Any],
-        score: float | None = None,
+        score: Score | None = None,
         *,
         ema: Mapping[str, Tensor] | None = None,
         phase: str = TRAIN,
@@ -53,8 +63,7 @@ class Checkpoints:
         """Write the checkpoint of `step` durably, then move the links and remove old checkpoints; return its folder.
 
         `state` holds plain values and tensors only, so that it loads with weights_only. `score` is the result of the
-        model's evaluation at this step, larger being better and NaN worst; None: it was not evaluated. `ema`: the
-        averaged weights, if there are any.
+        model's evaluation at this step; None: it was not evaluated. `ema`: the averaged weights, if there are any.
         """
         target = self.root / f"{PHASES[phase]}{step:08d}"
         # The same step again, after a stop right after a regular checkpoint: it is the same model.
@@ -109,7 +118,9 @@ class Checkpoints:
     def ranking(self, phase: str = TRAIN) -> list[Path]:
         """The complete checkpoints of a phase that have a score, best first; of equals the older one."""
         scores = {folder: score for folder in self.complete(phase) if (score := read_score(folder)) is not None}
-        return sorted(scores, key=lambda folder: (-scores[folder], step_of(folder)))
+        return sorted(
+            scores, key=lambda folder: scores[folder], reverse=True
+        )  # stable: the older of equals stays first
 
     def _move_links(self, newest: Path, phase: str) -> None:
         _point(self.root / "last", newest.name)
@@ -139,7 +150,7 @@ def _write_files(
     folder: Path,
     weights: Mapping[str, Tensor],
     state: Mapping[str, Any],
-    score: float | None,
+    score: Score | None,
     ema: Mapping[str, Tensor] | None,
 ) -> None:
     save_weights(folder / "model.safetensors", weights)
@@ -147,7 +158,8 @@ def _write_files(
         save_weights(folder / EMA, ema)
     torch.save(dict(state), folder / "state.pt")
     if score is not None:
-        (folder / SCORE).write_text(to_json({"score": score if score > -math.inf else None}), encoding="utf-8")
+        stored = {"score": _stored(score.quality), "loss": _stored(-score.minus_loss)}
+        (folder / SCORE).write_text(to_json(stored), encoding="utf-8")
     manifest = {file.name: _fingerprint(file) for file in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
 
@@ -192,12 +204,24 @@ def quality_of(task: Task, metric: str, metrics: Mapping[str, float]) -> float:
     return -math.inf if math.isnan(value) else value
 
 
-def read_score(folder: Path) -> float | None:
-    """The score of a checkpoint, -inf for NaN (JSON has neither); None if it has none."""
+def score_of(task: Task, metric: str, metrics: Mapping[str, float]) -> Score:
+    """Return the score of a model with these metrics on a set."""
+    loss = metrics.get("loss", math.nan)
+    return Score(quality_of(task, metric, metrics), -math.inf if math.isnan(loss) else -loss)
+
+
+def _stored(value: float) -> float | None:
+    """The number for a JSON file, which has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def read_score(folder: Path) -> Score | None:
+    """The score of a checkpoint; None if it has none."""
     stored = read_json(folder / SCORE, dict)
     if stored is None:
         return None
-    return -math.inf if stored["score"] is None else float(stored["score"])
+    quality, loss = stored["score"], stored.get("loss")
+    return Score(-math.inf if quality is None else float(quality), -math.inf if loss is None else -float(loss))
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

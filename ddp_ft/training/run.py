@@ -12,7 +12,7 @@ from ddp_ft.distributed.agreement import Agreement
 from ddp_ft.distributed.world import World
 from ddp_ft.models.freezing import Stage
 from ddp_ft.run_folder.background_writer import BackgroundWriter
-from ddp_ft.run_folder.checkpoints import Checkpoints, quality_of
+from ddp_ft.run_folder.checkpoints import Checkpoints, Score, score_of
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.training.plan import Plan
 
@@ -48,9 +48,9 @@ class Run:
         """The metric that decides which model is best."""
         return self.config.eval.metric or self.task.primary_metric
 
-    def quality(self, metrics: Mapping[str, float]) -> float:
-        """Return the metric that decides as a number that is larger for a better model; -inf for NaN."""
-        return quality_of(self.task, self.metric, metrics)
+    def score(self, metrics: Mapping[str, float]) -> Score:
+        """Return how good a model with these metrics is: by the metric that decides, of equals by the loss."""
+        return score_of(self.task, self.metric, metrics)
 
     def wishes(self, save: bool) -> list[float]:
         """Return this rank's flags for the next step, to be summed over ranks: see Agreement."""

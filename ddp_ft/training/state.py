@@ -13,6 +13,7 @@ from ddp_ft.contracts import TRAIN
 from ddp_ft.distributed.world import World
 from ddp_ft.models.batch_norm import averaged_statistics, batch_statistics, in_one, in_parts
 from ddp_ft.run_folder.background_writer import copied
+from ddp_ft.run_folder.checkpoints import Score
 from ddp_ft.run_folder.model_folder import restore_weights
 from ddp_ft.training.ema import Ema
 from ddp_ft.training.plan import Plan
@@ -50,7 +51,7 @@ class TrainState:
         self.ema = Ema(module, ema_decay) if ema_decay else None
         self.window = LossWindow(torch.zeros(2, device=device))
         self.progress = progress
-        self.score: float | None = None
+        self.score: Score | None = None
         self.micro_batch = plan.cut
         self.lowered = plan.lowered
         self._waiting: dict[str, Any] = {}

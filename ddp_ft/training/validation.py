@@ -30,14 +30,14 @@ def validate(run: Run, state: TrainState, phase: Phase, recorder: Recorder) -> b
     except StopAgreed:
         return False
     progress, best = state.progress, state.progress.best.metrics
-    before = run.quality(best) if best else -math.inf
-    state.score = max(run.quality(found.metrics) for found in results.values())
+    before = run.score(best).quality if best else -math.inf
+    state.score = max(run.score(found.metrics) for found in results.values())
     winners = [found for kind, found in results.items() if _keep_if_best(run, state, phase, kind, found)]
     progress.evaluation_due = False
     row = {f"{PREFIXES[kind]}{name}": value for kind, found in results.items() for name, value in found.metrics.items()}
     recorder.evaluation(row, winners[-1] if winners else None)
     if phase.name == TRAIN:
-        _count_patience(run, progress, before, row[run.metric])
+        _count_patience(run, progress, before if winners else math.inf, row[run.metric])
     return True
 
 
@@ -52,9 +52,10 @@ def _measure_all(run: Run, state: TrainState, phase: Phase) -> dict[str, Evaluat
 
 
 def _keep_if_best(run: Run, state: TrainState, phase: Phase, kind: str, evaluation: Evaluation) -> bool:
-    """Begin to write the model to best/ if it is better than the one there; return whether it is."""
+    """Begin to write the model to best/ if it is better than the one there, of equals by its loss; return whether it
+    is."""
     progress, best, metrics = state.progress, state.progress.best, evaluation.metrics
-    if best.metrics and run.quality(metrics) <= run.quality(best.metrics):
+    if best.metrics and run.score(metrics) <= run.score(best.metrics):
         return False
     progress.best = Best(progress.step, phase.epoch(progress.step), phase.name, kind, metrics)
     with state.as_evaluated(kind, run.world):
@@ -75,8 +76,11 @@ def is_stale(run: Run, progress: Progress) -> bool:
 
 
 def _count_patience(run: Run, progress: Progress, before: float, value: float) -> None:
-    """Count evaluations that were no better, for early stopping and for the plateau schedule."""
-    gained = run.quality(progress.best.metrics) - before > run.config.eval.min_gain
+    """Count evaluations that were no better, for early stopping and for the plateau schedule. `before` is the quality
+    of the best one before; inf: this one is no better."""
+    least = run.config.eval.min_gain
+    gain = run.score(progress.best.metrics).quality - before
+    gained = gain > least or (gain == least == 0)  # equal, with a smaller loss
     progress.stale = 0 if gained else progress.stale + 1
     schedule = run.config.schedule
     if schedule.name == "plateau":

@@ -13,7 +13,7 @@ from ddp_ft.data.image.transforms import eval_transform
 from ddp_ft.data.splits.open import open_splits
 from ddp_ft.errors import UserError
 from ddp_ft.inference.trained_model import load_trained
-from ddp_ft.run_folder.checkpoints import Checkpoints, checkpoint_weights
+from ddp_ft.run_folder.checkpoints import Checkpoints, Score, checkpoint_weights
 from ddp_ft.run_folder.folder import RunFolder
 from tests.support.loading import eval_loader
 from tests.support.trained import draw_weights, write_run
@@ -37,7 +37,7 @@ def norm_run(shapes, tmp_path_factory):
                 tensor += torch.rand_like(tensor)
             elif "num_batches" in name:
                 tensor += 10 * step
-        Checkpoints(run / "checkpoints", keep=9).save(step, weights, {}, score=step / 10)
+        Checkpoints(run / "checkpoints", keep=9).save(step, weights, {}, score=Score(step / 10))
     return run
 
 

@@ -7,14 +7,15 @@ import torch
 
 from ddp_ft.errors import UserError
 from ddp_ft.files import write_text
-from ddp_ft.run_folder.checkpoints import Checkpoints, checkpoint_weights, load_checkpoint, load_ema, read_score
+from ddp_ft.run_folder.checkpoints import Checkpoints, Score, checkpoint_weights, load_checkpoint, load_ema, read_score
 from ddp_ft.run_folder.model_folder import save_model_folder, save_weights
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
 
 
 def save(checkpoints, step, score=None, **options):
-    return checkpoints.save(step, WEIGHTS, {"step": step, "t": torch.ones(2)}, score, **options)
+    given = Score(*score) if isinstance(score, tuple) else None if score is None else Score(score)
+    return checkpoints.save(step, WEIGHTS, {"step": step, "t": torch.ones(2)}, given, **options)
 
 
 def names(root):
@@ -70,6 +71,16 @@ def test_the_ranking_of_equals_and_of_nan(tmp_path):
         save(checkpoints, step, score)
     assert [int(folder.name[-1]) for folder in checkpoints.ranking()] == [2, 3, 6, 1, 4]
     assert target(tmp_path / "best") == "step_00000002"
+
+
+def test_of_equals_the_smaller_loss_is_better(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_best=2)
+    for step, score in {1: (0.5, -0.9), 2: (0.5, -0.2), 3: (0.5, -0.2), 4: (0.5,), 5: (0.4, -0.1)}.items():
+        save(checkpoints, step, score)
+    assert [int(folder.name[-1]) for folder in checkpoints.ranking()] == [2, 3, 5]
+    assert target(tmp_path / "best") == "step_00000002" and read_score(tmp_path / "best") == Score(0.5, -0.2)
+    (tmp_path / "best" / "score.json").write_text('{"score": 0.5}')  # as earlier versions wrote it
+    assert read_score(tmp_path / "best") == Score(0.5)
 
 
 def test_a_first_score_of_nan_is_the_best_there_is(tmp_path):
@@ -131,7 +142,7 @@ def test_the_same_step_again_replaces_it_and_keeps_its_score(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     save(checkpoints, 3, score=0.25)
     folder = save(checkpoints, 3)
-    assert names(tmp_path) == ["step_00000003"] and read_score(folder) == 0.25
+    assert names(tmp_path) == ["step_00000003"] and read_score(folder) == Score(0.25)
     assert target(tmp_path / "best") == "step_00000003"
 
 

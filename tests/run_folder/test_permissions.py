@@ -14,7 +14,7 @@ from ddp_ft.cli.runs import run_folders
 from ddp_ft.contracts import Evaluation
 from ddp_ft.errors import UserError
 from ddp_ft.features.cache import ChunkStore
-from ddp_ft.run_folder.checkpoints import Checkpoints
+from ddp_ft.run_folder.checkpoints import Checkpoints, Score
 from ddp_ft.run_folder.evaluations import save_evaluation
 from ddp_ft.run_folder.lease import Lease
 from ddp_ft.run_folder.model_folder import read_weights, save_model_folder
@@ -57,8 +57,8 @@ def test_the_umask_decides(tmp_path: Path, umask: int) -> None:
     run, weights = tmp_path / "run", {"w": torch.ones(2)}
     with creating_with(umask):
         checkpoints = Checkpoints(run / "checkpoints", keep=1)
-        checkpoints.save(1, weights, {"step": 1}, 0.5, ema=weights)
-        checkpoints.save(1, weights, {"step": 1}, 0.5)
+        checkpoints.save(1, weights, {"step": 1}, Score(0.5), ema=weights)
+        checkpoints.save(1, weights, {"step": 1}, Score(0.5))
         save_model_folder(run / "best", weights, {})
         save_evaluation(run, "val", Evaluation({}, weights, {}))
         lease = Lease(run, lambda: 0)

@@ -10,7 +10,7 @@ from ddp_ft.config.loading import make_config
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.data.splits.open import open_splits
-from ddp_ft.run_folder.checkpoints import Checkpoints
+from ddp_ft.run_folder.checkpoints import Checkpoints, Score
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.run_folder.model_folder import describe_model, save_model_folder
 from ddp_ft.tasks.registry import restore_task
@@ -57,7 +57,7 @@ def write_run(
     folder.write_json("split.json", {"fingerprint": splits.fingerprint, **splits.record})
     store, names = Checkpoints(folder.checkpoints, keep=99), splits.schema.names
     for step, score in checkpoints.items():
-        store.save(step, draw_weights(net, len(names), step), {"step": step}, score)
+        store.save(step, draw_weights(net, len(names), step), {"step": step}, None if score is None else Score(score))
     best = max(checkpoints, key=lambda step: checkpoints[step] or 0, default=0)
     write_model(folder.best, best, net, names=names)
     return run

@@ -207,6 +207,17 @@ def test_early_stopping(shapes, tmp_path):
     assert len(rows(tmp_path / "none", "val")) == 3
 
 
+def test_of_equal_evaluations_that_with_the_smaller_loss_is_best(shapes, tmp_path):
+    """A rate too small for other answers, but not for another loss."""
+    train_here(shapes, tmp_path / "r", "--lr", 2e-5, "--patience", 1, SET, "checkpoint.keep=1", epochs=3)
+    evaluated = rows(tmp_path / "r", "val")
+    assert len({row["accuracy"] for row in evaluated}) == 1 and len({row["loss"] for row in evaluated}) == 3
+    best, summary = min(evaluated, key=lambda row: row["loss"]), read(tmp_path / "r", "summary.json")
+    assert best["step"] > evaluated[0]["step"] and summary["epoch"] == 3
+    assert (summary["best_step"], summary["val"]["loss"]) == (best["step"], best["loss"])
+    assert (tmp_path / "r/checkpoints/best").resolve().name == f"step_{best['step']:08d}"
+
+
 def test_moving_average(shapes, tmp_path):
     train_here(shapes, tmp_path / "r", "--ema", 0.9, "--lr", 0.01, epochs=2)
     row, summary = rows(tmp_path / "r", "val")[-1], read(tmp_path / "r", "summary.json")
