@@ -99,9 +99,11 @@ def _of_type(part: str, value: str, module: nn.Module) -> set[str]:
     def classes(each: nn.Module) -> list[str]:
         return [base.__name__ for base in type(each).__mro__ if issubclass(base, nn.Module)]
 
-    known = {name for each in module.modules() for name in classes(each)}
+    with_parameters = [each for each in module.modules() if any(True for _ in each.parameters())]
+    known = {name for each in with_parameters for name in classes(each)}
     found = _names_within(module, lambda each: value.strip() in classes(each), recurse=True)
-    near = nearest(value.strip(), sorted(known))
+    is_there = any(value.strip() in classes(each) for each in module.modules())
+    near = "Its modules of that class have no parameters." if is_there else nearest(value.strip(), sorted(known))
     return _some(part, found, near or "'ddp-ft models NAME --layers' lists the classes of a model.")
 
 

@@ -167,7 +167,7 @@ def test_a_shared_parameter_is_frozen_by_either_of_its_places() -> None:
         ("stages:" + "9" * 5000, "from -4 to 4", "4 stages"),
         ("type:Conv2D", "means no parameter", "Did you mean Conv2d"),
         ("type:", "means no parameter", "--layers"),
-        ("type:ReLU", "means no parameter", "ReLU"),
+        ("type:ReLU", "means no parameter", "of that class have no parameters"),
         ("regex:blocks", "regex:blocks means no parameter", "conv1"),
         ("regex:layer(", "'layer(' is no regular expression", "re.search"),
         ("regex:", "freezes every parameter", "Leave out the head"),
