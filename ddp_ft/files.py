@@ -5,6 +5,7 @@ contested), or `.writing_NAME` for a folder. `durable` content is on the disk on
 the machine fails.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -19,6 +20,8 @@ T = TypeVar("T", dict[str, Any], list[Any])
 
 # What the name of a folder begins with while another one takes its place.
 OLD = ".old_"
+# How file systems say that they lack an operation, such as fsync of a folder.
+_NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY)
 
 
 @contextmanager
@@ -33,14 +36,13 @@ def replacing(file: Path, *, durable: bool, contested: bool = False) -> Iterator
         yield aside
         if durable:
             sync(aside)
-        aside.replace(file)
+        _take_place(aside, file)
     except BaseException:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
         raise
     if durable:
-        with suppress(PermissionError):  # a folder may be writable and not readable
-            sync(file.parent)
+        sync_names(file.parent)
 
 
 @contextmanager
@@ -69,8 +71,9 @@ def replacing_folder(folder: Path, *, durable: bool, old: str = OLD) -> Iterator
     try:
         yield aside
         if durable:
-            for path in (*aside.iterdir(), aside):
+            for path in aside.iterdir():
                 sync(path)
+            sync_names(aside)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the room
         raise
@@ -80,16 +83,16 @@ def replacing_folder(folder: Path, *, durable: bool, old: str = OLD) -> Iterator
 def replace_folder(folder: Path, aside: Path, *, durable: bool, old: str = OLD) -> None:
     """Rename `aside` to `folder`. What has that name is called `old` + NAME until then, and removed afterwards."""
     earlier = folder.with_name(f"{old}{folder.name}")
-    _remove(earlier)
+    remove(earlier)
     if folder.exists():
         folder.rename(earlier)
     aside.rename(folder)
     if durable:
-        sync(folder.parent)
-    _remove(earlier)
+        sync_names(folder.parent)
+    remove(earlier)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a folder with all in it, or a file or a link, which may be in a folder's place; errors are ignored."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -119,12 +122,21 @@ def to_json(value: Any) -> str:
 
 
 def read_json(file: Path, kind: type[T]) -> T | None:
-    """The dict or list that a JSON file holds; None if there is no file. ValueError for any other content."""
-    if not file.exists():
+    """The dict or list that a JSON file holds; None if there is no file. OSError if it cannot be read.
+
+    ValueError for any other content, which continues the file's name: "is empty".
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    content = json.loads(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError("holds no text") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is no JSON ({error})" if text.strip(" \t\r\n\0") else "is empty") from None
     if not isinstance(content, kind):
-        raise ValueError(f"{file.name} holds no {'object' if kind is dict else kind.__name__}")
+        raise ValueError(f"holds no {'object' if kind is dict else 'list'}")
     return content
 
 
@@ -144,9 +156,32 @@ def add_to_digest(digest: Any, file: Path) -> int:
 
 
 def sync(path: Path) -> None:
-    """Have what was written to a file, or the names in a folder, reach the disk."""
+    """Have what was written to a file reach the disk; where the file system cannot be asked for that, do without."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync_opened(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_opened(descriptor: int) -> None:
+    """As `sync`, of an open file."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED:
+            raise
+
+
+def sync_names(folder: Path) -> None:
+    """As `sync`, the names in a folder, which may be writable and not readable."""
+    with suppress(PermissionError, IsADirectoryError):
+        sync(folder)
+
+
+def _take_place(aside: Path, file: Path) -> None:
+    try:
+        aside.replace(file)
+    except FileExistsError:  # some network drives replace nothing: for a moment there is no file
+        file.unlink()
+        aside.rename(file)

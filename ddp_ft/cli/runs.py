@@ -1,11 +1,11 @@
 """`ddp-ft runs`: the runs in a folder, from their small files alone."""
 
-import json
 import os
 import socket
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ddp_ft.cli.options import PathOf
 from ddp_ft.cli.output import check_printed, json_text, print_result
 from ddp_ft.config.tasks import TASKS
 from ddp_ft.errors import UserError, printable, typed_line
-from ddp_ft.files import read_json
+from ddp_ft.run_folder.contents import read_content, read_summary, sound_rows
 from ddp_ft.run_folder.lease import Holder, is_held, read_lease
 from ddp_ft.tasks.metric_table import LOWER_IS_BETTER
 
@@ -79,13 +79,15 @@ def read_run(path: Path, root: Path) -> Run:
     name = path.name if path == root else str(path.relative_to(root))
     try:
         return _read(path, name)
+    except UserError as error:
+        return Run(name, BROKEN, updated=_changed(path), problem=printable(f"{error.message} {error.hint}"))
     except Exception as error:  # files of others, or of a half-written disk, can be of any form
         return Run(name, BROKEN, updated=_changed(path), problem=printable(typed_line(error)))
 
 
 def _read(path: Path, name: str) -> Run:
     lease = read_lease(path, strict=True) or Holder()
-    plan, summary = (read_json(path / file, dict) or {} for file in ("plan.json", "summary.json"))
+    plan, summary = read_content(path / "plan.json", dict) or {}, read_summary(path)
     state = _state(path, lease, summary)
     rows = [] if state in (DONE, STOPPED) and summary.get("val") else _last_rows(path / "metrics.jsonl")
     metric = _metric(path, plan, rows, summary.get("val", {}))
@@ -95,7 +97,7 @@ def _read(path: Path, name: str) -> Run:
         name,
         state,
         step=summary.get("step", lease.step or last.get("step")),
-        total_steps=plan.get("total_steps"),
+        total_steps=total if isinstance(total := plan.get("total_steps"), int) else None,
         epoch=summary.get("epoch", last.get("epoch")),
         metric=metric,
         best=_best(rows, summary.get("val", {}), metric),
@@ -105,12 +107,13 @@ def _read(path: Path, name: str) -> Run:
 
 
 def _state(path: Path, lease: Holder, summary: dict[str, Any]) -> str:
-    if is_held(path):
+    held = is_held(path)
+    if held:
         return RUNNING
     if summary:
         return str(summary["status"])
-    is_elsewhere = lease.host != socket.gethostname()  # on another machine, locks may have no effect
-    return RUNNING if is_elsewhere and lease.is_alive else CRASHED
+    may_run = held is None or lease.host != socket.gethostname()  # on another machine, locks may have no effect
+    return RUNNING if may_run and lease.is_alive else CRASHED
 
 
 def _last_rows(file: Path) -> list[dict[str, Any]]:
@@ -119,11 +122,8 @@ def _last_rows(file: Path) -> list[dict[str, Any]]:
         return []
     with file.open("rb") as stream:
         stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
-        lines = stream.read().decode("utf-8", "replace").splitlines(keepends=True)
-    if file.stat().st_size > TAIL_BYTES:
-        lines = lines[1:]  # cut
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [row for row in rows if row.get("phase", "train") == "train"]
+        text = stream.read().decode("utf-8", "replace")
+    return [row for row in sound_rows(text) if row.get("phase", "train") == "train"]  # the first may be cut
 
 
 def _metric(path: Path, plan: dict[str, Any], rows: list[dict[str, Any]], val: dict[str, Any]) -> str | None:
@@ -136,9 +136,12 @@ def _metric(path: Path, plan: dict[str, Any], rows: list[dict[str, Any]], val: d
 
 def _configured_metric(file: Path) -> str | None:
     # PyYAML needs ten times as long for the whole file as everything else here.
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    value = next((yaml.safe_load(line)["metric"] for line in lines if line.startswith("  metric:")), None)
-    return None if value is None else str(value)
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    line = next((line for line in lines if line.startswith("  metric:")), None)
+    with suppress(yaml.YAMLError):
+        value = yaml.safe_load(line)["metric"] if line else None
+        return None if value is None else str(value)
+    return None
 
 
 def _best(rows: list[dict[str, Any]], val: dict[str, Any], metric: str | None) -> float | None:

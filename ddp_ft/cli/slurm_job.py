@@ -13,6 +13,7 @@ from ddp_ft.cli.options import PATH
 from ddp_ft.cli.output import check_printed, print_result
 from ddp_ft.cli.process import run_command
 from ddp_ft.files import read_sound_json
+from ddp_ft.run_folder.contents import as_dataclass
 from ddp_ft.slurm.job import Mark, first_host, free_port, read_mark, read_outcome, words_of_run
 from ddp_ft.slurm.requeue import History, decide
 from ddp_ft.slurm.walltime import earliest_stop, read_end_time
@@ -56,7 +57,7 @@ def _mark_file(run_dir: Path, job: str) -> Path:
 def begin(run_dir: Path, job: str) -> None:
     """Record what the run folder holds. Print the time (seconds since 1970) before which warnings are ignored."""
     file = _mark_file(run_dir, job)
-    stored = Mark(**read_sound_json(file, dict))
+    stored = as_dataclass(Mark, read_sound_json(file, dict)) or Mark()
     history = History(stored.barren, stored.crashes)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(asdict(read_mark(run_dir, history))), encoding="utf-8")
@@ -76,7 +77,7 @@ def verdict(
 ) -> None:
     """Print `requeue` or `end`, and the exit code if it is not requeued."""
     file = _mark_file(run_dir, job)
-    before = Mark(**read_sound_json(file, dict))
+    before = as_dataclass(Mark, read_sound_json(file, dict)) or Mark()
     history = History(before.barren, before.crashes)
     found = decide(read_outcome(run_dir, before, code, stop_file, reason), history, restarts, most_restarts)
     click.echo(f"{found.message}; {run_dir}", err=True)

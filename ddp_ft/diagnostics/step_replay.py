@@ -67,7 +67,7 @@ def replay_step(run_dir: Path, step: int, data: Path | None, here: Machine, log:
     """
     folder = RunFolder(run_dir)
     plan = read_plan(folder)
-    if plan is None or not (run_dir / "config.yaml").is_file():
+    if plan is None or folder.stored_config() is None:
         raise UserError(f"{run_dir} is no run folder: it has no config.yaml or no plan.json.", "Expected runs/NAME.")
     record = read_bad_batch(run_dir, step)
     run, state = compose_stored(folder, plan, data, here, log)

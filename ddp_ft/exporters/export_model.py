@@ -6,19 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ddp_ft.data.image.processor import preprocess_of
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.errors import UserError, typed_line
 from ddp_ft.exporters.compare import Report, compare, images_to_compare
-from ddp_ft.exporters.onnx import check_installed, check_preprocessing, quiet, trace, write_onnx
+from ddp_ft.exporters.onnx import check_installed, check_preprocessing, outputs_alone, quiet, trace, write_onnx
 from ddp_ft.exporters.safetensors import CONFIG, README, check_buildable, write_folder
 from ddp_ft.files import replace_folder
 from ddp_ft.inference.exported import DESCRIPTION, ONNX, PT2, describe_exported, is_exported
-from ddp_ft.inference.trained_model import Trained, load_trained
-from ddp_ft.models.outputs import OutputsAlone
+from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.run_folder.model_folder import model_folder, read_description
 from ddp_ft.run_folder.output_path import check_output_file, check_output_folder, weights_size
 
@@ -107,7 +105,7 @@ def _write(request: ExportRequest, aside: Path, device: torch.device) -> None:
         return
     described = describe_exported(description, request.with_preprocessing)
     try:
-        program = trace(_traceable(module, model), preprocess, device)
+        program = trace(outputs_alone(module, model.call, len(model.names), preprocess), preprocess, device)
         if request.format == ONNX_FORMAT:
             write_onnx(program, aside, described, preprocess if request.with_preprocessing else None)
         else:
@@ -122,16 +120,6 @@ def _write(request: ExportRequest, aside: Path, device: torch.device) -> None:
             "torch.export traces a model's operations; code that decides by the values of tensors stops it. "
             "--format safetensors writes the weights without tracing.",
         ) from None
-
-
-def _traceable(module: nn.Module, model: Trained) -> nn.Module:
-    """The module, if all that it returns are its outputs; else one that returns these alone."""
-    preprocess = preprocess_of(model.processor)
-    device = next(module.parameters()).device
-    with torch.no_grad():
-        found = module(torch.zeros(2, len(preprocess.mean), *preprocess.size, device=device))
-    is_plain = isinstance(found, torch.Tensor) and found.shape == (2, len(model.names))
-    return module if is_plain else OutputsAlone(module, model.call)
 
 
 def _put(aside: Path, output: Path) -> None:

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ddp_ft.contracts import Call
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.errors import UserError
 from ddp_ft.inference.exported import IMAGES, OUTPUTS, RAW_IMAGES
+from ddp_ft.models.outputs import OutputsAlone
 
 # Attributes of Resize for torchvision's resizing, whose bicubic has -0.5 instead of ONNX's default -0.75. The keys are
 # those of `transforms.INTERPOLATIONS`.
@@ -38,6 +40,15 @@ def trace(module: nn.Module, preprocess: Preprocess, device: torch.device) -> An
     shapes = ({0: torch.export.Dim("batch")},)
     with torch.no_grad(), quiet():
         return torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
+
+
+def outputs_alone(module: nn.Module, call: Call, outputs: int, preprocess: Preprocess) -> nn.Module:
+    """The module, if all that it returns are its outputs, B x `outputs`; else one that returns these alone."""
+    example = torch.zeros(2, len(preprocess.mean), *preprocess.size, device=next(module.parameters()).device)
+    with torch.no_grad():
+        found = module(example)
+    is_plain = isinstance(found, torch.Tensor) and found.shape == (2, outputs)
+    return module if is_plain else OutputsAlone(module, call)
 
 
 @contextmanager

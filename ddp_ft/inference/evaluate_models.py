@@ -60,7 +60,7 @@ def open_source(model: Path, data: Path, split: str | None, trained: Trained) ->
     # With the settings of the run, such as a table's columns.
     config = replace(stored.data, path=data) if stored else DataConfig(path=data)
     schema = schema_in(data, trained.task.kinds, trained.names)
-    return open_part(config, schema, split, run.read_json("split.json"))
+    return open_part(config, schema, split, run.split())
 
 
 def own_validation(model: Path, trained: Trained) -> Source | None:

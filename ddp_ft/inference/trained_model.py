@@ -17,6 +17,7 @@ from ddp_ft.models import create_from_spec
 from ddp_ft.models.libraries.base import call_with_images
 from ddp_ft.models.libraries.registry import call_of
 from ddp_ft.models.precision import is_convolutional, place, same_precision
+from ddp_ft.run_folder.contents import PURPOSES
 from ddp_ft.run_folder.model_folder import model_folder, read_description, read_weights, restore_weights
 from ddp_ft.tasks.registry import restore_task
 
@@ -57,7 +58,8 @@ def load_trained(path: Path, device: torch.device) -> Trained:
         raise
     except Exception as error:
         reason = f"model.json has no {error}" if isinstance(error, KeyError) else reason_of(error)
-        raise UserError(f"The model in {folder} cannot be read: {reason}.") from None
+        hint = "" if isinstance(error, PermissionError) else PURPOSES["model.json"][1]
+        raise UserError(f"The model in {folder} cannot be read: {reason}.", hint) from None
     module = create_from_spec(description)
     restore_weights(module, weights)
     channels_last = bool(description.get("channels_last", is_convolutional(module)))

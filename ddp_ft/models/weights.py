@@ -15,6 +15,7 @@ from ddp_ft.contracts import BuiltModel, LoadReport
 from ddp_ft.errors import UserError, nearest, one_line, shortened
 from ddp_ft.models.libraries.base import State
 from ddp_ft.models.libraries.registry import full_name, get_library, resolve
+from ddp_ft.run_folder.pointers import followed
 
 _PICKLED = (".pth", ".pt", ".bin", ".tar")
 # Names of the model in the checkpoints of training scripts; averaged weights first, as in timm.
@@ -111,7 +112,7 @@ def fetch(name: str) -> str:
 
 def find_file(given: str) -> Path:
     """Return the file that `--weights` names: a file, or that of a run folder or its best/."""
-    path = Path(given).expanduser()
+    path = followed(Path(given).expanduser())
     if path.is_dir():
         return _in_folder(path)
     if not path.is_file():

@@ -1,7 +1,5 @@
 """All facts about a run from its folder, read without running any code of others."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,16 +7,16 @@ from typing import Any
 
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import TRAIN, Processor, Task
-from ddp_ft.data.bad_samples.quarantine import FILE as QUARANTINE
+from ddp_ft.data.bad_samples.quarantine import read_quarantine
 from ddp_ft.data.processors import processor_from
 from ddp_ft.errors import UserError, printable, typed_line
 from ddp_ft.run_folder.bad_batches import FOLDER as BAD_BATCHES
 from ddp_ft.run_folder.evaluations import load_evaluation
 from ddp_ft.run_folder.folder import RunFolder
+from ddp_ft.run_folder.model_folder import read_description
 from ddp_ft.run_folder.provenance import read_starts
 from ddp_ft.tasks.registry import restore_without_code
 from ddp_ft.tasks.scored.base import ScoredSet
-from ddp_ft.trackers.jsonl import read_rows
 from ddp_ft.training.plan import Plan, read_plan
 
 Row = dict[str, Any]
@@ -125,13 +123,10 @@ def _read(folder: RunFolder) -> RunFacts:
     path = folder.path
     config, plan = folder.stored_config(), read_plan(folder)
     assert config is not None and plan is not None
-    description, summary = folder.read_json("best/model.json") or {}, folder.read_json("summary.json") or {}
-    _check_summary(summary, path)
-    names = tuple(map(str, json.loads((path / "classes.json").read_text(encoding="utf-8"))))
-    if (folder.best / "model.json").exists():
-        for name in ("task_settings", "preprocessing", "classes"):
-            if name not in description:
-                raise UserError(f"{path / 'best' / 'model.json'} has no {name}.", _WHOLE)
+    description = read_description(folder.best) if (folder.best / "model.json").exists() else {}
+    summary = folder.summary()
+    names = tuple(map(str, folder.classes() or description.get("classes", [])))
+    if description:
         if tuple(description["classes"]) != names:
             raise UserError(f"{path}: classes.json and best/model.json name other classes.", _WHOLE)
         processor_from(description["preprocessing"])
@@ -140,36 +135,21 @@ def _read(folder: RunFolder) -> RunFacts:
     except UserError as error:
         raise UserError(f"{path}: {error.message}", error.hint) from None
     found = {split: each for split in SPLITS if (each := _scored_set(path, split, task))}
-    damaged = (path / QUARANTINE).read_text(encoding="utf-8").splitlines() if (path / QUARANTINE).is_file() else []
     return RunFacts(
         path=path,
         config=config,
         plan=plan,
         names=names,
         task=task,
-        rows=[row for row in read_rows(path / "metrics.jsonl") if {"step", "epoch", "split", "time"} <= row.keys()],
+        rows=folder.rows(),
         summary=summary,
         starts=read_starts(path),
         description=description,
-        split=folder.read_json("split.json") or {},
+        split=folder.split() or {},
         scored_sets=found,
-        damaged=[parts for line in damaged if len(parts := line.split("\t", 2)) == 3],
+        damaged=read_quarantine(path),
         bad_steps=sorted(each.name for each in (path / BAD_BATCHES).glob("step_*")),
     )
-
-
-# Values of the summary that reports compute with.
-_NUMBERS = (
-    "step", "epoch", "best_step", "best_epoch", "restarts", "bad_steps", "images_per_second", "data_wait_share",
-    "train_seconds", "wall_seconds", "compile_seconds", "save_copy_seconds", "save_stall_seconds",
-)  # fmt: skip
-
-
-def _check_summary(summary: Mapping[str, Any], path: Path) -> None:
-    wrong = [name for name in _NUMBERS if not isinstance(summary.get(name, 0), (int, float))]
-    wrong += [split for split in SPLITS if not isinstance(summary.get(split, {}), dict)]
-    if wrong:
-        raise UserError(f"{path / 'summary.json'}: {wrong[0]} has another type than in a run.", _WHOLE)
 
 
 def _scored_set(path: Path, split: str, task: Task) -> ScoredSet | None:

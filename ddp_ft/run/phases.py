@@ -9,6 +9,7 @@ from ddp_ft.slurm.walltime import Allocation
 from ddp_ft.trackers.console import Console
 from ddp_ft.trackers.fan_out import FanOut, make_trackers
 from ddp_ft.trackers.jsonl import Resumed
+from ddp_ft.training.best_model import mend_best, test_best
 from ddp_ft.training.checkpointing import restore, save
 from ddp_ft.training.faults import settle_damage, write_to_the_end
 from ddp_ft.training.loop import train
@@ -16,7 +17,6 @@ from ddp_ft.training.open_phase import close_probe, open_phase
 from ddp_ft.training.recorder import Recorder
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
-from ddp_ft.training.validation import test_best
 
 
 def resume(run: Run, state: TrainState, console: Console) -> None:
@@ -24,6 +24,8 @@ def resume(run: Run, state: TrainState, console: Console) -> None:
     settle_damage(run, console.print)
     for trouble in restore(run, state):
         console.print(f"Warning: a checkpoint is damaged and was set aside. {trouble}")
+    if trouble := mend_best(run, state):
+        console.print(f"Warning: {trouble}")
 
 
 def train_run(run: Run, state: TrainState, console: Console, allocation: Allocation) -> str:

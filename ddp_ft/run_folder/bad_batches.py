@@ -10,13 +10,16 @@ from torch import Tensor
 
 from ddp_ft.contracts import Address, LabelledSource
 from ddp_ft.errors import UserError, one_line, reason_of
-from ddp_ft.files import read_json, replacing_folder, to_json
+from ddp_ft.files import replacing_folder, to_json
+from ddp_ft.run_folder.contents import damaged, keys_of, read_content
 from ddp_ft.run_folder.model_folder import read_weights, save_weights
 
 FOLDER = "bad_batches"
 _DESCRIPTION, _WEIGHTS = "batch.json", "model.safetensors"
 # Weights are kept of so many steps: a run that diverged has bad steps without end; the first ones show why.
 KEPT_WEIGHTS = 5
+# Numbers that need not be finite: JSON has them as texts then.
+_FLOATS = ("loss", "grad_norm", "loss_scale")
 
 
 @dataclass(frozen=True)
@@ -81,15 +84,16 @@ def write_bad_batch(run_dir: Path, batch: BadBatch, weights: Mapping[str, Tensor
 
 
 def read_bad_batch(run_dir: Path, step: int) -> dict[str, Any] | None:
-    """batch.json of that step, its floats as floats; None if there is none. UserError if it cannot be read."""
+    """batch.json of that step, its floats as floats; None if there is none. UserError if it is damaged."""
     file = bad_batch_folder(run_dir, step) / _DESCRIPTION
+    keys = {**keys_of(BadBatch), **dict.fromkeys(_FLOATS, (float, int, str))}
+    found = read_content(file, dict, keys)
+    if found is None:
+        return None
     try:
-        found = read_json(file, dict)
-        if found is None:
-            return None
-        return {**found, **{name: float(found[name]) for name in ("loss", "grad_norm", "loss_scale")}}
-    except Exception as error:
-        raise UserError(f"{file} cannot be read: {one_line(error)}.") from None
+        return {**found, **{name: float(found[name]) for name in _FLOATS}}
+    except ValueError as error:
+        raise damaged(file, f"is damaged: {error}") from None
 
 
 def bad_batch_weights(run_dir: Path, step: int) -> dict[str, Tensor] | None:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ddp_ft.contracts import PROBE, TRAIN, Task
 from ddp_ft.errors import UserError, reason_of, typed_line
-from ddp_ft.files import add_to_digest, read_json, replacing, replacing_folder, sync, to_json
+from ddp_ft.files import add_to_digest, read_sound_json, remove, replacing_folder, to_json
 from ddp_ft.run_folder.model_folder import read_weights, save_weights
+from ddp_ft.run_folder.pointers import point
 
 # The phases of a run, oldest first, and the prefixes of their checkpoints' names: each phase counts its own steps.
 PHASES = {PROBE: "probe_", TRAIN: "step_"}
@@ -40,7 +41,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The folder checkpoints/ of a run: step_00000120/ ..., and the links `last` and `best` to two of them.
+    """The folder checkpoints/ of a run: step_00000120/ ..., and `last` and `best`, which name two of them.
 
     The `keep` newest are kept, and the `keep_best` best of those with a score. Checkpoints of a probe phase,
     probe_00000040/ ..., count as older than all others, and are removed when the first other one is complete.
@@ -65,7 +66,7 @@ class Checkpoints:
         `state` holds plain values and tensors only, so that it loads with weights_only. `score` is the result of the
         model's evaluation at this step; None: it was not evaluated. `ema`: the averaged weights, if there are any.
         """
-        target = self.root / f"{PHASES[phase]}{step:08d}"
+        target = self.folder_of(step, phase)
         # The same step again, after a stop right after a regular checkpoint: it is the same model.
         score = read_score(target) if score is None else score
         self._sweep()
@@ -74,6 +75,10 @@ class Checkpoints:
         self._move_links(target, phase)
         self._prune()
         return target
+
+    def folder_of(self, step: int, phase: str) -> Path:
+        """Where the checkpoint of that step is, or would be."""
+        return self.root / f"{PHASES[phase]}{step:08d}"
 
     def _recover(self) -> None:
         """Restore a checkpoint left as .removing_* by a kill during its replacement; pruned ones are older."""
@@ -123,11 +128,11 @@ class Checkpoints:
         )  # stable: the older of equals stays first
 
     def _move_links(self, newest: Path, phase: str) -> None:
-        _point(self.root / "last", newest.name)
+        point(self.root / "last", newest.name)
         if ranking := self.ranking(phase):
-            _point(self.root / "best", ranking[0].name)
+            point(self.root / "best", ranking[0].name)
         else:  # it may point at a checkpoint of the probe, which is about to be removed
-            (self.root / "best").unlink(missing_ok=True)
+            remove(self.root / "best")
 
     def _prune(self) -> None:
         is_training = bool(self.complete())
@@ -216,11 +221,11 @@ def _stored(value: float) -> float | None:
 
 
 def read_score(folder: Path) -> Score | None:
-    """The score of a checkpoint; None if it has none."""
-    stored = read_json(folder / SCORE, dict)
-    if stored is None:
+    """The score of a checkpoint; None if it has none, or a damaged one."""
+    stored = read_sound_json(folder / SCORE, dict)
+    quality, loss = stored.get("score", ""), stored.get("loss")
+    if not (isinstance(quality, (int, float, type(None))) and isinstance(loss, (int, float, type(None)))):
         return None
-    quality, loss = stored["score"], stored.get("loss")
     return Score(-math.inf if quality is None else float(quality), -math.inf if loss is None else -float(loss))
 
 
@@ -252,10 +257,3 @@ def _reading(folder: Path) -> Iterator[None]:
         if isinstance(error, PermissionError):
             hint = "Ask its owner for the right to read it."
         raise UserError(f"The checkpoint {folder} cannot be read: {reason_of(error)}.", hint) from error
-
-
-def _point(link: Path, target: str) -> None:
-    with replacing(link, durable=False) as aside:
-        aside.unlink(missing_ok=True)
-        aside.symlink_to(target)
-    sync(link.parent)

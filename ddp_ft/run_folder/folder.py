@@ -1,6 +1,7 @@
 """The run folder: its small files, and whether it holds a run that this one resumes."""
 
 import errno
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +11,19 @@ from ddp_ft.config.keys import LENGTH, RECIPE
 from ddp_ft.config.loading import make_config, read_config_file, to_flat, to_yaml
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.errors import UserError
-from ddp_ft.files import read_json, to_json, write_text
+from ddp_ft.files import to_json, write_text
+from ddp_ft.run_folder.contents import PURPOSES, Damaged, Row, damaged, read_content, read_rows, read_summary
 
 # `touch RUN/stop` asks for a stop; a later launch removes it.
 STOP_FILE = "stop"
+# What a run writes, besides its probes and marks.
+FILES = (
+    "config.yaml", "plan.json", "classes.json", "split.json", "metrics.jsonl", "summary.json", "report.html",
+    "model_card.md", "provenance.json", "quarantine.txt", "lease.json", ".lease", STOP_FILE,
+)  # fmt: skip
+FOLDERS = (
+    "best", "checkpoints", "evaluation", "tensorboard", "logs", "trackers", "stacks", "bad_batches", "cache", "profile",
+)  # fmt: skip
 
 
 class RunFolder:
@@ -25,25 +35,52 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
 
     def stored_config(self) -> RunConfig | None:
-        """The configuration of an earlier start; None in a new folder."""
+        """The configuration of an earlier start; None in a new folder. UserError if it is damaged."""
         file = self.path / "config.yaml"
-        return make_config(read_config_file(file)) if file.exists() else None
+        if not file.exists():
+            return None
+        try:
+            return make_config(read_config_file(file))
+        except UserError as error:
+            purpose, remedy = PURPOSES[file.name]
+            named = error.message if str(file) in error.message else f"{file}: {error.message}"
+            raise Damaged(named, f"It holds {purpose}. {remedy}") from None
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """The object in a JSON file of the folder; None if there is no file."""
-        return read_json(self.path / name, dict)
+    def classes(self) -> list[Any] | None:
+        """classes.json; None if there is none. UserError if it is damaged."""
+        return read_content(self.path / "classes.json", list)
+
+    def summary(self) -> dict[str, Any]:
+        """summary.json; empty if there is none. UserError if it is damaged."""
+        return read_summary(self.path)
+
+    def rows(self) -> list[Row]:
+        """The rows of metrics.jsonl, as `read_rows`."""
+        return read_rows(self.path / "metrics.jsonl")
+
+    def split(self) -> dict[str, Any] | None:
+        """split.json; None if there is none. UserError if it is damaged."""
+        stored = read_content(self.path / "split.json", dict, {"fingerprint": (str,)})
+        sides = [] if stored is None or stored.get("given") else [stored.get("train"), stored.get("val")]
+        if not all(isinstance(side, list) and all(isinstance(name, str) for name in side) for side in sides):
+            raise damaged(self.path / "split.json", "does not name the samples of both sides")
+        return stored
 
     def write_json(self, name: str, value: Mapping[str, Any] | list[Any]) -> None:
         """Replace a JSON file as a whole."""
         write_text(self.path / name, to_json(value))
 
     def create(self) -> None:
-        """Make the folder and prove that it can be written to."""
+        """Make the folder and prove that it can be written to. UserError if not, or if something is in a part's way."""
         probe = self.path / ".write_probe"
         with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
             probe.write_text("")
             probe.unlink()
+        for names, is_kind, kind in ((FOLDERS, Path.is_dir, "folder"), (FILES, Path.is_file, "file")):
+            for path in (self.path / name for name in names):
+                if os.path.lexists(path) and not is_kind(path):
+                    raise UserError(f"{path} is no {kind}, as the run needs there.", "Move it away.")
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -58,12 +95,17 @@ class RunFolder:
     def clear_old_stop(self, launched: float) -> None:
         """Remove a request to stop that is older than this launch (seconds since 1970)."""
         file = self.path / STOP_FILE
-        if file.exists() and file.stat().st_mtime < launched:
+        if file.exists() and file.stat().st_mtime + _tick(file) < launched:
             file.unlink(missing_ok=True)
 
     def write_config(self, config: RunConfig) -> None:
         """Store the whole configuration, so that `--config` on it repeats the run."""
         write_text(self.path / "config.yaml", to_yaml(config))
+
+
+def _tick(file: Path) -> float:
+    """By how many seconds a file's time may be too early: FAT and some network drives round down to 2 seconds."""
+    return 2.0 if file.stat().st_mtime % 2 == 0 else 0.0
 
 
 def check_same_recipe(folder: RunFolder, config: RunConfig, extend: bool) -> None:

@@ -8,17 +8,19 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ddp_ft.errors import UserError
-from ddp_ft.files import read_json, read_sound_json, to_json, write_text
+from ddp_ft.files import to_json, write_text
+from ddp_ft.run_folder.contents import Damaged, as_dataclass, damaged, read_content
 
 # Between two heartbeats, in seconds; and after how long without one a holder on a file system without locks is dead.
 BEAT_SECONDS, DEAD_SECONDS = 5.0, 60.0
 # How long the processes of an earlier start may take to end, such as those that a batch system is killing.
 PATIENCE_SECONDS = 20.0
-UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+# How a lock says that another process holds it; whatever else it says, the file system has no locks.
+_HELD = (errno.EACCES, errno.EAGAIN)
 _LOCK, _FILE = ".lease", "lease.json"
 
 
@@ -26,7 +28,8 @@ _LOCK, _FILE = ".lease", "lease.json"
 class Holder:
     """lease.json: who holds, or held, the run folder. Times are in seconds since 1970; `job` is Slurm's, or empty.
 
-    `first_step` is the step that this start resumed from, `step` the present one, both of training.
+    `released`: it has ended by itself. `first_step` is the step that this start resumed from, `step` the present one,
+    both of training.
     """
 
     host: str = ""
@@ -36,11 +39,12 @@ class Holder:
     heartbeat: float = 0.0
     first_step: int = 0
     step: int = 0
+    released: bool = False
 
     @property
     def is_alive(self) -> bool:
-        """Whether it has sent a heartbeat lately."""
-        return time.time() - float(self.heartbeat) < DEAD_SECONDS
+        """Whether it has sent a heartbeat lately, and has not ended since."""
+        return not self.released and time.time() - float(self.heartbeat) < DEAD_SECONDS
 
     def __str__(self) -> str:
         job = f", job {self.job}" if self.job else ""
@@ -91,7 +95,7 @@ class Lease:
             return
         self._ended.set()
         self._thread.join()
-        self._write()
+        self._write(released=True)
         os.close(self._file)  # and with it the lock
         self._file = None
 
@@ -101,7 +105,7 @@ class Lease:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in UNSUPPORTED or (read_lease(self.folder) or Holder()).is_alive:
+            if error.errno in _HELD or (read_lease(self.folder) or Holder()).is_alive:
                 os.close(file)
                 return False
         self._file = file
@@ -111,30 +115,42 @@ class Lease:
         while not self._ended.wait(BEAT_SECONDS):
             self._write()
 
-    def _write(self) -> None:
+    def _write(self, released: bool = False) -> None:
         holder = Holder(
             socket.gethostname(), os.environ.get("SLURM_JOB_ID", ""), os.getpid(), self.started, time.time(),
-            self.first_step, self.step() if self._has_begun else 0,
+            self.first_step, self.step() if self._has_begun else 0, released,
         )  # fmt: skip
         with suppress(OSError):  # a full disk: the lock is what counts; and nothing is lost without fsync
             write_text(self.folder / _FILE, to_json(asdict(holder)), durable=False)
 
 
 def read_lease(folder: Path, strict: bool = False) -> Holder | None:
-    """The holder that lease.json names; None if there is none. For a damaged file None, or an error if `strict`."""
-    content = read_json(folder / _FILE, dict) if strict else read_sound_json(folder / _FILE, dict)
-    known = {each.name for each in fields(Holder)}
-    return Holder(**{name: content[name] for name in content if name in known}) if content else None
+    """The holder that lease.json names; None if there is none. For a damaged file None, or Damaged if `strict`."""
+    try:
+        content = read_content(folder / _FILE, dict)
+        holder = as_dataclass(Holder, content) if content else None
+        if content and holder is None:
+            raise damaged(folder / _FILE, "names no process")
+        return holder
+    except Damaged:
+        if strict:
+            raise
+        return None
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a process holds the lock of the lease. It is taken, shared, for a moment: who needs it waits longer.
+def is_held(folder: Path) -> bool | None:
+    """Whether a process holds the lock of the lease; None if the file system has no locks.
 
-    Not for the holder itself: closing the file would give up its lock.
+    It is taken, shared, for a moment: who needs it waits longer. Not for the holder itself: closing the file would
+    give up its lock.
     """
     try:
-        with (folder / _LOCK).open("rb") as lock:
+        lock = (folder / _LOCK).open("rb")
+    except OSError:
+        return False
+    with lock:
+        try:
             fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno in (errno.EACCES, errno.EAGAIN) and not isinstance(error, PermissionError)
+        except OSError as error:
+            return True if error.errno in _HELD else None
     return False

@@ -5,12 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ddp_ft.contracts import Processor, Task
 from ddp_ft.errors import UserError
-from ddp_ft.files import OLD, ordinary_mode, read_json, replacing_folder, to_json
+from ddp_ft.files import OLD, ordinary_mode, replacing_folder, to_json
+from ddp_ft.run_folder.contents import Damaged, damaged, read_content
+
+# What model.json has of every model.
+_KEYS = {
+    "library": (str,), "name": (str,), "arguments": (dict,), "task": (str,), "classes": (list,),
+    "task_settings": (dict,), "preprocessing": (dict,), "precision": (str,),
+}  # fmt: skip
 
 
 @torch.no_grad()
@@ -83,5 +91,19 @@ def model_folder(path: Path) -> Path:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """model.json of a model folder."""
-    return read_json(folder / "model.json", dict) or {}
+    """model.json of a model folder. UserError if it is damaged, or is not there."""
+    file = folder / "model.json"
+    content = read_content(file, dict, _KEYS)
+    if content is None:
+        raise damaged(file, "is not there")
+    return content
+
+
+def is_sound(folder: Path) -> bool:
+    """Whether the folder holds a model of which no part is missing; of the weights only their names are read."""
+    try:
+        read_description(folder)
+        with safe_open(folder / "model.safetensors", "pt"):
+            return True
+    except (Damaged, OSError, SafetensorError):
+        return False

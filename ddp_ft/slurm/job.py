@@ -9,6 +9,7 @@ from pathlib import Path
 from ddp_ft.errors import UserError
 from ddp_ft.files import read_sound_json
 from ddp_ft.run_folder.lease import read_lease
+from ddp_ft.run_folder.pointers import target_of
 from ddp_ft.slurm.requeue import History, Outcome
 
 FIRST_PORT, PORTS_OF_A_JOB, PORT_BLOCKS = 20000, 4, 3000
@@ -77,7 +78,7 @@ def read_mark(run_dir: Path, history: History) -> Mark:
     return Mark(
         summary.stat().st_mtime_ns if summary.exists() else 0,
         None if holder is None else holder.started,
-        str(last.readlink()) if last.is_symlink() else "",
+        target_of(last),
         **asdict(history),
     )
 

@@ -123,7 +123,10 @@ def make_trackers(run_dir: Path, console: Console, resumed: Resumed, services: s
 
     rows, recipe = JsonLines(run_dir / "metrics.jsonl", resumed), run_dir / "config.yaml"
     texts = {"recipe": recipe.read_text(encoding="utf-8")} if recipe.exists() else {}
-    beside = [Background(name, _start(run_dir, rows.kept), console.print) for name in service_names(services)]
+    beside: list[Tracker] = []
+    for name in service_names(services):
+        with harmless(f"{name} gets no rows"):
+            beside.append(Background(name, _start(run_dir, rows.kept), console.print))
     events = TensorBoard(run_dir / "tensorboard", rows.kept, texts, resumed)
     return FanOut([rows, events, console, *beside])
 

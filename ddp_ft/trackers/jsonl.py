@@ -9,18 +9,11 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ddp_ft.contracts import TRAIN, Tracker
-from ddp_ft.files import write_text
-
-Row = dict[str, Any]
-
-
-def read_rows(file: Path) -> list[Row]:
-    """All complete rows of a metrics.jsonl; a last line that a crash cut short is left out."""
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+from ddp_ft.files import sync_opened, write_text
+from ddp_ft.run_folder.contents import Row, read_rows
 
 
 class Resumed(NamedTuple):
@@ -71,7 +64,7 @@ class JsonLines(Tracker):
         with self._lock:
             if self._waiting:
                 self._write()
-            os.fsync(self._file)
+            sync_opened(self._file)
 
     def close(self) -> None:
         """Close the file."""

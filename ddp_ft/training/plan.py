@@ -10,17 +10,20 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ddp_ft.config.schema import RunConfig, ScheduleConfig
-from ddp_ft.contracts import BuiltModel
+from ddp_ft.contracts import BuiltModel, Log
 from ddp_ft.data.workers import default_workers
 from ddp_ft.distributed.world import Machine
-from ddp_ft.errors import UserError, one_line
+from ddp_ft.errors import UserError
 from ddp_ft.models.precision import resolve_format, resolve_precision
+from ddp_ft.run_folder.contents import Damaged, damaged, keys_of, problem_in, read_content
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.training.schedule import Schedule
 from ddp_ft.training.shares import check_shares
 
 # A restart that changes one of these is not of grade a: the same curve or the same samples, but other bits.
 BIT_FIELDS = ("device", "world_size", "micro_batch", "threads")
+# Fields that plans of earlier versions may lack.
+_ADDED = ("lowered", "tuned", "measured")
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,23 @@ class Plan:
 
 
 def read_plan(folder: RunFolder) -> Plan | None:
-    """Return the plan of a run's newest start; None if there is none. UserError if it cannot be read."""
+    """Return the plan of a run's newest start; None if there is none. UserError if it is damaged."""
+    file, required = folder.path / "plan.json", keys_of(Plan, optional=_ADDED)
+    stored = read_content(file, dict, required)
+    if stored is None:
+        return None
+    if problem := problem_in(stored, {name: kinds for name, kinds in keys_of(Plan).items() if name in stored}):
+        raise damaged(file, problem)
+    return Plan.from_mapping(stored)
+
+
+def earlier_plan(folder: RunFolder, log: Log) -> Plan | None:
+    """Return the plan of an earlier start; None if there is none, or a damaged one, which this start makes anew."""
     try:
-        stored = folder.read_json("plan.json")
-        return None if stored is None else Plan.from_mapping(stored)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{folder.path / 'plan.json'} cannot be read: {one_line(error)}.", "Is the run folder whole?"
-        ) from None
+        return read_plan(folder)
+    except Damaged as error:
+        log(f"Warning: {error.message} It is made anew, without what earlier starts have measured.")
+        return None
 
 
 def make_plan(config: RunConfig, machine: Machine, built: BuiltModel, samples: tuple[int, int], **decided: Any) -> Plan:

@@ -9,7 +9,9 @@ from ddp_ft.config.keys import LENGTH
 from ddp_ft.config.loading import make_config, to_flat
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import DONE
+from ddp_ft.files import read_sound_json
 from ddp_ft.run_folder.folder import RunFolder, check_same_recipe
+from ddp_ft.run_folder.model_folder import is_sound
 from ddp_ft.training.plan import Plan
 
 
@@ -42,9 +44,12 @@ class Request:
 
 
 def is_finished(folder: RunFolder, config: RunConfig, extend: bool) -> bool:
-    """Return whether the folder's run has ended, at the length asked for. UserError if it is of another recipe."""
-    stored, summary = folder.stored_config(), folder.read_json("summary.json")
+    """Return whether the folder's run has ended, at the length asked for, and its model and summary are there.
+
+    UserError if it is of another recipe.
+    """
+    stored, summary = folder.stored_config(), read_sound_json(folder.path / "summary.json", dict)
     check_same_recipe(folder, config, extend)
-    if stored is None or summary is None:
+    if stored is None or summary.get("status") != DONE or not is_sound(folder.best):
         return False
-    return summary["status"] == DONE and to_flat(stored, [LENGTH]) == to_flat(config, [LENGTH])
+    return to_flat(stored, [LENGTH]) == to_flat(config, [LENGTH])

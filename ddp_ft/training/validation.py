@@ -8,8 +8,7 @@ from ddp_ft.contracts import PROBE, TRAIN, Evaluation
 from ddp_ft.distributed.agreement import StopAgreed
 from ddp_ft.run_folder.background_writer import BEST, copied
 from ddp_ft.run_folder.evaluations import save_evaluation
-from ddp_ft.run_folder.model_folder import describe_model, read_weights, restore_weights, save_model_folder
-from ddp_ft.training.data_phase import measure
+from ddp_ft.training.best_model import write_best
 from ddp_ft.training.phase import Phase
 from ddp_ft.training.progress import Best, Progress
 from ddp_ft.training.recorder import Recorder
@@ -60,11 +59,7 @@ def _keep_if_best(run: Run, state: TrainState, phase: Phase, kind: str, evaluati
     progress.best = Best(progress.step, phase.epoch(progress.step), phase.name, kind, metrics)
     with state.as_evaluated(kind, run.world):
         if run.world.is_main:
-            model, plan = run.model, run.plan
-            description = describe_model(
-                model.spec, model.processor, run.task, run.splits.schema.names, plan.precision, plan.channels_last
-            )
-            keep_model = partial(save_model_folder, run.folder.best, copied(state.module.state_dict()), description)
+            keep_model = partial(write_best, run, copied(state.module.state_dict()))
             keep_outputs = partial(save_evaluation, run.folder.path, "val", evaluation)
             run.writer.submit(BEST, keep_outputs, keep_model)
     return True
@@ -87,14 +82,3 @@ def _count_patience(run: Run, progress: Progress, before: float, value: float) -
         upwards = run.task.higher_is_better(run.metric)
         falls = (schedule.patience, schedule.gamma, schedule.final_factor)
         progress.plateau = asdict(Plateau(**progress.plateau).after(value, upwards, *falls))
-
-
-def test_best(run: Run, state: TrainState, recorder: Recorder) -> dict[str, float]:
-    """Return the metrics of best/ on the test set; its weights stay in the module. Collective; may raise StopAgreed."""
-    assert run.splits.test is not None
-    restore_weights(state.module, read_weights(run.folder.best / "model.safetensors"))
-    evaluation = measure(run, run.splits.test)
-    if run.world.is_main:
-        save_evaluation(run.folder.path, "test", evaluation)
-    recorder.test(evaluation)
-    return evaluation.metrics

@@ -14,6 +14,13 @@ FILE = "quarantine.txt"
 Key = tuple[str, str]  # split, path
 
 
+def read_quarantine(run: Path) -> list[list[str]]:
+    """[path, split, reason] of each line of a run's file; lines of another form are left out."""
+    file = run / FILE
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    return [parts for line in text.splitlines() if len(parts := line.split("\t", 2)) == 3]
+
+
 class Quarantine:
     """Damaged images of a run: any rank reports them, and `settle` gathers them.
 
@@ -49,12 +56,11 @@ class Quarantine:
     def open(self, folder: Path) -> None:
         """On rank 0: read what an earlier start wrote in that run folder, and write to it from now on."""
         self._file = folder / FILE
-        text = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:  # the start before was killed while it wrote
-            self._file.write_text(whole, encoding="utf-8")
-        for line in whole.splitlines():
-            path, split, reason = line.split("\t", 2)
+        content = self._file.read_bytes() if self._file.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:  # the start before was killed while it wrote
+            self._file.write_bytes(whole)
+        for path, split, reason in read_quarantine(folder):
             self.known[split, path] = reason
 
     def settle(self, world: World, log: Log) -> None:

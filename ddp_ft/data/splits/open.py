@@ -39,7 +39,7 @@ def open_splits(config: DataConfig, seed: int, stored: Mapping[str, Any] | None 
 def open_splits_of(run_dir: Path, config: RunConfig) -> Splits:
     """The splits of a run's data, as `open_splits`. UserError too if they are not those that the run began with."""
     folder = RunFolder(run_dir)
-    stored = folder.read_json("split.json")
+    stored = folder.split()
     splits = open_splits(config.data, config.seed, stored, config.task)
     check_same_data(folder, stored, splits.fingerprint)
     return splits
