@@ -37,6 +37,9 @@ INTERRUPT_GRACE = 1.0
 END = b"\0"  # among the numbers of signals: the block has ended
 
 
+# The request that listens in this process, if one does.
+_listening: list["StopRequest"] = []
+
 # A forked loader worker that gets Ctrl-C before it ignores it must not write into its parent's socket.
 os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
@@ -77,6 +80,11 @@ class StopRequest:
                 self.reason = "the end of torchrun"
         return bool(self.reason)
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether one of KEYS was pressed."""
+        return self._interrupts > 0
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += number in KEYS
         if self._interrupts > 1:
@@ -105,9 +113,11 @@ class StopRequest:
             signal.signal(NCCL_SIGNAL, signal.SIG_IGN)
         blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         try:
+            _listening.append(self)
             with _leaving_at_a_second_interrupt():
                 yield self
         finally:
+            _listening.clear()
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -121,6 +131,11 @@ class StopRequest:
         if self._agent is not None and (fatal := _fatal_to_torchrun(environ)):
             remarks.append(fatal)
         return remarks
+
+
+def is_interrupted() -> bool:
+    """Whether Ctrl-C was pressed in a process that listens, for work before training, which no agreement interrupts."""
+    return any(request.interrupted for request in _listening)
 
 
 def heeded_signals() -> list[signal.Signals]:

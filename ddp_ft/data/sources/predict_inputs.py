@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ddp_ft.data.sources.files import FileSource
 from ddp_ft.data.sources.paths import Paths
-from ddp_ft.data.sources.scan import begins_as_image, find_images, is_image, suffix_list
+from ddp_ft.data.sources.scan import begins_as_image, check_scannable, find_images, is_image, suffix_list
 from ddp_ft.data.sources.table_file import is_table, read_table
 from ddp_ft.data.sources.unicode_forms import NamesOnDisk
 from ddp_ft.errors import UserError, nearest, printable
@@ -54,6 +54,7 @@ def _expanded(given: str, column: str, lines: Iterable[str]) -> Iterator[str]:
     if given == STDIN:
         yield from _from_lines(lines)
     elif path.is_dir():
+        check_scannable(path, given)
         images = find_images(path).paths
         if not images:
             raise UserError(f"There are no images in {path}.", f"Images are files that end in {suffix_list()}.")

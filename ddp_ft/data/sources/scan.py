@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_ft.data.sources.paths import Paths
+from ddp_ft.data.sources.scan_watch import ScanWatch
 from ddp_ft.data.sources.unicode_forms import KnownNames
 from ddp_ft.errors import UserError
 from ddp_ft.run_folder.recognise import is_output, may_be_data
@@ -44,6 +45,12 @@ _STARTS = re.compile(
 )  # fmt: skip
 _STARTS_OF_TIFF = (b"II*\0", b"MM\0*")
 
+# Folders of the system; of the latter not even what is below them holds images.
+_SYSTEM = frozenset(
+    map(Path, ("/", "/bin", "/boot", "/etc", "/lib", "/lib64", "/run", "/sbin", "/usr", "/var", "/System", "/Library"))
+)
+_NO_FILES = frozenset(map(Path, ("/dev", "/proc", "/sys")))
+
 Identity = tuple[int, int]  # device and inode
 Stamp = tuple[int, int]  # st_mtime_ns and st_ctime_ns of a folder; the latter changes even if the former is set back
 
@@ -62,6 +69,15 @@ class Found:
     others: Counter[str] = field(default_factory=Counter)
     stamps: dict[str, Stamp] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
+
+
+def check_scannable(folder: Path, given: str) -> None:
+    """UserError for a folder of the system, which `given` names; a data set may lie below most of them."""
+    real = folder.resolve()
+    is_memory = real.is_relative_to("/dev/shm") and real != Path("/dev/shm")
+    if real in _SYSTEM or (not _NO_FILES.isdisjoint((real, *real.parents)) and not is_memory):
+        hint = "Name the folder of the data set itself, for example ~/pets."
+        raise UserError(f"{given} is a folder of the system, and not of a data set.", hint)
 
 
 def is_image(name: str) -> bool:
@@ -84,16 +100,16 @@ def begins_as_image(path: str) -> bool:
     return bool(_STARTS.match(start)) or (not suffix and start.startswith(_STARTS_OF_TIFF))
 
 
-def find_images(folder: Path, prefix: str = "", named: bool = True) -> Found:
+def find_images(folder: Path, prefix: str = "", named: bool = True, watch: ScanWatch | None = None) -> Found:
     """All images below the folder; `prefix` is put before each path.
 
     Hidden files and folders are left out, and so are the folders of `run_folder.recognise`, but for a run's folder that
     the user has `named`; of that, only what the run wrote. Symbolic links are followed, but not to a folder that the
     link is in. A broken link with an image's name counts as an image, so that it is noticed. UserError if a folder
-    cannot be read.
+    cannot be read. What takes long is reported by `watch`.
     """
     found = Found()
-    entries = sorted(_walk(_Place(str(folder), prefix, _ancestors(folder), named), found))
+    entries = sorted(_walk(_Place(str(folder), prefix, _ancestors(folder), named, watch or ScanWatch(folder)), found))
     found.paths = Paths.of([path for path, _ in entries])
     found.sizes = np.array([size for _, size in entries], np.int64)
     return found
@@ -117,28 +133,31 @@ def suffix_list() -> str:
 
 
 class _Place(NamedTuple):
-    """A folder on the walk: what is put before its entries' names, it and the folders above, and whether the user has
-    named it."""
+    """A folder on the walk: what is put before its entries' names, it and the folders above, whether the user has named
+    it, and who looks on."""
 
     folder: str
     prefix: str
     above: frozenset[Identity]
     named: bool
+    watch: ScanWatch
 
 
 def _walk(place: _Place, found: Found) -> Iterator[tuple[str, int]]:
-    folder, prefix, above, named = place
+    folder, prefix, above, named, watch = place
     stamp = stamp_of(folder)
     entries = _visible(folder, named)
     if entries is None:
         found.outputs.append(folder)
         return
+    watch.at(folder, len(entries))
     found.stamps[folder] = stamp
     for entry in entries:
         if _is_folder(entry):
             identity = _identity(entry.path)
             if identity not in above:
-                yield from _walk(_Place(entry.path, f"{prefix}{entry.name}/", above | {identity}, False), found)
+                inner = _Place(entry.path, f"{prefix}{entry.name}/", above | {identity}, False, watch)
+                yield from _walk(inner, found)
         elif is_image(entry.name) or begins_as_image(entry.path):
             yield prefix + entry.name, size_of(entry.path)
         else:
@@ -228,9 +247,7 @@ def list_classes(folder: Path, prefix: str = "") -> Listing:
     stamps = {str(folder): stamp_of(str(folder))}
     names = subfolders(folder)
     order = _by_path(names)
-    with ThreadPoolExecutor(THREADS) as pool:
-        parts = pool.map(lambda label: find_images(folder / names[label], f"{prefix}{names[label]}/", False), order)
-        found = {names[label]: part for label, part in zip(order, parts, strict=True)}
+    found = dict(zip((names[label] for label in order), _read_all(folder, prefix, names, order), strict=True))
     outputs = [str(folder / name) for name, part in found.items() if part.outputs and not part.paths]
     classes = {name: part for name, part in found.items() if not part.outputs or part.paths}
     others: Counter[str] = Counter()
@@ -242,6 +259,17 @@ def list_classes(folder: Path, prefix: str = "") -> Listing:
     paths = Paths.joined([part.paths for part in classes.values()])
     counts = [len(classes[name].paths) for name in sorted(classes)]
     return Listing(paths, sizes, others, stamps, sorted(outputs), folder=folder, classes=sorted(classes), counts=counts)
+
+
+def _read_all(folder: Path, prefix: str, names: Sequence[str], order: Sequence[int]) -> list[Found]:
+    watch = ScanWatch(folder)
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            return list(
+                pool.map(lambda each: find_images(folder / names[each], f"{prefix}{names[each]}/", False, watch), order)
+            )
+        finally:
+            watch.is_over = True  # after an error or Ctrl-C: the pool waits for its threads
 
 
 def _by_path(classes: Sequence[str]) -> list[int]:

@@ -15,6 +15,7 @@ from ddp_ft.data.sources.files import LabelledFileSource
 from ddp_ft.data.sources.index import Index, load_index, store_index
 from ddp_ft.data.sources.scan import (
     Listing,
+    check_scannable,
     fingerprint,
     is_image,
     list_classes,
@@ -127,6 +128,7 @@ def _subset(source: LabelledFileSource, chosen: NDArray[np.bool_]) -> LabelledFi
 
 def _check_folder(folder: Path) -> None:
     if folder.is_dir():
+        check_scannable(folder, f"--data {folder}")
         return
     if folder.exists():
         hint = f"A table ends in {', '.join(SUFFIXES)}. Unpack an archive first."
