@@ -1,8 +1,11 @@
 """Objects by name: 'pkg.mod:attr' or 'file.py:attr', imported when they are needed."""
 
+import hashlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,14 +24,39 @@ def load_object(reference: str) -> Any:
     Raises UserError if the file, the module or the attribute is not there, or the code fails on import.
     """
     where, _, attribute = reference.rpartition(":")
-    try:
-        module = _module_from_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-    except ImportError as error:
-        raise UserError(f"Module '{where}' could not be imported: {error}") from error
+    module = _module_from_file(Path(where)) if where.endswith(".py") else _module_by_name(where, attribute)
     if not hasattr(module, attribute):
         public = [name for name in vars(module) if not name.startswith("_")]
         raise UserError(f"{where} has no '{attribute}'.", nearest(attribute, public))
     return getattr(module, attribute)
+
+
+@contextmanager
+def running(what: str, hint: str = "") -> Iterator[None]:
+    """Around code of the user's own: what it raises becomes a UserError, also if it would end the process; what it
+    prints goes to the standard error, since results may go to the standard output."""
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{what}: {typed_line(error)}.", hint) from error
+
+
+def digest_of(reference: str) -> str | None:
+    """The SHA-256 of the file that 'file.py:attr' names; None if there is none."""
+    file = Path(reference.rpartition(":")[0])
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.suffix == ".py" and file.is_file() else None
+
+
+def _module_by_name(where: str, attribute: str) -> ModuleType:
+    if not all(part.isidentifier() for part in where.split(".")):
+        near = f"Did you mean {where}.py:{attribute}?" if Path(f"{where}.py").is_file() else ""
+        expected = "Expected FILE.py:NAME, or the name of a module, package.module:NAME."
+        raise UserError(f"'{where}:{attribute}': {where} is no file that ends in .py.", f"{near} {expected}".strip())
+    with running(f"Module '{where}' could not be imported"):
+        return importlib.import_module(where)
 
 
 def _module_from_file(file: Path) -> ModuleType:
@@ -39,8 +67,6 @@ def _module_from_file(file: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # pickling to loader workers looks classes up here
-    try:
+    with running(f"{file} could not be imported", "What a script does belongs under if __name__ == '__main__'."):
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{file} could not be imported: {typed_line(error)}") from error
     return module

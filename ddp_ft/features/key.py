@@ -16,7 +16,7 @@ from ddp_ft.version import versions_of
 # Fields of a plan that features do not depend on. They depend on all others, also those of later versions.
 WITHOUT_EFFECT = (
     "recipe", "task", "world_size", "threads", "micro_batch", "workers", "train_samples", "val_samples",
-    "steps_per_epoch", "total_steps", "lr", "grade_elsewhere", "lowered", "tuned", "measured",
+    "steps_per_epoch", "total_steps", "lr", "grade_elsewhere", "lowered", "tuned", "measured", "code",
 )  # fmt: skip
 # Libraries that read, change or look at images, where they are installed.
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "PyTurboJPEG", "torchcodec")
@@ -32,7 +32,7 @@ _OTHERS = (
 def describe_backbone(built: BuiltModel, plan: Mapping[str, Any]) -> dict[str, Any]:
     """Return the backbone with its weights, the preprocessing, and where and with what it computes, as JSON values."""
     return {
-        "model": {name: value for name, value in built.spec.items() if name != "head"},
+        "model": {name: value for name, value in built.spec.items() if name not in ("head", "code")},
         "modules": _digest(_modules(built)),
         "weights": _digest(_tensors(built)),
         "code": _digest(_code(str(built.spec.get("name", "")))),

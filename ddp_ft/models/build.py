@@ -24,6 +24,7 @@ from ddp_ft.models.introspection import (
 )
 from ddp_ft.models.libraries.base import Library
 from ddp_ft.models.libraries.registry import LIBRARIES, USER_FILES, call_of, full_name, get_library, resolve
+from ddp_ft.plugins import digest_of
 
 # timm's and torchvision's modules of stochastic depth, with the attribute that holds the rate. By name, since many
 # models have a copy of their own.
@@ -95,6 +96,8 @@ def build_model(
         raise UserError(f"{name} does not follow num_classes: no parameter of it depends on that number.")
     site = find_head(trials, names)
     spec = {"library": key, "name": blueprint.name, "arguments": blueprint.arguments}
+    if key == USER_FILES and (code := digest_of(blueprint.name)):
+        spec["code"] = code
     if site is None:
         _check_without_site(name, wanted, dropout_at)
     if wanted.name != LINEAR or dropout_at != "":

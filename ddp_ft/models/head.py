@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddp_ft.errors import UserError, nearest, typed_line
-from ddp_ft.plugins import is_reference, load_object
+from ddp_ft.errors import UserError, nearest
+from ddp_ft.plugins import is_reference, load_object, running
 
 # Small, so that the first predictions are nearly uniform and the first gradients do not disturb the pretrained layers;
 # not zero, since a ReLU after the head (SqueezeNet) would then stay dead. The libraries' own initialisations are for
@@ -127,11 +127,8 @@ def _own_head(spec: HeadSpec) -> nn.Module:
     cls = load_object(spec.name)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise UserError(f"{spec.name} is not a class of torch.nn.Module.", expected)
-    try:
+    with running(f"{spec.name}({spec.in_features}, {spec.outputs}) failed", expected):
         module: nn.Module = cls(spec.in_features, spec.outputs)
-    except Exception as error:
-        call = f"{spec.name}({spec.in_features}, {spec.outputs})"
-        raise UserError(f"{call} failed: {typed_line(error)}.", expected) from error
     weights = next(module.parameters(), None)
     if weights is None:
         raise UserError(f"{spec.name} has no parameters to learn.", expected)
@@ -141,13 +138,9 @@ def _own_head(spec: HeadSpec) -> nn.Module:
 
 def _check_shape(spec: HeadSpec, module: nn.Module, device: torch.device) -> None:
     wanted = f"from 2 x {spec.in_features} to 2 x {spec.outputs}"
-    try:
-        with torch.no_grad():
-            outputs = module.eval()(torch.zeros(2, spec.in_features, device=device))
-    except Exception as error:
-        raise UserError(f"{spec.name} failed {wanted}: {typed_line(error)}.") from error
-    finally:
-        module.train()
+    with running(f"{spec.name} failed {wanted}"), torch.no_grad():
+        outputs = module.eval()(torch.zeros(2, spec.in_features, device=device))
+    module.train()
     if not isinstance(outputs, Tensor) or outputs.shape != (2, spec.outputs):
         given = " x ".join(map(str, outputs.shape)) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise UserError(f"{spec.name} returned {given}; expected {wanted}.", "A head returns one row for each sample.")

@@ -4,9 +4,10 @@ It is called on the meta device, where tensors have only shapes, so that even a 
 """
 
 import copy
+import io
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -65,7 +66,9 @@ class WithoutValues(TorchFunctionMode):
 def build_shapes(create: Callable[[], nn.Module]) -> nn.Module:
     """Return the module on the meta device, or a real one if it cannot be built there; draws no random numbers."""
     # A factory that loads weights of its own causes a warning that this has no effect on the meta device.
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    # What a user's factory prints is shown once, when the real module is built.
+    unseen = io.StringIO()
+    with redirect_stderr(unseen), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         for cheap in (torch.device("meta"), parameters_on_meta()):
             try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ddp_ft.data.rng import generators_kept
-from ddp_ft.errors import UserError, typed_line
+from ddp_ft.errors import UserError, shortened, typed_line
 from ddp_ft.models.introspection import Trial, on_meta
 
 
@@ -75,6 +75,11 @@ def _rehearsed(module: nn.Module, trial: Trial, both_modes: bool) -> Rehearsal:
 def _without_gradient(module: nn.Module, outputs: Any) -> frozenset[str]:
     """Return the names of the parameters that learn but have no part in the outputs."""
     learning = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if complex_ones := [name for name, parameter in learning.items() if parameter.is_complex()]:
+        raise UserError(
+            f"Parameters of complex numbers cannot be trained here: {shortened(complex_ones, 3)}.",
+            "Keep real ones, of a last dimension of 2, and compute with torch.view_as_complex; or freeze them.",
+        )
     tensors = [each for each in tree_leaves(outputs) if isinstance(each, Tensor) and each.requires_grad]
     if not tensors:
         raise UserError(
@@ -90,13 +95,16 @@ def _without_gradient(module: nn.Module, outputs: Any) -> frozenset[str]:
 
 
 def _reached(tensors: Collection[Tensor]) -> set[int]:
-    """Return the ids of the leaves of the tensors' graph."""
+    """Return the ids of the leaves of the tensors' graph. UserError for an embedding whose gradient is sparse."""
     nodes, seen, found = [each.grad_fn for each in tensors], set[Any](), {id(each) for each in tensors}
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
+        if getattr(node, "_saved_sparse", False):
+            hint = "Make it with sparse=False: few optimizers take such gradients, and processes cannot sum them."
+            raise UserError("The model has an embedding with sparse gradients (sparse=True), on which it learns.", hint)
         found.add(id(getattr(node, "variable", None)))
         nodes += [following for following, _ in node.next_functions]
     return found

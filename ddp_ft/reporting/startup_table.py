@@ -13,7 +13,7 @@ from ddp_ft.models.freezing import frozen_table
 from ddp_ft.models.introspection import Trial, flops_per_sample
 from ddp_ft.tasks.registry import describe_choice
 from ddp_ft.trackers.console import Console
-from ddp_ft.training.plan import Plan, describe_grade
+from ddp_ft.training.plan import Plan, changed_code, describe_grade
 from ddp_ft.training.run import Run
 
 
@@ -41,6 +41,9 @@ def print_start(run: Run, report: LoadReport, earlier: Plan | None, console: Con
         "run folder": str(run.folder.path),
     }
     console.table("ddp_ft", rows)
+    for name in changed_code(plan, earlier):
+        file = printable(name.rpartition(":")[0])
+        console.print(f"Warning: {file} has changed since this run's last start: what is trained may be another model.")
     for note in (*run.splits.notes, *_notes(run)):
         console.print(f"Note: {note}")
     for finding in guarded("remarks", lambda: advise(situation_of(run, end))):

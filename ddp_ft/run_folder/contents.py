@@ -4,7 +4,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,9 +95,16 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
-def keys_of(of: type, optional: Iterable[str] = ()) -> dict[str, tuple[type, ...]]:
-    """The fields of a dataclass without `optional` ones, with the types that JSON has for them."""
-    return {each.name: _json_types(each.type) for each in dataclasses.fields(of) if each.name not in set(optional)}
+def keys_of(of: type, required: bool = False) -> dict[str, tuple[type, ...]]:
+    """The fields of a dataclass with the types that JSON has for them; only the `required` ones: those without a
+    default, which files of earlier versions have too."""
+    return {
+        each.name: _json_types(each.type) for each in dataclasses.fields(of) if not (required and _has_default(each))
+    }
+
+
+def _has_default(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 
 def _json_types(annotation: Any) -> tuple[type, ...]:

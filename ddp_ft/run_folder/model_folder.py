@@ -23,11 +23,17 @@ _KEYS = {
 
 @torch.no_grad()
 def restore_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy all weights and buffers into the module, by name. UserError if the names are not the module's."""
+    """Copy all weights and buffers into the module, by name. UserError if names or sizes are not the module's."""
     # Not load_state_dict: torchvision's mnasnet expects a version there that safetensors cannot store.
     own = module.state_dict()
     if strangers := sorted(own.keys() ^ weights.keys()):
         raise UserError(f"The stored weights are of another model: {', '.join(strangers[:3])} is in one of them only.")
+    for name, tensor in own.items():
+        if tensor.shape != weights[name].shape:
+            sizes = [" x ".join(map(str, each.shape)) or "a number" for each in (weights[name], tensor)]
+            raise UserError(
+                f"The stored weights are of another model: {name} is {sizes[0]} there, and {sizes[1]} here."
+            )
     for name, tensor in own.items():
         tensor.copy_(weights[name])
 

@@ -10,8 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ddp_ft.errors import UserError, typed_line
-from ddp_ft.plugins import is_reference, load_object
+from ddp_ft.errors import UserError
+from ddp_ft.plugins import is_reference, load_object, running
 
 KEY = "eval.extra"
 EXPECTED = "Expected a class with update(predictions, targets) and compute(), such as a torchmetrics.Metric."
@@ -53,11 +53,8 @@ class UserLoss:
         return cast(Callable[[Tensor, Tensor], Tensor], loss)
 
     def _make(self, factory: Callable[[], Any]) -> Any:
-        try:
+        with running(f"{self.reference}() failed", "It is called without arguments."):
             return factory()
-        except Exception as error:
-            hint = "It is called without arguments."
-            raise UserError(f"{self.reference}() failed: {typed_line(error)}.", hint) from error
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Call it on some samples; UserError unless it returns one finite value for each, from that sample alone."""
@@ -77,12 +74,12 @@ class UserLoss:
             raise UserError(f"{self.reference} returns another loss for a sample alone than among others.", hint)
 
     def _try(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        loss = self._loss
-        try:
+        loss, shapes = (
+            self._loss,
+            f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} ({targets.dtype})",
+        )
+        with running(f"{self.reference} failed on {shapes}", CONTRACT):
             return loss(outputs, targets)
-        except Exception as error:
-            shapes = f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} ({targets.dtype})"
-            raise UserError(f"{self.reference} failed on {shapes}: {typed_line(error)}.", CONTRACT) from error
 
 
 def _is_factory(found: Any) -> bool:
@@ -110,12 +107,10 @@ class UserMetric:
     def compute(self, predictions: Tensor, targets: Tensor) -> float:
         """Its value; UserError if it fails or returns no single number."""
         metric = self._make()
-        try:
+        shapes = f"predictions {tuple(predictions.shape)} and targets {tuple(targets.shape)}"
+        with running(f"{KEY}: {self.reference} failed on {shapes}", EXPECTED):
             metric.update(predictions, targets)
             value = metric.compute()
-        except Exception as error:
-            shapes = f"predictions {tuple(predictions.shape)} and targets {tuple(targets.shape)}"
-            raise UserError(f"{KEY}: {self.reference} failed on {shapes}: {typed_line(error)}.", EXPECTED) from error
         try:
             return float(value)
         except (TypeError, ValueError, RuntimeError):
@@ -149,14 +144,11 @@ class UserMetric:
         factory = self._class
         if not callable(factory):
             raise UserError(f"{KEY}: {self.reference} is a {type(factory).__name__}.", EXPECTED)
-        try:
+        hint = "It is called with num_classes or num_labels if it has such a parameter, else without arguments."
+        with running(f"{KEY}: {self.reference} could not be made", hint), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it keeps all predictions, at each evaluation
             parameters = inspect.signature(factory).parameters
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that it keeps all predictions, at each evaluation
-                metric = factory(**{name: self.outputs for name in _COUNTS if name in parameters})
-        except Exception as error:
-            hint = "It is called with num_classes or num_labels if it has such a parameter, else without arguments."
-            raise UserError(f"{KEY}: {self.reference} could not be made: {typed_line(error)}.", hint) from error
+            metric = factory(**{name: self.outputs for name in _COUNTS if name in parameters})
         if not (callable(getattr(metric, "update", None)) and callable(getattr(metric, "compute", None))):
             raise UserError(f"{KEY}: {self.reference} makes a {type(metric).__name__}.", EXPECTED)
         _keep_local(metric)

@@ -15,6 +15,7 @@ from ddp_ft.data.workers import default_workers
 from ddp_ft.distributed.world import Machine
 from ddp_ft.errors import UserError
 from ddp_ft.models.precision import resolve_format, resolve_precision
+from ddp_ft.plugins import digest_of
 from ddp_ft.run_folder.contents import Damaged, damaged, keys_of, problem_in, read_content
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.training.schedule import Schedule
@@ -22,8 +23,6 @@ from ddp_ft.training.shares import check_shares
 
 # A restart that changes one of these is not of grade a: the same curve or the same samples, but other bits.
 BIT_FIELDS = ("device", "world_size", "micro_batch", "threads")
-# Fields that plans of earlier versions may lack.
-_ADDED = ("lowered", "tuned", "measured")
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,8 @@ class Plan:
 
     `lowered`: from how many images of a micro-batch to how many, since a process ran out of memory. `tuned`: the keys
     that were decided by measuring, with their values; `measured`: the rows that led to them. Both hold for later
-    starts. `inputs`: what the processor had to know of the training set (`Processor.measure`).
+    starts. `inputs`: what the processor had to know of the training set (`Processor.measure`). `code`: the SHA-256 of
+    each file of the user's own, by what names it.
     """
 
     recipe: str
@@ -54,6 +54,7 @@ class Plan:
     tuned: dict[str, Any] = field(default_factory=dict)
     measured: list[dict[str, Any]] = field(default_factory=list)
     inputs: dict[str, Any] = field(default_factory=dict)
+    code: dict[str, str] = field(default_factory=dict)
 
     @property
     def cut(self) -> int | None:
@@ -85,9 +86,15 @@ class Plan:
         return [f"{name}: {before} -> {now}" for name, before, now in pairs if before != now]
 
 
+def changed_code(plan: Plan, earlier: Plan | None) -> list[str]:
+    """Return the references to code whose file has changed since an earlier start."""
+    before = earlier.code if earlier else {}
+    return [name for name, digest in plan.code.items() if before.get(name, digest) != digest]
+
+
 def read_plan(folder: RunFolder) -> Plan | None:
     """Return the plan of a run's newest start; None if there is none. UserError if it is damaged."""
-    file, required = folder.path / "plan.json", keys_of(Plan, optional=_ADDED)
+    file, required = folder.path / "plan.json", keys_of(Plan, required=True)
     stored = read_content(file, dict, required)
     if stored is None:
         return None
@@ -134,8 +141,15 @@ def make_plan(config: RunConfig, machine: Machine, built: BuiltModel, samples: t
         steps_per_epoch=steps_per_epoch,
         total_steps=min(total_steps, config.train.max_steps or total_steps),
         lr=config.optim.lr or usual_rate(built.module),
+        code=_digests(config),
         grade_elsewhere="c" if has_rank_noise(built.module) or config.head.dropout else "b",
     )
+
+
+def _digests(config: RunConfig) -> dict[str, str]:
+    named = (config.model.name, config.head.name, config.loss.name, config.eval.extra)
+    found = {reference: digest_of(reference) for reference in named if reference}
+    return {reference: digest for reference, digest in found.items() if digest}
 
 
 def rate_at(config: RunConfig, plan: Plan, step: int, total_steps: int) -> float:

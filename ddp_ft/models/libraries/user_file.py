@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.processor import ImageProcessor
-from ddp_ft.errors import UserError, typed_line
+from ddp_ft.errors import UserError, shortened
 from ddp_ft.models.libraries.base import State, call_with_images
-from ddp_ft.plugins import is_reference, load_object
+from ddp_ft.plugins import is_reference, load_object, running
 
 _SIZE_ARGUMENTS = ("image_size", "img_size")
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -45,18 +46,17 @@ def arguments(name: str, outputs: int, image_size: int | None) -> dict[str, Any]
 
 
 def create(spec_name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Return what the factory returns; UserError if it fails or returns no module."""
+    """Return what the factory returns; UserError if it fails, or returns no module or one of unknown sizes."""
     factory = load_object(spec_name)
-    try:
+    with running(f"{spec_name}({', '.join(f'{key}={value}' for key, value in arguments.items())}) failed"):
         module = factory(**arguments)
-    except UserError:
-        raise
-    except Exception as error:
-        call = f"{spec_name}({', '.join(f'{key}={value}' for key, value in arguments.items())})"
-        raise UserError(f"{call} failed: {typed_line(error)}.") from error
     if not isinstance(module, nn.Module):
         hint = "Expected a function that returns a torch.nn.Module."
         raise UserError(f"{spec_name} returned a {type(module).__name__}.", hint)
+    named = [*module.named_parameters(), *module.named_buffers()]
+    if lazy := [name for name, each in named if is_lazy(each)]:
+        hint = "Let the function run it once: module(torch.zeros(2, 3, 224, 224)); or give the sizes of its layers."
+        raise UserError(f"{spec_name} returned lazy layers, whose sizes are not known yet: {shortened(lazy, 3)}.", hint)
     return module
 
 
