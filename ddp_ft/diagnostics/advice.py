@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ddp_ft.config.schema import RunConfig
+from ddp_ft.contracts import LABELS
 from ddp_ft.data.class_counts import ClassCounts, count_classes
 from ddp_ft.data.image.headers import glance
 from ddp_ft.data.splits.record import Splits
@@ -43,7 +44,8 @@ class Situation:
 
     `sizes` are (height, width) of some of the images, `input_size` that of the model's input. `lr` is the peak rate,
     `steps` their number in the whole run, `computers` the number of GPUs or CPU threads. `seconds_left` is the time
-    until the batch job ends; None: it is not known. Each of the `processes` needs `least` images in a step.
+    until the batch job ends; None: it is not known. Each of the `processes` needs `least` images in a step. `has_labels`: an image has any
+    number of them; `has_frozen`: a part of the model never learns.
     """
 
     config: RunConfig
@@ -60,6 +62,8 @@ class Situation:
     seconds_left: float | None = None
     processes: int = 1
     least: int = 1
+    has_frozen: bool = False
+    has_labels: bool = False
 
 
 def advise(known: Situation) -> list[Finding]:
@@ -77,13 +81,13 @@ def _about_data(known: Situation) -> Iterator[Finding | None]:
         yield corrected_twice(config)
         if known.val_counts is not None:
             yield missing_classes(known.val_counts)
-        yield small_val(known.val)
+        yield small_val(known.val, known.has_labels)
     yield small_images(known.sizes, known.input_size)
 
 
 def _about_recipe(known: Situation) -> Iterator[Finding | None]:
     config = known.config
-    yield from_scratch(config.model.weights, known.train)
+    yield from_scratch(config.model.weights, known.train, known.has_frozen)
     yield unusual_rate(config.optim.name, known.lr)
     yield large_batch(config.train.batch_size, known.train, known.processes, known.least)
     yield few_steps(known.steps)
@@ -139,10 +143,11 @@ def missing_classes(val_counts: ClassCounts) -> Finding:
     return Finding("classes in val", WARNING, text, remedy, float(len(gone)), "classes").unless(not gone)
 
 
-def small_val(images: int) -> Finding:
-    """Warn of a validation set too small to measure an accuracy."""
+def small_val(images: int, has_labels: bool = False) -> Finding:
+    """Warn of a validation set too small to measure an accuracy; with several labels an image, that of each."""
     width = half_width(images)
-    text = f"{images} images measure an accuracy to ±{width:.1f} points (95 %, at worst)"
+    what = "how often a label is right" if has_labels else "an accuracy"
+    text = f"{images} images measure {what} to ±{width:.1f} points (95 %, at worst)"
     remedy = "Smaller differences mean nothing. Hold back more (--val-split), or average folds (--set data.fold=1/5)."
     return Finding("validation set", WARNING, text, remedy, width, "points").unless(width <= WIDEST_INTERVAL)
 
@@ -163,10 +168,13 @@ def small_images(sizes: Sequence[tuple[int, int]], input_size: tuple[int, ...]) 
     return found.unless(share <= 0.5)
 
 
-def from_scratch(weights: str, train: int) -> Finding | None:
-    """Warn of random weights and too few images for them; None with pretrained ones."""
+def from_scratch(weights: str, train: int, has_frozen: bool = False) -> Finding | None:
+    """Warn of random weights and too few images for them, or that stay random; None with pretrained ones."""
     if weights != "none":
         return None
+    if has_frozen:
+        text = "what is frozen keeps its random initial values (--weights none)"
+        return Finding("weights", WARNING, text, "Give pretrained weights, or let all learn: --freeze none.")
     text, remedy = f"all is learned from {train} images (--weights none)", "Pretrained weights are far better here."
     return Finding("weights", WARNING, text, remedy, float(train), "images").unless(train >= ENOUGH_FROM_SCRATCH)
 
@@ -230,13 +238,26 @@ def situation_of(run: Run, end: float | None) -> Situation:
         seconds_left=None if end is None else end - time.time(),
         processes=plan.world_size,
         least=run.model.least,
+        has_frozen=bool(frozenset.intersection(*(stage.frozen for stage in run.stages))),
+        has_labels=splits.schema.kind == LABELS,
     )
 
 
 def advise_on_data(config: RunConfig, splits: Splits) -> list[Finding]:
     """The findings about data for which no model is given."""
     counts, val_counts = (count_classes(source, splits.schema) for source in (splits.train, splits.val))
-    known = Situation(config, len(splits.train), len(splits.val), counts, val_counts, (), (0, 0), 0.0, 0)
+    known = Situation(
+        config,
+        len(splits.train),
+        len(splits.val),
+        counts,
+        val_counts,
+        (),
+        (0, 0),
+        0.0,
+        0,
+        has_labels=splits.schema.kind == LABELS,
+    )
     return [finding for finding in _about_data(known) if finding is not None]
 
 

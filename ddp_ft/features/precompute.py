@@ -135,17 +135,27 @@ def check_features(config: RunConfig, built: BuiltModel) -> None:
             f"{what}: {config.model.name} does not end with its head, so its features cannot be cut off.",
             "Use --recipe full, or --freeze backbone to train the head alone on images.",
         )
-    if cached and (config.freeze.parts != "backbone" or config.freeze.schedule or mixes):
-        raise UserError(
-            "freeze.cache_features trains on features that never change: it needs --freeze backbone, "
-            "no freeze.schedule, and neither mixup nor cutmix.",
-            "Leave freeze.cache_features out, or use --recipe linear_probe.",
-        )
+    learns = config.freeze.parts != "backbone" or bool(config.freeze.schedule)
+    if cached and (learns or mixes):
+        raise _unfit(config, learns)
     if config.freeze.views > 1 and not (cached or probed):
         raise UserError(
             f"freeze.views = {config.freeze.views} is of features, and this run computes none.",
             "Add --recipe linear_probe or --set probe.epochs=20, or leave freeze.views at 1.",
         )
+
+
+def _unfit(config: RunConfig, learns: bool) -> UserError:
+    """The error for settings that change what is stored; it names what was asked for, which may be a recipe."""
+    by_recipe = config.recipe == "linear_probe"
+    asked = "--recipe linear_probe" if by_recipe else "freeze.cache_features"
+    frozen = "freeze.schedule" if config.freeze.schedule else f"--freeze {config.freeze.parts}"
+    other = f"with {frozen} more than the head learns" if learns else "mixup and cutmix mix the images"
+    remedy = "use --recipe full, which trains on images" if by_recipe else "leave freeze.cache_features out"
+    return UserError(
+        f"{asked} trains the head on stored features that never change, and {other}.",
+        f"Leave out {frozen if learns else 'mixup and cutmix'}, or {remedy}.",
+    )
 
 
 def check_size(built: BuiltModel, samples: int, most: float) -> None:

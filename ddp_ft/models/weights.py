@@ -144,12 +144,25 @@ def read_state(file: Path) -> State:
     except UserError:
         raise
     except Exception as error:
-        reason = "it is not what torch.save writes" if isinstance(error, pickle.UnpicklingError) else one_line(error)
         hint = "It may be cut short: copy or download it again."
-        raise UserError(f"{file} cannot be read as weights: {reason}.", hint) from None
+        raise UserError(f"{file} cannot be read as weights: {_why(file, error)}.", hint) from None
     if not state:
         raise UserError(f"{file} holds no tensors by name.", "Expected a state dict, as module.state_dict() returns.")
     return state
+
+
+def _why(file: Path, error: Exception) -> str:
+    """What is wrong with a file: what it is instead, or else the reader's words."""
+    with file.open("rb") as stream:
+        head = stream.read(64).lstrip()
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS, for which `git lfs pull` gets the file"
+    if head.startswith((b"<!", b"<html", b"<?xml")):
+        return "it is a web page"
+    if file.suffix == ".safetensors":
+        return one_line(error)
+    is_saved = head.startswith((b"PK", b"\x80")) and not isinstance(error, pickle.UnpicklingError)  # a zip, a pickle
+    return typed_line(error) if is_saved else "it is not what torch.save writes"
 
 
 def _unpickle(file: Path) -> Any:

@@ -115,7 +115,9 @@ class Plain(Console):
         """A row as text."""
         eta = f"  eta {clock(self.seconds_left(step, self.total_steps))}" if split == "train" else ""
         label = split if phase == TRAIN else f"{phase} {split}"
-        return f"{label:<5} step {step}/{self.total_steps}  epoch {epoch:.2f}  {_values(values)}{eta}"
+        # The test set is for the best model alone, whatever the step.
+        model = "best model" if split == "test" else f"step {step}/{self.total_steps}  epoch {epoch:.2f}"
+        return f"{label:<5} {model}  {_values(values)}{eta}"
 
     def seconds_left(self, step: int, until: int) -> float:
         """Seconds until a later step is done, at the mean pace since the start, evaluations included."""

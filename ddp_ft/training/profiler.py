@@ -1,5 +1,6 @@
 """`--profile FIRST-LAST`: a trace of some steps of the training, by torch.profiler."""
 
+import os
 import re
 import warnings
 from pathlib import Path
@@ -82,6 +83,8 @@ class StepTrace:
         from torch.profiler import ProfilerActivity, profile, schedule
 
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])
+        if self.device.type == "cpu":  # its library reports that there is no GPU as an error
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         active = max(1, steps - warm_up)
         profiler = profile(activities=activities, schedule=schedule(wait=0, warmup=warm_up, active=active + 1))
         with warnings.catch_warnings():

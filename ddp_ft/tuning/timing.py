@@ -20,7 +20,11 @@ Turn = tuple[int, float]
 
 @dataclass(frozen=True)
 class Result:
-    """A candidate's median speed (images/s of all ranks), and its ratio to the first candidate in each round."""
+    """A candidate's speed (images/s of all ranks), and its ratio to the first candidate in each round.
+
+    The first one's speed is the median of its rounds; those of the others are that, times their ratio: a round in which
+    the machine was busy slows down all, and not only those that took part in it.
+    """
 
     name: str
     speed: float
@@ -59,11 +63,12 @@ def race(
 
 def _results(speeds: Mapping[str, Sequence[float]]) -> list[Result]:
     rule = next(iter(speeds.values()))
-    return [
-        Result(name, median(taken), tuple(speed / of_rule for speed, of_rule in zip(taken, rule, strict=False)))
+    ratios = {
+        name: tuple(speed / of_rule for speed, of_rule in zip(taken, rule, strict=False))
         for name, taken in speeds.items()
         if taken
-    ]
+    }
+    return [Result(name, median(rule) * median(each), each) for name, each in ratios.items()]
 
 
 def winner(results: Sequence[Result]) -> str:
