@@ -4,7 +4,16 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.cli.options import PATH, also_option, device_option, importing, model_argument, views_option
+from ddp_ft.cli.options import (
+    PATH,
+    also_option,
+    data_settings,
+    data_settings_option,
+    device_option,
+    importing,
+    model_argument,
+    views_option,
+)  # fmt: skip
 from ddp_ft.cli.output import json_text, print_note, print_result
 from ddp_ft.cli.process import run_command
 from ddp_ft.distributed.environment import read_launch
@@ -23,21 +32,23 @@ from ddp_ft.run_folder.output_path import check_output_file
 @device_option
 @also_option
 @views_option
+@data_settings_option
 @click.option("--output", type=PATH, help="Write the metrics to this JSON file too.")
 def evaluate(
-    model: Path, data: Path, split: str | None, device: str, also: tuple[Path, ...], tta: str, output: Path | None
-) -> None:
+    model: Path, data: Path, split: str | None, device: str, also: tuple[Path, ...], tta: str,
+    assignments: tuple[str, ...], output: Path | None,
+) -> None:  # fmt: skip
     """Print the metrics of a run folder's best model on a data set, as JSON.
 
     Every image counts exactly once, whatever the number of processes.
     """
-    launch = read_launch()
+    launch, settings = read_launch(), data_settings(assignments)
     if output and launch.rank == 0:
         check_output_file(output, streams=True)
     with importing():
         from ddp_ft.inference.evaluate_models import Request, score_models
 
-    metrics = score_models(Request((model, *also), data, split, tta, device), launch)
+    metrics = score_models(Request((model, *also), data, split, tta, device, settings), launch)
     if launch.rank == 0:
         if output:
             write_text(output, to_json(metrics), durable=False)

@@ -9,6 +9,7 @@ from ddp_ft.cli.output import print_note
 from ddp_ft.cli.process import run_command
 from ddp_ft.distributed.environment import read_launch
 from ddp_ft.errors import EXIT_FAILED
+from ddp_ft.run_folder.output_path import check_output_file, check_output_folder, weights_size
 
 
 @click.command()
@@ -41,6 +42,8 @@ def export(
     Nothing is written unless the file returns what the model returns: outputs within rounding, and the same answers.
     """
     launch = read_launch()
+    is_old_folder = kind == "safetensors" and output.is_dir()
+    (check_output_folder if is_old_folder else check_output_file)(output, room=weights_size(model))
     with importing():
         from ddp_ft.exporters.export_model import ExportRequest, export_model
 

@@ -15,6 +15,7 @@ from ddp_ft.config.loading import parse_assignment, read_config_file
 from ddp_ft.config.paths import expanded
 from ddp_ft.config.schema import KEYS, REQUIRED, RunConfig
 from ddp_ft.config.values import given_text
+from ddp_ft.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -71,6 +72,21 @@ _ASSIGNMENTS = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", shell_complete=complete_assignment,
     help="Set any configuration key; wins over the rest. Repeatable.",
 )  # fmt: skip
+
+
+def data_settings(assignments: Sequence[str]) -> dict[str, Any]:
+    """The keys of `data` in these --set, as a layer; UserError for another, which a trained model no longer has."""
+    layer = {path: value for text in assignments for path, value in parse_assignment(text).items()}
+    if others := [path for path in layer if not path.startswith("data.")]:
+        hint = "Such as --set data.image=COLUMN, for a table whose columns have other names."
+        raise UserError(f"--set {others[0]}: here it is for the keys of data alone.", hint)
+    return layer
+
+
+def data_settings_option(command: F) -> F:
+    """Give a click command --set (as assignments) for `data_settings`."""
+    text = "How this data is read, where it differs from the run's, such as data.image=COLUMN. Repeatable."
+    return click.option("--set", "assignments", multiple=True, metavar="data.KEY=VALUE", help=text)(command)
 
 
 def run_options(command: F) -> F:

@@ -21,7 +21,7 @@ from ddp_ft.run_folder.contents import read_content, read_summary, sound_rows
 from ddp_ft.run_folder.lease import Holder, is_held, read_lease
 from ddp_ft.tasks.metric_table import LOWER_IS_BETTER
 
-RUNNING, DONE, STOPPED, CRASHED, BROKEN = "running", "done", "stopped", "crashed", "broken"
+RUNNING, DONE, STOPPED, CRASHED, FAILED, BROKEN = "running", "done", "stopped", "crashed", "failed", "broken"
 # Only the end of metrics.jsonl is read: at least a hundred rows.
 TAIL_BYTES = 1 << 16
 _WIDEST = 1000
@@ -41,6 +41,7 @@ class Run:
     images_per_second: float | None = None
     updated: float = 0.0
     problem: str = ""
+    failure: str = ""
 
 
 @click.command()
@@ -103,6 +104,7 @@ def _read(path: Path, name: str) -> Run:
         best=_best(rows, summary.get("val", {}), metric),
         images_per_second=summary.get("images_per_second") or (speeds[-1] if speeds else None),
         updated=lease.heartbeat or _changed(path),
+        failure=printable(lease.failure) if state == FAILED else "",
     )
 
 
@@ -113,7 +115,7 @@ def _state(path: Path, lease: Holder, summary: dict[str, Any]) -> str:
     if summary:
         return str(summary["status"])
     may_run = held is None or lease.host != socket.gethostname()  # on another machine, locks may have no effect
-    return RUNNING if may_run and lease.is_alive else CRASHED
+    return RUNNING if may_run and lease.is_alive else FAILED if lease.failure else CRASHED
 
 
 def _last_rows(file: Path) -> list[dict[str, Any]]:
@@ -176,6 +178,8 @@ def _print_table(found: list[Run]) -> None:
     for run in found:
         if run.problem:
             print_result(f"{printable(run.name)} cannot be read: {run.problem}")
+        if run.failure:
+            print_result(f"{printable(run.name)}: {run.failure}")
 
 
 COLUMNS: dict[str, Any] = {

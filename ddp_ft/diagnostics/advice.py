@@ -44,8 +44,8 @@ class Situation:
 
     `sizes` are (height, width) of some of the images, `input_size` that of the model's input. `lr` is the peak rate,
     `steps` their number in the whole run, `computers` the number of GPUs or CPU threads. `seconds_left` is the time
-    until the batch job ends; None: it is not known. Each of the `processes` needs `least` images in a step. `has_labels`: an image has any
-    number of them; `has_frozen`: a part of the model never learns.
+    until the batch job ends; None: it is not known. Each of the `processes` needs `least` images in a step.
+    `has_labels`: an image has any number of them; `has_frozen`: a part of the model never learns.
     """
 
     config: RunConfig

@@ -18,7 +18,6 @@ from ddp_ft.files import replace_folder
 from ddp_ft.inference.exported import DESCRIPTION, ONNX, PT2, describe_exported, is_exported
 from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.run_folder.model_folder import model_folder, read_description
-from ddp_ft.run_folder.output_path import check_output_file, check_output_folder, weights_size
 
 SAFETENSORS, ONNX_FORMAT, TORCH_EXPORT = FORMATS = ("safetensors", "onnx", "torch_export")
 WEIGHTS = ".safetensors"
@@ -91,7 +90,6 @@ def _check_output(request: ExportRequest) -> None:
         raise UserError(
             f"{output.with_suffix('.json')} is there, where the configuration would be.", "Choose a new name."
         )
-    (check_output_file if suffix or is_weights else check_output_folder)(output, room=weights_size(request.model))
 
 
 def _write(request: ExportRequest, aside: Path, device: torch.device) -> None:

@@ -1,11 +1,12 @@
 """Evaluation with trained models, on any number of processes, and the data for it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ddp_ft.config.loading import make_config
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import Batch, Source
 from ddp_ft.data.bad_samples.replace import left_out
@@ -28,6 +29,7 @@ class Request:
     split: str | None = None
     views: str = "none"
     device: str = "auto"
+    settings: Mapping[str, Any] = field(default_factory=dict)  # keys of `data` that differ from the run's
 
 
 def score_models(request: Request, launch: Launch) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def score_models(request: Request, launch: Launch) -> dict[str, Any]:
     device = pick_device(request.device, launch)
     with connect(launch, device, TIMEOUT_MINUTES) as world:
         members = load_ensemble(request.models, device, request.views)
-        name, source = world.from_main(lambda: open_source(request.models[0], request.data, request.split, members[0]))
+        name, source = world.from_main(lambda: _asked_for(request, members[0]))
         collected = [
             make_scorer(member, world).collect(make_loader(source, member, world, launch), len(source))
             for member in members
@@ -53,12 +55,22 @@ def _metrics(members: Sequence[Trained], collected: Sequence[tuple[Batch, Batch]
     return members[0].task.metrics(combine_members(members, predictions), records[0])
 
 
-def open_source(model: Path, data: Path, split: str | None, trained: Trained) -> tuple[str, Source]:
-    """The requested part of the data, split as the model's run did; its name, and its samples."""
+def _asked_for(request: Request, trained: Trained) -> tuple[str, Source]:
+    return open_source(request.models[0], request.data, request.split, trained, request.settings)
+
+
+def open_source(
+    model: Path, data: Path, split: str | None, trained: Trained, settings: Mapping[str, Any] | None = None
+) -> tuple[str, Source]:
+    """The requested part of the data, split as the model's run did; its name, and its samples.
+
+    The run's own settings, such as a table's columns, hold unless `settings` has others.
+    """
     run = _run_of(model)
-    stored = run.stored_config()
-    # With the settings of the run, such as a table's columns.
-    config = replace(stored.data, path=data) if stored else DataConfig(path=data)
+    stored, changed = run.stored_config(), make_config(settings or {}).data
+    names = [path.partition(".")[2] for path in settings or {}]
+    base = stored.data if stored else DataConfig()
+    config = replace(base, **{name: getattr(changed, name) for name in names}, path=data)
     schema = schema_in(data, trained.task.kinds, trained.names)
     return open_part(config, schema, split, run.split())
 

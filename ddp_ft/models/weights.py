@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddp_ft.contracts import BuiltModel, LoadReport
-from ddp_ft.errors import UserError, nearest, one_line, shortened
+from ddp_ft.errors import UserError, nearest, one_line, shortened, typed_line
 from ddp_ft.models.libraries.base import State
 from ddp_ft.models.libraries.registry import full_name, get_library, resolve
 from ddp_ft.run_folder.pointers import followed

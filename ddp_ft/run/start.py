@@ -62,7 +62,7 @@ def _fine_tune(request: Request, machine: Machine) -> str:
     try:
         if not request.dry_run:
             open_folder(run, lease)
-        with nullcontext() if request.dry_run else logging_to(folder.path, world.rank):
+        with nullcontext() if request.dry_run else logging_to(folder.path, world.rank), lease.noting_mistakes():
             if keys:
                 tuned, rows = tune(run, keys, machine.launch.local_world_size)
                 print_measured(rows, console)

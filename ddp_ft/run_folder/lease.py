@@ -6,8 +6,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,6 +40,7 @@ class Holder:
     first_step: int = 0
     step: int = 0
     released: bool = False
+    failure: str = ""  # why this start ended, if that was a mistake of the user
 
     @property
     def is_alive(self) -> bool:
@@ -64,6 +65,7 @@ class Lease:
         self.patience = PATIENCE_SECONDS if patience is None else patience
         self.started = 0.0
         self.first_step = 0
+        self.failure = ""
         self._has_begun = False
         self._file: int | None = None
         self._ended = threading.Event()
@@ -88,6 +90,15 @@ class Lease:
         """Note the step that this start resumes from; until then lease.json has 0."""
         self.first_step, self._has_begun = step, True
         self._write()
+
+    @contextmanager
+    def noting_mistakes(self) -> Iterator[None]:
+        """Note the UserError that ends the block, for those who list runs."""
+        try:
+            yield
+        except UserError as error:
+            self.failure = error.message
+            raise
 
     def release(self) -> None:
         """Give it up, if it was taken."""
@@ -118,7 +129,7 @@ class Lease:
     def _write(self, released: bool = False) -> None:
         holder = Holder(
             socket.gethostname(), os.environ.get("SLURM_JOB_ID", ""), os.getpid(), self.started, time.time(),
-            self.first_step, self.step() if self._has_begun else 0, released,
+            self.first_step, self.step() if self._has_begun else 0, released, self.failure,
         )  # fmt: skip
         with suppress(OSError):  # a full disk: the lock is what counts; and nothing is lost without fsync
             write_text(self.folder / _FILE, to_json(asdict(holder)), durable=False)

@@ -78,6 +78,23 @@ def test_each_warning_fires(name, changes):
     assert name in warned(**changes)
 
 
+def found(name, **changes):
+    config = make_config({"train.batch_size": 32}, changes.pop("keys", {}))
+    (text,) = [each.text for each in advise(replace(SOUND, config=config, **changes)) if each.name == name]
+    return text
+
+
+def test_what_is_named_is_what_is_there():
+    """Frozen random weights learn nothing, also with many images; several labels have no one accuracy."""
+    scratch = {"model.weights": "none"}
+    assert "all is learned" in found("weights", keys=scratch, train=100)
+    for train in (100, 20_000):
+        frozen = found("weights", keys=scratch, train=train, has_frozen=True)
+        assert "learned" not in frozen and "random" in frozen
+    assert "accuracy" in found("validation set", val=100)
+    assert "accuracy" not in found("validation set", val=100, has_labels=True)
+
+
 def test_one_remedy_for_imbalance_is_proposed():
     [found] = [each for each in advise(replace(SOUND, counts=counts(20, 401))) if each.name == "imbalance"]
     assert ("--class-weights" in found.remedy) + ("--sampling" in found.remedy) == 1

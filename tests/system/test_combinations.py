@@ -101,6 +101,8 @@ def test_a_loss_of_another_task_is_refused(folder, tmp_path, task, loss):
         ("single-label", ["--set", "freeze.schedule={0: none, 1: backbone}"], "freeze.schedule"),
         ("single-label", ["--set", "optim.l2_sp=0.1"], "l2_sp"),
         ("single-label", ["--set", "freeze.cache_features=true"], "cache_features"),
+        ("single-label", ["--recipe", "linear_probe", "--freeze", "none"], "--recipe linear_probe .* --freeze none"),
+        ("single-label", ["--recipe", "linear_probe", "--freeze", "backbone", "--mixup", 0.2], "linear_probe .* mixup"),
         ("single-label", ["--schedule", "multistep"], "milestones"),
         ("single-label", ["--metric", "rmse"], "rmse"),
         ("single-label", ["--set", "optim.betas=[0.9]"], "betas"),

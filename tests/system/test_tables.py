@@ -33,8 +33,10 @@ def test_a_table_is_trained_on_evaluated_and_predicted(table, tmp_path, task):
     assert read(run, "best/model.json")["task"] == task
     train_here(table, run, *options(task), SET, "data.group=patient", SET, "data.weight=w", "--extend", epochs=3)
     val = read(run, "summary.json")["val"]
-    for world_size in (1, 2):
-        told = json.loads(call_on(world_size, "ddp_ft.evaluate", run, "--data", table, "--device", "cpu"))
+    renamed = table.with_name("renamed.csv")
+    renamed.write_text(table.read_text().replace("image,", "picture,", 1))
+    for world_size, data, more in ((1, renamed, (SET, "data.image=picture")), (2, table, ())):
+        told = json.loads(call_on(world_size, "ddp_ft.evaluate", run, "--data", data, "--device", "cpu", *more))
         assert {name: told[name] for name in val} == val
     call_on(2, "ddp_ft.predict", run, table.parent / "images", "--output", tmp_path / "p.csv", "--device", "cpu")
     with (tmp_path / "p.csv").open() as lines:

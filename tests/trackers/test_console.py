@@ -11,7 +11,8 @@ import time
 import pytest
 from rich.console import Console
 
-from ddp_ft.trackers.console import Live, Outlook
+from ddp_ft.cli.runs import read_run
+from ddp_ft.trackers.console import Live, Outlook, Plain
 from tests.support.commands import Command
 from tests.support.runs import arguments, train_here, train_on
 from tests.system.faults.forks import ForkedJob
@@ -58,6 +59,17 @@ def test_what_ends_a_run_is_in_the_logs(shapes, tmp_path):
         train_here(data, tmp_path / "r")
     log = (tmp_path / "r/logs/rank_0.txt").read_text()
     assert "ERROR" in log and ".png" in log
+    listed = read_run(tmp_path / "r", tmp_path)
+    assert listed.state == "failed" and "cannot be read" in listed.failure
+
+
+def test_a_row_of_the_test_set_is_of_the_best_model():
+    stream = io.StringIO()
+    plain = Plain(Console(file=stream))
+    plain.log("test", 40, 4.0, {"accuracy": 0.75})
+    plain.log("val", 40, 4.0, {"accuracy": 0.5})
+    test, val = stream.getvalue().splitlines()
+    assert test == "test  best model  accuracy 0.75" and "step 40" in val
 
 
 def test_the_display_has_what_one_wants_to_know():

@@ -45,6 +45,13 @@ def test_ratios_are_taken_within_rounds():
     assert results[1].ratio == pytest.approx(1.1)
 
 
+def test_speeds_and_ratios_agree():
+    """Also if the machine was busy while one of them had its turn: the table has both."""
+    seconds = iter([1.0, 1 / 1.1, 1.0, 1 / 1.1, 9.0, 9 / 1.1, 5.0, 1 / 1.1, 5.0, 5 / 1.1])
+    results = timing.race(["rule", "a"], lambda name: (8, next(seconds)), ALONE, Agreement(ALONE, StopRequest()), 60)
+    assert results[1].speed / results[0].speed == pytest.approx(results[1].ratio)
+
+
 def test_the_rule_is_measured_even_without_time():
     turns = []
 
