@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from ddp_ft.errors import UserError
 
@@ -21,6 +21,7 @@ Pixels = NDArray[np.uint8]  # H x W x 3
 ValueRange = tuple[float, float]  # the values of black and white
 Readable = Path | str | io.BytesIO | Image.Image
 T = TypeVar("T")
+_PNG = b"\x89PNG\r\n\x1a\n"
 # The most megapixels of an image, in the environment, for all commands; Pillow's own limit is 89.
 LIMIT_VARIABLE = "DDP_FT_MAX_MEGAPIXELS"
 
@@ -48,21 +49,24 @@ def read_pixels(source: Readable, value_range: ValueRange | None = None) -> Pixe
 
 
 def sparing_texts(read: Callable[[Readable], T], source: Readable) -> T:
-    """What `read` returns; of a PNG whose texts or colour profile Pillow finds too large, read without them."""
+    """What `read` returns; of a PNG whose texts or colour profile Pillow finds too large or damaged, read without
+    them."""
     try:
         return read(source)
-    except ValueError as error:
-        if "MAX_TEXT" not in str(error) or isinstance(source, Image.Image):
+    except (ValueError, SyntaxError, UnidentifiedImageError):
+        if isinstance(source, Image.Image):
             raise
-    return read(io.BytesIO(_without_texts(source.getvalue() if isinstance(source, io.BytesIO) else _bytes_of(source))))
-
-
-def _bytes_of(path: Path | str) -> bytes:
-    return Path(path).read_bytes()
+        data = source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
+        if not data.startswith(_PNG) or (pixels := _without_texts(data)) == data:
+            raise
+    return read(io.BytesIO(pixels))
 
 
 def _without_texts(png: bytes) -> bytes:
-    kept, place = [png[:8]], 8  # after the signature: chunks of a length, a name, content and a sum of 4 bytes each
+    kept, place = (
+        [_PNG],
+        len(_PNG),
+    )  # then chunks of a length, a name, content and a sum
     while place < len(png):
         length = 12 + int.from_bytes(png[place : place + 4], "big")
         if png[place + 4 : place + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):

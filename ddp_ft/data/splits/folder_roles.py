@@ -3,7 +3,7 @@
 import os
 import shlex
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ddp_ft.config.schema import DataConfig
@@ -81,8 +81,8 @@ def _two_of_a_role(root: Path, one: str, other: str) -> UserError:
 def check_meaning(part: Listing) -> None:
     """UserError where the class folders look like parts of the data: those with several sub-folders are at least half
     of them, and have most of these in common."""
-    inner = _inner_folders(part)
-    nested = [name for name, below in inner.items() if len(below) > 1]
+    inner = {path: below for path, below in _inner_folders(part) if len(below) > 1}
+    nested = list(inner)
     if len(nested) < max(2, len(part.classes) / 2):
         return
     common = set.intersection(*(inner[name] for name in nested))
@@ -91,14 +91,16 @@ def check_meaning(part: Listing) -> None:
         raise _ambiguous(part, nested, sorted(common))
 
 
-def _inner_folders(part: Listing) -> Mapping[str, set[str]]:
-    """The folders directly in each class folder."""
+def _inner_folders(part: Listing) -> Iterator[tuple[str, set[str]]]:
+    """For each class folder its path and the folders in it; if there is one only, those in that one, and so on."""
     found: defaultdict[str, set[str]] = defaultdict(set)
     for folder in part.stamps:
-        names = Path(os.path.relpath(folder, part.folder)).parts
-        if len(names) == 2:
-            found[names[0]].add(names[1])
-    return found
+        above, _, name = os.path.relpath(folder, part.folder).rpartition("/")
+        found[above].add(name)
+    for path in part.classes:
+        while len(found[path]) == 1:
+            path = f"{path}/{next(iter(found[path]))}"
+        yield path, found[path]
 
 
 def _ambiguous(part: Listing, nested: Sequence[str], common: Sequence[str]) -> UserError:
@@ -117,7 +119,7 @@ def _ambiguous(part: Listing, nested: Sequence[str], common: Sequence[str]) -> U
 
 def _moves(root: Path, names: Sequence[str]) -> str:
     """The commands that rename folders such as seg_train; none if their names do not tell their roles apart."""
-    roles = {role_within(name): name for name in names}
+    roles = {role_within(name.partition("/")[0]): name for name in names}
     if len(roles) < len(names) or "" in roles or TRAIN not in roles:
         return ""
     pairs = [(str(root / roles[role]), str(root / role)) for role in ROLE_NAMES if role in roles]

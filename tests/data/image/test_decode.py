@@ -224,11 +224,14 @@ def test_the_environment_moves_the_limit(tmp_path: Path, monkeypatch: pytest.Mon
     known_formats.cache_clear()
 
 
-@pytest.mark.parametrize("kind", ["text", "profile"])
+@pytest.mark.parametrize("kind", ["text", "profile", "torn"])
 def test_large_texts_and_profiles_of_a_png_do_not_matter(tmp_path: Path, kind: str) -> None:
     image, texts = opened(save_image(tmp_path / "plain.png")), PngInfo()
     texts.add_text("parameters", "a" * 2**21 if kind == "text" else "short", zip=True)
     image.save(tmp_path / "a.png", pnginfo=texts, icc_profile=bytes(2**21) if kind == "profile" else b"")
+    if kind == "torn":
+        data = (tmp_path / "a.png").read_bytes()
+        (tmp_path / "a.png").write_bytes(data.replace(b"zTXtparam", b"zTXtwrong"))  # the chunk's sum does not fit now
     np.testing.assert_array_equal(pixels(tmp_path / "a.png"), np.asarray(image))
     source = LabelledFileSource(tmp_path, ["a.png", "plain.png"], np.array([0, 1]))
     assert survey({"train": source}, processes=1).damaged == {}

@@ -58,6 +58,7 @@ def test_two_folders_of_one_role(tmp_path: Path) -> None:
     ("tops", "inner", "command"),
     [
         (("seg_train", "seg_test"), ("cat", "dog"), "mv {0}/seg_train {0}/train && mv {0}/seg_test {0}/test"),
+        (("1_train", "2_test"), ("in/cat", "in/dog"), "mv {0}/1_train/in {0}/train && mv {0}/2_test/in {0}/test"),
         (("2019", "2020"), ("cat", "dog"), "--data {0}/2019"),
         (("cat", "dog"), ("train", "test"), "train/CLASS"),
     ],
