@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from ddp_ft.cli.output import LostOutputError, protect_streams, restart_in_utf8
-from ddp_ft.distributed.environment import read_launch
+from ddp_ft.distributed.environment import ReportedByAnother, read_launch
 from ddp_ft.errors import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -45,6 +45,9 @@ def run_command(command: click.Command, arguments: list[str] | None = None) -> N
         code = command.main(arguments, standalone_mode=False) or EXIT_DONE
     except LostOutputError as lost:
         code = lost.code if lost.code == EXIT_UNREAD else _report(str(lost), "", lost.code)
+    except ReportedByAnother:
+        time.sleep(GRACE_SECONDS)
+        code = EXIT_USER_ERROR
     except UserError as error:
         code = _report(error.message, error.hint, EXIT_USER_ERROR)
     except click.ClickException as error:

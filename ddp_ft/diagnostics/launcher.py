@@ -4,7 +4,7 @@ import socket
 from collections.abc import Iterator, Mapping
 
 from ddp_ft.diagnostics.finding import OK, PROBLEM, WARNING, Finding
-from ddp_ft.distributed.environment import Launch, number_or
+from ddp_ft.distributed.environment import Launch, number_or, processes_started
 
 INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
 
@@ -22,9 +22,9 @@ def all_of(environ: Mapping[str, str], launch: Launch, cores: int, gpus: int) ->
 
 def started(environ: Mapping[str, str], launch: Launch) -> Finding:
     """What started this process, and how many times."""
-    tasks = number_or(0, environ, "SLURM_STEP_NUM_TASKS")
-    if not launch.distributed and tasks > 1:
-        text = f"srun started {tasks} processes without torchrun: each would be a run of its own"
+    starter, tasks, _ = processes_started(environ)
+    if not launch.distributed and starter:
+        text = f"{starter} started {tasks} processes without torchrun: each would be a run of its own"
         remedy = "Start one task a node with torchrun in it, or use slurm/*.sbatch (docs/slurm.md)."
         return Finding("start", PROBLEM, text, remedy, float(tasks), "processes")
     text = f"torchrun, {launch.world_size} processes, {launch.local_world_size} of them on this node"

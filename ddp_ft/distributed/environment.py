@@ -17,6 +17,19 @@ from ddp_ft.errors import UserError
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
+# What starts several processes that do not know each other: the variables with their number, and this one's place.
+_STARTERS = {
+    "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    "mpiexec": ("PMI_SIZE", "PMI_RANK"),
+    "jsrun": ("JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"),
+}
+
+
+class ReportedByAnother(UserError):
+    """A mistake that another process of the job prints."""
+
+
 @dataclass(frozen=True)
 class Launch:
     """The place of this process in its job. `distributed` is false for a plain `python -m`; `has_agent`: its parent is
@@ -48,10 +61,12 @@ class Launch:
 def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
     """The place of this process from torchrun's variables; that of a lone process if none are set.
 
-    Raises UserError if only some of them are set, or one that should be a number is not.
+    Raises UserError if only some of them are set, or one that should be a number is not; and if this lone process is
+    one of several that were started without torchrun, `ReportedByAnother` in all of those but the first.
     """
     present = [name for name in TORCHRUN_VARIABLES if environ.get(name)]
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"}.intersection(present):
+        _check_alone(environ)
         return Launch()  # MASTER_ADDR alone is common in container images and means nothing
     missing = [name for name in TORCHRUN_VARIABLES if name not in present]
     if missing:
@@ -67,6 +82,26 @@ def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
         )
     has_agent = "TORCHELASTIC_RUN_ID" in environ
     return Launch(rank, world_size, local_rank, local_world_size, distributed=True, has_agent=has_agent)
+
+
+def processes_started(environ: Mapping[str, str]) -> tuple[str, int, int]:
+    """What started this process without torchrun, how many it started, and which of them this is; "", 1, 0 if nothing
+    did. Not of the shells of an interactive step, of which one alone has the terminal."""
+    for starter, (size, place) in _STARTERS.items():
+        if (count := number_or(1, environ, size)) > 1 and "SLURM_PTY_PORT" not in environ:
+            return starter, count, number_or(0, environ, place)
+    return "", 1, 0
+
+
+def _check_alone(environ: Mapping[str, str]) -> None:
+    starter, count, place = processes_started(environ)
+    if not starter:
+        return
+    message = f"{starter} started {count} processes without torchrun: each would be a run of its own, in one folder."
+    hint = "Start one task a node with torchrun in it, or use slurm/*.sbatch (docs/slurm.md)."
+    if starter != "srun":
+        hint = "Start torchrun --nproc_per_node=N on each node instead."
+    raise (ReportedByAnother if place else UserError)(message, f"{hint} For a single process start one task alone.")
 
 
 def read_number(environ: Mapping[str, str], name: str, least: int = 0) -> int | None:

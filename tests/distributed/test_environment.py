@@ -2,7 +2,7 @@
 
 import pytest
 
-from ddp_ft.distributed.environment import Launch, read_launch
+from ddp_ft.distributed.environment import Launch, ReportedByAnother, read_launch
 from ddp_ft.errors import UserError
 
 TORCHRUN = {
@@ -22,6 +22,25 @@ def test_torchrun_outranks_slurm():
     slurm = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
     assert read_launch({**slurm, **TORCHRUN}).rank == 3
     assert read_launch(slurm) == Launch()
+
+
+@pytest.mark.parametrize(
+    ("starter", "several"),
+    [
+        ("srun", {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "{}", "SLURM_LOCALID": "{}"}),
+        ("mpirun", {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "{}"}),
+    ],
+)
+def test_several_processes_without_torchrun_are_refused_by_the_first(starter, several):
+    first, second = ({name: value.format(place) for name, value in several.items()} for place in range(2))
+    with pytest.raises(UserError, match=f"{starter} started 2 processes without torchrun") as caught:
+        read_launch(first)
+    assert not isinstance(caught.value, ReportedByAnother)
+    with pytest.raises(ReportedByAnother):
+        read_launch(second)
+    assert read_launch(second | TORCHRUN).rank == 3
+    assert read_launch(first | {"SLURM_PTY_PORT": "1"}) == Launch()  # a shell
+    assert read_launch(dict.fromkeys(several, "1")) == Launch()
 
 
 @pytest.mark.parametrize("missing", sorted(TORCHRUN))
