@@ -36,7 +36,9 @@ def prepare(
         config.model.name or "",
         built.spec["library"] == USER_FILES,
     )
-    seen = world.from_main(lambda: rehearse(module, trial, name, is_own, may_differ=world.device.type == "cuda"))
+    # A network may be written for a GPU, or for autocast.
+    may_differ = world.device.type == "cuda" or config.compute.precision not in ("auto", "fp32")
+    seen = world.from_main(lambda: rehearse(module, trial, name, is_own, may_differ))
     if config.compute.recompute:
         recompute_blocks(module, name)
     return replace(built, module=module, unused=seen.unused, least=seen.least), stages

@@ -30,9 +30,9 @@ def rehearse(module: nn.Module, trial: Trial, name: str, both_modes: bool, may_d
     """Return what a pass with noise shows of the module in its present mode, which it does not change.
 
     On the meta device if that can be; so it costs about as much as building the model. `both_modes`: evaluation mode is
-    tried, too. `may_differ`: training will be on another device than the module's, so a failure here means nothing.
-    Raises UserError for a network that fails, from which nothing can learn, or whose outputs are not to be found;
-    `name` is the model's.
+    tried, too. `may_differ`: training will be on another device or in another precision, so a failure here means
+    nothing. Raises UserError for a network that fails, from which nothing can learn, or whose outputs are not to be
+    found; `name` is the model's.
     """
     try:
         return _rehearsed(on_meta(module), trial, both_modes)
