@@ -1,6 +1,5 @@
 """A trained model, ready to be evaluated or to predict."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +13,12 @@ from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.data.processors import processor_from
 from ddp_ft.errors import UserError, printable, reason_of, typed_line
 from ddp_ft.inference.exported import Framed, is_exported, open_exported
-from ddp_ft.models import create_from_spec
+from ddp_ft.inference.restored_module import restored_module
 from ddp_ft.models.libraries.base import call_with_images
 from ddp_ft.models.libraries.registry import call_of
 from ddp_ft.models.precision import is_convolutional, place, same_precision
-from ddp_ft.plugins import digest_of
 from ddp_ft.run_folder.contents import PURPOSES
-from ddp_ft.run_folder.model_folder import model_folder, read_description, read_weights, restore_weights
+from ddp_ft.run_folder.model_folder import model_folder, read_description, read_weights
 from ddp_ft.tasks.registry import restore_task
 
 
@@ -62,7 +60,7 @@ def load_trained(path: Path, device: torch.device) -> Trained:
         reason = f"model.json has no {error}" if isinstance(error, KeyError) else reason_of(error)
         hint = "" if isinstance(error, PermissionError) else PURPOSES["model.json"][1]
         raise UserError(f"The model in {folder} cannot be read: {reason}.", hint) from None
-    module = _built(description, weights)
+    module = restored_module(description, weights)
     channels_last = bool(description.get("channels_last", is_convolutional(module)))
     return Trained(
         place(module.eval(), device, channels_last),
@@ -73,26 +71,6 @@ def load_trained(path: Path, device: torch.device) -> Trained:
         same_precision(precision, device),
         channels_last,
     )
-
-
-def _built(description: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> nn.Module:
-    """The module with these weights. If its file has changed since it was trained: a warning, or a UserError that names
-    that, too."""
-    name = str(description.get("name"))
-    then, now = description.get("code"), digest_of(name)
-    changed = f"{printable(name.rpartition(':')[0])} has changed since this model was trained with it"
-    if then and now and then != now:
-        warnings.warn(f"{changed} (SHA-256 {then[:12]} then, {now[:12]} now).", stacklevel=3)
-    try:
-        module = create_from_spec(description)
-        restore_weights(module, weights)
-    except UserError as error:
-        if not then or then == now:
-            raise
-        missing = changed if now else f"{printable(name.rpartition(':')[0])} is not there"
-        hint = f"{missing}: use the file as it was then (SHA-256 {then}). {error.hint}".strip()
-        raise UserError(error.message, hint) from error
-    return module
 
 
 def files_of(path: Path) -> list[Path]:
