@@ -41,7 +41,7 @@ def print_start(run: Run, report: LoadReport, earlier: Plan | None, console: Con
         "run folder": str(run.folder.path),
     }
     console.table("ddp_ft", rows)
-    for name in changed_code(plan, earlier):
+    for name in changed_code(plan.code, earlier.code if earlier else {}):
         file = printable(name.rpartition(":")[0])
         console.print(f"Warning: {file} has changed since this run's last start: what is trained may be another model.")
     for note in (*run.splits.notes, *_notes(run)):
@@ -81,8 +81,8 @@ def _notes(run: Run) -> list[str]:
     notes += [f"the stage of freeze.schedule that begins at epoch {late[0]} is never reached."] if late else []
     if run.model.unused:
         notes.append(
-            f"a forward pass on noise does not use {len(run.model.unused)} of the parameters that learn, and without a "
-            f"gradient they stay as they are: {shortened(sorted(run.model.unused), 6)}."
+            f"a forward pass on noise does not use {len(run.model.unused)} of the parameters that learn: "
+            f"{shortened(sorted(run.model.unused), 6)}. They stay as they are unless some images use them."
         )
     if run.plan.lowered:
         before, now = run.plan.lowered

@@ -1,17 +1,23 @@
 """A run's state, copied and handed to the background writer, and restored."""
 
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from ddp_ft.config.keys import LENGTH
 from ddp_ft.config.loading import to_flat
+from ddp_ft.errors import UserError, printable
 from ddp_ft.run_folder.background_writer import CHECKPOINT
 from ddp_ft.run_folder.checkpoints import load_checkpoint, load_ema, read_score
 from ddp_ft.run_folder.model_folder import recover_model_folder
+from ddp_ft.training.plan import changed_code
 from ddp_ft.training.recorder import Recorder
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import Snapshot, TrainState
+
+# In a checkpoint: the hashes of the files of the user's own, as in the plan.
+CODE = "code"
 
 
 def save(run: Run, state: TrainState, recorder: Recorder) -> None:
@@ -23,7 +29,8 @@ def save(run: Run, state: TrainState, recorder: Recorder) -> None:
     progress.copy_seconds += time.perf_counter() - began
     if snapshot is not None:
         began = time.perf_counter()
-        checkpoint = partial(run.checkpoints.save, progress.step, snapshot.weights, snapshot.rest, state.score)
+        rest = {**snapshot.rest, CODE: run.plan.code}
+        checkpoint = partial(run.checkpoints.save, progress.step, snapshot.weights, rest, state.score)
         write = partial(checkpoint, ema=snapshot.ema, phase=progress.phase)
         run.writer.submit(CHECKPOINT, recorder.trackers.sync, write)
         progress.stall_seconds += time.perf_counter() - began
@@ -37,13 +44,25 @@ def restore(run: Run, state: TrainState) -> list[str]:
     length = to_flat(run.config, [LENGTH])
     if latest is not None:
         weights, rest = load_checkpoint(latest)
-        state.load_state_dict(Snapshot(weights, load_ema(latest), rest), run.world)
+        try:
+            state.load_state_dict(Snapshot(weights, load_ema(latest), rest), run.world)
+        except UserError as error:
+            raise UserError(error.message, f"{_changed_since(run, rest)}{error.hint}".strip()) from error
         state.score = read_score(latest)
         state.progress.restarts += 1
         if state.progress.length != length:  # --extend: the run has a new end
             state.progress.budget, state.progress.stale = None, 0
     state.progress.length = length
     return troubles
+
+
+def _changed_since(run: Run, rest: Mapping[str, Any]) -> str:
+    """A sentence that names the files of the user's own that have changed since the checkpoint; empty if none has."""
+    changed = changed_code(run.plan.code, rest.get(CODE, {}))
+    if not changed:
+        return ""
+    files = ", ".join(printable(name.rpartition(":")[0]) for name in changed)
+    return f"Since that checkpoint {files} changed: continue with the file as it was, or begin another run. "
 
 
 def _find(run: Run) -> tuple[Any, list[str]]:

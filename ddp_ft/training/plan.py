@@ -86,10 +86,9 @@ class Plan:
         return [f"{name}: {before} -> {now}" for name, before, now in pairs if before != now]
 
 
-def changed_code(plan: Plan, earlier: Plan | None) -> list[str]:
-    """Return the references to code whose file has changed since an earlier start."""
-    before = earlier.code if earlier else {}
-    return [name for name, digest in plan.code.items() if before.get(name, digest) != digest]
+def changed_code(now: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
+    """Return the references to code whose file has other bytes than before, both as `Plan.code`."""
+    return [name for name, digest in now.items() if before.get(name, digest) != digest]
 
 
 def read_plan(folder: RunFolder) -> Plan | None:

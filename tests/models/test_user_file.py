@@ -18,6 +18,7 @@ from ddp_ft.models.rehearsal import rehearse
 from ddp_ft.plugins import load_object
 from ddp_ft.run_folder.model_folder import describe_model, save_model_folder
 from ddp_ft.tasks.registry import restore_task
+from tests.support.runs import train_here
 
 TRIAL = Trial(ImageProcessor(Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)), call_with_images)
 Factory = Callable[[str], str]
@@ -112,3 +113,14 @@ def test_a_file_that_changed_since_the_training(factory_file: Factory, tmp_path:
     with pytest.raises(UserError, match="No such file") as caught:
         load_trained(tmp_path / "model", torch.device("cpu"))
     assert "own.py is not there" in caught.value.hint
+
+
+def test_a_file_that_changed_since_the_last_start(factory_file: Factory, shapes: Path, tmp_path: Path) -> None:
+    layers = "nn.AdaptiveAvgPool2d({}), nn.Flatten(), nn.Linear({}, num_classes)"
+    net = f"def make(num_classes): return nn.Sequential({layers})"
+    model = ("--model", factory_file(net.format(1, 3)), "--recipe", "full")
+    train_here(shapes, tmp_path / "run", *model)
+    factory_file(net.format(2, 12))
+    with pytest.raises(UserError, match="3 x 3 there, and 3 x 12 here") as caught:
+        train_here(shapes, tmp_path / "run", *model, "--extend", epochs=2)
+    assert "own.py changed" in caught.value.hint
