@@ -168,6 +168,8 @@ def _is_deep_colour(image: Image.Image) -> bool:
     return image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in _tiles(image))
 
 
+# The order in which the four bytes of grey with alpha are read as they stand: grey, its lower 8 bits, and alpha's two.
+_BYTES_OF_GREY = "RGBA"
 # The parts of a file, each with a decoder, a place and the order of its bytes; only images from files have it.
 _TILES = "tile"
 
@@ -191,6 +193,7 @@ def _deep_values(source: Readable) -> NDArray[Any]:
     with quiet_pillow(), opened(source) as image:
         is_colour = _is_deep_colour(image)
         orders = [(*tile[:3], _swapped(tile[3])) for tile in _tiles(image)] if is_colour else []
+        is_grey = any(tile[3] == _BYTES_OF_GREY for tile in orders)
         image.load()
         _turn_upright(image)
         values: NDArray[Any] = np.array(image)
@@ -201,7 +204,8 @@ def _deep_values(source: Readable) -> NDArray[Any]:
             setattr(again, _TILES, orders)
             again.load()
             _turn_upright(again)
-            whole: NDArray[Any] = upper * 256 + np.asarray(again)[..., :3]
+            lower = np.asarray(again)
+            whole: NDArray[Any] = upper * 256 + (lower[..., 1:2] if is_grey else lower[..., :3])
             return whole
         return upper * 257
 
@@ -211,6 +215,8 @@ def _swapped(order: Any) -> Any:
     if isinstance(order, tuple):
         return (_swapped(order[0]), *order[1:])
     name, _, bits = str(order).rpartition(";")
+    if name == "LA":
+        return _BYTES_OF_GREY
     native = "16L" if sys.byteorder == "little" else "16B"
     return f"{name};{'16B' if bits.replace('16N', native) == '16L' else '16L'}"
 

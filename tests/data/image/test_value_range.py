@@ -47,13 +47,13 @@ def source_of(folder: Path, *images: np.ndarray, suffix: str = ".tif") -> FileSo
 
 
 def save_colour_png(file: Path, values: np.ndarray) -> Path:
-    """A PNG of 16 bits, H x W x 3 or 4, which Pillow cannot write."""
+    """A PNG of 16 bits, H x W x 2 to 4, which Pillow cannot write."""
     height, width, channels = values.shape
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    head = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     parts = [chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
@@ -107,13 +107,14 @@ def test_a_range_that_is_none(tmp_path: Path, given: tuple[float, ...]) -> None:
         measure(given, source_of(tmp_path))
 
 
-@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("channels", [2, 3, 4])
 def test_colours_of_16_bits_keep_the_lower_ones(tmp_path: Path, channels: int) -> None:
     values = np.random.default_rng(0).integers(0, 4096, (8, 8, channels)).astype(np.uint16)
     file = save_colour_png(tmp_path / "a.png", values)
-    np.testing.assert_array_equal(deep_values(file), values[..., :3])
+    seen = values[..., :3] if channels > 2 else values[..., :1].repeat(3, axis=2)
+    np.testing.assert_array_equal(deep_values(file), seen)
     upper = whole(open_image(file)).permute(1, 2, 0).numpy()
-    np.testing.assert_array_equal(upper, values[..., :3] >> 8)  # without a range: as Pillow and torchvision read it
+    np.testing.assert_array_equal(upper, seen >> 8)  # without a range: as Pillow and torchvision read it
     assert measure(None, FileSource([file]))["value_range"] == [0, 4095]
 
 
