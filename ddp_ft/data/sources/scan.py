@@ -281,7 +281,7 @@ def fingerprint(parts: Mapping[str, Listing], classes: Sequence[str]) -> str:
     """A hash of all (path, size, label) in the order of paths; labels are places in `classes`."""
     digest = hashlib.blake2b(digest_size=16)
     # Paths begin with the names of their parts' folders if there are several.
-    for part in sorted(parts.values(), key=lambda part: f"{part.folder.name}/"):
+    for part in sorted(parts.values(), key=lambda part: next(iter(part.paths), "")):
         rows = zip(part.paths, part.sizes.tolist(), part.labels(classes).tolist(), strict=True)
         while block := [f"{path}\0{size}\0{label}\n" for path, size, label in islice(rows, _BLOCK)]:
             digest.update("".join(block).encode("utf-8", "surrogateescape"))

@@ -112,7 +112,8 @@ def _open_index(root: Path, folders: Mapping[str, Path]) -> Index:
         return stored
     begun = time.time()
     parts = {
-        role: list_classes(folder, "" if folder == root else f"{folder.name}/") for role, folder in folders.items()
+        role: list_classes(folder, "" if folder == root else f"{folder.relative_to(root).as_posix()}/")
+        for role, folder in folders.items()
     }
     for role, part in parts.items():
         _check_part(part, is_train=role == TRAIN)

@@ -44,7 +44,7 @@ def folders_by_role(config: DataConfig, root: Path) -> tuple[dict[str, Path], li
         return {TRAIN: root}, []
     ignored = [name for name in names if name not in roles.values()]
     notes = [f"Beside {roles[TRAIN]}/ these folders are ignored: {shortened(ignored)}."] if ignored else []
-    folders = {role: root / name for role, name in roles.items()}
+    folders = {role: _class_folders(root / name) for role, name in roles.items()}
     if TEST in folders and not subfolders(folders[TEST]):
         notes.append(f"{folders.pop(TEST)} has no class folders and is ignored.")
     return folders, notes
@@ -56,7 +56,15 @@ def part_of(config: DataConfig, root: Path, role: str) -> Path | None:
     found = [name for name in names if role_of(name) == role]
     if len(found) > 1:
         raise _two_of_a_role(root, found[0], found[1])
-    return root / found[0] if found else None
+    return _class_folders(root / found[0]) if found else None
+
+
+def _class_folders(part: Path) -> Path:
+    """The folder that holds a part's class folders: `part`, or its only folder, if that is called images or the like
+    and has folders."""
+    names = subfolders(part)
+    inner = part / names[0] if len(names) == 1 and names[0].lower() in _WRAPPERS else part
+    return inner if subfolders(inner) else part
 
 
 def _roles(root: Path, names: Sequence[str]) -> dict[str, str]:

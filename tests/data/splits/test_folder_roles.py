@@ -48,6 +48,16 @@ def test_common_names(tmp_path: Path, names: tuple[str, str], inner: str) -> Non
     assert bool(inner) == any("The parts of" in note for note in splits.notes)
 
 
+def test_class_folders_within_images_of_each_part(tmp_path: Path) -> None:
+    for part in ("train", "val", "test"):
+        save_classes(tmp_path / part / "images", TWO)
+    splits = opened(tmp_path)
+    assert splits.schema.names == ("cat", "dog") and splits.train.read(0)["target"] == 0
+    assert next(iter(splits.val.paths)) == "val/images/cat/000.png"
+    _, source = open_part(DataConfig(path=tmp_path), Schema(LABEL, ("cat", "dog")), "test", None)
+    assert len(source) == 10
+
+
 def test_two_folders_of_one_role(tmp_path: Path) -> None:
     for name in ("train", "training_set"):
         save_classes(tmp_path / name, TWO)
