@@ -23,6 +23,12 @@ def read_mapping(text: str) -> dict[str, Any]:
     return content
 
 
+def read_document(text: str) -> Any:
+    """What a YAML text holds; names of mappings are texts as they stand, as in JSON. ValueError if it is no YAML."""
+    node = _compose(text)
+    return None if node is None else _plain(node)
+
+
 def read_layer(text: str, keys: Mapping[str, Key]) -> dict[str, Any]:
     """A YAML file of nested sections by dotted names: the value of a key as text, or as YAML reads it if it is a list
     or a mapping. ValueError for what is no YAML; UserError, which continues "The file ...", for names that occur

@@ -69,6 +69,8 @@ def read_numbers(table: Table, column: str) -> NDArray[np.float32]:
     if bad := [row for row in known if math.isnan(values[row])]:
         look = appearance([cells[row] for row in bad])
         hint = f"They look like {look}: write all of them as plain numbers, such as 1234.5." if look else ""
+        if any("," in cells[row] for row in bad):
+            hint += "\nIf a cell has several labels: --set data.separator=,"
         raise table.error(bad, f"cells of column '{column}' are no finite numbers", cells, hint)
     if len(ways) > 1:
         raise two_ways(table, column, ways)

@@ -113,6 +113,6 @@ def appearance(cells: Sequence[str]) -> str:
         shown = ", ".join(units[:3]) + (", ..." if len(units) > 3 else "")
         return f"numbers with the unit {shown}" if len(units) == 1 else f"numbers with different units ({shown})"
     if 2 * len(found) > len(cells):
-        return "numbers with decimal commas or marks between thousands"
+        return "numbers with decimal commas, marks between thousands, or too many digits"
     written = [cell for cell in cells if _SIGNS_AND_DIGITS.fullmatch(cell)]
     return "ranges, dates, bounds or other quantities" if 2 * len(written) > len(cells) else ""

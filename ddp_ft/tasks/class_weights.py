@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ddp_ft.config.schema import LossConfig
-from ddp_ft.config.yaml_texts import read_mapping
+from ddp_ft.config.yaml_texts import read_document, read_mapping
 from ddp_ft.errors import UserError, nearest, one_line, shortened
 from ddp_ft.tasks.scored.base import Floats
 
@@ -114,12 +113,11 @@ def _read(key: str, text: str, rules: list[str]) -> Any:
     file = Path(text).expanduser()
     try:
         content = file.read_text(encoding="utf-8")
-        # JSON by its own reader: YAML makes numbers and truth values of names.
-        return json.loads(content) if file.suffix.lower() == ".json" else yaml.safe_load(content)
+        return json.loads(content) if file.suffix.lower() == ".json" else read_document(content)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         hint = f"{nearest(text, rules)} {_example(rules)}".strip()
         raise UserError(f"{key} = '{text}' is none of its values, and no such file.", hint) from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         reason = one_line(error) if not isinstance(error, OSError) else error.strerror
         raise UserError(
             f"{key}: {shortened([text])} cannot be read as JSON or YAML: {reason}.", _example(rules)
@@ -129,7 +127,7 @@ def _read(key: str, text: str, rules: list[str]) -> Any:
 def _in_order(origin: str, content: Mapping[Any, Any], names: Sequence[str]) -> list[Any]:
     by_name = {str(name): value for name, value in content.items()}
     if unknown := sorted(by_name.keys() - set(names)):
-        known = f"The classes: {shortened(names)}. In YAML, quote names such as '01' or 'no'."
+        known = f"The classes: {shortened(names)}."
         raise UserError(f"{origin}: there is no class {shortened(unknown)}.", nearest(unknown[0], list(names)) or known)
     if missing := [name for name in names if name not in by_name]:
         raise UserError(f"{origin}: no weight for {shortened(missing)}.", "Give each class one.")
@@ -137,6 +135,7 @@ def _in_order(origin: str, content: Mapping[Any, Any], names: Sequence[str]) -> 
 
 
 def _checked(origin: str, value: Any, name: str) -> float:
+    value = _number(value) if isinstance(value, str) else value  # 1e-3 is a text to YAML
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or value < 0:
         raise UserError(f"{origin}: {value!r} for {name} is no weight.", "Expected a finite number of at least 0.")

@@ -62,6 +62,10 @@ def test_class_names_that_look_like_numbers(tmp_path):
     (tmp_path / "weights.json").write_text('{"0": 1, "1": 2, "no": 3}')
     weights = make(LABEL, data, loss__class_weights=str(tmp_path / "weights.json")).weights
     np.testing.assert_allclose(weights, scaled([1, 2, 3]))
+    data = (("010", "no", "2020-01-01"), DATA[LABEL][1])
+    (tmp_path / "weights.yaml").write_text("no: 2\n010: 1e0\n2020-01-01: 3\n")
+    weights = make(LABEL, data, loss__class_weights=str(tmp_path / "weights.yaml")).weights
+    np.testing.assert_allclose(weights, scaled([1, 2, 3]))
 
 
 def test_a_text_is_a_list_before_it_is_a_file(tmp_path, monkeypatch):

@@ -126,8 +126,9 @@ def _guess(columns: TargetColumns, schema: Schema, task: str) -> list[str]:
     if task in TASKS:
         return []
     which = f"Column '{columns.names[0]}' is" if len(columns.names) == 1 else f"Columns {shortened(columns.names)} are"
-    what = f"{KINDS[schema.kind].describe(schema.names)} ({fitting_tasks(schema.kind)[0]})"
-    return [f"{which} taken as {what}; --task can change that."]
+    kind = KINDS[schema.kind]
+    what = f"{kind.describe(schema.names)} ({fitting_tasks(schema.kind)[0]})"
+    return [f"{which} taken as {what}; --task can change that. {kind.doubt(columns)}".rstrip()]
 
 
 def _with_known_targets(kind: TargetKind, columns: TargetColumns) -> tuple[TargetColumns, list[str]]:

@@ -106,6 +106,10 @@ class TargetKind(ABC):
         """Whether a cell holds no target."""
         return columns.is_missing(cell)
 
+    def doubt(self, columns: TargetColumns) -> str:
+        """What the cells may be instead, a sentence or more; empty if that is clear."""
+        return ""
+
     def notes(self, columns: TargetColumns) -> list[str]:
         """How the cells were read, if they are not written plainly."""
         return []

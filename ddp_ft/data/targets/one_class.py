@@ -61,6 +61,16 @@ class OneClass(TargetKind):
             raise UserError(message, "Choose: --task single-label or --task regression.")
         return True
 
+    def doubt(self, columns: TargetColumns) -> str:
+        """That they look like quantities, or that -1 may mean unknown."""
+        cells = set(columns.known())
+        if not all(map(_WHOLE.fullmatch, cells)):
+            look = appearance(sorted(cells))
+            return f"They look like {look}." if look else ""
+        negative = {cell for cell in cells if cell.startswith("-")}
+        is_odd = negative and negative <= {"-1", "-1.0"} and len(cells) > 2
+        return "-1 is one of the classes: remove its rows if it means unknown." if is_odd else ""
+
     def read(self, columns: TargetColumns) -> tuple[tuple[str, ...], NDArray[np.int64]]:
         """The classes in order; whole numbers are the same class with a decimal point and without."""
         cells = _cells(columns)

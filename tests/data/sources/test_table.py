@@ -592,6 +592,17 @@ def test_numbers_that_may_be_two(tmp_path: Path) -> None:
     fails(sizes, "no finite numbers", "different units", task="regression")
 
 
+def test_classes_that_look_like_quantities_have_a_note(tmp_path: Path) -> None:
+    cells = {"image": images(12), "t": ["1.5T", "3T"] * 6, "n": ["0", "1", "-1"] * 4, "c": ["a", "b"] * 6}
+    table = write_csv(tmp_path / "t.csv", cells)
+    for target, doubt in (("t", "numbers with the unit T."), ("n", "-1 is one of the classes"), ("c", "")):
+        [note] = [each for each in opened(table, target=target).notes if "is taken as one of" in each]
+        assert doubt in note and note.endswith(".")
+    pairs = write_csv(tmp_path / "p.csv", {"image": images(6), "label": ["1,2,3", "2,3", "1"] * 2})
+    fails(pairs, "no finite numbers", "--set data.separator=,")
+    assert opened(pairs, separator=",").schema.names == ("1", "2", "3")
+
+
 def test_a_separator_that_no_cell_has_is_a_mistake(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "t.csv", {"image": images(4), "label": ["a|b", "b", "a", "b"]})
     fails(table, "is in no cell of column 'label'", separator="\\t")
