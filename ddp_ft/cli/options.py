@@ -76,7 +76,8 @@ _ASSIGNMENTS = click.option(
 
 def data_settings(assignments: Sequence[str]) -> dict[str, Any]:
     """The keys of `data` in these --set, as a layer; UserError for another, which a trained model no longer has."""
-    layer = {path: value for text in assignments for path, value in parse_assignment(text).items()}
+    given = (pair for text in assignments for pair in parse_assignment(text).items())
+    layer = {path: _with_places(path, value) for path, value in given}
     if others := [path for path in layer if not path.startswith("data.")]:
         hint = "Such as --set data.image=COLUMN, for a table whose columns have other names."
         raise UserError(f"--set {others[0]}: here it is for the keys of data alone.", hint)

@@ -6,7 +6,7 @@ import click
 import pytest
 
 from ddp_ft.cli.main import COMMANDS, ddp_ft
-from ddp_ft.cli.options import PathOf, given_layers
+from ddp_ft.cli.options import PathOf, data_settings, given_layers
 from ddp_ft.config.loading import make_config
 from ddp_ft.config.paths import expanded
 from ddp_ft.config.schema import KEYS
@@ -52,6 +52,10 @@ def test_every_key_that_may_name_a_file(path, tmp_path):
         assert found == "/home/me/x.py:A"
     with pytest.raises(UserError, match=r"\$UNSET is not set"):
         given_layers(None, {}, [f"{path}=$UNSET/x"])
+
+
+def test_settings_of_evaluate():
+    assert data_settings(["data.path=~/x", "data.target=$a"]) == {"data.path": "/home/me/x", "data.target": "$a"}
 
 
 def test_a_stored_path_is_not_read_again():
