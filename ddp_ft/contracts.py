@@ -180,21 +180,23 @@ class Schema:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of each tensor when a weights file was loaded, by name."""
+    """What became of each tensor when a weights file was loaded, by name; `notes`: how the tensors were found in it."""
 
     source: str
     loaded: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if not self.source:
             return "random initial weights"
-        return (
+        counts = (
             f"{self.source}: {len(self.loaded)} tensors loaded, {len(self.skipped)} skipped (other size), "
             f"{len(self.missing)} missing, {len(self.unexpected)} unexpected"
         )
+        return "; ".join([counts, *self.notes])
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,23 @@
 """What a weights file may look like, what of it is loaded, and which files are refused."""
 
 import argparse
+import datetime
+import enum
+import json
 import pickle
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ddp_ft.contracts import BuiltModel
+from ddp_ft.contracts import BuiltModel, LoadReport
 from ddp_ft.errors import UserError
 from ddp_ft.models import build_model, create_from_spec, fetch, load_weights
 from ddp_ft.models.introspection import parameters_on_meta
@@ -73,6 +77,21 @@ def _other_than(state: State) -> State:
     return {key: torch.zeros_like(tensor) for key, tensor in state.items()}
 
 
+def _sharded(state: State, file: Path) -> Path:
+    """As transformers saves large models, each tensor in one of two files."""
+    parts = {f"model-0000{number}-of-00002.safetensors": list(state)[number - 1 :: 2] for number in (1, 2)}
+    for name, keys in parts.items():
+        save_file({key: state[key] for key in keys}, file.with_name(name))
+    index = file.with_name("model.safetensors.index.json")
+    index.write_text(json.dumps({"weight_map": {key: name for name, keys in parts.items() for key in keys}}))
+    return index
+
+
+def _in_a_folder(state: State, file: Path) -> Path:
+    torch.save(state, file.with_name("pytorch_model.bin"))
+    return file.parent
+
+
 @pytest.mark.parametrize(
     "save",
     [
@@ -92,15 +111,124 @@ def _other_than(state: State) -> State:
         pytest.param(_saver(_prefixed("model.")), id="wrapped"),
         pytest.param(_saver(_prefixed("module._orig_mod.model.")), id="all-prefixes"),
         pytest.param(_saver(lambda state: {"model": _prefixed("module.")(state)}), id="nested-and-prefixed"),
+        pytest.param(_saver(lambda state: state, ".CKPT"), id="upper-case"),
+        pytest.param(_saver(lambda state: state, ".pyth"), id="pyth"),
+        pytest.param(_saver(lambda state: state, ""), id="no-suffix"),
+        pytest.param(_sharded, id="shards"),
+        pytest.param(_in_a_folder, id="folder"),
     ],
 )
 def test_file_is_loaded_whole(save: Callable[[State, Path], Path], state: State, tmp_path: Path) -> None:
     built = build_model(NAME, 5)
     file = save(state, tmp_path / "weights")
     report = load_weights(built, NAME, str(file))
-    assert set(report.loaded) == set(state) and report.source == str(file)
+    assert set(report.loaded) == set(state) and report.source.startswith(str(file))
     assert (report.skipped, report.missing, report.unexpected) == ((), (), ())
     assert _equal(built, state, report.loaded)
+
+
+# Of a net of two layers, which takes no time: its names are "body.weight", "body.bias", "head.weight", "head.bias".
+SMALL = """class Small(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, num_classes)
+    def forward(self, images):
+        return self.head(self.body(images).mean((2, 3)))
+def make(num_classes):
+    return Small(num_classes)"""
+
+
+class Mode(enum.Enum):
+    """An object of a training script."""
+
+    A = "a"
+
+
+def _small(factory_file: Callable[[str], str]) -> tuple[str, State]:
+    name = factory_file(SMALL)
+    return name, {key: torch.randn_like(t) for key, t in build_model(name, 3).module.state_dict().items()}
+
+
+def _load_small(name: str, content: object, file: Path, state: State) -> LoadReport:
+    torch.save(content, file)
+    built = build_model(name, 3)
+    report = load_weights(built, name, str(file))
+    assert set(report.loaded) == set(state) and _equal(built, state, report.loaded), str(report)
+    return report
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "backbone.", "net.", "timm_model.", "encoder.trunk.", "module.backbone.", "_orig_mod.module.model.",
+        "model._orig_mod.net.", "model.module.student.backbone.",
+    ],
+)  # fmt: skip
+def test_prefixes_are_found_by_looking(prefix: str, factory_file: Callable[[str], str], tmp_path: Path) -> None:
+    name, state = _small(factory_file)
+    others = {"queue": torch.zeros(2), f"{prefix}projector.weight": torch.zeros(9, 9)}
+    content = {**{f"{prefix}{key}": tensor for key, tensor in state.items()}, **others}
+    report = _load_small(name, {"state_dict": content}, tmp_path / "w.ckpt", state)
+    assert f"without the prefix '{prefix}'" in str(report) and "read from 'state_dict'" in str(report)
+
+
+def test_a_head_beside_its_backbone_and_under_another_name(factory_file: Callable[[str], str], tmp_path: Path) -> None:
+    name, state = _small(factory_file)
+    renamed = {f"module.{key.replace('body', 'net.body').replace('head', 'fc')}": each for key, each in state.items()}
+    report = _load_small(name, renamed, tmp_path / "w.pth", state)
+    assert "its head is fc.weight, fc.bias" in str(report) and "without the prefix 'module.net.'" in str(report)
+    unclear = {**renamed, "module.classifier.weight": torch.zeros_like(state["head.weight"])}
+    torch.save(unclear, tmp_path / "w.pth")
+    assert load_weights(build_model(name, 3), name, str(tmp_path / "w.pth")).missing == ("head.weight", "head.bias")
+
+
+def test_a_prefix_that_the_file_lacks(factory_file: Callable[[str], str], tmp_path: Path) -> None:
+    name = factory_file(f"{SMALL.replace('def make', 'def inner')}\ndef make(num_classes):\n    outer = nn.Module()\n"
+                        "    outer.model = inner(num_classes)\n    return outer")  # fmt: skip
+    state = {key: torch.randn_like(t) for key, t in build_model(name, 3).module.state_dict().items()}
+    bare = {key.removeprefix("model."): tensor for key, tensor in state.items()}
+    assert "with the prefix 'model.'" in str(_load_small(name, bare, tmp_path / "w.pth", state))
+
+
+@pytest.mark.parametrize("place", ["teacher", "net", "module", "ema", "model_state", "a.b.state_dict", "swa_model"])
+def test_states_are_found_where_they_are(place: str, factory_file: Callable[[str], str], tmp_path: Path) -> None:
+    """Also beside the state of an optimizer and worse weights."""
+    name, state = _small(factory_file)
+    content: object = state
+    for part in reversed(place.split(".")):
+        content = {part: content}
+    assert isinstance(content, dict)
+    worse = {"student": _other_than(state)} if place in ("teacher", "ema", "swa_model") else {}
+    optimizer = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
+    report = _load_small(name, {**worse, "optimizer": optimizer, **content}, tmp_path / "w.pth", state)
+    assert f"read from '{place}'" in str(report)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_objects_beside_the_tensors_are_skipped_and_named(
+    legacy: bool, factory_file: Callable[[str], str], tmp_path: Path
+) -> None:
+    name, state = _small(factory_file)
+    objects = {
+        "epoch": np.int64(3), "accuracy": np.float32(0.5), "path": tmp_path, "mode": Mode.A,
+        "when": datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc), "callback": json.dumps,
+    }  # fmt: skip
+    file = tmp_path / "w.ckpt"
+    torch.save({**objects, "state_dict": state}, file, _use_new_zipfile_serialization=not legacy)
+    built = build_model(name, 3)
+    report = load_weights(built, name, str(file))
+    assert _equal(built, state, tuple(state)) and "skipped objects: " in str(report)
+
+
+def test_the_keys_of_a_file_that_does_not_fit_are_listed(factory_file: Callable[[str], str], tmp_path: Path) -> None:
+    name, _ = _small(factory_file)
+    torch.save({"epoch": 3, "generator": {"w": torch.ones(2)}}, tmp_path / "w.pth")
+    assert "epoch, generator" in str(_refused(build_model(name, 3), tmp_path / "w.pth", name))
+    torch.save({"epoch": 3, "note": "none"}, tmp_path / "w.pth")
+    assert "It has: epoch, note" in str(_refused(build_model(name, 3), tmp_path / "w.pth", name))
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"w": "../other.safetensors"}}')
+    assert "other.safetensors, which is not there" in str(_refused(build_model(name, 3), tmp_path, name))
 
 
 def test_prefix_that_belongs_to_the_model_stays(factory_file: Callable[[str], str], tmp_path: Path) -> None:
@@ -230,7 +358,7 @@ def _writer(content: bytes, suffix: str) -> Callable[[State, Path], Path]:
         pytest.param(_writer(pickle.dumps({"epoch": 3}), ".pth"), "cannot be read|no tensors", id="pickle"),
         pytest.param(_saver(lambda state: {"epoch": 3}), "holds no tensors by name", id="no-tensors"),
         pytest.param(_saver(lambda state: torch.ones(3)), "holds no tensors by name", id="one-tensor"),
-        pytest.param(_writer(b"x", ".h5"), "unknown kind of file", id="suffix"),
+        pytest.param(_writer(b"\x89HDF\r\n", ".h5"), "cannot be read as weights", id="suffix"),
     ],
 )
 def test_file_that_is_no_weights_is_refused(

@@ -13,7 +13,7 @@ import torch
 from ddp_ft.cli.runs import read_run
 from ddp_ft.errors import UserError
 from ddp_ft.files import write_text
-from ddp_ft.models.weights import find_file
+from ddp_ft.models.weight_files import find_file
 from ddp_ft.run_folder.checkpoints import Checkpoints, Score
 from ddp_ft.run_folder.folder import STOP_FILE, RunFolder
 from ddp_ft.run_folder.lease import Holder, Lease, is_held, read_lease

@@ -1,0 +1,120 @@
+"""Which of a file's states fits a model, and what must be cut from its names, or put before them."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from ddp_ft.models.libraries.base import State
+
+# What DDP, torch.compile and trainers put before names that a library's own filter knows.
+_WRAPPER = re.compile(r"^(module|_orig_mod|model)\.")
+_MOST_WRAPPERS = 3
+# Averaged weights are better than those of the last step: timm's and others' names of them.
+_AVERAGED = re.compile(r"(?i)(^|[._])(ema|teacher|averaged|swa)([._]|$)")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A state of a file under the model's names: `place` in the file, what was `cut` from or `put` before its names,
+    and how many of its tensors `fit`, by name and shape."""
+
+    place: str
+    state: State
+    cut: str = ""
+    put: str = ""
+    fit: int = field(default=0, compare=False)
+
+    def notes(self) -> tuple[str, ...]:
+        """How it was found, for a report."""
+        notes = [f"read from '{self.place}'"] if self.place else []
+        notes += [f"without the prefix '{self.cut}.'"] if self.cut else []
+        return (*notes, *([f"with the prefix '{self.put}.'"] if self.put else []))
+
+
+def best_candidate(states: Mapping[str, State], target: State, adapt: Callable[[State], State]) -> Candidate:
+    """The state of which most fits the model's `target`; of equals averaged weights, then the first.
+
+    `adapt` is what the model's library makes of a state; it counts if more fits then.
+    """
+    ranked = sorted(states, key=lambda place: (not _AVERAGED.search(place), -len(states[place])))
+    found = [_best_variant(Candidate(place, states[place]), target, adapt) for place in ranked]
+    return max(found, key=lambda each: each.fit)  # the first of equals
+
+
+def _best_variant(whole: Candidate, target: State, adapt: Callable[[State], State]) -> Candidate:
+    plain = [replace(each, fit=_fitting(each.state, target)) for each in _variants(whole, target)]
+    best = max(plain, key=lambda each: each.fit)
+    if best.fit == len(target):
+        return best
+    bare = plain[-1]  # under the names that foreign formats have
+    others = [bare] if (bare.cut, bare.put) != (best.cut, best.put) else []
+    adapted = [replace(each, state=adapt(each.state)) for each in (best, *others)]
+    adapted = [replace(each, fit=_fitting(each.state, target)) for each in adapted]
+    return max([best, *adapted], key=lambda each: each.fit)
+
+
+def _fitting(state: State, target: State) -> int:
+    return sum(name in target and target[name].shape == tensor.shape for name, tensor in state.items())
+
+
+def _variants(whole: Candidate, target: State) -> Iterator[Candidate]:
+    """The state as it is, without the prefix and with the prefix that fit best, and without all known wrappers."""
+    state = whole.state
+    yield whole
+    if prefix := _common_prefix(state, target):
+        yield replace(whole, state={_without(name, prefix): tensor for name, tensor in state.items()}, cut=prefix)
+    if prefix := _common_prefix(target, state):
+        yield replace(whole, state={f"{prefix}.{name}": tensor for name, tensor in state.items()}, put=prefix)
+    cut: list[str] = []
+    for _ in range(_MOST_WRAPPERS):
+        match = _WRAPPER.match(next(iter(state), ""))
+        if match is None:
+            break
+        cut.append(match[1])
+        state = {_WRAPPER.sub("", name, count=1): tensor for name, tensor in state.items()}
+    yield replace(whole, state=state, cut=".".join(cut))
+
+
+def _common_prefix(longer: State, shorter: State) -> str:
+    """The prefix without which most names of `longer` are names of `shorter`, with the same shape; empty if none."""
+    votes: Counter[str] = Counter()
+    for name, tensor in longer.items():
+        parts = name.split(".")
+        for count in range(1, len(parts)):
+            other = shorter.get(".".join(parts[count:]))
+            if other is not None and other.shape == tensor.shape:
+                votes[".".join(parts[:count])] += 1
+    return max(votes, key=lambda prefix: (votes[prefix], -len(prefix)), default="")
+
+
+def _without(name: str, prefix: str) -> str:
+    """The name without the prefix, or without what it has in common with it: a head lies beside its backbone."""
+    parts, cut = name.split("."), prefix.split(".")
+    same = 0
+    while same < min(len(cut), len(parts) - 1) and parts[same] == cut[same]:
+        same += 1
+    return ".".join(parts[same:])
+
+
+def renamed_head(state: State, target: State, head: frozenset[str]) -> dict[str, str]:
+    """{name in the file: name of the model} for a head that the file has under another name; empty unless certain.
+
+    Certain: the file lacks the whole head and nothing else, and for each tensor of it has exactly one other of the same
+    kind and shape.
+    """
+    missing = [name for name in target if name not in state]
+    spare = [name for name in state if name not in target]
+    if not missing or set(missing) != {name for name in target if name in head}:
+        return {}
+    pairs = {}
+    for name in missing:
+        same = [
+            each
+            for each in spare
+            if state[each].shape == target[name].shape and each.rpartition(".")[2] == name.rpartition(".")[2]
+        ]
+        if len(same) != 1:
+            return {}
+        pairs[same[0]] = name
+    return pairs
