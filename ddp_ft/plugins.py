@@ -59,6 +59,19 @@ def _module_by_name(where: str, attribute: str) -> ModuleType:
         return importlib.import_module(where)
 
 
+@contextmanager
+def _beside(folder: str) -> Iterator[None]:
+    """In the block modules of that folder are imported first, as a script's neighbours are; later, by imports within
+    functions, after all others."""
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)
+
+
 def _module_from_file(file: Path) -> ModuleType:
     if not file.is_file():
         raise UserError(f"No such file: {file}", "Expected FILE.py:NAME, where FILE.py defines NAME.")
@@ -67,6 +80,7 @@ def _module_from_file(file: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # pickling to loader workers looks classes up here
-    with running(f"{file} could not be imported", "What a script does belongs under if __name__ == '__main__'."):
+    hint = "What a script does belongs under if __name__ == '__main__'."
+    with running(f"{file} could not be imported", hint), _beside(str(file.parent.absolute())):
         spec.loader.exec_module(module)
     return module

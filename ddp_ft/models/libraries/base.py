@@ -10,6 +10,15 @@ from ddp_ft.contracts import Batch, Processor
 State = dict[str, Tensor]
 
 
+# How timm's models begin that are described elsewhere, in both of its spellings.
+_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:", "local_dir:")
+
+
+def is_source(name: str) -> bool:
+    """Whether the name is that of a model on a hub or in a folder: hf-hub:OWNER/NAME, local-dir:FOLDER."""
+    return name.startswith(_SOURCES)
+
+
 def call_with_images(module: nn.Module, batch: Batch) -> Any:
     """Call a network that takes only images (float, B x C x H x W); return what it returns, which `OutputsCall` looks
     through for its outputs."""

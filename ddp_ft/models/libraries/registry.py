@@ -6,11 +6,11 @@ from typing import cast
 
 from ddp_ft.contracts import Call
 from ddp_ft.errors import UserError, known_names, nearest
-from ddp_ft.models.libraries.base import Library, call_with_images
+from ddp_ft.models.libraries.base import Library, call_with_images, is_source
 from ddp_ft.models.outputs import OutputsCall
 from ddp_ft.plugins import is_reference
 
-_FORMS = "Expected timm/NAME, torchvision/NAME, NAME, or FILE.py:FACTORY."
+_FORMS = "Expected timm/NAME, torchvision/NAME, NAME, hf-hub:OWNER/NAME, local-dir:FOLDER, or FILE.py:FACTORY."
 _SHOWN = 4
 
 # Imported when first used: timm alone costs 1.5 s. A further library is one file and one line here.
@@ -46,6 +46,11 @@ def resolve(name: str) -> tuple[str, str]:
 
     A bare name means the one library that has it. Raises UserError if none has it, or several do.
     """
+    bare = name.removeprefix("timm/")
+    if is_source(bare):
+        if not get_library("timm").knows(bare):
+            raise _unknown(name)
+        return "timm", bare
     if is_reference(name):
         return USER_FILES, name
     if name.endswith(".py"):

@@ -11,10 +11,11 @@ from torch import nn
 
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.processor import ImageProcessor
-from ddp_ft.errors import UserError, one_line
+from ddp_ft.errors import UserError, one_line, reason_of
 from ddp_ft.models.libraries.bare_timm import timm
 from ddp_ft.models.libraries.base import State, call_with_images
 from ddp_ft.models.libraries.downloads import hub_offline, hub_reachable, not_fetched, require_url
+from ddp_ft.models.libraries.timm_sources import Source, source_of
 
 _data: Any = timm.data  # untyped, and mypy does not see what it re-exports
 
@@ -32,7 +33,9 @@ def names() -> list[str]:
 
 
 def knows(name: str) -> bool:
-    """Whether timm has the model, and the tag if there is one."""
+    """Whether timm has the model, and the tag if there is one. UserError for a source that cannot be read."""
+    if source_of(name):
+        return True
     current = _current(name)
     base, tag = timm.models.split_model_name_tag(current)
     return timm.is_model(base) and (not tag or current in timm.models.get_arch_pretrained_cfgs(base))
@@ -61,15 +64,33 @@ def parameters(name: str, may_build: bool) -> int | None:
 
 def spec_name(name: str) -> str:
     """Return the name with its tag, which decides the input size of many models, and whose default may change."""
+    if source := source_of(name):
+        tagged = f"{source.architecture}.{source.config.get('tag')}"
+        return tagged if knows(tagged) else spec_name(source.architecture)
     config = timm.get_pretrained_cfg(_current(name))
     return f"{config.architecture}.{config.tag}" if config and config.tag else _current(name)
 
 
 def arguments(name: str, outputs: int, image_size: int | None) -> dict[str, Any]:
     """Pass `img_size` only to the models whose shapes depend on it, those of timm's `fixed_input_size`."""
+    if source := source_of(name):
+        return _arguments_of(source, outputs, image_size)
     config = timm.get_pretrained_cfg(_current(name))
     sized = image_size is not None and config is not None and config.fixed_input_size
     return {"num_classes": outputs, **({"img_size": image_size} if sized else {})}
+
+
+def _arguments_of(source: Source, outputs: int, image_size: int | None) -> dict[str, Any]:
+    """Return its own arguments, as far as model.json may have them. UserError for others."""
+    known, config = (*ARGUMENTS, *DROPOUT, *DROP_PATH), source.config
+    if strange := [name for name in source.arguments if name not in known]:
+        raise UserError(
+            f"{source.name} needs {', '.join(strange)} for its architecture, {source.architecture}.",
+            f"Only {', '.join(known)} can be given. Write a FILE.py:FACTORY that builds it, and use --weights FILE.",
+        )
+    sized = "img_size" in source.arguments or config["fixed_input_size"]
+    size = {"img_size": image_size or list(config["input_size"][1:])} if sized else {}
+    return {**source.arguments, "num_classes": outputs, **size}
 
 
 def create(spec_name: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -80,7 +101,8 @@ def create(spec_name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 def processor(name: str, module: nn.Module, image_size: int | None, weights: str) -> ImageProcessor:
     """Return that of the model's own configuration, which does not depend on the file that is loaded."""
-    return ImageProcessor(from_config(module.pretrained_cfg, image_size))
+    source = source_of(name)
+    return ImageProcessor(from_config(source.config if source else module.pretrained_cfg, image_size))
 
 
 call = call_with_images
@@ -98,6 +120,8 @@ def from_config(pretrained_config: Any, image_size: int | None) -> Preprocess:
 
 def pretrained(name: str) -> State:
     """Return the state of timm's own model with its own classifier and image size."""
+    if source := source_of(name):
+        return _pretrained_of(source, name)
     config = timm.get_pretrained_cfg(_current(name))
     if config is None or not config.has_weights:
         raise _no_weights(name)
@@ -112,6 +136,15 @@ def pretrained(name: str) -> State:
         reason = one_line(error) if online else "no connection to the Hugging Face hub, and not in its cache"
         raise not_fetched(model, reason) from error
     return dict(module.state_dict())
+
+
+def _pretrained_of(source: Source, name: str) -> State:
+    online = source.name.startswith("local-dir:") or hub_reachable()
+    try:
+        with hub_offline(not online):
+            return dict(timm.create_model(source.name, pretrained=True).state_dict())
+    except Exception as error:
+        raise not_fetched(name, reason_of(error)) from error
 
 
 def _no_weights(name: str) -> UserError:
