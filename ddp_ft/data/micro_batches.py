@@ -23,6 +23,18 @@ def micro_batch_sizes(sampler: GlobalOrderSampler, micro_batch: int | None, leas
     return sorted({len(places) for share in cuts for places in share}, reverse=True)
 
 
+def uneven_passes(
+    first: GlobalOrderSampler, last: GlobalOrderSampler, micro_batch: int | None, least: int = 1
+) -> tuple[int, int] | None:
+    """The numbers of micro-batches of the first and the last rank, whose shares are the largest and the smallest, in a
+    step in which they differ; None if there is no such step."""
+    for step in range(first.steps_per_epoch):
+        passes = [len(cut_share(each.share_length(step), micro_batch, each.pairs, least)) for each in (first, last)]
+        if passes[0] != passes[1]:
+            return passes[0], passes[1]
+    return None
+
+
 class Recut(Iterator[list[Batch]]):
     """The batches of each step; the newest `keeps` steps can be replayed. Nothing is read twice. `least` is as in
     `cut_share`."""

@@ -33,6 +33,11 @@ def batch_statistics(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def is_synchronised(module: nn.Module) -> bool:
+    """Whether forward passes in training mode wait for each other on all ranks."""
+    return any(isinstance(layer, nn.SyncBatchNorm) for layer in module.modules())
+
+
 @contextmanager
 def averaged_statistics(module: nn.Module, world: World) -> Iterator[None]:
     """In the block the running statistics are the mean over ranks; after it each rank has its own again.

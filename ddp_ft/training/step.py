@@ -12,7 +12,7 @@ from ddp_ft.config.schema import TrainConfig
 from ddp_ft.contracts import Batch, Task
 from ddp_ft.distributed.ddp import Replica
 from ddp_ft.distributed.world import World
-from ddp_ft.models.batch_norm import copy_all, forward_statistics
+from ddp_ft.models.batch_norm import copy_all, forward_statistics, is_synchronised
 from ddp_ft.models.precision import autocast
 from ddp_ft.training.gradients import Penalties, clip
 
@@ -119,7 +119,7 @@ class Learner:
                     sums[:2].add_(self.backward(batch))
         except torch.OutOfMemoryError:
             # SyncBatchNorm's forward passes wait for all ranks, and this one cannot take part any more.
-            if not self.recovers or any(isinstance(m, nn.SyncBatchNorm) for m in self.replica.modules()):
+            if not self.recovers or is_synchronised(self.replica):
                 raise
             return _OOM  # what the passes held goes with the exception
         is_odd = isinstance(self.replica, Replica) and not self.replica.went_as_expected()

@@ -15,6 +15,7 @@ from ddp_ft.contracts import Batch
 from ddp_ft.data.batch import cut, first_samples
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.errors import UserError
+from ddp_ft.models.batch_norm import is_synchronised
 from ddp_ft.models.precision import resolve_precision
 from ddp_ft.training.data_phase import DataPhase
 from ddp_ft.training.run import Run
@@ -86,8 +87,9 @@ class Questions:
         return found
 
     def micro_batches(self) -> None:
-        """Decide the micro-batch: on a CPU the fastest of the share and its halves, on CUDA the largest that fits."""
-        if MICRO_BATCH not in self.keys:
+        """Decide the micro-batch: on a CPU the fastest of the share and its halves, on CUDA the largest that fits. The
+        whole share with SyncBatchNorm, in whose passes a rank without memory would keep the others waiting."""
+        if MICRO_BATCH not in self.keys or is_synchronised(self.run.model.module):
             return
         share = math.ceil(self.run.config.train.batch_size / self.run.world.size)
         if self.run.world.device.type == "cuda":

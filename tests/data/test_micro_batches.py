@@ -10,7 +10,7 @@ from ddp_ft.data.image.mixup import Mixing
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import train_transform
 from ddp_ft.data.loader import TrainLoader
-from ddp_ft.data.micro_batches import Recut, cut_share
+from ddp_ft.data.micro_batches import Recut, cut_share, uneven_passes
 from ddp_ft.data.sampler import GlobalOrderSampler
 from tests.support.loading import train_loader
 from tests.training.test_mixing import NoiseSource
@@ -70,3 +70,20 @@ def test_the_largest_share(pairs: bool) -> None:
                 samplers = [GlobalOrderSampler(*sizes, rank, 0, pairs=pairs) for rank in ranks]
                 most = max(sampler.share_length(step) for sampler in samplers for step in range(20))
                 assert all(sampler.largest_share == most for sampler in samplers)
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch", "micro_batch", "uneven"),
+    [
+        (34, 17, 8, (2, 1)),
+        (34, 17, 9, None),
+        (34, 17, None, None),
+        (32, 16, 4, None),
+        (33, 16, 5, (2, 1)),
+        (4, 3, 1, None),
+    ],
+)
+def test_passes_that_another_rank_does_not_have(samples, batch, micro_batch, uneven):
+    """On two ranks: 17 are 9 and 8. An epoch's steps differ by one: 33 are three steps of 11, 6 and 5 each."""
+    first, last = (GlobalOrderSampler(samples, batch, 2, rank, seed=0) for rank in range(2))
+    assert uneven_passes(first, last, micro_batch) == uneven
