@@ -86,8 +86,8 @@ class StepTrace:
         if self.device.type == "cpu":  # its library reports that there is no GPU as an error
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         active = max(1, steps - warm_up)
-        profiler = profile(activities=activities, schedule=schedule(wait=0, warmup=warm_up, active=active + 1))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about a missing warm-up, if the first step is asked for
+            profiler = profile(activities=activities, schedule=schedule(wait=0, warmup=warm_up, active=active + 1))
             profiler.start()
         return profiler
