@@ -47,7 +47,8 @@ _SUMMARY = {
     ), (int, float)),
 }  # fmt: skip
 # What every row of metrics.jsonl has.
-_ROW = {"step": (int,), "epoch": (int, float), "split": (str,), "time": (int, float)}
+_ROW = {"step": (int,), "epoch": (int, float), "split": (str,)}
+_TIME = {"time": (int, float)}
 
 
 class Damaged(UserError):
@@ -141,7 +142,7 @@ def read_rows(file: Path) -> list[Row]:
         return []
     except OSError as error:
         raise damaged(file, f"cannot be read: {error.strerror}") from None
-    return sound_rows(text)
+    return [row for row in sound_rows(text) if not problem_in(row, _TIME)]
 
 
 def sound_rows(text: str) -> list[Row]:

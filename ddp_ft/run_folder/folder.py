@@ -18,8 +18,8 @@ from ddp_ft.run_folder.contents import PURPOSES, Damaged, Row, damaged, read_con
 STOP_FILE = "stop"
 # What a run writes, besides its probes and marks.
 FILES = (
-    "config.yaml", "plan.json", "classes.json", "split.json", "metrics.jsonl", "summary.json", "report.html",
-    "model_card.md", "provenance.json", "quarantine.txt", "lease.json", ".lease", STOP_FILE,
+    "config.yaml", "plan.json", "classes.json", "split.json", "metrics.jsonl", "summary.json",
+    "provenance.json", "quarantine.txt", "lease.json", ".lease", STOP_FILE,
 )  # fmt: skip
 FOLDERS = (
     "best", "checkpoints", "evaluation", "tensorboard", "logs", "trackers", "stacks", "bad_batches", "cache", "profile",

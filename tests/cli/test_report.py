@@ -218,8 +218,6 @@ def damaged(folder, file, text):
         ("summary.json", "[]"),
         ("summary.json", '{"status": "done", "val": 3}'),
         ("summary.json", '{"wall_seconds": "long"}'),
-        ("metrics.jsonl", '{"step": 1\n'),
-        ("metrics.jsonl", "3\n"),
         ("split.json", "[]"),
         ("best/model.json", "nothing"),
         ("best/model.json", "{}"),

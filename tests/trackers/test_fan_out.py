@@ -60,7 +60,9 @@ def test_an_evaluation_that_is_to_come_again_is_cut(tmp_path):
 
 
 def test_a_half_written_line_is_dropped(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 1.0, "time": 1}\n{"step": 2, "sp')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "epoch": 0.5, "split": "train", "loss": 1.0, "time": 1}\n{"step": 2, "sp'
+    )
     trackers = start(tmp_path, 5)
     trackers.log("val", 3, 1.0, {"loss": 2.0})
     trackers.close()
