@@ -1,4 +1,4 @@
-"""The device of a rank, and whether its kernels are deterministic."""
+"""The device of a rank, whether its kernels are deterministic, and whether its memory was too small."""
 
 import os
 from collections.abc import Iterator
@@ -8,6 +8,17 @@ import torch
 
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.errors import UserError
+
+# In messages of torch and of the libraries below it. NCCL has others, and its sums cannot be taken up again.
+_NO_MEMORY = (
+    "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: ",
+)  # fmt: skip
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an operation failed for want of memory. Only torch's allocator of CUDA memory has an exception for it;
+    libraries that allocate by themselves find nothing left when that has taken all."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def pick_device(requested: str, launch: Launch) -> torch.device:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ddp_ft.contracts import Batch, Call, Evaluation, Task, ToDevice, Views
 from ddp_ft.data.batch import chosen, cut, joined, on_cpu
+from ddp_ft.distributed.device import is_out_of_memory
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.models.precision import autocast
@@ -53,7 +54,9 @@ class Scorer:
     def _predictions_if_they_fit(self, batch: Batch) -> Batch | None:
         try:
             return joined([self._predicted(part) for part in cut([batch], self.most or len(batch["index"]))])
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             return None  # what the pass held goes with the exception
 
     def _predicted(self, batch: Batch) -> Batch:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ddp_ft.config.schema import TrainConfig
 from ddp_ft.contracts import Batch, Task
 from ddp_ft.distributed.ddp import Replica
+from ddp_ft.distributed.device import is_out_of_memory
 from ddp_ft.distributed.world import World
 from ddp_ft.models.batch_norm import copy_all, forward_statistics, is_synchronised
 from ddp_ft.models.precision import autocast
@@ -117,9 +118,9 @@ class Learner:
             for number, batch in enumerate(micro_batches, start=1):
                 with nullcontext() if number == len(micro_batches) else self.unsynchronised():
                     sums[:2].add_(self.backward(batch))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
             # SyncBatchNorm's forward passes wait for all ranks, and this one cannot take part any more.
-            if not self.recovers or is_synchronised(self.replica):
+            if not is_out_of_memory(error) or not self.recovers or is_synchronised(self.replica):
                 raise
             return _OOM  # what the passes held goes with the exception
         is_odd = isinstance(self.replica, Replica) and not self.replica.went_as_expected()

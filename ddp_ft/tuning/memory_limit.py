@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from ddp_ft.contracts import Batch
+from ddp_ft.distributed.device import is_out_of_memory
 from ddp_ft.training.step import Learner
 
 # What is left free: other shapes of batches, fragments, and what libraries take later.
@@ -41,7 +42,9 @@ def fits_on_gpu(learner: Learner, part: Batch) -> bool:
             for _ in range(2):  # the second one finds gradients, as in a step of several micro-batches
                 learner.backward(part)
         torch.cuda.synchronize(device)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return False
     free, total = torch.cuda.mem_get_info(device)
     others = total - free - torch.cuda.memory_reserved(device)
