@@ -117,7 +117,16 @@ class World:
         """Copy the parameters and buffers of rank 0 to every rank."""
         if self.size > 1:
             for tensor in [*module.parameters(), *module.buffers()]:
-                dist.broadcast(tensor.detach(), src=0)
+                self._broadcast_values(tensor.detach())
+
+    def _broadcast_values(self, tensor: Tensor) -> None:
+        """NCCL refuses a transposed tensor, and gloo sends and writes as many bytes of an expanded one as if it had
+        memory for each element."""
+        own = tensor[tuple(slice(0, 1) if step == 0 else slice(None) for step in tensor.stride())]
+        sent = own.contiguous()
+        dist.broadcast(sent, src=0)
+        if sent.data_ptr() != own.data_ptr():
+            own.copy_(sent)
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

@@ -1,4 +1,4 @@
-"""The process group of a job."""
+"""The process group of a job, and its collectives."""
 
 import torch
 from torch import nn
@@ -23,3 +23,23 @@ def gradient_in_a_group_that_is_debugged():
 
 def test_the_most_detailed_debugging_of_torch_does_not_crash_ddp():
     assert run_ranks(2, gradient_in_a_group_that_is_debugged, connected=False) == [[[6.0, 6.0]]] * 2
+
+
+def of_rank_0(world):
+    """A module's tensors after the copy, and what lies in memory behind one of them."""
+    memory = 10 * world.rank + torch.arange(9.0)
+    module = nn.Sequential(nn.Conv2d(4, 4, 3)).to(memory_format=torch.channels_last)
+    for parameter in module.parameters():
+        nn.init.constant_(parameter, float(world.rank + 1))
+    module.register_buffer("scalar", torch.tensor(world.rank))
+    module.register_buffer("transposed", memory[3:].view(2, 3).t())
+    module.register_buffer("expanded", memory[:2].expand(4, 2))
+    world.broadcast_module(module)
+    found = module.scalar, module.transposed, module.expanded[3]
+    return [module[0].weight.unique().tolist(), *(tensor.tolist() for tensor in found)], float(memory[2])
+
+
+def test_tensors_of_any_layout_are_copied():
+    [expected, _], [found, behind] = run_ranks(2, of_rank_0)
+    assert found == expected == [[1.0], 0, [[3.0, 6.0], [4.0, 7.0], [5.0, 8.0]], [0.0, 1.0]]
+    assert behind == 12.0
