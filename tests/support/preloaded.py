@@ -1,10 +1,13 @@
 """What the fork server has done before a fork: all imports of a run, and the first use of what torch sets up late.
 
-Nothing here may start a thread, as no other thread lives on in a fork; test_fork_server.py looks.
+Nothing here may start a thread, as no other thread lives on in a fork, nor ask CUDA for anything, which forks could not
+use then; test_fork_server.py looks.
 """
 
+import contextlib
 import gc
 import importlib
+from collections.abc import Iterator
 
 import torch
 from PIL import Image
@@ -31,11 +34,24 @@ def use_torch_once() -> None:
     optimizer.zero_grad()
 
 
+@contextlib.contextmanager
+def without_cuda() -> Iterator[None]:
+    """Within the block there are no GPUs, and CUDA's library is not asked: optimizers, and modules of torch.compile,
+    want to know their number."""
+    count = getattr(torch._C, "_cuda_getDeviceCount", None)  # a build for CPUs alone has none
+    if count is not None:
+        torch._C._cuda_getDeviceCount = lambda: 0
+    yield
+    if count is not None:
+        torch._C._cuda_getDeviceCount = count
+
+
 gc.disable()
-for module in MODULES:
-    importlib.import_module(module)
-Image.init()  # its plug-ins
-use_torch_once()
+with without_cuda():
+    for module in MODULES:
+        importlib.import_module(module)
+    Image.init()  # its plug-ins
+    use_torch_once()
 # A fork shares the memory of all this as long as nothing touches it, which a look for garbage would.
 gc.freeze()
 gc.enable()

@@ -14,13 +14,16 @@ from tests.support.fork_server import context, fork
 
 def look(sender):
     server = Path(f"/proc/{os.getppid()}/task")
-    sender.send(("ddp_ft.run" in sys.modules, len(list(server.iterdir())), threading.active_count()))
+    import torch
+
+    is_lost = torch.cuda._is_in_bad_fork()
+    sender.send(("ddp_ft.run" in sys.modules, len(list(server.iterdir())), threading.active_count(), is_lost))
 
 
-def test_it_has_imported_all_and_started_no_thread():
+def test_it_has_imported_all_and_started_no_thread_and_left_cuda_alone():
     receiver, sender = context.Pipe(duplex=False)
     process = fork(look, sender)
-    assert receiver.recv() == (True, 1, 1)
+    assert receiver.recv() == (True, 1, 1, False)
     process.join()
 
 
