@@ -40,6 +40,8 @@ SECONDS = 15.0
 # A turn is as many steps as take so long; five rounds of four candidates then fill the time of a question.
 TURN_SECONDS = 0.5
 MOST_STEPS = 50
+# The seconds of a step that does not fit into the memory.
+NEVER = 1e9
 # A step on a batch in memory that takes longer is measured with fewer images, but at least FEWEST: the optimizer and
 # the reduction are still a small part of it then.
 SLOW_STEP, FEWEST = 1.0, 8
@@ -193,7 +195,8 @@ class Questions:
         return count * images, self._steps(phase, batches, count)
 
     def _steps(self, phase: DataPhase, batches: Iterator[list[Batch]], count: int) -> float:
-        """Return the seconds of so many steps, until the device has done them."""
+        """Return the seconds of so many steps, until the device has done them; NEVER if memory was short on a rank,
+        after which steps compute nothing, and so fast."""
         began, run = time.perf_counter(), self.run
         for _ in range(count):
             run.agreement.check()
@@ -201,7 +204,8 @@ class Questions:
         if float(sums.odd_ranks):  # nothing was computed
             phase.search_unused()
             return self._steps(phase, batches, count)
-        return time.perf_counter() - began
+        is_out_of_memory = float(sums.oom_ranks) > 0  # waits for the device
+        return NEVER if is_out_of_memory else time.perf_counter() - began
 
 
 def _all_of(rule: T, others: Iterable[T]) -> list[T]:

@@ -93,9 +93,6 @@ def test_synchronised_batch_norm_wants_as_many_passes_on_each_process() -> None:
     """17 images are 9 and 8 of two processes: in micro-batches of 8 one has two passes, the other one."""
     config = make_config({"train.batch_size": 17, "train.micro_batch": 8})
     preprocess = Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)
-        make_config({"train.batch_size": 17, "train.micro_batch": 8}),
-        Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3),
-    )
     module = nn.SyncBatchNorm.convert_sync_batchnorm(with_one_value_a_channel())
     built = BuiltModel(module, ImageProcessor(preprocess), call_with_images, {"library": "file"}, frozenset())
     with pytest.raises(UserError, match="2 forward passes on one process and 1 on another"):

@@ -1,5 +1,7 @@
 """What is asked of a machine, and what follows from its answers; the clock decides nothing here."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from ddp_ft.errors import UserError
 from ddp_ft.training.request import Request
 from ddp_ft.tuning import timing
 from ddp_ft.tuning.memory_limit import largest_that_fits
-from ddp_ft.tuning.questions import TUNED
+from ddp_ft.tuning.questions import NEVER, TUNED, Questions
 from ddp_ft.tuning.timing import Result, winner
 from ddp_ft.tuning.tune import keys_to_measure
 from tests.support.finished import PLAN
@@ -137,3 +139,13 @@ def test_generators_are_kept():
     with generators_kept():
         inside = draws()
     assert draws() == inside
+
+
+@pytest.mark.parametrize("oom_ranks", [0.0, 1.0])
+def test_what_does_not_fit_into_the_memory_is_slow(oom_ranks):
+    """From then on a learner computes nothing, so its steps take no time."""
+    run = SimpleNamespace(agreement=SimpleNamespace(check=lambda: None))
+    sums = SimpleNamespace(oom_ranks=torch.tensor(oom_ranks), loss=torch.tensor(0.0))
+    phase = SimpleNamespace(learner=SimpleNamespace(step=lambda _batch: sums))
+    taken = Questions(run, (), 1, {})._steps(phase, iter([[], []]), 2)
+    assert (taken >= NEVER) == (oom_ranks > 0)
