@@ -301,7 +301,15 @@ def extend_groups(optimizer: torch.optim.Optimizer, groups: ParamGroups) -> None
             names = {each["name"] for each in optimizer.param_groups}
             optimizer.add_param_group({**group, "params": fresh, "name": _free_name(group["name"], names)})
             _set_peak_rate(optimizer.param_groups[-1])
+            _begin_sums(optimizer, optimizer.param_groups[-1])
     _begin_momentum(optimizer)
+
+
+def _begin_sums(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
+    """Give parameters that came later the state that Adagrad makes when it is made, and in torch 2.11 only then."""
+    if isinstance(optimizer, torch.optim.Adagrad):
+        value = group["initial_accumulator_value"]
+        optimizer.state.update(torch.optim.Adagrad([dict(group)], initial_accumulator_value=value).state)
 
 
 def _free_name(name: str, taken: Collection[str]) -> str:
