@@ -4,15 +4,12 @@ from ddp_ft.errors import UserError
 from ddp_ft.run_folder.lease import Lease
 from ddp_ft.run_folder.provenance import record_start
 from ddp_ft.run_folder.shared import put_token, seen_by
-from ddp_ft.training.batches import check_passes
 from ddp_ft.training.run import Run
 
 
 def open_folder(run: Run, lease: Lease) -> None:
-    """Make the run folder, take its lease, and check that every node sees it. UserError if one of these fails, or that
-    of the ranks' passes. A request to stop that is older than this launch is removed, and
-    so is the summary of an earlier start."""
-    check_passes(run)
+    """Make the run folder, take its lease, and check that every node sees it. UserError if one of these fails. A
+    request to stop that is older than this launch is removed, and so is the summary of an earlier start."""
     folder, world = run.folder, run.world
     token = world.from_main(lambda: _create_folder(run, lease))
     blind = [str(rank) for rank, sees in enumerate(seen_by(world, folder.path / token)) if not sees]
