@@ -3,8 +3,10 @@
 import contextlib
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from tests.support import nets
 from tests.support.commands import Command
 from tests.support.images import SHAPES, draw_shape
 from tests.support.runs import call_on
+from tests.system.faults.fault import Fault
+from tests.system.faults.forks import ForkedJob, make_store
 
 # Seconds of one command; the slowest compiles.
 COMMAND_SECONDS = 100.0
@@ -44,19 +48,31 @@ class Machine:
         logs = ["--set", "log.every_steps=1", "--set", "log.pictures=false", "--set", "log.report=false"]
         return [*base, *sizes, *logs, "--device", self.device, "--run-dir", run, *more]
 
-    def one_gpu(self) -> dict[str, str]:
-        """What a process without a launcher needs to use one GPU only, and not DataParallel on all."""
+    def environment(self, options: Sequence[object] = ()) -> dict[str, str]:
+        """What a process without a launcher needs to use one GPU only, and not DataParallel on all; and what fp32 needs
+        to be that on a GPU, and not TF32 with its 10 bits, for losses that are compared."""
         first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-        return {"CUDA_VISIBLE_DEVICES": first} if self.is_cuda else {}
+        exact = {"NVIDIA_TF32_OVERRIDE": "0"} if "fp32" in options else {}
+        return {"CUDA_VISIBLE_DEVICES": first, **exact} if self.is_cuda else {}
 
     def train(self, run: Path, *more: object, net: str = "with_batch_norm") -> str:
         """`python -m ddp_ft.train` in a process of its own, on one GPU; what it printed. It must end well."""
-        return command("ddp_ft.train", *self.options(run, *more, net=net), env=self.one_gpu())
+        return command("ddp_ft.train", *self.options(run, *more, net=net), env=self.environment(more))
 
     def train_on(self, world_size: int, run: Path, *more: object, net: str = "with_batch_norm") -> str:
         """That many ranks in a process group: NCCL on as many GPUs; gloo in rehearsal. What rank 0 printed."""
         self.need(world_size)
-        return call_on(world_size, "ddp_ft.train", *self.options(run, *more, net=net))
+        exact = {name: value for name, value in self.environment(more).items() if name != "CUDA_VISIBLE_DEVICES"}
+        with mock.patch.dict(os.environ, exact):
+            return call_on(world_size, "ddp_ft.train", *self.options(run, *more, net=net))
+
+    def job(self, run: Path, *more: object, ranks: int = 0, fault: Fault | None = None) -> ForkedJob:
+        """A training in which that fault strikes, as a process without a launcher or as ranks of a group."""
+        self.need(ranks)
+        words = [str(word) for word in self.options(run, *more)]
+        environment = self.environment(more) if not ranks else {}
+        store = make_store() if ranks else None
+        return ForkedJob(ranks or 1, words, {**environment, **(fault.environment() if fault else {})}, store=store)
 
     def need(self, gpus: int) -> None:
         """Skip the check where there are fewer GPUs."""

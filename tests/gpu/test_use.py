@@ -24,6 +24,18 @@ def test_evaluate_gives_the_summary(machine, trained, record_property):
     assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.parametrize("views", ["flip", "crops"])
+def test_several_views(machine, trained, views):
+    done = run_module("ddp_ft.evaluate", trained, "--data", machine.images, "--device", machine.device, "--tta", views)
+    assert done.returncode == 0 and json.loads(done.stdout)["samples"] == VAL, done.stderr[-2000:]
+
+
+def test_averaged_weights(machine, trained, tmp_path):
+    given = ("--last", 2, "--output", tmp_path / "m", "--device", machine.device)
+    command("ddp_ft.cli.main", "average", trained, *given)
+    assert (tmp_path / "m/model.safetensors").exists()
+
+
 def load_and_predict(run, device, files):
     return [prediction.probabilities for prediction in ddp_ft.load(run, device)(files)]
 
@@ -49,7 +61,8 @@ def test_export(machine, trained, tmp_path, record_property, kind, file):
         pytest.importorskip("onnxruntime")
     given = ("--format", kind, "--output", tmp_path / file, "--device", machine.device)
     printed = command("ddp_ft.export", trained, *given, "--check", 8)
-    assert (tmp_path / file).exists()
+    table = tmp_path / "p.csv"
+    command("ddp_ft.predict", tmp_path / file, machine.images / "val", "--device", machine.device, "--output", table)
     times = re.search(r"[\d.]+ ms an image by the original, [\d.]+ ms by the export", " ".join(printed.split()))
     record_property("note", times[0] if times else "")
 

@@ -1,12 +1,14 @@
 """The ways of a training that a GPU takes differently: each goes, and those that promise the same result give it."""
 
+from functools import partial
+
 import pytest
 
 from tests.gpu.test_train import figures, losses
 from tests.support.runs import read
 
 pytestmark = pytest.mark.gpu
-# Of runs that compute the same in another order, in fp32 with TF32's ten bits.
+# Of runs that compute the same in another order, in fp32.
 SAME = 0.01
 # {name: (options, the net)}: the losses are those of a run without the options.
 SAME_CURVE = {
@@ -61,9 +63,11 @@ def test_it_goes(machine, tmp_path, record_property, name):
 
 @pytest.mark.parametrize("how", ["regional", "true"])
 def test_compile(machine, usual, tmp_path, record_property, how):
+    """All of it without a group, and its blocks below DDP."""
     if machine.smoke:
         pytest.skip("--smoke: compiling takes half a minute on a CPU")
-    machine.train(tmp_path / "r", "--precision", "fp32", "--set", f"compute.compile={how}", net="with_blocks")
+    options = ("--precision", "fp32", "--set", f"compute.compile={how}")
+    (machine.train if how == "true" else partial(machine.train_on, 1))(tmp_path / "r", *options, net="with_blocks")
     assert losses(tmp_path / "r")[:6] == pytest.approx(usual("with_blocks")[:6], rel=0.05)
     summary = read(tmp_path / "r", "summary.json")
     record_property("note", f"{summary['compile_seconds']:.1f} s of compiling, {figures(tmp_path / 'r')}")
@@ -85,8 +89,10 @@ def test_nvjpeg(machine, tmp_path, record_property):
     record_property("note", figures(tmp_path / "r"))
 
 
-@pytest.mark.parametrize("recipe", ["lp_ft", "linear_probe", "gradual"])
+@pytest.mark.parametrize("recipe", ["lp_ft", "linear_probe", "gradual", "linear_probe of 2 views"])
 def test_recipe(machine, start, tmp_path, recipe):
     """Features are computed once, on the device, and kept."""
-    machine.train(tmp_path / "r", "--recipe", recipe, "--weights", start, net="plain")
+    name, *views = recipe.split(" of 2 views")
+    more = ["--set", "freeze.views=2"] if views else []
+    machine.train(tmp_path / "r", "--recipe", name, "--weights", start, *more, net="plain")
     assert read(tmp_path / "r", "summary.json")["status"] == "done"

@@ -17,15 +17,16 @@ SHOWN = 3000  # characters of the end of what was printed, where a job did not e
 class ForkedJob:
     """Ranks of one start of the command. With a single one there is no launcher: the exit codes are those of a user.
 
-    `more` is laid over the environment. `prepare(*values)` is called in each rank before the command. With the `store`
-    of an earlier job its keys are all there, as in a restart by torchrun's agent.
+    `more` is laid over the environment. `prepare(*values)` is called in each rank before the command. With a `store` a
+    single rank has a launcher too; with that of an earlier job its keys are all there, as in a restart by torchrun's
+    agent.
     """
 
     def __init__(
         self, world_size: int, args: Sequence[str], more: dict[str, str] | None = None,
         prepare: Callable[..., None] | None = None, values: tuple[Any, ...] = (), store: Any = None,
     ) -> None:  # fmt: skip
-        self.store = store or (_make_store() if world_size > 1 else None)
+        self.store = store or (make_store() if world_size > 1 else None)
         self._receiver, sender = context.Pipe(duplex=False)
         self._said = b""
         self.processes = []
@@ -97,7 +98,8 @@ def run_forked(
     return ForkedJob(world_size, args, **options).end(seconds)
 
 
-def _make_store() -> Any:
+def make_store() -> Any:
+    """The store of a launcher, for ranks on this machine."""
     from torch.distributed import TCPStore
 
     return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
