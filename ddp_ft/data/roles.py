@@ -1,6 +1,7 @@
 """The roles of parts of the data, and the names of folders and values for them."""
 
 import re
+from collections.abc import Iterable
 
 TRAIN, VAL, TEST = "train", "val", "test"
 # All samples, of whatever part.
@@ -13,12 +14,19 @@ _STEMS = {
 }  # fmt: skip
 _ENDINGS = ("", "set", "data", "images", "image", "imgs", "split", "samples", "folder", "dir")
 _ROLES = {stem + ending: role for stem, role in _STEMS.items() for ending in _ENDINGS}
+_PLAIN = frozenset(("train", "val", "valid", "validation", "test"))
 _BETWEEN_WORDS = re.compile(r"[-_. ]")
 
 
 def role_of(name: str) -> str:
     """The role that a folder or value of that name has, such as Training, test_set or valid; empty if none."""
     return _ROLES.get(_BETWEEN_WORDS.sub("", name.lower()), "")
+
+
+def of_role(role: str, names: Iterable[str]) -> list[str]:
+    """The names that have that role; a plain one, such as val, goes before others, such as dev."""
+    found = [name for name in names if role_of(name) == role]
+    return [name for name in found if name.lower() in _PLAIN] or found
 
 
 def role_within(name: str) -> str:

@@ -54,6 +54,14 @@ class RunFolder:
         """summary.json; empty if there is none. UserError if it is damaged."""
         return read_summary(self.path)
 
+    def settled_task(self) -> str:
+        """The task in plan.json; empty in a new folder, and if the file is damaged, which training makes anew."""
+        try:
+            stored = read_content(self.path / "plan.json", dict, {"task": (str,)})
+        except Damaged:
+            return ""
+        return "" if stored is None else str(stored["task"])
+
     def rows(self) -> list[Row]:
         """The rows of metrics.jsonl, as `read_rows`."""
         return read_rows(self.path / "metrics.jsonl")

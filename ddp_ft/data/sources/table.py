@@ -113,7 +113,8 @@ def _kind_for(columns: TargetColumns, task: str) -> TargetKind:
     if task in TASKS:
         return KINDS[TASKS[task].kinds[0]]
     separator, name = columns.separator, columns.names[0]
-    if separator != DataConfig().separator and not any(separator in cell for cell in columns.first):
+    is_alone = len(columns.names) == 1  # several hold no lists of labels
+    if is_alone and separator != DataConfig().separator and not any(separator in cell for cell in columns.first):
         hint = f"Cells are such as {columns.first[0]!r}. If each has one label: --task single-label, or multi-label."
         raise UserError(
             f"data.separator = {separator!r} is in no cell of column '{name}' of {columns.table.path}.", hint

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ddp_ft.config.schema import DataConfig
-from ddp_ft.data.roles import ROLE_NAMES, TEST, TRAIN, role_of, role_within
+from ddp_ft.data.roles import ROLE_NAMES, TEST, TRAIN, of_role, role_of, role_within
 from ddp_ft.data.sources.scan import Listing, subfolders
 from ddp_ft.errors import UserError, shortened
 
@@ -53,7 +53,7 @@ def folders_by_role(config: DataConfig, root: Path) -> tuple[dict[str, Path], li
 def part_of(config: DataConfig, root: Path, role: str) -> Path | None:
     """The folder of that role; None if there is none. UserError if there are two."""
     names = [] if config.class_folders == TOP else subfolders(root)
-    found = [name for name in names if role_of(name) == role]
+    found = of_role(role, names)
     if len(found) > 1:
         raise _two_of_a_role(root, found[0], found[1])
     return _class_folders(root / found[0]) if found else None
@@ -69,13 +69,11 @@ def _class_folders(part: Path) -> Path:
 
 def _roles(root: Path, names: Sequence[str]) -> dict[str, str]:
     """The folder of each role, in any case: Train/ and Val/ as classes would be nonsense."""
-    roles: dict[str, str] = {}
-    for name in names:
-        role = role_of(name)
-        if role in roles:
-            raise _two_of_a_role(root, roles[role], name)
-        if role:
-            roles[role] = name
+    found = {role: of_role(role, names) for role in ROLE_NAMES}
+    for several in found.values():
+        if len(several) > 1:
+            raise _two_of_a_role(root, several[0], several[1])
+    roles = {role: several[0] for role, several in found.items() if several}
     # A class may be called "train" (cars, trains, planes): then it holds images and not class folders.
     if TRAIN in roles and len(names) > len(roles) and not subfolders(root / roles[TRAIN]):
         return {}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_ft.config.schema import DataConfig, RunConfig
-from ddp_ft.config.tasks import fitting_tasks
+from ddp_ft.config.tasks import TASKS, fitting_tasks
 from ddp_ft.contracts import LABEL, LabelledSource, Schema
 from ddp_ft.data.bad_samples.quarantine import Quarantine
 from ddp_ft.data.bad_samples.replace import Lenient, leave_out_damaged, left_out
@@ -40,9 +40,14 @@ def open_splits_of(run_dir: Path, config: RunConfig) -> Splits:
     """The splits of a run's data, as `open_splits`. UserError too if they are not those that the run began with."""
     folder = RunFolder(run_dir)
     stored = folder.split()
-    splits = open_splits(config.data, config.seed, stored, config.task)
+    splits = open_splits(config.data, config.seed, stored, _task_of(folder, config))
     check_same_data(folder, stored, splits.fingerprint)
     return splits
+
+
+def _task_of(folder: RunFolder, config: RunConfig) -> str:
+    """The task; of a run that has begun the one that it settled on, whatever its table looks like by now."""
+    return config.task if config.task in TASKS else folder.settled_task() or config.task
 
 
 def _path(config: DataConfig) -> Path:

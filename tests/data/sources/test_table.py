@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from ddp_ft.config.schema import DataConfig
+from ddp_ft.config.schema import DataConfig, RunConfig
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, LabelledSource, Schema
 from ddp_ft.data.sources.table import read_rows
-from ddp_ft.data.splits.open import Splits, open_part, open_splits
+from ddp_ft.data.splits.open import Splits, open_part, open_splits, open_splits_of
 from ddp_ft.errors import UserError
 from tests.support.tables import write_csv, write_parquet, write_shape_table
 
@@ -607,6 +607,24 @@ def test_a_separator_that_no_cell_has_is_a_mistake(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "t.csv", {"image": images(4), "label": ["a|b", "b", "a", "b"]})
     fails(table, "is in no cell of column 'label'", separator="\\t")
     assert opened(table, separator="|").schema.names == ("a", "b")
+    flags = write_csv(tmp_path / "f.csv", {"image": images(4), "a": ["1", "0"] * 2, "b": ["0", "1"] * 2})
+    assert opened(flags, target="a,b", separator="|").schema == Schema(LABELS, ("a", "b"))
+
+
+def test_a_run_that_has_begun_is_not_asked_what_its_table_holds(tmp_path: Path) -> None:
+    cells = {"image": images(12), "p": ["1", "0", "-1"] * 4, "q": ["0", "1", "-1", "1"] * 3}
+    table = write_csv(tmp_path / "t.csv", cells)
+    config = RunConfig(data=DataConfig(path=table, target="p,q"))
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(UserError, match="-1 beside 0 and 1"):
+        open_splits_of(run, config)
+    (run / "plan.json").write_text('{"task": "regression"}')
+    splits = open_splits_of(run, config)
+    assert splits.schema == Schema(NUMBERS, ("p", "q"))
+    (run / "plan.json").write_text("{")  # training makes it anew
+    with pytest.raises(UserError, match="-1 beside 0 and 1"):
+        open_splits_of(run, config)
 
 
 def test_a_missing_group_is_no_group(tmp_path: Path) -> None:

@@ -48,6 +48,16 @@ def test_common_names(tmp_path: Path, names: tuple[str, str], inner: str) -> Non
     assert bool(inner) == any("The parts of" in note for note in splits.notes)
 
 
+def test_a_plain_name_goes_before_others(tmp_path: Path) -> None:
+    for name, classes in {"train": TWO, "Val": TWO, "dev": {"cat": 2, "dog": 2}, "training_set": TWO}.items():
+        save_classes(tmp_path / name, classes)
+    splits = opened(tmp_path)
+    assert (len(splits.train), len(splits.val)) == (10, 10)
+    assert any(note.endswith("ignored: dev, training_set.") for note in splits.notes)
+    _, source = open_part(DataConfig(path=tmp_path), Schema(LABEL, ("cat", "dog")), "val", None)
+    assert len(source) == 10
+
+
 def test_class_folders_within_images_of_each_part(tmp_path: Path) -> None:
     for part in ("train", "val", "test"):
         save_classes(tmp_path / part / "images", TWO)
@@ -59,9 +69,9 @@ def test_class_folders_within_images_of_each_part(tmp_path: Path) -> None:
 
 
 def test_two_folders_of_one_role(tmp_path: Path) -> None:
-    for name in ("train", "training_set"):
+    for name in ("training_data", "training_set"):
         save_classes(tmp_path / name, TWO)
-    assert refused(tmp_path).startswith(f"{tmp_path} has both train/ and training_set/.")
+    assert refused(tmp_path).startswith(f"{tmp_path} has both training_data/ and training_set/.")
 
 
 @pytest.mark.parametrize(
