@@ -12,6 +12,8 @@ _WRAPPER = re.compile(r"^(module|_orig_mod|model)\.")
 _MOST_WRAPPERS = 3
 # Averaged weights are better than those of the last step: timm's and others' names of them.
 _AVERAGED = re.compile(r"(?i)(^|[._])(ema|teacher|averaged|swa)([._]|$)")
+# What optimizers and others keep of each parameter has its name and size too.
+_NO_WEIGHTS = re.compile(r"(?i)optim|exp_avg|momentum|velocity|grad|fisher")
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,18 @@ class Candidate:
 
 
 def best_candidate(states: Mapping[str, State], target: State, adapt: Callable[[State], State]) -> Candidate:
-    """The state of which most fits the model's `target`; of equals averaged weights, then the first.
+    """The state of which most fits the model's `target`; of equals averaged weights, then the first, and an
+    optimizer's values last.
 
     `adapt` is what the model's library makes of a state; it counts if more fits then.
     """
-    ranked = sorted(states, key=lambda place: (not _AVERAGED.search(place), -len(states[place])))
+    ranked = sorted(states, key=lambda place: (*_doubts(place), -len(states[place])))
     found = [_best_variant(Candidate(place, states[place]), target, adapt) for place in ranked]
     return max(found, key=lambda each: each.fit)  # the first of equals
+
+
+def _doubts(place: str) -> tuple[bool, bool]:
+    return bool(_NO_WEIGHTS.search(place)), not _AVERAGED.search(place)
 
 
 def _best_variant(whole: Candidate, target: State, adapt: Callable[[State], State]) -> Candidate:

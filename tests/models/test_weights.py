@@ -199,7 +199,7 @@ def test_states_are_found_where_they_are(place: str, factory_file: Callable[[str
         content = {part: content}
     assert isinstance(content, dict)
     worse = {"student": _other_than(state)} if place in ("teacher", "ema", "swa_model") else {}
-    optimizer = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
+    optimizer = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}], "slow": _other_than(state)}
     report = _load_small(name, {**worse, "optimizer": optimizer, **content}, tmp_path / "w.pth", state)
     assert f"read from '{place}'" in str(report)
 
