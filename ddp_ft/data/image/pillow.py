@@ -56,10 +56,17 @@ def sparing_texts(read: Callable[[Readable], T], source: Readable) -> T:
     except (ValueError, SyntaxError, UnidentifiedImageError):
         if isinstance(source, Image.Image):
             raise
-        data = source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
+        data = source.getvalue() if isinstance(source, io.BytesIO) else _read_png(source)
         if not data.startswith(_PNG) or (pixels := _without_texts(data)) == data:
             raise
     return read(io.BytesIO(pixels))
+
+
+def _read_png(path: Path | str) -> bytes:
+    """The file's bytes; empty for what is no PNG, which may be larger than the memory."""
+    with open(path, "rb") as file:  # noqa: PTH123  (as elsewhere)
+        start = file.read(len(_PNG))
+        return start + file.read() if start == _PNG else b""
 
 
 def _without_texts(png: bytes) -> bytes:

@@ -237,6 +237,13 @@ def test_large_texts_and_profiles_of_a_png_do_not_matter(tmp_path: Path, kind: s
     assert survey({"train": source}, processes=1).damaged == {}
 
 
+def test_a_damaged_file_larger_than_the_memory_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.tif").open("wb") as file:
+        file.truncate(2**40)  # it takes no room
+    with pytest.raises(BadSample, match="not an image"):
+        decode(tmp_path / "a.tif")
+
+
 def tiff(channels: int, bits: int) -> bytes:
     size = 4 * 4 * channels * bits // 8
     tags = [(256, 4), (257, 4), (258, bits), (259, 1), (262, 1), (273, 8), (277, channels), (278, 4), (279, size)]
