@@ -77,11 +77,12 @@ def read_numbers(table: Table, column: str) -> NDArray[np.float32]:
     return values.astype(np.float32)
 
 
-def two_ways(table: Table, column: str, ways: Sequence[Reading]) -> UserError:
-    """The error for a column whose cells are different numbers, depending on how they are read."""
+def two_ways(table: Table, column: str, ways: Sequence[Reading], otherwise: str = "") -> UserError:
+    """The error for a column whose cells are different numbers, depending on how they are read; `otherwise` ends its
+    hint."""
     known = [cell for cell in table.columns[column] if not is_missing(cell)]
     first, second = ways[0], ways[1]
     row = int(np.flatnonzero(first.values != second.values)[0])
     read = f"{first.values[row]:.9g} ({first.style}) or {second.values[row]:.9g} ({second.style})"
-    hint = "Write a point before decimals and nothing between thousands. If these are classes: --task single-label."
-    return UserError(f"{table.path}: {known[row]!r} in column '{column}' may be {read}.", hint)
+    hint = "Write a point before decimals and nothing between thousands."
+    return UserError(f"{table.path}: {known[row]!r} in column '{column}' may be {read}.", f"{hint} {otherwise}".strip())

@@ -69,7 +69,7 @@ def read_rows(config: DataConfig, path: Path, task: str = "auto", schema: Schema
 
     given = TargetColumns(read_table(path, choose), tuple(targets), config.separator, config.unknown)
     kind = KINDS[schema.kind] if schema is not None else _kind_for(given, task)
-    given, notes = _with_known_targets(kind, given)
+    given, notes = _with_known_targets(kind, given, is_settled=schema is not None)
     table = given.table
     paths = _paths(table, columns.image)
     sizes = _sizes(table, paths)
@@ -132,14 +132,16 @@ def _guess(columns: TargetColumns, schema: Schema, task: str) -> list[str]:
     return [f"{which} taken as {what}; --task can change that. {kind.doubt(columns)}".rstrip()]
 
 
-def _with_known_targets(kind: TargetKind, columns: TargetColumns) -> tuple[TargetColumns, list[str]]:
-    """The columns as data.unknown leaves them, and a note if a target is unknown. UserError if none must be."""
+def _with_known_targets(kind: TargetKind, columns: TargetColumns, is_settled: bool) -> tuple[TargetColumns, list[str]]:
+    """The columns as data.unknown leaves them, and a note if a target is unknown. UserError if none must be; its hint
+    names other kinds of targets, unless the kind `is_settled` by a trained model."""
     unknown = kind.unknown_cells(columns)
     if not unknown:
         return columns, []
     table, count = columns.table, f"{len(unknown)} of {len(columns.table)} rows"
+    shown, remedies = _shown(unknown, table), _remedies(kind, unknown, is_settled)
     if len(unknown) == len(table) and columns.unknown != MASK:
-        raise table.error(list(unknown), "rows have no target", _shown(unknown, table), _remedies(kind, unknown))
+        raise table.error(list(unknown), "rows have no target", shown, remedies)
     if columns.unknown == DROP:
         rest = replace(columns, table=table.without(list(unknown)))
         return rest, [f"{count} have no target in {shortened(columns.names)}; they are left out (data.unknown = drop)."]
@@ -148,18 +150,18 @@ def _with_known_targets(kind: TargetKind, columns: TargetColumns) -> tuple[Targe
     problem = "rows have no target"
     if columns.unknown == MASK:
         problem += f", and data.unknown = mask is not for {kind.name}"
-    raise table.error(list(unknown), problem, _shown(unknown, table), _remedies(kind, unknown))
+    raise table.error(list(unknown), problem, shown, remedies)
 
 
 def _shown(unknown: Mapping[int, str], table: Table) -> list[str]:
     return [unknown.get(row, "") for row in range(len(table))]
 
 
-def _remedies(kind: TargetKind, unknown: Mapping[int, str]) -> str:
+def _remedies(kind: TargetKind, unknown: Mapping[int, str], is_settled: bool) -> str:
     hints = ["Fill them in, or leave these rows out: --set data.unknown=drop."]
     if kind.can_be_masked:
         hints.append("To learn from the other labels of these images: --set data.unknown=mask.")
-    if kind.name == LABEL and not all(unknown.values()):
+    if kind.name == LABEL and not is_settled and not all(unknown.values()):
         hints.append("If an empty cell means that no label is there: --task multi-label.")
     if kind.name != NUMBERS and (words := sorted({cell for cell in unknown.values() if cell and cell != "-1"})):
         hints.append(f"If there is a class called {shortened(words)}: --set data.unknown=class.")

@@ -42,7 +42,7 @@ class Numbers(TargetKind):
         if 2 * ways[0].count <= len(known) or ways[0].unit or not any(way.has_fraction for way in ways):
             return False
         if len(ways) > 1:
-            raise two_ways(columns.table, columns.names[0], ways)
+            raise two_ways(columns.table, columns.names[0], ways, "If these are classes: --task single-label.")
         return True
 
     def notes(self, columns: TargetColumns) -> list[str]:

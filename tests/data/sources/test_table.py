@@ -557,6 +557,11 @@ def test_a_word_for_a_missing_label_is_no_class_unless_it_is_called_one(tmp_path
     assert (dropped.schema.names, len(dropped.train) + len(dropped.val)) == (("a", "b"), 8)
     assert any("2 of 10 rows have no target" in note for note in dropped.notes)
     assert set(opened(table, unknown="class").schema.names) == {"a", "b", word}
+    empty = write_csv(tmp_path / "e.csv", {"image": images(3), "label": ["a", "b", ""]})
+    fails(empty, "--task multi-label")
+    with pytest.raises(UserError, match="1 rows have no target") as caught:  # a trained model has a task
+        part(empty, Schema(LABEL, ("a", "b")))
+    assert "data.unknown=drop" in caught.value.hint and "--task" not in caught.value.hint
 
 
 def test_missing_numbers_are_refused_or_left_out(tmp_path: Path) -> None:
@@ -586,7 +591,9 @@ def test_unknown_labels_are_nan_where_they_are_masked(tmp_path: Path) -> None:
 def test_numbers_that_may_be_two(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "t.csv", {"image": images(4), "label": ["1,234", "2,345", "3,456", "4,567"]})
     fails(table, "'1,234'", "may be 1234", "or 1.234", "--task single-label")
-    fails(table, "may be 1234", task="regression")
+    with pytest.raises(UserError, match="may be 1234") as caught:
+        opened(table, task="regression")
+    assert "--task" not in caught.value.hint
     sizes = write_csv(tmp_path / "s.csv", {"image": images(4), "label": ["1 kg", "20 g", "3 kg", "4,5 g"]})
     fails(sizes, "look like numbers with different units (g, kg)", "--task regression")
     fails(sizes, "no finite numbers", "different units", task="regression")
