@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -84,10 +85,18 @@ def test_the_death_of_a_worker_disturbs_nothing_else() -> None:
 
 def test_a_wait_for_stopped_workers_is_reported_and_ends(monkeypatch, capsys) -> None:
     monkeypatch.setattr(workers, "PATIENCE", 0.1)
-    monkeypatch.setattr(workers, "MOST_REPORTS", 2)
+    monkeypatch.setattr(workers, "MOST_REPORTS", 1000)
     before = children()
+    received = portions(Troubled(lambda: os.kill(os.getpid(), signal.SIGSTOP)))
+    for _ in range(5):  # all but the one with sample 20, however long they take
+        next(received)
+    [worker] = children() - before
+    while workers._state(int(worker)) != "is stopped":
+        time.sleep(0.01)
+    capsys.readouterr()
+    monkeypatch.setattr(workers, "MOST_REPORTS", 2)
     with pytest.raises(UserError, match=r"sent nothing for 0\.2 s: \d+ is stopped"):
-        list(portions(Troubled(lambda: os.kill(os.getpid(), signal.SIGSTOP))))
+        next(received)
     assert capsys.readouterr().err.count("is stopped") == 2 and children() == before
 
 
