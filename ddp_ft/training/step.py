@@ -104,11 +104,11 @@ class Learner:
             return self._give_up(sums, self._given_up)
         self.world.sum(sums)
         given_up = sums[_OOM] + sums[_ODD]
-        self._unscale(is_lost=(sums[0] * 0 + given_up) != 0)
+        self._unscale(sums[0], given_up)
         grad_norm = self._finish_gradient(weight=sums[1])
         # 0 if both are finite, else NaN: in fewer small operations, which a step without much else consists of.
         is_bad = ((sums[0] + grad_norm) * 0 + given_up) != 0
-        self._update(is_bad, given_up > 0)
+        self._update(is_bad, given_up)
         return StepSums(sums[0], sums[1], grad_norm, is_bad, sums[_OOM], sums[_ODD], sums[_OWN_SUMS:])
 
     def _run_passes(self, micro_batches: list[Batch], sums: Tensor) -> int | None:
@@ -137,12 +137,12 @@ class Learner:
         is_bad, norm = torch.ones((), dtype=torch.bool, device=sums.device), torch.zeros_like(sums[0])
         return StepSums(sums[0], sums[1], norm, is_bad, sums[_OOM], sums[_ODD], sums[_OWN_SUMS:])
 
-    def _unscale(self, is_lost: Tensor) -> None:
-        """Undo the scaling of the loss; `is_lost` (bool): a rank gave up, or the loss is not finite."""
+    def _unscale(self, loss: Tensor, given_up: Tensor) -> None:
+        """Undo the scaling of the loss; `given_up`: how many ranks gave up."""
         if self.scaler.is_enabled():
             # Only a gradient that is not finite makes the scaler skip the update, and that of an infinite loss may be
             # finite: where a logit overflows to -inf, it is that of the probability 0.
-            factor = torch.where(is_lost, torch.nan, 1.0)
+            factor = torch.where((loss * 0 + given_up) != 0, torch.nan, 1.0)
             torch._foreach_mul_([p.grad for p in self._parameters() if p.grad is not None], factor)
             self.scaler.unscale_(self.optimizer)
 
@@ -154,7 +154,7 @@ class Learner:
             scale = [tensor for tensor in (self.scaler._scale, self.scaler._growth_tracker) if tensor is not None]
             before = [tensor.clone() for tensor in scale]
             self.scaler.update()
-            _restore_where(given_up, scale, before)  # the scale was not to blame
+            _restore_where(given_up > 0, scale, before)  # the scale was not to blame
             _restore_where(is_bad, self._statistics, self._backup)
         elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
             # Fused optimizers read this on the device, so that no step waits for it (GradScaler does the same).
