@@ -79,11 +79,14 @@ def number_in(cell: str) -> float:
 
 def readings(cells: Sequence[str]) -> list[Reading]:
     """The ways to read the cells in which most of them are numbers; several if they lead to different numbers."""
-    plain = Reading(np.array([number_in(cell) for cell in cells], np.float64))
+    # Each different cell once: a table of a million rows may have ten classes.
+    places = {cell: place for place, cell in enumerate(dict.fromkeys(cells))}
+    rows, distinct = [places[cell] for cell in cells], list(places)
+    plain = Reading(np.array([number_in(cell) for cell in distinct], np.float64)[rows])
     if plain.count == len(cells):
         return [plain]
-    unit, numbers = _without_unit(cells)
-    found = [plain, *(Reading(style.read(numbers), style.name, unit) for style in _STYLES)]
+    unit, numbers = _without_unit(distinct)
+    found = [plain, *(Reading(style.read(numbers)[rows], style.name, unit) for style in _STYLES)]
     most = max(each.count for each in found)
     different: list[Reading] = []
     for each in found:

@@ -56,3 +56,8 @@ def test_what_cells_look_like():
     assert appearance(["12 kg", "30 kg"]) == "numbers with the unit kg"
     assert appearance(["2-3", "<5", "12:30"]).startswith("ranges")
     assert appearance(["cat", "dog 2", "a1", "7up", "b-2"]) == ""
+
+
+def test_each_cell_has_its_own_number_though_different_ones_alone_are_read() -> None:
+    [found] = readings(["1,5", "x", "2,25", "1,5", "2,25"])
+    np.testing.assert_array_equal(found.values, [1.5, np.nan, 2.25, 1.5, 2.25])
