@@ -14,8 +14,8 @@ WIDTH = 256
 
 
 class _ByPixel(nn.Module):
-    """Some 60 MiB of activations an image at 64 pixels in fp32. Of matrix products alone, since cuDNN has other words for
-    a lack of memory; and without batch norm, so that the sizes of micro-batches do not matter."""
+    """Some 60 MiB of activations an image at 64 pixels in fp32. Of matrix products alone, since cuDNN has other words
+    for a lack of memory; and without batch norm, so that the sizes of micro-batches do not matter."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
