@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.config.tasks import TASKS, fitting_tasks
 from ddp_ft.contracts import LABEL, NUMBERS, Schema
-from ddp_ft.data.cells import Table, read_numbers
+from ddp_ft.data.cells import Table, is_missing, read_numbers
 from ddp_ft.data.roles import ROLE_NAMES, role_of
 from ddp_ft.data.sources.files import LabelledFileSource
 from ddp_ft.data.sources.table_file import read_table
 from ddp_ft.data.sources.unicode_forms import NamesOnDisk
-from ddp_ft.data.targets.base import DROP, MASK, TargetColumns, TargetKind
+from ddp_ft.data.targets.base import CLASS, DROP, FAIL, MASK, TargetColumns, TargetKind
 from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.errors import UserError, nearest, shortened
 
@@ -67,7 +67,7 @@ def read_rows(config: DataConfig, path: Path, task: str = "auto", schema: Schema
         columns = replace(config, split=split)
         return _all_columns(columns, targets, path, header)
 
-    given = TargetColumns(read_table(path, choose), tuple(targets), config.separator, config.unknown)
+    given = TargetColumns(read_table(path, choose), tuple(targets), config.separator, _unknown(config, schema))
     kind = KINDS[schema.kind] if schema is not None else _kind_for(given, task)
     given, notes = _with_known_targets(kind, given, is_settled=schema is not None)
     table = given.table
@@ -151,6 +151,12 @@ def _with_known_targets(kind: TargetKind, columns: TargetColumns, is_settled: bo
     if columns.unknown == MASK:
         problem += f", and data.unknown = mask is not for {kind.name}"
     raise table.error(list(unknown), problem, shown, remedies)
+
+
+def _unknown(config: DataConfig, schema: Schema | None) -> str:
+    """data.unknown; a model with a class that is called so has settled what the word means, unless it is given."""
+    has_such_class = schema is not None and any(map(is_missing, schema.names))
+    return CLASS if has_such_class and config.unknown == FAIL else config.unknown
 
 
 def _shown(unknown: Mapping[int, str], table: Table) -> list[str]:

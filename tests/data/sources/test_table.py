@@ -557,6 +557,7 @@ def test_a_word_for_a_missing_label_is_no_class_unless_it_is_called_one(tmp_path
     assert (dropped.schema.names, len(dropped.train) + len(dropped.val)) == (("a", "b"), 8)
     assert any("2 of 10 rows have no target" in note for note in dropped.notes)
     assert set(opened(table, unknown="class").schema.names) == {"a", "b", word}
+    assert part(table, Schema(LABEL, ("a", "b", word)))[1].targets.tolist()[-2:] == [2, 2]
     empty = write_csv(tmp_path / "e.csv", {"image": images(3), "label": ["a", "b", ""]})
     fails(empty, "--task multi-label")
     with pytest.raises(UserError, match="1 rows have no target") as caught:  # a trained model has a task
