@@ -18,7 +18,7 @@ from ddp_ft.data.micro_batches import cut_share
 from ddp_ft.data.open_sample import open_sample
 from ddp_ft.data.rng import drawing_from
 from ddp_ft.data.sampler import GlobalOrderSampler
-from ddp_ft.data.transfer import Parcel, opened_files, pack
+from ddp_ft.data.transfer import File, Parcel, opened_files, pack
 from ddp_ft.data.workers import Batches, prepare_worker
 from ddp_ft.errors import printable
 
@@ -52,7 +52,7 @@ class _Sample(NamedTuple):
 class _Samples(Dataset[_Sample]):
     """Samples by address, or the reasons why they cannot be read: workers return no exceptions."""
 
-    def __init__(self, source: Source, transform: Transform, seed: int, files: Sequence[Sequence[int]]) -> None:
+    def __init__(self, source: Source, transform: Transform, seed: int, files: Sequence[Sequence[File]]) -> None:
         self.source = source
         self.transform = transform
         self.seed = seed

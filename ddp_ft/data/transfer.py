@@ -6,6 +6,7 @@ characters of a socket's name; and a failure of it is lost in a thread of the wo
 a batch into one of its files, and the process copies them out. Where that fails they go through the queue's pipe.
 """
 
+import itertools
 import math
 import os
 import threading
@@ -24,9 +25,18 @@ FILES_PER_WORKER = 3
 # The first byte of a file: whether it holds a batch that was not copied out yet.
 _FREE, _TAKEN = b"\0", b"\1"
 _BEGIN = 64  # where a file's tensors begin
-# The files of this process that are open. A number may be another file's as soon as it is closed, and torch's thread
-# that pins memory reads on after an error.
-_open: set[int] = set()
+
+
+class File(NamedTuple):
+    """A file in memory: its descriptor, which may be another file's as soon as it is closed, and a number of its own,
+    since torch's thread that pins memory reads on after an error."""
+
+    descriptor: int
+    number: int
+
+
+_numbers = itertools.count()
+_open: set[File] = set()  # those of this process
 _lock = threading.Lock()
 
 
@@ -47,10 +57,10 @@ class _Form(NamedTuple):
 @dataclass(frozen=True)
 class Parcel:
     """A batch on its way from a worker: the forms of its tensors, and their bytes, one after the other: in the `file`,
-    a descriptor that both processes have, or else in `content`."""
+    which both processes have, or else in `content`."""
 
     forms: tuple[_Form, ...]
-    file: int | None
+    file: File | None
     content: bytes = b""
 
     def unpacked(self, pinned: bool = False) -> Batch:
@@ -68,7 +78,7 @@ class Parcel:
             batch[form.name] = tensor
             place += form.size
         if self.file is not None:
-            os.pwrite(self.file, _FREE, 0)
+            os.pwrite(self.file.descriptor, _FREE, 0)
         return batch
 
     def _copy(self, target: memoryview, place: int) -> None:
@@ -77,20 +87,20 @@ class Parcel:
             return
         done = 0
         while done < len(target):
-            count = os.preadv(self.file, [target[done:]], _BEGIN + place + done)
+            count = os.preadv(self.file.descriptor, [target[done:]], _BEGIN + place + done)
             if not count:
                 raise EOFError("a batch of a loader worker is shorter than announced")
             done += count
 
 
 @contextmanager
-def opened_files(workers: int) -> Iterator[list[list[int]]]:
-    """The descriptors of each worker's files, for workers that are forked within the block; none where they cannot be
-    had, as on macOS, or if there would be too many open files."""
-    opened: list[int] = []
+def opened_files(workers: int) -> Iterator[list[list[File]]]:
+    """Each worker's files, for workers that are forked within the block; none where they cannot be had, as on macOS,
+    or if there would be too many open files."""
+    opened: list[File] = []
     try:
         for _ in range(FILES_PER_WORKER * workers):
-            opened.append(os.memfd_create("batch"))
+            opened.append(File(os.memfd_create("batch"), next(_numbers)))
     except (OSError, AttributeError):
         _close(opened)
         opened = []
@@ -101,22 +111,22 @@ def opened_files(workers: int) -> Iterator[list[list[int]]]:
         _close(opened)
 
 
-def _close(files: Sequence[int]) -> None:
+def _close(files: Sequence[File]) -> None:
     with _lock:
         _open.difference_update(files)
         for file in files:
-            os.close(file)
+            os.close(file.descriptor)
 
 
-def pack(batch: Batch, files: Sequence[int]) -> Parcel:
+def pack(batch: Batch, files: Sequence[File]) -> Parcel:
     """In a worker: the batch's bytes, in the first of its files that is free."""
     tensors = {name: _dense(tensor) for name, tensor in batch.items()}
     forms = [_Form(name, each.dtype, tuple(each.shape), each.stride()) for name, each in tensors.items()]
     parts = [_bytes_of(tensor) for tensor in tensors.values()]
     with suppress(OSError):  # no memory for it
         for file in files:
-            if os.pread(file, 1, 0) != _TAKEN:
-                _write(file, parts)
+            if os.pread(file.descriptor, 1, 0) != _TAKEN:
+                _write(file.descriptor, parts)
                 return Parcel(tuple(forms), file)
     return Parcel(tuple(forms), None, b"".join(parts))
 

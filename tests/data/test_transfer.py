@@ -48,8 +48,13 @@ def test_the_same_values_and_strides_through_files_and_pipes():
         longer = BATCH | {"more": torch.arange(10_000)}
         assert_same(pack(longer, files).unpacked(), longer)
         late = pack(BATCH, files)
-    with pytest.raises(EOFError):
-        late.unpacked()
+    with opened_files(1) as [others]:
+        assert late.file.descriptor in [other.descriptor for other in others]
+        parcels = [pack(BATCH, others) for _ in others]
+        with pytest.raises(EOFError):  # and not the batch of another loader, whose file has that number now
+            late.unpacked()
+        for parcel in parcels:
+            assert_same(parcel.unpacked())
 
 
 def test_a_batch_for_which_memory_has_no_room_goes_through_the_pipe():
