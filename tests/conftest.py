@@ -18,10 +18,11 @@ from tests.support import images  # noqa: E402
 from tests.support.commands import run_torchrun  # noqa: E402
 
 pytest_plugins = ["tests.support.durations"]
-# Set by torch, scikit-learn and pytest themselves, at their first import or on the way.
+# Set by torch, scikit-learn and pytest themselves, at their first import or on the way; the last one by the profiler,
+# for as long as the process lives, since the library below torch reads it once.
 SET_BY_LIBRARIES = {
     "PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
-    "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK",
+    "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "KINETO_LOG_LEVEL",
 }  # fmt: skip
 
 

@@ -1,7 +1,9 @@
 """Any architecture gets a head of the requested size and returns one tensor."""
 
+import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import timm
@@ -125,7 +127,9 @@ def test_own_factory(factory_file: Callable[[str], str]) -> None:
     built = build_model(name, OUTPUTS, image_size=48)
     assert built.head == {"3.weight", "3.bias"}
     assert built.processor.preprocess.size == (48, 48) and built.processor.preprocess.mean == (0.485, 0.456, 0.406)
-    assert built.spec == {"library": "file", "name": name, "arguments": {"num_classes": 7, "img_size": 48}}
+    code = hashlib.sha256(Path(name.rpartition(":")[0]).read_bytes()).hexdigest()
+    arguments = {"num_classes": 7, "img_size": 48}
+    assert built.spec == {"library": "file", "name": name, "arguments": arguments, "code": code}
     check_forward(built, "cpu")
     assert isinstance(create_from_spec(built.spec), nn.Sequential)
 

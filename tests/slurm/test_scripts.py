@@ -95,7 +95,7 @@ def test_the_user_s_options_decide_on_resources(script: Path) -> None:
 
 
 def test_words_arrive_unharmed(stage: Stage) -> None:
-    words = ["--data", "my pets", "--model", "a/b", "--run-dir", 'ü $HOME "*" it\'s \\', "--set", "seed=3"]
+    words = ["--data", "my pets", "--model", "a/b", "--run-dir", 'ü $ {HOME} "*" it\'s \\', "--set", "seed=3"]
     done = stage("multi_node", *words)
     assert done.returncode == 0, done.stderr
     assert stage.train_words == words

@@ -93,10 +93,9 @@ def test_a_run_that_ends_before_the_last_traced_step(shapes, tmp_path):
 
 
 def test_a_trace_that_cannot_be_written_is_a_warning(shapes, tmp_path, capsys):
-    (tmp_path / "r").mkdir()
-    (tmp_path / "r/profile").write_text("in the way")
+    (tmp_path / "r/profile/steps_2-3_rank_0.json.gz").mkdir(parents=True)
     train_here(shapes, tmp_path / "r", "--profile", "2-3")
-    assert "no trace of steps 2-3: FileExistsError" in capsys.readouterr().err
+    assert "no trace of steps 2-3: " in capsys.readouterr().err
     assert read(tmp_path / "r", "summary.json")["status"] == "done"
 
 

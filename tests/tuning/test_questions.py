@@ -145,7 +145,7 @@ def test_generators_are_kept():
 def test_what_does_not_fit_into_the_memory_is_slow(oom_ranks):
     """From then on a learner computes nothing, so its steps take no time."""
     run = SimpleNamespace(agreement=SimpleNamespace(check=lambda: None))
-    sums = SimpleNamespace(oom_ranks=torch.tensor(oom_ranks), loss=torch.tensor(0.0))
+    sums = SimpleNamespace(oom_ranks=torch.tensor(oom_ranks), odd_ranks=torch.tensor(0.0))
     phase = SimpleNamespace(learner=SimpleNamespace(step=lambda _batch: sums))
     taken = Questions(run, (), 1, {})._steps(phase, iter([[], []]), 2)
     assert (taken >= NEVER) == (oom_ranks > 0)

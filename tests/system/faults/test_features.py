@@ -197,7 +197,7 @@ def test_the_key_is_written_for_people(whole):
     told = [json.loads((folder / "key.json").read_text()) for folder in (whole / FOLDER).iterdir()]
     assert len(told) == 2 and told[0]["weights"] == told[1]["weights"] and told[0]["pictures"] != told[1]["pictures"]
     assert {"model", "preprocess", "libraries", "data", "plan"} <= told[0].keys()
-    assert told[0]["plan"] == {"device": "cpu", "precision": "fp32", "channels_last": False}
+    assert told[0]["plan"] == {"device": "cpu", "precision": "fp32", "channels_last": False, "inputs": {}}
 
 
 def test_views(shapes, tmp_path, options, counts):

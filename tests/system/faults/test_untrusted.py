@@ -176,7 +176,7 @@ def write_bomb(file: Path, side: int = 50000) -> Path:
 def test_a_decompression_bomb_is_found_before_it_takes_memory(tmp_path):
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     for side in (50000, 10000):
-        with pytest.raises(BadSample, match=r"pixels\) exceeds limit of .* could be decompression bomb"):
+        with pytest.raises(BadSample, match=r" \d+ pixels, more than the limit of 89478485"):
             decode(write_bomb(tmp_path / "bomb.png", side))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB; decoded it has 7.5 GB
     assert time.monotonic() - start < 5
@@ -187,7 +187,7 @@ def test_a_bomb_among_the_images_is_damage(tmp_path, capsys):
     write_bomb(data / "train/disc/03.png")
     message = outcome(train, arguments(data, tmp_path / "r"), capsys)
     assert "1 of 30 images cannot be read" in message
-    assert "train/disc/03.png: Image size (2500000000 pixels) exceeds limit" in message
+    assert "train/disc/03.png: 2500000000 pixels, more than the limit of 89478485" in message
     train_here(data, tmp_path / "skipping", "--set", "data.on_error=skip")
     assert read(tmp_path / "skipping", "summary.json")["status"] == "done"
 
