@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ import pytest
 
 # Imports leave none, and a look for garbage takes longer with each.
 gc.disable()
+# Under nohup all processes of the tests would ignore it, and some send it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Before torch is first imported: the number of threads changes the bits that some tests compare.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
