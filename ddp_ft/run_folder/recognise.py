@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
+from ddp_ft.run_folder.folder import FOLDERS
+
 # A folder that has all names of one of these sets: a run (also one that was killed early, or that an older version
 # wrote), a checkpoint, a model with its description, a table of features, an environment of Python.
 _MARKS: tuple[frozenset[str], ...] = tuple(
@@ -17,10 +19,7 @@ _MARKS: tuple[frozenset[str], ...] = tuple(
     )
 )  # fmt: skip
 # The folders of a run, for one that was written right into the data's folder; a test holds that this has them all.
-OF_A_RUN = frozenset(
-    ("bad_batches", "best", "cache", "checkpoints", "compile_cache", "evaluation", "logs", "profile", "stacks",
-     "tensorboard", "trackers", "wandb")
-)  # fmt: skip
+OF_A_RUN = frozenset((*FOLDERS, "compile_cache", "wandb"))
 # What archives, disk stations, file systems, Python and MLflow put beside other files. Some of it holds small copies
 # of images, or cannot be read.
 _OF_OTHERS = frozenset(
