@@ -2,7 +2,6 @@
 
 import math
 import os
-import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -62,9 +61,7 @@ def sample_values(source: Source) -> Values | None:
 
 def _is_deep(name: str) -> bool:
     try:
-        if not stat.S_ISREG(os.stat(name).st_mode):  # noqa: PTH116  (a pipe might never end)
-            return False
-        return sparing_texts(_is_deep_file, name)
+        return os.path.isfile(name) and sparing_texts(_is_deep_file, name)  # noqa: PTH113  (a pipe might never end)
     except Exception:  # training will meet it, and report what is wrong
         return False
 

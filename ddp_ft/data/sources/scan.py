@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -88,11 +87,9 @@ def is_image(name: str) -> bool:
 def begins_as_image(path: str) -> bool:
     """Whether a file without an image's suffix, and without that of something else, begins as an image does."""
     suffix = _suffix(path[path.rfind("/") + 1 :])
-    if suffix in _OTHERS:
+    if suffix in _OTHERS or not os.path.isfile(path):  # noqa: PTH113  (a pipe might never end)
         return False
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (a pipe might never end)
-            return False
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123  (a Path for each takes longer)
             start = file.read(16)
     except OSError:
