@@ -1,6 +1,7 @@
 """YAML without its surprises: texts as they stand, whether they look like numbers, dates or truth values to YAML."""
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -37,8 +38,7 @@ def read_layer(text: str, keys: Mapping[str, Key]) -> dict[str, Any]:
     if not isinstance(node, yaml.MappingNode):
         raise UserError("holds no mapping of keys to values.", "Example:\noptim:\n  lr: 0.001")
     found = list(_flat(node, keys, ""))
-    names = [name for name, _ in found]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := _repeated(name for name, _ in found):
         raise UserError(f"sets {shortened(twice)} twice.", "Leave one of them.")
     return dict(found)
 
@@ -78,11 +78,14 @@ def _given(key: Key, node: yaml.Node) -> Any:
 
 def _pairs(node: yaml.MappingNode) -> dict[str, yaml.Node]:
     """The nodes of a mapping by name, with those of `<<: *other` below its own. ValueError if a name occurs twice."""
-    own = [_name(name) for name, _ in node.value]
-    if twice := sorted({name for name in own if own.count(name) > 1 and name != _MERGE}):
+    if twice := _repeated(own for name, _ in node.value if (own := _name(name)) != _MERGE):
         raise ValueError(f"{shortened(twice)} is there twice, line {node.start_mark.line + 1} and below")
     yaml.SafeLoader("").flatten_mapping(node)
     return {_name(name): value for name, value in node.value}
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
 def _name(node: yaml.Node) -> str:
