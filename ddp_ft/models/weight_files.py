@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddp_ft.config.paths import path_of
 from ddp_ft.errors import UserError, nearest, one_line, reason_of, shortened, typed_line
 from ddp_ft.models.libraries.base import State
 from ddp_ft.run_folder.contents import read_content
@@ -59,7 +60,7 @@ class _Skipped:
 
 def find_file(given: str) -> Path:
     """Return the file that `--weights` names: a file of any name, or that of a folder."""
-    path = followed(Path(given).expanduser())
+    path = followed(path_of(given))
     if path.is_dir():
         return _in_folder(path)
     if not path.is_file():

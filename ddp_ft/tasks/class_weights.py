@@ -4,7 +4,6 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddp_ft.config.paths import path_of
 from ddp_ft.config.schema import LossConfig
 from ddp_ft.config.yaml_texts import read_document, read_mapping
 from ddp_ft.errors import UserError, nearest, one_line, shortened
@@ -110,7 +110,7 @@ def _example(rules: list[str]) -> str:
 
 
 def _read(key: str, text: str, rules: list[str]) -> Any:
-    file = Path(text).expanduser()
+    file = path_of(text)
     try:
         content = file.read_text(encoding="utf-8")
         return json.loads(content) if file.suffix.lower() == ".json" else read_document(content)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ddp_ft.config.paths import expanded
 from ddp_ft.errors import UserError, reason_of, typed_line
 from ddp_ft.models.libraries.bare_timm import timm
 from ddp_ft.models.libraries.base import is_source
@@ -35,6 +36,7 @@ def source_of(name: str) -> Source | None:
 def _read(name: str) -> Source:
     kind, _, place = name.partition(":")
     kind = kind.replace("_", "-")
+    place = expanded(place) if kind == _LOCAL else place
     try:
         config, architecture, arguments = _local(place) if kind == _LOCAL else _remote(place, name)
         config = timm.models.PretrainedCfg(**config).to_dict()  # type: ignore[no-untyped-call]
@@ -51,7 +53,7 @@ def _read(name: str) -> Source:
         raise UserError(f"{name}: its config.json is not timm's: {reason}.", "Expected one that timm wrote.") from None
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise UserError(f"{name} is a '{architecture}', which the installed timm does not have.", "Install its timm.")
-    return Source(f"{kind}:{_expanded(kind, place)}", architecture, _own_arguments(architecture, arguments), config)
+    return Source(f"{kind}:{place}", architecture, _own_arguments(architecture, arguments), config)
 
 
 def _own_arguments(architecture: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -66,12 +68,8 @@ def _own_arguments(architecture: str, arguments: dict[str, Any]) -> dict[str, An
     }
 
 
-def _expanded(kind: str, place: str) -> str:
-    return str(Path(place).expanduser()) if kind == _LOCAL else place
-
-
 def _local(place: str) -> Any:
-    return timm.models._hub.load_model_config_from_path(Path(place).expanduser())
+    return timm.models._hub.load_model_config_from_path(Path(place))
 
 
 def _remote(place: str, name: str) -> Any:
