@@ -41,7 +41,9 @@ def score_models(request: Request, launch: Launch) -> dict[str, Any]:
     device = pick_device(request.device, launch)
     with connect(launch, device, TIMEOUT_MINUTES) as world:
         members = load_ensemble(request.models, device, request.views)
-        name, source = world.from_main(lambda: _asked_for(request, members[0]))
+        name, source = world.from_main(
+            lambda: open_source(request.models[0], request.data, request.split, members[0], request.settings)
+        )
         collected = [
             make_scorer(member, world).collect(make_loader(source, member, world, launch), len(source))
             for member in members
@@ -53,10 +55,6 @@ def score_models(request: Request, launch: Launch) -> dict[str, Any]:
 def _metrics(members: Sequence[Trained], collected: Sequence[tuple[Batch, Batch] | None]) -> dict[str, float]:
     predictions, records = zip(*(each for each in collected if each is not None), strict=True)
     return members[0].task.metrics(combine_members(members, predictions), records[0])
-
-
-def _asked_for(request: Request, trained: Trained) -> tuple[str, Source]:
-    return open_source(request.models[0], request.data, request.split, trained, request.settings)
 
 
 def open_source(
