@@ -227,9 +227,8 @@ def connect(launch: Launch, device: torch.device, timeout_minutes: float) -> Ite
     except BaseException:
         # Before the group is destroyed, which makes the other ranks fail too, with useless messages.
         claim_failure(rank)
-        if (
-            device.type != "cuda"
-        ):  # NCCL would first wait, for ever, for sums in which other ranks take no part any more
+        # NCCL would first wait, for ever, for sums in which other ranks take no part any more.
+        if device.type != "cuda":
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()

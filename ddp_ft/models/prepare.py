@@ -31,11 +31,8 @@ def prepare(
     stages = unfreeze_plan(config.freeze.schedule, config.freeze.parts, module, built.head)
     freeze_parameters(module, stages[-1].frozen)
     TrainingMode(module, config.model.batch_norm)()
-    trial, name, is_own = (
-        Trial(built.processor, built.call),
-        config.model.name or "",
-        built.spec["library"] == USER_FILES,
-    )
+    trial, name = Trial(built.processor, built.call), config.model.name or ""
+    is_own = built.spec["library"] == USER_FILES
     # A network may be written for a GPU, or for autocast.
     may_differ = world.device.type == "cuda" or config.compute.precision not in ("auto", "fp32")
     seen = world.from_main(lambda: rehearse(module, trial, name, is_own, may_differ))

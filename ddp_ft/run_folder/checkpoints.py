@@ -123,9 +123,8 @@ class Checkpoints:
     def ranking(self, phase: str = TRAIN) -> list[Path]:
         """The complete checkpoints of a phase that have a score, best first; of equals the older one."""
         scores = {folder: score for folder in self.complete(phase) if (score := read_score(folder)) is not None}
-        return sorted(
-            scores, key=lambda folder: scores[folder], reverse=True
-        )  # stable: the older of equals stays first
+        # Stable, though reversed: the older of equals stays first.
+        return sorted(scores, key=lambda folder: scores[folder], reverse=True)
 
     def _move_links(self, newest: Path, phase: str) -> None:
         point(self.root / "last", newest.name)

@@ -74,10 +74,8 @@ class UserLoss:
             raise UserError(f"{self.reference} returns another loss for a sample alone than among others.", hint)
 
     def _try(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        loss, shapes = (
-            self._loss,
-            f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} ({targets.dtype})",
-        )
+        loss = self._loss
+        shapes = f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} ({targets.dtype})"
         with running(f"{self.reference} failed on {shapes}", CONTRACT):
             return loss(outputs, targets)
 

@@ -43,13 +43,8 @@ def _lower_micro_batch(state: TrainState, phase: Phase, decision: Decision, reco
     most = min(state.micro_batch or sampler.largest_share, sampler.largest_share)
     half = most // 2 // 2 * 2 if sampler.pairs else max(most // 2, least)
     if not least <= half < most:
-        why = (
-            " where pairs are mixed"
-            if sampler.pairs
-            else " where batch norm has one value of each"
-            if least > 1
-            else ""
-        )
+        why = " where batch norm has one value of each" if least > 1 else ""
+        why = " where pairs are mixed" if sampler.pairs else why
         raise UserError(
             f"{decision.oom_ranks} of {run.world.size} process(es) ran out of memory in step {decision.step}, with "
             f"{most} image(s) in a forward pass; it cannot be less{why}.",

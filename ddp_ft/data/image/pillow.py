@@ -70,10 +70,8 @@ def _read_png(path: Path | str) -> bytes:
 
 
 def _without_texts(png: bytes) -> bytes:
-    kept, place = (
-        [_PNG],
-        len(_PNG),
-    )  # then chunks of a length, a name, content and a sum
+    kept, place = [_PNG], len(_PNG)
+    # Then chunks of a length, a name, content and a sum.
     while place < len(png):
         length = 12 + int.from_bytes(png[place : place + 4], "big")
         if png[place + 4 : place + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
