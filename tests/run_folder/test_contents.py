@@ -21,6 +21,7 @@ from ddp_ft.run_folder.bad_batches import BadBatch, read_bad_batch, write_bad_ba
 from ddp_ft.run_folder.contents import read_rows
 from ddp_ft.run_folder.folder import FILES, FOLDERS, RunFolder
 from ddp_ft.run_folder.lease import Holder, read_lease
+from ddp_ft.run_folder.recognise import OF_A_RUN
 from ddp_ft.slurm.job import read_mark
 from ddp_ft.slurm.requeue import History
 from ddp_ft.training.plan import read_plan
@@ -139,6 +140,7 @@ def test_training_makes_anew_what_it_can(shapes: Path, tmp_path: Path) -> None:
     assert {name: (run / "best" / name).read_bytes() for name in before} == before
     assert read(run, "summary.json")["status"] == "done" and read(run, "plan.json")["total_steps"] == 4
     assert [row["step"] for row in rows(run)] == [1, 2, 3, 4]
+    assert {each.name for each in run.iterdir() if each.is_dir()} <= OF_A_RUN  # else they would count as data
 
 
 def test_a_best_model_that_is_lost_is_taken_anew(shapes: Path, tmp_path: Path) -> None:
