@@ -71,7 +71,7 @@ def test_a_batch_as_large_as_something_else_changes_nothing() -> None:
 
 def test_another_result_in_training_mode() -> None:
     net = nn.Dropout(0.0)
-    call = OutputsCall(lambda module, batch: {"seen": WIDE, "y": LOGITS} if module.training else LOGITS, 3)
+    call = OutputsCall(lambda module, batch: {"seen": WIDE, "y": LOGITS} if module.training else (LOGITS, WIDE), 3)
     assert torch.equal(call(net.train(), IMAGES), LOGITS) and torch.equal(call(net.eval(), IMAGES), LOGITS)
 
 
