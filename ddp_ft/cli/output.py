@@ -82,7 +82,7 @@ def protect_streams() -> None:
 
 def _descriptor_of(stream: TextIO | None, number: int) -> _Forgiving | None:
     if stream is None:
-        raw = _Forgiving(os.open(os.devnull, os.O_WRONLY), "w")
+        raw = _Forgiving(number, "w", closefd=False)  # /dev/null by now
         raw.failure = OSError(errno.EBADF, os.strerror(errno.EBADF))
         return raw
     try:
