@@ -126,10 +126,16 @@ def _run(module: nn.Module, trial: Callable[[nn.Module], Any], training: bool) -
 
 
 def on_meta(module: nn.Module) -> nn.Module:
-    """Return a copy of the module on the meta device, in the same mode and with the same parts frozen."""
+    """Return a copy of the module on the meta device, in the same mode and with the same parts frozen.
+
+    ValueError for a module that cannot be copied so, as one of TorchScript, whose copy would have other parameters.
+    """
     memo: dict[int, Any] = {id(each): each.to("meta") for each in module.buffers()}
     memo |= {id(each): nn.Parameter(each.detach().to("meta"), each.requires_grad) for each in module.parameters()}
-    return copy.deepcopy(module, memo)
+    copied = copy.deepcopy(module, memo)
+    if not all(each.is_meta for each in copied.parameters()):
+        raise ValueError("some parameters of the copy are on another device")
+    return copied
 
 
 def flops_per_sample(module: nn.Module, trial: Trial) -> float | None:

@@ -4,6 +4,7 @@ object that has them, perhaps in training mode only."""
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ddp_ft.contracts import Batch, Call
@@ -34,7 +35,7 @@ class OutputsCall:
     def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
         """Return the outputs for a prepared batch."""
         found, samples = self.call(module, batch), next(iter(batch.values())).shape[0]
-        if isinstance(found, Tensor) and found.ndim == 2 and found.shape[1] == self.outputs:
+        if _is_plain(found) and found.ndim == 2 and found.shape[1] == self.outputs:
             return found
         if module.training not in self._paths:
             self._paths[module.training] = self._find(found, samples)
@@ -59,16 +60,21 @@ class OutputsCall:
         shapes = [f"{_label(path)}{' x '.join(map(str, each.shape)) or 'a number'}" for path, each in _tensors(found)]
         what = f"a {type(found).__name__} with " if not isinstance(found, Tensor) else "a tensor of "
         returned = f"{what}{', '.join(shapes[:6]) or 'no tensors'}"
-        why = f"{len(fitting)} of these may be" if fitting else "nothing of that is"
+        why = f"{len(fitting)} of these may be" if fitting else "none of these is"
         return UserError(
             f"The forward pass returned {returned}, for {samples} image(s) and {self.outputs} outputs: {why} them.",
             _EXPECTED.format(outputs=self.outputs),
         )
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor of which a loss can be computed: neither whole or complex numbers nor a sparse one."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.layout == torch.strided
+
+
 def _has_rows(tensor: Any, samples: int, outputs: int) -> bool:
     """Whether it is `samples` x `outputs`, but for dimensions of size 1."""
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+    if not _is_plain(tensor):
         return False
     return [side for side in tensor.shape if side != 1] == [side for side in (samples, outputs) if side != 1]
 

@@ -42,6 +42,12 @@ def test_where_they_are_known(result: Any) -> None:
     assert torch.equal(found(result), LOGITS)
 
 
+@pytest.mark.parametrize("result", [LOGITS.to(torch.complex64), LOGITS.to_sparse(), LOGITS.to(torch.int64)])
+def test_what_no_loss_takes_is_refused(result: Tensor) -> None:
+    with pytest.raises(UserError, match="nothing of that is them"):
+        found(result)
+
+
 def test_a_single_number_and_a_single_image() -> None:
     assert torch.equal(found(torch.ones(2), outputs=1), torch.ones(2, 1))
     assert torch.equal(found(LOGITS[0], images=1), LOGITS[:1]), "as of a network that squeezes its outputs"
@@ -51,7 +57,8 @@ def test_a_single_number_and_a_single_image() -> None:
     ("result", "what"),
     [
         ((LOGITS, LOGITS), "a tuple with [0]: 2 x 3, [1]: 2 x 3, for 2 image(s) and 3 outputs: 2 of these may be them"),
-        ({"a": WIDE}, "a dict with a: 2 x 5"), (LOGITS.flatten(), "a tensor of 6, "), (LOGITS.t(), "a tensor of 3 x 2"),
+        ({"a": WIDE}, "a dict with a: 2 x 5, for 2 image(s) and 3 outputs: none of these is them"),
+        (LOGITS.flatten(), "a tensor of 6, "), (LOGITS.t(), "a tensor of 3 x 2"),
         (LOGITS[:, :, None].repeat(1, 1, 5), "a tensor of 2 x 3 x 5"), (None, "a NoneType with no tensors"),
         ({"logits": WIDE}, "a dict with logits: 2 x 5"),
     ],

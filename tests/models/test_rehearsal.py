@@ -50,6 +50,14 @@ def test_parameters_that_get_no_gradient() -> None:
     assert rehearsed(frozen).unused == frozenset()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_scripted_network_uses_its_parameters() -> None:
+    whole = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    scripted = torch.jit.script(whole)
+    assert rehearsed(scripted) == Rehearsal()
+    assert scripted(torch.zeros(1, 3, 8, 8)).shape == (1, 2), "it is as it was"
+
+
 def test_a_reentrant_checkpoint_hides_nothing() -> None:
     from torch.utils.checkpoint import checkpoint
 
