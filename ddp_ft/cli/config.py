@@ -48,7 +48,7 @@ EXAMPLES = {
     "augment.color_jitter": "0.4", "augment.erasing": "0.25", "augment.mixup": "0.2", "eval.patience": "3",
     "eval.min_gain": "0.001", "ema.decay": "0.999", "checkpoint.every_steps": "500", "probe.epochs": "20",
     "probe.weight_decay": "0.01", "freeze.views": "4", "optim.layer_decay": "0.75", "data.workers": "4",
-    "schedule.final_factor": "0.01", "data.separator": "'|'",
+    "schedule.final_factor": "0.01", "data.separator": "'|'", "data.range": "0,4095",
 }  # fmt: skip
 WIDEST = 100  # characters in a line of --list, on a terminal that has them
 

@@ -104,11 +104,15 @@ class ModelConfig:
     """Which model, and which weights it starts from."""
 
     name: str | None = key(
-        None, "timm/NAME, torchvision/NAME, NAME, or FILE.py:FACTORY.", flag="--model", names_file=True
+        None,
+        "timm/NAME, torchvision/NAME, NAME, hf-hub:OWNER/NAME, local-dir:FOLDER, or FILE.py:FACTORY.",
+        flag="--model",
+        names_file=True,
     )
     weights: str = key(
         "pretrained",
-        "pretrained, none, a .safetensors or .pth file, or a run folder.",
+        "pretrained, none, a file (safetensors, or what torch.save wrote), a folder of the Hugging Face hub, or a "
+        "run folder.",
         flag="--weights",
         names_file=True,
     )

@@ -112,6 +112,8 @@ def _why(file: Path, error: Exception) -> str:
         return "it is a pointer of Git LFS, for which `git lfs pull` gets the file"
     if head.startswith((b"<!", b"<html", b"<?xml")):
         return "it is a web page"
+    if head.isascii() and head.decode().replace("\n", "").replace("\r", "").replace("\t", "").isprintable():
+        return "it is text, and not what torch.save writes"
     if "TorchScript" in str(error):
         return "it is a TorchScript archive, which is a program"
     if file.suffix.lower() == _SAFETENSORS:

@@ -351,7 +351,7 @@ def _writer(content: bytes, suffix: str) -> Callable[[State, Path], Path]:
         pytest.param(_writer(b"", ".safetensors"), "is empty", id="empty-safetensors"),
         pytest.param(_writer(b"", ".pth"), "is empty", id="empty-pth"),
         pytest.param(_writer(b"<html>404</html>", ".pth"), "it is a web page", id="html-pth"),
-        pytest.param(_writer(b"hello there", ".pth"), "it is not what torch.save writes", id="text"),
+        pytest.param(_writer(b"hello\nthere", ".pth"), "it is text", id="text"),
         pytest.param(_writer(bytes(range(101, 130)), ".pth"), "it is not what torch.save writes", id="junk"),
         pytest.param(_writer(b"version https://git-lfs.github.com/spec/v1", ".pt"), "pointer of Git LFS", id="lfs"),
         pytest.param(_writer(b"<html>404</html>", ".safetensors"), "cannot be read as weights", id="html-st"),
