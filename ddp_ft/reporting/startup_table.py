@@ -27,7 +27,7 @@ def print_start(run: Run, report: LoadReport, earlier: Plan | None, console: Con
     plan, module = run.plan, run.model.module
     compiled = {"true": ", compiled", "regional": ", blocks compiled"}.get(run.config.compute.compile, "")
     rows = {
-        "data": f"{run.config.data.path}: {plan.train_samples} train, {plan.val_samples} val{_classes(run)}",
+        "data": f"{run.config.data.path}: {_sets(run)}{_classes(run)}",
         "recipe": f"{plan.recipe}: {run.why_recipe}",
         "task": describe_choice(run.config, run.splits.schema),
         "model": f"{run.config.model.name}: {', '.join(_sizes_of_model(run))}",
@@ -49,6 +49,12 @@ def print_start(run: Run, report: LoadReport, earlier: Plan | None, console: Con
     for finding in guarded("remarks", lambda: advise(situation_of(run, end))):
         if finding.verdict == WARNING:  # no problem: a failure of the remarks themselves is no reason to end a run
             console.print(f"Warning: {finding.name}: {finding.text}. {finding.remedy}")
+
+
+def _sets(run: Run) -> str:
+    """The sizes of the sets; of that for the test too, so that a folder which is taken for it is seen."""
+    test = f", {len(run.splits.test)} test" if run.splits.test is not None else ""
+    return f"{run.plan.train_samples} train, {run.plan.val_samples} val{test}"
 
 
 def _classes(run: Run) -> str:
