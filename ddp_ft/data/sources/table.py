@@ -140,16 +140,16 @@ def _with_known_targets(kind: TargetKind, columns: TargetColumns, is_settled: bo
         return columns, []
     table, count = columns.table, f"{len(unknown)} of {len(columns.table)} rows"
     shown, remedies = _shown(unknown, table), _remedies(kind, unknown, is_settled)
+    problem = "rows have no target" if len(unknown) > 1 else "row has no target"
     if len(unknown) == len(table) and columns.unknown != MASK:
-        raise table.error(list(unknown), "rows have no target", shown, remedies)
+        raise table.error(list(unknown), problem, shown, remedies)
     if columns.unknown == DROP:
         rest = replace(columns, table=table.without(list(unknown)))
         return rest, [f"{count} have no target in {shortened(columns.names)}; they are left out (data.unknown = drop)."]
     if columns.unknown == MASK and kind.can_be_masked:
         return columns, [f"{count} have unknown labels, which count neither in the loss nor in metrics."]
-    problem = "rows have no target"
     if columns.unknown == MASK:
-        problem += f", and data.unknown = mask is not for {kind.name}"
+        problem += ", and data.unknown = mask is for several labels an image"
     raise table.error(list(unknown), problem, shown, remedies)
 
 

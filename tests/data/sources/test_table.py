@@ -552,7 +552,7 @@ MISSING = ["nan", "NaN", "NA", "N/A", "null", "NULL", "None", "<NA>", "?"]
 def test_a_word_for_a_missing_label_is_no_class_unless_it_is_called_one(tmp_path: Path, word: str) -> None:
     table = write_csv(tmp_path / "t.csv", {"image": images(10), "label": ["a", "b"] * 4 + [word] * 2})
     fails(table, "2 rows have no target", f"line 10: '{word}'", "data.unknown=drop", "data.unknown=class")
-    fails(table, "mask is not for label", unknown="mask")
+    fails(table, "mask is for several labels", unknown="mask")
     dropped = opened(table, unknown="drop")
     assert (dropped.schema.names, len(dropped.train) + len(dropped.val)) == (("a", "b"), 8)
     assert any("2 of 10 rows have no target" in note for note in dropped.notes)
@@ -560,7 +560,7 @@ def test_a_word_for_a_missing_label_is_no_class_unless_it_is_called_one(tmp_path
     assert part(table, Schema(LABEL, ("a", "b", word)))[1].targets.tolist()[-2:] == [2, 2]
     empty = write_csv(tmp_path / "e.csv", {"image": images(3), "label": ["a", "b", ""]})
     fails(empty, "--task multi-label")
-    with pytest.raises(UserError, match="1 rows have no target") as caught:  # a trained model has a task
+    with pytest.raises(UserError, match="1 row has no target") as caught:  # a trained model has a task
         part(empty, Schema(LABEL, ("a", "b")))
     assert "data.unknown=drop" in caught.value.hint and "--task" not in caught.value.hint
 
