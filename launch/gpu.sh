@@ -6,6 +6,7 @@
 # Trains in bf16, fp16 and fp32, alone and with NCCL, on as many GPUs as there are; kills, stops and resumes; runs out of
 # memory; compiles; predicts and exports. docs/gpu.md says what to do about what fails.
 #
+#   --minutes M       time for all of it, a whole number; 60 % of it for the checks
 #   --device cpu      the same on a CPU, as far as that has it
 #   --smoke           leave out what takes long there, and the benchmarks
 #   --only WORDS      the checks that pytest -k WORDS selects, without the benchmarks
@@ -42,10 +43,14 @@ export OUT PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OMP_NU
 
 machine() {
   nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null || echo 'no nvidia-smi'
-  "$PYTHON_RUN" -c 'import sys, torch
+  "$PYTHON_RUN" - "$device" <<'END'
+import sys, torch
 has = torch.cuda.is_available()
 print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, CUDA {torch.version.cuda}, usable GPUs: {torch.cuda.device_count()}",
-      f", NCCL {torch.cuda.nccl.version()}, cuDNN {torch.backends.cudnn.version()}" if has else "", sep="")'
+      f", NCCL {torch.cuda.nccl.version()}, cuDNN {torch.backends.cudnn.version()}" if has else "", sep="")
+if sys.argv[1] == "cuda" and not has:
+    sys.exit("error: torch finds no CUDA device. `python -m ddp_ft.doctor` checks the driver and torch's build; on a CPU: --device cpu --smoke.")
+END
 }
 
 # Checks that begin later than their share of the time are skipped; one that hangs ends after its own limit.
@@ -59,10 +64,15 @@ checks() {
 }
 
 {
-  machine
+  machine || exit 2
   checks
   code=$?
-  if ((code > 1)); then echo "pytest ended with $code:"; tail -n 5 "$OUT/pytest.txt"; fi
+  if ((code == 5)); then
+    echo "no check is selected${only[1]:+ by --only '${only[1]}'}"
+  elif ((code > 1)); then
+    echo "pytest ended with $code:"
+    tail -n 5 "$OUT/pytest.txt"
+  fi
   if [[ -z $smoke ]] && ((${#only[@]} == 0)); then
     left=$((minutes - SECONDS / 60))
     PYTHON=$PYTHON_RUN OUT=$OUT/benchmarks benchmarks/gpu.sh --device "$device" --minutes $((left > 1 ? left : 1)) || code=1

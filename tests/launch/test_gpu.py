@@ -39,6 +39,15 @@ def test_wrong_words(launch: Launcher, tmp_path: Path, given: list[str], message
     assert process.returncode == 2 and message in process.stderr and not (tmp_path / "out").exists()
 
 
+def test_without_a_gpu_nothing_is_checked(launch: Launcher, tmp_path: Path) -> None:
+    python = launch.add("without_cuda", '#!/bin/sh\ncat >/dev/null\necho "$@" >>"$OUT/calls"\nexit 1\n')
+    call = launch("gpu.sh", DDP_FT_PYTHON=str(python), OUT=str(tmp_path / "out"))
+    assert call.process.returncode == 2
+    assert (tmp_path / "out" / "calls").read_text() == "- cuda\n", (
+        "only what asks torch, and neither checks nor benchmarks"
+    )
+
+
 def report(name: str, outcome: Any, when: Any = "call", longrepr: Any = None, **more: Any) -> pytest.TestReport:
     return pytest.TestReport(f"{FILE}::test_{name}", (FILE, 1, name), {}, outcome, longrepr, when, **more)
 
