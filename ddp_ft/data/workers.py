@@ -69,11 +69,14 @@ class Batches(Iterator[Any]):
         except (OSError, RuntimeError) as error:  # no process, no thread, no file, or no room in /dev/shm for a lock
             if not workers:
                 raise
+            self._workers = [child for child in active_children() if child not in before]
+            self._end_workers()
+            with _unraisable_ignored():
+                traceback.clear_frames(error.__traceback__)
             _warn(f"loader workers cannot be started ({one_line(error)}); samples are read in the process itself.")
+            return iter(make_loader(0))
         finally:
             self._workers = [child for child in active_children() if child not in before]
-        self._end_workers()
-        return iter(make_loader(0))
 
     def __next__(self) -> Any:
         assert self._batches is not None, "closed"
@@ -172,6 +175,16 @@ def _signal_kept(number: int, handler: Callable[..., None] | None = None) -> Ite
     finally:
         # torch's own handler raises wherever the main thread is, even while a checkpoint is written.
         signal.signal(number, signal.SIG_DFL if before is None else before)
+
+
+@contextmanager
+def _unraisable_ignored() -> Iterator[None]:
+    """For torch's iterators that failed while they were made: each asks, when it goes, for what it does not have yet."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _warn(text: str) -> None:
