@@ -9,6 +9,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -86,10 +88,12 @@ def test_the_death_of_a_worker_disturbs_nothing_else() -> None:
 def test_a_wait_for_stopped_workers_is_reported_and_ends(monkeypatch, capsys) -> None:
     monkeypatch.setattr(workers, "PATIENCE", 0.1)
     monkeypatch.setattr(workers, "MOST_REPORTS", 1000)
+    heard, said = multiprocessing.Pipe(duplex=False)
     before = children()
-    received = portions(Troubled(lambda: os.kill(os.getpid(), signal.SIGSTOP)))
+    received = portions(Troubled(lambda: (heard.recv(), os.kill(os.getpid(), signal.SIGSTOP))))
     for _ in range(5):  # all but the one with sample 20, however long they take
         next(received)
+    said.send("all have come; before, what the worker's thread still has to send would be stopped with it")
     [worker] = children() - before
     while workers._state(int(worker)) != "is stopped":
         time.sleep(0.01)
@@ -113,14 +117,27 @@ def test_no_folder_for_temporary_files_is_needed(tmp_path: Path, monkeypatch, fo
     assert is_same(list(portions(NumberSource(9))), list(portions(NumberSource(9), 0)))
 
 
-def test_without_room_for_workers_the_process_reads_itself(capsys) -> None:
-    expected = list(portions(NumberSource(9), 0))
-    lowest_free, limits = os.dup(0), resource.getrlimit(resource.RLIMIT_NOFILE)
-    os.close(lowest_free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 4, limits[1]))
+@contextmanager
+def free_descriptors(count: int) -> Iterator[None]:
+    """Let this process open no more than so many files, pipes and sockets."""
+    limits, held = resource.getrlimit(resource.RLIMIT_NOFILE), [os.dup(0)]
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    while held[-1] < highest:  # fill what is free below
+        held.append(os.dup(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held[-1] + 1 + count, limits[1]))
     try:
-        found = list(portions(NumberSource(9), 4))
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert is_same(found, expected)
+        for each in held:
+            os.close(each)
+
+
+@pytest.mark.parametrize("free", range(1, 10))
+def test_without_room_for_workers_the_process_reads_itself(capsys, free: int) -> None:
+    """Wherever the start fails: after some workers, or before torch's loader has what it asks for when it ends."""
+    expected = list(portions(NumberSource(9), 0))
+    with free_descriptors(free):
+        found = list(portions(NumberSource(9), 4))
+    assert is_same(found, expected) and not active_children()
     assert "loader workers cannot be started ([Errno 24] Too many open files)" in capsys.readouterr().err
