@@ -179,7 +179,7 @@ def _signal_kept(number: int, handler: Callable[..., None] | None = None) -> Ite
 
 @contextmanager
 def _unraisable_ignored() -> Iterator[None]:
-    """For torch's iterators that failed while they were made: each asks, when it goes, for what it does not have yet."""
+    """For torch's iterators that failed while they were made: when they go, they ask for what they do not have yet."""
     before, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         yield

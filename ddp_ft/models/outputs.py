@@ -2,7 +2,7 @@
 object that has them, perhaps in training mode only."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ class OutputsCall:
         )
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: Any) -> TypeGuard[Tensor]:
     """Whether it is a tensor of which a loss can be computed: neither whole or complex numbers nor a sparse one."""
     return isinstance(value, Tensor) and value.is_floating_point() and value.layout == torch.strided
 

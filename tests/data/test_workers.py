@@ -121,7 +121,7 @@ def test_no_folder_for_temporary_files_is_needed(tmp_path: Path, monkeypatch, fo
 def free_descriptors(count: int) -> Iterator[None]:
     """Let this process open no more than so many files, pipes and sockets."""
     limits, held = resource.getrlimit(resource.RLIMIT_NOFILE), [os.dup(0)]
-    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    highest = max(int(each.name) for each in Path("/proc/self/fd").iterdir())
     while held[-1] < highest:  # fill what is free below
         held.append(os.dup(0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (held[-1] + 1 + count, limits[1]))
