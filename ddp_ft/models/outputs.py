@@ -57,7 +57,7 @@ class OutputsCall:
         return fitting[0]
 
     def _error(self, found: Any, samples: int, fitting: Sequence[_Path]) -> UserError:
-        shapes = [f"{_label(path)}{' x '.join(map(str, each.shape)) or 'a number'}" for path, each in _tensors(found)]
+        shapes = [f"{_label(path)}{_described(each)}" for path, each in _tensors(found)]
         what = f"a {type(found).__name__} with " if not isinstance(found, Tensor) else "a tensor of "
         returned = f"{what}{', '.join(shapes[:6]) or 'no tensors'}"
         why = f"{len(fitting)} of these may be" if fitting else "none of these is"
@@ -70,6 +70,12 @@ class OutputsCall:
 def _is_plain(value: Any) -> TypeGuard[Tensor]:
     """Whether it is a tensor of which a loss can be computed: neither whole or complex numbers nor a sparse one."""
     return isinstance(value, Tensor) and value.is_floating_point() and value.layout == torch.strided
+
+
+def _described(tensor: Tensor) -> str:
+    sides = " x ".join(map(str, tensor.shape)) or "a number"
+    kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
+    return sides if _is_plain(tensor) else f"{sides} ({str(kind).removeprefix('torch.')})"
 
 
 def _has_rows(tensor: Any, samples: int, outputs: int) -> bool:

@@ -122,7 +122,8 @@ def _untouched(module: nn.Module) -> Iterator[None]:
         for part, values, own_buffers in attributes:
             vars(part).clear()
             vars(part).update(values)
-            part._buffers.update(own_buffers)
+            for name, buffer in own_buffers.items():
+                part._buffers[name] = buffer  # TorchScript's have no update
         for buffer, value in buffers:
             buffer.copy_(value)
         for parameter, gradient in gradients:
