@@ -148,6 +148,7 @@ def test_a_model_without_weights_is_left_out_with_a_line(monkeypatch):
     assert here == {} and lines == ["torchvision/x: needs the package y."]
 
 
+@pytest.mark.slow
 def test_a_training_is_run_once_and_kept_small(tmp_path):
     """Real trainings of a tiny model. One that fails does not stop the others; the second start skips the first's."""
     first, second = some_runs([BASELINE, "full"])

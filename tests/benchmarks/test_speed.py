@@ -115,6 +115,7 @@ def rank_of_everything(workload):
     return [limit.measure(workload, ddp=True), by_the_book.train(workload, best=True)], stages.measure(workload, 1)
 
 
+@pytest.mark.slow
 def test_contenders_in_two_processes(workload):
     """A global batch of twice the size, and so half as many steps."""
     pair = replace(workload, processes=2, epochs=2)

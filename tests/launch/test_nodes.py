@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch.conftest import LAUNCH, Launcher
+from tests.support.marks import slowly
 
 CORES = len(os.sched_getaffinity(0))
 TORCHRUN = ["-m", "torch.distributed.run"]
@@ -203,7 +204,7 @@ pathlib.Path(sys.argv[1], f"{rank}-of-{size}").write_text(" ".join(sys.argv[2:])
 @pytest.mark.parametrize(
     # An elastic job that is not full waits `last_call` seconds for more nodes before it starts.
     ("nnodes", "started", "last_call"),
-    [("2", 2, 60), ("1:4", 1, 1), pytest.param("1:2", 2, 60, marks=pytest.mark.slow)],
+    [("2", 2, 60), *slowly(("1:4", 1, 1), ("1:2", 2, 60))],
 )
 def test_nodes_meet(launch: Launcher, tmp_path: Path, nnodes: str, started: int, last_call: int) -> None:
     """Real torchrun agents, as many as `started`, on this machine; only ddp_ft.train is replaced, by a probe."""

@@ -7,6 +7,7 @@ from ddp_ft.errors import UserError
 from ddp_ft.models import build_model
 from ddp_ft.models.activation_checkpointing import recompute_blocks
 from tests.support import nets
+from tests.support.marks import slowly
 from tests.support.runs import train_on
 from tests.system.faults.comparing import curve
 
@@ -46,7 +47,7 @@ def test_a_network_without_blocks() -> None:
         recompute_blocks(nets.plain(), "mine")
 
 
-@pytest.mark.parametrize("model", ["torchvision/mobilenet_v2", "timm/test_efficientnet"])
+@pytest.mark.parametrize("model", ["timm/test_efficientnet", *slowly("torchvision/mobilenet_v2")])
 def test_a_run_has_the_same_bits(shapes, tmp_path, model) -> None:
     """On two processes, in micro-batches, with frozen parts and dropout; and batch norm counts no batch twice."""
     for name, value in (("off", "false"), ("on", "true")):

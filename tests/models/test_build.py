@@ -16,6 +16,7 @@ from ddp_ft.contracts import BuiltModel
 from ddp_ft.errors import UserError
 from ddp_ft.models import build_model, create_from_spec
 from ddp_ft.models.introspection import WithoutValues, parameters_on_meta
+from tests.support.marks import slowly
 
 OUTPUTS = 7
 
@@ -33,10 +34,13 @@ TIMM = [_lightest(module) for module in timm.list_modules()]
 TORCHVISION = [f"torchvision/{name}" for name in torchvision.models.list_models(module=torchvision.models)]
 # Each stands for a kind of classifier: linear, convolution, two heads, several heads, normalised, attention pool.
 REPRESENTATIVE = [
-    "timm/resnet10t", "timm/mobilenetv3_small_050", "timm/deit_tiny_distilled_patch16_224", "timm/crossvit_9_240",
-    "timm/levit_128s", "timm/volo_d1_224", "timm/efficientformer_l1", "timm/nfnet_f0", "timm/coat_lite_tiny",
-    "timm/inception_v3", "torchvision/regnet_y_400mf", "torchvision/squeezenet1_1", "torchvision/densenet121",
-    "torchvision/vit_b_32", "torchvision/maxvit_t",
+    "timm/deit_tiny_distilled_patch16_224", "timm/levit_128s", "timm/inception_v3", "torchvision/regnet_y_400mf",
+    "torchvision/squeezenet1_1", "torchvision/vit_b_32",
+    *slowly(
+        "timm/resnet10t", "timm/mobilenetv3_small_050", "timm/crossvit_9_240", "timm/volo_d1_224",
+        "timm/efficientformer_l1", "timm/nfnet_f0", "timm/coat_lite_tiny", "torchvision/densenet121",
+        "torchvision/maxvit_t",
+    ),
 ]  # fmt: skip
 
 
@@ -78,10 +82,12 @@ def test_representative_architecture(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "timm/resnet10t", "timm/mobilenetv2_035", "timm/tf_efficientnet_lite0", "timm/vit_tiny_patch16_224",
-        "timm/swin_s3_tiny_224", "timm/convnext_atto", "timm/deit_tiny_distilled_patch16_224",
-        "torchvision/resnet18", "torchvision/mobilenet_v2", "torchvision/squeezenet1_0", "torchvision/googlenet",
-        "torchvision/inception_v3",
+        "timm/mobilenetv2_035", "timm/deit_tiny_distilled_patch16_224", "torchvision/squeezenet1_0",
+        "torchvision/googlenet",
+        *slowly(
+            "timm/resnet10t", "timm/tf_efficientnet_lite0", "timm/vit_tiny_patch16_224", "timm/swin_s3_tiny_224",
+            "timm/convnext_atto", "torchvision/resnet18", "torchvision/mobilenet_v2", "torchvision/inception_v3",
+        ),
     ],
 )  # fmt: skip
 def test_real_forward_in_training_and_evaluation(name: str) -> None:

@@ -33,13 +33,11 @@ TOGETHER = {
     "mixed_and_focal": ["mixup_and_cutmix", "focal"],
     "gradual_and_mlp": ["gradual", "mlp"],
     "probe_and_plateau": ["lp_ft", "plateau"],
-    "linear_probe": ["linear_probe"],
-    "frozen": ["frozen"],
 }
 CASES = [*TOGETHER, *(pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS if name not in TOGETHER)]
 EPOCHS = 3
 # Nothing of these is kept in a checkpoint; the fast suite looks at their curves alone.
-RESUMED_LATER = ("mixed_and_focal", "linear_probe", "frozen")
+RESUMED_LATER = ("mixed_and_focal",)
 RESUMED = [pytest.param(case, marks=pytest.mark.slow) if case in RESUMED_LATER else case for case in CASES]
 
 

@@ -261,7 +261,8 @@ def test_without_a_compiler_it_says_so_before_anything_is_written(shapes, tmp_pa
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2])
 def test_a_compiler_that_fails_is_one_message(shapes, tmp_path, world_size):
     broken = wrapped_compiler(tmp_path / "broken", "echo 'internal compiler error' >&2; exit 1")
     codes, said = run_forked(world_size, arguments(shapes, tmp_path / "run", *COMPILED), PATIENCE, **broken)

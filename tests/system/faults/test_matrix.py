@@ -41,13 +41,10 @@ CELLS = [
 QUICK = [
     ("kill first", "mid-epoch", 2),
     ("kill last", "evaluation", 3),
-    ("kill first", "checkpoint", 1),
     ("term", "epoch's end", 2),
     ("interrupt", "first step", 1),
-    ("raise", "mid-epoch", 2),
     ("full", "checkpoint", 2),
     ("truncate", "mid-epoch", 1),
-    ("flip", "last step", 1),
     ("remove", "mid-epoch", 1),
 ]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import images
+from tests.support.marks import slowly
 from tests.support.runs import arguments, read
 from tests.system.faults import nets
 from tests.system.faults.comparing import assert_same_result
@@ -25,7 +26,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return images.write_shapes(tmp_path_factory.mktemp("many"), train=8, val=VAL_EACH, size=(24, 24))
 
 
-@pytest.mark.parametrize(("world_size", "number"), [(1, signal.SIGHUP), (2, signal.SIGTERM)])
+@pytest.mark.parametrize(("world_size", "number"), [(1, signal.SIGHUP), *slowly((2, signal.SIGTERM))])
 def test_a_stop_during_a_slow_evaluation_does_not_wait_for_its_end(many, tmp_path, world_size, number):
     """Each of 11 chunks takes 3 s; the evaluation that was cut short is made up for by the next start."""
     run, unbroken = tmp_path / "run", tmp_path / "unbroken"

@@ -14,7 +14,7 @@ from tests.system.faults.comparing import assert_same_result, assert_whole
 from tests.system.faults.fault import Fault, watch_changes
 from tests.system.faults.forks import run_forked
 
-STRIDE, PARTS = 61, 4
+STRIDE, PARTS = 91, 4
 # The slow step takes a sixth of all changes, which differ from part to part; this variable has it take each one.
 EACH = bool(os.environ.get("DDP_FT_TEST_EVERY_CHANGE"))
 
