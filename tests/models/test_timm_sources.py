@@ -64,6 +64,15 @@ def test_a_configuration_that_is_none(tmp_path: Path, text: str) -> None:
         resolve(f"local-dir:{tmp_path}")
 
 
+@pytest.mark.parametrize("architecture", ["test_vit", "test_convnext", "test_resnet", "test_efficientnet"])
+def test_what_an_architecture_has_by_itself_is_no_argument_of_its_own(architecture: str, tmp_path: Path) -> None:
+    network = timm.create_model(architecture, num_classes=7)
+    pool = getattr(network, "global_pool", "avg")
+    by_timm = {"num_classes": 7, "in_chans": 3, "global_pool": pool if isinstance(pool, str) else "avg"}
+    save_for_hf(network, str(tmp_path), model_args=by_timm)  # newer versions write them unasked
+    assert set(build_model(f"local-dir:{tmp_path}", 3).spec["arguments"]) <= {"num_classes", "img_size"}
+
+
 def test_arguments_that_no_model_json_may_have(folder: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["model_args"] |= {"class_token": False, "pretrained": True}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ddp_ft.config.paths import expanded
 from ddp_ft.errors import UserError, reason_of, typed_line
@@ -60,12 +61,22 @@ def _own_arguments(architecture: str, arguments: dict[str, Any]) -> dict[str, An
     """Those that are not the architecture's defaults; timm writes these too."""
     with torch.device("meta"):
         plain = timm.create_model(architecture)
-    known = {"in_chans": 3, **{name: getattr(plain, name) for name in arguments if hasattr(plain, name)}}
+    kept = {name: getattr(plain, name) for name in arguments if hasattr(plain, name)}
+    known = {"in_chans": 3, **kept, "global_pool": _pooling(plain)}
     return {
         name: value
         for name, value in arguments.items()
         if name != "num_classes" and not (name in known and known[name] == value)
     }
+
+
+def _pooling(module: nn.Module) -> str | None:
+    # Most architectures keep it as a module, which names its kind, in the head or in themselves.
+    head = getattr(module, "head", None)
+    places = ((head, "global_pool"), (head, "pool_type"), (module, "global_pool"))
+    found = [getattr(place, name, None) for place, name in places]
+    kinds = [getattr(pool, "pool_type", pool) for pool in found]
+    return next((kind for kind in kinds if isinstance(kind, str)), None)
 
 
 def _local(place: str) -> Any:
