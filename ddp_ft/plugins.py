@@ -4,13 +4,17 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from ddp_ft.errors import UserError, nearest, typed_line
+
+# Of the names under which files of the user's own are modules.
+_PREFIX = "ddp_ft_user_"
 
 
 def is_reference(name: str) -> bool:
@@ -41,7 +45,18 @@ def running(what: str, hint: str = "") -> Iterator[None]:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"{what}: {typed_line(error)}.", hint) from error
+        raise UserError(f"{what}: {explained(error)}.", hint) from error
+
+
+def explained(error: BaseException) -> str:
+    """`typed_line`, and after it the line in the user's own file that it came from, if it came from one."""
+    own = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_own(frame)]
+    place = f" ({Path(own[-1][0]).name}, line {own[-1][1]})" if own else ""
+    return f"{typed_line(error)}{place}"
+
+
+def _is_own(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).startswith(_PREFIX)
 
 
 def digest_of(reference: str) -> str | None:
@@ -75,7 +90,7 @@ def _beside(folder: str) -> Iterator[None]:
 def _module_from_file(file: Path) -> ModuleType:
     if not file.is_file():
         raise UserError(f"No such file: {file}", "Expected FILE.py:NAME, where FILE.py defines NAME.")
-    name = f"ddp_ft_user_{file.stem}"
+    name = f"{_PREFIX}{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None  # a .py suffix always has a loader
     module = importlib.util.module_from_spec(spec)

@@ -22,7 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddp_ft.contracts import Call, Processor
-from ddp_ft.errors import UserError, one_line
+from ddp_ft.errors import UserError
+from ddp_ft.plugins import explained
 
 
 @contextmanager
@@ -109,7 +110,7 @@ def why_not(trials: Sequence[tuple[nn.Module, Trial]]) -> str:
         except UserError:  # it takes the input, and returns what is none of its outputs
             return ""
         except Exception as error:
-            reason = one_line(error)
+            reason = explained(error)
     return reason
 
 

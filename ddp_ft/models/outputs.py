@@ -60,9 +60,9 @@ class OutputsCall:
         shapes = [f"{_label(path)}{_described(each)}" for path, each in _tensors(found)]
         what = f"a {type(found).__name__} with " if not isinstance(found, Tensor) else "a tensor of "
         returned = f"{what}{', '.join(shapes[:6]) or 'no tensors'}"
-        why = f"{len(fitting)} of these may be" if fitting else "none of these is"
+        why = f"{len(fitting)} tensors are" if fitting else "no float tensor is"
         return UserError(
-            f"The forward pass returned {returned}, for {samples} image(s) and {self.outputs} outputs: {why} them.",
+            f"The forward pass returned {returned}: {why} {samples} x {self.outputs} (images x outputs).",
             _EXPECTED.format(outputs=self.outputs),
         )
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ddp_ft.data.rng import generators_kept
-from ddp_ft.errors import UserError, shortened, typed_line
+from ddp_ft.errors import UserError, shortened
 from ddp_ft.models.introspection import Trial, on_meta
+from ddp_ft.plugins import explained
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def rehearse(module: nn.Module, trial: Trial, name: str, both_modes: bool, may_d
         if may_differ:
             return Rehearsal()
         raise UserError(
-            f"{name} fails on noise, in {'training' if module.training else 'evaluation'} mode: {typed_line(error)}.",
+            f"{name} fails on noise, in {'training' if module.training else 'evaluation'} mode: {explained(error)}.",
             "A model takes float images, B x 3 x height x width, and returns B x outputs.",
         ) from error
 

@@ -47,7 +47,7 @@ def test_where_they_are_known(result: Any) -> None:
     [(LOGITS.to(torch.complex64), "complex64"), (LOGITS.to_sparse(), "sparse_coo"), (LOGITS.to(torch.int64), "int64")],
 )
 def test_what_no_loss_takes_is_refused(result: Tensor, what: str) -> None:
-    with pytest.raises(UserError, match=rf"2 x 3 \({what}\), .*none of these is them"):
+    with pytest.raises(UserError, match=rf"2 x 3 \({what}\): no float tensor is 2 x 3"):
         found(result)
 
 
@@ -59,9 +59,9 @@ def test_a_single_number_and_a_single_image() -> None:
 @pytest.mark.parametrize(
     ("result", "what"),
     [
-        ((LOGITS, LOGITS), "a tuple with [0]: 2 x 3, [1]: 2 x 3, for 2 image(s) and 3 outputs: 2 of these may be them"),
-        ({"a": WIDE}, "a dict with a: 2 x 5, for 2 image(s) and 3 outputs: none of these is them"),
-        (LOGITS.flatten(), "a tensor of 6, "), (LOGITS.t(), "a tensor of 3 x 2"),
+        ((LOGITS, LOGITS), "a tuple with [0]: 2 x 3, [1]: 2 x 3: 2 tensors are 2 x 3 (images x outputs)"),
+        ({"a": WIDE}, "a dict with a: 2 x 5: no float tensor is 2 x 3"),
+        (LOGITS.flatten(), "a tensor of 6: "), (LOGITS.t(), "a tensor of 3 x 2"),
         (LOGITS[:, :, None].repeat(1, 1, 5), "a tensor of 2 x 3 x 5"), (None, "a NoneType with no tensors"),
         ({"logits": WIDE}, "a dict with logits: 2 x 5"),
     ],

@@ -28,7 +28,7 @@ Factory = Callable[[str], str]
     ("body", "what"),
     [
         ("def make(num_classes): raise SystemExit(3)", r"make\(num_classes=3\) failed: SystemExit: 3"),
-        ("def make(num_classes): raise KeyError('a')", r"failed: KeyError"),
+        ("def make(num_classes): raise KeyError('a')", r"failed: KeyError: 'a' \(.*\.py, line \d+\)"),
         (
             "def make(num_classes): return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))",
             "lazy layers.*weight",
@@ -40,6 +40,14 @@ Factory = Callable[[str], str]
 def test_factories_that_build_nothing(factory_file: Factory, body: str, what: str) -> None:
     with pytest.raises(UserError, match=what):
         build_model(factory_file(body), 3)
+
+
+def test_a_mistake_in_a_forward_pass_has_its_line(factory_file: Factory) -> None:
+    body = (
+        "class Net(nn.Linear):\n    def forward(self, x): return self.gone(x)\ndef make(num_classes): return Net(3, 3)"
+    )
+    with pytest.raises(UserError, match=r"AttributeError: .*'gone' \(.*\.py, line \d+\)"):
+        build_model(factory_file(body), 3, 32)
 
 
 def test_what_a_factory_prints_is_no_result(factory_file: Factory, capsys: pytest.CaptureFixture[str]) -> None:
