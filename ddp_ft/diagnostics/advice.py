@@ -45,7 +45,8 @@ class Situation:
     `sizes` are (height, width) of some of the images, `input_size` that of the model's input. `lr` is the peak rate,
     `steps` their number in the whole run, `computers` the number of GPUs or CPU threads. `seconds_left` is the time
     until the batch job ends; None: it is not known. Each of the `processes` needs `least` images in a step.
-    `has_labels`: an image has any number of them; `has_frozen`: a part of the model never learns.
+    `has_labels`: an image has any number of them; `has_frozen`: a part of the model never learns; `val_is_given`: the
+    data itself names what validates.
     """
 
     config: RunConfig
@@ -64,6 +65,7 @@ class Situation:
     least: int = 1
     has_frozen: bool = False
     has_labels: bool = False
+    val_is_given: bool = False
 
 
 def advise(known: Situation) -> list[Finding]:
@@ -81,7 +83,7 @@ def _about_data(known: Situation) -> Iterator[Finding | None]:
         yield corrected_twice(config)
         if known.val_counts is not None:
             yield missing_classes(known.val_counts)
-        yield small_val(known.val, known.has_labels)
+        yield small_val(known.val, known.has_labels, known.val_is_given)
     yield small_images(known.sizes, known.input_size)
 
 
@@ -143,12 +145,16 @@ def missing_classes(val_counts: ClassCounts) -> Finding:
     return Finding("classes in val", WARNING, text, remedy, float(len(gone)), "classes").unless(not gone)
 
 
-def small_val(images: int, has_labels: bool = False) -> Finding:
-    """Warn of a validation set too small to measure an accuracy; with several labels an image, that of each."""
+def small_val(images: int, has_labels: bool = False, is_given: bool = False) -> Finding:
+    """Warn of a validation set too small to measure an accuracy; with several labels an image, that of each.
+
+    `is_given`: the data itself names what validates, so no option moves it.
+    """
     width = half_width(images)
     what = "how often a label is right" if has_labels else "an accuracy"
     text = f"{images} images measure {what} to ±{width:.1f} points (95 %, at worst)"
-    remedy = "Smaller differences mean nothing. Hold back more (--val-split), or average folds (--set data.fold=1/5)."
+    options = "Hold back more (--val-split), or average folds (--set data.fold=1/5)."
+    remedy = f"Smaller differences mean nothing. {'Put more images into val.' if is_given else options}"
     return Finding("validation set", WARNING, text, remedy, width, "points").unless(width <= WIDEST_INTERVAL)
 
 
@@ -161,7 +167,7 @@ def small_images(sizes: Sequence[tuple[int, int]], input_size: tuple[int, ...]) 
     middle, share = sides[len(sides) // 2], sum(side < wanted for side in sides) / len(sides)
     text = f"{share:.0%} of {len(sides)} have a short side below the model's {wanted} px; the median is {middle} px"
     side = middle // 32 * 32  # what most models can take
-    remedy = "Enlarging them takes time and adds nothing."
+    remedy = "Enlarging them takes time and adds no detail."
     if 32 <= side < wanted:
         remedy += f" Try --image-size {side}."
     found = Finding("image sizes", WARNING, text, remedy, share, "share smaller than the input")
@@ -240,6 +246,7 @@ def situation_of(run: Run, end: float | None) -> Situation:
         least=run.model.least,
         has_frozen=bool(frozenset.intersection(*(stage.frozen for stage in run.stages))),
         has_labels=splits.schema.kind == LABELS,
+        val_is_given=bool(splits.record.get("given")),
     )
 
 
@@ -257,6 +264,7 @@ def advise_on_data(config: RunConfig, splits: Splits) -> list[Finding]:
         0.0,
         0,
         has_labels=splits.schema.kind == LABELS,
+        val_is_given=bool(splits.record.get("given")),
     )
     return [finding for finding in _about_data(known) if finding is not None]
 

@@ -11,6 +11,7 @@ from ddp_ft.diagnostics.finding import WARNING, guarded, tried
 from ddp_ft.errors import printable, shortened
 from ddp_ft.models.freezing import frozen_table
 from ddp_ft.models.introspection import Trial, flops_per_sample
+from ddp_ft.reporting.formats import count, plural
 from ddp_ft.tasks.registry import describe_choice
 from ddp_ft.trackers.console import Console
 from ddp_ft.training.plan import Plan, changed_code, describe_grade
@@ -33,9 +34,10 @@ def print_start(run: Run, report: LoadReport, earlier: Plan | None, console: Con
         "model": f"{run.config.model.name}: {', '.join(_sizes_of_model(run))}",
         "weights": str(report),
         **frozen_table(module, run.stages[0].frozen),
-        "steps": f"{plan.total_steps} = {run.config.train.epochs} epochs x {plan.steps_per_epoch}, "
+        "steps": f"{plan.total_steps} = {plural(run.config.train.epochs, 'epoch')} x {plan.steps_per_epoch}, "
         f"global batch {run.config.train.batch_size}",
-        "machine": f"{plan.world_size} x {plan.device}, {plan.threads} threads and {plan.workers} loader workers each, "
+        "machine": f"{plan.world_size} x {plan.device}, {plural(plan.threads, 'thread')} and "
+        f"{plural(plan.workers, 'loader worker')} each, "
         f"{plan.precision}{', channels_last' if plan.channels_last else ''}{compiled}",
         "grade": describe_grade(plan, earlier),
         "run folder": str(run.folder.path),
@@ -73,11 +75,15 @@ def _sizes_of_model(run: Run) -> Iterator[str]:
     module, trial = run.model.module, Trial(run.model.processor, run.model.call)
     parameters = list(module.parameters())
     total, learning = (sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad))
-    yield f"{total / 1e6:.2f} M parameters" + ("" if learning == total else f" ({learning / 1e6:.2f} M learn)")
+    yield f"{_millions(total)} parameters" + ("" if learning == total else f" ({_millions(learning)} learn)")
     if flops := tried("flops", lambda: flops_per_sample(module, trial))[0]:
-        yield f"{flops / 1e9:.3g} GFLOP an image"
+        yield f"{flops / 1e9:.3g} GFLOP an image" if flops >= 1e6 else f"{flops / 1e6:.3g} MFLOP an image"
     if shape := run.model.processor.shape():
         yield f"input {' x '.join(map(str, shape))}"
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:.2f} M" if number >= 100_000 else count(number)
 
 
 def _notes(run: Run) -> list[str]:

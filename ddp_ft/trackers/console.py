@@ -23,6 +23,7 @@ REDRAWN_EVERY = 0.2
 
 # Prefixes of metrics that are for TensorBoard alone.
 NOT_IN_LINES = ("lr/", "save_", "memory_", "host_", "cpu_", "gpu_")
+SPEED = ("images_per_second", "data_wait_share")
 # The prefix of warnings.
 WARNING = "Warning:"
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -140,7 +141,9 @@ def make_console(is_main: bool, level: str = "info") -> Console:
 
 
 def _values(values: Mapping[str, float]) -> str:
-    shown = {name: value for name, value in values.items() if not name.startswith(NOT_IN_LINES)}
+    unmeasured = SPEED if values.get(SPEED[0]) == 0 else ()  # in the first steps of a start
+    hidden = (*NOT_IN_LINES, *unmeasured)
+    shown = {name: value for name, value in values.items() if not name.startswith(hidden)}
     return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
 
 

@@ -10,7 +10,7 @@ from ddp_ft.config.loading import make_config
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema
 from ddp_ft.data.class_counts import ClassCounts, count_classes
 from ddp_ft.data.image.headers import glance
-from ddp_ft.diagnostics.advice import Situation, advise, half_width
+from ddp_ft.diagnostics.advice import Situation, advise, half_width, small_val
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding, guarded, worst
 from ddp_ft.errors import UserError
 from tests.data.image.image_files import NumberSource, save_image
@@ -93,6 +93,8 @@ def test_what_is_named_is_what_is_there():
         assert "learned" not in frozen and "random" in frozen
     assert "accuracy" in found("validation set", val=100)
     assert "accuracy" not in found("validation set", val=100, has_labels=True)
+    of_folder, of_share = small_val(100, is_given=True), small_val(100)
+    assert "--val-split" in of_share.remedy and "--" not in of_folder.remedy
 
 
 def test_one_remedy_for_imbalance_is_proposed():

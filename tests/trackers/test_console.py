@@ -72,6 +72,15 @@ def test_a_row_of_the_test_set_is_of_the_best_model():
     assert test == "test  best model  accuracy 0.75" and "step 40" in val
 
 
+def test_a_speed_that_is_not_measured_yet_is_not_printed_as_zero():
+    stream = io.StringIO()
+    plain = Plain(Console(file=stream))
+    for speed in (0.0, 5.5):
+        plain.log("train", 3, 1.0, {"loss": 0.7, "images_per_second": speed, "data_wait_share": 0.0})
+    first, later = stream.getvalue().splitlines()
+    assert "images" not in first and "wait" not in first and "images_per_second 5.5  data_wait_share 0 " in later
+
+
 def test_the_display_has_what_one_wants_to_know():
     stream = io.StringIO()
     live = Live(Console(file=stream, force_terminal=True, width=150))
