@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,6 +31,7 @@ GRACE_SECONDS = 3.0
 _OF_FILES = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ESTALE, errno.EIO,
 )  # fmt: skip
+_PACKAGE = Path(__file__).parents[1]
 
 
 def run_command(command: click.Command, arguments: list[str] | None = None) -> NoReturn:
@@ -40,6 +42,7 @@ def run_command(command: click.Command, arguments: list[str] | None = None) -> N
     """
     restart_in_utf8()
     protect_streams()
+    _print_warnings_plainly()
     try:
         _check_working_folder()
         code = command.main(arguments, standalone_mode=False) or EXIT_DONE
@@ -66,6 +69,21 @@ def run_command(command: click.Command, arguments: list[str] | None = None) -> N
         sys.stderr.flush()
         os._exit(code)  # Python's own end would take down NCCL, which may wait for other ranks
     sys.exit(code)
+
+
+def _print_warnings_plainly() -> None:
+    """Those of ddp_ft itself as one line, once each, without Python's line of code; others stay as they are."""
+    with_code, printed = warnings.formatwarning, set[str]()
+
+    def text(message: Warning | str, category: type[Warning], file: str, number: int, line: str | None = None) -> str:
+        if not Path(file).is_relative_to(_PACKAGE):
+            return with_code(message, category, file, number, line)
+        # Python's own "once" forgets what it has shown whenever a library changes the filters.
+        is_new = str(message) not in printed
+        printed.add(str(message))
+        return f"Warning: {message}\n" if is_new else ""
+
+    warnings.formatwarning = text
 
 
 def _report_internal(error: Exception) -> int:

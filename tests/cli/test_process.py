@@ -2,11 +2,13 @@
 
 import errno
 import sys
+import warnings
 from pathlib import Path
 
 import click
 import pytest
 
+from ddp_ft.cli import process
 from ddp_ft.cli.process import run_command
 from ddp_ft.errors import UserError
 from tests.support.fork_server import PATIENCE, become, fork
@@ -33,6 +35,23 @@ def test_what_a_file_system_refuses_is_one_message(
     printed = capsys.readouterr().err
     assert ended.value.code == code and printed.startswith(message)
     assert ("Traceback" in printed) == (code == 1)
+
+
+def test_a_warning_is_one_line_and_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    @click.command()
+    def command() -> None:
+        for line in (1, 2):
+            print(warnings.formatwarning("net.py has changed.", UserWarning, process.__file__, line), end="")
+        print(warnings.formatwarning("of a library", UserWarning, "/lib/torch.py", 3), end="")
+
+    before = warnings.formatwarning
+    try:
+        with pytest.raises(SystemExit):
+            run_command(command, [])
+    finally:
+        warnings.formatwarning = before
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "Warning: net.py has changed." and second.startswith("/lib/torch.py:3: UserWarning")
 
 
 def test_a_working_folder_that_vanished(
