@@ -75,9 +75,11 @@ def _print_warnings_plainly() -> None:
     """Those of ddp_ft itself as one line, once each, without Python's line of code; others stay as they are."""
     with_code, printed = warnings.formatwarning, set[str]()
 
-    def text(message: Warning | str, category: type[Warning], file: str, number: int, line: str | None = None) -> str:
-        if not Path(file).is_relative_to(_PACKAGE):
-            return with_code(message, category, file, number, line)
+    def text(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if not Path(filename).is_relative_to(_PACKAGE):
+            return with_code(message, category, filename, lineno, line)
         # Python's own "once" forgets what it has shown whenever a library changes the filters.
         is_new = str(message) not in printed
         printed.add(str(message))

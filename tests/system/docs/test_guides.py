@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+from timm.models import save_for_hf
 
 from tests.support.runs import read
 from tests.system.docs.test_readme import TINY, run
@@ -49,7 +52,36 @@ def test_the_commands_of_a_guide_run_in_their_order(guide, shapes, tmp_path):
         assert read(summary.parent, "summary.json")["status"] == "done"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_commands_of_the_page_on_own_models(shapes, tmp_path):
+    """With the page's own network, another script's checkpoint and a folder of timm, instead of the tiny model."""
+    text = (DOCS / "own_model.md").read_text(encoding="utf-8")
+    (network,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "net.py").write_text(network)
+    (tmp_path / "pets").symlink_to(shapes)
+    state = timm.create_model("resnet18", num_classes=5).state_dict()
+    torch.save(
+        {"epoch": 1, "model": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "theirs.pth"
+    )
+    save_for_hf(timm.create_model("test_resnet", num_classes=4), str(tmp_path / "exported"))
+    for command in commands_of("own_model.md"):
+        small = " --image-size 32 --epochs 1 --batch-size 8" if ".train" in command else ""
+        done = run(command.replace("~/pets", "pets") + small, tmp_path)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        if "theirs.pth" in command:
+            assert "0 missing, 0 unexpected; read from 'model'; without the prefix 'module.'" in done.stdout
+
+
 def test_each_guide_is_tested_and_named_in_the_readme():
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
-    pages = ["doctor.md", "trackers.md", "report.md", "slurm.md", "deployment.md", "commands.md"]  # tested elsewhere
+    pages = [
+        "own_model.md",
+        "doctor.md",
+        "trackers.md",
+        "report.md",
+        "slurm.md",
+        "deployment.md",
+        "commands.md",
+    ]  # tested elsewhere
     assert [guide for guide in [*GUIDES, *pages] if f"docs/{guide}" not in readme] == []
