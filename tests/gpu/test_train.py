@@ -54,7 +54,11 @@ def test_fp16_with_other_optimizers(machine, tmp_path, optimizer):
     assert losses(tmp_path / "r")[-1] < losses(tmp_path / "r")[0] * 2
 
 
-@pytest.mark.parametrize("options", [["--set", "compute.compress_gradients=bf16"], ["--micro-batch", 4]], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [["--set", "compute.compress_gradients=bf16"], ["--micro-batch", 4]],
+    ids=["gradients in bf16", "micro-batch 4"],
+)
 def test_ways_of_a_group(machine, tmp_path, options):
     machine.train_on(1, tmp_path / "r", *options)
     assert losses(tmp_path / "r")

@@ -27,7 +27,7 @@ OTHER_CURVE = {
     "frozen stages and layer decay": ["--freeze", "regex:^0", "--layer-decay", 0.8],
     "balanced, focal, soft clipping": ["--sampling", "balanced", "--loss", "focal", "--set", "train.clip_agc=0.1"],
     "a profile": ["--profile", "4-6"],
-    "charts and pictures": ["--set", "log.pictures=true", "--set", "log.histograms=true", "--set", "log.report=true"],
+    "charts and images": ["--set", "log.pictures=true", "--set", "log.histograms=true", "--set", "log.report=true"],
 }
 
 
