@@ -11,11 +11,12 @@ import click
 from ddp_ft.cli.options import config_options, default_run_dir, given_layers, importing, run_options
 from ddp_ft.cli.output import print_note
 from ddp_ft.cli.process import run_command, write_error_file
+from ddp_ft.cli.ranks import CommandOfRanks, run_in_ranks
 from ddp_ft.config.loading import make_config
 from ddp_ft.errors import EXIT_DONE, EXIT_USER_ERROR
 
 
-@click.command()
+@click.command(cls=CommandOfRanks)
 @config_options
 @run_options
 @click.option("--json", "wants_json", is_flag=True, help="Print JSON, with the paths of all images concerned.")
@@ -30,6 +31,8 @@ def doctor(
     """
     layers = given_layers(config_file, flags, assignments)
     config = make_config(*layers)
+    if (code := run_in_ranks("ddp_ft.doctor", config.compute.device == "cpu")) is not None:
+        return code
     is_whole = config.data.path is not None and config.model.name is not None
     with importing():
         from ddp_ft.diagnostics.examination import Asked

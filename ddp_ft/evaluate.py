@@ -16,12 +16,14 @@ from ddp_ft.cli.options import (
 )  # fmt: skip
 from ddp_ft.cli.output import json_text, print_note, print_result
 from ddp_ft.cli.process import run_command
+from ddp_ft.cli.ranks import CommandOfRanks, run_in_ranks
 from ddp_ft.distributed.environment import read_launch
+from ddp_ft.errors import EXIT_DONE
 from ddp_ft.files import to_json, write_text
 from ddp_ft.run_folder.output_path import check_output_file
 
 
-@click.command()
+@click.command(cls=CommandOfRanks)
 @model_argument
 @click.option("--data", type=PATH, required=True, help="Data set with class folders, split or not.")
 @click.option(
@@ -37,7 +39,7 @@ from ddp_ft.run_folder.output_path import check_output_file
 def evaluate(
     model: Path, data: Path, split: str | None, device: str, also: tuple[Path, ...], tta: str,
     assignments: tuple[str, ...], output: Path | None,
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     """Print the metrics of a run folder's best model on a data set, as JSON.
 
     Every image counts exactly once, whatever the number of processes.
@@ -45,6 +47,8 @@ def evaluate(
     launch, settings = read_launch(), data_settings(assignments)
     if output and launch.rank == 0:
         check_output_file(output, streams=True)
+    if (code := run_in_ranks("ddp_ft.evaluate", device == "cpu")) is not None:
+        return code
     with importing():
         from ddp_ft.inference.evaluate_models import Request, score_models
 
@@ -53,6 +57,7 @@ def evaluate(
         if output:
             write_text(output, to_json(metrics), durable=False)
         (print_note if output else print_result)(json_text(metrics))
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ import click
 from ddp_ft.cli.options import PATH, PATTERN, also_option, device_option, importing, model_argument, views_option
 from ddp_ft.cli.output import print_note
 from ddp_ft.cli.process import run_command
+from ddp_ft.cli.ranks import CommandOfRanks, run_in_ranks
 from ddp_ft.distributed.environment import read_launch
+from ddp_ft.errors import EXIT_DONE
 
 
-@click.command()
+@click.command(cls=CommandOfRanks)
 @model_argument
 @click.argument("inputs", nargs=-1, required=True, type=PATTERN, metavar="INPUT...")
 @click.option("--output", type=PATH, required=True, help="File: .csv, .jsonl or .parquet.")
@@ -25,7 +27,7 @@ from ddp_ft.distributed.environment import read_launch
 def predict(
     model: Path, inputs: tuple[str, ...], output: Path, column: str | None, top_k: int, device: str,
     also: tuple[Path, ...], tta: str,
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     """Classify images with a run folder's best model, or with an exported one.
 
     An INPUT is an image, a folder of them, a pattern in quotes ('photos/**/*.jpg'), a CSV or Parquet table with a
@@ -35,6 +37,8 @@ def predict(
     same command computes the missing rows, also on another number of processes.
     """
     launch = read_launch()
+    if (code := run_in_ranks("ddp_ft.predict", device == "cpu")) is not None:
+        return code
     with importing():
         from ddp_ft.inference.predict_files import Request, predict_files
 
@@ -43,6 +47,7 @@ def predict(
         faulty = f", {answer.errors} with an error" if answer.errors else ""
         old = f" ({answer.taken_over} were there from an interrupted start)" if answer.taken_over else ""
         print_note(f"{answer.rows} rows in {output}{faulty}{old}")
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import click
 from ddp_ft.cli.options import config_options, default_run_dir, given_layers, importing, run_options
 from ddp_ft.cli.output import print_result
 from ddp_ft.cli.process import run_command
+from ddp_ft.cli.ranks import CommandOfRanks, run_in_ranks
 from ddp_ft.config.loading import make_config
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.distributed.environment import read_launch
@@ -19,7 +20,7 @@ EXAMPLE = """Example:
 where ~/pets holds one folder of images for each class. No data at hand? ./launch/demo.sh runs a complete demo."""
 
 
-@click.command()
+@click.command(cls=CommandOfRanks)
 @config_options
 @run_options
 @click.option("--extend", is_flag=True, help="Lengthen the run in --run-dir to --epochs.")
@@ -34,7 +35,8 @@ def train(
 ) -> int:  # fmt: skip
     """Fine-tune a pretrained vision model on your images.
 
-    Start it alone, or on several processes with torchrun. Started again with the same options, it resumes.
+    Start it alone, on several processes with --processes, or with torchrun. Started again with the same options, it
+    resumes.
     """
     launch = read_launch()
     layers = given_layers(config_file, flags, assignments)
@@ -45,6 +47,8 @@ def train(
     if print_run_dir:
         print_result(str(folder.absolute()))
         return EXIT_DONE
+    if (code := run_in_ranks("ddp_ft.train", config.compute.device == "cpu")) is not None:
+        return _stopped_or(code, folder) if not dry_run else code
     with importing():  # takes seconds, which the mistakes above need not wait for
         from ddp_ft.run import fine_tune
         from ddp_ft.training.request import Request
@@ -52,6 +56,13 @@ def train(
     status = fine_tune(Request(folder, tuple(layers), extend, dry_run, tune), launch)
     # For a worker of torchrun a stop is a success: the agent would restart or report any other exit code.
     return EXIT_STOPPED if status == "stopped" and not launch.distributed else EXIT_DONE
+
+
+def _stopped_or(code: int, run_dir: Path) -> int:
+    """EXIT_STOPPED if ranks that have ended in order have stopped on request."""
+    from ddp_ft.run_folder.contents import read_summary
+
+    return EXIT_STOPPED if code == EXIT_DONE and read_summary(run_dir).get("status") == "stopped" else code
 
 
 def _require_data_and_model(config: RunConfig) -> None:

@@ -24,8 +24,9 @@ if [[ ${1:-} == -h ]]; then
   usage
   exit 0
 fi
-if [[ ${1:-} == --help ]]; then
-  run_train -- --help
+choose_python
+if [[ " $* " == *" --help "* ]]; then
+  exec "$PYTHON_RUN" -m ddp_ft.train --help # once, not once a process
 fi
 (($# >= 2)) || wrong_usage "NNODES and HEAD_ADDRESS are both needed."
 
@@ -42,5 +43,5 @@ fi
 : "${MAX_RESTARTS:=0}"
 [[ $MAX_RESTARTS =~ ^[0-9]+$ ]] || die "MAX_RESTARTS='$MAX_RESTARTS' is not a number."
 
-run_train --nnodes="$nnodes" --rdzv_backend=c10d --rdzv_endpoint="$head" \
-  --rdzv_id="${RDZV_ID:-${SLURM_JOB_ID:-ddp_ft-$head}}" --max_restarts="$MAX_RESTARTS" -- "$@"
+exec "$PYTHON_RUN" -m ddp_ft.cli.node --nodes "$nnodes" --rendezvous "$head" \
+  --job "${RDZV_ID:-${SLURM_JOB_ID:-ddp_ft-$head}}" --restarts "$MAX_RESTARTS" -- "$@"

@@ -17,4 +17,5 @@ if [[ ${1:-} == -h ]]; then
   usage
   exit 0
 fi
-run_train --standalone -- "$@"
+choose_python
+exec "$PYTHON_RUN" -m ddp_ft.train --processes "${NPROC_PER_NODE:-auto}" "$@"

@@ -1,31 +1,50 @@
-"""`python -m ddp_ft.cli.node`: started once on each node by a batch job; runs torchrun and shields it from signals.
+"""`python -m ddp_ft.cli.node`: started once on each node, by a batch job or launch/multi_node.sh; runs its ranks.
 
-torchrun ends its workers when it gets a signal, fails even if they saved and exited in order, and leaves orphans
-if several signals come at once, as at the end of Slurm's grace time. So it gets none: a signal becomes a
-line in the job's stop file, which the ranks read.
+In a batch job a signal becomes a line in the job's stop file, which the ranks read: so all nodes save in the same step,
+and the batch script knows what came first.
 """
 
 import os
+from pathlib import Path
 
 import click
 
+from ddp_ft.cli.options import importing
 from ddp_ft.cli.process import run_command
-from ddp_ft.slurm.node import choose_processes, run_shielded, torchrun_command
+from ddp_ft.cli.ranks import finished
+from ddp_ft.distributed.environment import read_number
+from ddp_ft.distributed.processes import Meeting, choose_processes, words_ask_for_cpu
+from ddp_ft.distributed.stop_request import STOP_FILE_VARIABLE
+from ddp_ft.errors import UserError
+from ddp_ft.slurm.node import noting, settled
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--nodes", type=int, default=1, show_default=True, help="Nodes of the job.")
+@click.option("--nodes", metavar="N", default="1", show_default=True, help="Nodes of the job, or MIN:MAX of them.")
 @click.option("--rendezvous", metavar="HOST:PORT", help="Where the nodes meet; needed for several.")
 @click.option("--job", metavar="NAME", default="ddp_ft", help="The same on all nodes, and of this start alone.")
+@click.option("--restarts", type=int, default=0, help="How often the ranks start again after a failure.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def node(nodes: int, rendezvous: str | None, job: str, arguments: tuple[str, ...]) -> int:
-    """Run this node's share of a training; ARGUMENTS are those of train."""
-    processes, threads = choose_processes(arguments, os.environ)
-    command = torchrun_command(nodes, rendezvous, job, processes, os.environ.get("SLURMD_NODENAME"))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    # How long torchrun lets its workers save, should a signal reach it; older ones do not know this and have 30 s.
-    environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")
-    return run_shielded([*command, *arguments], environment, os.environ.get("DDP_FT_STOP_FILE"))
+def node(nodes: str, rendezvous: str | None, job: str, restarts: int, arguments: tuple[str, ...]) -> int:
+    """Run this node's share of a training; ARGUMENTS are those of train.
+
+    NPROC_PER_NODE and OMP_NUM_THREADS in the environment override the number of processes and of their threads.
+    """
+    least, _, most = nodes.partition(":")
+    if nodes != "1" and not rendezvous:
+        raise UserError(f"{nodes} nodes need --rendezvous HOST:PORT, where they meet.")
+    wanted = read_number(os.environ, "NPROC_PER_NODE", least=1)
+    processes, threads = choose_processes(words_ask_for_cpu(arguments), os.environ, wanted)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    with importing():
+        from ddp_ft.distributed.agent import run_ranks
+
+    meeting = Meeting(restarts=restarts)
+    if rendezvous:
+        meeting = Meeting(int(least), int(most or least), rendezvous, job, os.environ.get("SLURMD_NODENAME"), restarts)
+    stop_file = Path(os.environ[STOP_FILE_VARIABLE]) if os.environ.get(STOP_FILE_VARIABLE) else None
+    code = finished(run_ranks("ddp_ft.train", arguments, processes, meeting, noting(stop_file) if stop_file else None))
+    return settled(code, stop_file) if stop_file else code
 
 
 if __name__ == "__main__":

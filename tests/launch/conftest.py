@@ -50,13 +50,6 @@ class Launcher:
         file.chmod(0o755)
         return file
 
-    def add_gpus(self, count: int) -> None:
-        """From now on nvidia-smi lists so many GPUs."""
-        lines = "\n".join(
-            f"GPU {n}: NVIDIA H200 (UUID: GPU-{n})\n  MIG 1g.18gb Device 0: (UUID: MIG-{n})" for n in range(count)
-        )
-        self.add("nvidia-smi", f"#!/bin/sh\ncat <<'END'\n{lines}\nEND\n")
-
     def __call__(self, script: str, *args: str, cwd: Path | None = None, **env: str) -> Call:
         inherited = {name: value for name, value in os.environ.items() if name not in UNSET}
         environment = {**inherited, "DDP_FT_PYTHON": str(self.bin / "recorder"), **env}

@@ -140,7 +140,7 @@ def test_every_command_is_run_by_a_test():
 def test_every_option_and_key_it_names_exists():
     text = README.split("## Train")[1].split("## Use the result")[0]
     flags = {key.flag for key in KEYS.values()} | {"--run-dir", "--config", "--set", "--dry-run", "--extend", "--help"}
-    flags |= {"--tune"}
+    flags |= {"--tune", "--processes"}
     flags |= {"--list", "--layers", "--recipe", "--last", "--best", "--output", "--also", "--tta"}  # of other commands
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - {"--nproc_per_node"} - {"--nproc"} <= flags
     assert set(
