@@ -5,6 +5,7 @@ and the batch script knows what came first.
 """
 
 import os
+import re
 from pathlib import Path
 
 import click
@@ -30,8 +31,8 @@ def node(nodes: str, rendezvous: str | None, job: str, restarts: int, arguments:
 
     NPROC_PER_NODE and OMP_NUM_THREADS in the environment override the number of processes and of their threads.
     """
-    least, _, most = nodes.partition(":")
-    if nodes != "1" and not rendezvous:
+    least, most = _counts(nodes)
+    if most > 1 and not rendezvous:
         raise UserError(f"{nodes} nodes need --rendezvous HOST:PORT, where they meet.")
     wanted = read_number(os.environ, "NPROC_PER_NODE", least=1)
     processes, threads = choose_processes(words_ask_for_cpu(arguments), os.environ, wanted)
@@ -41,10 +42,18 @@ def node(nodes: str, rendezvous: str | None, job: str, restarts: int, arguments:
 
     meeting = Meeting(restarts=restarts)
     if rendezvous:
-        meeting = Meeting(int(least), int(most or least), rendezvous, job, os.environ.get("SLURMD_NODENAME"), restarts)
+        meeting = Meeting(least, most, rendezvous, job, os.environ.get("SLURMD_NODENAME"), restarts)
     stop_file = Path(os.environ[STOP_FILE_VARIABLE]) if os.environ.get(STOP_FILE_VARIABLE) else None
     code = finished(run_ranks("ddp_ft.train", arguments, processes, meeting, noting(stop_file) if stop_file else None))
     return settled(code, stop_file) if stop_file else code
+
+
+def _counts(nodes: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d{0,4})(?::([1-9]\d{0,4}))?", nodes)
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+    if most < least:
+        raise UserError(f"--nodes {nodes} is neither a number of nodes nor MIN:MAX of them.")
+    return least, most
 
 
 if __name__ == "__main__":

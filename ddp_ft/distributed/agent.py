@@ -114,7 +114,7 @@ class _Ranks:
                 os.kill(pid, number)
 
     def _outcome(self) -> Outcome:
-        if isinstance(self._error, (RendezvousError, DistError)):
+        if isinstance(self._error, (RendezvousError, DistError, ValueError)):
             raise UserError(
                 f"The nodes did not meet at {self.meeting.endpoint}: {one_line(self._error)}.",
                 "The first node of that name must run the same command, and all must reach its port.",
