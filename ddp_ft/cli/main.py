@@ -6,6 +6,7 @@ import os
 import click
 from click.shell_completion import CompletionItem
 
+from ddp_ft.cli.output import print_result
 from ddp_ft.cli.process import run_command
 from ddp_ft.errors import nearest
 from ddp_ft.version import __version__
@@ -66,10 +67,13 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup)
+@click.group(cls=LazyGroup, invoke_without_command=True)
 @click.version_option(__version__, prog_name="ddp-ft")
-def ddp_ft() -> None:
+@click.pass_context
+def ddp_ft(context: click.Context) -> None:
     """Fine-tune vision models on one CPU, one GPU or many nodes, with the same result."""
+    if context.invoked_subcommand is None:
+        print_result(context.get_help())
 
 
 def main() -> None:

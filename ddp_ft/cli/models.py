@@ -30,7 +30,7 @@ _OUTPUTS = 2  # of the head, whose size is no property of the model
 @click.option("--table", "as_table", is_flag=True, help="With sizes and weights, also if this is no terminal.")
 @click.option("--json", "as_json", is_flag=True, help="The table as JSON, for machines.")
 def models(pattern: str | None, layers: bool, as_table: bool, as_json: bool) -> None:
-    """List the models that --model takes; all, or those that match PATTERN, such as 'convnext*'.
+    """List the models that --model takes; all, or those that match PATTERN, such as 'convnext*', or contain it.
 
     On a terminal with their parameters, the size of their images and the tags of their pretrained weights, else their
     names alone. With --layers, PATTERN is the name of one model, or FILE.py:FACTORY. No weights are needed.
@@ -104,9 +104,14 @@ def all_names() -> list[str]:
 
 
 def find(pattern: str) -> list[str]:
-    """The full names that match, with or without their library and tag; UserError if there are none."""
+    """The full names that match, with or without their library and tag, or that contain a text without * or ?.
+
+    UserError if there are none.
+    """
     known = all_names()
     found = [name for name in known if any(fnmatchcase(form, pattern) for form in _forms(name))]
+    if not found and not set("*?[") & set(pattern):
+        found = [name for name in known if pattern.lower() in name.lower()]
     if not found:
         plain = {form for name in known for form in _forms(name) if "." not in form}
         hint = nearest(pattern.strip("*"), sorted(plain)) or "Use * for any text, such as 'resnet*'."

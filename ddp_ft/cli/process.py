@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 
 from ddp_ft.cli.output import LostOutputError, protect_streams, restart_in_utf8
+from ddp_ft.config.synonyms import flag_answer, named_options
 from ddp_ft.distributed.environment import ReportedByAnother, read_launch
 from ddp_ft.errors import (
     EXIT_DONE,
@@ -54,7 +55,7 @@ def run_command(command: click.Command, arguments: list[str] | None = None) -> N
     except UserError as error:
         code = _report(error.message, error.hint, EXIT_USER_ERROR)
     except click.ClickException as error:
-        code = _report(error.format_message(), _usage(error), EXIT_USER_ERROR)
+        code = _report(_message(error), _usage(error), EXIT_USER_ERROR)
     except (KeyboardInterrupt, click.Abort):
         code = EXIT_INTERRUPTED
     except OSError as error:
@@ -105,6 +106,15 @@ def _check_working_folder() -> None:
     except OSError as error:
         hint = "It was removed, or is no longer mounted. Change to a folder that is there, and start again."
         raise UserError(f"The working folder cannot be used: {error.strerror}.", hint) from None
+
+
+def _message(error: click.ClickException) -> str:
+    """click's; or what the command calls an option of other tools, if it has it under another name."""
+    if isinstance(error, click.NoSuchOption) and error.ctx and (answer := flag_answer(error.option_name)):
+        own = {name for each in error.ctx.command.params for name in each.opts}
+        if own.issuperset(word for word in named_options(answer) if word.startswith("--")):
+            return f"There is no option {error.option_name}. {answer}"
+    return error.format_message()
 
 
 def _usage(error: click.ClickException) -> str:

@@ -68,7 +68,7 @@ def run_in_ranks(module: str, on_cpu: bool) -> int | None:
     launch = read_launch()
     if launch.distributed:
         message = f"--processes is for a start without torchrun, which has started {launch.world_size} process(es)."
-        raise UserError(message, "Leave it out.")
+        raise UserError(message, "Leave --processes out.")
     processes, threads = choose_processes(on_cpu, os.environ, meta[_WANTED])
     return _run(module, meta[_WORDS], processes, threads) if processes > 1 else None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_ft.config.keys import Key
+from ddp_ft.config.synonyms import value_answer
 from ddp_ft.config.yaml_texts import QUOTING, read_mapping
 from ddp_ft.errors import UserError, nearest, one_line
 
@@ -45,7 +46,7 @@ def parse_value(key: Key, given: Any) -> Any:
         reason = f"As YAML: {one_line(error)}." if key.type is dict else ""
     if key.type is str and not key.choices and not isinstance(given, str):
         reason = QUOTING
-    hint = nearest(str(given), list(key.choices or ())) or reason
+    hint = value_answer(key.path, str(given)) or nearest(str(given), list(key.choices or ())) or reason
     raise UserError(f"{_label(key)} = {given!r} is not {_expected(key)}.", hint)
 
 

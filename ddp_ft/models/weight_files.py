@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ddp_ft.config.paths import path_of
+from ddp_ft.config.synonyms import value_answer
 from ddp_ft.errors import UserError, nearest, one_line, reason_of, shortened, typed_line
 from ddp_ft.models.libraries.base import State
 from ddp_ft.run_folder.contents import read_content
@@ -64,7 +65,8 @@ def find_file(given: str) -> Path:
     if path.is_dir():
         return _in_folder(path)
     if not path.is_file():
-        hint = nearest(given, ["pretrained", "none"]) or "Expected pretrained, none, a file or a folder with one."
+        hint = value_answer("model.weights", given) or nearest(given, ["pretrained", "none"])
+        hint = hint or "Expected pretrained, none, a file or a folder with one."
         raise UserError(f"--weights {given}: no such file.", hint)
     return path
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddp_ft.config.schema import RunConfig
+from ddp_ft.config.synonyms import value_answer
 from ddp_ft.contracts import Batch, Task
 from ddp_ft.errors import UserError, known_names
 from ddp_ft.plugins import is_reference
@@ -103,7 +104,7 @@ class SupervisedTask(Task):
             return self.user_metric.higher_is_better()
         known = self.directions()
         if metric not in known:
-            hint = known_names(metric, [*known, *self.user_names])
+            hint = value_answer("eval.metric", metric) or known_names(metric, [*known, *self.user_names])
             raise UserError(f"eval.metric = '{metric}' is no metric of the task {self.name}.", hint)
         return known[metric]
 

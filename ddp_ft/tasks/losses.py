@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddp_ft.config.schema import LossConfig
+from ddp_ft.config.synonyms import value_answer
 from ddp_ft.contracts import Batch
 from ddp_ft.errors import UserError, nearest
 from ddp_ft.plugins import is_reference
@@ -47,7 +48,7 @@ def choose_loss(config: LossConfig, task: str, fitting: Sequence[str]) -> LossCh
     expected = f"For {task}: {', '.join(fitting)}, or FILE.py:CLASS."
     if name in LOSSES:
         raise UserError(f"--loss (loss.name) = '{name}' does not fit the task {task}.", expected)
-    hint = f"{nearest(name, list(LOSSES))} {expected}".strip()
+    hint = f"{value_answer('loss.name', name) or nearest(name, list(LOSSES))} {expected}".strip()
     raise UserError(f"There is no loss '{name}' (--loss, loss.name).", hint)
 
 

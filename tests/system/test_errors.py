@@ -126,9 +126,10 @@ def test_torchrun_variables_half_set():
     assert done.stderr.startswith("Error: The launcher's variables are half set") and "LOCAL_RANK" in done.stderr
 
 
-def test_unknown_flag_names_the_nearest():
-    done = run_module("ddp_ft.train", "--epoch", 3)
-    assert done.returncode == 2 and "--epochs" in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize(("flag", "ours"), [("--optimiser", "--optimizer"), ("--gpus", "--processes N")])
+def test_unknown_flag_names_the_nearest_or_what_it_is_called_here(flag, ours):
+    done = run_module("ddp_ft.train", flag, 3)
+    assert done.returncode == 2 and ours in done.stderr and "Traceback" not in done.stderr
 
 
 def test_bare_torchrun_prints_the_message_once(torchrun):

@@ -186,7 +186,7 @@ def test_mixing_weighs_each_of_the_two():
         (LABEL, "mse", ["mse", "single-label", "cross_entropy, focal, bce, soft_f1"]),
         (LABELS, "cross_entropy", ["multi-label", "bce, focal, soft_f1"]),
         (NUMBERS, "focal", ["regression", "mse, l1, huber"]),
-        (LABEL, "crossentropy", ["no loss 'crossentropy'", "Did you mean cross_entropy?"]),
+        (LABEL, "crossentropy", ["no loss 'crossentropy'", "Here that is cross_entropy."]),
         (NUMBERS, "qqq", ["no loss 'qqq'", "mse, l1, huber"]),
     ],
 )

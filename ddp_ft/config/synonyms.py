@@ -1,0 +1,133 @@
+"""What other tools call the options, and what they call some values. Free of torch.
+
+The names are those of PyTorch Lightning, Transformers' Trainer, timm's train.py, Ultralytics, MMEngine, fastai,
+torchrun and torchvision's references.
+"""
+
+_SET = "--set {}"
+# Our way -> the names without dashes, of which `-` and `_` are the same. What follows the first word is a remark.
+_FLAGS: dict[str, str] = {
+    "--processes N, or auto": "gpus num-gpus n-gpu n-gpus ngpus nproc nproc-per-node num-processes world-size ddp "
+    "distributed strategy multi-gpu",
+    "--device cpu or cuda": "accelerator use-cuda no-cuda cuda gpu",
+    "--data": "dataset data-dir data-path data-root train-dir train-data dataset-dir root images folder source input",
+    "--val-split": "validation-split val-pct valid-pct val-ratio val-size val-fraction test-size",
+    "--model": "arch architecture backbone net network model-name model-name-or-path",
+    "--weights pretrained, none, or a file": "pretrained no-pretrained initial-checkpoint finetune fine-tune "
+    "checkpoint from-pretrained load-from pretrained-path",
+    "--image-size": "img-size imgsz img input-size resolution crop-size image-resolution size train-crop-size",
+    "--head": "classifier head-type",
+    "--freeze backbone, or another part": "freeze-backbone freeze-layers freeze-encoder frozen-stages",
+    "--epochs": "epoch num-epochs num-train-epochs max-epochs n-epochs nb-epochs",
+    "--max-steps": "max-iters iters iterations num-steps max-train-steps steps",
+    "--max-minutes": "max-time time-limit",
+    "--batch-size, which counts the images of all processes": "batch bs batchsize train-batch-size "
+    "per-device-train-batch-size per-gpu-batch-size samples-per-gpu global-batch-size",
+    "--micro-batch, by which a batch is cut": "gradient-accumulation-steps grad-accum-steps accumulate accum-iter "
+    "accumulate-grad-batches grad-accum update-freq",
+    "--lr": "learning-rate lr0 base-lr blr max-lr",
+    "--weight-decay": "wd decay l2",
+    "--optimizer": "optim opt",
+    "--schedule": "sched scheduler lr-scheduler lr-scheduler-type lr-schedule",
+    "--warmup, in epochs": "warmup-epochs warmup-steps warmup-ratio lr-warmup-epochs num-warmup-steps",
+    "--clip-norm": "clip-grad clip-grad-norm max-grad-norm gradient-clip-val grad-clip",
+    "--loss": "criterion loss-fn loss-function objective",
+    "--class-weights": "class-weight weighted-loss",
+    "--augment": "aa auto-augment augmentation augmentations aug transforms data-augmentation",
+    "--mixup": "mixup-alpha",
+    "--cutmix": "cutmix-alpha",
+    "--metric": "metric-for-best-model eval-metric monitor",
+    "--patience": "early-stopping early-stop early-stopping-patience",
+    "--ema, with a decay such as 0.999": "model-ema use-ema ema-decay model-ema-decay",
+    "--precision bf16 or fp16": "amp fp16 bf16 half mixed-precision amp-dtype dtype native-amp use-amp",
+    "--workers": "num-workers workers-per-gpu dataloader-num-workers cpus",
+    "--seed": "random-seed random-state",
+    "--run-dir": "name run-name exp-name experiment experiment-name output out output-dir save-dir save-path log-dir "
+    "logdir work-dir default-root-dir logging-dir",
+    "--track mlflow or wandb": "project wandb wandb-project mlflow report-to logger log-wandb tracker",
+    "--log-level": "verbose verbosity loglevel",
+    "--dry-run": "debug fast-dev-run sanity-check",
+    "--tune": "auto-tune autotune auto-lr-find find-lr",
+    "--recipe": "preset hparams",
+    "--config": "cfg config-file",
+    "--tta": "test-time-augmentation augment-test",
+    "--top-k": "topk",
+    "--device": "map-location",
+    _SET.format("eval.every_epochs=N"): "eval-interval val-interval check-val-every-n-epoch eval-steps eval-every",
+    _SET.format("checkpoint.every_steps=N"): "save-steps save-interval save-every save-freq save-period",
+    _SET.format("checkpoint.keep=N"): "save-total-limit save-top-k max-keep-ckpts",
+    _SET.format("log.every_steps=N"): "log-interval logging-steps log-every-n-steps print-freq",
+    _SET.format("loss.label_smoothing=0.1"): "smoothing label-smoothing label-smoothing-factor",
+    _SET.format("loss.focal_gamma=2"): "focal-gamma",
+    _SET.format("head.dropout=0.2"): "drop drop-rate dropout",
+    _SET.format("model.drop_path=0.1"): "drop-path drop-path-rate stochastic-depth",
+    _SET.format("model.batch_norm=sync"): "sync-bn sync-batchnorm",
+    _SET.format("compute.compile=true"): "compile torch-compile torchcompile",
+    _SET.format("compute.memory_format=channels_last"): "channels-last",
+    _SET.format("compute.recompute=true"): "grad-checkpointing gradient-checkpointing activation-checkpointing",
+    _SET.format("compute.deterministic=true"): "deterministic cudnn-deterministic",
+    _SET.format("optim.momentum=0.9"): "momentum",
+    _SET.format("optim.betas=[0.9,0.999]"): "betas adam-beta1 opt-betas",
+    _SET.format("augment.erasing=0.25"): "reprob random-erase random-erasing",
+    _SET.format("augment.color_jitter=0.4"): "color-jitter",
+    _SET.format("augment.flip=0.5"): "hflip fliplr",
+    _SET.format("data.fold=0/5"): "fold k-fold kfold",
+    _SET.format("data.decoder=auto"): "decoder",
+}
+# What there is no option for, and why none is needed.
+_WITHOUT: dict[str, str] = {
+    "resume resume-from resume-from-checkpoint ckpt-path auto-resume restart": "The same command goes on where the run "
+    "was, and another --run-dir begins anew. Weights of elsewhere: --weights FILE.",
+    "overwrite force exist-ok overwrite-output-dir": "A run folder is never overwritten: give another --run-dir, or "
+    "remove it.",
+    "num-classes nb-classes classes nc num-labels": "The classes are those of the data.",
+    "do-train do-eval train eval evaluate validate": "`train` evaluates after each epoch; `ddp-ft evaluate RUN` does "
+    "it alone.",
+    "local-rank local_rank rank master-port master-addr nnodes nodes dist-url backend": "torchrun or --processes sets "
+    "that; several nodes: launch/multi_node.sh, or slurm/.",
+}
+_VALUES: dict[str, dict[str, str]] = {
+    "compute.device": {"cuda": "gpu 0 cuda:0 all nvidia", "auto": "default none"},
+    "compute.precision": {
+        "bf16": "bfloat16 bf16-mixed bf16-true amp mixed", "fp16": "16 float16 half 16-mixed",
+        "fp32": "32 float32 full",
+    },
+    "loss.name": {
+        "cross_entropy": "ce crossentropy xent nll nll_loss crossentropyloss cross-entropy softmax",
+        "bce": "bcewithlogits bcewithlogitsloss binary_crossentropy binary_cross_entropy sigmoid",
+        "mse": "l2 mseloss squared_error", "l1": "mae l1loss", "huber": "smooth_l1 smoothl1 huberloss",
+        "focal": "focal_loss focalloss",
+    },
+    "schedule.name": {
+        "cosine": "cosineannealing cosineannealinglr cosine_annealing cos cosine_with_warmup", "step": "steplr",
+        "multistep": "multisteplr", "linear": "linear_with_warmup linearlr", "polynomial": "poly",
+        "onecycle": "one_cycle onecyclelr 1cycle", "plateau": "reducelronplateau reduce_on_plateau",
+        "constant": "none fixed constant_with_warmup",
+    },
+    "model.weights": {"pretrained": "imagenet true yes default", "none": "scratch false no random"},
+    "eval.metric": {"accuracy": "acc top1 top-1 acc1", "macro_f1": "f1 f1_macro f1-macro", "auroc": "auc roc_auc"},
+    "data.sampling": {"balanced": "oversample class_balanced", "natural": "none random"},
+}  # fmt: skip
+
+
+def flag_answer(given: str) -> str:
+    """What to use in place of an option of another tool, such as `--gpus`; empty if it is not known."""
+    name = given.lstrip("-").lower().replace("_", "-")
+    for ours, names in _FLAGS.items():
+        if name in names.split():
+            return f"Here that is {ours}."
+    return next((answer for names, answer in _WITHOUT.items() if name in names.split()), "")
+
+
+def named_options(answer: str) -> list[str]:
+    """The options and keys that an answer names."""
+    words = [word.strip(".,:`") for word in answer.split()]
+    return [word.partition("=")[0] for word in words if word.startswith("--") or "=" in word]
+
+
+def value_answer(path: str, given: str) -> str:
+    """What that key calls a value of another tool, such as `gpu`; empty if it is not known."""
+    for ours, names in _VALUES.get(path, {}).items():
+        if given.lower() in names.split():
+            return f"Here that is {ours}."
+    return ""
