@@ -8,15 +8,23 @@ from typing import Any
 
 import click
 
+from ddp_ft.cli.help import GROUPS
 from ddp_ft.cli.options import config_options, default_run_dir, given_layers, importing, run_options
 from ddp_ft.cli.output import print_note
 from ddp_ft.cli.process import run_command, write_error_file
-from ddp_ft.cli.ranks import CommandOfRanks, run_in_ranks
+from ddp_ft.cli.ranks import GroupedCommandOfRanks, run_in_ranks
 from ddp_ft.config.loading import make_config
 from ddp_ft.errors import EXIT_DONE, EXIT_USER_ERROR
 
 
-@click.command(cls=CommandOfRanks)
+class Doctor(GroupedCommandOfRanks):
+    """The command, which takes the options of train and lists the usual ones."""
+
+    groups = {"Usual": (*GROUPS["Usual"], "config", "set"), "Of doctor alone": ("quick", "json", "help")}  # noqa: RUF012
+    elsewhere = "All other options of train are taken too: `ddp-ft train --help`."
+
+
+@click.command(cls=Doctor)
 @config_options
 @run_options
 @click.option("--json", "wants_json", is_flag=True, help="Print JSON, with the paths of all images concerned.")

@@ -8,7 +8,7 @@ import click
 from ddp_ft.cli.options import config_options, default_run_dir, given_layers, importing, run_options
 from ddp_ft.cli.output import print_result
 from ddp_ft.cli.process import run_command
-from ddp_ft.cli.ranks import CommandOfRanks, run_in_ranks
+from ddp_ft.cli.ranks import GroupedCommandOfRanks, run_in_ranks
 from ddp_ft.config.loading import make_config
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.distributed.environment import read_launch
@@ -20,7 +20,7 @@ EXAMPLE = """Example:
 where ~/pets holds one folder of images for each class. No data at hand? ./launch/demo.sh runs a complete demo."""
 
 
-@click.command(cls=CommandOfRanks)
+@click.command(cls=GroupedCommandOfRanks)
 @config_options
 @run_options
 @click.option("--extend", is_flag=True, help="Lengthen the run in --run-dir to --epochs.")
@@ -35,8 +35,8 @@ def train(
 ) -> int:  # fmt: skip
     """Fine-tune a pretrained vision model on your images.
 
-    Start it alone, on several processes with --processes, or with torchrun. Started again with the same options, it
-    resumes.
+    Started again with the same options, it resumes. In brackets: the default. All keys of --set: `ddp-ft config
+    --list`.
     """
     launch = read_launch()
     layers = given_layers(config_file, flags, assignments)

@@ -15,6 +15,7 @@ from ddp_ft.config.keys import Key
 from ddp_ft.config.schema import KEYS
 from ddp_ft.config.user_cache import cache_folder
 from ddp_ft.files import write_text
+from ddp_ft.tasks.metric_table import METRICS
 from ddp_ft.trackers.services.registry import SERVICES
 from ddp_ft.version import versions_of
 
@@ -111,6 +112,8 @@ def values(key: Key, begun: str) -> list[CompletionItem]:
         return [*_beginning(_models(begun), begun), *files]
     if key.path == "log.trackers":
         return _beginning(SERVICES, begun)
+    if key.path == "eval.metric":
+        return _beginning([*METRICS, key.null], begun)
     known = key.choices or (("true", "false") if key.type is bool else ())
     return _beginning([*known, *((key.null,) if key.optional and known else ())], begun)
 

@@ -41,7 +41,7 @@ def config_options(command: F) -> F:
 
 def _option(key: Key, flag: str) -> Callable[[F], F]:
     default = key.null if key.default is None else key.default
-    shown = "" if key.path in REQUIRED else f"  [default: {default}; {key.kind}]"
+    shown = "" if key.path in REQUIRED else f" [{default}]"
     name, text = key.path.replace(".", "__"), f"{key.help}{shown}"
     return click.option(flag, name, metavar=key.metavar, help=text, shell_complete=completer(key))
 
@@ -64,9 +64,11 @@ views_option = choice(
     ["none", "flip", "crops"],
     "Views of each image: itself; its mirror image too; ten crops, half of them mirrored.",
 )
-_RUN_DIR = click.option("--run-dir", type=PATH, help="Where everything is written.  [default: runs/<data>-<model>]")
+_RUN_DIR = click.option(
+    "--run-dir", type=PATH, metavar="PATH", help="Where everything is written. [runs/<data>-<model>]"
+)
 _CONFIG_FILE = click.option(
-    "--config", "config_file", type=PATH, help="YAML file of keys, such as config.yaml of another run."
+    "--config", "config_file", type=PATH, metavar="PATH", help="YAML file of keys, such as config.yaml of another run."
 )
 _ASSIGNMENTS = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", shell_complete=complete_assignment,

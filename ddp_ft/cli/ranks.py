@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ddp_ft.cli.help import GroupedCommand
 from ddp_ft.cli.options import importing
 from ddp_ft.distributed.environment import read_launch
 from ddp_ft.distributed.processes import Meeting, Outcome, choose_processes
@@ -41,7 +42,7 @@ class CommandOfRanks(click.Command):
                 type=Number(),
                 expose_value=False,
                 callback=_keep,
-                help=f"Start so many processes, one a GPU; {AUTO}: all GPUs, or up to 4 on a CPU. Needs no torchrun.",
+                help=f"Processes to start, one a GPU; {AUTO}: all GPUs, or up to 4 on a CPU.",
             )
         )
 
@@ -49,6 +50,10 @@ class CommandOfRanks(click.Command):
         """As click's; the words are for the ranks."""
         ctx.meta[_WORDS] = tuple(args)
         return super().parse_args(ctx, args)
+
+
+class GroupedCommandOfRanks(GroupedCommand, CommandOfRanks):
+    """The same, with its help in groups."""
 
 
 def _keep(context: click.Context, option: click.Parameter, number: int | None) -> None:

@@ -12,7 +12,8 @@ class EvalConfig:
     every_epochs: int = key(1, "Epochs between evaluations.", low=1)
     metric: str | None = key(
         None,
-        "The metric that decides which model is best (of equals the loss); auto: accuracy, mAP or RMSE, by task.",
+        "The metric that decides which model is best (of equals the loss); auto: accuracy, mAP or RMSE, by task. "
+        "Others: balanced_accuracy, macro_f1, micro_f1, auroc, ece, top5_accuracy, exact_match, mae, r2, loss.",
         flag="--metric",
         null="auto",
     )
