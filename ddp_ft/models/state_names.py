@@ -10,6 +10,10 @@ from ddp_ft.models.libraries.base import State
 # What DDP, torch.compile and trainers put before names that a library's own filter knows.
 _WRAPPER = re.compile(r"^(module|_orig_mod|model)\.")
 _MOST_WRAPPERS = 3
+# Parts that torch.compile, activation checkpointing, FSDP and DeepSpeed put into names, also in their middle.
+_INSERTED = frozenset(
+    ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_fpw_module", "_forward_module")
+)
 # Averaged weights are better than those of the last step: timm's and others' names of them.
 _AVERAGED = re.compile(r"(?i)(^|[._])(ema|teacher|averaged|swa)([._]|$)")
 # What optimizers and others keep of each parameter has its name and size too.
@@ -18,19 +22,21 @@ _NO_WEIGHTS = re.compile(r"(?i)optim|exp_avg|momentum|velocity|grad|fisher")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A state of a file under the model's names: `place` in the file, what was `cut` from or `put` before its names,
-    and how many of its tensors `fit`, by name and shape."""
+    """A state of a file under the model's names: `place` in the file, what was `cut` from or `put` before its names or
+    taken out of them as `inserted`, and how many of its tensors `fit`, by name and shape."""
 
     place: str
     state: State
     cut: str = ""
     put: str = ""
+    inserted: str = ""
     fit: int = field(default=0, compare=False)
 
     def notes(self) -> tuple[str, ...]:
         """How it was found, for a report."""
         notes = [f"read from '{self.place}'"] if self.place else []
         notes += [f"without the prefix '{self.cut}.'"] if self.cut else []
+        notes += [f"without {self.inserted} within names"] if self.inserted else []
         return (*notes, *([f"with the prefix '{self.put}.'"] if self.put else []))
 
 
@@ -67,12 +73,12 @@ def _fitting(state: State, target: State) -> int:
 
 def _variants(whole: Candidate, target: State) -> Iterator[Candidate]:
     """The state as it is, without the prefix and with the prefix that fit best, and without all known wrappers."""
-    state = whole.state
     yield whole
-    if prefix := _common_prefix(state, target):
-        yield replace(whole, state={_without(name, prefix): tensor for name, tensor in state.items()}, cut=prefix)
-    if prefix := _common_prefix(target, state):
-        yield replace(whole, state={f"{prefix}.{name}": tensor for name, tensor in state.items()}, put=prefix)
+    yield from _prefix_variants(whole, target)
+    if inner := _without_inserted(whole):
+        yield inner
+        yield from _prefix_variants(inner, target)
+    state = whole.state
     cut: list[str] = []
     for _ in range(_MOST_WRAPPERS):
         match = _WRAPPER.match(next(iter(state), ""))
@@ -81,6 +87,26 @@ def _variants(whole: Candidate, target: State) -> Iterator[Candidate]:
         cut.append(match[1])
         state = {_WRAPPER.sub("", name, count=1): tensor for name, tensor in state.items()}
     yield replace(whole, state=state, cut=".".join(cut))
+
+
+def _prefix_variants(whole: Candidate, target: State) -> Iterator[Candidate]:
+    state = whole.state
+    if prefix := _common_prefix(state, target):
+        yield replace(whole, state={_without(name, prefix): tensor for name, tensor in state.items()}, cut=prefix)
+    if prefix := _common_prefix(target, state):
+        yield replace(whole, state={f"{prefix}.{name}": tensor for name, tensor in state.items()}, put=prefix)
+
+
+def _without_inserted(whole: Candidate) -> Candidate | None:
+    """The state without the parts of names that wrappers of single layers insert; None if it has none."""
+    split = {name: name.split(".") for name in whole.state}
+    found = sorted({part for parts in split.values() for part in parts} & _INSERTED)
+    if not found:
+        return None
+    state = {
+        ".".join(part for part in split[name] if part not in _INSERTED): tensor for name, tensor in whole.state.items()
+    }
+    return replace(whole, state=state, inserted=", ".join(found))
 
 
 def _common_prefix(longer: State, shorter: State) -> str:

@@ -4,6 +4,7 @@ import argparse
 import pickle
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,11 @@ _DEEPEST = 5
 _FOREIGN_CODE = re.compile(r"(?i)unsupported (global|class)|can only (create|build)|reduce for")
 _FOREIGN_NAME = re.compile(r"Unsupported (?:global: GLOBAL|class) ([\w.<>]+) was not an allowed")
 _MOST_NAMES = 200
+# Files of weights that torch cannot read, by their first bytes.
+_OTHER_FORMATS = {
+    b"\x89HDF": "an HDF5 file, such as Keras writes", b"\x93NUMPY": "a NumPy array",
+    b"\x1f\x8b": "a gzip archive", b"BZh": "a bzip2 archive", b"\xfd7zXZ": "an xz archive", b"GGUF": "a GGUF file",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,17 +52,24 @@ class Contents:
     skipped: tuple[str, ...] = ()
 
 
-class _Skipped:
-    """In place of an object that is no tensor: it keeps nothing and does nothing."""
+class _Skipped(list[Any]):
+    """In place of an object that is no tensor: it does nothing, and has items only if the file appends some."""
 
     def __new__(cls, *_arguments: Any, **_options: Any) -> "_Skipped":
-        return object.__new__(cls)
+        return super().__new__(cls)
 
     def __init__(self, *_arguments: Any, **_options: Any) -> None:
         pass
 
     def __setstate__(self, _state: Any) -> None:
         pass
+
+
+class _SkippedMapping:
+    """In place of a mapping of a foreign class, such as a defaultdict: a plain one, which the unpickler can fill."""
+
+    def __new__(cls, *_arguments: Any, **_options: Any) -> "OrderedDict[Any, Any]":  # type: ignore[misc]
+        return OrderedDict()
 
 
 def find_file(given: str) -> Path:
@@ -114,6 +127,8 @@ def _why(file: Path, error: Exception) -> str:
         return "it is a pointer of Git LFS, for which `git lfs pull` gets the file"
     if head.startswith((b"<!", b"<html", b"<?xml")):
         return "it is a web page"
+    if known := next((name for start, name in _OTHER_FORMATS.items() if head.startswith(start)), ""):
+        return f"it is {known}, and not what torch.save writes"
     if head.isascii() and head.decode().replace("\n", "").replace("\r", "").replace("\t", "").isprintable():
         return "it is text, and not what torch.save writes"
     if "TorchScript" in str(error):
@@ -154,29 +169,46 @@ def _shards(index: Path) -> tuple[State, tuple[str, ...]]:
 def _unpickle(file: Path) -> tuple[Any, tuple[str, ...]]:
     """Open what torch.save wrote with torch's restricted unpickler. What it does not know is replaced by name, so that
     nothing of the file is imported or called. UserError if that is not enough."""
-    names: list[str] = []
+    stand_ins: dict[str, type] = {}
     while True:
         # timm and many scripts keep their options in the checkpoint; a Namespace of them is harmless.
-        known: list[Any] = [argparse.Namespace, *((type(name, (_Skipped,), {}), name) for name in names)]
+        known: list[Any] = [argparse.Namespace, *((type(name, (base,), {}), name) for name, base in stand_ins.items())]
         with torch.serialization.safe_globals(known), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error, if there is one, says the same
             try:
-                return torch.load(file, map_location="cpu", weights_only=True), tuple(names)
+                content = torch.load(file, map_location="cpu", weights_only=True)
+                return content, tuple(name for name, base in stand_ins.items() if base is _Skipped)
             except pickle.UnpicklingError as error:
-                if not _FOREIGN_CODE.search(str(error)):
-                    raise
-                more = _unknown_names(file, str(error)) - set(names)
-                if not more or len(names) + len(more) > _MOST_NAMES:
-                    raise _could_run_code(file, (*names, *more)) from None
-                names += sorted(more)
+                stand_ins |= _more_stand_ins(file, str(error), stand_ins)
+
+
+def _more_stand_ins(file: Path, message: str, present: Mapping[str, type]) -> dict[str, type]:
+    """What to put in the place of the classes that torch's unpickler complains of. Raises its error again if that is
+    of something else; UserError if no stand-in helps."""
+    if filled := [name for name, base in present.items() if base is _Skipped and f"but got {_shown(name)}" in message]:
+        return dict.fromkeys(filled, _SkippedMapping)
+    if not _FOREIGN_CODE.search(message):
+        raise
+    more = _unknown_names(file, message) - present.keys()
+    if not more or len(present) + len(more) > _MOST_NAMES:
+        raise _could_run_code(file, (*present, *more)) from None
+    return dict.fromkeys(sorted(more), _Skipped)
+
+
+def _shown(name: str) -> str:
+    """The stand-in of that name in messages of the unpickler."""
+    return f"<class '{__name__}.{name}'>"
 
 
 def _unknown_names(file: Path, message: str) -> set[str]:
     """The names of a file that torch's unpickler refuses: all of them, or of an old file those in its message."""
+    found = set(_FOREIGN_NAME.findall(message))
+    # Of what Python has built in the message leaves out the module, which has another name in old files.
+    found |= {f"{module}.{name}" for name in found if "." not in name for module in ("builtins", "__builtin__")}
     try:
-        return set(torch.serialization.get_unsafe_globals_in_checkpoint(file)) | set(_FOREIGN_NAME.findall(message))
+        return set(torch.serialization.get_unsafe_globals_in_checkpoint(file)) | found
     except Exception:  # not of this format
-        return set(_FOREIGN_NAME.findall(message))
+        return found
 
 
 def _could_run_code(file: Path, names: tuple[str, ...]) -> UserError:
@@ -191,7 +223,12 @@ def _states(content: Any, place: str, depth: int) -> Iterator[tuple[str, State]]
     if not isinstance(content, Mapping) or depth < 0:
         return
     named = {name: value for name, value in content.items() if isinstance(name, str)}
-    if state := {name: value for name, value in named.items() if isinstance(value, Tensor)}:
+    if state := {name: _plain(value) for name, value in named.items() if isinstance(value, Tensor)}:
         yield place, state
     for name, value in named.items():
         yield from _states(value, f"{place}.{name}".lstrip("."), depth - 1)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor, or what a quantised one stands for."""
+    return tensor.dequantize() if tensor.is_quantized else tensor

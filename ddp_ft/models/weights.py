@@ -1,8 +1,10 @@
 """Load weights into a built model: what fits is loaded, a head of another size is not, the rest is an error."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ddp_ft.contracts import BuiltModel, LoadReport
 from ddp_ft.errors import UserError, shortened
@@ -30,6 +32,7 @@ def load_weights(built: BuiltModel, name: str, weights: str) -> LoadReport:
     state, notes = _with_head(chosen.state, target, head)
     report, wrong_size = _match(source, state, target, head)
     _refuse_strangers(built, report, wrong_size, head, found)
+    _refuse_unusable(source, {name: (state[name], target[name]) for name in report.loaded})
     skipped = [f"skipped objects: {shortened(found.skipped, _SHOWN)}"] if found.skipped else []
     report = replace(report, notes=(*chosen.notes(), *notes, *skipped))
     with torch.no_grad():
@@ -92,6 +95,37 @@ def _refuse_strangers(
         f"besides the head {len(loaded)} match, {len(wrong_size)} differ in size and {len(missing)} are missing.",
         "\n".join(lines),
     )
+
+
+def _refuse_unusable(source: str, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Raise UserError for tensors of a file that do not have the numbers of weights; `pairs` are theirs and the
+    model's."""
+    hint = "Save the state_dict() of a float module, on the CPU."
+    if empty := [name for name, (own, _) in pairs.items() if own.is_meta]:
+        raise UserError(
+            f"{source} has names and sizes without numbers (device meta): {shortened(empty, _SHOWN)}.", hint
+        )
+    other = [name for name, (own, target) in pairs.items() if target.is_floating_point() and not _is_real(own)]
+    if other:
+        kinds = shortened(sorted({str(pairs[name][0].dtype).removeprefix("torch.") for name in other}))
+        raise UserError(f"{source} has {kinds} where the model has weights: {shortened(other, _SHOWN)}.", hint)
+    if broken := [name for name, (own, target) in pairs.items() if not _is_finite(own) and _is_finite(target)]:
+        raise UserError(
+            f"{source} has numbers that are not finite in {len(broken)} tensors: {shortened(broken, _SHOWN)}.",
+            "Its training went wrong before it was written; take an earlier checkpoint.",
+        )
+
+
+def _is_real(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.dtype == torch.bool
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are; formats of 8 bits are asked as wider ones, since torch has no question for them."""
+    if not tensor.is_floating_point() or tensor.is_meta:
+        return True
+    wide = tensor.float() if tensor.element_size() == 1 or tensor.layout != torch.strided else tensor
+    return bool(torch.isfinite(wide.to_dense()).all())
 
 
 def fetch(name: str) -> str:

@@ -6,7 +6,7 @@ import enum
 import json
 import pickle
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +25,10 @@ from ddp_ft.models.introspection import parameters_on_meta
 NAME = "timm/resnet10t"
 HEAD = ("fc.weight", "fc.bias")
 State = dict[str, Tensor]
+
+
+class Config(dict):  # type: ignore[type-arg]
+    """As training scripts keep their settings, and sometimes their state."""
 
 
 def _noisy_state(name: str = NAME, outputs: int = 5) -> State:
@@ -220,6 +224,49 @@ def test_objects_beside_the_tensors_are_skipped_and_named(
     assert _equal(built, state, tuple(state)) and "skipped objects: " in str(report)
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_states_in_mappings_of_other_classes(legacy: bool, factory_file: Callable[[str], str], tmp_path: Path) -> None:
+    name, state = _small(factory_file)
+    content = {"hyper": defaultdict(list, a=[1]), "model": Config(state, beside=Config(a=1))}
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
+    built = build_model(name, 3)
+    report = load_weights(built, name, str(tmp_path / "w.pth"))
+    assert _equal(built, state, tuple(state)) and "read from 'model'" in str(report)
+
+
+def test_names_within_which_wrappers_of_layers_are(factory_file: Callable[[str], str], tmp_path: Path) -> None:
+    name, state = _small(factory_file)
+    wrapped = {name.replace(".", "._orig_mod._checkpoint_wrapped_module.", 1): each for name, each in state.items()}
+    wrapped = {f"module.{name}": each for name, each in wrapped.items()}
+    report = str(_load_small(name, wrapped, tmp_path / "w.pth", state))
+    assert "without the prefix 'module.'" in report and "_checkpoint_wrapped_module, _orig_mod within" in report
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantised_weights_are_what_they_stand_for(factory_file: Callable[[str], str], tmp_path: Path) -> None:
+    name, state = _small(factory_file)
+    quantised = {name: torch.quantize_per_tensor(each, 0.1, 0, torch.qint8) for name, each in state.items()}
+    _load_small(name, quantised, tmp_path / "w.pth", {name: each.dequantize() for name, each in quantised.items()})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda each: each.to("meta"), "without numbers"),
+        (lambda each: each.to(torch.int8), "int8 where the model has weights"),
+        (lambda each: each.to(torch.complex64), "complex64 where the model has weights"),
+        (lambda each: each / 0, "not finite in 4 tensors"),
+        (lambda each: each.half() * float("nan"), "not finite in 4 tensors"),
+    ],
+)
+def test_tensors_that_are_no_weights(
+    change: Callable[[Tensor], Tensor], said: str, factory_file: Callable[[str], str], tmp_path: Path
+) -> None:
+    name, state = _small(factory_file)
+    torch.save({name: change(each) for name, each in state.items()}, tmp_path / "w.pth")
+    assert said in _refused(build_model(name, 3), tmp_path / "w.pth", name).message
+
+
 def test_the_keys_of_a_file_that_does_not_fit_are_listed(factory_file: Callable[[str], str], tmp_path: Path) -> None:
     name, _ = _small(factory_file)
     torch.save({"epoch": 3, "generator": {"w": torch.ones(2)}}, tmp_path / "w.pth")
@@ -358,7 +405,7 @@ def _writer(content: bytes, suffix: str) -> Callable[[State, Path], Path]:
         pytest.param(_writer(pickle.dumps({"epoch": 3}), ".pth"), "cannot be read|no tensors", id="pickle"),
         pytest.param(_saver(lambda state: {"epoch": 3}), "holds no tensors by name", id="no-tensors"),
         pytest.param(_saver(lambda state: torch.ones(3)), "holds no tensors by name", id="one-tensor"),
-        pytest.param(_writer(b"\x89HDF\r\n", ".h5"), "cannot be read as weights", id="suffix"),
+        pytest.param(_writer(b"\x89HDF\r\n", ".h5"), "it is an HDF5 file", id="suffix"),
     ],
 )
 def test_file_that_is_no_weights_is_refused(
