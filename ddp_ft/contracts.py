@@ -207,7 +207,8 @@ class BuiltModel:
     the arguments of the library's own create function. `head` are the names of the new head's parameters. `head_path`
     names the head's module if the head's output is the network's output, and so its input the features; else None.
     `unused` are the names of the parameters that learn, but that the forward pass does not use; `least` is the fewest
-    samples of a forward pass in training. Both are found when it is prepared for training.
+    samples of a forward pass in training; `ends_in` is "softmax" or "sigmoid" if its outputs are probabilities. These
+    are found when it is prepared for training.
     """
 
     module: nn.Module
@@ -218,6 +219,7 @@ class BuiltModel:
     head_path: str | None = None
     unused: frozenset[str] = frozenset()
     least: int = 1
+    ends_in: str = ""
 
 
 @dataclass(frozen=True)

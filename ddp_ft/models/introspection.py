@@ -5,6 +5,7 @@ It is called on the meta device, where tensors have only shapes, so that even a 
 
 import copy
 import io
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -24,6 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddp_ft.contracts import Call, Processor
 from ddp_ft.errors import UserError
 from ddp_ft.plugins import explained
+
+# What torch and models raise where sizes do not fit, and what the messages of the same types may be about instead.
+_ERRORS_OF_SIZES = (RuntimeError, ValueError, AssertionError, IndexError, ArithmeticError)
+_OTHER_TROUBLE = re.compile(r"(?i)dtype|should be the same|nvidia|cuda")
 
 
 @contextmanager
@@ -110,8 +115,13 @@ def why_not(trials: Sequence[tuple[nn.Module, Trial]]) -> str:
         except UserError:  # it takes the input, and returns what is none of its outputs
             return ""
         except Exception as error:
-            reason = explained(error)
+            reason = explained(error) if _may_be_of_sizes(error) else ""
     return reason
+
+
+def _may_be_of_sizes(error: Exception) -> bool:
+    """Whether another image size might help; not where a network lacks an attribute or has other numbers or devices."""
+    return isinstance(error, _ERRORS_OF_SIZES) and not _OTHER_TROUBLE.search(str(error))
 
 
 def _run(module: nn.Module, trial: Callable[[nn.Module], Any], training: bool) -> Any:

@@ -2,6 +2,7 @@
 object that has them, perhaps in training mode only."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeGuard
 
 import torch
@@ -35,7 +36,7 @@ class OutputsCall:
     def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
         """Return the outputs for a prepared batch."""
         found, samples = self.call(module, batch), next(iter(batch.values())).shape[0]
-        if _is_plain(found) and found.ndim == 2 and found.shape[1] == self.outputs:
+        if _is_plain(found) and found.shape == (samples, self.outputs):
             return found
         if module.training not in self._paths:
             self._paths[module.training] = self._find(found, samples)
@@ -101,6 +102,8 @@ def _children(value: Any) -> list[tuple[Any, Any]]:
         return list(zip(value._fields, value, strict=True))
     if isinstance(value, (tuple, list)):
         return list(enumerate(value))
+    if is_dataclass(value):  # which has no __dict__ if it has slots
+        return [(each.name, getattr(value, each.name, None)) for each in fields(value)]
     return list(vars(value).items()) if hasattr(value, "__dict__") and not isinstance(value, nn.Module) else []
 
 

@@ -38,7 +38,7 @@ def prepare(
     seen = world.from_main(lambda: rehearse(module, trial, name, is_own, may_differ))
     if config.compute.recompute:
         recompute_blocks(module, name)
-    return replace(built, module=module, unused=seen.unused, least=seen.least), stages
+    return replace(built, module=module, unused=seen.unused, least=seen.least, ends_in=seen.ends_in), stages
 
 
 def load_and_place(built: BuiltModel, first: Stage, config: RunConfig, world: World, channels_last: bool) -> LoadReport:

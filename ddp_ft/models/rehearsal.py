@@ -16,15 +16,23 @@ from ddp_ft.errors import UserError, shortened
 from ddp_ft.models.introspection import Trial, on_meta
 from ddp_ft.plugins import explained
 
+_TO_PROBABILITIES = {"SoftmaxBackward0": "softmax", "SigmoidBackward0": "sigmoid"}
+_CHANGES_OF_FORM = frozenset(
+    ("ViewBackward0", "ReshapeAliasBackward0", "UnsafeViewBackward0", "SqueezeBackward1", "SqueezeBackward0",
+     "ToCopyBackward0", "CloneBackward0", "AliasBackward0", "SelectBackward0")
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Rehearsal:
     """`unused` names the parameters that would learn but get no gradient. `least` is the fewest samples of a forward
     pass in training: 2 if a batch norm has one value for each channel of a sample, and so no variance of a single one.
+    `ends_in` is "softmax" or "sigmoid" if the outputs are probabilities and no logits.
     """
 
     unused: frozenset[str] = frozenset()
     least: int = 1
+    ends_in: str = ""
 
 
 def rehearse(module: nn.Module, trial: Trial, name: str, both_modes: bool, may_differ: bool) -> Rehearsal:
@@ -53,8 +61,13 @@ def rehearse(module: nn.Module, trial: Trial, name: str, both_modes: bool, may_d
             return Rehearsal()
         raise UserError(
             f"{name} fails on noise, in {'training' if module.training else 'evaluation'} mode: {explained(error)}.",
-            "A model takes float images, B x 3 x height x width, and returns B x outputs.",
+            f"A model takes float images, B x 3 x height x width, and returns B x outputs.{_other_numbers(module)}",
         ) from error
+
+
+def _other_numbers(module: nn.Module) -> str:
+    kinds = sorted({str(each.dtype).removeprefix("torch.") for each in module.parameters()} - {"float32"})
+    return f" Its parameters are {shortened(kinds)}: keep them in float32; --precision does the rest." if kinds else ""
 
 
 def _rehearsed(module: nn.Module, trial: Trial, both_modes: bool) -> Rehearsal:
@@ -66,7 +79,7 @@ def _rehearsed(module: nn.Module, trial: Trial, both_modes: bool) -> Rehearsal:
             raise
         except Exception:  # as batch norm does on a single value for each channel
             outputs, least = trial(module, samples=2), 2
-        found = Rehearsal(_without_gradient(module, outputs), least)
+        found = Rehearsal(_without_gradient(module, outputs), least, _last_operation(outputs))
         if both_modes:
             with torch.no_grad():
                 trial(module.eval(), samples=2)
@@ -93,6 +106,14 @@ def _without_gradient(module: nn.Module, outputs: Any) -> frozenset[str]:
     # Only now, since it takes twice as long: the graph ends at a reentrant checkpoint, a backward pass does not.
     torch.autograd.backward([each.float().sum() for each in tensors])
     return frozenset(name for name, parameter in learning.items() if parameter.grad is None)
+
+
+def _last_operation(outputs: Any) -> str:
+    """Return which function of _TO_PROBABILITIES made the outputs, but for changes of their shape and precision."""
+    node = outputs.grad_fn if isinstance(outputs, Tensor) else None
+    while node is not None and node.name() in _CHANGES_OF_FORM:
+        node = node.next_functions[0][0]
+    return _TO_PROBABILITIES.get(node.name(), "") if node is not None else ""
 
 
 def _reached(tensors: Collection[Tensor]) -> set[int]:

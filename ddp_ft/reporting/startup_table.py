@@ -4,13 +4,14 @@ from collections.abc import Iterator
 
 import torch
 
-from ddp_ft.contracts import LoadReport
+from ddp_ft.contracts import LABEL, LABELS, LoadReport
 from ddp_ft.data.class_counts import count_classes
 from ddp_ft.diagnostics.advice import advise, situation_of
 from ddp_ft.diagnostics.finding import WARNING, guarded, tried
 from ddp_ft.errors import printable, shortened
 from ddp_ft.models.freezing import frozen_table
 from ddp_ft.models.introspection import Trial, flops_per_sample
+from ddp_ft.plugins import is_reference
 from ddp_ft.reporting.formats import count, plural
 from ddp_ft.tasks.registry import describe_choice
 from ddp_ft.trackers.console import Console
@@ -95,6 +96,11 @@ def _notes(run: Run) -> list[str]:
         notes.append(
             f"a forward pass on noise does not use {len(run.model.unused)} of the parameters that learn: "
             f"{shortened(sorted(run.model.unused), 6)}. They stay as they are unless some images use them."
+        )
+    if run.model.ends_in and run.splits.schema.kind in (LABEL, LABELS) and not is_reference(run.config.loss.name):
+        notes.append(
+            f"the model's outputs are those of a {run.model.ends_in}, which the loss applies once more, so that it "
+            "learns badly: return the logits."
         )
     if run.plan.lowered:
         before, now = run.plan.lowered

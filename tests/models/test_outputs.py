@@ -1,5 +1,6 @@
 """A network's outputs, wherever in its result they are."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -49,6 +50,23 @@ def test_where_they_are_known(result: Any) -> None:
 def test_what_no_loss_takes_is_refused(result: Tensor, what: str) -> None:
     with pytest.raises(UserError, match=rf"2 x 3 \({what}\): no float tensor is 2 x 3"):
         found(result)
+
+
+def test_rows_that_are_not_those_of_the_images() -> None:
+    with pytest.raises(UserError, match="tensor of 5 x 3, for 2 image"):
+        found(torch.zeros(5, 3))
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    """A result without a __dict__."""
+
+    scores: Tensor
+    features: Tensor
+
+
+def test_fields_of_a_dataclass_with_slots() -> None:
+    assert found(Slotted(torch.ones(2, 3), torch.zeros(2, 8))).sum() == 6
 
 
 def test_a_single_number_and_a_single_image() -> None:

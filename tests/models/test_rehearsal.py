@@ -50,6 +50,19 @@ def test_parameters_that_get_no_gradient() -> None:
     assert rehearsed(frozen).unused == frozenset()
 
 
+@pytest.mark.parametrize(
+    ("outputs", "what"),
+    [
+        (lambda net, seen: net.head(seen).softmax(1), "softmax"),
+        (lambda net, seen: torch.sigmoid(net.head(seen)[:, None]).double().squeeze(1), "sigmoid"),
+        (lambda net, seen: net.head(seen.softmax(1)), ""),
+        (lambda net, seen: net.head(seen).log_softmax(1), ""),
+    ],
+)
+def test_outputs_that_are_probabilities(outputs: Callable[[Own, Tensor], Any], what: str) -> None:
+    assert rehearsed(Own(outputs)).ends_in == what
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_scripted_network_uses_its_parameters() -> None:
     whole = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
@@ -97,5 +110,8 @@ def test_networks_that_cannot_be_trained() -> None:
     with pytest.raises(UserError, match=r"own.py:make fails on noise, in training mode: ZeroDivisionError"):
         rehearsed(Own(lambda net, seen: net.head(seen) / (1 // (1 - int(net.training)))))
     assert rehearsed(Own(lambda net, seen: net.head(seen).cuda_only()), may_differ=True) == Rehearsal()
+    with pytest.raises(UserError, match="fails on noise") as caught:
+        rehearsed(Own(lambda net, seen: net.head(seen)).double())
+    assert "parameters are float64" in caught.value.hint
     with pytest.raises(UserError, match="do not depend on any parameter"):
         rehearsed(Own(lambda net, seen: net.head(seen).detach()))

@@ -23,12 +23,16 @@ from tests.support.runs import train_here
 TRIAL = Trial(ImageProcessor(Preprocess((16, 16), (0.5,) * 3, (0.25,) * 3)), call_with_images)
 Factory = Callable[[str], str]
 
+BARE = "def make(num_classes): return Own()\nclass Own(nn.Module):"
+
 
 @pytest.mark.parametrize(
     ("body", "what"),
     [
         ("def make(num_classes): raise SystemExit(3)", r"make\(num_classes=3\) failed: SystemExit: 3"),
         ("def make(num_classes): raise KeyError('a')", r"failed: KeyError: 'a' \(.*\.py, line \d+\)"),
+        (f"{BARE}\n    def __init__(self): self.size = 1", "no whole torch.nn.Module"),
+        (f"{BARE}\n    def get_extra_state(self): return {{'a': 1}}", "other things than tensors: _extra_state"),
         (
             "def make(num_classes): return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))",
             "lazy layers.*weight",

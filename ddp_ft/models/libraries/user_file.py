@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ddp_ft.data.image.preprocess import Preprocess
@@ -53,10 +53,16 @@ def create(spec_name: str, arguments: Mapping[str, Any]) -> nn.Module:
     if not isinstance(module, nn.Module):
         hint = "Expected a function that returns a torch.nn.Module."
         raise UserError(f"{spec_name} returned a {type(module).__name__}.", hint)
+    if "_parameters" not in vars(module):
+        hint = "Let its __init__ call super().__init__() first."
+        raise UserError(f"{spec_name} returned a {type(module).__name__} that is no whole torch.nn.Module.", hint)
     named = [*module.named_parameters(), *module.named_buffers()]
     if lazy := [name for name, each in named if is_lazy(each)]:
         hint = "Let the function run it once: module(torch.zeros(2, 3, 224, 224)); or give the sizes of its layers."
         raise UserError(f"{spec_name} returned lazy layers, whose sizes are not known yet: {shortened(lazy, 3)}.", hint)
+    if others := [name for name, each in module.state_dict().items() if not isinstance(each, Tensor)]:
+        hint = "Keep what get_extra_state returns in buffers, or leave it out: a model file holds tensors only."
+        raise UserError(f"{spec_name} returned a module whose state has other things than tensors: {others[0]}.", hint)
     return module
 
 
