@@ -193,7 +193,8 @@ def _too_large(error: Exception) -> str:
 
 def _unidentified(path: Path) -> str:
     if layout := tiff_layout(path):
-        return f"a TIFF has {layout}, which is not read: expected grey, or RGB with or without alpha, of 8 or 16 bits"
+        known = "grey of 8 to 32 bits or float 32, or RGB with or without alpha of 8 or 16 bits"
+        return f"a TIFF has {layout}, which is not read: expected {known}"
     with path.open("rb") as stream:
         start = stream.read(16)
     if start[4:8] == b"ftyp":

@@ -26,7 +26,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 LIMIT_VARIABLE = "DDP_FT_MAX_MEGAPIXELS"
 
 ORIENTATION = 0x0112  # the EXIF tag
-_TIFF_BITS_PER_SAMPLE, _TIFF_CHANNELS = 258, 277
+_TIFF_BITS_PER_SAMPLE, _TIFF_CHANNELS, _TIFF_SAMPLE_FORMAT = 258, 277, 339
+_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3  # kinds of a TIFF's numbers
 # Formats that are decoded. Pillow has more: EPS runs Ghostscript on a file that may hold anything; others are rare.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
@@ -149,7 +150,8 @@ def tiff_layout(file: Path | str) -> str:
         stream.seek(directory.next)
         directory.load(stream)
         channels, bits = directory.get(_TIFF_CHANNELS, 1), directory.get(_TIFF_BITS_PER_SAMPLE, (1,))
-        return f"{channels} channel{'s' if channels > 1 else ''} of {bits[0]} bits"
+        kind = {_SIGNED: "signed ", _FLOAT: "float "}.get(directory.get(_TIFF_SAMPLE_FORMAT, (_UNSIGNED,))[0], "")
+        return f"{channels} channel{'s' if channels > 1 else ''} of {kind}{bits[0]} bits"
     return ""
 
 
@@ -166,7 +168,25 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def _is_deep_grey(image: Image.Image) -> bool:
-    return image.mode in ("I", "F") or image.mode.startswith("I;")
+    return image.mode in ("I", "F") or image.mode.startswith("I;") or _has_signs_in_8_bits(image)
+
+
+def _has_signs_in_8_bits(image: Image.Image) -> bool:
+    return image.mode == "L" and _sample_format(image) == _SIGNED
+
+
+def _sample_format(image: Image.Image) -> int:
+    """Of a TIFF what its numbers are; unsigned for others, and where it does not matter."""
+    return int(getattr(image, "tag_v2", {}).get(_TIFF_SAMPLE_FORMAT, (_UNSIGNED,))[0])
+
+
+def _grey_values(image: Image.Image) -> NDArray[Any]:
+    """The values of a grey image, H x W. Pillow takes 32 bits as signed ones and 8 bits as unsigned ones."""
+    values: NDArray[Any] = np.array(image)
+    if _has_signs_in_8_bits(image):
+        return values.view(np.int8)
+    is_unsigned = image.mode == "I" and image.format == "TIFF" and _sample_format(image) == _UNSIGNED
+    return values.view(np.uint32) if is_unsigned and values.dtype == np.int32 else values
 
 
 def _is_deep_colour(image: Image.Image) -> bool:
@@ -201,10 +221,9 @@ def _deep_values(source: Readable) -> NDArray[Any]:
         is_grey = any(tile[3] == _BYTES_OF_GREY for tile in orders)
         image.load()
         _turn_upright(image)
-        values: NDArray[Any] = np.array(image)
         if not is_colour:
-            return values
-        upper = values[..., :3].astype(np.uint16)
+            return _grey_values(image)
+        upper = np.array(image)[..., :3].astype(np.uint16)
         with suppress(ValueError), opened(source) as again:
             setattr(again, _TILES, orders)
             again.load()
@@ -250,7 +269,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey_8_bit(image: Image.Image) -> NDArray[np.uint8]:
-    values = np.asarray(image).astype(np.float64)
+    values = _grey_values(image).astype(np.float64)
     values[~np.isfinite(values)] = 0
     low, high = _range(image, values)
     scaled = (values - low) * (255 / max(high - low, 1e-30))

@@ -27,6 +27,8 @@ _OUTLIERS = 1e-4
 _QUANTILES = (0.0, _OUTLIERS, 0.01, 0.99, 1 - _OUTLIERS, 1.0)
 # A usual scale of which the values fill less than this is not taken: fewer than 64 grey levels would remain.
 LEAST_USE = 1 / 4
+# What stands for no value, as satellites and elevation maps have it; also what is as large as a float32 can be.
+_NO_VALUE, _NO_NUMBER = (-999.0, -9999.0, -99999.0, -32767.0, -32768.0), 1e30
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,21 @@ def _look(name: str) -> tuple[NDArray[np.float64], bool] | None:
         values = deep_values(name)
     except Exception:
         return None
-    finite = values[np.isfinite(values)]
+    finite = _without_fill(values[np.isfinite(values)])
     if not finite.size:
         return None
     found = np.quantile(finite, _QUANTILES).astype(np.float64)
     return found, bool(np.issubdtype(values.dtype, np.integer) and found[0] >= 0 and found[-1] <= FULL[1])
+
+
+def _without_fill(values: NDArray[Any]) -> NDArray[Any]:
+    """The values without those that stand for no value and lie further from the others than these from each other."""
+    if np.issubdtype(values.dtype, np.floating):
+        values = values[np.abs(values) < _NO_NUMBER]
+    lowest = values.min(initial=0)
+    rest = values[values > lowest]
+    is_fill = float(lowest) in _NO_VALUE and rest.size and float(rest.min()) - float(lowest) > float(np.ptp(rest))
+    return rest if is_fill else values
 
 
 def range_of(values: Values) -> ValueRange | None:

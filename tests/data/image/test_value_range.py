@@ -46,6 +46,16 @@ def source_of(folder: Path, *images: np.ndarray, suffix: str = ".tif") -> FileSo
     return FileSource(paths)
 
 
+def save_grey_tiff(file: Path, values: np.ndarray) -> None:
+    """A TIFF of 8 x 8 whole numbers, in kinds that Pillow does not write."""
+    data = values.astype(values.dtype.newbyteorder("<")).tobytes()
+    bits, sign = 8 * values.dtype.itemsize, 2 if values.dtype.kind == "i" else 1
+    tags = {256: 8, 257: 8, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: 8, 279: len(data), 339: sign}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    file.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory)
+
+
 def save_colour_png(file: Path, values: np.ndarray) -> Path:
     """A PNG of 16 bits, H x W x 2 to 4, which Pillow cannot write."""
     height, width, channels = values.shape
@@ -91,6 +101,27 @@ def test_a_few_dead_pixels_do_not_count(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 4000, (300, 300)).astype(np.uint16)
     values[7, 7] = 65535
     assert measure(None, source_of(tmp_path, values, suffix=".png"))["value_range"] == [0, 4095]
+
+
+@pytest.mark.parametrize("fill", [-9999, -32768, -3.4028235e38, 1e38])
+def test_what_stands_for_no_value_does_not_count(tmp_path: Path, fill: float) -> None:
+    """As in satellites' images, of which it may be half; it becomes black or white."""
+    images = [np.where(np.eye(8) > 0, fill, ramp(0, 1000 + number, np.float32)) for number in range(4)]
+    source = source_of(tmp_path, *(image.astype(np.float32) for image in images))
+    [least, most] = measure(None, source)["value_range"]
+    assert 0 <= least < 20 and 980 < most < 1010
+    kept = source_of(tmp_path / "own", ramp(-9999, 0, np.float32))
+    assert measure(None, kept)["value_range"] == [-9999, 0]
+
+
+@pytest.mark.parametrize(("kind", "low", "high"), [("u4", 0, 4e9), ("i1", -100, 100), ("i2", -1000, 3000)])
+def test_a_tiff_has_the_signs_that_it_is_written_with(tmp_path: Path, kind: str, low: float, high: float) -> None:
+    values = ramp(low, high, np.dtype(kind))
+    save_grey_tiff(tmp_path / "0.tif", values)
+    assert np.array_equal(deep_values(tmp_path / "0.tif"), values)
+    [least, most] = measure(None, FileSource([tmp_path / "0.tif"]))["value_range"]
+    pixels = whole(open_image(tmp_path / "0.tif").within((least, most)))
+    assert (pixels[0].flatten().diff() >= 0).all() and pixels.max() - pixels.min() > 200
 
 
 def test_what_cannot_be_read_is_skipped(tmp_path: Path) -> None:
