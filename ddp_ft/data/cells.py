@@ -1,6 +1,7 @@
 """The columns of a table as text, from any kind of file, and a column as numbers."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,12 @@ from ddp_ft.data.numerals import Reading, appearance, readings
 from ddp_ft.errors import UserError, listed
 
 LISTED = 5  # rows or lines, in a message about many
-# What programs write for a cell without a value: pandas, R, spreadsheets, databases; in lower case.
-MISSING = {"", "nan", "-nan", "na", "n/a", "<na>", "#n/a", "#na", "null", "none", "nil", "?"}
+# What programs and people write for a cell without a value, in lower case and without signs around it: pandas, R,
+# spreadsheets, databases; or signs alone.
+MISSING = {"", "nan", "na", "n/a", "n.a", "n.d", "null", "none", "nil", "nat", "pd.na", "np.nan"}
+_AROUND = "#<>()[]{}-.!?'\" "
+_SIGNS_ALONE = re.compile(r"[-\u2013\u2014.?'\" ]*|\[\]|\{\}|\(\)|<>|\\N")
+_OF_SPREADSHEETS = {"#ref!", "#value!", "#div/0!", "#name?", "#num!", "#null!"}
 
 
 @dataclass
@@ -55,7 +60,8 @@ class Table:
 
 def is_missing(cell: str) -> bool:
     """Whether the cell is empty, or one of the words for that."""
-    return cell.lower() in MISSING
+    word = cell.lower()
+    return bool(_SIGNS_ALONE.fullmatch(cell)) or word.strip(_AROUND) in MISSING - {""} or word in _OF_SPREADSHEETS
 
 
 def read_numbers(table: Table, column: str) -> NDArray[np.float32]:

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_SPACES = " \u00a0\u2009\u202f"
+_SPACES = " \u00a0\u2007\u2009\u202f"
 _CURRENCIES = "$€£¥₹₩₽"
 # A number between a currency and a unit, which holds no digits but may hold ².
 _QUANTITY = re.compile(
     rf"(?P<before>[{_CURRENCIES}]?)\s*(?P<number>[+\-\u2212]?[\d.,'\u2019{_SPACES}]*\d(?:[eE][+-]?\d+)?[.,]?)"
     rf"\s*(?P<unit>(?:[^\W\d_]|[%‰°\u2032\u2033\"{_CURRENCIES}])[^\d,;<>=]{{0,11}})?"
 )
-_SIGNS_AND_DIGITS = re.compile(rf"[<>≤≥~≈±+\-\u2212\u2013\d.,:/%{_SPACES}{_CURRENCIES}]*\d[\d.,:/%+\-\s]*")
+# Also (1.5) for -1.5, 1.5D+02, 1.5*10^3, 0x1F and Arabic marks.
+_SIGNS_AND_DIGITS = re.compile(
+    rf"0[xX][\da-fA-F]+|[(<>≤≥~≈±+\-\u2212\u2013\d.,:/%{_SPACES}{_CURRENCIES}]*\d"
+    rf"(?:[\d.,:/%+\-\s()±^×*\u2212\u066b\u066c]|(?<=\d)[xXdDeE](?=[\d+\-]))*"
+)
 
 
 @dataclass(frozen=True)

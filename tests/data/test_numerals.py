@@ -20,6 +20,7 @@ from ddp_ft.data.numerals import appearance, readings
         (["1,234,567", "1,234"], [1234567, 1234]),
         (["1 234,5", "12\u00a0345"], [1234.5, 12345]),
         (["1'234.5", "7"], [1234.5, 7]),
+        (["1\u2007234", "7"], [1234, 7]),
         (["0,375", "0,5"], [0.375, 0.5]),
         (["1,5e3", "\u22122,5"], [1500, -2.5]),
         (["12 kg", "3.5 kg"], [12, 3.5]),
@@ -55,6 +56,7 @@ def test_what_cells_look_like():
     assert appearance(["12 kg", "300 g"]) == "numbers with different units (g, kg)"
     assert appearance(["12 kg", "30 kg"]) == "numbers with the unit kg"
     assert appearance(["2-3", "<5", "12:30"]).startswith("ranges")
+    assert appearance(["(1.5)", "1.5D+02", "2*10^3", "0x1F", "٢٫٥"]).startswith("ranges")
     assert appearance(["cat", "dog 2", "a1", "7up", "b-2"]) == ""
 
 

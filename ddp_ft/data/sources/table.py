@@ -103,6 +103,8 @@ def _all_columns(config: DataConfig, targets: Sequence[str], path: Path, header:
         listed = ", ".join(f"'{name}' ({key})" for key, name in missing)
         guesses = [guess for _, name in missing if (guess := nearest(name, header, limit=1))]
         columns = f"Its columns: {shortened([repr(name) for name in header], 20)}."
+        if any(_size(str(path.parent), name) >= 0 for name in header):
+            guesses = ["Its first line holds no names of columns, but an image: put a line such as image,label before."]
         hint = "\n".join([*guesses, columns, f"Name another: --set {missing[0][0]}=COLUMN."])
         raise UserError(f"{path} has no column {listed}.", hint)
     return [name for _, name in wanted]

@@ -24,8 +24,8 @@ def is_table(path: Path) -> bool:
 def read_table(path: Path, choose: Choose) -> Table:
     """The columns of a CSV or Parquet file whose names `choose` returns.
 
-    CSV is UTF-8 with a header; a .csv without a comma in its header may be delimited by semicolons or tabs. UserError
-    for a file that is missing, empty, damaged or uneven, and if pyarrow is needed and not installed.
+    CSV is UTF-8 with a header; a .csv without a comma in its header may be delimited by semicolons, tabs or bars.
+    UserError for a file that is missing, empty, damaged or uneven, and if pyarrow is needed and not installed.
     """
     if not path.exists():
         tables = sorted(each.name for each in path.absolute().parent.glob("*") if is_table(each))
@@ -55,7 +55,7 @@ def _read_csv(path: Path, choose: Choose) -> Table:
 def _delimiter(path: Path, header: str) -> str:
     usual = DELIMITERS[path.suffix.lower()]
     if usual == "," and usual not in header:  # what spreadsheets write where the comma is the decimal point
-        return next((other for other in (";", "\t") if other in header), usual)
+        return next((other for other in (";", "\t", "|") if other in header), usual)
     return usual
 
 

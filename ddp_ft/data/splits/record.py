@@ -134,6 +134,10 @@ def _make_record(config: DataConfig, seed: int, pool: Pool, where: Path | None, 
 def _cannot_divide(pool: Pool, where: Path | None) -> UserError:
     if pool.groups is None:
         hint = "Add images, or a val/ folder beside train/ (in a table: a column for data.split)."
+        classes = KINDS[pool.kind].strata(pool.targets, 1)
+        if classes.ndim == 1 and 1 < len(np.unique(classes)) == len(classes):
+            hint += " For numbers: --task regression."
+            return UserError(f"{where} has too few images to hold some back for validation: one of each class.", hint)
         return UserError(f"{where} has too few images to hold some back for validation.", hint)
     hint = "Add groups, or name what validates in a column for data.split."
     groups = shortened(sorted(set(pool.groups)), 5)

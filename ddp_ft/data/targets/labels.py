@@ -13,7 +13,10 @@ from ddp_ft.data.targets.base import CLASS, DROP, MASK, TargetColumns, TargetKin
 from ddp_ft.errors import UserError, shortened
 
 _MINUS_ONE = {"-1", "-1.0"}
-_FLAGS = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
+_FLAGS = {
+    **dict.fromkeys(("0", "0.0", "false", "no", "n", "f"), 0.0),
+    **dict.fromkeys(("1", "1.0", "true", "yes", "y", "t"), 1.0),
+}
 
 
 class Labels(TargetKind):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ddp_ft.contracts import NUMBERS
 from ddp_ft.data.cells import Table, read_numbers, two_ways
-from ddp_ft.data.numerals import readings
+from ddp_ft.data.numerals import number_in, readings
 from ddp_ft.data.targets.base import TargetColumns, TargetKind
 from ddp_ft.errors import UserError, shortened
 
@@ -53,9 +53,23 @@ class Numbers(TargetKind):
             way = readings(cells)[0]
             if way.style:
                 unit = f" and the unit {way.unit}" if way.unit else ""
-                example = f"{cells[0]!r} is {way.values[0]:.9g}"
+                shown = next((row for row, cell in enumerate(cells) if number_in(cell) != way.values[row]), 0)
+                example = f"{cells[shown]!r} is {way.values[shown]:.9g}"
                 found.append(f"Column '{name}' is read as numbers with {way.style}{unit}: {example}.")
+            if fill := _fill_value(way.values):
+                found.append(
+                    f"Column '{name}' has {fill:g} in {int((way.values == fill).sum())} rows, far from all other "
+                    "numbers. If it means unknown: empty these cells, and --set data.unknown=drop."
+                )
         return found
+
+    def doubt(self, columns: TargetColumns) -> str:
+        """That several columns, of which most cells are 0 or 1, may be labels."""
+        cells = [cell for name in columns.names for cell in columns.table.columns[name]]
+        are_flags = len(columns.names) > 1 and 10 * sum(cell in ("0", "1") for cell in cells) >= 6 * len(cells)
+        return (
+            "Most cells are 0 or 1: if these are labels, --task multi-label names the other cells." if are_flags else ""
+        )
 
     def read(self, columns: TargetColumns) -> tuple[tuple[str, ...], NDArray[np.float32]]:
         """The columns as given."""
@@ -67,6 +81,17 @@ class Numbers(TargetKind):
             return _stacked(columns.table, columns.names)
         self._check_columns(columns, names)
         return _stacked(columns.table, names)
+
+
+def _fill_value(values: NDArray[np.float64]) -> float:
+    """A number of nines, such as -999, that lies further from all others than these from each other; 0 if none does."""
+    known = values[~np.isnan(values)]
+    for end in (known.min(initial=0), known.max(initial=0)):
+        others = known[known != end]
+        is_nines = set(f"{abs(end):g}") == {"9"} and abs(end) > 9
+        if is_nines and others.size > 1 and np.abs(others - end).min() > np.ptp(others):
+            return float(end)
+    return 0.0
 
 
 def _stacked(table: Table, names: Sequence[str]) -> NDArray[np.float32]:

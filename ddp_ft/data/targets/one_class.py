@@ -1,6 +1,8 @@
 """One class for each sample."""
 
 import re
+import shlex
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from ddp_ft.errors import UserError, shortened
 
 # Whole numbers are taken as classes if they are at most so many, each in two rows or more on average.
 _MOST_NUMBERED_CLASSES = 20
+# What may be between several labels, and names of classes that may mean that there is none.
+_SEPARATORS = (";", ",", "|", "/", "+", "&", ":", "\t", "\n", " ")
+_NO_CLASSES = frozenset(("unknown", "missing", "undefined", "unlabeled", "unlabelled", "unlabel", "tbd", "ignore"))
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]*)(\.0*)?")
 
 
@@ -71,6 +76,24 @@ class OneClass(TargetKind):
         is_odd = negative and negative <= {"-1", "-1.0"} and len(cells) > 2
         return "-1 is one of the classes: remove its rows if it means unknown." if is_odd else ""
 
+    def notes(self, columns: TargetColumns) -> list[str]:
+        """On classes that may be several labels, no label, or one class in two spellings."""
+        classes = sorted(set(columns.known()))
+        found = []
+        if joined := _joined(classes):
+            found.append(
+                f"Classes such as {joined[0]!r} look like several labels. If they are: --task multi-label "
+                f"--set data.separator={shlex.quote(joined[1])}"
+            )
+        if lists := [name for name in classes if name[0] + name[-1] in ("[]", "{}", "()")]:
+            found.append(f"Classes such as {lists[0]!r} look like lists of labels: write them as 'a;b'.")
+        if odd := [name for name in classes if name.lower() in _NO_CLASSES or _is_odd_number(name, classes)]:
+            found.append(f"{shortened(odd)} among the classes: if it means that none is known, remove its rows.")
+        spellings = Counter(name.casefold() for name in classes)
+        if alike := [name for name in classes if spellings[name.casefold()] > 1]:
+            found.append(f"Classes that differ only in upper and lower case: {shortened(alike)}.")
+        return found
+
     def read(self, columns: TargetColumns) -> tuple[tuple[str, ...], NDArray[np.int64]]:
         """The classes in order; whole numbers are the same class with a decimal point and without."""
         cells = _cells(columns)
@@ -85,6 +108,22 @@ class OneClass(TargetKind):
         if unknown := sorted(set(cells) - set(names)):
             self._refuse(columns, unknown, names)
         return np.array([numbers[cell] for cell in cells], np.int64)
+
+
+def _joined(classes: Sequence[str]) -> tuple[str, str] | None:
+    """A class that consists of others, and what is between these; None if there is none."""
+    known = set(classes)
+    for name in classes:
+        for separator in _SEPARATORS:
+            parts = [part.strip() for part in name.split(separator)]
+            if len(parts) > 1 and known.issuperset(parts):
+                return name, separator
+    return None
+
+
+def _is_odd_number(name: str, classes: Sequence[str]) -> bool:
+    """Whether it is the only number among words."""
+    return len(classes) > 2 and bool(_WHOLE.fullmatch(name)) and sum(map(bool, map(_WHOLE.fullmatch, classes))) == 1
 
 
 def _cells(columns: TargetColumns) -> list[str]:

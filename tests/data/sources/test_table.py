@@ -404,7 +404,7 @@ def test_broken_csv(tmp_path: Path, content: bytes, parts: tuple[str, ...]) -> N
 
 
 @pytest.mark.parametrize(
-    ("suffix", "delimiter"), [("csv", ","), ("csv", ";"), ("csv", "\t"), ("tsv", "\t"), ("CSV", ",")]
+    ("suffix", "delimiter"), [("csv", ","), ("csv", ";"), ("csv", "\t"), ("csv", "|"), ("tsv", "\t"), ("CSV", ",")]
 )
 def test_csv_dialects(tmp_path: Path, suffix: str, delimiter: str) -> None:
     path = write_csv(tmp_path / f"t.{suffix}", columns(8) | {"label": ["a, b;", "c"] * 4}, delimiter)
@@ -545,7 +545,7 @@ def test_other_targets_for_a_model(tmp_path: Path) -> None:
         part(table, Schema(NUMBERS, ("age",)))
 
 
-MISSING = ["nan", "NaN", "NA", "N/A", "null", "NULL", "None", "<NA>", "?"]
+MISSING = ["nan", "NA", "N/A", "NULL", "None", "<NA>", "?", "-", "—", "n.a.", "(null)", "#REF!", "[]", "NaT"]
 
 
 @pytest.mark.parametrize("word", MISSING)
@@ -563,6 +563,34 @@ def test_a_word_for_a_missing_label_is_no_class_unless_it_is_called_one(tmp_path
     with pytest.raises(UserError, match="1 row has no target") as caught:  # a trained model has a task
         part(empty, Schema(LABEL, ("a", "b")))
     assert "data.unknown=drop" in caught.value.hint and "--task" not in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("cells", "note"),
+    [
+        (["a", "b", "a|b", "a"], "--set data.separator='|'"),
+        (["a", "b", "a, b", "a"], "look like several labels"),
+        (["['a']", "['b']", "['a', 'b']", "['a']"], "look like lists of labels"),
+        (["a", "b", "Unknown", "a"], "Unknown among the classes"),
+        (["a", "b", "-999", "a"], "-999 among the classes"),
+        (["a", "b", "A", "b"], "only in upper and lower case: A, a"),
+        (["1.5", "2.5", "-999", "3.5"], "has -999 in 3 rows, far from all other numbers"),
+    ],
+)
+def test_what_cells_may_mean_is_noted(tmp_path: Path, cells: list[str], note: str) -> None:
+    table = write_csv(tmp_path / "t.csv", {"image": images(12), "label": cells * 3})
+    assert any(note in each for each in read_rows(DataConfig(), table).notes)
+    plain = write_csv(tmp_path / "p.csv", {"image": images(12), "label": ["big cat", "dog", "cat 2", "c-d"] * 3})
+    assert len(read_rows(DataConfig(), plain).notes) == 1
+
+
+def test_columns_of_yes_and_no_are_labels_and_of_other_numbers_a_doubt(tmp_path: Path) -> None:
+    cells = {"image": images(8), "p": ["yes", "no"] * 4, "q": ["N", "y"] * 4}
+    rows = read_rows(DataConfig(target="p,q"), write_csv(tmp_path / "t.csv", cells))
+    assert (rows.schema.kind, rows.targets[:2].tolist()) == (LABELS, [[1, 0], [0, 1]])
+    odd = {"image": images(8), "p": ["1", "0"] * 4, "q": ["0", "1", "1", "9"] * 2}
+    rows = read_rows(DataConfig(target="p,q"), write_csv(tmp_path / "o.csv", odd))
+    assert rows.schema.kind == NUMBERS and "--task multi-label" in rows.notes[-1]
 
 
 def test_missing_numbers_are_refused_or_left_out(tmp_path: Path) -> None:
@@ -587,6 +615,14 @@ def test_unknown_labels_are_nan_where_they_are_masked(tmp_path: Path) -> None:
     tags = write_csv(tmp_path / "s.csv", {"image": images(4), "label": ["a;b", "nan", "", "b"]})
     known = ~np.isnan(read_rows(DataConfig(unknown="mask"), tags).targets)
     assert known.tolist() == [[True] * 2, [False] * 2, [True] * 2, [True] * 2]
+
+
+def test_a_table_without_names_of_columns_and_one_of_a_class_for_each_image(tmp_path: Path) -> None:
+    (tmp_path / "cat.png").touch()
+    (tmp_path / "t.csv").write_text("cat.png,a\ncat.png,b\n")
+    fails(tmp_path / "t.csv", "has no column 'image'", "first line holds no names of columns, but an image")
+    own = write_csv(tmp_path / "o.csv", {"image": images(3), "label": ["x", "y", "z"]})
+    fails(own, "one of each class", "--task regression")
 
 
 def test_numbers_that_may_be_two(tmp_path: Path) -> None:
