@@ -16,6 +16,9 @@ _ENDINGS = ("", "set", "data", "images", "image", "imgs", "split", "samples", "f
 _ROLES = {stem + ending: role for stem, role in _STEMS.items() for ending in _ENDINGS}
 _PLAIN = frozenset(("train", "val", "valid", "validation", "test"))
 _BETWEEN_WORDS = re.compile(r"[-_. ]")
+_BETWEEN_PARTS = re.compile(r"[-_. ()\d]+")
+# Where all class folders hold the same ones these are no classes, though they might be elsewhere.
+_SHORT = {"tr": TRAIN, "trn": TRAIN, "vl": VAL, "eval": VAL, "evaluation": VAL, "te": TEST, "tst": TEST}
 
 
 def role_of(name: str) -> str:
@@ -31,5 +34,5 @@ def of_role(role: str, names: Iterable[str]) -> list[str]:
 
 def role_within(name: str) -> str:
     """The role that one of the name's words is about (seg_train, 2-test); empty if none is, or several are."""
-    found = {role for word in _BETWEEN_WORDS.split(name.lower()) if (role := _ROLES.get(word))}
+    found = {role for word in _BETWEEN_PARTS.split(name.lower()) if (role := _ROLES.get(word) or _SHORT.get(word))}
     return found.pop() if len(found) == 1 else ""

@@ -3,11 +3,11 @@
 import os
 import shlex
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ddp_ft.config.schema import DataConfig
-from ddp_ft.data.roles import ROLE_NAMES, TEST, TRAIN, of_role, role_of, role_within
+from ddp_ft.data.roles import ROLE_NAMES, TEST, TRAIN, VAL, of_role, role_of, role_within
 from ddp_ft.data.sources.scan import Listing, subfolders
 from ddp_ft.errors import UserError, shortened
 
@@ -40,10 +40,17 @@ def folders_by_role(config: DataConfig, root: Path) -> tuple[dict[str, Path], li
     if TRAIN not in roles:
         if lone := [name for name in roles.values() if subfolders(root / name)]:
             hint = f"Move the training class folders into {root}/train. If {lone[0]} is a class: {_TAKE_ALL}"
+            if (
+                len(alike := _with_folders_of(root, lone[0], [name for name in names if name not in roles.values()]))
+                == 1
+            ):
+                move = shlex.join(["mv", str(root / alike[0]), str(root / TRAIN)])
+                hint = f"If {alike[0]} is for training: {move}. If {lone[0]} is a class: {_TAKE_ALL}"
             raise UserError(f"{root} has {lone[0]}/ but no train/.", hint)
         return {TRAIN: root}, []
     ignored = [name for name in names if name not in roles.values()]
     notes = [f"Beside {roles[TRAIN]}/ these folders are ignored: {shortened(ignored)}."] if ignored else []
+    notes += [_unused_part(root, roles, alike)] if (alike := _with_folders_of(root, roles[TRAIN], ignored)) else []
     folders = {role: _class_folders(root / name) for role, name in roles.items()}
     if TEST in folders and not subfolders(folders[TEST]):
         notes.append(f"{folders.pop(TEST)} has no class folders and is ignored.")
@@ -78,6 +85,18 @@ def _roles(root: Path, names: Sequence[str]) -> dict[str, str]:
     if TRAIN in roles and len(names) > len(roles) and not subfolders(root / roles[TRAIN]):
         return {}
     return roles
+
+
+def _with_folders_of(root: Path, part: str, names: Sequence[str]) -> list[str]:
+    """The folders that have the sub-folders of that part, or most of them."""
+    wanted = set(subfolders(root / part))
+    return [name for name in names if wanted and 2 * len(wanted & set(subfolders(root / name))) > len(wanted)]
+
+
+def _unused_part(root: Path, roles: Mapping[str, str], names: Sequence[str]) -> str:
+    free = [role for role in (VAL, TEST) if role not in roles]
+    to_use = f": rename {names[0]} to {' or '.join(free)} to use it" if free else ""
+    return f"{shortened(names)} in {root} has the class folders of {roles[TRAIN]}{to_use}."
 
 
 def _two_of_a_role(root: Path, one: str, other: str) -> UserError:

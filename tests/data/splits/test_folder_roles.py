@@ -32,6 +32,7 @@ def test_names_of_roles() -> None:
         "": "cat training_shoes dev_kit contest latest val1 images",
     }.items():
         assert {role_of(name) for name in names.split()} == {role}
+    assert [role_within(name) for name in ("train2017", "val(1)", "trn", "te")] == ["train", "val", "train", "test"]
     assert (role_within("seg_train"), role_within("2-test"), role_within("train_vs_test")) == ("train", "test", "")
 
 
@@ -78,6 +79,7 @@ def test_two_folders_of_one_role(tmp_path: Path) -> None:
     ("tops", "inner", "command"),
     [
         (("seg_train", "seg_test"), ("cat", "dog"), "mv {0}/seg_train {0}/train && mv {0}/seg_test {0}/test"),
+        (("train2017", "val2017"), ("cat", "dog"), "mv {0}/train2017 {0}/train && mv {0}/val2017 {0}/val"),
         (("1_train", "2_test"), ("in/cat", "in/dog"), "mv {0}/1_train/in {0}/train && mv {0}/2_test/in {0}/test"),
         (("2019", "2020"), ("cat", "dog"), "--data {0}/2019"),
         (("cat", "dog"), ("train", "test"), "train/CLASS"),
@@ -94,6 +96,16 @@ def test_folders_that_all_hold_the_same_ones(tmp_path: Path, tops: tuple, inner:
     assert opened(tmp_path, splits.record).schema == splits.schema  # a run that has begun is not asked
     save_classes(tmp_path, dict.fromkeys("abc", 1))
     assert len(opened(tmp_path).schema.names) == 6  # most of them are plain class folders
+
+
+def test_a_folder_with_the_classes_of_another_part(tmp_path: Path) -> None:
+    for part in ("train", "holdout"):
+        save_classes(tmp_path / part, TWO)
+    save_classes(tmp_path / "other", {"rest": 1, "more": 1})
+    assert any("holdout in" in note and "to val or test" in note for note in opened(tmp_path).notes)
+    (tmp_path / "train").rename(tmp_path / "trainval")
+    (tmp_path / "holdout").rename(tmp_path / "test")
+    assert f"If trainval is for training: mv {tmp_path}/trainval {tmp_path}/train" in refused(tmp_path)
 
 
 def test_top_takes_train_for_a_class(tmp_path: Path) -> None:
