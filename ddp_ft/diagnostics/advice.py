@@ -129,12 +129,17 @@ def corrected_twice(config: RunConfig) -> Finding | None:
     if config.data.sampling != "balanced":
         return None
     weights = {"--class-weights": config.loss.class_weights, "loss.positive_weights": config.loss.positive_weights}
-    given = [f"{name} {value}" for name, value in weights.items() if value is not None]
+    given = [f"{name} {value}" for name, value in weights.items() if value is not None and not _are_equal(value)]
     text = "classes are drawn equally often (--sampling balanced)"
     if given:
         text += f", and weigh more where they are rare ({', '.join(given)}): that corrects twice"
     remedy = "Leave one of them out, unless this is meant."
     return Finding("class balance", WARNING, text, remedy, float(len(given)), "settings").unless(not given)
+
+
+def _are_equal(weights: str) -> bool:
+    """Whether it is a list of the same number for each class."""
+    return "," in weights and len({part.strip(" []") for part in weights.split(",")}) == 1
 
 
 def missing_classes(val_counts: ClassCounts) -> Finding:

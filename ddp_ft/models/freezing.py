@@ -87,6 +87,9 @@ def _some(part: str, names: set[str], why_not: str) -> set[str]:
 def _first_stages(part: str, value: str, known: list[list[str]]) -> set[str]:
     most = len(known) - 1
     if not re.fullmatch(r"-?[0-9]{1,9}", value.strip()) or not -most <= int(value) <= most:
+        if not most:
+            hint = "Name its parts by regex:PATTERN or type:CLASS; 'ddp-ft models NAME --layers' lists its layers."
+            raise UserError(f"freeze.parts: this model has no stages that follow a stem, so not {part!r}.", hint)
         raise UserError(
             f"freeze.parts: expected a number from -{most} to {most} after 'stages:', not '{value}'.",
             f"This model has a stem and {most} stages; 'ddp-ft models NAME --layers' lists them.",

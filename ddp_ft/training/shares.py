@@ -10,10 +10,8 @@ from ddp_ft.data.sampler import GlobalOrderSampler, smallest_share
 from ddp_ft.errors import UserError
 from ddp_ft.models.batch_norm import is_synchronised
 
-_NEEDS_TWO = (
-    "A batch norm of this model has a single value of each image for a channel, so it needs two images at a time"
-)
-_OTHERWISE = "--set model.batch_norm=frozen if the weights are pretrained, or another norm in the model"
+_NEEDS_TWO = "A norm of this model has a single value of each image for a channel, so it needs two images at a time"
+_OTHERWISE = "--set model.batch_norm=frozen for batch norm with pretrained weights, or another norm in the model"
 
 
 def check_shares(config: RunConfig, built: BuiltModel, samples: int, processes: int) -> None:

@@ -109,6 +109,7 @@ def test_one_remedy_for_imbalance_is_proposed():
         {"counts": counts(10, 100)},
         {"counts": ClassCounts(tuple(map(str, range(200))), (50,) * 200, 10_000)},  # half a percent each, and no less
         {"counts": counts(20, 401), "keys": {"loss.class_weights": "balanced"}},
+        {"keys": {"data.sampling": "balanced", "loss.class_weights": "[1, 1]"}},
         {"counts": counts(20, 401), "keys": {"data.sampling": "balanced"}},
         {"val": 385},
         {"sizes": [(400, 223)] * 32 + [(224, 224)] * 32},

@@ -187,6 +187,8 @@ def test_refused_where_there_is_nothing_of_the_kind() -> None:
         frozen_names(nets.plain(), {"6.weight", "6.bias"}, "norm")
     with pytest.raises(UserError, match="backbone means no parameter"):
         frozen_names(nn.Linear(3, 2), {"weight", "bias"}, "backbone")
+    with pytest.raises(UserError, match="no stages that follow a stem"):
+        frozen_names(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Linear(2, 2)), {"1.weight", "1.bias"}, "stages:99")
 
 
 def test_freezing_and_freeing() -> None:
