@@ -1,6 +1,7 @@
 """Weights files of any training script: found, opened without running anything that is in them, searched for states."""
 
 import argparse
+import errno
 import pickle
 import re
 import warnings
@@ -119,7 +120,7 @@ def read_weights_file(file: Path) -> Contents:
 
 def _why(file: Path, error: Exception) -> str:
     """What is wrong with a file: what it is instead, or else the reader's words."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is what torch makes of a cut archive
         return reason_of(error)
     with file.open("rb") as stream:
         head = stream.read(64).lstrip()
@@ -131,6 +132,10 @@ def _why(file: Path, error: Exception) -> str:
         return f"it is {known}, and not what torch.save writes"
     if head.isascii() and head.decode().replace("\n", "").replace("\r", "").replace("\t", "").isprintable():
         return "it is text, and not what torch.save writes"
+    if head.startswith(b"PK") and (isinstance(error, OSError) or "central directory" in str(error)):
+        return "its archive is cut short"
+    if "not in a subdirectory" in str(error):
+        return "it is an archive of other things, such as NumPy's .npz, and not what torch.save writes"
     if "TorchScript" in str(error):
         return "it is a TorchScript archive, which is a program"
     if file.suffix.lower() == _SAFETENSORS:

@@ -382,6 +382,11 @@ def _cut(save: Callable[[State, Path], Path]) -> Callable[[State, Path], Path]:
     return cut
 
 
+def _save_npz(state: State, file: Path) -> Path:
+    np.savez(file.with_suffix(".npz"), **{name: tensor.numpy() for name, tensor in state.items()})
+    return file.with_suffix(".npz")
+
+
 def _writer(content: bytes, suffix: str) -> Callable[[State, Path], Path]:
     def write(state: State, file: Path) -> Path:
         file.with_suffix(suffix).write_bytes(content)
@@ -394,7 +399,7 @@ def _writer(content: bytes, suffix: str) -> Callable[[State, Path], Path]:
     ("make", "said"),
     [
         pytest.param(_cut(_save_safetensors), "cannot be read as weights", id="cut-safetensors"),
-        pytest.param(_cut(_saver(lambda state: state)), "cannot be read as weights", id="cut-pth"),
+        pytest.param(_cut(_saver(lambda state: state)), "its archive is cut short", id="cut-pth"),
         pytest.param(_writer(b"", ".safetensors"), "is empty", id="empty-safetensors"),
         pytest.param(_writer(b"", ".pth"), "is empty", id="empty-pth"),
         pytest.param(_writer(b"<html>404</html>", ".pth"), "it is a web page", id="html-pth"),
@@ -406,6 +411,7 @@ def _writer(content: bytes, suffix: str) -> Callable[[State, Path], Path]:
         pytest.param(_saver(lambda state: {"epoch": 3}), "holds no tensors by name", id="no-tensors"),
         pytest.param(_saver(lambda state: torch.ones(3)), "holds no tensors by name", id="one-tensor"),
         pytest.param(_writer(b"\x89HDF\r\n", ".h5"), "it is an HDF5 file", id="suffix"),
+        pytest.param(_save_npz, "such as NumPy's .npz", id="npz"),
     ],
 )
 def test_file_that_is_no_weights_is_refused(
