@@ -33,7 +33,8 @@ def replacing(file: Path, *, durable: bool, contested: bool = False) -> Iterator
     mark = f".{secrets.token_hex(4)}" if contested else ""
     aside = file.with_name(f".{file.name}{mark}.writing")
     try:
-        yield aside
+        with _named(file):
+            yield aside
         if durable:
             sync(aside)
         _take_place(aside, file)
@@ -69,7 +70,8 @@ def replacing_folder(folder: Path, *, durable: bool, old: str = OLD) -> Iterator
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        yield aside
+        with _named(folder):
+            yield aside
         if durable:
             for path in aside.iterdir():
                 sync(path)
@@ -177,6 +179,17 @@ def sync_names(folder: Path) -> None:
     """As `sync`, the names in a folder, which may be writable and not readable."""
     with suppress(PermissionError, IsADirectoryError):
         sync(folder)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Add the path to an error of the block that names no file, as that of a write to a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _take_place(aside: Path, file: Path) -> None:

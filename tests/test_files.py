@@ -54,6 +54,13 @@ def test_a_folder_is_left_where_writing_fails(tmp_path: Path) -> None:
     assert names(tmp_path) == ["x"] and names(tmp_path / "x") == []
 
 
+def test_a_full_disk_is_an_error_of_the_file_that_was_written(tmp_path: Path) -> None:
+    for opened in (replacing, replacing_folder):
+        with pytest.raises(OSError, match="No space") as raised, opened(tmp_path / "x", durable=False):
+            Path("/dev/full").write_text("x", encoding="utf-8")
+        assert raised.value.filename == str(tmp_path / "x")
+
+
 def test_json_of_another_kind(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     assert read_json(file, dict) is None and read_sound_json(file, dict) == {}

@@ -31,6 +31,7 @@ GRACE_SECONDS = 3.0
 # What a file system refuses or lacks is the user's to mend, wherever it is met.
 _OF_FILES = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ESTALE, errno.EIO,
+    errno.EFBIG,
 )  # fmt: skip
 _PACKAGE = Path(__file__).parents[1]
 

@@ -1,5 +1,6 @@
 """A trained model as a file for other programs, compared with the original before it gets its name."""
 
+import io
 import json
 import shutil
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from ddp_ft.errors import UserError, typed_line
 from ddp_ft.exporters.compare import Report, compare, images_to_compare
 from ddp_ft.exporters.onnx import check_installed, check_preprocessing, outputs_alone, quiet, trace, write_onnx
 from ddp_ft.exporters.safetensors import CONFIG, README, check_buildable, write_folder
-from ddp_ft.files import replace_folder
+from ddp_ft.files import replace_folder, write_bytes
 from ddp_ft.inference.exported import DESCRIPTION, ONNX, PT2, describe_exported, is_exported
 from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.run_folder.model_folder import model_folder, read_description
@@ -109,7 +110,9 @@ def _write(request: ExportRequest, aside: Path, device: torch.device) -> None:
         else:
             with quiet():
                 extra = {DESCRIPTION: json.dumps({**described, "channels_last": model.channels_last})}
-                torch.export.save(program, aside, extra_files=extra)
+                content = io.BytesIO()  # given a path, torch aborts the process where the disk is full
+                torch.export.save(program, content, extra_files=extra)
+            write_bytes(aside, content.getvalue(), durable=False)
     except (UserError, OSError):
         raise
     except Exception as error:

@@ -127,8 +127,10 @@ def make_trackers(run_dir: Path, console: Console, resumed: Resumed, services: s
     for name in service_names(services):
         with harmless(f"{name} gets no rows"):
             beside.append(Background(name, _start(run_dir, rows.kept), console.print))
-    events = TensorBoard(run_dir / "tensorboard", rows.kept, texts, resumed)
-    return FanOut([rows, events, console, *beside])
+    pages: list[Tracker] = []
+    with harmless("TensorBoard gets no rows"):
+        pages.append(TensorBoard(run_dir / "tensorboard", rows.kept, texts, resumed))
+    return FanOut([rows, *pages, console, *beside])
 
 
 def _start(run_dir: Path, kept: Sequence[Row]) -> Start:

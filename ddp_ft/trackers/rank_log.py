@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ddp_ft.errors import UserError
@@ -43,4 +43,5 @@ def logging_to(run: Path, rank: int) -> Iterator[None]:
         raise
     finally:
         LOGGER.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # what it holds back does not fit on a full disk
+            handler.close()

@@ -2,6 +2,7 @@
 
 import shutil
 import struct
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -65,6 +67,7 @@ class TensorBoard(Tracker):
         passed = [event for event in _shown(folder) if _is_passed(event, last, resumed.phase)]
         shown = [event for event in passed if _tag_of(event) not in texts]
         shutil.rmtree(folder, ignore_errors=True)
+        _keep_failures_quiet()
         self._writer = SummaryWriter(str(folder))
         self._writer.add_custom_scalars(LAYOUT)
         for title, text in texts.items():
@@ -127,6 +130,17 @@ class TensorBoard(Tracker):
     def close(self) -> None:
         """Write out what is queued."""
         self._writer.close()
+
+
+def _keep_failures_quiet() -> None:
+    """Let the thread that writes events end without a traceback: the next call raises what ended it."""
+    others = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if not isinstance(failure.thread, _AsyncWriterThread):
+            others(failure)
+
+    threading.excepthook = hook
 
 
 def _shown(folder: Path) -> Iterator[Event]:

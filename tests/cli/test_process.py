@@ -19,6 +19,7 @@ from tests.support.fork_server import PATIENCE, become, fork
     [
         (PermissionError(errno.EACCES, "Permission denied", "of_ann"), 2, "Error: of_ann: Permission denied.\n"),
         (OSError(errno.ENAMETOOLONG, "File name too long", b"a\xff"), 2, "Error: a\\udcff: File name too long.\n"),
+        (OSError(errno.EFBIG, "File too large", "x.csv"), 2, "Error: x.csv: File too large.\n"),
         (FileNotFoundError(errno.ENOENT, "No such file", "plan"), 1, "Internal error: FileNotFoundError"),
         (OSError("of no file"), 1, "Internal error: OSError: of no file"),
     ],

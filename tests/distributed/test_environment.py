@@ -28,6 +28,7 @@ def test_torchrun_outranks_slurm():
     ("starter", "several"),
     [
         ("srun", {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "{}", "SLURM_LOCALID": "{}"}),
+        ("flux run", {"FLUX_JOB_SIZE": "2", "FLUX_TASK_RANK": "{}"}),
         ("mpirun", {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "{}"}),
     ],
 )

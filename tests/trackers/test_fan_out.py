@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 import tempfile
 
 import numpy as np
@@ -157,3 +158,18 @@ def test_groups_are_read_in_order(tmp_path):
         "1_progress/epoch", "2_loss/ema_val", "2_loss/train", "2_loss/val", "3_quality/val_accuracy",
         "4_speed/images_per_second", "5_learning_rates/head", "6_gradients/grad_norm", "7_system/cpu_load",
     ]  # fmt: skip
+
+
+def test_without_room_for_events_the_rows_go_on(tmp_path, capsys):
+    """Files that cannot grow; TensorBoard's writer meets that in a thread of its own."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len("seed: 0\n"), limits[1]))
+    try:
+        trackers = start(tmp_path, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    trackers.log("train", 2, 0.1, {"loss": 1.0})
+    trackers.close()
+    printed = capsys.readouterr().err
+    assert "TensorBoard gets no rows: OSError" in printed and "Traceback" not in printed
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == 1.0
