@@ -24,7 +24,10 @@ class PathOf(click.Path):
     """A path of the command line, with ~ and $VAR in it as in a shell; `Path`, or str for what may be a pattern too."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path. UserError for a variable that is not set."""
+        """The path. UserError for a variable that is not set, and for no path at all, which would be this folder."""
+        if value == "" and param is not None:
+            hint = "A shell's variable that is not set leaves nothing. The working folder itself is: ."
+            raise UserError(f"{param.get_error_hint(ctx)} needs a path, and nothing was given.", hint)
         return super().convert(expanded(value) if isinstance(value, str) else value, param, ctx)
 
 

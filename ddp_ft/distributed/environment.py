@@ -82,6 +82,8 @@ def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
         raise UserError(
             f"The launcher's variables contradict each other: {dict(zip(TORCHRUN_VARIABLES, numbers, strict=False))}"
         )
+    if (read_number(environ, "MASTER_PORT", least=1) or 1) > 65535:
+        raise UserError(f"MASTER_PORT={environ['MASTER_PORT']} in the environment is no port: they end at 65535.")
     has_agent = "TORCHELASTIC_RUN_ID" in environ
     return Launch(rank, world_size, local_rank, local_world_size, distributed=True, has_agent=has_agent)
 

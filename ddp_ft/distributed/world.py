@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import os
 import pickle
 import secrets
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,12 +28,15 @@ from torch.distributed.rendezvous import rendezvous
 
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.stop_request import StopRequest
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, one_line
 
 T = TypeVar("T")
 
 # The longest pause between two looks for the result of rank 0's work, in seconds.
 LONGEST_PAUSE = 0.1
+
+# How long a name may be unknown, in seconds: name servers of large machines are at times not there for a moment.
+NAME_SECONDS = 30.0
 
 # From how many bytes on `World.from_main` sends an array from rank to rank instead of through the store.
 LARGE_ARRAY = 1 << 20
@@ -199,6 +204,34 @@ def has_failure() -> bool:
     return False
 
 
+def await_name(host: str, seconds: float = NAME_SECONDS) -> None:
+    """UserError if this machine does not know the host within so many seconds.
+
+    torch asks for half an hour, prints a trace each time, and no signal ends it.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.getaddrinfo(host, None)
+            return
+        except (OSError, UnicodeError) as error:
+            if time.monotonic() > end:
+                hint = "Expected the name or address of the machine with rank 0, as every machine of the job knows it."
+                raise UserError(f"MASTER_ADDR={host}: this machine does not know it ({error}).", hint) from None
+        time.sleep(1)
+
+
+def _meet(launch: Launch, timeout: timedelta) -> tuple[Store, int, int]:
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    await_name(host)
+    try:
+        met: tuple[Store, int, int] = next(rendezvous("env://", launch.rank, launch.world_size, timeout=timeout))
+    except dist.DistError as error:  # a port that another program has, peers that do not come
+        hint = "Start with torchrun, which finds a free port, or choose another one. All ranks must reach it."
+        raise UserError(f"Rank {launch.rank} cannot meet others at {host}:{port}: {one_line(error)}", hint) from None
+    return met
+
+
 @contextmanager
 def connect(launch: Launch, device: torch.device, timeout_minutes: float) -> Iterator[World]:
     """The world of this process. Its process group is destroyed at the end of the block; on CUDA not if that fails.
@@ -212,7 +245,7 @@ def connect(launch: Launch, device: torch.device, timeout_minutes: float) -> Ite
         yield World(0, 1, 0, device)
         return
     timeout = timedelta(minutes=timeout_minutes)
-    agents_store, rank, size = next(rendezvous("env://", launch.rank, launch.world_size, timeout=timeout))
+    agents_store, rank, size = _meet(launch, timeout)
     store = _store_of_this_round(agents_store, rank, size, timeout)
     _lower_debug_level(rank)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

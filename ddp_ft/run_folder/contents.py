@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, printable
 from ddp_ft.files import read_json
 
 T = TypeVar("T", dict[str, Any], list[Any])
@@ -53,6 +53,14 @@ _TIME = {"time": (int, float)}
 
 class Damaged(UserError):
     """A small file with another content than was written."""
+
+
+def check_encodable(path: Path) -> None:
+    """UserError if the path has bytes that are not UTF-8, which the libraries of weights and curves cannot open."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{printable(str(path))}: this name is not UTF-8.", "Rename it, or choose another.") from None
 
 
 def damaged(file: Path, what: str) -> Damaged:

@@ -39,6 +39,8 @@ def load_evaluation(run: Path, split: str, task: Task) -> Evaluation | None:
             raise ValueError("it has no predictions")
         predictions = {name: kept.pop(name) for name in list(kept) if name.startswith(_PREDICTIONS)}
         return Evaluation({}, {name.removeprefix(_PREDICTIONS): each for name, each in predictions.items()}, kept)
+    except UserError:
+        raise
     except Exception as error:
         hint = "" if isinstance(error, PermissionError) else "Remove it: reports do without."
         raise UserError(f"{file} cannot be read: {reason_of(error)}.", hint) from None

@@ -12,7 +12,16 @@ from ddp_ft.config.loading import make_config, read_config_file, to_flat, to_yam
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.errors import UserError
 from ddp_ft.files import to_json, write_text
-from ddp_ft.run_folder.contents import PURPOSES, Damaged, Row, damaged, read_content, read_rows, read_summary
+from ddp_ft.run_folder.contents import (
+    PURPOSES,
+    Damaged,
+    Row,
+    check_encodable,
+    damaged,
+    read_content,
+    read_rows,
+    read_summary,
+)
 
 # `touch RUN/stop` asks for a stop; a later launch removes it.
 STOP_FILE = "stop"
@@ -80,6 +89,10 @@ class RunFolder:
 
     def create(self) -> None:
         """Make the folder and prove that it can be written to. UserError if not, or if something is in a part's way."""
+        if self.path.resolve().parent == self.path.resolve():
+            hint = "A variable before the slash may be empty. Choose a folder of its own with --run-dir."
+            raise UserError(f"Run folder {self.path} is the root of the file system.", hint)
+        check_encodable(self.path)
         probe = self.path / ".write_probe"
         with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ddp_ft.contracts import Processor, Task
 from ddp_ft.errors import UserError
 from ddp_ft.files import OLD, ordinary_mode, replacing_folder, to_json
-from ddp_ft.run_folder.contents import Damaged, damaged, read_content
+from ddp_ft.run_folder.contents import Damaged, check_encodable, damaged, read_content
 
 # What model.json has of every model.
 _KEYS = {
@@ -47,7 +47,9 @@ def save_weights(file: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file, on the CPU. OSError if it cannot be opened, SafetensorError if it is damaged."""
+    """The tensors of a file, on the CPU. OSError if it cannot be opened, SafetensorError if it is damaged,
+    UserError for a name that is not UTF-8."""
+    check_encodable(file)
     file.open("rb").close()  # safetensors reports whatever hinders it as a file that is not there
     return load_file(file)
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from ddp_ft.errors import UserError, printable
+from ddp_ft.run_folder.contents import check_encodable
 
 # What a probe writes, in bytes: a full disk may still have room for an empty file.
 PROBE = 4096
@@ -32,6 +33,7 @@ def check_output_file(output: Path, option: str = "--output", streams: bool = Fa
 
 def check_output_folder(output: Path, option: str = "--output", room: int = 0) -> None:
     """UserError unless a folder of that name can be made, with those above it, and `room` bytes be written to it."""
+    check_encodable(output)
     given, folder = f"{option} {printable(str(output))}", output.absolute()
     while not os.path.lexists(folder):
         folder = folder.parent

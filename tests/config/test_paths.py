@@ -74,3 +74,9 @@ def test_every_path_of_a_command_is_expanded(name):
     assert command is not None
     parameters = [each for each in command.params if isinstance(each.type, click.Path)]
     assert all(isinstance(each.type, PathOf) for each in parameters), parameters
+
+
+@pytest.mark.parametrize("words", [["runs", ""], ["train", "--run-dir="], ["evaluate", "", "--data", "x"]])
+def test_an_empty_path_is_not_the_working_folder(words):
+    with pytest.raises(UserError, match="needs a path"):
+        ddp_ft.main(words, standalone_mode=False)

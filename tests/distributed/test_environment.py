@@ -51,7 +51,17 @@ def test_half_set_names_what_is_missing(missing):
         read_launch(partial)
 
 
-@pytest.mark.parametrize("bad", [{"RANK": "x"}, {"RANK": "4"}, {"LOCAL_RANK": "-1"}, {"LOCAL_WORLD_SIZE": "9"}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"RANK": "x"},
+        {"RANK": "4"},
+        {"LOCAL_RANK": "-1"},
+        {"LOCAL_WORLD_SIZE": "9"},
+        {"MASTER_PORT": "a"},
+        {"MASTER_PORT": "65536"},
+    ],
+)
 def test_nonsense_is_refused(bad):
     with pytest.raises(UserError):
         read_launch({**TORCHRUN, **bad})

@@ -1,11 +1,15 @@
 """The process group of a job, and its collectives."""
 
+import socket
+
+import pytest
 import torch
 from torch import nn
 
 from ddp_ft.distributed.ddp import Replica, Trainee
 from ddp_ft.distributed.environment import read_launch
-from ddp_ft.distributed.world import connect
+from ddp_ft.distributed.world import await_name, connect
+from ddp_ft.errors import UserError
 from tests.support.ranks import run_ranks
 
 
@@ -43,3 +47,20 @@ def test_tensors_of_any_layout_are_copied():
     [expected, _], [found, behind] = run_ranks(2, of_rank_0)
     assert found == expected == [[1.0], 0, [[3.0, 6.0], [4.0, 7.0], [5.0, 8.0]], [0.0, 1.0]]
     assert behind == 12.0
+
+
+def test_a_port_that_another_program_has_is_one_message(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(other.getsockname()[1])}
+        for name, value in places.items():
+            monkeypatch.setenv(name, value)
+        ranks = dict.fromkeys(("RANK", "LOCAL_RANK"), "0") | dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "1")
+        launch = read_launch({**ranks, **places})
+        with pytest.raises(UserError, match=r"cannot meet others at 127\.0\.0\.1.*in use"):
+            connect(launch, torch.device("cpu"), 1).__enter__()
+
+
+def test_an_unknown_host_is_one_message():
+    await_name("127.0.0.1", 0)
+    with pytest.raises(UserError, match=r"MASTER_ADDR=nobody\.invalid"):
+        await_name("nobody.invalid", 0)

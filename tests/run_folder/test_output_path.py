@@ -11,6 +11,7 @@ import pytest
 
 from ddp_ft.errors import UserError
 from ddp_ft.files import write_text
+from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.run_folder.output_path import check_output_file, check_output_folder
 
 BAD_FILES = ["nodir/x{}", "folder{}", "file/x{}", "n" * 240 + "{}"]
@@ -112,3 +113,9 @@ def test_a_pipe_is_written_to_and_stays_one():
     assert read == ["metrics"] and Path("pipe").is_fifo()
     with pytest.raises(UserError, match="no regular file"):
         check_output_file(Path("pipe"))
+
+
+@pytest.mark.parametrize(("path", "named"), [("/", "root"), ("//.", "root"), ("a\udcff", "UTF-8")])
+def test_run_folders_that_are_refused(path, named):
+    with pytest.raises(UserError, match=named):
+        RunFolder(Path(path)).create()
