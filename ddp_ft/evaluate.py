@@ -46,7 +46,7 @@ def evaluate(
     """
     launch, settings = read_launch(), data_settings(assignments)
     if output and launch.rank == 0:
-        check_output_file(output, streams=True)
+        check_output_file(output, streams=True, inputs=[data])
     if (code := run_in_ranks("ddp_ft.evaluate", device == "cpu")) is not None:
         return code
     with importing():

@@ -69,7 +69,7 @@ def predict_files(request: Request, launch: Launch) -> Answer:
     """
     device = pick_device(request.device, launch)
     with connect(launch, device, TIMEOUT_MINUTES) as world:
-        world.from_main(lambda: check_output(request.output))
+        world.from_main(lambda: check_output(request.output, request.inputs))
         members = load_ensemble(request.models, device, request.views)
         kind = members[0].processor.kind
         source = world.from_main(lambda: open_inputs(kind, request.inputs, request.column))

@@ -20,14 +20,15 @@ GROUP_ROWS = 1 << 16
 Outcome = Mapping[str, Any] | str  # one of Task.answers, or why there is none
 
 
-def check_output(output: Path) -> None:
-    """UserError for a file of an unknown kind, of one that needs what is not installed, or that cannot be written."""
+def check_output(output: Path, inputs: Sequence[str]) -> None:
+    """UserError for a file of an unknown kind, of one that needs what is not installed, that cannot be written, or that
+    is one of the inputs."""
     suffix = output.suffix.lower()
     if suffix not in TABLES:
         raise UserError(f"--output {output}: a file of an unknown kind.", f"Expected {', '.join(TABLES)}.")
     if suffix == ".parquet":
         _pyarrow()
-    check_output_file(output)
+    check_output_file(output, inputs=[Path(each) for each in inputs])
 
 
 def open_format(output: Path, task: Task, top_k: int) -> "PredictionTable":

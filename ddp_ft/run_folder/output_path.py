@@ -3,20 +3,26 @@
 import os
 import secrets
 import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ddp_ft.errors import UserError, printable
-from ddp_ft.run_folder.contents import check_encodable
+from ddp_ft.run_folder.contents import PURPOSES, check_encodable
+from ddp_ft.run_folder.recognise import is_output
 
 # What a probe writes, in bytes: a full disk may still have room for an empty file.
 PROBE = 4096
 HINT = "Choose another --output."
 
 
-def check_output_file(output: Path, option: str = "--output", streams: bool = False, room: int = 0) -> None:
+def check_output_file(
+    output: Path, option: str = "--output", streams: bool = False, room: int = 0, inputs: Sequence[Path] = ()
+) -> None:
     """UserError unless a file of that name can be written: as a whole, so beside it first, with `room` bytes.
 
-    With `streams` it may be a device or a pipe, such as /dev/stdout.
+    With `streams` it may be a device or a pipe, such as /dev/stdout. It may be none of `inputs`, and no file by which a
+    run or a model is known.
     """
     given = f"{option} {printable(str(output))}".lstrip()
     if output.is_dir():
@@ -28,6 +34,10 @@ def check_output_file(output: Path, option: str = "--output", streams: bool = Fa
     folder = output.absolute().parent
     if not folder.is_dir():
         raise UserError(f"{given}: there is no folder {printable(str(folder))}.", f"Make it, or: {HINT}")
+    if _is_one_of(output, inputs):
+        raise UserError(f"{given} is what is read too, and would be lost.", HINT)
+    if output.name in PURPOSES and output.exists() and is_output({each.name for each in folder.iterdir()}):
+        raise UserError(f"{given} holds {PURPOSES[output.name][0]}, and would be lost.", HINT)
     _try(folder, f".{output.name}.{secrets.token_hex(4)}.writing", given, room)
 
 
@@ -46,6 +56,14 @@ def weights_size(path: Path) -> int:
     """The bytes of the weights of a run folder or model folder; 0 if they are not there, which their reader reports."""
     files = [folder / "model.safetensors" for folder in (path, path / "best")]
     return next((file.stat().st_size for file in files if file.is_file()), 0)
+
+
+def _is_one_of(output: Path, inputs: Sequence[Path]) -> bool:
+    for each in inputs:
+        with suppress(OSError, ValueError):  # one is absent; a pattern, or a name that no file can have
+            if each.samefile(output):
+                return True
+    return False
 
 
 def _try(folder: Path, name: str, given: str, room: int) -> None:

@@ -119,3 +119,15 @@ def test_a_pipe_is_written_to_and_stays_one():
 def test_run_folders_that_are_refused(path, named):
     with pytest.raises(UserError, match=named):
         RunFolder(Path(path)).create()
+
+
+def test_what_is_read_or_a_run_needs_is_not_written_over():
+    Path("run").mkdir()
+    for name in ("config.yaml", "plan.json", "x.json"):
+        Path("run", name).touch()
+    for output, inputs in (("run/plan.json", ()), ("run/../file", ("absent", "a*" * 200, "file"))):
+        with pytest.raises(UserError, match="would be lost"):
+            check_output_file(Path(output), inputs=[Path(each) for each in inputs])
+    check_output_file(Path("run/x.json"), inputs=[Path("folder")])
+    Path("plan.json").touch()
+    check_output_file(Path("plan.json"))
