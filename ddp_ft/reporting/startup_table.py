@@ -1,19 +1,18 @@
-"""The table and the remarks that a run prints at its start."""
+"""The table that a run prints at its start."""
 
 from collections.abc import Iterator
 
 from ddp_ft.contracts import LoadReport
 from ddp_ft.data.class_counts import count_classes
-from ddp_ft.diagnostics.advice import advise, situation_of
-from ddp_ft.diagnostics.finding import WARNING, guarded, tried
+from ddp_ft.diagnostics.finding import tried
 from ddp_ft.errors import printable
 from ddp_ft.models.freezing import frozen_table
 from ddp_ft.models.introspection import Trial, flops_per_sample
 from ddp_ft.reporting.formats import count, plural
-from ddp_ft.reporting.notes_at_start import notes_at_start
+from ddp_ft.reporting.remarks_at_start import print_remarks
 from ddp_ft.tasks.registry import describe_choice
 from ddp_ft.trackers.console import Console
-from ddp_ft.training.plan import Plan, changed_code, describe_grade
+from ddp_ft.training.plan import Plan, describe_grade
 from ddp_ft.training.run import Run
 
 
@@ -42,14 +41,7 @@ def print_start(run: Run, report: LoadReport, earlier: Plan | None, console: Con
         "run folder": str(run.folder.path),
     }
     console.table("ddp_ft", rows)
-    for name in changed_code(plan.code, earlier.code if earlier else {}):
-        file = printable(name.rpartition(":")[0])
-        console.print(f"Warning: {file} has changed since this run's last start: what is trained may be another model.")
-    for note in (*run.splits.notes, *notes_at_start(run)):
-        console.print(f"Note: {note}")
-    for finding in guarded("remarks", lambda: advise(situation_of(run, end))):
-        if finding.verdict == WARNING:  # no problem: a failure of the remarks themselves is no reason to end a run
-            console.print(f"Warning: {finding.name}: {finding.text}. {finding.remedy}")
+    print_remarks(run, earlier, console, end)
 
 
 def _sets(run: Run) -> str:
