@@ -42,13 +42,14 @@ def train(
     layers = given_layers(config_file, flags, assignments)
     layers += [{"log.level": "warning"}] if quiet else []
     config = make_config(*layers)
-    _require_data_and_model(config)
+    _check_data_and_model(config)
     folder = run_dir or default_run_dir(config)
     if print_run_dir:
         print_result(str(folder.absolute()))
         return EXIT_DONE
-    if (code := run_in_ranks("ddp_ft.train", config.compute.device == "cpu")) is not None:
-        return _stopped_or(code, folder) if not dry_run else code
+    on_cpu = config.compute.device == "cpu"
+    if (code := run_in_ranks("ddp_ft.train", on_cpu, None if dry_run else folder)) is not None:
+        return code
     with importing():  # takes seconds, which the mistakes above need not wait for
         from ddp_ft.run import fine_tune
         from ddp_ft.training.request import Request
@@ -58,17 +59,14 @@ def train(
     return EXIT_STOPPED if status == "stopped" and not launch.distributed else EXIT_DONE
 
 
-def _stopped_or(code: int, run_dir: Path) -> int:
-    """EXIT_STOPPED if ranks that have ended in order have stopped on request."""
-    from ddp_ft.run_folder.contents import read_summary
-
-    return EXIT_STOPPED if code == EXIT_DONE and read_summary(run_dir).get("status") == "stopped" else code
-
-
-def _require_data_and_model(config: RunConfig) -> None:
+def _check_data_and_model(config: RunConfig) -> None:
+    """Raise UserError for what can be known without torch, whose import takes seconds."""
     missing = [flag for flag, value in (("--data", config.data.path), ("--model", config.model.name)) if not value]
     if missing:
         raise UserError(f"{' and '.join(missing)} must be given.", EXAMPLE)
+    from ddp_ft.data.sources.table_columns import check_columns
+
+    check_columns(config.data)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,7 +11,8 @@ from ddp_ft.cli.help import GroupedCommand
 from ddp_ft.cli.options import importing
 from ddp_ft.distributed.environment import read_launch
 from ddp_ft.distributed.processes import Meeting, Outcome, choose_processes
-from ddp_ft.errors import UserError
+from ddp_ft.errors import EXIT_DONE, EXIT_STOPPED, UserError
+from ddp_ft.run_folder.contents import read_summary
 
 _WORDS, _WANTED = "ddp_ft.words", "ddp_ft.processes"  # in a context's meta
 # In the environment of ranks: the process that has started them, to which --processes was addressed.
@@ -62,10 +64,11 @@ def _keep(context: click.Context, option: click.Parameter, number: int | None) -
         context.meta[_WANTED] = number
 
 
-def run_in_ranks(module: str, on_cpu: bool) -> int | None:
+def run_in_ranks(module: str, on_cpu: bool, run_dir: Path | None = None) -> int | None:
     """Run this command in as many processes as --processes asks for, and return the exit code.
 
     None where this process does the work: in a rank, or because nobody asked for several. `on_cpu`: GPUs do not count.
+    Ranks that stop on request end in order; that they stopped is in the summary.json of `run_dir`.
     """
     meta = click.get_current_context().meta
     if _WANTED not in meta or os.environ.get(_STARTED_BY) == str(os.getppid()):
@@ -75,7 +78,11 @@ def run_in_ranks(module: str, on_cpu: bool) -> int | None:
         message = f"--processes is for a start without torchrun, which has started {launch.world_size} process(es)."
         raise UserError(message, "Leave --processes out.")
     processes, threads = choose_processes(on_cpu, os.environ, meta[_WANTED])
-    return _run(module, meta[_WORDS], processes, threads) if processes > 1 else None
+    if processes == 1:
+        return None
+    code = _run(module, meta[_WORDS], processes, threads)
+    has_stopped = code == EXIT_DONE and run_dir is not None and read_summary(run_dir).get("status") == "stopped"
+    return EXIT_STOPPED if has_stopped else code
 
 
 def _run(module: str, words: Sequence[str], processes: int, threads: int) -> int:

@@ -16,14 +16,14 @@ from ddp_ft.contracts import LABEL, NUMBERS, Schema
 from ddp_ft.data.cells import Table, is_missing, read_numbers
 from ddp_ft.data.roles import ROLE_NAMES, role_of
 from ddp_ft.data.sources.files import LabelledFileSource
+from ddp_ft.data.sources.table_columns import Columns, choose_columns
 from ddp_ft.data.sources.table_file import read_table
 from ddp_ft.data.sources.unicode_forms import NamesOnDisk
 from ddp_ft.data.targets.base import CLASS, DROP, FAIL, MASK, TargetColumns, TargetKind
 from ddp_ft.data.targets.registry import KINDS
-from ddp_ft.errors import UserError, nearest, shortened
+from ddp_ft.errors import UserError, shortened
 
 _LISTED_FILES = 20
-SPLIT_COLUMN = "split"
 
 
 @dataclass
@@ -55,19 +55,15 @@ def read_rows(config: DataConfig, path: Path, task: str = "auto", schema: Schema
 
     Raises UserError for columns that are not there, cells that do not fit and images that do not exist.
     """
-    columns, targets = config, list[str]()
+    columns: Columns
 
     def choose(header: list[str]) -> list[str]:
-        nonlocal columns, targets
-        targets = _target_columns(config, header)
-        split = config.split
-        # Another table than the one a model was trained on need not name what validates.
-        if split is None or (schema is not None and split not in header):
-            split = SPLIT_COLUMN if SPLIT_COLUMN in header else None
-        columns = replace(config, split=split)
-        return _all_columns(columns, targets, path, header)
+        nonlocal columns
+        columns = choose_columns(config, path, header, for_model=schema is not None)
+        return columns.names
 
-    given = TargetColumns(read_table(path, choose), tuple(targets), config.separator, _unknown(config, schema))
+    table = read_table(path, choose)
+    given = TargetColumns(table, columns.targets, config.separator, _unknown(config, schema))
     kind = KINDS[schema.kind] if schema is not None else _kind_for(given, task)
     given, notes = _with_known_targets(kind, given, is_settled=schema is not None)
     table = given.table
@@ -83,31 +79,6 @@ def read_rows(config: DataConfig, path: Path, task: str = "auto", schema: Schema
     groups = None if columns.group is None else _groups(given, columns.group)
     roles = None if columns.split is None else _roles(table, columns.split)
     return _sorted(Rows(path.parent, schema, paths, sizes, values, weights, groups, roles, notes))
-
-
-def _target_columns(config: DataConfig, header: list[str]) -> list[str]:
-    targets = [config.target]
-    if config.target not in header:
-        targets = [name for part in config.target.split(",") if (name := part.strip())]
-    if len(set(targets)) < len(targets) or not targets:
-        raise UserError(f"data.target = '{config.target}' is not one column, or several different ones.")
-    return targets
-
-
-def _all_columns(config: DataConfig, targets: Sequence[str], path: Path, header: list[str]) -> list[str]:
-    """The names of all configured columns. UserError if some are not there."""
-    wanted = [("data.image", config.image), *(("data.target", name) for name in targets)]
-    others = [(f"data.{key}", getattr(config, key)) for key in ("group", "weight", "split")]
-    wanted += [(key, name) for key, name in others if name is not None]
-    if missing := [(key, name) for key, name in wanted if name not in header]:
-        listed = ", ".join(f"'{name}' ({key})" for key, name in missing)
-        guesses = [guess for _, name in missing if (guess := nearest(name, header, limit=1))]
-        columns = f"Its columns: {shortened([repr(name) for name in header], 20)}."
-        if any(_size(str(path.parent), name) >= 0 for name in header):
-            guesses = ["Its first line holds no names of columns, but an image: put a line such as image,label before."]
-        hint = "\n".join([*guesses, columns, f"Name another: --set {missing[0][0]}=COLUMN."])
-        raise UserError(f"{path} has no column {listed}.", hint)
-    return [name for _, name in wanted]
 
 
 def _kind_for(columns: TargetColumns, task: str) -> TargetKind:

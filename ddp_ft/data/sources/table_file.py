@@ -39,6 +39,19 @@ def read_table(path: Path, choose: Choose) -> Table:
     return table
 
 
+def read_header(path: Path) -> list[str]:
+    """The names of a CSV file's columns; empty for another kind of file, and for one that `read_table` refuses."""
+    if path.suffix.lower() not in DELIMITERS:
+        return []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            delimiter = _delimiter(path, stream.readline())
+            stream.seek(0)
+            return [name.strip() for name in next(csv.reader(stream, delimiter=delimiter), [])]
+    except (OSError, ValueError, csv.Error):
+        return []
+
+
 def _read_csv(path: Path, choose: Choose) -> Table:
     with path.open(encoding="utf-8-sig", newline="") as stream:
         try:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -674,3 +675,13 @@ def test_a_run_that_has_begun_is_not_asked_what_its_table_holds(tmp_path: Path) 
 def test_a_missing_group_is_no_group(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "t.csv", columns(6) | {"patient": ["nan", "nan", "p", "q", "r", "s"]})
     fails(table, "2 cells of column 'patient' are empty", group="patient")
+
+
+def test_a_misspelt_column_is_found_before_torch_is_imported(tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", {"image": images(2), "label": ["a", "b"]})
+    words = ["--data", str(table), "--model", "x", "--set", "data.target=lable"]
+    code = f"import sys\nfrom ddp_ft.train import train\ntry:\n    train.main({words!r}, standalone_mode=False)\n"
+    code += "except Exception as error:\n    print(error, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "no column 'lable' (data.target)" in done.stdout and "Name another: --set data.target" in done.stdout
+    assert done.stdout.rstrip().endswith("False"), done.stdout + done.stderr

@@ -1,0 +1,69 @@
+"""Which columns of a table are read. Free of torch: a name that is not there is found before anything slow begins."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddp_ft.config.schema import DataConfig
+from ddp_ft.data.sources.table_file import is_table, read_header
+from ddp_ft.errors import UserError, nearest, shortened
+
+SPLIT_COLUMN = "split"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of a table's columns, by what is in them."""
+
+    image: str
+    targets: tuple[str, ...]
+    group: str | None
+    weight: str | None
+    split: str | None
+
+    @property
+    def names(self) -> list[str]:
+        """All of them."""
+        others = (self.group, self.weight, self.split)
+        return [self.image, *self.targets, *(name for name in others if name is not None)]
+
+
+def choose_columns(config: DataConfig, path: Path, header: Sequence[str], for_model: bool = False) -> Columns:
+    """The configured columns. UserError if some are not in the header.
+
+    A table `for_model`, which was trained on another one, need not have the column that says what validates.
+    """
+    split = config.split
+    if split is None or (for_model and split not in header):
+        split = SPLIT_COLUMN if SPLIT_COLUMN in header else None
+    columns = Columns(config.image, _targets(config, header), config.group, config.weight, split)
+    _check(columns, path, header)
+    return columns
+
+
+def check_columns(config: DataConfig) -> None:
+    """Raise UserError if the data are a CSV table whose header lacks a configured column; nothing else is looked at."""
+    if config.path is not None and is_table(config.path) and (header := read_header(config.path)):
+        choose_columns(config, config.path, header)
+
+
+def _targets(config: DataConfig, header: Sequence[str]) -> tuple[str, ...]:
+    targets = [config.target]
+    if config.target not in header:
+        targets = [name for part in config.target.split(",") if (name := part.strip())]
+    if len(set(targets)) < len(targets) or not targets:
+        raise UserError(f"data.target = '{config.target}' is not one column, or several different ones.")
+    return tuple(targets)
+
+
+def _check(columns: Columns, path: Path, header: Sequence[str]) -> None:
+    wanted = [("image", columns.image), *(("target", name) for name in columns.targets)]
+    wanted += [(key, name) for key in ("group", "weight", "split") if (name := getattr(columns, key)) is not None]
+    if missing := [(f"data.{key}", name) for key, name in wanted if name not in header]:
+        listed = ", ".join(f"'{name}' ({key})" for key, name in missing)
+        guesses = [guess for _, name in missing if (guess := nearest(name, list(header), limit=1))]
+        names = f"Its columns: {shortened([repr(name) for name in header], 20)}."
+        if any((path.parent / name).is_file() for name in header):
+            guesses = ["Its first line holds no names of columns, but an image: put a line such as image,label before."]
+        hint = "\n".join([*guesses, names, f"Name another: --set {missing[0][0]}=COLUMN."])
+        raise UserError(f"{path} has no column {listed}.", hint)
