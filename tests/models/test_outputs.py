@@ -53,7 +53,7 @@ def test_what_no_loss_takes_is_refused(result: Tensor, what: str) -> None:
 
 
 def test_rows_that_are_not_those_of_the_images() -> None:
-    with pytest.raises(UserError, match="tensor of 5 x 3, for 2 image"):
+    with pytest.raises(UserError, match="tensor of 5 x 3: no float tensor is 2 x 3"):
         found(torch.zeros(5, 3))
 
 

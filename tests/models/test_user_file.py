@@ -48,10 +48,11 @@ def test_factories_that_build_nothing(factory_file: Factory, body: str, what: st
 
 def test_a_mistake_in_a_forward_pass_has_its_line(factory_file: Factory) -> None:
     body = (
-        "class Net(nn.Linear):\n    def forward(self, x): return self.gone(x)\ndef make(num_classes): return Net(3, 3)"
+        "class Net(nn.Linear):\n    def forward(self, x): return self.gone(x)\ndef make(n): return Net(3, n)"
     )
+    built = build_model(factory_file(body), 3)
     with pytest.raises(UserError, match=r"AttributeError: .*'gone' \(.*\.py, line \d+\)"):
-        build_model(factory_file(body), 3, 32)
+        rehearse(built.module, Trial(built.processor, built.call), "net", both_modes=True, may_differ=False)
 
 
 def test_what_a_factory_prints_is_no_result(factory_file: Factory, capsys: pytest.CaptureFixture[str]) -> None:
