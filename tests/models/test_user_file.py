@@ -47,9 +47,8 @@ def test_factories_that_build_nothing(factory_file: Factory, body: str, what: st
 
 
 def test_a_mistake_in_a_forward_pass_has_its_line(factory_file: Factory) -> None:
-    body = (
-        "class Net(nn.Linear):\n    def forward(self, x): return self.gone(x)\ndef make(n): return Net(3, n)"
-    )
+    net = "class Net(nn.Linear):\n    def forward(self, x): return self.gone(x)\n"
+    body = f"{net}def make(num_classes): return Net(3, num_classes)"
     built = build_model(factory_file(body), 3)
     with pytest.raises(UserError, match=r"AttributeError: .*'gone' \(.*\.py, line \d+\)"):
         rehearse(built.module, Trial(built.processor, built.call), "net", both_modes=True, may_differ=False)
