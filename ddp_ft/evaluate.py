@@ -25,7 +25,7 @@ from ddp_ft.run_folder.output_path import check_output_file
 
 @click.command(cls=CommandOfRanks)
 @model_argument
-@click.option("--data", type=PATH, required=True, help="Data set with class folders, split or not.")
+@click.option("--data", type=PATH, help="Class folders, split or not, or a table.  [default: the run's own]")
 @click.option(
     "--split",
     type=click.Choice(["val", "test", "train", "all"]),
@@ -37,7 +37,7 @@ from ddp_ft.run_folder.output_path import check_output_file
 @data_settings_option
 @click.option("--output", type=PATH, help="Write the metrics to this JSON file too.")
 def evaluate(
-    model: Path, data: Path, split: str | None, device: str, also: tuple[Path, ...], tta: str,
+    model: Path, data: Path | None, split: str | None, device: str, also: tuple[Path, ...], tta: str,
     assignments: tuple[str, ...], output: Path | None,
 ) -> int:  # fmt: skip
     """Print the metrics of a run folder's best model on a data set, as JSON.
@@ -46,7 +46,7 @@ def evaluate(
     """
     launch, settings = read_launch(), data_settings(assignments)
     if output and launch.rank == 0:
-        check_output_file(output, streams=True, inputs=[data])
+        check_output_file(output, streams=True, inputs=[data] if data else [])
     if (code := run_in_ranks("ddp_ft.evaluate", device == "cpu")) is not None:
         return code
     with importing():

@@ -1,21 +1,25 @@
-"""`python -m ddp_ft.predict RUN INPUT... --output FILE`, alone or under torchrun: one row for each image."""
+"""`python -m ddp_ft.predict RUN INPUT... [--output FILE]`, alone or under torchrun: one row for each image."""
 
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import click
 
 from ddp_ft.cli.options import PATH, PATTERN, also_option, device_option, importing, model_argument, views_option
-from ddp_ft.cli.output import print_note
+from ddp_ft.cli.output import ResultStream, print_note
 from ddp_ft.cli.process import run_command
 from ddp_ft.cli.ranks import CommandOfRanks, run_in_ranks
 from ddp_ft.distributed.environment import read_launch
-from ddp_ft.errors import EXIT_DONE
+from ddp_ft.errors import EXIT_DONE, UserError
+
+STREAM = "-"
 
 
 @click.command(cls=CommandOfRanks)
 @model_argument
 @click.argument("inputs", nargs=-1, required=True, type=PATTERN, metavar="INPUT...")
-@click.option("--output", type=PATH, required=True, help="File: .csv, .jsonl or .parquet.")
+@click.option("--output", type=PATH, help="File: .csv, .jsonl or .parquet; -: print them.  [default: lines to look at]")
+@click.option("--format", "kind", type=click.Choice(["csv", "jsonl"]), help="Of --output -.  [default: csv]")
 @click.option("--column", metavar="NAME", help="A table's column of paths.  [default: image]")
 @click.option(
     "--top-k", type=click.IntRange(min=1), default=1, show_default=True, metavar="K",
@@ -25,8 +29,8 @@ from ddp_ft.errors import EXIT_DONE
 @also_option
 @views_option
 def predict(
-    model: Path, inputs: tuple[str, ...], output: Path, column: str | None, top_k: int, device: str,
-    also: tuple[Path, ...], tta: str,
+    model: Path, inputs: tuple[str, ...], output: Path | None, kind: str | None, column: str | None, top_k: int,
+    device: str, also: tuple[Path, ...], tta: str,
 ) -> int:  # fmt: skip
     """Classify images with a run folder's best model, or with an exported one.
 
@@ -34,15 +38,25 @@ def predict(
     column of paths (relative to the table), or - for standard input, one path a line.
 
     One row for each image, in input order; an image that cannot be read has its reason in `error`. After a kill, the
-    same command computes the missing rows, also on another number of processes.
+    same command with a file computes the missing rows, also on another number of processes.
     """
     launch = read_launch()
+    if kind and output and str(output) != STREAM:
+        raise UserError(f"--format {kind} is for --output -: the suffix of {output} names its format.")
     if (code := run_in_ranks("ddp_ft.predict", device == "cpu")) is not None:
         return code
     with importing():
-        from ddp_ft.inference.predict_files import Request, predict_files
+        from ddp_ft.inference.predict_files import predict_files
+        from ddp_ft.inference.predict_rows import Request
+        from ddp_ft.inference.predict_stream import predict_to_stream
+        from ddp_ft.inference.table_writers import LINES
 
-    answer = predict_files(Request((model, *also), inputs, output, column, top_k, tta, device), launch)
+    request = Request((model, *also), inputs, column, top_k, tta, device)
+    if output is None or str(output) == STREAM:
+        form = f".{kind or 'csv'}" if output or kind else LINES
+        predict_to_stream(request, form, cast(BinaryIO, ResultStream()), launch)
+        return EXIT_DONE
+    answer = predict_files(request, output, launch)
     if launch.rank == 0:
         faulty = f", {answer.errors} with an error" if answer.errors else ""
         old = f" ({answer.taken_over} were there from an interrupted start)" if answer.taken_over else ""

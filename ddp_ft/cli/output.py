@@ -11,6 +11,7 @@ import json
 import os
 import select
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -113,6 +114,21 @@ def print_result(text: str) -> None:
     """Print what the command was called for. Raises LostOutputError."""
     print_note(text)
     check_printed()
+
+
+class ResultStream:
+    """What a command was called for, as a stream of bytes in UTF-8 that is printed at once. Raises LostOutputError."""
+
+    def write(self, content: bytes) -> int:
+        """Print it."""
+        click.echo(content.decode(), file=sys.stdout, nl=False)
+        check_printed()
+        return len(content)
+
+    def writelines(self, parts: Iterable[bytes]) -> None:
+        """Print them one by one."""
+        for part in parts:
+            self.write(part)
 
 
 def check_printed() -> None:

@@ -25,7 +25,7 @@ class Request:
     """What to evaluate: `models` are combined; `split` None: val if there is one, else all; `views`: one of VIEWS."""
 
     models: tuple[Path, ...]
-    data: Path
+    data: Path | None = None  # None: the first model's run's own
     split: str | None = None
     views: str = "none"
     device: str = "auto"
@@ -58,19 +58,29 @@ def _metrics(members: Sequence[Trained], collected: Sequence[tuple[Batch, Batch]
 
 
 def open_source(
-    model: Path, data: Path, split: str | None, trained: Trained, settings: Mapping[str, Any] | None = None
+    model: Path, data: Path | None, split: str | None, trained: Trained, settings: Mapping[str, Any] | None = None
 ) -> tuple[str, Source]:
-    """The requested part of the data, split as the model's run did; its name, and its samples.
+    """The requested part of the data, or of the run's own, split as the model's run did; its name, and its samples.
 
     The run's own settings, such as a table's columns, hold unless `settings` has others.
     """
-    run = _run_of(model)
+    run, data = _run_of(model), data or _own_data(model)
     stored, changed = run.stored_config(), make_config(settings or {}).data
     names = [path.partition(".")[2] for path in settings or {}]
     base = stored.data if stored else DataConfig()
     config = replace(base, **{name: getattr(changed, name) for name in names}, path=data)
     schema = schema_in(data, trained.task.kinds, trained.names)
     return open_part(config, schema, split, run.split())
+
+
+def _own_data(model: Path) -> Path:
+    """The data of the model's own run. UserError if it has none, or they are not where they were."""
+    stored = _run_of(model).stored_config()
+    if stored is None or stored.data.path is None:
+        raise UserError(f"{model} belongs to no run folder, whose data could be used.", "Name data: --data DATA.")
+    if not stored.data.path.exists():
+        raise UserError(f"The run's data, {stored.data.path}, is not there any more.", "Name it: --data DATA.")
+    return stored.data.path
 
 
 def own_validation(model: Path, trained: Trained) -> Source | None:

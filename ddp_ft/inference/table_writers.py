@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ddp_ft.contracts import Task
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, printable
 from ddp_ft.run_folder.output_path import check_output_file
 
 FILE, ERROR = "file", "error"
 _OF_A_PLACE = (("class", str), ("probability", float))
 # Rows of a row group of a Parquet file.
 GROUP_ROWS = 1 << 16
+
+# Of lines for people.
+_SHOWN, _WIDEST_PATH = 3, 60
 
 Outcome = Mapping[str, Any] | str  # one of Task.answers, or why there is none
 
@@ -31,14 +34,14 @@ def check_output(output: Path, inputs: Sequence[str]) -> None:
     check_output_file(output, inputs=[Path(each) for each in inputs])
 
 
-def open_format(output: Path, task: Task, top_k: int) -> "PredictionTable":
-    """The table for the suffix of `output`. UserError if the task has not as many classes as `top_k`, or none."""
+def open_format(kind: str, task: Task, top_k: int) -> "PredictionTable":
+    """The table of that kind, one of FORMATS. UserError if the task has not as many classes as `top_k`, or none."""
     if top_k > 1 and not task.can_rank:
         hint = "Its rows have all probabilities or values."
         raise UserError(f"--top-k {top_k} is for one class for each image; the model is for {task.name}.", hint)
     if top_k > (classes := len(task.names)):
         raise UserError(f"--top-k {top_k}: the model has {classes} classes.", f"At most {classes} can be.")
-    return TABLES[output.suffix.lower()](task, top_k)
+    return FORMATS[kind](task, top_k)
 
 
 class PredictionTable(ABC):
@@ -157,7 +160,36 @@ def _groups(tables: Iterable[Any]) -> Iterator[list[Any]]:
         yield group
 
 
+class Lines(PredictionTable):
+    """For people: the file, what is decided, and the `_SHOWN` greatest probabilities, or all numbers."""
+
+    def encode(self, paths: Sequence[str], outcomes: Sequence[Outcome]) -> bytes:
+        """Aligned lines."""
+        names = [printable(path) for path in paths]
+        width = min(max(map(len, names)), _WIDEST_PATH)
+        rows = zip(names, outcomes, strict=True)
+        return _utf8("".join(f"{name:<{width}}  {self._words(outcome)}\n" for name, outcome in rows))
+
+    def _words(self, outcome: Outcome) -> str:
+        if isinstance(outcome, str):
+            return f"{ERROR}: {outcome}"
+        first, *_ = outcome.values()
+        if isinstance(first, dict):
+            return "  ".join(f"{printable(name)} {value:.4g}" for name, value in first.items())
+        decided = first if isinstance(first, str) else ", ".join(first) or "none"
+        shares = sorted(outcome.get("probabilities", {}).items(), key=lambda item: -item[1])
+        top = [f"{printable(name)} {share:.1%}" for name, share in shares[: max(self.top_k, _SHOWN)]]
+        return printable(decided) + (f"  ({', '.join(top)})" if top else "")
+
+    def write(self, stream: BinaryIO, parts: Iterable[bytes]) -> None:
+        """All parts."""
+        stream.writelines(parts)
+
+
 TABLES: dict[str, type[PredictionTable]] = {".csv": CsvTable, ".jsonl": JsonLines, ".parquet": ParquetTable}
+# Those that can be streamed, too.
+LINES = "lines"
+FORMATS: dict[str, type[PredictionTable]] = {**TABLES, LINES: Lines}
 
 
 def _pyarrow() -> tuple[Any, Any]:

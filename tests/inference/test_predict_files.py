@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -69,6 +70,32 @@ def test_all_formats_say_the_same(model, shapes, tmp_path):
     assert rows[-1]["error"] == lines[-1]["error"] == table["error"][-1].as_py() == "not an image"
     assert table["class"][-1].as_py() is None and list(lines[-1]) == ["file", "error"]
     assert len(rows) == len(lines) == len(table) == 13
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_what_is_printed_is_what_a_file_has(model, many, tmp_path, world_size):
+    for form in ("csv", "jsonl"):
+        predict(model, many, "--column", "path", "--output", tmp_path / f"p.{form}")
+        args = ("--column", "path", "--output", "-", "--format", form)
+        printed = call_on(world_size, "ddp_ft.predict", model, many, *args)
+        assert printed.encode() == (tmp_path / f"p.{form}").read_bytes()
+
+
+def test_without_an_output_there_are_lines_to_look_at(model, shapes, tmp_path, capfd):
+    (tmp_path / "bad.png").write_text("no image")
+    predict(model, shapes / "val/disc", tmp_path / "bad.png")
+    *lines, bad = capfd.readouterr().out.splitlines()
+    assert len(lines) == 4 and all(line.startswith(f"{shapes}/val/disc/") for line in lines)
+    assert re.fullmatch(r".*\.png +(\w+)  \(\1 \d+\.\d%, \w+ \d+\.\d%, \w+ \d+\.\d%\)", lines[0]), lines[0]
+    assert bad.split()[1:] == ["error:", "not", "an", "image"]
+    with pytest.raises(UserError, match=r"--format csv is for --output -"):
+        predict(model, shapes / "val", "--output", tmp_path / "p.jsonl", "--format", "csv")
+
+
+def test_lines_of_other_tasks(shapes, tmp_path, capfd):
+    write_model(tmp_path / "labels", 1, task="multi-label")
+    predict(tmp_path / "labels", next((shapes / "val/disc").iterdir()))
+    assert re.search(r"png  [\w, ]+  \(\w+ \d", capfd.readouterr().out)
 
 
 def test_other_tasks_have_their_own_columns(shapes, tmp_path):

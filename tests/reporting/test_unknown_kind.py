@@ -11,7 +11,7 @@ from ddp_ft.config.tasks import TASKS, TaskEntry
 from ddp_ft.contracts import PROBE, Evaluation, TaskWords
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.inference.api import Prediction, _prediction
-from ddp_ft.inference.table_writers import CsvTable, JsonLines, ParquetTable
+from ddp_ft.inference.table_writers import CsvTable, JsonLines, Lines, ParquetTable
 from ddp_ft.reporting.card import card_text
 from ddp_ft.reporting.comparison import write_comparison
 from ddp_ft.reporting.facts import read_run
@@ -113,7 +113,9 @@ def test_reports_leave_it_out(task, tmp_path):
     assert ("cannot be drawn again" in said[0]) == task.has_sets
 
 
-@pytest.mark.parametrize(("table", "row"), [(CsvTable, b"x.png,a dog,"), (JsonLines, b'"text": "a dog"')])
+@pytest.mark.parametrize(
+    ("table", "row"), [(CsvTable, b"x.png,a dog,"), (JsonLines, b'"text": "a dog"'), (Lines, b"x.png  a dog")]
+)
 def test_its_answers_stand_in_tables(task, table, row):
     written, stream = table(task, 1), io.BytesIO()
     written.write(stream, [written.encode(["x.png", "y.png"], [ANSWER, "it is damaged"])])

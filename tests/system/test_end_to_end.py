@@ -3,12 +3,14 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ddp_ft.errors import UserError
 from tests.support.runs import arguments, call_on, column, read, train_here
 
 # One process runs all of them: the fixture is a training of some seconds.
@@ -154,6 +156,11 @@ def test_evaluate_takes_the_split_that_the_run_drew(shapes, tmp_path, capsys):
         == {"split": "val", "samples": 9, **read(tmp_path / "r", "summary.json")["val"]}
         == read(tmp_path, "m.json")
     )
+    evaluate.main([str(tmp_path / "r")], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out) == found, "without --data it is the run's own"
+    shutil.copytree(tmp_path / "r/best", tmp_path / "alone/best")
+    with pytest.raises(UserError, match="belongs to no run folder"):
+        evaluate.main([str(tmp_path / "alone/best")], standalone_mode=False)
 
 
 def test_evaluate_on_a_folder_of_class_folders_counts_all(shapes, tmp_path, capsys):
