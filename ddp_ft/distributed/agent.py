@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -28,6 +29,8 @@ from ddp_ft.errors import EXIT_DONE, EXIT_FAILED, UserError, one_line
 OnSignal = Callable[[signal.Signals], None]
 # Plus its number: the exit code of what a signal has ended, as shells have it.
 ENDED_BY_SIGNAL = 128
+# Seconds in which ranks may have been started, though the agent does not have their numbers yet.
+_STARTING = 1.0
 
 
 def run_ranks(
@@ -106,12 +109,18 @@ class _Ranks:
         self.on_signal(signal.Signals(number))
 
     def _pass_on(self, number: signal.Signals) -> None:
-        workers = self._agent.get_worker_group().workers if self._agent else []
-        if not (ids := [worker.id for worker in workers if worker.id is not None]):
-            raise _NothingRuns
+        deadline = time.monotonic() + _STARTING
+        while not (ids := self._ids()):
+            if time.monotonic() > deadline:
+                raise _NothingRuns
+            time.sleep(0.02)
         for pid in ids:
             with suppress(ProcessLookupError):  # it has ended
                 os.kill(pid, number)
+
+    def _ids(self) -> list[int]:
+        workers = self._agent.get_worker_group().workers if self._agent else []
+        return [worker.id for worker in workers if worker.id is not None]
 
     def _outcome(self) -> Outcome:
         if isinstance(self._error, (RendezvousError, DistError, ValueError)):

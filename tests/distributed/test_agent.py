@@ -149,9 +149,16 @@ def test_nodes_meet(probe: Path) -> None:
     assert [each.returncode for each in nodes] == [0, 0] and found(probe) == {"0-of-2", "1-of-2"}
 
 
+def handles(pid: int, number: signal.Signals) -> bool:
+    """Whether the process has a handler for it."""
+    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt")]
+    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+
+
 def test_a_signal_ends_the_wait_for_other_nodes(probe: Path) -> None:
     alone = node(f"127.0.0.1:{free_port()}", probe)
     assert alone.stdout is not None and alone.stdout.readline() == "ready\n"
-    time.sleep(0.5)
+    while not handles(alone.pid, signal.SIGTERM):
+        time.sleep(0.01)
     alone.terminate()
     assert alone.communicate(timeout=30)[0] == "" and alone.returncode == 128 + signal.SIGTERM
