@@ -12,7 +12,7 @@ import click
 
 from ddp_ft.cli.options import importing
 from ddp_ft.cli.process import run_command
-from ddp_ft.cli.ranks import finished
+from ddp_ft.cli.ranks import environment_of_ranks, finished
 from ddp_ft.distributed.environment import read_number
 from ddp_ft.distributed.processes import Meeting, choose_processes, words_ask_for_cpu
 from ddp_ft.distributed.stop_request import STOP_FILE_VARIABLE
@@ -36,7 +36,6 @@ def node(nodes: str, rendezvous: str | None, job: str, restarts: int, arguments:
         raise UserError(f"{nodes} nodes need --rendezvous HOST:PORT, where they meet.")
     wanted = read_number(os.environ, "NPROC_PER_NODE", least=1)
     processes, threads = choose_processes(words_ask_for_cpu(arguments), os.environ, wanted)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
     with importing():
         from ddp_ft.distributed.agent import run_ranks
 
@@ -44,7 +43,9 @@ def node(nodes: str, rendezvous: str | None, job: str, restarts: int, arguments:
     if rendezvous:
         meeting = Meeting(least, most, rendezvous, job, os.environ.get("SLURMD_NODENAME"), restarts)
     stop_file = Path(os.environ[STOP_FILE_VARIABLE]) if os.environ.get(STOP_FILE_VARIABLE) else None
-    code = finished(run_ranks("ddp_ft.train", arguments, processes, meeting, noting(stop_file) if stop_file else None))
+    on_signal = noting(stop_file) if stop_file else None
+    with environment_of_ranks(threads):
+        code = finished(run_ranks("ddp_ft.train", arguments, processes, meeting, on_signal))
     return settled(code, stop_file) if stop_file else code
 
 

@@ -1,7 +1,8 @@
 """`--processes`: a command that starts its ranks itself, as torchrun would."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,23 @@ def run_in_ranks(module: str, on_cpu: bool, run_dir: Path | None = None) -> int 
 
 
 def _run(module: str, words: Sequence[str], processes: int, threads: int) -> int:
-    os.environ.update({"OMP_NUM_THREADS": str(threads), _STARTED_BY: str(os.getpid())})
     with importing():
         from ddp_ft.distributed.agent import run_ranks
 
-    return finished(run_ranks(module, words, processes, Meeting()))
+    with environment_of_ranks(threads):
+        return finished(run_ranks(module, words, processes, Meeting()))
+
+
+@contextmanager
+def environment_of_ranks(threads: int) -> Iterator[None]:
+    """What ranks that are started in the block find in their environment."""
+    before = dict(os.environ)
+    os.environ.update({"OMP_NUM_THREADS": str(threads), _STARTED_BY: str(os.getpid())})
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def finished(outcome: Outcome) -> int:

@@ -37,7 +37,7 @@ def folder(shapes, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_its_commands_run_in_their_order(folder, monkeypatch, capsys):
+def test_its_commands_run_in_their_order(folder, monkeypatch, capfd):
     monkeypatch.chdir(folder)
     for command in COMMANDS:
         find, _, command = command.rpartition(" | ")
@@ -45,7 +45,7 @@ def test_its_commands_run_in_their_order(folder, monkeypatch, capsys):
             found = subprocess.run(shlex.split(find), capture_output=True, text=True, check=True)
             monkeypatch.setattr("sys.stdin", io.StringIO(found.stdout))
         words = shlex.split(command)
-        capsys.readouterr()
+        capfd.readouterr()
         if words[0] == "torchrun":
             said = call_on(2, words[3], *words[4:], "--device", "cpu")
         else:
@@ -53,8 +53,8 @@ def test_its_commands_run_in_their_order(folder, monkeypatch, capsys):
             function = getattr(importlib.import_module(f"ddp_ft.{name}"), name)
             arguments = words[2:] if words[0] == "ddp-ft" else words[3:]
             assert not function.main(arguments, standalone_mode=False)
-            said = capsys.readouterr().out
-        assert re.search(r"2 rows in predictions\.|Wrote pets|accuracy", said), command
+            said = capfd.readouterr().out
+        assert re.search(r"2 rows in predictions\.|Wrote pets|accuracy|disc\.png +\w+  \(", said), command
 
 
 def test_its_python_runs(folder, monkeypatch, capsys):
