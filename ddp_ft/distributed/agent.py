@@ -31,6 +31,8 @@ OnSignal = Callable[[signal.Signals], None]
 ENDED_BY_SIGNAL = 128
 # Seconds in which ranks may have been started, though the agent does not have their numbers yet.
 _STARTING = 1.0
+# How long a signal may wait for the main thread.
+_LOOK_EVERY = 0.2
 
 
 def run_ranks(
@@ -67,7 +69,9 @@ class _Ranks:
         try:
             with self._listening():
                 thread.start()
-                thread.join()
+                # Not for ever: a signal that the kernel gives to another thread does not wake this one.
+                while thread.is_alive():
+                    thread.join(_LOOK_EVERY)
         except _NothingRuns:
             assert self.asked is not None
             return Outcome(ENDED_BY_SIGNAL + self.asked)
