@@ -9,7 +9,6 @@ import pytest
 
 from ddp_ft.config.schema import KEYS
 from tests.support.commands import run_words
-from tests.support.marks import slowly
 from tests.support.runs import read
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -79,10 +78,10 @@ def run(command, folder):
 
 
 TRAININGS = sorted({command for command in COMMANDS if is_train(command) and "2 node01" not in command})
-QUICK = [command for command in TRAININGS if command.startswith("torchrun")][:1]
 
 
-@pytest.mark.parametrize("command", [*QUICK, *slowly(*(command for command in TRAININGS if command not in QUICK))])
+@pytest.mark.slow  # the quick suite starts torchrun in test_resume.py and test_end_to_end.py
+@pytest.mark.parametrize("command", TRAININGS)
 def test_training_commands(command, pets, tmp_path):
     """With a tiny model of random weights in place of a pretrained one, since there is no network."""
     command = re.sub(r"--model \S+", f"--model {TINY} --weights none --image-size 32 --epochs 1", command)
