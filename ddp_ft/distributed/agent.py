@@ -113,18 +113,21 @@ class _Ranks:
         self.on_signal(signal.Signals(number))
 
     def _pass_on(self, number: signal.Signals) -> None:
-        deadline = time.monotonic() + _STARTING
-        while not (ids := self._ids()):
-            if time.monotonic() > deadline:
-                raise _NothingRuns
-            time.sleep(0.02)
-        for pid in ids:
+        for pid in self._started():
             with suppress(ProcessLookupError):  # it has ended
                 os.kill(pid, number)
 
-    def _ids(self) -> list[int]:
-        workers = self._agent.get_worker_group().workers if self._agent else []
-        return [worker.id for worker in workers if worker.id is not None]
+    def _started(self) -> list[int]:
+        """The numbers of all ranks. Raises _NothingRuns if there are none."""
+        deadline = time.monotonic() + _STARTING
+        while True:
+            ids = [worker.id for worker in (self._agent.get_worker_group().workers if self._agent else [])]
+            if ids and None not in ids:
+                return ids
+            # Once the first has its number, the others get theirs, each after the agent has looked up the host's name.
+            if not any(ids) and time.monotonic() > deadline:
+                raise _NothingRuns
+            time.sleep(0.02)
 
     def _outcome(self) -> Outcome:
         if isinstance(self._error, (RendezvousError, DistError, ValueError)):

@@ -18,7 +18,8 @@ class Meeting:
     most_nodes: int = 1
     endpoint: str = "localhost:0"  # any free port
     job: str = ""  # the same on all nodes, and of this start alone
-    address: str | None = None  # this node's name on the network
+    # This node's name on the network; None: the one that name servers have, which a machine alone need not have.
+    address: str | None = "localhost"
     restarts: int = 0
 
 

@@ -88,6 +88,14 @@ def test_a_signal_is_passed_on_and_the_ranks_decide(probe: Path) -> None:
     assert {"0-asked", "1-asked"} <= found(probe) and signal.getsignal(signal.SIGTERM) == handler
 
 
+def test_a_signal_reaches_all_where_the_agent_has_the_number_of_one_alone(probe: Path, monkeypatch) -> None:
+    """It looks up the host's name after each, which takes as long as name servers take."""
+    monkeypatch.setattr(socket, "getfqdn", lambda *_: time.sleep(0.5) or "localhost")
+    send_when(lambda: len(found(probe)) == 2, signal.SIGTERM)
+    assert start(probe, "wait") == Outcome(0)
+    assert {"0-asked", "1-asked"} <= found(probe)
+
+
 def test_a_signal_that_ends_the_ranks_ends_it_without_a_message(probe: Path) -> None:
     send_when(lambda: len(found(probe)) == 2, signal.SIGUSR2)
     assert start(probe, "wait") == Outcome(128 + signal.SIGUSR2)
@@ -122,12 +130,17 @@ def test_what_nohup_ignores_stays_ignored(probe: Path) -> None:
     assert {"0-asked", "1-asked"} <= found(probe)
 
 
+def test_a_machine_whose_name_nobody_knows(probe: Path, monkeypatch) -> None:
+    monkeypatch.setattr(socket, "getfqdn", lambda *_: "nobody-knows.invalid")
+    assert start(probe) == Outcome(0)
+
+
 NODE = """
 import sys
 from ddp_ft.distributed.agent import run_ranks
 from ddp_ft.distributed.processes import Meeting
 print("ready", flush=True)
-sys.exit(run_ranks("probe", sys.argv[2:], 1, Meeting(2, 2, sys.argv[1], "job")).code)
+sys.exit(run_ranks("probe", sys.argv[2:], 1, Meeting(2, 2, sys.argv[1], "job", None)).code)
 """
 
 
