@@ -21,7 +21,7 @@ _STARTED_BY = "DDP_FT_STARTED_BY"
 AUTO = "auto"
 
 
-class Number(click.ParamType[int | None]):
+class Number(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
     """A number of processes, or `auto`, which is None."""
 
     name = "processes"

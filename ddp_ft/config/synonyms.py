@@ -4,7 +4,6 @@ The names are those of PyTorch Lightning, Transformers' Trainer, timm's train.py
 torchrun and torchvision's references.
 """
 
-_SET = "--set {}"
 # Our way -> the names without dashes, of which `-` and `_` are the same. What follows the first word is a remark.
 _FLAGS: dict[str, str] = {
     "--processes N, or auto": "gpus num-gpus n-gpu n-gpus ngpus nproc nproc-per-node num-processes world-size ddp "
@@ -29,7 +28,7 @@ _FLAGS: dict[str, str] = {
     "--weight-decay": "wd decay l2",
     "--optimizer": "optim opt",
     "--schedule": "sched scheduler lr-scheduler lr-scheduler-type lr-schedule",
-    "--warmup, in epochs": "warmup-epochs warmup-steps warmup-ratio lr-warmup-epochs num-warmup-steps",
+    "--warmup, a share of all steps": "warmup-epochs warmup-steps warmup-ratio lr-warmup-epochs num-warmup-steps",
     "--clip-norm": "clip-grad clip-grad-norm max-grad-norm gradient-clip-val grad-clip",
     "--loss": "criterion loss-fn loss-function objective",
     "--class-weights": "class-weight weighted-loss",
@@ -53,26 +52,26 @@ _FLAGS: dict[str, str] = {
     "--tta": "test-time-augmentation augment-test",
     "--top-k": "topk",
     "--device": "map-location",
-    _SET.format("eval.every_epochs=N"): "eval-interval val-interval check-val-every-n-epoch eval-steps eval-every",
-    _SET.format("checkpoint.every_steps=N"): "save-steps save-interval save-every save-freq save-period",
-    _SET.format("checkpoint.keep=N"): "save-total-limit save-top-k max-keep-ckpts",
-    _SET.format("log.every_steps=N"): "log-interval logging-steps log-every-n-steps print-freq",
-    _SET.format("loss.label_smoothing=0.1"): "smoothing label-smoothing label-smoothing-factor",
-    _SET.format("loss.focal_gamma=2"): "focal-gamma",
-    _SET.format("head.dropout=0.2"): "drop drop-rate dropout",
-    _SET.format("model.drop_path=0.1"): "drop-path drop-path-rate stochastic-depth",
-    _SET.format("model.batch_norm=sync"): "sync-bn sync-batchnorm",
-    _SET.format("compute.compile=true"): "compile torch-compile torchcompile",
-    _SET.format("compute.memory_format=channels_last"): "channels-last",
-    _SET.format("compute.recompute=true"): "grad-checkpointing gradient-checkpointing activation-checkpointing",
-    _SET.format("compute.deterministic=true"): "deterministic cudnn-deterministic",
-    _SET.format("optim.momentum=0.9"): "momentum",
-    _SET.format("optim.betas=[0.9,0.999]"): "betas adam-beta1 opt-betas",
-    _SET.format("augment.erasing=0.25"): "reprob random-erase random-erasing",
-    _SET.format("augment.color_jitter=0.4"): "color-jitter",
-    _SET.format("augment.flip=0.5"): "hflip fliplr",
-    _SET.format("data.fold=0/5"): "fold k-fold kfold",
-    _SET.format("data.decoder=auto"): "decoder",
+    "--set eval.every_epochs=N": "eval-interval val-interval check-val-every-n-epoch eval-steps eval-every",
+    "--set checkpoint.every_steps=N": "save-steps save-interval save-every save-freq save-period",
+    "--set checkpoint.keep=N": "save-total-limit save-top-k max-keep-ckpts",
+    "--set log.every_steps=N": "log-interval logging-steps log-every-n-steps print-freq",
+    "--set loss.label_smoothing=0.1": "smoothing label-smoothing label-smoothing-factor",
+    "--set loss.focal_gamma=2": "focal-gamma",
+    "--set head.dropout=0.2": "drop drop-rate dropout",
+    "--set model.drop_path=0.1": "drop-path drop-path-rate stochastic-depth",
+    "--set model.batch_norm=sync": "sync-bn sync-batchnorm",
+    "--set compute.compile=true": "compile torch-compile torchcompile",
+    "--set compute.memory_format=channels_last": "channels-last",
+    "--set compute.recompute=true": "grad-checkpointing gradient-checkpointing activation-checkpointing",
+    "--set compute.deterministic=true": "deterministic cudnn-deterministic",
+    "--set optim.momentum=0.9": "momentum",
+    "--set optim.betas=[0.9,0.999]": "betas adam-beta1 opt-betas",
+    "--set augment.erasing=0.25": "reprob random-erase random-erasing",
+    "--set augment.color_jitter=0.4": "color-jitter",
+    "--set augment.flip=0.5": "hflip fliplr",
+    "--set data.fold=1/5": "fold k-fold kfold",
+    "--set data.decoder=auto": "decoder",
 }
 # What there is no option for, and why none is needed.
 _WITHOUT: dict[str, str] = {
@@ -83,7 +82,7 @@ _WITHOUT: dict[str, str] = {
     "num-classes nb-classes classes nc num-labels": "The classes are those of the data.",
     "do-train do-eval train eval evaluate validate": "`train` evaluates after each epoch; `ddp-ft evaluate RUN` does "
     "it alone.",
-    "local-rank local_rank rank master-port master-addr nnodes nodes dist-url backend": "torchrun or --processes sets "
+    "local-rank rank master-port master-addr nnodes nodes dist-url backend": "torchrun or --processes sets "
     "that; several nodes: launch/multi_node.sh, or slurm/.",
 }
 _VALUES: dict[str, dict[str, str]] = {

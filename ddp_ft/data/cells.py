@@ -15,7 +15,7 @@ from ddp_ft.errors import UserError, listed
 LISTED = 5  # rows or lines, in a message about many
 # What programs and people write for a cell without a value, in lower case and without signs around it: pandas, R,
 # spreadsheets, databases; or signs alone.
-MISSING = {"", "nan", "na", "n/a", "n.a", "n.d", "null", "none", "nil", "nat", "pd.na", "np.nan"}
+MISSING = {"nan", "na", "n/a", "n.a", "n.d", "null", "none", "nil", "nat", "pd.na", "np.nan"}
 _AROUND = "#<>()[]{}-.!?'\" "
 _SIGNS_ALONE = re.compile(r"[-\u2013\u2014.?'\" ]*|\[\]|\{\}|\(\)|<>|\\N")
 _OF_SPREADSHEETS = {"#ref!", "#value!", "#div/0!", "#name?", "#num!", "#null!"}
@@ -61,7 +61,7 @@ class Table:
 def is_missing(cell: str) -> bool:
     """Whether the cell is empty, or one of the words for that."""
     word = cell.lower()
-    return bool(_SIGNS_ALONE.fullmatch(cell)) or word.strip(_AROUND) in MISSING - {""} or word in _OF_SPREADSHEETS
+    return bool(_SIGNS_ALONE.fullmatch(cell)) or word.strip(_AROUND) in MISSING or word in _OF_SPREADSHEETS
 
 
 def read_numbers(table: Table, column: str) -> NDArray[np.float32]:

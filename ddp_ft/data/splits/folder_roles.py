@@ -40,10 +40,9 @@ def folders_by_role(config: DataConfig, root: Path) -> tuple[dict[str, Path], li
     if TRAIN not in roles:
         if lone := [name for name in roles.values() if subfolders(root / name)]:
             hint = f"Move the training class folders into {root}/train. If {lone[0]} is a class: {_TAKE_ALL}"
-            if (
-                len(alike := _with_folders_of(root, lone[0], [name for name in names if name not in roles.values()]))
-                == 1
-            ):
+            others = [name for name in names if name not in roles.values()]
+            alike = _with_folders_of(root, lone[0], others)
+            if len(alike) == 1:
                 move = shlex.join(["mv", str(root / alike[0]), str(root / TRAIN)])
                 hint = f"If {alike[0]} is for training: {move}. If {lone[0]} is a class: {_TAKE_ALL}"
             raise UserError(f"{root} has {lone[0]}/ but no train/.", hint)
