@@ -4,16 +4,7 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.cli.options import (
-    PATH,
-    also_option,
-    data_settings,
-    data_settings_option,
-    device_option,
-    importing,
-    model_argument,
-    views_option,
-)  # fmt: skip
+from ddp_ft.cli.options import PATH, Asked, asked_options, data_settings, data_settings_option, importing
 from ddp_ft.cli.output import json_text, print_note, print_result
 from ddp_ft.cli.process import run_command
 from ddp_ft.cli.ranks import CommandOfRanks, run_in_ranks
@@ -24,22 +15,18 @@ from ddp_ft.run_folder.output_path import check_output_file
 
 
 @click.command(cls=CommandOfRanks)
-@model_argument
+@asked_options
 @click.option("--data", type=PATH, help="Class folders, split or not, or a table.  [default: the run's own]")
 @click.option(
     "--split",
     type=click.Choice(["val", "test", "train", "all"]),
     help="Which part; default: val if there is one, else all.",
 )
-@device_option
-@also_option
-@views_option
 @data_settings_option
 @click.option("--output", type=PATH, help="Write the metrics to this JSON file too.")
 def evaluate(
-    model: Path, data: Path | None, split: str | None, device: str, also: tuple[Path, ...], tta: str,
-    assignments: tuple[str, ...], output: Path | None,
-) -> int:  # fmt: skip
+    asked: Asked, data: Path | None, split: str | None, assignments: tuple[str, ...], output: Path | None
+) -> int:
     """Print the metrics of a run folder's best model on a data set, as JSON.
 
     Every image counts exactly once, whatever the number of processes.
@@ -47,12 +34,12 @@ def evaluate(
     launch, settings = read_launch(), data_settings(assignments)
     if output and launch.rank == 0:
         check_output_file(output, streams=True, inputs=[data] if data else [])
-    if (code := run_in_ranks("ddp_ft.evaluate", device == "cpu")) is not None:
+    if (code := run_in_ranks("ddp_ft.evaluate", asked.device == "cpu")) is not None:
         return code
     with importing():
         from ddp_ft.inference.evaluate_models import Request, score_models
 
-    metrics = score_models(Request((model, *also), data, split, tta, device, settings), launch)
+    metrics = score_models(Request(asked.models, data, split, asked.views, asked.device, settings), launch)
     if launch.rank == 0:
         if output:
             write_text(output, to_json(metrics), durable=False)

@@ -5,7 +5,7 @@ from typing import BinaryIO, cast
 
 import click
 
-from ddp_ft.cli.options import PATH, PATTERN, also_option, device_option, importing, model_argument, views_option
+from ddp_ft.cli.options import PATH, PATTERN, Asked, asked_options, importing
 from ddp_ft.cli.output import ResultStream, print_note
 from ddp_ft.cli.process import run_command
 from ddp_ft.cli.ranks import CommandOfRanks, run_in_ranks
@@ -16,7 +16,7 @@ STREAM = "-"
 
 
 @click.command(cls=CommandOfRanks)
-@model_argument
+@asked_options
 @click.argument("inputs", nargs=-1, required=True, type=PATTERN, metavar="INPUT...")
 @click.option("--output", type=PATH, help="File: .csv, .jsonl or .parquet; -: print them.  [default: lines to look at]")
 @click.option("--format", "kind", type=click.Choice(["csv", "jsonl"]), help="Of --output -.  [default: csv]")
@@ -25,13 +25,9 @@ STREAM = "-"
     "--top-k", type=click.IntRange(min=1), default=1, show_default=True, metavar="K",
     help="The K likeliest classes, with their probabilities.",
 )  # fmt: skip
-@device_option
-@also_option
-@views_option
 def predict(
-    model: Path, inputs: tuple[str, ...], output: Path | None, kind: str | None, column: str | None, top_k: int,
-    device: str, also: tuple[Path, ...], tta: str,
-) -> int:  # fmt: skip
+    asked: Asked, inputs: tuple[str, ...], output: Path | None, kind: str | None, column: str | None, top_k: int
+) -> int:
     """Classify images with a run folder's best model, or with an exported one.
 
     An INPUT is an image, a folder of them, a pattern in quotes ('photos/**/*.jpg'), a CSV or Parquet table with a
@@ -43,7 +39,7 @@ def predict(
     launch = read_launch()
     if kind and output and str(output) != STREAM:
         raise UserError(f"--format {kind} is for --output -: the suffix of {output} names its format.")
-    if (code := run_in_ranks("ddp_ft.predict", device == "cpu")) is not None:
+    if (code := run_in_ranks("ddp_ft.predict", asked.device == "cpu")) is not None:
         return code
     with importing():
         from ddp_ft.inference.predict_files import predict_files
@@ -51,7 +47,7 @@ def predict(
         from ddp_ft.inference.predict_stream import predict_to_stream
         from ddp_ft.inference.table_writers import LINES
 
-    request = Request((model, *also), inputs, column, top_k, tta, device)
+    request = Request(asked.models, inputs, column, top_k, asked.views, asked.device)
     if output is None or str(output) == STREAM:
         form = f".{kind or 'csv'}" if output or kind else LINES
         predict_to_stream(request, form, cast(BinaryIO, ResultStream()), launch)

@@ -4,8 +4,10 @@ import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -58,15 +60,40 @@ def choice(flag: str, choices: Sequence[str], help: str, default: str = "") -> C
 device_option = choice("--device", ["auto", "cpu", "cuda"], "Where to compute.")
 data_option = click.option("--data", type=PATH, help="The run's data, if it has moved.")
 model_argument = click.argument("model", type=PATH, metavar="RUN_OR_MODEL")
-also_option = click.option(
+_ALSO = click.option(
     "--also", type=PATH, multiple=True, metavar="RUN_OR_MODEL",
     help="One more model; their mean prediction counts. May be given several times.",
 )  # fmt: skip
-views_option = choice(
+_VIEWS = choice(
     "--tta",
     ["none", "flip", "crops"],
     "Views of each image: itself; its mirror image too; ten crops, half of them mirrored.",
 )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which models are asked, by how many views of each image, and where they compute."""
+
+    models: tuple[Path, ...]
+    views: str
+    device: str
+
+
+def asked_options(command: F) -> F:
+    """Give a click command RUN_OR_MODEL, --also, --tta and --device, as one argument: `asked`."""
+
+    @model_argument
+    @device_option
+    @_ALSO
+    @_VIEWS
+    @wraps(command)
+    def with_asked(model: Path, also: tuple[Path, ...], tta: str, device: str, **others: Any) -> Any:
+        return command(asked=Asked((model, *also), tta, device), **others)
+
+    return cast(F, with_asked)
+
+
 _RUN_DIR = click.option(
     "--run-dir", type=PATH, metavar="PATH", help="Where everything is written. [runs/<data>-<model>]"
 )
