@@ -149,15 +149,6 @@ def check_same_recipe(folder: RunFolder, config: RunConfig, extend: bool) -> Non
         raise UserError(f"{folder.path} holds a run of another length:\n{longer}", "Add --extend to lengthen it.")
 
 
-def check_same_data(folder: RunFolder, stored: Mapping[str, Any] | None, fingerprint: str) -> None:
-    """UserError if `stored`, the run's split.json, is of other data: files, sizes or labels have changed since."""
-    if stored is not None and stored["fingerprint"] != fingerprint:
-        raise UserError(
-            f"{folder.path} holds a run on other data: files, their sizes or their labels differ.",
-            "Choose another folder with --run-dir, or bring back the data of that run.",
-        )
-
-
 def _differences(stored: RunConfig, config: RunConfig, kind: str) -> str:
     old, new = to_flat(stored, [kind]), to_flat(config, [kind])
     changed = [path for path in old if old[path] != new[path]]

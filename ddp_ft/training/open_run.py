@@ -36,7 +36,8 @@ def _create_folder(run: Run, lease: Lease) -> str:
 def describe_run(run: Run) -> None:
     """Write the files that describe the run into its folder. UserError if it cannot be written to."""
     run.world.from_main(lambda: _write_description(run))
-    run.splits.record.clear()  # it names every image, and is not needed any more
+    for names in (run.splits.record, run.splits.inventory or {}):
+        names.clear()  # of every image, and not needed any more
 
 
 def _write_description(run: Run) -> None:
@@ -45,7 +46,8 @@ def _write_description(run: Run) -> None:
         folder.write_config(run.config)
         folder.write_json("classes.json", list(splits.schema.names))
         if not (folder.path / "split.json").exists():
-            folder.write_json("split.json", {"fingerprint": splits.fingerprint, **splits.record})
+            inventory = {"inventory": splits.inventory} if splits.inventory else {}
+            folder.write_json("split.json", {"fingerprint": splits.fingerprint, **splits.record, **inventory})
         folder.write_json("plan.json", run.plan.to_mapping())
         record_start(folder.path, run.world)
         if splits.quarantine is not None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,12 @@ def test_another_recipe_or_other_data(own_shapes, tmp_path):
     assert "optim.lr: auto there, 0.5 here" in message
     train_here(own_shapes, tmp_path / "r", "--set", "log.every_steps=7")  # a machine key may change
     (own_shapes / "train/disc/00.png").unlink()
-    assert "other data" in refused(own_shapes, tmp_path / "r", "--extend", epochs=2)
+    for name in ("20.png", "21.png"):
+        shutil.copy(own_shapes / "train/square/00.png", own_shapes / "train/square" / name)
+    shutil.copy(own_shapes / "train/square/00.png", own_shapes / "train/disc/01.png")
+    message = refused(own_shapes, tmp_path / "r", "--extend", epochs=2)
+    assert "2 files more (train/square/20.png, train/square/21.png); 1 file fewer (train/disc/00.png)" in message
+    assert "1 file with another size or other values (train/disc/01.png)" in message
 
 
 def test_unwritable_run_folder(shapes, tmp_path):

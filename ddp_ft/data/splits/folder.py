@@ -102,8 +102,22 @@ def open_splits(request: SplitRequest, root: Path, task: str) -> Splits:
     if alike := KnownNames(classes).alike():
         notes.append(f"Classes whose names differ only in their Unicode form: {shortened(alike)}. Are they one class?")
     notes += division.notes(pool, classes)
-    schema = Schema(LABEL, classes)
-    return Splits(sources[TRAIN], sources[VAL], sources.get(TEST), schema, index.fingerprint, record, tuple(notes))
+    return Splits(
+        sources[TRAIN],
+        sources[VAL],
+        sources.get(TEST),
+        Schema(LABEL, classes),
+        index.fingerprint,
+        record,
+        tuple(notes),
+        inventory=request.inventory(index.fingerprint, sum(len(part.paths) for part in parts.values()), _files(parts)),
+    )
+
+
+def _files(parts: Mapping[str, Listing]) -> Iterator[tuple[str, int]]:
+    """The path and the size in bytes of each image."""
+    for part in parts.values():
+        yield from zip(part.paths, part.sizes.tolist(), strict=True)
 
 
 def _open_index(root: Path, folders: Mapping[str, Path]) -> Index:

@@ -17,7 +17,7 @@ from ddp_ft.data.splits.folder import EXAMPLE
 from ddp_ft.data.splits.layouts import layout_of
 from ddp_ft.data.splits.record import SplitRequest, Splits
 from ddp_ft.errors import UserError, printable, shortened
-from ddp_ft.run_folder.folder import RunFolder, check_same_data
+from ddp_ft.run_folder.folder import RunFolder
 
 
 def open_splits(config: DataConfig, seed: int, stored: Mapping[str, Any] | None = None, task: str = "auto") -> Splits:
@@ -41,7 +41,7 @@ def open_splits_of(run_dir: Path, config: RunConfig) -> Splits:
     folder = RunFolder(run_dir)
     stored = folder.split()
     splits = open_splits(config.data, config.seed, stored, _task_of(folder, config))
-    check_same_data(folder, stored, splits.fingerprint)
+    splits.check_same(stored, run_dir)
     return splits
 
 

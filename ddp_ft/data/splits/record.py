@@ -1,6 +1,6 @@
 """The splits of a run, and the record of the samples drawn for validation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LabelledSource, Schema
 from ddp_ft.data.roles import TRAIN, VAL
+from ddp_ft.data.splits.inventory import describe_changes, make_inventory
 from ddp_ft.data.splits.stratify import Pool, deal, draw, parse_fold
 from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.errors import UserError, shortened
@@ -29,7 +30,7 @@ class Splits:
     `fingerprint` hashes paths, sizes and targets of all images, whichever split they are in. `record` is what
     split.json stores and `open_splits` takes back; it is not sent to other ranks, since it names every image and only
     rank 0 writes it. `notes` are lines to print. `quarantine` records the damaged images that the run continues
-    without; None: the run ends at the first.
+    without; None: the run ends at the first. `inventory` is what split.json stores to compare with later.
     """
 
     train: LabelledSource
@@ -40,9 +41,19 @@ class Splits:
     record: dict[str, Any]
     notes: tuple[str, ...] = ()
     quarantine: "Quarantine | None" = None
+    inventory: dict[str, str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "record": {}}
+        return {**self.__dict__, "record": {}, "inventory": None}
+
+    def check_same(self, stored: Mapping[str, Any] | None, run_dir: Path) -> None:
+        """UserError if `stored`, the run's split.json, is of other data: files, sizes or labels have changed since."""
+        if stored is not None and stored["fingerprint"] != self.fingerprint:
+            changes = describe_changes(stored.get("inventory"), self.inventory)
+            raise UserError(
+                f"{run_dir} holds a run on other data: {changes or 'files, their sizes or their labels differ'}.",
+                "Choose another folder with --run-dir, or bring back the data of that run.",
+            )
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,14 @@ class SplitRequest:
     seed: int
     stored: Mapping[str, Any] | None = None
 
+    def is_new(self, fingerprint: str) -> bool:
+        """Whether the data is not the very data of the stored record."""
+        return self.stored is None or self.stored.get("fingerprint") != fingerprint
+
+    def inventory(self, fingerprint: str, count: int, samples: Iterable[tuple[str, Any]]) -> dict[str, str] | None:
+        """As `make_inventory`, if it will be needed: to store it, or to name what has changed."""
+        return make_inventory(count, samples) if self.is_new(fingerprint) else None
+
 
 def divide_pool(request: SplitRequest, pool: Pool, where: Path | None, given: bool, fingerprint: str) -> Division:
     """The pool as the stored record divides it, else as it is drawn now; `given`: the data itself names what validates.
@@ -94,7 +113,7 @@ def divide_pool(request: SplitRequest, pool: Pool, where: Path | None, given: bo
         return Division(record, none, none)
     val = _are_in(pool.names, record[VAL])
     # The same data as before has no new images and has lost none: a million names need not be compared again.
-    if stored is None or record.get("fingerprint") == fingerprint:
+    if stored is None or not request.is_new(fingerprint):
         return Division(record, ~val, val)
     here = set(pool.names)
     if gone := [name for name in (*record[TRAIN], *record[VAL]) if name not in here]:

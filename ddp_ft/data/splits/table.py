@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,9 @@ def open_splits(request: SplitRequest, path: Path, task: str) -> Splits:
         raise UserError(f"{path}: the weights of all {len(train)} images for training are 0.")
     KINDS[schema.kind].check_training(train.targets, schema.names, path)
     division.record["counts"] = {role: len(source) for role, source in sources.items()}
-    return Splits(train, sources[VAL], sources.get(TEST), schema, seen, division.record, tuple(notes))
+    inventory = request.inventory(seen, len(rows.paths), zip(rows.paths, _facts(rows), strict=True))
+    test, record = sources.get(TEST), division.record
+    return Splits(train, sources[VAL], test, schema, seen, record, tuple(notes), inventory=inventory)
 
 
 def _given_parts(rows: Rows, path: Path) -> dict[str, Any]:
@@ -123,10 +125,15 @@ def fingerprint(rows: Rows) -> str:
     """A hash of all columns and of the images' sizes, whatever the order of the table's rows."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update("\0".join([rows.schema.kind, *rows.schema.names]).encode())
+    for path, (target, *facts) in zip(rows.paths, _facts(rows), strict=True):
+        digest.update(os.fsencode("\0".join(map(str, [path, *facts]))) + b"\n")
+        digest.update(target)
+    return digest.hexdigest()
+
+
+def _facts(rows: Rows) -> Iterator[tuple[Any, ...]]:
+    """Of each row, beside its path: the target's bytes, the image's size, the weight, the group and the role."""
     nothing = [""] * len(rows.paths)
     weights = nothing if rows.weights is None else [repr(weight) for weight in rows.weights.tolist()]
-    columns = (rows.paths, rows.sizes.tolist(), weights, rows.groups or nothing, rows.roles or nothing)
-    for target, row in zip(np.ascontiguousarray(rows.targets), zip(*columns, strict=True), strict=True):
-        digest.update(os.fsencode("\0".join(map(str, row))) + b"\n")
-        digest.update(target.tobytes())
-    return digest.hexdigest()
+    targets = (target.tobytes() for target in np.ascontiguousarray(rows.targets))
+    return zip(targets, rows.sizes.tolist(), weights, rows.groups or nothing, rows.roles or nothing, strict=True)
