@@ -52,7 +52,9 @@ class CheckpointConfig:
 class LogConfig:
     """What is logged during the run."""
 
-    every_steps: int = machine_key(10, "Steps between lines of metrics.", low=1)
+    every_steps: int | None = machine_key(
+        None, "Steps between lines of metrics; auto: 10, in short runs fewer.", low=1, null="auto"
+    )
     trackers: str | None = machine_key(
         None,
         "Services that get the curves too: mlflow, wandb; several separated by commas.",

@@ -8,6 +8,7 @@ from typing import Any
 from ddp_ft.contracts import PROBE, STOPPED, LabelledSource, Log
 from ddp_ft.errors import typed_line
 from ddp_ft.trackers.console import Console
+from ddp_ft.trackers.console_rows import figure
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
 from ddp_ft.training.validation import is_stale
@@ -44,16 +45,17 @@ def summarise(run: Run, state: TrainState, status: str, test: dict[str, float]) 
     }
 
 
-def print_end(run: Run, state: TrainState, console: Console, status: str) -> None:
-    """Print the last lines: at which step the run stopped, or its best model."""
+def print_end(run: Run, state: TrainState, console: Console, status: str, test: Mapping[str, float]) -> None:
+    """Print the last lines: at which step the run stopped; or its best model, with its metrics on the validation set
+    and, if there is one, on the test set."""
     if status == STOPPED:
         console.print(f"Stopped at step {state.progress.step}, saved. The same command resumes there.")
         return
     best = state.progress.best
-    metrics = {name: f"{value:.4f}" for name, value in best.metrics.items()}
-    when = "the probe" if best.phase == PROBE else f"epoch {best.epoch:g}"
-    average = " (moving average)" if best.weights == "ema" else ""
-    console.table(f"Best model, after {when}{average}: {run.folder.best}", metrics)
+    rows = {name: [value, *([test[name]] if name in test else [])] for name, value in best.metrics.items()}
+    heading = {"": f"{'val':>8}  {'test':>8}"} if test else {}
+    texts = {name: "  ".join(f"{figure(value):>8}" for value in values) for name, values in rows.items()}
+    console.table(f"Best model ({best}): {run.folder.best}", heading | texts)
 
 
 def report_at_the_end(run: Path, sources: Mapping[str, LabelledSource], log: Log) -> None:

@@ -13,7 +13,7 @@ from ddp_ft.training.best_model import mend_best, test_best
 from ddp_ft.training.checkpointing import restore, save
 from ddp_ft.training.faults import settle_damage, write_to_the_end
 from ddp_ft.training.loop import train
-from ddp_ft.training.open_phase import close_probe, open_phase
+from ddp_ft.training.open_phase import close_probe, describe_phase, open_phase
 from ddp_ft.training.recorder import Recorder
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
@@ -31,14 +31,14 @@ def resume(run: Run, state: TrainState, console: Console) -> None:
 def train_run(run: Run, state: TrainState, console: Console, allocation: Allocation) -> str:
     """Train all phases, from the state's step on; test the best model, and report. Return DONE or STOPPED."""
     recorder = Recorder(run, state, console, _open_trackers(run, state, console), allocation)
-    status = ""
+    status, test = "", {}
     try:
         status = _train_phases(run, state, recorder)
         recorder.end()
         settle_damage(run, recorder.print)  # on CUDA the last step's decision is never asked for
         write_to_the_end(run)
         if status == DONE:
-            _finish(run, state, recorder)
+            test = _finish(run, state, recorder)
     except StopAgreed:  # outside of steps: the newest checkpoint has everything
         status = STOPPED
     finally:
@@ -47,7 +47,7 @@ def train_run(run: Run, state: TrainState, console: Console, allocation: Allocat
     if status == STOPPED:
         write_to_the_end(run)
         _write_summary(run, state, STOPPED, {})
-    print_end(run, state, console, status)
+    print_end(run, state, console, status, test)
     if status == DONE:
         _report(run, console)
     return status
@@ -72,27 +72,31 @@ def _open_trackers(run: Run, state: TrainState, console: Console) -> FanOut:
 
 def _train_phases(run: Run, state: TrainState, recorder: Recorder) -> str:
     progress = state.progress
-    if progress.restarts:
-        recorder.print(f"Continuing at step {progress.step} of phase {progress.phase}.")
     was_probing = progress.phase == PROBE
     if was_probing:
-        if train(run, state, open_phase(run, state, recorder.print), recorder) == STOPPED:
+        probe = open_phase(run, state, recorder.print)
+        recorder.print(describe_phase(run, state, probe))
+        if train(run, state, probe, recorder) == STOPPED:
             return STOPPED
         close_probe(run, state)
         recorder.leave()
     phase = open_phase(run, state, recorder.print)
     if was_probing:
         save(run, state, recorder)  # so that the probe is not trained again
+    if was_probing or progress.restarts or len(run.stages) > 1:  # else the table at the start says it
+        recorder.print(describe_phase(run, state, phase))
     return train(run, state, phase, recorder)
 
 
-def _finish(run: Run, state: TrainState, recorder: Recorder) -> None:
-    """Evaluate the best model on the test set, if there is one, and write summary.json. Raises StopAgreed."""
+def _finish(run: Run, state: TrainState, recorder: Recorder) -> dict[str, float]:
+    """Return the metrics of the best model on the test set, if there is one, and write summary.json. Raises
+    StopAgreed."""
     metrics = test_best(run, state, recorder) if run.splits.test is not None else {}
     recorder.watch.look()
     best = {f"val/{name}": value for name, value in state.progress.best.metrics.items()}
     recorder.trackers.finish(to_flat(run.config, [RECIPE]), best)
     _write_summary(run, state, DONE, metrics)
+    return metrics
 
 
 def _write_summary(run: Run, state: TrainState, status: str, test: dict[str, float]) -> None:

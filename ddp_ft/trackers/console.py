@@ -15,15 +15,13 @@ from rich.text import Text
 
 from ddp_ft.contracts import TRAIN, Tracker
 from ddp_ft.errors import columns, printable
+from ddp_ft.trackers.console_rows import Place, evaluation_lines, figure, speed_parts, training_line
 from ddp_ft.trackers.rank_log import LOGGER
 
 # Seconds between two drawings of the display. The loop draws it: a thread of its own would hold locks while loaders
 # fork.
 REDRAWN_EVERY = 0.2
 
-# Prefixes of metrics that are for TensorBoard alone.
-NOT_IN_LINES = ("lr/", "save_", "memory_", "host_", "cpu_", "gpu_")
-SPEED = ("images_per_second", "data_wait_share")
 # The prefix of warnings.
 WARNING = "Warning:"
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -56,6 +54,9 @@ class Console(Tracker):
     def start(self, step: int, total_steps: int, steps_per_epoch: int, look: Callable[[], Outlook]) -> None:
         """Begin to show progress; `look` returns the rest of the display."""
 
+    def shorten(self, total_steps: int) -> None:
+        """Expect the end of the phase after so many steps from now on."""
+
     def advance(self, step: int) -> None:
         """Show that `step` steps are done."""
 
@@ -74,7 +75,7 @@ class Plain(Console):
     def __init__(self, stream: RichConsole, level: int = logging.INFO) -> None:
         self.stream = stream
         self.level = level
-        self.total_steps = 0
+        self.total_steps, self.steps_per_epoch = 0, 1
         self.started_at = 0.0
         self.started_step = 0
 
@@ -99,7 +100,12 @@ class Plain(Console):
 
     def start(self, step: int, total_steps: int, steps_per_epoch: int, look: Callable[[], Outlook]) -> None:
         """Remember when this start began, for the remaining time."""
-        self.total_steps, self.started_step, self.started_at = total_steps, step, time.monotonic()
+        self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
+        self.started_step, self.started_at = step, time.monotonic()
+
+    def shorten(self, total_steps: int) -> None:
+        """Expect the end of the phase after so many steps from now on."""
+        self.total_steps = total_steps
 
     def doing(self, text: str) -> None:
         """Print it with level debug."""
@@ -110,15 +116,16 @@ class Plain(Console):
     def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
         """Print the row, with the time left after training rows; not the probe's training rows, which are too many."""
         if split != "train" or phase == TRAIN:
-            self.print(self.line(split, step, epoch, values, phase))
+            self.print(self.line(split, step, values, phase))
 
-    def line(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str) -> str:
+    def line(self, split: str, step: int, values: Mapping[str, float], phase: str) -> str:
         """A row as text."""
-        eta = f"  eta {clock(self.seconds_left(step, self.total_steps))}" if split == "train" else ""
-        label = split if phase == TRAIN else f"{phase} {split}"
+        place = Place(step, self.total_steps, self.steps_per_epoch)
+        if split == "train":
+            return training_line(place, values, clock(self.seconds_left(step, self.total_steps)))
         # The test set is for the best model alone, whatever the step.
-        model = "best model" if split == "test" else f"step {step}/{self.total_steps}  epoch {epoch:.2f}"
-        return f"{label:<5} {model}  {_values(values)}{eta}"
+        where = "best model" if split == "test" else str(place) if phase == TRAIN else f"after the {phase}"
+        return evaluation_lines(split, where, values)
 
     def seconds_left(self, step: int, until: int) -> float:
         """Seconds until a later step is done, at the mean pace since the start, evaluations included."""
@@ -140,13 +147,6 @@ def make_console(is_main: bool, level: str = "info") -> Console:
     return (Live if is_live else Plain)(stream, LEVELS[level])
 
 
-def _values(values: Mapping[str, float]) -> str:
-    unmeasured = SPEED if values.get(SPEED[0]) == 0 else ()  # in the first steps of a start
-    hidden = (*NOT_IN_LINES, *unmeasured)
-    shown = {name: value for name, value in values.items() if not name.startswith(hidden)}
-    return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-
-
 def clock(seconds: float) -> str:
     """Hours, minutes and seconds."""
     minutes, rest = divmod(round(max(0.0, seconds)), 60)
@@ -161,7 +161,7 @@ class Live(Plain):
         """Show the display, in place of that of an earlier phase."""
         self.close()
         super().start(step, total_steps, steps_per_epoch, look)
-        self.step, self.steps_per_epoch, self.look = step, steps_per_epoch, look
+        self.step, self.look = step, look
         self.row: dict[str, float] = {}
         self.activity = ""
         self.drawn_at = 0.0
@@ -188,7 +188,7 @@ class Live(Plain):
             return
         self.row = dict(values)
         if phase == TRAIN:
-            LOGGER.info(self.line(split, step, epoch, values, phase))
+            LOGGER.info(self.line(split, step, values, phase))
 
     def close(self) -> None:
         """Remove the display."""
@@ -201,6 +201,7 @@ class Live(Plain):
         self.display.update(self._page(), refresh=True)
 
     def _page(self) -> Group:
+        place, present = Place(self.step, self.total_steps, self.steps_per_epoch), min(self.step + 1, self.total_steps)
         bar = Table.grid(Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True), padding=(0, 1), expand=True)
         epoch_end = min(self.total_steps, (self.step // self.steps_per_epoch + 1) * self.steps_per_epoch)
         times = "  ".join(
@@ -208,7 +209,7 @@ class Live(Plain):
             for name, end in (("epoch", epoch_end), ("run", self.total_steps))
         )
         bar.add_row(
-            f"step {self.step}/{self.total_steps}",
+            f"epoch {place.epoch_of(present)}  step {self.step}/{self.total_steps}",
             ProgressBar(total=max(1, self.total_steps), completed=self.step),
             f"left: {times}",
         )
@@ -217,10 +218,7 @@ class Live(Plain):
     def _status(self) -> str:
         look, parts = self.look(), [self.activity] if self.activity else []
         if self.row and not self.activity:
-            parts.append(f"loss {self.row['loss']:.4g}")
-            if self.row.get("images_per_second"):  # not yet in the warm-up, and not in the probe
-                parts.append(f"{self.row['images_per_second']:.1f} images/s")
-                parts.append(f"waits {self.row['data_wait_share']:.0%}")
+            parts += [f"loss {figure(self.row['loss'])}", *speed_parts(self.row)]
         parts.append(f"best {look.best}" if look.best else "no evaluation yet")
         if self.step > self.started_step:
             by_step = self.seconds_left(self.step, look.checkpoint_step)

@@ -50,6 +50,7 @@ def test_best(run: Run, state: TrainState, recorder: Recorder) -> dict[str, floa
     """Return the metrics of best/ on the test set; its weights stay in the module. Collective; may raise StopAgreed."""
     assert run.splits.test is not None
     restore_weights(state.module, read_weights(run.folder.best / "model.safetensors"))
+    recorder.testing()
     evaluation = measure(run, run.splits.test)
     if run.world.is_main:
         save_evaluation(run.folder.path, "test", evaluation)

@@ -46,6 +46,7 @@ class DataPhase(Phase):
         """Enter the next stage of unfreezing, and compile for it, if either is due."""
         if self.stage_at(state.progress.step) > state.progress.stage:
             self.enter_stage(state, state.progress.stage + 1)
+            log(describe_stage(self.run, state.progress.stage))
         needed = (state.progress.stage, state.micro_batch)
         if self.run.config.compute.compile != OFF and needed != self._compiled_for:
             again, self._compiled_for = self._compiled_for is not None, needed
@@ -85,6 +86,16 @@ class DataPhase(Phase):
     def _make_replica(self) -> None:
         self.learner.replica = replica_of(self.run, self._progress)
         self.learner.begin()
+
+
+def describe_stage(run: Run, number: int) -> str:
+    """A line that says what learns in that stage of unfreezing, counted from 0."""
+    stage, sizes = run.stages[number], {name: each.numel() for name, each in run.model.module.named_parameters()}
+    total = sum(sizes.values())
+    learning = total - sum(sizes[name] for name in stage.frozen)
+    what = f"{learning:,} of {total:,} parameters learn" if stage.frozen else f"all {total:,} parameters learn"
+    frozen = f" (frozen: {stage.parts})" if stage.frozen else ""
+    return f"Stage {number + 1} of {len(run.stages)}, from epoch {stage.epoch + 1} on: {what}{frozen}."
 
 
 def measure(run: Run, source: LabelledSource) -> Evaluation:

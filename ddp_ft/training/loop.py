@@ -48,6 +48,7 @@ def train(run: Run, state: TrainState, phase: Phase, recorder: Recorder) -> str:
             failed_writes = check_writes(run, decision.failed_writes, failed_writes, recorder)
             if _fix_budget(run, state):
                 cadence = phase.cadence(progress)
+                recorder.budgeted()
             recorder.after_step()
             progress.evaluation_due = cadence.evaluation(progress.step)
             if decision.stop or decision.save or (cadence.checkpoint(progress.step) and not progress.evaluation_due):

@@ -5,7 +5,7 @@ from ddp_ft.contracts import PROBE, Log
 from ddp_ft.models.backbone import head_module
 from ddp_ft.models.freezing import freeze_parameters
 from ddp_ft.training.compile import OFF
-from ddp_ft.training.data_phase import DataPhase
+from ddp_ft.training.data_phase import DataPhase, describe_stage
 from ddp_ft.training.feature_phase import FeaturePhase
 from ddp_ft.training.optim import make_optimizer, optimizer_of
 from ddp_ft.training.phase import Phase
@@ -28,6 +28,17 @@ def open_phase(run: Run, state: TrainState, log: Log) -> Phase:
             data_phase.enter_stage(state, stage)
     state.load_optimizer()
     return phase
+
+
+def describe_phase(run: Run, state: TrainState, phase: Phase) -> str:
+    """The line that says which phase begins, or where in it the run continues; and the stage of unfreezing, if there
+    are several."""
+    is_probe, step, last = phase.name == PROBE, state.progress.step, phase.last_step(state.progress)
+    name = "Probe, the head alone on features" if is_probe else "Training"
+    epochs = run.config.probe.epochs if is_probe else run.config.train.epochs
+    where = f"continues after step {step} of {last}" if step else f"epochs {epochs}, steps {last}"
+    stage = "" if is_probe or len(run.stages) == 1 else f"\n{describe_stage(run, state.progress.stage)}"
+    return f"{name}: {where}.{stage}"
 
 
 def _begin_probe(run: Run, state: TrainState) -> None:

@@ -11,7 +11,7 @@ from ddp_ft.training.optim import set_rates
 from ddp_ft.training.plan import rate_at
 from ddp_ft.training.progress import Progress
 from ddp_ft.training.run import Run
-from ddp_ft.training.schedule import Cadence, Plateau
+from ddp_ft.training.schedule import Cadence, Plateau, row_every
 from ddp_ft.training.state import TrainState
 from ddp_ft.training.step import Learner, StepSums
 
@@ -73,7 +73,8 @@ class Phase(ABC):
         """Return when rows, evaluations and checkpoints are due. The probe is evaluated after its last step only."""
         config, epoch = self.run.config, self.sampler.steps_per_epoch if self.name == TRAIN else 0
         evaluations, checkpoints = config.eval.every_epochs * epoch, config.checkpoint.every_steps
-        return Cadence(self.last_step(progress), config.log.every_steps, evaluations, checkpoints, epoch)
+        rows = config.log.every_steps or row_every(self.total_steps)
+        return Cadence(self.last_step(progress), rows, evaluations, checkpoints, epoch)
 
     def step(self, state: TrainState, micro_batches: list[Batch], flags: list[float]) -> StepSums:
         """Take an optimizer step over the global batch and count it; `flags` are summed over ranks with it."""

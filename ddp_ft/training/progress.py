@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddp_ft.contracts import TRAIN
+from ddp_ft.contracts import PROBE, TRAIN
 
 # The first steps of a start build kernels and fill queues; they do not count for the speed.
 WARM_UP_STEPS = 3
@@ -26,6 +26,10 @@ class Best:
     phase: str = TRAIN
     weights: str = "raw"
     metrics: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        when = "the probe" if self.phase == PROBE else f"epoch {self.epoch:g}"
+        return f"{when}, moving average" if self.weights == "ema" else when
 
 
 @dataclass
@@ -60,6 +64,8 @@ class Progress:
     timed_images: int = 0
     timed_seconds: float = 0.0
     wait_seconds: float = 0.0
+    warm_up_images: int = 0
+    warm_up_seconds: float = 0.0
     best: Best = field(default_factory=Best)
 
     @staticmethod
@@ -69,8 +75,10 @@ class Progress:
 
     @property
     def images_per_second(self) -> float:
-        """Speed of the training steps alone, loading and logging included."""
-        return self.timed_images / self.timed_seconds if self.timed_seconds else 0.0
+        """Speed of the training steps alone, loading and logging included; that of the warm-up if there was no more."""
+        if self.timed_seconds:
+            return self.timed_images / self.timed_seconds
+        return self.warm_up_images / self.warm_up_seconds if self.warm_up_seconds else 0.0
 
     @property
     def data_wait_share(self) -> float:
@@ -120,13 +128,20 @@ class Stopwatch:
             self.progress.timed_images += images
             self.progress.timed_seconds += self._clock() - begin
             self.progress.wait_seconds += self._wait
+        elif self._counts:
+            self.progress.warm_up_images += images
+            self.progress.warm_up_seconds += self._clock() - begin
 
-    def interval_speed(self) -> float:
-        """Images per second since the last call; 0 during the warm-up."""
+    def interval_speed(self) -> dict[str, float]:
+        """Return the images per second since the last call, and the share of the training time spent waiting for data;
+        empty during the warm-up."""
         images, seconds = self._mark
         self._mark = (self.progress.timed_images, self.progress.timed_seconds)
         passed = self.progress.timed_seconds - seconds
-        return (self.progress.timed_images - images) / passed if passed > 0 else 0.0
+        if passed <= 0:
+            return {}
+        speed = (self.progress.timed_images - images) / passed
+        return {"images_per_second": speed, "data_wait_share": self.progress.data_wait_share}
 
     def interval_saves(self) -> dict[str, float]:
         """Return the seconds that copying the state, and waiting for the write before, took of the loop's time since

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from ddp_ft.contracts import PROBE, TRAIN, Batch, Evaluation
+from ddp_ft.contracts import TRAIN, Batch, Evaluation
 from ddp_ft.slurm.walltime import Allocation, Pace
 from ddp_ft.trackers.console import Console, Outlook
 from ddp_ft.trackers.fan_out import PATIENCE, PATIENCE_OF_A_STOP, FanOut, harmless
@@ -72,9 +72,8 @@ class Recorder:
         if progress.bad_steps:
             row["bad_steps"] = progress.bad_steps
         if self.phase.name == TRAIN:
-            speed = {"images_per_second": self.watch.interval_speed(), "data_wait_share": progress.data_wait_share}
             machine = self.run.world.largest(machine_use(self.run.world.device))
-            row |= speed | self.watch.interval_saves() | machine
+            row |= self.watch.interval_speed() | self.watch.interval_saves() | machine
         self._log("train", row)
 
     def after_step(self) -> None:
@@ -83,6 +82,17 @@ class Recorder:
         if self.allocation.wants_forecast and (pace := self._pace()) is not None:
             progress = self.state.progress
             self.print(self.allocation.forecast_once(pace, self.phase.last_step(progress) - progress.step))
+
+    def budgeted(self) -> None:
+        """Report the number of steps that --max-minutes became, and expect the end after them."""
+        last, total, minutes = self.phase.last_step(self.state.progress), self.phase.total_steps, self.run.config.train
+        given = f"--max-minutes {minutes.max_minutes:g}"
+        self.console.shorten(last)
+        if last < total:
+            ends = f"training ends after step {last} of {total}, epoch {self.phase.epoch(last):.2g}"
+            self.print(f"{given}: {ends}; the schedule ends there too.")
+        else:
+            self.print(f"{given} is enough for all {total} steps.")
 
     def evaluating(self) -> None:
         """Report that an evaluation on the validation set begins."""
@@ -94,6 +104,11 @@ class Recorder:
         log_histograms(self.run, self.state.progress.step, self.trackers)
         if best is not None:
             log_evaluation(self.run, self.state.progress, best, "val", self.trackers)
+
+    def testing(self) -> None:
+        """Report that the best model is evaluated on the test set."""
+        assert self.run.splits.test is not None
+        self.print(f"Testing the best model ({self.state.progress.best}) on {len(self.run.splits.test)} images.")
 
     def test(self, evaluation: Evaluation) -> None:
         """Log the evaluation of the best model on the test set."""
@@ -142,8 +157,7 @@ class Recorder:
     def _look_ahead(self) -> Outlook:
         """Return what the live display shows besides the newest row."""
         progress, best, metric = self.state.progress, self.state.progress.best, self.run.metric
-        when = "the probe" if best.phase == PROBE else f"epoch {best.epoch:g}"
-        shown = f"{metric} {best.metrics[metric]:.4f} ({when})" if best.metrics else ""
+        shown = f"{metric} {best.metrics[metric]:.4f} ({best})" if best.metrics else ""
         next_step = self.phase.cadence(progress).next_checkpoint(progress.step)
         minutes = self.run.config.checkpoint.every_minutes or math.inf
         return Outlook(shown, next_step, self._saved_at + 60 * minutes)

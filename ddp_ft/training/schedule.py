@@ -148,6 +148,15 @@ class Cadence:
         return min([self.last, *((step // every + 1) * every for every in periods)])
 
 
+# A curve of fewer points says little of a short run.
+_FEWEST_ROWS, _USUAL_ROW_EVERY = 30, 10
+
+
+def row_every(total_steps: int) -> int:
+    """Return the steps between rows of metrics in a phase of so many steps, if none are asked for."""
+    return max(1, min(_USUAL_ROW_EVERY, total_steps // _FEWEST_ROWS))
+
+
 def is_due(step: int, every: int, last: int) -> bool:
     """Return whether something is due after `step` steps: every `every` steps (0: never), and at the `last` one."""
     return step == last or (every > 0 and step > 0 and step % every == 0)

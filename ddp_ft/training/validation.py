@@ -37,6 +37,8 @@ def validate(run: Run, state: TrainState, phase: Phase, recorder: Recorder) -> b
     recorder.evaluation(row, winners[-1] if winners else None)
     if phase.name == TRAIN:
         _count_patience(run, progress, before if winners else math.inf, row[run.metric])
+        if is_stale(run, progress) and progress.step < phase.last_step(progress):
+            recorder.print(_early_stop(run, progress, phase.last_step(progress)))
     return True
 
 
@@ -68,6 +70,12 @@ def _keep_if_best(run: Run, state: TrainState, phase: Phase, kind: str, evaluati
 def is_stale(run: Run, progress: Progress) -> bool:
     """Return whether early stopping ends the run."""
     return 0 < run.config.eval.patience <= progress.stale
+
+
+def _early_stop(run: Run, progress: Progress, last: int) -> str:
+    """The line that reports early stopping."""
+    no_better = f"{progress.stale} evaluations in a row without a better {run.metric} (--patience)"
+    return f"Early stop at step {progress.step} of {last}: {no_better}. Best: {progress.best}."
 
 
 def _count_patience(run: Run, progress: Progress, before: float, value: float) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from ddp_ft.config.schema import KEYS
 from ddp_ft.errors import UserError
 from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.run_folder.checkpoints import load_checkpoint
+from ddp_ft.training.schedule import row_every
 from tests.support.runs import column, read, rows, train_here
 
 # Key -> the test that fails if it is ignored, here unless another file is named.
@@ -273,6 +275,9 @@ def test_checkpoint_clock(shapes, tmp_path):
 def test_log_cadence(shapes, tmp_path):
     train_here(shapes, tmp_path / "r", "--set", "log.every_steps=3")
     assert column(tmp_path / "r", "step") == [3, 4]
+    train_here(shapes, tmp_path / "auto", "--set", "log.every_steps=auto")
+    assert column(tmp_path / "auto", "step") == [1, 2, 3, 4]
+    assert [row_every(steps) for steps in (1, 59, 60, 299, 300, 10**6)] == [1, 1, 2, 9, 10, 10]
 
 
 def test_precision(shapes, tmp_path):
@@ -370,7 +375,7 @@ def test_the_default_run_folder_is_named_after_data_and_model(shapes, tmp_path, 
     assert str(default_run_dir(config)) == f"runs/{shapes.name}-resnet18.a1_in1k"
 
 
-def test_a_test_set_is_measured_once_with_the_best_model(shapes, tmp_path):
+def test_a_test_set_is_measured_once_with_the_best_model(shapes, tmp_path, capsys):
     (tmp_path / "data").mkdir()
     for part, source in (("train", "train"), ("val", "val"), ("test", "val")):
         (tmp_path / "data" / part).symlink_to(shapes / source)
@@ -378,6 +383,10 @@ def test_a_test_set_is_measured_once_with_the_best_model(shapes, tmp_path):
     summary = read(tmp_path / "r", "summary.json")
     assert len(rows(tmp_path / "r", "test")) == 1
     assert summary["test"] == summary["val"]  # the same images
+    assert f"Testing the best model (epoch {summary['best_epoch']:g}) on 12 images.\n" in (
+        said := capsys.readouterr().out
+    )
+    assert re.search(rf"\n +val +test\n  loss +({summary['val']['loss']:.4f})  +\1\n", said), said
 
 
 @pytest.mark.parametrize("wanted", [True, False])

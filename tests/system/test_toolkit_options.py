@@ -1,6 +1,7 @@
 """The toolkit's options, one by one: each test fails if its option is ignored."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -115,7 +116,7 @@ def test_head_bias(shapes, tmp_path):
     assert float(bias["prior"][0]) > float(bias["prior"][1]) + 0.5
 
 
-def test_frozen_parts_stay(shapes, tmp_path, start):
+def test_frozen_parts_stay(shapes, tmp_path, start, capsys):
     """freeze.parts for the whole run; freeze.schedule until its epoch."""
     before = torch.load(start)
     schedule = "freeze.schedule={0: backbone, 2: none}"
@@ -129,6 +130,9 @@ def test_frozen_parts_stay(shapes, tmp_path, start):
         moved = {name for name in after if not torch.equal(after[name], before[name])}
         head = {"6.weight", "6.bias"}
         assert moved == (set(after) if run == "late" else head)
+    first, second = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Stage ")][-2:]
+    assert first.startswith("Stage 1 of 2, from epoch 1 on: ") and first.endswith(" learn (frozen: backbone).")
+    assert re.fullmatch(r"Stage 2 of 2, from epoch 3 on: all [\d,]+ parameters learn\.", second)
 
 
 def test_cached_features_give_what_frozen_images_give(shapes, tmp_path, start):
@@ -172,10 +176,12 @@ def test_max_steps(shapes, tmp_path):
     assert rates == pytest.approx([rates[0] * (1 - step / 6) for step in range(6)])
 
 
-def test_max_minutes(shapes, tmp_path):
-    """The budget is fixed once; a second start keeps it."""
+def test_max_minutes(shapes, tmp_path, capsys):
+    """The budget is fixed once, and reported with the end that it sets; a second start keeps it."""
     train_here(shapes, tmp_path / "r", "--max-minutes", 1e-3, epochs=200)
-    summary = read(tmp_path / "r", "summary.json")
+    summary, said = read(tmp_path / "r", "summary.json"), capsys.readouterr().out
+    assert f"--max-minutes 0.001: training ends after step {summary['step']} of 800, epoch " in said
+    assert re.search(rf"train  epoch (\d+)/\1  step {summary['step']}/{summary['step']} .* eta 0:00:00\n", said)
     assert 20 <= summary["step"] < 800 and summary["status"] == "done"
     again = train_here(shapes, tmp_path / "r", "--max-minutes", 1e-3, epochs=200)
     assert again == 0 and read(tmp_path / "r", "summary.json") == summary
@@ -212,11 +218,12 @@ def test_plateau(shapes, tmp_path):
     assert falls[1] == pytest.approx([1, 1, 1, 0.1, 0.1])
 
 
-def test_early_stopping(shapes, tmp_path):
+def test_early_stopping(shapes, tmp_path, capsys):
     for run, more in (("gain", [SET, "eval.min_gain=2"]), ("none", ["--lr", 1e-9])):
         train_here(shapes, tmp_path / run, "--patience", 2, *more, epochs=9)
         summary = read(tmp_path / run, "summary.json")
         assert (summary["status"], summary["stopped_early"], summary["epoch"]) == ("done", True, 3.0)
+    assert "\nEarly stop at step 12 of 36: 2 evaluations in a row without a better accuracy" in capsys.readouterr().out
     assert train_here(shapes, tmp_path / "none", "--patience", 2, "--lr", 1e-9, epochs=9) == 0
     assert len(rows(tmp_path / "none", "val")) == 3
 

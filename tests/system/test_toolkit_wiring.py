@@ -92,7 +92,7 @@ def test_a_probe_that_is_done_is_not_done_again(shapes, tmp_path, start, capsys)
     capsys.readouterr()
     train_here(shapes, tmp_path / "again", *more, epochs=2)
     said = capsys.readouterr().out
-    assert "step 0 of phase train" in said and "Probe:" not in said
+    assert "\nTraining: epochs 2, steps 8.\n" in said and "Probe" not in said
     for file in ("best/model.safetensors", "checkpoints/last/model.safetensors"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "r" / file).read_bytes()
     for split, phase in (("train", "train"), ("val", "train"), ("train", "probe"), ("val", "probe")):
