@@ -48,6 +48,13 @@ class CheckpointConfig:
     )
 
 
+# The names of what a run warns of at its start, what costs most first.
+WARNINGS = (
+    "job-time", "learning-rate", "batch-size", "weights", "classes-in-val", "classes", "class-balance", "imbalance",
+    "steps", "validation-set", "image-sizes",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class LogConfig:
     """What is logged during the run."""
@@ -66,6 +73,12 @@ class LogConfig:
         "What is printed at least; the files in RUN/logs have all.",
         flag="--log-level",
         choices=("debug", "info", "warning", "error"),
+    )
+    silence: str | None = machine_key(
+        None,
+        "Warnings of the start that are not wanted, by their names; doctor has them all the same.",
+        choices=WARNINGS,
+        lists=True,
     )
     pictures: bool = machine_key(
         True, "TensorBoard: the first batch, and of each best evaluation its charts and its worst mistakes."

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ def _convert(key: Key, given: Any) -> Any:
         return _mapping(given)
     if key.type is tuple:
         return tuple(float(each) for each in _parts(given))
+    if key.lists and key.choices:
+        return ",".join(_choice(key.choices, re.sub(r"[ _]", "-", str(each).strip())) for each in _parts(given))
     if isinstance(given, (list, tuple)) and key.lists:
         return ",".join(map(str, given))
     if key.choices:
@@ -125,7 +128,7 @@ def _exact(number: float) -> int:
 
 def _allowed(key: Key, value: Any) -> bool:
     if key.choices is not None:
-        return value in key.choices
+        return all(each in key.choices for each in (value.split(",") if key.lists else [value]))
     if key.type is tuple:
         return all(_in_range(key, each) for each in value)
     return key.type not in (int, float) or _in_range(key, value)
@@ -152,7 +155,7 @@ _TYPE_NAMES = {
 
 def _expected(key: Key) -> str:
     if key.choices:
-        return f"one of {', '.join(key.choices)}"
+        return f"{'some' if key.lists else 'one'} of {', '.join(key.choices)}"
     parts = [_TYPE_NAMES[key.type]]
     parts += [f"of at least {key.low:g}"] if key.low is not None else []
     parts += [f"above {key.above:g}"] if key.above is not None else []

@@ -224,7 +224,7 @@ def rushed(known: Situation, seconds_left: float) -> Finding:
     text = f"{seconds_left / 60:.0f} minutes are left for {images} images: {needed:.3g} a second and {each}"
     # The job saves and resumes after a requeue, so it is not lost.
     remedy = "The run will need several jobs (docs/slurm.md). Ask for more time or processes, or fewer --epochs."
-    found = Finding("job's time", WARNING, text, remedy, needed, "images/s")
+    found = Finding("job time", WARNING, text, remedy, needed, "images/s")
     return found.unless(needed <= UNREACHABLE[known.device])
 
 

@@ -1,15 +1,21 @@
 """Remarks at the start of a run: what may not have the intended effect, and what an expert would warn of."""
 
+from collections.abc import Sequence
+
 import torch
 
+from ddp_ft.config.runtime import WARNINGS
 from ddp_ft.contracts import LABEL, LABELS
 from ddp_ft.diagnostics.advice import advise, situation_of
-from ddp_ft.diagnostics.finding import WARNING, guarded
+from ddp_ft.diagnostics.finding import WARNING, Finding, guarded
 from ddp_ft.errors import printable, shortened
 from ddp_ft.plugins import is_reference
 from ddp_ft.trackers.console import Console
 from ddp_ft.training.plan import Plan, changed_code
 from ddp_ft.training.run import Run
+
+# Lines of warnings at a start: of more, the one that matters is not read.
+MOST_WARNINGS = 3
 
 
 def print_remarks(run: Run, earlier: Plan | None, console: Console, end: float | None) -> None:
@@ -19,9 +25,23 @@ def print_remarks(run: Run, earlier: Plan | None, console: Console, end: float |
         console.print(f"Warning: {file} has changed since this run's last start: what is trained may be another model.")
     for note in (*run.splits.notes, *_notes(run)):
         console.print(f"Note: {note}")
-    for finding in guarded("remarks", lambda: advise(situation_of(run, end))):
-        if finding.verdict == WARNING:  # no problem: a failure of the remarks themselves is no reason to end a run
-            console.print(f"Warning: {finding.name}: {finding.text}. {finding.remedy}")
+    found = guarded("remarks", lambda: advise(situation_of(run, end)))
+    for line in _warnings(found, run.config.log.silence, is_new=earlier is None):
+        console.print(f"Warning: {line}")
+
+
+def _warnings(found: Sequence[Finding], silenced: str | None, is_new: bool) -> list[str]:
+    """At most MOST_WARNINGS lines, what costs most first; of a run that has begun before only what each start decides
+    anew."""
+    # No problem: a failure of the remarks themselves is no reason to end a run.
+    warned = {finding.name.replace(" ", "-"): finding for finding in found if finding.verdict == WARNING}
+    left_out = (silenced or "").split(",")
+    names = [name for name in WARNINGS if name in warned and name not in left_out and (is_new or name == "job-time")]
+    kept = len(names) if len(names) <= MOST_WARNINGS else MOST_WARNINGS - 1
+    lines = [f"{warned[name].name}: {warned[name].text}. {warned[name].remedy}" for name in names[:kept]]
+    if more := [warned[name].name for name in names[kept:]]:
+        lines.append(f"{len(more)} more: {', '.join(more)}. The doctor command, with the same options, describes them.")
+    return lines
 
 
 def _notes(run: Run) -> list[str]:

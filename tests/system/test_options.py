@@ -118,6 +118,7 @@ TESTED = {
     "compute.silence_seconds": "system/faults/test_watchdog.py::test_a_rank_that_stands_still_is_noticed",
     "log.every_steps": "test_log_cadence",
     "log.trackers": "trackers/test_background.py::test_a_run_feeds_its_services",
+    "log.silence": "diagnostics/test_advice.py::test_what_a_run_warns_of_at_its_start",
     "log.level": "trackers/test_console.py::test_how_much_is_said_and_what_is_logged",
     "log.pictures": "training/test_media.py::test_a_run_shows_its_images_and_learns_the_same",
     "log.histograms": "training/test_media.py::test_a_run_shows_its_images_and_learns_the_same",
