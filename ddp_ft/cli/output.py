@@ -50,6 +50,11 @@ class _Forgiving(io.FileIO):
         return size
 
 
+def has_colors(stream: TextIO) -> bool:
+    """Whether colours may be written there: to a terminal that has some, unless NO_COLOR is set (no-color.org)."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+
+
 _stdout: _Forgiving | None = None
 
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import click
 
-from ddp_ft.cli.output import LostOutputError, protect_streams, restart_in_utf8
+from ddp_ft.cli.output import LostOutputError, has_colors, protect_streams, restart_in_utf8
 from ddp_ft.config.synonyms import flag_answer, named_options
 from ddp_ft.distributed.environment import ReportedByAnother, read_launch
 from ddp_ft.errors import (
@@ -126,7 +126,8 @@ def _usage(error: click.ClickException) -> str:
 def _report(message: str, hint: str, code: int, is_internal: bool = False) -> int:
     if _may_print():
         label = "Internal error" if is_internal else "Error"
-        print(f"{label}: {message}" + (f"\n{hint}" if hint else ""), file=sys.stderr, flush=True)  # noqa: T201
+        label = click.style(f"{label}:", fg="red", bold=True) if has_colors(sys.stderr) else f"{label}:"
+        print(f"{label} {message}" + (f"\n{hint}" if hint else ""), file=sys.stderr, flush=True)  # noqa: T201
         write_error_file(message)
     return code
 

@@ -1,6 +1,7 @@
 """The console: a live display on a terminal, plain lines in a log file."""
 
 import logging
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ from ddp_ft.trackers.rank_log import LOGGER
 # fork.
 REDRAWN_EVERY = 0.2
 
-# The prefix of warnings.
+# The prefix of warnings, and those of sentences, which a terminal may divide; other lines may be commands to copy.
 WARNING = "Warning:"
+REMARKS = (WARNING, "Note:")
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -85,9 +87,27 @@ class Plain(Console):
         super().print(text)
         self._print(text, level_of(text))
 
+    def table(self, title: str, rows: Mapping[str, str]) -> None:
+        """Print names and values under a title, aligned; on a terminal long values stay beside their names."""
+        LOGGER.info(f"{title}\n{columns(rows)}")
+        indent = 4 + max(map(len, rows))
+        lines = [self._fitted(line, indent) for line in columns({n: printable(v) for n, v in rows.items()}).split("\n")]
+        self._print("\n".join([printable(title), *lines]), logging.INFO)
+
     def _print(self, text: str, level: int) -> None:
         if level >= self.level:
-            self.stream.print(text, markup=False, highlight=False, soft_wrap=True)
+            is_warning = level == logging.WARNING
+            text = self._fitted(text, 2) if text.startswith(REMARKS) else text
+            style = "yellow" if is_warning else None
+            self.stream.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def _fitted(self, line: str, indent: int) -> str:
+        """On a terminal a line in as many as it needs, divided between words; elsewhere, as it is."""
+        if not self.stream.is_terminal:
+            return line
+        width, later = self.stream.width, " " * indent
+        parts = textwrap.wrap(line, width, subsequent_indent=later, break_long_words=False, break_on_hyphens=False)
+        return "\n".join(parts)
 
     def grid(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table with a heading for each column."""
@@ -222,5 +242,5 @@ class Live(Plain):
         parts.append(f"best {look.best}" if look.best else "no evaluation yet")
         if self.step > self.started_step:
             by_step = self.seconds_left(self.step, look.checkpoint_step)
-            parts.append(f"checkpoint in {clock(min(by_step, look.checkpoint_time - time.monotonic()))}")
+            parts.append(f"saves in {clock(min(by_step, look.checkpoint_time - time.monotonic()))}")
         return "  ·  ".join(parts)

@@ -33,7 +33,7 @@ def test_on_a_terminal_there_is_a_bar_and_evaluations_stay(shapes, tmp_path):
     assert "━" in text
     assert re.search(r"step \d/8 .*left: epoch 0:00:0\d  run 0:00:0\d", text), text
     assert "no evaluation yet" in text and re.search(r"best accuracy 0\.\d{4} \(epoch 1\)", text), text
-    assert "checkpoint in 0:00:0" in text and "evaluating on 12 images" in text
+    assert "saves in 0:00:0" in text and "evaluating on 12 images" in text
     assert text.count("val    epoch") == 2 and "train  epoch" not in text
     assert "train  epoch 2/2  step 8/8" in (tmp_path / "r/logs/rank_0.txt").read_text()
 
@@ -110,7 +110,7 @@ def test_the_display_has_what_one_wants_to_know():
     shown = stream.getvalue()
     assert "epoch 3/3  step 91/100" in shown and "left: epoch 0:00:45  run 0:00:45" in shown
     assert "loss 0.2500  ·  42 images/s  ·  waits 8%  ·  best accuracy 0.9000 (epoch 2)" in shown
-    assert re.search(r"checkpoint in 0:00:(29|30)", shown), shown
+    assert re.search(r"saves in 0:00:(29|30)", shown), shown
     live.close()
 
 
