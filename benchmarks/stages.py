@@ -209,7 +209,7 @@ class _Passes:
 
 
 def _around(phase: DataPhase, state: TrainState, watch: _Watch) -> Stages:
-    run, every = phase.run, phase.run.config.log.every_steps
+    run, every = phase.run, phase.cadence(state.progress).row_every
     batch = first_micro_batches(phase)
     sums = phase.learner.step(batch, FLAGS)
     agree = watch.take(lambda: phase.decide(state, sums, FLAGS, True))
