@@ -12,7 +12,7 @@ from tests.support.runs import read
 from tests.system.docs.test_readme import TINY, run
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
-GUIDES = ["first_run.md", "own_data.md", "resume.md", "recipes.md", "monitoring.md"]
+GUIDES = ["first_run.md", "own_data.md", "resume.md", "recipes.md", "monitoring.md", "choosing.md"]
 # Run by other tests: tests/system/docs/test_package.py, tests/launch/test_tensorboard.py.
 ELSEWHERE = ("pip install .", "./launch/tensorboard.sh ")
 
@@ -83,5 +83,6 @@ def test_each_guide_is_tested_and_named_in_the_readme():
         "slurm.md",
         "deployment.md",
         "commands.md",
+        "options.md",
     ]  # tested elsewhere
     assert [guide for guide in [*GUIDES, *pages] if f"docs/{guide}" not in readme] == []

@@ -1,4 +1,4 @@
-"""The README keeps its word: each of its commands runs, and what it names is there."""
+"""The README and the page of options keep their word: each of their commands runs, and what they name is there."""
 
 import re
 import shlex
@@ -24,7 +24,8 @@ def commands_of(page):
     return [line.split("   #")[0].rstrip() for block in blocks for line in block.splitlines()]
 
 
-COMMANDS = commands_of(README)
+OPTIONS = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+COMMANDS = commands_of(README + OPTIONS)
 DOCTORS = [
     command
     for command in [*COMMANDS, *commands_of((ROOT / "docs" / "doctor.md").read_text(encoding="utf-8"))]
@@ -137,7 +138,7 @@ def test_every_command_is_run_by_a_test():
 
 
 def test_every_option_and_key_it_names_exists():
-    text = README.split("## Train")[1].split("## Use the result")[0]
+    text = README.split("## Train")[1].split("## Use the result")[0] + OPTIONS
     flags = {key.flag for key in KEYS.values()} | {"--run-dir", "--config", "--set", "--dry-run", "--extend", "--help"}
     flags |= {"--tune", "--processes"}
     flags |= {"--list", "--layers", "--recipe", "--last", "--best", "--output", "--also", "--tta"}  # of other commands
