@@ -64,9 +64,9 @@ def _check_data_and_model(config: RunConfig) -> None:
     missing = [flag for flag, value in (("--data", config.data.path), ("--model", config.model.name)) if not value]
     if missing:
         raise UserError(f"{' and '.join(missing)} must be given.", EXAMPLE)
-    from ddp_ft.data.sources.table_columns import check_columns
+    from ddp_ft.cli.early_checks import check_early
 
-    check_columns(config.data)
+    check_early(config)
 
 
 if __name__ == "__main__":

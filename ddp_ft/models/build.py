@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ddp_ft.config.forms import LINEAR, check_head, is_mlp
 from ddp_ft.config.schema import HeadConfig
 from ddp_ft.contracts import BuiltModel
 from ddp_ft.errors import UserError, one_line
-from ddp_ft.models.head import LINEAR, HeadSpec, attach_head, check_head, is_mlp
+from ddp_ft.models.head import HeadSpec, attach_head
 from ddp_ft.models.introspection import (
     Dropout,
     HeadSite,

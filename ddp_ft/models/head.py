@@ -12,51 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddp_ft.errors import UserError, nearest
-from ddp_ft.plugins import is_reference, load_object, running
+from ddp_ft.config.forms import LINEAR, is_mlp, mlp_widths
+from ddp_ft.errors import UserError
+from ddp_ft.plugins import load_object, running
 
 # Small, so that the first predictions are nearly uniform and the first gradients do not disturb the pretrained layers;
 # not zero, since a ReLU after the head (SqueezeNet) would then stay dead. The libraries' own initialisations are for
 # training from scratch: timm's EfficientNets start at +-1/sqrt(outputs), a first loss of several times ln(outputs).
 HEAD_STD = 0.01
 
-LINEAR = "linear"
-_MLP = "mlp"
-_WIDEST = 2**16  # far beyond what helps; without a limit a typing error would take all memory
-_FORMS = "Expected linear, mlp:WIDTH,WIDTH... such as mlp:256, or FILE.py:CLASS."
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 _NORMS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
-
-
-def check_head(name: str) -> None:
-    """Raise UserError unless `head.name` has one of its three forms; a user's file is opened only later."""
-    if is_mlp(name):
-        _widths(name)
-
-
-def _is_file(name: str) -> bool:
-    kind, _, attribute = name.rpartition(":")
-    return is_reference(name) and attribute.isidentifier() and kind not in (LINEAR, _MLP)
-
-
-def is_mlp(name: str) -> bool:
-    """Whether `head.name`, which `check_head` has seen, is an mlp."""
-    return name != LINEAR and not _is_file(name)
-
-
-def _widths(name: str) -> list[int]:
-    """256 and 128 for mlp:256,128."""
-    kind, colon, listed = name.partition(":")
-    if kind != _MLP:
-        hint = f"Did you mean {name}:CLASS?" if name.endswith(".py") else nearest(kind, [LINEAR, _MLP])
-        raise UserError(f"Unknown head '{name}'.", f"{hint} {_FORMS}".strip())
-    widths = [int(each) if each.strip().isdecimal() else 0 for each in listed.split(",")] if colon else []
-    if not widths or min(widths) < 1 or max(widths) > _WIDEST:
-        raise UserError(
-            f"head.name = {name} does not name the widths of the hidden layers.",
-            f"Expected whole numbers from 1 to {_WIDEST}, separated by commas, such as mlp:256,128.",
-        )
-    return widths
 
 
 @dataclass(frozen=True)
@@ -108,7 +74,7 @@ class NewHead(nn.Sequential):
 
 def _mlp_layers(spec: HeadSpec) -> dict[str, nn.Module]:
     """The layers by name; names do not depend on dropout or norm, so that weights fit whatever these are."""
-    widths = [spec.in_features, *_widths(spec.name), spec.outputs]
+    widths = [spec.in_features, *mlp_widths(spec.name), spec.outputs]
     layers: dict[str, nn.Module] = {}
     for number, (inputs, outputs) in enumerate(pairwise(widths), start=1):
         if spec.dropout:

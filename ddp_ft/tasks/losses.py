@@ -12,14 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddp_ft.config.forms import check_loss
 from ddp_ft.config.schema import LossConfig
-from ddp_ft.config.synonyms import value_answer
 from ddp_ft.contracts import Batch
-from ddp_ft.errors import UserError, nearest
+from ddp_ft.errors import UserError
 from ddp_ft.plugins import is_reference
-
-# All losses here; each task has those that fit it.
-LOSSES = ("bce", "cross_entropy", "focal", "huber", "l1", "mse", "soft_f1")
 
 
 @dataclass(frozen=True)
@@ -46,10 +43,8 @@ def choose_loss(config: LossConfig, task: str, fitting: Sequence[str]) -> LossCh
     if name in fitting or is_reference(name):
         return LossChoice(name, config.focal_gamma, config.huber_delta)
     expected = f"For {task}: {', '.join(fitting)}, or FILE.py:CLASS."
-    if name in LOSSES:
-        raise UserError(f"--loss (loss.name) = '{name}' does not fit the task {task}.", expected)
-    hint = f"{value_answer('loss.name', name) or nearest(name, list(LOSSES))} {expected}".strip()
-    raise UserError(f"There is no loss '{name}' (--loss, loss.name).", hint)
+    check_loss(name, expected)
+    raise UserError(f"--loss (loss.name) = '{name}' does not fit the task {task}.", expected)
 
 
 def weighted_sum(

@@ -4,6 +4,7 @@ import json
 
 import torch
 
+from ddp_ft.config.forms import check_forms
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import BuiltModel, Task
 from ddp_ft.data.processors import processor_from
@@ -15,13 +16,12 @@ from ddp_ft.models.libraries.registry import get_library
 from ddp_ft.tasks.registry import restore_task
 from ddp_ft.training.gradients import check_penalties
 from ddp_ft.training.optim import check_optimizer
-from ddp_ft.training.profiler import parse_steps
 
 
 def check_alone(config: RunConfig) -> None:
     """Raise UserError for settings that are wrong whatever the others are, and that the schema cannot check."""
     check_optimizer(config.optim.name)
-    parse_steps(config.log.profile)
+    check_forms(config)
 
 
 def check_restorable(built: BuiltModel, task: Task) -> None:

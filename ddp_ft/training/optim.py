@@ -2,18 +2,17 @@
 
 import inspect
 import itertools
-import math
-import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from ddp_ft.config.overrides import Override, as_number, parse_override
 from ddp_ft.config.schema import OptimConfig
 from ddp_ft.contracts import BuiltModel
-from ddp_ft.errors import UserError, known_names, nearest, one_line
+from ddp_ft.errors import UserError, nearest, one_line
 from ddp_ft.models.blocks import block_depths
 from ddp_ft.models.libraries import bare_timm as timm
 
@@ -36,17 +35,6 @@ DAMPENING = "dampening"
 MOMENTUM = "momentum_buffer"  # the name of it in SGD's state
 
 
-@dataclass(frozen=True)
-class Override:
-    """An entry of optim.overrides, for the parameters in whose name `pattern` is found; `label` is its name in
-    messages."""
-
-    pattern: "re.Pattern[str]"
-    label: str
-    lr_scale: float | None
-    weight_decay: float | None
-
-
 def param_groups(
     module: nn.Module, head: Collection[str], config: OptimConfig, depths: Mapping[str, int] | None = None
 ) -> ParamGroups:
@@ -58,7 +46,7 @@ def param_groups(
     depth of each parameter, 0 in the stem; needed only for a layer decay. Raises UserError for overrides without
     effect.
     """
-    overrides = [_parse_override(pattern, values) for pattern, values in (config.overrides or {}).items()]
+    overrides = [parse_override(pattern, values) for pattern, values in (config.overrides or {}).items()]
     exempt, depths = undecayed(module), depths or {}
     rules = _match(overrides, [name for name, _ in module.named_parameters()], exempt)
     groups: dict[GroupKey, list[nn.Parameter]] = {}
@@ -110,40 +98,6 @@ def _group(
         "lr": config.lr * scale,
         "weight_decay": weight_decay if decays else 0.0,
     }
-
-
-def _parse_override(pattern: str, values: Any) -> Override:
-    label, known = f"optim.overrides '{pattern}'", ["lr_scale", "weight_decay"]
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"{label} is not a regular expression: {error}.") from None
-    if not isinstance(values, Mapping) or not values:
-        example = "Example: --set 'optim.overrides={\"^stem\": {lr_scale: 0.1, weight_decay: 0}}'"
-        raise UserError(f"{label} = {values!r} is not a mapping of {' and '.join(known)}.", example)
-    for name in values:
-        if name not in known:
-            raise UserError(f"{label} sets '{name}', which is unknown.", known_names(str(name), known))
-    parsed = {name: _number(f"{label}: {name}", value) for name, value in values.items()}
-    if parsed.get("lr_scale") == 0:
-        hint = f"To keep these parameters as they are: --freeze 'regex:{pattern}'"
-        raise UserError(f"{label}: lr_scale = 0 would only seem to train.", hint)
-    return Override(compiled, label, parsed.get("lr_scale"), parsed.get("weight_decay"))
-
-
-def _number(label: str, value: Any) -> float:
-    number = math.nan if isinstance(value, bool) else _as_number(value)
-    if not isinstance(number, (int, float)) or not 0 <= number < math.inf:
-        raise UserError(f"{label} = {value!r} is not a number of at least 0.")
-    return float(number)
-
-
-def _as_number(value: Any) -> Any:
-    """Return a text such as 1e-3, which YAML does not read as a number, as the number; anything else as it is."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def _match(overrides: list[Override], names: list[str], exempt: Collection[str]) -> dict[str, int]:
@@ -271,7 +225,7 @@ def _check_option(optimizer: str, name: str, accepted: list[str]) -> None:
 
 
 def _as_argument(value: Any) -> Any:
-    return tuple(map(_as_number, value)) if isinstance(value, (list, tuple)) else _as_number(value)
+    return tuple(map(as_number, value)) if isinstance(value, (list, tuple)) else as_number(value)
 
 
 def check_optimizer(name: str) -> None:

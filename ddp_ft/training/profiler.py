@@ -1,7 +1,6 @@
 """`--profile FIRST-LAST`: a trace of some steps of the training, by torch.profiler."""
 
 import os
-import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,22 +8,10 @@ from typing import Any
 import torch
 
 from ddp_ft.contracts import TRAIN
-from ddp_ft.errors import UserError
 
 FOLDER = "profile"
 # Lines of the table of operations.
 MOST_OPERATIONS = 25
-
-
-def parse_steps(text: str | None) -> range:
-    """Return the steps to trace, counted from 1 as in metrics.jsonl; none for None. UserError unless FIRST-LAST."""
-    if text is None:
-        return range(0)
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
-    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not 1 <= first <= last:
-        raise UserError(f"--profile {text} is no range of steps.", "Give the first and the last, such as 10-15.")
-    return range(first, last + 1)
 
 
 class StepTrace:

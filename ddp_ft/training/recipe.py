@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
+from ddp_ft.config.forms import check_head
 from ddp_ft.config.schema import DataConfig, RunConfig
 from ddp_ft.contracts import BuiltModel, Source
 from ddp_ft.distributed.world import World
 from ddp_ft.models import build_model
 from ddp_ft.models.backbone import MOST_FEATURE_BYTES, feature_width
-from ddp_ft.models.head import check_head
 from ddp_ft.training.plan import Plan
 from ddp_ft.training.request import Request
 

@@ -7,13 +7,14 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+from ddp_ft.config.forms import parse_steps
 from ddp_ft.contracts import TRAIN, Batch, Evaluation
 from ddp_ft.slurm.walltime import Allocation, Pace
 from ddp_ft.trackers.console import Console, Outlook
 from ddp_ft.trackers.fan_out import PATIENCE, PATIENCE_OF_A_STOP, FanOut, harmless
 from ddp_ft.training.media import log_evaluation, log_first_batch, log_histograms
 from ddp_ft.training.phase import Phase
-from ddp_ft.training.profiler import FOLDER, StepTrace, parse_steps
+from ddp_ft.training.profiler import FOLDER, StepTrace
 from ddp_ft.training.progress import STEPS_TO_MEASURE, Stopwatch
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState

@@ -2,10 +2,9 @@
 
 import math
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
+from ddp_ft.config.forms import check_milestones
 from ddp_ft.config.schema import SCHEDULES
-from ddp_ft.errors import UserError
 
 # Where onecycle begins, as a multiple of the peak (div_factor of torch's OneCycleLR).
 ONECYCLE_START = 1 / 25
@@ -42,7 +41,7 @@ class Schedule:
     def __post_init__(self) -> None:
         assert self.name in SCHEDULES, self.name
         if self.name == "multistep":
-            _check_milestones(self.milestones)
+            check_milestones(self.milestones)
 
     def factor(self, step: int) -> float:
         """Return the factor of `step`, counted from 0."""
@@ -75,15 +74,6 @@ def _half_cosine(progress: float) -> float:
 
 def _between(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 - share)
-
-
-def _check_milestones(milestones: tuple[float, ...] | None) -> None:
-    hint = "They are the epochs at which the rate falls: --set schedule.milestones=[10,20]"
-    if not milestones:
-        raise UserError("--schedule multistep needs schedule.milestones.", hint)
-    if any(later <= earlier for earlier, later in pairwise(milestones)):
-        given = ", ".join(f"{milestone:g}" for milestone in milestones)
-        raise UserError(f"schedule.milestones = {given}: each must be larger than the one before.", hint)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 import pytest
 
+from ddp_ft.config.forms import LOSSES
 from ddp_ft.config.schema import KEYS
 from ddp_ft.config.synonyms import _FLAGS, _VALUES, flag_answer, named_options, value_answer
 from ddp_ft.predict import predict
-from ddp_ft.tasks.losses import LOSSES
 from ddp_ft.tasks.metric_table import METRICS
 from ddp_ft.train import train
 

@@ -28,7 +28,8 @@ MANY_PARAMETERS = {
 EMPTY_NAMES = {"utils", "util", "helper", "helpers", "manager", "managers", "misc", "common"}
 WITHOUT_TORCH = [
     "errors", "files", "version", "config", "plugins", "training.schedule", "distributed.environment", "slurm",
-    "trackers.services.host", "trackers.services.registry", "cli.completion", "tasks.metric_table",
+    "trackers.services.host", "trackers.services.registry", "cli.completion", "cli.early_checks",
+    "tasks.metric_table",
 ]  # fmt: skip
 
 

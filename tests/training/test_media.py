@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ddp_ft.config.forms import parse_steps
 from ddp_ft.errors import UserError
 from ddp_ft.run_folder.evaluations import load_evaluation
 from ddp_ft.tasks.registry import restore_task
 from ddp_ft.trackers.charts import CELL, MARGIN
-from ddp_ft.training.profiler import parse_steps
 from tests.support.runs import arguments, read, start_process, train_here, train_on
 from tests.system.faults.forks import run_forked
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_ft.config.forms import parse_fold
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LabelledSource, Schema
 from ddp_ft.data.roles import TRAIN, VAL
 from ddp_ft.data.splits.inventory import describe_changes, make_inventory
-from ddp_ft.data.splits.stratify import Pool, deal, draw, parse_fold
+from ddp_ft.data.splits.stratify import Pool, deal, draw
 from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.errors import UserError, shortened
 

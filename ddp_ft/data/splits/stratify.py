@@ -35,15 +35,6 @@ class Pool:
         return len(self.names)
 
 
-def parse_fold(text: str) -> tuple[int, int]:
-    """ "2/5" as (2, 5). Raises UserError for anything else than k/n with 1 <= k <= n and n >= 2."""
-    fold, _, folds = text.replace(" ", "").partition("/")
-    if not (fold.isdecimal() and folds.isdecimal() and int(folds) >= 2 and 1 <= int(fold) <= int(folds)):
-        hint = "Example: 2/5 validates on the second of five parts and trains on the other four."
-        raise UserError(f"data.fold = '{text}' is not k/n with a part k from 1 to n, and n of 2 or more.", hint)
-    return int(fold), int(folds)
-
-
 def draw(pool: Pool, share: float, seed: int) -> NDArray[np.bool_]:
     """Which samples validate, about `share` of them; none if they cannot be divided.
 

@@ -5,8 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from ddp_ft.config.forms import parse_fold
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS
-from ddp_ft.data.splits.stratify import Pool, deal, draw, parse_fold
+from ddp_ft.data.splits.stratify import Pool, deal, draw
 from ddp_ft.errors import UserError
 
 
