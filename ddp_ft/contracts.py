@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ddp_ft.texts import plural
+
 if TYPE_CHECKING:
     from ddp_ft.config.schema import DataConfig, RunConfig
     from ddp_ft.tasks.scored.base import ScoredSet
@@ -193,7 +195,7 @@ class LoadReport:
         if not self.source:
             return "random initial weights"
         counts = (
-            f"{self.source}: {len(self.loaded)} tensors loaded, {len(self.skipped)} skipped (other size), "
+            f"{self.source}: {plural(len(self.loaded), 'tensor')} loaded, {len(self.skipped)} skipped (other size), "
             f"{len(self.missing)} missing, {len(self.unexpected)} unexpected"
         )
         return "; ".join([counts, *self.notes])

@@ -11,6 +11,7 @@ from ddp_ft.cli.process import run_command
 from ddp_ft.cli.ranks import CommandOfRanks, run_in_ranks
 from ddp_ft.distributed.environment import read_launch
 from ddp_ft.errors import EXIT_DONE, UserError
+from ddp_ft.texts import plural
 
 STREAM = "-"
 
@@ -56,7 +57,7 @@ def predict(
     if launch.rank == 0:
         faulty = f", {answer.errors} with an error" if answer.errors else ""
         old = f" ({answer.taken_over} were there from an interrupted start)" if answer.taken_over else ""
-        print_note(f"{answer.rows} rows in {output}{faulty}{old}")
+        print_note(f"{plural(answer.rows, 'row')} in {output}{faulty}{old}")
     return EXIT_DONE
 
 

@@ -12,6 +12,7 @@ from ddp_ft.data.image.headers import glance
 from ddp_ft.data.splits.record import Splits
 from ddp_ft.diagnostics.finding import OK, WARNING, Finding
 from ddp_ft.errors import printable, shortened
+from ddp_ft.texts import plural
 from ddp_ft.training.run import Run
 from ddp_ft.training.shares import fitting_batch
 
@@ -104,7 +105,7 @@ def rare_classes(counts: ClassCounts) -> Finding:
     rare = [f"{printable(name)} ({n})" for name, n in zip(counts.names, counts.counts, strict=True) if n < least]
     smallest, fewest = counts.smallest
     if not rare:
-        text = f"{len(counts.names)}, the smallest is {printable(smallest)} with {fewest} images"
+        text = f"{len(counts.names)}, the smallest is {printable(smallest)} with {plural(fewest, 'image')}"
         return Finding("classes", OK, text, value=float(fewest), unit="images")
     few = "1 class has" if len(rare) == 1 else f"{len(rare)} of {len(counts.names)} classes have"
     text = f"{few} hardly any images to learn from: {shortened(rare, 5)}"

@@ -15,6 +15,7 @@ from ddp_ft.diagnostics.examination import Examination
 from ddp_ft.diagnostics.finding import OK, PROBLEM, WARNING, Finding, tried
 from ddp_ft.distributed.environment import number_or, output_of
 from ddp_ft.slurm.walltime import PATIENCE
+from ddp_ft.texts import plural
 
 if TYPE_CHECKING:
     from ddp_ft.training.run import Run
@@ -74,7 +75,7 @@ def space(free: int, need: Need | None) -> Finding:
     """Whether what the run writes fits into the free bytes; without a model, the free space alone."""
     if need is None:
         return Finding("disk space", OK, f"{free / GIB:.1f} GiB free", value=free / GIB, unit="GiB")
-    text = f"{free / GIB:.1f} GiB free; {need.checkpoints} checkpoints of {_size(need.checkpoint)}, best/ of "
+    text = f"{free / GIB:.1f} GiB free; {plural(need.checkpoints, 'checkpoint')} of {_size(need.checkpoint)}, best/ of "
     text += f"{_size(need.best)}" + (f" and features of {_size(need.features)}" if need.features else "")
     verdict, remedy = WARNING, "Others write too, and the run's logs grow: make room."
     if free < need.total:

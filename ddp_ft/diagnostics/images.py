@@ -10,6 +10,7 @@ from ddp_ft.data.image.value_range import LEAST_USE, levels_used, parse_range, r
 from ddp_ft.data.survey import ALPHA, ANIMATED, CMYK, DEEP, PALETTE, SUFFIX, TURNED, Survey
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
 from ddp_ft.errors import printable
+from ddp_ft.texts import plural
 
 # Longer sides than this cost more time to read than to learn from; a photo of 12 megapixels has 4000 x 3000.
 HUGE_PIXELS = 12_000_000
@@ -38,7 +39,7 @@ def about_survey(found: Survey, tolerates: bool, input_size: tuple[int, ...] | N
 def readable(found: Survey, tolerates: bool) -> Finding:
     """Images that cannot be read to their end."""
     count = len(found.damaged)
-    text = f"{count} of {len(found)} images cannot be read" if count else f"all {len(found)} images"
+    text = f"{count} of {plural(len(found), 'image')} cannot be read" if count else f"all {len(found)} images"
     remedy = "Mend or remove them" + ("." if tolerates else ", or train without them: --set data.on_error=skip.")
     paths = [f"{_path(found, number)}: {printable(reason)}" for number, reason in found.damaged.items()]
     verdict = WARNING if tolerates else PROBLEM
@@ -67,19 +68,19 @@ def doubled(found: Survey) -> Iterator[Finding]:
 def _twins(found: Survey, groups: list[list[int]], what: Finding) -> Finding:
     """`what` of these groups, whose kind its text names."""
     paths = tuple(" = ".join(_path(found, number) for number in group) for group in groups[:_KEPT])
-    text = f"{_counted(len(groups), 'group')} of {what.text}" if groups else "none"
+    text = f"{plural(len(groups), 'group')} of {what.text}" if groups else "none"
     return replace(what, text=text, value=float(len(groups)), unit="groups", paths=paths).unless(not groups)
 
 
 def odd(found: Survey) -> Iterator[Finding]:
     """Unusual modes, and formats that differ from the file's name."""
     wrong = found.having(SUFFIX)
-    text = f"{_counted(len(wrong), 'file')} of another format than the name says" if wrong else "as the names say"
+    text = f"{plural(len(wrong), 'file')} of another format than the name says" if wrong else "as the names say"
     remedy = "They are read all the same; other software may refuse them."
     yield _note(found, "formats", text, remedy, wrong).unless(not wrong)
     for oddity, fate in _BECOME.items():
         if those := found.having(oddity):
-            text = f"{_counted(len(those), 'image')} ({len(those) / len(found):.1%}): {oddity}"
+            text = f"{plural(len(those), 'image')} ({len(those) / len(found):.1%}): {oddity}"
             yield _note(found, "modes", text, f"These {fate}.", those)
 
 
@@ -113,7 +114,7 @@ def sized(found: Survey, input_size: tuple[int, ...] | None) -> Iterator[Finding
     if input_size:
         yield _small(found, sound, sides, min(input_size))
     if huge := sound[areas > HUGE_PIXELS].tolist():
-        text = f"{_counted(len(huge), 'image')} of more than {HUGE_PIXELS / 1e6:.0f} megapixels"
+        text = f"{plural(len(huge), 'image')} of more than {HUGE_PIXELS / 1e6:.0f} megapixels"
         remedy = "Reading them takes most of the time. Shrink them once, to twice the model's size."
         yield _note(found, "huge images", text, remedy, huge)
 
@@ -126,10 +127,6 @@ def _small(found: Survey, sound: "np.ndarray[tuple[int], np.dtype[np.int64]]", s
     if share > 0.5:
         verdict = WARNING
     return Finding("small images", verdict, text, remedy, share, "share", _paths(found, small)).unless(not small)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _path(found: Survey, number: int) -> str:

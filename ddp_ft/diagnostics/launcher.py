@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from ddp_ft.diagnostics.finding import OK, PROBLEM, WARNING, Finding
 from ddp_ft.distributed.environment import Launch, number_or, processes_started
+from ddp_ft.texts import plural
 
 INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
 
@@ -27,7 +28,8 @@ def started(environ: Mapping[str, str], launch: Launch) -> Finding:
         text = f"{starter} started {tasks} processes without torchrun: each would be a run of its own"
         remedy = "Start one task a node with torchrun in it, or use slurm/*.sbatch (docs/slurm.md)."
         return Finding("start", PROBLEM, text, remedy, float(tasks), "processes")
-    text = f"torchrun, {launch.world_size} processes, {launch.local_world_size} of them on this node"
+    ranks = plural(launch.world_size, "process", "processes")
+    text = f"torchrun, {ranks}, {launch.local_world_size} of them on this node"
     if not launch.distributed:
         text = "one process, without torchrun"
     return Finding("start", OK, text, value=float(launch.world_size), unit="processes")
@@ -55,13 +57,14 @@ def nodes(environ: Mapping[str, str], launch: Launch) -> Iterator[Finding]:
     remedy = "Start torchrun on each (srun, --nnodes), or use slurm/multi_node.sbatch; or ask for fewer."
     if used > count:
         remedy = "WORLD_SIZE is left from another job: unset the variables of torchrun."
-    text = f"{used} of the job's {count} nodes are used"
+    text = f"{used} of the job's {plural(count, 'node')} used"
     yield Finding("nodes", WARNING, text, remedy, float(used), "nodes").unless(used == count)
 
 
 def gpus_of_node(launch: Launch, gpus: int) -> Finding:
     """Whether the node has one process for each GPU."""
-    text, processes = f"{launch.local_world_size} processes for {gpus} GPUs", launch.local_world_size
+    processes = launch.local_world_size
+    text = f"{plural(processes, 'process', 'processes')} for {plural(gpus, 'GPU')}"
     verdict, remedy = PROBLEM if processes > gpus else WARNING, f"torchrun --nproc_per_node={gpus}"
     return Finding("gpus of node", verdict, text, remedy, float(gpus), "GPUs").unless(processes == gpus)
 

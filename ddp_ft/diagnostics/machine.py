@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
 from ddp_ft.distributed.environment import usable_cores
+from ddp_ft.texts import plural
 
 CGROUP = Path("/sys/fs/cgroup")
 MIB = 2**20
@@ -95,8 +96,8 @@ def usable_memory(root: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) ->
 def cores(machine: Machine, workers: int) -> Finding:
     """Whether there are cores for the processes' threads and loader workers (`workers` for each process)."""
     needed = machine.processes * (machine.threads + workers)
-    text = f"{machine.cores} of {machine.all_cores} may be used; {machine.processes} x ({machine.threads} threads + "
-    text += f"{workers} loader workers) need {needed}"
+    text = f"{machine.cores} of {machine.all_cores} may be used; {machine.processes} x "
+    text += f"({plural(machine.threads, 'thread')} + {plural(workers, 'loader worker')}) need {needed}"
     remedy = f"Give the job more cores, or set OMP_NUM_THREADS={max(1, machine.cores // machine.processes)} and fewer "
     found = Finding("cores", WARNING, text, f"{remedy}--workers: they take turns.", float(machine.cores), "cores")
     # Workers wait for disks too, and threads for each other: half again as many do no harm.
@@ -107,7 +108,7 @@ def quota(machine: Machine) -> Finding | None:
     """Whether CPU time is limited to less than the cores that may be used; None without a limit."""
     if machine.quota is None:
         return None
-    text = f"the cgroup allows the time of {machine.quota:g} of {machine.cores} cores"
+    text = f"the cgroup allows the time of {machine.quota:g} of {plural(machine.cores, 'core')}"
     each = max(1, math.floor(machine.quota / machine.processes))
     remedy = f"Threads beyond it are stopped again and again. Set OMP_NUM_THREADS={each} and --workers by it."
     return Finding("cpu quota", WARNING, text, remedy, machine.quota, "cores").unless(machine.quota >= machine.cores)
@@ -117,7 +118,8 @@ def threads(machine: Machine, environ: Mapping[str, str], is_cpu: bool) -> Findi
     """Whether threads leave cores idle or compete for them; `is_cpu`: they compute the model."""
     given = environ.get("OMP_NUM_THREADS", "")
     share = max(1, machine.cores // machine.processes)
-    text = f"{machine.threads} for each of {machine.processes} processes on {machine.cores} cores"
+    processes = plural(machine.processes, "process", "processes")
+    text = f"{machine.threads} for each of {processes} on {plural(machine.cores, 'core')}"
     text += f" (OMP_NUM_THREADS={given})" if given else ""
     remedy, is_idle = f"export OMP_NUM_THREADS={share}", is_cpu and 2 * machine.threads <= share
     if is_idle:

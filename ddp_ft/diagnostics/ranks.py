@@ -17,6 +17,7 @@ from ddp_ft.diagnostics.finding import OK, PROBLEM, WARNING, Finding
 from ddp_ft.diagnostics.versions import all_versions, differing
 from ddp_ft.distributed.world import World
 from ddp_ft.run_folder.shared import put_token, seen_by
+from ddp_ft.texts import plural
 
 MIB = 2**20
 SIZES = (1, 16, 64)  # MiB that are reduced: about a small model's gradients, and DDP's buckets of 25 MiB around it
@@ -109,7 +110,7 @@ def _names_in(folder: Path) -> list[str]:
 def compare(seen: Sequence[Seen]) -> Iterator[Finding]:
     """Whether all ranks see the same."""
     different = differing([each.versions for each in seen])
-    text = "; ".join(different) or f"on all {len(seen)} ranks"
+    text = "; ".join(different) or f"on {plural(len(seen), 'rank')}"
     remedy = "Give all nodes the same environment, since results and messages would differ."
     found = Finding("same versions", PROBLEM, text, remedy, float(len(different)), "packages")
     yield found.unless(not different)
@@ -169,7 +170,7 @@ def _time_of(world: World, values: int, repeats: int) -> float:
 def group(world: World, seconds: float) -> Finding:
     """The process group that was formed in `seconds`."""
     backend = "NCCL, gloo for small things" if world.device.type == "cuda" else "gloo"
-    text = f"{world.size} ranks, {backend}, formed in {seconds:.1f} s"
+    text = f"{plural(world.size, 'rank')}, {backend}, formed in {seconds:.1f} s"
     return Finding("process group", OK, text, value=float(world.size), unit="ranks")
 
 

@@ -15,6 +15,7 @@ from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
 from ddp_ft.diagnostics.machine import MIB
 from ddp_ft.features.dataset import one_thread
 from ddp_ft.slurm.walltime import Allocation, Pace, describe, forecast
+from ddp_ft.texts import plural
 from ddp_ft.trackers.console import clock
 from ddp_ft.training.ema import Ema
 from ddp_ft.training.run import Run
@@ -141,10 +142,11 @@ def memory(room: Room, speed: Speed, share: int, is_cuda: bool) -> Finding:
     """Whether a micro-batch fits; `share`: images of a rank in a step."""
     name = "gpu memory" if is_cuda else "memory"
     if speed.ran_out:
-        text = f"{speed.images} images of a process do not fit"
+        text = f"{plural(speed.images, 'image')} per process: out of memory"
         remedy = "Set --micro-batch: the same result in parts. Training would halve it by itself, after a failed step."
         return Finding(name, PROBLEM, text, remedy)
-    text = f"{room.peak / MIB:,.0f} of {room.total / MIB:,.0f} MiB with {speed.images} images a process and step"
+    images = plural(speed.images, "image")
+    text = f"{room.peak / MIB:,.0f} of {room.total / MIB:,.0f} MiB with {images} per process and step"
     if speed.images < share and not is_cuda:
         text += f" (the run has {share})"
     found = Finding(name, WARNING, text, "Lower --micro-batch: the same result in parts.", room.peak / MIB, "MiB")
@@ -165,13 +167,13 @@ def waiting(speed: Speed, workers: int, cores: int, is_cuda: bool) -> Finding:
     if not is_cuda:
         return _sharing(speed)
     needed, supply = math.ceil(speed.learning / speed.loading), speed.loading * max(workers, 1)
-    text = f"{workers} workers read {supply:,.0f} images/s, the model takes {speed.learning:,.0f}"
+    text = f"{plural(workers, 'worker')}: {supply:,.0f} images/s; the model takes {speed.learning:,.0f}"
     if supply < speed.learning:
         text += f": this job is going to wait for data {1 - supply / speed.learning:.0%} of its time"
     remedy = f"--workers {needed} would do."
     if needed > max(1, cores - 1):
-        remedy = f"It would take {needed} workers, and each process has {cores} cores. Shrink the images on the disk "
-        remedy += "once, ask for more cores, or try --set data.decoder=nvjpeg."
+        remedy = f"It would take {plural(needed, 'worker')}, and each process has {plural(cores, 'core')}. Shrink the "
+        remedy += "images on the disk once, ask for more cores, or try --set data.decoder=nvjpeg."
     found = Finding("waiting for data", WARNING, text, remedy, supply / speed.learning, "times what is taken")
     return found.unless(supply >= speed.learning)
 
@@ -203,7 +205,7 @@ def pace_of(run: Run, rate: float) -> Pace:
 def duration(run: Run, pace: Pace, rate: float) -> Finding:
     """The time for the whole run: probe, epochs, evaluations."""
     seconds = run.plan.total_steps / run.plan.steps_per_epoch * pace.epoch + _probing(run, rate)
-    text = f"about {clock(seconds)} for {run.plan.total_steps} steps at {rate:,.1f} images/s"
+    text = f"about {clock(seconds)} for {plural(run.plan.total_steps, 'step')} at {rate:,.1f} images/s"
     return Finding("whole run", OK, text, value=seconds, unit="s")
 
 

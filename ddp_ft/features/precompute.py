@@ -20,6 +20,7 @@ from ddp_ft.features.extractor import AugmentedView, Extracted, Extractor, label
 from ddp_ft.features.key import describe_backbone, digest_names, key_of
 from ddp_ft.models.backbone import MOST_FEATURE_BYTES, feature_width
 from ddp_ft.run_folder.shared import put_token, seen_by
+from ddp_ft.texts import plural
 
 # In the run folder; named by the key, so that a later start with other weights or another torch finds nothing.
 FOLDER = Path("cache/features")
@@ -112,9 +113,9 @@ def _announce(files: FeatureFiles, tables: Sequence[Table], stores: Sequence[Chu
     chunks = sum(math.ceil(len(source) / EVAL_CHUNK) for source, _, _ in tables)
     known = sum(store.known for store in stores if store)
     if known == chunks:
-        return f"The features of {images} images are in {files.root}."
+        return f"The features of {plural(images, 'image')} are in {files.root}."
     rest = f"; {known} of {chunks} chunks are in {files.root}" if known else ""
-    return f"Computing the features of {images} images{rest}."
+    return f"Computing the features of {plural(images, 'image')}{rest}."
 
 
 def _report_troubles(world: World, found: Sequence[Extracted], log: Log) -> None:

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from ddp_ft.contracts import Task
 from ddp_ft.errors import UserError, printable
 from ddp_ft.run_folder.output_path import check_output_file
+from ddp_ft.texts import plural
 
 FILE, ERROR = "file", "error"
 _OF_A_PLACE = (("class", str), ("probability", float))
@@ -40,7 +41,8 @@ def open_format(kind: str, task: Task, top_k: int) -> "PredictionTable":
         hint = "Its rows have all probabilities or values."
         raise UserError(f"--top-k {top_k} is for one class for each image; the model is for {task.name}.", hint)
     if top_k > (classes := len(task.names)):
-        raise UserError(f"--top-k {top_k}: the model has {classes} classes.", f"At most {classes} can be.")
+        has = plural(classes, "class", "classes")
+        raise UserError(f"--top-k {top_k}: the model has {has}.", f"At most {classes} can be.")
     return FORMATS[kind](task, top_k)
 
 

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from ddp_ft.errors import UserError, nearest
 from ddp_ft.models.blocks import stages
+from ddp_ft.texts import plural
 
 _FORMS = "Expected none, backbone, stages:K, norm, type:CLASS or regex:PATTERN; several joined by +."
 _KINDS = ["none", "backbone", "stages:", "norm", "type:", "regex:"]
@@ -196,8 +197,9 @@ def _check_only_unfreezes(before: Stage, after: Stage) -> None:
     again = sorted(after.frozen - before.frozen)
     if again:
         raise UserError(
-            f"Unfreeze schedule out of order: epoch {after.epoch} ({after.parts}) freezes {len(again)} parameters that "
-            f"learn from epoch {before.epoch} on ({before.parts}), such as {again[0]}.",
+            f"Unfreeze schedule out of order: epoch {after.epoch} ({after.parts}) freezes "
+            f"{plural(len(again), 'parameter')} that learn from epoch {before.epoch} on ({before.parts}), such as "
+            f"{again[0]}.",
             "Each entry may only let more of the model learn than the one before it.",
         )
 
@@ -233,22 +235,22 @@ def _frozen_parts(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def frozen_table(module: nn.Module, frozen: Collection[str]) -> dict[str, str]:
-    """Return table rows: how many parameters learn and, if not all do, how many of each part.
+    """Return table rows: how many parameters are trainable and, if not all are, how many of each part.
 
-    The parts are the module's children; neighbours that are all learning, or all frozen, share a row.
+    The parts are the module's children; neighbours that are all trainable, or all frozen, share a row.
     """
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     counts = {part: [0, 0] for part in (name.partition(".")[0] for name in sizes)}
     for name, size in sizes.items():
         counts[name.partition(".")[0]][name in frozen] += size
     total, learning = sum(sizes.values()), sum(free for free, _ in counts.values())
+    rows = {"trainable": f"{learning:,} of {plural(total, 'parameter')}"}
     if learning == total:
-        return {"learning": f"all {total:,} parameters"}
-    rows = {"learning": f"{learning:,} of {total:,} parameters"}
+        return rows
     for _, group in groupby(counts, key=lambda part: part if all(counts[part]) else counts[part][0] > 0):
         parts = list(group)
         label = parts[0] if len(parts) == 1 else f"{parts[0]} ... {parts[-1]}"
         free, held = (sum(counts[part][which] for part in parts) for which in (0, 1))
-        counted = ((held, "frozen"), (free, "learning"))
+        counted = ((held, "frozen"), (free, "trainable"))
         rows[f"  {label}"] = ", ".join(f"{count:,} {state}" for count, state in counted if count)
     return rows

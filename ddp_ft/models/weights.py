@@ -12,6 +12,7 @@ from ddp_ft.models.libraries.base import State
 from ddp_ft.models.libraries.registry import full_name, get_library, resolve
 from ddp_ft.models.state_names import best_candidate, renamed_head
 from ddp_ft.models.weight_files import Contents, find_file, read_weights_file
+from ddp_ft.texts import plural
 
 _SHOWN = 3  # names of each kind in a message
 
@@ -91,8 +92,9 @@ def _refuse_strangers(
         lines += [f"Keys of the file: {shortened(found.keys)}"]
     lines += ["Give the --model of these weights, its --image-size if only that differs, or --weights none."]
     raise UserError(
-        f"{report.source} holds weights of another architecture than {model}: of the model's {len(body)} tensors "
-        f"besides the head {len(loaded)} match, {len(wrong_size)} differ in size and {len(missing)} are missing.",
+        f"{report.source} holds weights of another architecture than {model}: of the model's "
+        f"{plural(len(body), 'tensor')} besides the head {len(loaded)} match, {len(wrong_size)} differ in size and "
+        f"{len(missing)} are missing.",
         "\n".join(lines),
     )
 
@@ -111,7 +113,8 @@ def _refuse_unusable(source: str, pairs: Mapping[str, tuple[Tensor, Tensor]]) ->
         raise UserError(f"{source} has {kinds} where the model has weights: {shortened(other, _SHOWN)}.", hint)
     if broken := [name for name, (own, target) in pairs.items() if not _is_finite(own) and _is_finite(target)]:
         raise UserError(
-            f"{source} has numbers that are not finite in {len(broken)} tensors: {shortened(broken, _SHOWN)}.",
+            f"{source} has numbers that are not finite in {plural(len(broken), 'tensor')}: "
+            f"{shortened(broken, _SHOWN)}.",
             "Its training went wrong before it was written; take an earlier checkpoint.",
         )
 
@@ -134,4 +137,4 @@ def fetch(name: str) -> str:
     library = get_library(key)
     state = library.pretrained(inner)
     size = sum(tensor.nbytes for tensor in state.values()) / 2**20
-    return f"{full_name(key, inner)}: {len(state)} tensors, {size:.0f} MiB, in {library.cache_folder()}"
+    return f"{full_name(key, inner)}: {plural(len(state), 'tensor')}, {size:.0f} MiB, in {library.cache_folder()}"

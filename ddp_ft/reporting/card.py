@@ -10,9 +10,10 @@ from ddp_ft.contracts import PROBE
 from ddp_ft.data.sources.table_file import is_table
 from ddp_ft.errors import printable, shortened
 from ddp_ft.reporting.facts import SPLITS, RunFacts
-from ddp_ft.reporting.formats import count, metric_name, plural
+from ddp_ft.reporting.formats import metric_name
 from ddp_ft.reporting.set_section import TITLES, Intervals, result
 from ddp_ft.tasks.metric_table import METRICS
+from ddp_ft.texts import count, plural
 from ddp_ft.version import __version__
 
 FILE = "model_card.md"

@@ -5,6 +5,7 @@ import time
 from ddp_ft.errors import printable
 from ddp_ft.evaluation.intervals import Interval
 from ddp_ft.tasks.metric_table import known_metric
+from ddp_ft.texts import count, figure, percent
 
 
 def is_share(metric: str) -> bool:
@@ -14,10 +15,10 @@ def is_share(metric: str) -> bool:
 
 
 def metric_text(metric: str, value: float | None) -> str:
-    """A metric's value: shares in percent with one decimal, others with four significant digits."""
+    """A metric's value: shares in percent with one decimal, others as figures."""
     if value is None:
         return "–"
-    return f"{value * 100:.1f} %" if is_share(metric) else f"{value:.4g}"
+    return percent(value, 1) if is_share(metric) else figure(value)
 
 
 def interval_text(metric: str, interval: Interval | None) -> str:
@@ -26,12 +27,12 @@ def interval_text(metric: str, interval: Interval | None) -> str:
         return ""
     if is_share(metric):
         return f"{interval.low * 100:.1f} to {interval.high * 100:.1f} %"
-    return f"{interval.low:.4g} to {interval.high:.4g}"
+    return f"{figure(interval.low)} to {figure(interval.high)}"
 
 
 def signed(metric: str, value: float) -> str:
     """A difference with its sign: points of shares, else the metric's own units. A real minus, no sign of 0."""
-    text = f"{value * 100:+.1f}" if is_share(metric) else f"{value:+.3g}"
+    text = f"{value * 100:+.1f}" if is_share(metric) else ("+" if value >= 0 else "") + figure(value, 3)
     return text.replace("-", "−") if float(text) else text[1:]
 
 
@@ -61,16 +62,6 @@ def duration(seconds: float) -> str:
             rest = whole % size // each
             return f"{whole // size} {larger} {rest} {smaller}" if rest else f"{whole // size} {larger}"
     return f"{whole} s"
-
-
-def count(number: float) -> str:
-    """A whole number with its thousands set apart."""
-    return f"{number:,.0f}"
-
-
-def plural(number: int, one: str, many: str = "") -> str:
-    """A number and the noun that fits it."""
-    return f"{count(number)} {one if number == 1 else many or one + 's'}"
 
 
 def moment(seconds: float) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 from ddp_ft.contracts import PROBE, LabelledSource
 from ddp_ft.errors import printable, shortened
 from ddp_ft.reporting.facts import SPLITS, RunFacts
-from ddp_ft.reporting.formats import brief, count, metric_name, moment, plural
+from ddp_ft.reporting.formats import brief, metric_name, moment
 from ddp_ft.reporting.set_section import TITLES, Intervals, judged_set, open_set, result
 from ddp_ft.reporting.svg_charts import curves
 from ddp_ft.reporting.template import render
+from ddp_ft.texts import count, plural
 
 # Parts of the time that are too short to be seen have no line.
 _LEAST_SHARE = 0.001

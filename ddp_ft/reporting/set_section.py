@@ -16,9 +16,10 @@ from ddp_ft.data.splits.open import open_part, schema_in
 from ddp_ft.errors import UserError, printable
 from ddp_ft.evaluation.intervals import Interval, intervals
 from ddp_ft.reporting.facts import RunFacts
-from ddp_ft.reporting.formats import brief, count, interval_text, metric_text, plural
+from ddp_ft.reporting.formats import brief, interval_text, metric_text
 from ddp_ft.reporting.svg_charts import data_uri, reliability_svg, scatter_svg
 from ddp_ft.tasks.scored.base import MOST_SCATTERS, ScoredSet, most_confused
+from ddp_ft.texts import count, plural
 
 TITLES = {"val": "validation", "test": "test"}
 # Classes whose whole matrix is shown; of more, those that are confused most.

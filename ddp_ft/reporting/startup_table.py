@@ -8,9 +8,9 @@ from ddp_ft.diagnostics.finding import tried
 from ddp_ft.errors import printable
 from ddp_ft.models.freezing import frozen_table
 from ddp_ft.models.introspection import Trial, flops_per_sample
-from ddp_ft.reporting.formats import count, plural
 from ddp_ft.reporting.remarks_at_start import print_remarks
 from ddp_ft.tasks.registry import describe_choice
+from ddp_ft.texts import count, plural
 from ddp_ft.trackers.console import Console
 from ddp_ft.training.plan import Plan, describe_grade
 from ddp_ft.training.run import Run
@@ -32,8 +32,8 @@ def print_start(run: Run, report: LoadReport, earlier: Plan | None, console: Con
         "model": f"{run.config.model.name}: {', '.join(_sizes_of_model(run))}",
         "weights": str(report),
         **frozen_table(module, run.stages[0].frozen),
-        "steps": f"{plan.total_steps} = {plural(run.config.train.epochs, 'epoch')} x {plan.steps_per_epoch}, "
-        f"global batch {run.config.train.batch_size}",
+        "steps": f"{count(plan.total_steps)} = {plural(run.config.train.epochs, 'epoch')} x "
+        f"{count(plan.steps_per_epoch)}, global batch size {run.config.train.batch_size}",
         "machine": f"{plan.world_size} x {plan.device}, {plural(plan.threads, 'thread')} and "
         f"{plural(plan.workers, 'loader worker')} each, "
         f"{plan.precision}{', channels_last' if plan.channels_last else ''}{compiled}",
@@ -46,8 +46,8 @@ def print_start(run: Run, report: LoadReport, earlier: Plan | None, console: Con
 
 def _sets(run: Run) -> str:
     """The sizes of the sets; of that for the test too, so that a folder which is taken for it is seen."""
-    test = f", {len(run.splits.test)} test" if run.splits.test is not None else ""
-    return f"{run.plan.train_samples} train, {run.plan.val_samples} val{test}"
+    test = f", {count(len(run.splits.test))} test" if run.splits.test is not None else ""
+    return f"{count(run.plan.train_samples)} train, {count(run.plan.val_samples)} val{test}"
 
 
 def _classes(run: Run) -> str:
@@ -56,22 +56,18 @@ def _classes(run: Run) -> str:
     if counts is None:
         return ""
     (small, fewest), (large, most) = counts.smallest, counts.largest
+    classes = plural(len(counts.names), "class", "classes")
     if fewest == most:
-        return f"; {len(counts.names)} classes of {fewest}"
+        return f"; {classes} of {plural(fewest, 'image')}"
     ratio = f", a ratio of {counts.imbalance:.3g}" if fewest else ""
-    return f"; {len(counts.names)} classes of {fewest} ({printable(small)}) to {most} ({printable(large)}){ratio}"
+    return f"; {classes} of {fewest} ({printable(small)}) to {count(most)} ({printable(large)}) images{ratio}"
 
 
 def _sizes_of_model(run: Run) -> Iterator[str]:
     module, trial = run.model.module, Trial(run.model.processor, run.model.call)
-    parameters = list(module.parameters())
-    total, learning = (sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad))
-    yield f"{_millions(total)} parameters" + ("" if learning == total else f" ({_millions(learning)} learn)")
+    yield plural(sum(p.numel() for p in module.parameters()), "parameter")
     if flops := tried("flops", lambda: flops_per_sample(module, trial))[0]:
-        yield f"{flops / 1e9:.3g} GFLOP an image" if flops >= 1e6 else f"{flops / 1e6:.3g} MFLOP an image"
+        giga = flops >= 1e8
+        yield f"{flops / (1e9 if giga else 1e6):.3g} {'G' if giga else 'M'}FLOP per image"
     if shape := run.model.processor.shape():
         yield f"input {' x '.join(map(str, shape))}"
-
-
-def _millions(number: int) -> str:
-    return f"{number / 1e6:.2f} M" if number >= 100_000 else count(number)

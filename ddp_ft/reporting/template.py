@@ -6,6 +6,7 @@ Names of classes and files are hostile: all values are escaped.
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from ddp_ft import texts
 from ddp_ft.reporting import formats
 from ddp_ft.version import __version__
 
@@ -21,7 +22,8 @@ def _environment() -> "Environment":
         loader=PackageLoader("ddp_ft.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    made.filters |= {name: getattr(formats, name) for name in ("brief", "count", "duration", "number_text", "plural")}
+    made.filters |= {name: getattr(formats, name) for name in ("brief", "duration", "number_text")}
+    made.filters |= {name: getattr(texts, name) for name in ("count", "figure", "percent", "plural")}
     return made
 
 

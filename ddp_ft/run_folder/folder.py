@@ -22,6 +22,7 @@ from ddp_ft.run_folder.contents import (
     read_rows,
     read_summary,
 )
+from ddp_ft.texts import plural
 
 # `touch RUN/stop` asks for a stop; a later launch removes it.
 STOP_FILE = "stop"
@@ -142,7 +143,7 @@ def check_same_recipe(folder: RunFolder, config: RunConfig, extend: bool) -> Non
         )
     if stored.train.epochs > config.train.epochs:
         raise UserError(
-            f"{folder.path} holds a run of {stored.train.epochs} epochs; {config.train.epochs} were asked for.",
+            f"{folder.path} holds a run of {plural(stored.train.epochs, 'epoch')}; {config.train.epochs} asked for.",
             "A run can be extended, never shortened. Choose another folder with --run-dir.",
         )
     if not extend and (longer := _differences(stored, config, LENGTH)):

@@ -11,6 +11,7 @@ from datetime import datetime
 from functools import partial
 
 from ddp_ft.distributed.environment import number_or, output_of
+from ddp_ft.texts import plural
 
 # How long before the end of its time a job is asked to save, in seconds: `--signal=B:USR2@180` in slurm/*.sbatch.
 # Slurm checks limits every 30 s only, so the signal may come that much earlier.
@@ -104,9 +105,8 @@ def describe(found: Forecast, end: float, lead: float) -> str:
     if found.is_done:
         text = f"Job ends at {limit}: the rest of the run fits in, and should be done at {last}."
     else:
-        plural = "" if found.requeues == 1 else "s"
         never = "and no run can be done in jobs this short"
-        count = never if found.requeues is None else f"{found.requeues} requeue{plural} to come"
+        count = never if found.requeues is None else f"{plural(found.requeues, 'requeue')} to come"
         text = f"Job ends at {limit}: {found.epochs:.1f} more epochs fit in, last checkpoint at about {last}, {count}."
     if found.lead_is_short:
         text += f"\nSaving may take longer than the {lead:.0f} s it has before the end; "

@@ -16,6 +16,7 @@ from ddp_ft.config.schema import LossConfig
 from ddp_ft.config.yaml_texts import read_document, read_mapping
 from ddp_ft.errors import UserError, nearest, one_line, shortened
 from ddp_ft.tasks.scored.base import Floats
+from ddp_ft.texts import plural
 
 CLASS_KEY, POSITIVE_KEY = "loss.class_weights", "loss.positive_weights"
 # The bound of balanced positive weights: a label seen once in 10,000 images would else outweigh all others.
@@ -71,9 +72,8 @@ def _given(key: str, text: str, rules: list[str], names: Sequence[str]) -> list[
     if not isinstance(listed, list):
         raise UserError(f"{origin}: this is no list and no mapping of weights.", 'Example: {"cat": 1.0, "dog": 2.5}')
     if len(listed) != len(names):
-        raise UserError(
-            f"{origin}: {len(listed)} weights for {len(names)} classes.", f"In the order {shortened(names)}."
-        )
+        given, wanted = plural(len(listed), "weight"), plural(len(names), "class", "classes")
+        raise UserError(f"{origin}: {given} for {wanted}.", f"In the order {shortened(names)}.")
     weights = [_checked(origin, value, name) for value, name in zip(listed, names, strict=True)]
     if not any(weights):
         raise UserError(f"{origin}: all weights are 0.", "At least one must be above 0.")

@@ -30,6 +30,7 @@ from ddp_ft.distributed.stop_request import CutShort
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.models.blocks import repeated_blocks
+from ddp_ft.texts import plural
 from ddp_ft.training.phase import Phase
 from ddp_ft.training.state import TrainState
 from ddp_ft.training.step import Learner
@@ -237,8 +238,8 @@ def _verdict(times: Times, passes: int, steps_left: int, steps_per_epoch: int, a
     steps = steps_to_pay(times, passes)
     if steps is None:
         return f"{text} That does not pay here."
-    text += f" That pays after {steps} steps ({steps / steps_per_epoch:.1f} epochs)"
-    return f"{text}." if steps <= steps_left else f"{text}, and {steps_left} are left: not in this run."
+    text += f" That pays after {plural(steps, 'step')} ({steps / steps_per_epoch:.1f} epochs)"
+    return f"{text}." if steps <= steps_left else f"{text}, and this run has only {steps_left} left."
 
 
 def steps_to_pay(times: Times, passes: int) -> int | None:

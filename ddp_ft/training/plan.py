@@ -23,6 +23,8 @@ from ddp_ft.training.shares import check_shares
 
 # A restart that changes one of these is not of grade a: the same curve or the same samples, but other bits.
 BIT_FIELDS = ("device", "world_size", "micro_batch", "threads")
+# What stays equal with each grade, in short; the README has the whole.
+GRADES = {"a": "same bits", "b": "same curve up to rounding", "c": "same samples in each step"}
 
 
 @dataclass(frozen=True)
@@ -192,5 +194,10 @@ def _masks_at_random(module: nn.Module) -> bool:
 def describe_grade(plan: Plan, earlier: Plan | None) -> str:
     """Return the grade of equality that holds for this start, as one line."""
     if earlier is not None and (changed := plan.changes_from(earlier)):
-        return f"{plan.grade_elsewhere} from here on ({', '.join(changed)})"
-    return f"a on this machine, {plan.grade_elsewhere} on another number of processes"
+        return f"{_graded(plan.grade_elsewhere)} from here on ({', '.join(changed)})"
+    return f"{_graded('a')} on this machine, {_graded(plan.grade_elsewhere)} on another number of processes"
+
+
+def _graded(grade: str) -> str:
+    """A grade with its meaning."""
+    return f"{grade} ({GRADES[grade]})"

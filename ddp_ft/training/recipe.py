@@ -11,6 +11,7 @@ from ddp_ft.contracts import BuiltModel, Source
 from ddp_ft.distributed.world import World
 from ddp_ft.models import build_model
 from ddp_ft.models.backbone import MOST_FEATURE_BYTES, feature_width
+from ddp_ft.texts import plural
 from ddp_ft.training.plan import Plan
 from ddp_ft.training.request import Request
 
@@ -32,8 +33,8 @@ def choose_recipe(config: RunConfig, built: BuiltModel, train_samples: int) -> t
         return "full", "this architecture does not end with its head, so its features cannot be cut off"
     size = 4 * train_samples * feature_width(built)
     if train_samples > MOST_PROBED_SAMPLES or size > MOST_FEATURE_BYTES:
-        return "full", f"features of {train_samples} images would take {size / 2**30:.1f} GiB in each process"
-    return "lp_ft", f"a pretrained model and {train_samples} images"
+        return "full", f"features of {plural(train_samples, 'image')} would take {size / 2**30:.1f} GiB in each process"
+    return "lp_ft", f"a pretrained model and {plural(train_samples, 'image')}"
 
 
 def build(config: RunConfig, outputs: int) -> BuiltModel:

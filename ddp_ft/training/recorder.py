@@ -10,6 +10,7 @@ from torch import Tensor
 from ddp_ft.config.forms import parse_steps
 from ddp_ft.contracts import TRAIN, Batch, Evaluation
 from ddp_ft.slurm.walltime import Allocation, Pace
+from ddp_ft.texts import plural
 from ddp_ft.trackers.console import Console, Outlook
 from ddp_ft.trackers.fan_out import PATIENCE, PATIENCE_OF_A_STOP, FanOut, harmless
 from ddp_ft.training.media import log_evaluation, log_first_batch, log_histograms
@@ -97,7 +98,7 @@ class Recorder:
 
     def evaluating(self) -> None:
         """Report that an evaluation on the validation set begins."""
-        self.console.doing(f"evaluating on {len(self.run.splits.val)} images")
+        self.console.doing(f"evaluating on {plural(len(self.run.splits.val), 'image')}")
 
     def evaluation(self, row: Mapping[str, float], best: Evaluation | None) -> None:
         """Log an evaluation on the validation set; and its charts, if it is the best so far."""

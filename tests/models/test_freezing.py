@@ -350,15 +350,15 @@ def test_table_of_what_learns(resnet) -> None:
     module, head = resnet
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     total = sum(sizes.values())
-    assert frozen_table(module, frozenset()) == {"learning": f"all {total:,} parameters"}
+    assert frozen_table(module, frozenset()) == {"trainable": f"{total:,} of {total:,} parameters"}
     frozen = frozen_names(module, head, "stages:1+regex:^layer3.0.conv1")
     rows = frozen_table(module, frozen)
     held = sum(sizes[name] for name in frozen)
     layer3 = sum(size for name, size in sizes.items() if name.startswith("layer3"))
-    assert list(rows) == ["learning", "  conv1 ... layer1", "  layer2", "  layer3", "  layer4 ... fc"]
-    assert rows["learning"] == f"{total - held:,} of {total:,} parameters"
+    assert list(rows) == ["trainable", "  conv1 ... layer1", "  layer2", "  layer3", "  layer4 ... fc"]
+    assert rows["trainable"] == f"{total - held:,} of {total:,} parameters"
     conv = sizes["layer3.0.conv1.weight"]
-    assert rows["  layer3"] == f"{conv:,} frozen, {layer3 - conv:,} learning"
+    assert rows["  layer3"] == f"{conv:,} frozen, {layer3 - conv:,} trainable"
     assert rows["  conv1 ... layer1"] == f"{held - conv:,} frozen"
 
 

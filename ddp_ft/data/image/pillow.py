@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from ddp_ft.errors import UserError
+from ddp_ft.texts import plural
 
 Pixels = NDArray[np.uint8]  # H x W x 3
 ValueRange = tuple[float, float]  # the values of black and white
@@ -151,7 +152,7 @@ def tiff_layout(file: Path | str) -> str:
         directory.load(stream)
         channels, bits = directory.get(_TIFF_CHANNELS, 1), directory.get(_TIFF_BITS_PER_SAMPLE, (1,))
         kind = {_SIGNED: "signed ", _FLOAT: "float "}.get(directory.get(_TIFF_SAMPLE_FORMAT, (_UNSIGNED,))[0], "")
-        return f"{channels} channel{'s' if channels > 1 else ''} of {kind}{bits[0]} bits"
+        return f"{plural(channels, 'channel')} of {kind}{bits[0]} bits"
     return ""
 
 

@@ -165,7 +165,7 @@ def _check_part(part: Listing, is_train: bool) -> None:
         loose = _loose_images(part.folder)
         hint = f"{EXAMPLE}\nImages are files that end in {suffix_list()}."
         if loose:
-            hint = f"{loose} images are in it directly; put each into a folder with its class's name.\n{EXAMPLE}"
+            hint = f"Images in it directly: {loose}; put each into a folder with its class's name.\n{EXAMPLE}"
         raise UserError(f"There are no images in class folders in {part.folder}.", hint)
     if is_train and (empty := _empty_classes(part)):
         hint = f"Put images in ({suffix_list()}), or move the folders elsewhere."
@@ -185,10 +185,10 @@ def _part_notes(part: Listing) -> Iterator[str]:
     if empty := _empty_classes(part):
         yield f"{folder} has no images of these classes, which no metric there measures: {shortened(empty)}."
     if loose := _loose_images(folder):
-        yield f"{loose} images beside the class folders of {folder} are ignored."
+        yield f"Images beside the class folders of {folder} are ignored: {loose}."
     if others:
         kinds = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(5))
-        yield f"{sum(others.values())} files in {folder} are no images and are ignored ({kinds})."
+        yield f"Files in {folder} that are no images are ignored: {sum(others.values())} ({kinds})."
     if part.outputs:
         names = [os.path.relpath(output, folder) for output in part.outputs]
         yield f"Folders in {folder} that hold runs, models or programs are left out: {shortened(names, 5)}."

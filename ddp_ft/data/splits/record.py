@@ -16,6 +16,7 @@ from ddp_ft.data.splits.inventory import describe_changes, make_inventory
 from ddp_ft.data.splits.stratify import Pool, deal, draw
 from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.errors import UserError, shortened
+from ddp_ft.texts import plural
 
 if TYPE_CHECKING:
     from ddp_ft.data.bad_samples.quarantine import Quarantine
@@ -72,7 +73,7 @@ class Division:
             return []
         train, val = np.count_nonzero(self.train), np.count_nonzero(self.val)
         new = len(pool) - train - val
-        notes = [f"{new} images are new since the run began and are left out."] if new else []
+        notes = [f"{plural(new, 'image is', 'images are')} new since the run began, and left out."] if new else []
         if lost := KINDS[pool.kind].absent(pool.targets[self.train], classes):
             notes.append(f"Classes without an image for training: {shortened(lost)}.")
         asked, share = self.record.get("val_split"), val / max(train + val, 1)
@@ -119,7 +120,11 @@ def divide_pool(request: SplitRequest, pool: Pool, where: Path | None, given: bo
     here = set(pool.names)
     if gone := [name for name in (*record[TRAIN], *record[VAL]) if name not in here]:
         hint = "Put them back, or start a new run in another --run-dir."
-        raise UserError(f"{len(gone)} images of this run are gone from {where}: {shortened(gone)}.", hint)
+        raise UserError(
+            f"{plural(len(gone), 'image of this run is', 'images of this run are')} gone from {where}: "
+            f"{shortened(gone)}.",
+            hint,
+        )
     return Division(record, _are_in(pool.names, record[TRAIN]), val)
 
 

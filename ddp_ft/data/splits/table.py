@@ -18,6 +18,7 @@ from ddp_ft.data.splits.record import SplitRequest, Splits, divide_pool
 from ddp_ft.data.splits.stratify import Pool
 from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.errors import UserError, shortened
+from ddp_ft.texts import plural
 
 
 def takes(path: Path) -> bool:
@@ -64,7 +65,10 @@ def open_splits(request: SplitRequest, path: Path, task: str) -> Splits:
     division = divide_pool(request, pool, path, given, seen)
     notes = [*rows.notes, *missing]
     if doubles := len(rows.paths) - len(set(rows.paths)):
-        notes.append(f"{doubles} rows name an image of an earlier row; each row is a sample, all on one side.")
+        notes.append(
+            f"{plural(doubles, 'row names', 'rows name')} an image of an earlier row; each row is a sample, "
+            "all on one side."
+        )
     notes += division.notes(pool, schema.names)
     if not given:
         parts |= {TRAIN: candidates[division.train], VAL: candidates[division.val]}
@@ -112,7 +116,7 @@ def _groups_of_images(rows: Rows, path: Path) -> Sequence[str] | None:
     if rows.groups is None:
         return rows.paths if len(set(rows.paths)) < len(rows.paths) else None
     if torn := _torn(rows.paths, rows.groups):
-        raise UserError(f"{path} has {len(torn)} images in more than one group: {shortened(torn, 5)}.")
+        raise UserError(f"{path} has {plural(len(torn), 'image')} in more than one group: {shortened(torn, 5)}.")
     return rows.groups
 
 

@@ -12,6 +12,7 @@ from ddp_ft.data.cells import Table, read_numbers, two_ways
 from ddp_ft.data.numerals import number_in, readings
 from ddp_ft.data.targets.base import TargetColumns, TargetKind
 from ddp_ft.errors import UserError, shortened
+from ddp_ft.texts import plural
 
 
 class Numbers(TargetKind):
@@ -57,8 +58,9 @@ class Numbers(TargetKind):
                 example = f"{cells[shown]!r} is {way.values[shown]:.9g}"
                 found.append(f"Column '{name}' is read as numbers with {way.style}{unit}: {example}.")
             if fill := _fill_value(way.values):
+                rows = plural(int((way.values == fill).sum()), "row")
                 found.append(
-                    f"Column '{name}' has {fill:g} in {int((way.values == fill).sum())} rows, far from all other "
+                    f"Column '{name}' has {fill:g} in {rows}, far from all other "
                     "numbers. If it means unknown: empty these cells, and --set data.unknown=drop."
                 )
         return found

@@ -86,7 +86,7 @@ def test_stored_split_is_taken_exactly(tmp_path: Path) -> None:
     assert names(again.train) == names(first.train) and names(again.val) == names(first.val)
     assert again.train.targets.tolist() == first.train.targets.tolist()
     assert again.record == first.record
-    assert any("1 images are new" in note for note in again.notes)
+    assert any("1 image is new" in note for note in again.notes)
     assert again.fingerprint != first.fingerprint
 
 
@@ -144,7 +144,7 @@ def test_suffixes_nesting_hidden_files_and_links(tmp_path: Path) -> None:
     found = sorted(names(splits.train) + names(splits.val))
     of_a = ["000.png", "deep/er/UPPER.JPG", "file_link.png", "folder_link/z.png", "t.TIF", "w.webp"]
     assert found == [*(f"a/{name}" for name in of_a), "b/000.png", "b/001.png", "c/z.png"]
-    assert any("1 files" in note and ".txt 1" in note for note in splits.notes)
+    assert any("ignored: 1 (" in note and ".txt 1" in note for note in splits.notes)
 
 
 def test_link_loops_do_not_hang(tmp_path: Path) -> None:
@@ -192,7 +192,12 @@ def test_notes_on_what_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "extra").mkdir()
     splits = split(tmp_path)
     text = "\n".join(splits.notes)
-    assert "extra" in text and "1 images beside the class folders" in text and "test has no class folders" in text
+    assert (
+        "extra" in text
+        and "beside the class folders of" in text
+        and "ignored: 1." in text
+        and "test has no class folders" in text
+    )
     assert splits.test is None
 
 
@@ -212,7 +217,7 @@ def test_folders_without_images(tmp_path: Path) -> None:
     fails(tmp_path, "no images", ".jpg")
     save_image(tmp_path / "x.png")
     save_image(tmp_path / "Y.PNG")
-    fails(tmp_path, "no images in class folders", "2 images")
+    fails(tmp_path, "no images in class folders", "directly: 2")
 
 
 def test_one_class_only(tmp_path: Path) -> None:

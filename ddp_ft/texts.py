@@ -1,0 +1,23 @@
+"""Numbers and nouns as text: for messages, tables, reports and charts."""
+
+
+def count(number: float) -> str:
+    """A whole number with its thousands set apart."""
+    return f"{number:,.0f}"
+
+
+def plural(number: int, one: str, many: str = "") -> str:
+    """A number and the noun that fits it: "1 epoch", "2 classes"."""
+    return f"{count(number)} {one if number == 1 else many or one + 's'}"
+
+
+def figure(number: float, digits: int = 4) -> str:
+    """A number that people read: whole from 1,000 on, else with that many significant digits; no exponent between 1e-4
+    and 1e15."""
+    text = f"{number:.{digits}g}"
+    return count(number) if 1000 <= abs(float(text)) < 1e15 else text
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share from 0 to 1 in percent."""
+    return f"{share * 100:.{digits}f} %"
