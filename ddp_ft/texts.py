@@ -11,7 +11,7 @@ def plural(number: int, one: str, many: str = "") -> str:
     return f"{count(number)} {one if number == 1 else many or one + 's'}"
 
 
-def figure(number: float, digits: int = 4) -> str:
+def readable(number: float, digits: int = 4) -> str:
     """A number that people read: whole from 1,000 on, else with that many significant digits; no exponent between 1e-4
     and 1e15."""
     text = f"{number:.{digits}g}"

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ddp_ft.texts import count, figure, percent, plural
+from ddp_ft.texts import count, percent, plural, readable
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from ddp_ft.texts import count, figure, percent, plural
     ],
 )  # fmt: skip
 def test_figures_have_no_exponent_where_people_read_them(number, text):
-    assert figure(number) == text
+    assert readable(number) == text
 
 
 def test_nouns_fit_their_numbers():

@@ -14,9 +14,10 @@ from ddp_ft.evaluation.intervals import Difference, difference, holm
 from ddp_ft.reporting.facts import SPLITS, RunFacts, read_run
 from ddp_ft.reporting.formats import duration, is_share, metric_name, number_text, p_text, signed
 from ddp_ft.reporting.set_section import TITLES, result, set_intervals
-from ddp_ft.reporting.svg_charts import SERIES, overlay
+from ddp_ft.reporting.svg_charts import overlay
 from ddp_ft.reporting.template import render
 from ddp_ft.reporting.writing import put
+from ddp_ft.trackers.charts import SERIES
 
 # Models with a larger p value do not differ significantly.
 SIGNIFICANCE = 0.05

@@ -5,7 +5,7 @@ import time
 from ddp_ft.errors import printable
 from ddp_ft.evaluation.intervals import Interval
 from ddp_ft.tasks.metric_table import known_metric
-from ddp_ft.texts import count, figure, percent
+from ddp_ft.texts import count, percent, readable
 
 
 def is_share(metric: str) -> bool:
@@ -18,7 +18,7 @@ def metric_text(metric: str, value: float | None) -> str:
     """A metric's value: shares in percent with one decimal, others as figures."""
     if value is None:
         return "–"
-    return percent(value, 1) if is_share(metric) else figure(value)
+    return percent(value, 1) if is_share(metric) else readable(value)
 
 
 def interval_text(metric: str, interval: Interval | None) -> str:
@@ -27,12 +27,12 @@ def interval_text(metric: str, interval: Interval | None) -> str:
         return ""
     if is_share(metric):
         return f"{interval.low * 100:.1f} to {interval.high * 100:.1f} %"
-    return f"{figure(interval.low)} to {figure(interval.high)}"
+    return f"{readable(interval.low)} to {readable(interval.high)}"
 
 
 def signed(metric: str, value: float) -> str:
     """A difference with its sign: points of shares, else the metric's own units. A real minus, no sign of 0."""
-    text = f"{value * 100:+.1f}" if is_share(metric) else ("+" if value >= 0 else "") + figure(value, 3)
+    text = f"{value * 100:+.1f}" if is_share(metric) else ("+" if value >= 0 else "") + readable(value, 3)
     return text.replace("-", "−") if float(text) else text[1:]
 
 

@@ -1,18 +1,20 @@
 """A run as one page: report.html."""
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ddp_ft.contracts import PROBE, LabelledSource
 from ddp_ft.errors import printable, shortened
+from ddp_ft.reporting.class_table import class_counts
 from ddp_ft.reporting.facts import SPLITS, RunFacts
 from ddp_ft.reporting.formats import brief, metric_name, moment
-from ddp_ft.reporting.set_section import TITLES, Intervals, judged_set, open_set, result
+from ddp_ft.reporting.reproduce import start_command
+from ddp_ft.reporting.set_section import TITLES, Intervals, open_set, result, scored_section
 from ddp_ft.reporting.svg_charts import curves
 from ddp_ft.reporting.template import render
-from ddp_ft.texts import count, plural
+from ddp_ft.texts import count, percent, plural
+from ddp_ft.training.plan import GRADES
 
 # Parts of the time that are too short to be seen have no line.
 _LEAST_SHARE = 0.001
@@ -38,9 +40,10 @@ def report_page(facts: RunFacts, found: Intervals, sources: Sources | None = Non
         metrics=_metric_rows(facts, found),
         caveats=_caveats(facts),
         trained=_what_was_trained(facts),
+        class_counts=class_counts(facts),
         curves=curves(facts),
         has_restarts=len(facts.starts) > 1,
-        sets=[each for split in order if (each := judged_set(facts, split, opened[split]))],
+        sets=[each for split in order if (each := scored_section(facts, split, opened[split]))],
         spent=spent_time(facts.summary),
         notes=_notes(facts),
         damaged=[[printable(part) for part in row] for row in facts.damaged[:MOST_DAMAGED]],
@@ -57,12 +60,12 @@ def _state(facts: RunFacts) -> str:
     step = facts.summary.get("step", max((row["step"] for row in trained), default=0))
     epoch = facts.summary.get("epoch", max((row["epoch"] for row in trained), default=0.0))
     total = facts.plan.total_steps
-    where = f"{epoch:g} of {facts.config.train.epochs} epochs, step {count(step)} of {count(total)}"
+    where = f"{epoch:g} of {plural(facts.config.train.epochs, 'epoch')}, step {count(step)} of {count(total)}"
     if facts.status not in ("done", "stopped"):
         return f"Not finished: {where}."
     if facts.status == "stopped":
         return f"Stopped after {where}; the same command resumes."
-    reason = ": stopped early, because nothing was gained any more," if facts.summary.get("stopped_early") else ""
+    reason = " by early stopping" if facts.summary.get("stopped_early") else ""
     return f"Done{reason} after {where}."
 
 
@@ -98,15 +101,15 @@ def _caveats(facts: RunFacts) -> list[str]:
     """What the intervals do not cover."""
     if not facts.scored_sets:
         return []
-    lines = ["Intervals are of 95 %, by drawing the images of the set again; other seeds would move the result too."]
+    lines = ["95 % intervals: bootstrap over the images of the set. They do not cover other seeds of the training."]
     if "test" not in facts.scored_sets:
         lines.append(
-            "There is no test set: the validation set also chose the best of the evaluations, so its result is a "
-            "little too good."
+            "There is no test set: the validation set also selected the best model, so its result is slightly "
+            "optimistic."
         )
     if facts.config.data.group:
         group = printable(facts.config.data.group)
-        lines.append(f"Images of one {group} are alike, which these intervals do not consider: they are too narrow.")
+        lines.append(f"Images of the same {group} are alike, which these intervals ignore: they are too narrow.")
     return lines
 
 
@@ -115,16 +118,18 @@ def _what_was_trained(facts: RunFacts) -> list[tuple[str, str]]:
     names = shortened([brief(name) for name in facts.names], SHOWN_NAMES)
     size = facts.description.get("preprocessing", {}).get("size")
     test = facts.scored_sets.get("test")
+    several = f", {len(facts.names)} {facts.task.words.names}" if len(facts.names) > 1 else ""
     rows = {
-        "Data": f"{config.data.path}: {count(plan.train_samples)} images to train on, "
-        f"{count(plan.val_samples)} for validation" + (f", {count(len(test))} for the test" if test else ""),
-        "Task": f"{plan.task}, {len(facts.names)} {facts.task.words.names}: {names}",
+        "Data": f"{config.data.path}: {count(plan.train_samples)} training and {count(plan.val_samples)} validation"
+        + (f" and {count(len(test))} test" if test else "")
+        + " images",
+        "Task": f"{plan.task}{several}: {names}",
         "Model": f"{config.model.name}" + (f", input {size[0]} x {size[1]} pixels" if size else ""),
-        "Weights to start from": str(config.model.weights),
+        "Initial weights": str(config.model.weights),
         "Recipe": f"{plan.recipe}; {config.optim.name}, learning rate {plan.lr:g}, schedule "
         f"{config.schedule.name}, {plan.precision}",
         "Steps": f"{count(plan.total_steps)} = {plural(config.train.epochs, 'epoch')} x "
-        f"{count(plan.steps_per_epoch)}, {config.train.batch_size} images each",
+        f"{count(plan.steps_per_epoch)}, global batch size {config.train.batch_size}",
     }
     if best := facts.best:
         rows["Best model"] = f"after epoch {best['epoch']:g}, step {count(best['step'])}"
@@ -137,19 +142,19 @@ def _notes(facts: RunFacts) -> list[str]:
     """Faults of the run, and what slows it down."""
     summary, plan, notes = facts.summary, facts.plan, []
     if restarts := summary.get("restarts") or max(0, len(facts.starts) - 1):
-        notes.append(f"The run was interrupted and started again: {plural(restarts, 'restart')}.")
+        notes.append(f"The run was interrupted: {plural(restarts, 'restart')}.")
     if number := summary.get("bad_steps") or len(facts.bad_steps):
         kept = ", ".join(facts.bad_steps[:5])
-        first = f" The first ones are kept in bad_batches/: {kept}." if kept else ""
-        notes.append(f"{plural(number, 'step')} whose loss or gradient was not finite had no effect.{first}")
+        first = f" The first ones are in bad_batches/: {kept}." if kept else ""
+        notes.append(f"{plural(number, 'step')} skipped, since the loss or gradient was not finite.{first}")
     if facts.damaged:
-        notes.append(f"The run left out {plural(len(facts.damaged), 'damaged image')}, listed below.")
+        notes.append(f"{plural(len(facts.damaged), 'damaged image')} left out, listed below.")
     if plan.lowered:
         before, now = plan.lowered
         notes.append(f"A process ran out of memory; micro-batches were lowered from {before} to {now} images.")
     if (summary.get("data_wait_share") or 0) > _LONG_WAIT:
         notes.append(
-            f"Steps waited for their images in {summary['data_wait_share']:.0%} of the training time: more workers "
+            f"Steps waited for data in {percent(summary['data_wait_share'])} of the training time: more workers "
             "(--workers), smaller files or a faster disk would speed it up."
         )
     if (facts.path / "stacks").is_dir() and any((facts.path / "stacks").iterdir()):
@@ -163,9 +168,10 @@ def _machine(facts: RunFacts) -> list[tuple[str, str]]:
     """Hardware and versions of the newest start."""
     plan = facts.plan
     rows = {
-        "Processes": f"{plan.world_size} on {plan.device}, {plural(plan.threads, 'thread')} and "
+        "Processes": f"{plan.world_size} x {plan.device}, {plural(plan.threads, 'thread')} and "
         f"{plural(plan.workers, 'loader worker')} each",
-        "Grade": f"a on the same number of processes and kind of device, {plan.grade_elsewhere} on another",
+        "Grade": f"a ({GRADES['a']}) on the same number of processes and kind of device, "
+        f"{plan.grade_elsewhere} ({GRADES[plan.grade_elsewhere]}) on another",
     }
     if not facts.starts:
         return list(rows.items())
@@ -174,18 +180,14 @@ def _machine(facts: RunFacts) -> list[tuple[str, str]]:
     kinds = ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))
     changes = ", with changes that are not committed" if git.get("changed") else ""
     rows |= {
-        "Machines": f"{newest.get('nodes', 1)}, each with {plural(newest.get('cores', 1), 'usable core')} of "
+        "Machines": f"{plural(newest.get('nodes', 1), 'node')} with {plural(newest.get('cores', 1), 'usable core')} of "
         f"{newest.get('cpu', '?')}" + (f" and {kinds}" if kinds else ""),
         "System": f"{newest.get('system', '?')}, Python {newest.get('python', '?')}",
         "Versions": ", ".join(f"{name} {version}" for name, version in newest.get("versions", {}).items()),
-        "Commit": f"{git.get('commit', '?')}{changes}" if git else "the working folder was no git repository",
-        "Command": _command(newest),
+        "Commit": f"{git.get('commit', '?')}{changes}" if git else "not in a git repository",
+        "Command": start_command(newest),
     }
     return [(name, printable(str(value))) for name, value in rows.items() if value]
-
-
-def _command(start: Mapping[str, Any]) -> str:
-    return shlex.join(map(str, start.get("command", [])))
 
 
 def _starts(facts: RunFacts) -> list[dict[str, str]]:
@@ -198,7 +200,7 @@ def _starts(facts: RunFacts) -> list[dict[str, str]]:
             "processes": str(start.get("world_size", "?")),
             "version": str(start.get("versions", {}).get("torch", "?")),
             "commit": str((start.get("git") or {}).get("commit", ""))[:10],
-            "command": printable(_command(start)),
+            "command": printable(start_command(start)),
         }
         for start in facts.starts[-MOST_STARTS:]
     ]
@@ -218,6 +220,6 @@ def spent_time(summary: Mapping[str, Any]) -> dict[str, Any] | None:
         "checkpoints": saved,
         "compiling": float(summary.get("compile_seconds") or 0),
     }
-    parts["evaluation, probe, first steps and the rest"] = max(0.0, wall - sum(parts.values()))
+    parts["evaluation, probe, start-up and other"] = max(0.0, wall - sum(parts.values()))
     rows = [(name, seconds, seconds / wall) for name, seconds in parts.items() if seconds / wall >= _LEAST_SHARE]
     return {"wall": wall, "parts": rows, "speed": float(summary.get("images_per_second") or 0)}

@@ -17,9 +17,9 @@ from ddp_ft.errors import UserError, printable
 from ddp_ft.evaluation.intervals import Interval, intervals
 from ddp_ft.reporting.facts import RunFacts
 from ddp_ft.reporting.formats import brief, interval_text, metric_text
-from ddp_ft.reporting.svg_charts import data_uri, reliability_svg, scatter_svg
+from ddp_ft.reporting.svg_charts import data_uri, ranking_svgs, reliability_svg, scatter_svg
 from ddp_ft.tasks.scored.base import MOST_SCATTERS, ScoredSet, most_confused
-from ddp_ft.texts import count, plural
+from ddp_ft.texts import count, percent, plural
 
 TITLES = {"val": "validation", "test": "test"}
 # Classes whose whole matrix is shown; of more, those that are confused most.
@@ -76,7 +76,7 @@ def _reason(error: Exception) -> str:
     return printable(error.message if isinstance(error, UserError) else str(error)).removeprefix("--data ")
 
 
-def judged_set(facts: RunFacts, split: str, opened: Opened) -> dict[str, Any]:
+def scored_section(facts: RunFacts, split: str, opened: Opened) -> dict[str, Any]:
     """The template's values for a scored set; empty if there is nothing to show."""
     scored_set = facts.scored_sets[split]
     matrix, bins = scored_set.confusion(), scored_set.reliability()
@@ -88,6 +88,7 @@ def judged_set(facts: RunFacts, split: str, opened: Opened) -> dict[str, Any]:
             for name, hint in zip(scored_set.names, scored_set.thresholds(), strict=False)
             if hint is not None
         ][:MOST_ROWS],
+        "rankings": ranking_svgs(scored_set),
         **_images(facts, scored_set, opened),
     }
     if bins is not None:
@@ -154,13 +155,17 @@ def _leaning(scored_set: ScoredSet) -> str:
         return ""
     right = float(correct.mean())
     if abs(sure - right) < 0.01:
-        return f"On average the model is as sure ({sure:.0%}) as it is right ({right:.0%})."
-    kind = "surer than it is right" if sure > right else "less sure than it is right"
-    return f"On average the model is {kind}: {sure:.0%} sure, {right:.0%} right."
+        return f"Mean confidence ({percent(sure, 1)}) is close to accuracy ({percent(right, 1)})."
+    kind = "overconfident" if sure > right else "underconfident"
+    return f"The model is {kind}: mean confidence {percent(sure, 1)}, accuracy {percent(right, 1)}."
 
 
 def _images(facts: RunFacts, scored_set: ScoredSet, opened: Opened) -> dict[str, Any]:
-    chosen = {"mistakes": scored_set.worst(MISTAKES), "hits": scored_set.least_certain(HITS)}
+    chosen = {
+        "mistakes": scored_set.worst(MISTAKES),
+        "unsure": scored_set.least_certain(HITS),
+        "correct": scored_set.correct_examples(HITS),
+    }
     reason, shown = opened.reason if scored_set.worst_heading else "", {}
     for name, indices in chosen.items():
         try:
@@ -170,7 +175,8 @@ def _images(facts: RunFacts, scored_set: ScoredSet, opened: Opened) -> dict[str,
     correct, wrong = scored_set.correct, ""
     if correct is not None:
         wrong = f"{plural(int((~correct).sum()), 'mistake')} in {plural(len(scored_set), 'image')}"
-    return {**shown, "no_images": reason, "wrong": wrong, "worst_heading": scored_set.worst_heading}
+    headings = {"worst_heading": scored_set.worst_heading, "correct_heading": scored_set.correct_heading}
+    return {**shown, "no_images": reason, "wrong": wrong, **headings}
 
 
 def _thumbnails(
@@ -182,8 +188,8 @@ def _thumbnails(
     for index in indices:
         image = image_of(source, index, facts.processor)
         if image is not None:
-            (predicted, true), path = scored_set.caption(index), printable(source.name(index))
-            about = {"predicted": predicted, "true": true, "path": path, "file": Path(path).name}
+            path = printable(source.name(index))
+            about = {"caption": scored_set.caption(index), "path": path, "file": Path(path).name}
             shown.append({"uri": data_uri(image), "is_small": max(image.shape) < SMALL, **about})
     return shown
 

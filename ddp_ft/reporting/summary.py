@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ddp_ft.config.keys import RECIPE
+from ddp_ft.config.loading import make_config, to_flat
 from ddp_ft.contracts import PROBE, STOPPED, LabelledSource, Log
 from ddp_ft.errors import typed_line
 from ddp_ft.trackers.console import Console
@@ -12,6 +14,9 @@ from ddp_ft.trackers.console_rows import figure
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
 from ddp_ft.training.validation import is_stale
+
+# Keys that the table of hyperparameters has in any case, or by the data and not by the recipe.
+_SHOWN = ("model.name", "recipe", "optim.lr", "train.epochs", "train.batch_size", "seed", "task", "data.path")
 
 
 def summarise(run: Run, state: TrainState, status: str, test: dict[str, float]) -> dict[str, Any]:
@@ -42,6 +47,26 @@ def summarise(run: Run, state: TrainState, status: str, test: dict[str, float]) 
         "save_copy_seconds": progress.copy_seconds,
         "save_stall_seconds": progress.stall_seconds,
         "world_size": run.world.size,
+    }
+
+
+def hyperparameters(run: Run) -> dict[str, Any]:
+    """What a table that compares runs shows of this one: model, rate, length and recipe, with the keys that differ from
+    that recipe's defaults, as one text and one by one. The numbers keep the five first where names are sorted:
+    TensorBoard shows five until others are ticked."""
+    config, plan = run.config, run.plan
+    usual = to_flat(make_config({"recipe": plan.recipe}), [RECIPE])
+    changed = {
+        key: value for key, value in to_flat(config, [RECIPE]).items() if key not in _SHOWN and value != usual[key]
+    }
+    return {
+        "1_model": config.model.name,
+        "2_learning_rate": plan.lr,
+        "3_epochs": config.train.epochs,
+        "4_batch_size": config.train.batch_size,
+        "5_recipe": ", ".join([plan.recipe, *(f"{key}={value}" for key, value in changed.items())]),
+        "seed": config.seed,
+        **changed,
     }
 
 

@@ -16,15 +16,27 @@ from ddp_ft.contracts import PROBE
 from ddp_ft.data.image.pillow import Pixels
 from ddp_ft.reporting.facts import Row, RunFacts
 from ddp_ft.reporting.formats import is_share, metric_name
-from ddp_ft.tasks.scored.base import Floats, Reliability
-from ddp_ft.trackers.charts import new_figure, reliability_chart, scatter_chart
+from ddp_ft.tasks.scored.base import Floats, Reliability, ScoredSet
+from ddp_ft.tasks.scored.ranking import Curve, ranking_curves
+from ddp_ft.texts import readable
+from ddp_ft.trackers.charts import (
+    LEGEND_ROW,
+    SERIES,
+    legend_rows,
+    new_figure,
+    plain_ticks,
+    pr_chart,
+    reliability_chart,
+    roc_chart,
+    scatter_chart,
+)  # fmt: skip
+from ddp_ft.trackers.services.curves import few_rates
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # The colours of the drawing, and those of the page that replace them.
 _INK, _FAINT = "#010203", "#010204"
-SERIES = ("#1f77b4", "#d9822b", "#2f9e6e", "#9a5fc4", "#c94f6d", "#7d8a2e", "#2aa3b8", "#8c6d57")
 _OF_PAGE = {
     _INK: "currentColor",
     _FAINT: "var(--line)",
@@ -51,9 +63,10 @@ WIDTH, HEIGHT = 4.6, 2.6
 _MOST_POINTS, _MOST_DOTS = 800, 1500
 # The probe's width on the axis of epochs, as a share of the training's.
 _PROBE_SHARE = 0.25
-_MOST_RATES = 5
-# Left, bottom, width and height of the inside of the axes, as shares of a chart.
-_FRAME = (0.13, 0.17, 0.85, 0.74)
+# Right, bottom and top of the inside of the axes, as shares of a chart; the left depends on the numbers there.
+_RIGHT, _BOTTOM, _TOP = 0.97, 0.17, 0.91
+# Width of a letter at an axis, and of what is beside the numbers there, as shares of a chart's width.
+_LETTER, _BESIDE = 5.2 / 72 / WIDTH, 14 / 72 / WIDTH
 
 
 def as_svg(draw: Callable[[], "Figure"], label: str) -> Markup:
@@ -128,17 +141,17 @@ def curves(facts: RunFacts) -> list[tuple[str, Markup]]:
     rates, all_rates = _rates(train)
     charts: dict[str, tuple[Lines, str]] = {
         "Loss": ({"training": (train, "loss", "-"), "validation": (facts.evaluations, "loss", "o-")}, ""),
-        "Quality on the validation set": (_quality(facts), ""),
+        "Metrics on the validation set": (_quality(facts), ""),
         f"Learning rate{all_rates}": (rates, ""),
         "Gradient norm before clipping": ({"": (train, "grad_norm", "-")}, "log"),
         "Images per second": ({"": (timed, "images_per_second", "-")}, "from 0"),
-        "Share of the time that steps wait for data": ({"": (timed, "data_wait_share", "-")}, "from 0"),
+        "Share of the time waiting for data": ({"": (timed, "data_wait_share", "-")}, "from 0"),
     }
     drawn = []
     for title, (lines, scale) in charts.items():
         found = {label: points for label, line in lines.items() if len((points := _points(places, line))[0])}
         if found:
-            drawn.append((title, as_svg(partial(_line_chart, found, places, scale, len(found) > 1), title)))
+            drawn.append((title, as_svg(partial(_line_chart, found, places, scale, any(found)), title)))
     return drawn
 
 
@@ -150,14 +163,12 @@ def _quality(facts: RunFacts) -> Lines:
 
 
 def _rates(train: Sequence[Row]) -> tuple[Lines, str]:
-    """The rates of all groups of parameters; if there are many (layer decay), the least, the middle and the largest."""
-    names = sorted({name for row in train for name in row if name.startswith("lr/")})
-    note = ""
-    if len(names) > _MOST_RATES:
-        note = f" ({len(names)} groups: least, middle, largest)"
-        names.sort(key=lambda name: max(row.get(name) or 0.0 for row in train))
-        names = [names[0], names[len(names) // 2], names[-1]]
-    return {name.removeprefix("lr/"): (list(train), name, "-") for name in names}, note
+    """The rates of the groups of parameters; of many (layer decay), the largest, the median and the smallest."""
+    rows = [{**row, **few_rates(row)} for row in train]
+    names = dict.fromkeys(name for row in train for name in few_rates(row))
+    groups = max((sum(name.startswith("lr/") for name in row) for row in train), default=0)
+    note = f" ({groups} parameter groups)" if len(names) > 1 else ""
+    return {name.removeprefix("lr/"): (rows, name, "-") for name in names}, note
 
 
 Points = tuple[Floats, Floats, str]
@@ -191,13 +202,17 @@ def _line_chart(lines: Mapping[str, Points], places: _Places | None, scale: str,
     """`scale` is "log", "from 0" or empty."""
     figure = new_figure(WIDTH, HEIGHT)
     figure.set_layout_engine("none")  # which would draw all twice
-    axes = figure.add_axes(_FRAME)
+    axes = figure.add_subplot()
     for number, (label, (x, y, style)) in enumerate(lines.items()):
         colour = SERIES[number % len(SERIES)]
         marker = "o" if style.startswith("o") or len(x) == 1 else None
-        axes.plot(x, y, color=colour, linewidth=1.4, marker=marker, markersize=3.5, label=label or None)
+        axes.plot(x, y, color=colour, linewidth=1.4, marker=marker, markersize=3.5, label=label or None, clip_on=False)
+    plain_ticks(axes.xaxis)
     if scale == "log" and any((y > 0).any() for _, y, _ in lines.values()):
         axes.set_yscale("log")
+        _plain_log(axes.yaxis)
+    else:
+        plain_ticks(axes.yaxis)
     if scale == "from 0":
         axes.set_ylim(bottom=0)
     if has_legend:
@@ -206,7 +221,27 @@ def _line_chart(lines: Mapping[str, Points], places: _Places | None, scale: str,
     axes.set_xlabel("epoch")
     if places:
         places.mark(axes)
+    _leave_room(axes)
     return figure
+
+
+def _plain_log(axis: Any) -> None:
+    """Numbers instead of powers of 10 at a logarithmic axis, where matplotlib would write any."""
+    from matplotlib.ticker import LogFormatterMathtext
+
+    class Plain(LogFormatterMathtext):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return readable(x) if super().__call__(x, pos) else ""
+
+    axis.set_major_formatter(Plain())
+    axis.set_minor_formatter(Plain(minor_thresholds=(1, 0.4)))
+
+
+def _leave_room(axes: Any) -> None:
+    """Place the axes so that the longest number beside them fits into the chart."""
+    labels = [each.get_text() for minor in (False, True) for each in axes.get_yticklabels(minor=minor)]
+    left = _BESIDE + _LETTER * max(map(len, labels), default=0)
+    axes.set_position((left, _BOTTOM, _RIGHT - left, _TOP - _BOTTOM))
 
 
 def overlay(runs: Sequence[RunFacts], split: str, metric: str) -> Markup | None:
@@ -241,6 +276,22 @@ def scatter_svg(name: str, true: Floats, predicted: Floats) -> Markup:
     return as_svg(draw, "Predicted over true values")
 
 
-def _sized(figure: "Figure") -> "Figure":
-    figure.set_size_inches(WIDTH, WIDTH * 0.8)
+def ranking_svgs(scored_set: ScoredSet) -> list[tuple[str, Markup]]:
+    """Precision-recall and ROC curves of the rarest classes: title and chart; none for a set without classes."""
+    precision, rates = ranking_curves(scored_set, len(SERIES))
+    rest = len(scored_set.names) - len(precision)
+    of = f" of the {len(precision)} rarest classes" if rest else ""
+    charts = {f"Precision-recall curves{of}": (pr_chart, precision), f"ROC curves{of}": (roc_chart, rates)}
+    return [
+        (title, as_svg(partial(_sized_chart, chart, found), title)) for title, (chart, found) in charts.items() if found
+    ]
+
+
+def _sized_chart(chart: "Callable[[Sequence[Curve]], Figure]", curves: Sequence[Curve]) -> "Figure":
+    return _sized(chart(curves), LEGEND_ROW * legend_rows(curves))
+
+
+def _sized(figure: "Figure", legend: float = 0.0) -> "Figure":
+    """The figure in a report's size; `legend`: inches below the chart."""
+    figure.set_size_inches(WIDTH, WIDTH * 0.8 + legend)
     return figure

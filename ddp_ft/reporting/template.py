@@ -23,7 +23,7 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
     )  # fmt: skip
     made.filters |= {name: getattr(formats, name) for name in ("brief", "duration", "number_text")}
-    made.filters |= {name: getattr(texts, name) for name in ("count", "figure", "percent", "plural")}
+    made.filters |= {name: getattr(texts, name) for name in ("count", "percent", "plural", "readable")}
     return made
 
 

@@ -1,10 +1,8 @@
 """A run that is composed and described: resumed, trained to its end, tested, summarised and reported."""
 
-from ddp_ft.config.keys import RECIPE
-from ddp_ft.config.loading import to_flat
 from ddp_ft.contracts import DONE, PROBE, STOPPED
 from ddp_ft.distributed.agreement import StopAgreed
-from ddp_ft.reporting.summary import print_end, report_at_the_end, summarise
+from ddp_ft.reporting.summary import hyperparameters, print_end, report_at_the_end, summarise
 from ddp_ft.slurm.walltime import Allocation
 from ddp_ft.trackers.console import Console
 from ddp_ft.trackers.fan_out import FanOut, make_trackers
@@ -93,8 +91,9 @@ def _finish(run: Run, state: TrainState, recorder: Recorder) -> dict[str, float]
     StopAgreed."""
     metrics = test_best(run, state, recorder) if run.splits.test is not None else {}
     recorder.watch.look()
-    best = {f"val/{name}": value for name, value in state.progress.best.metrics.items()}
-    recorder.trackers.finish(to_flat(run.config, [RECIPE]), best)
+    found = state.progress.best.metrics
+    deciding_first = sorted(found, key=lambda name: name != run.metric)
+    recorder.trackers.finish(hyperparameters(run), {f"val/{name}": found[name] for name in deciding_first})
     _write_summary(run, state, DONE, metrics)
     return metrics
 

@@ -21,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ddp_ft.contracts import PROBE, TRAIN, Tracker
 from ddp_ft.errors import one_line
 from ddp_ft.trackers.jsonl import Resumed
-from ddp_ft.trackers.services.curves import points
+from ddp_ft.trackers.services.curves import few_rates, points
 
 # The groups of `curve_name`. TensorBoard sorts them by their names, hence the numbers.
 GROUPS = {
@@ -84,7 +84,8 @@ class TensorBoard(Tracker):
         self._scalars(split, step, {"epoch": epoch, **values}, None, phase)
 
     def _scalars(self, split: str, step: int, values: Mapping[str, Any], walltime: float | None, phase: str) -> None:
-        for curve, value in points({**values, "split": split, "phase": phase}):
+        others = {name: value for name, value in values.items() if not name.startswith("lr/")}
+        for curve, value in points({**others, **few_rates(values), "split": split, "phase": phase}):
             self._writer.add_scalar(_tag(curve, phase), value, step, walltime=walltime)
 
     def warn(self, step: int, text: str) -> None:

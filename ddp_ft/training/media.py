@@ -16,6 +16,8 @@ from ddp_ft.data.batch import first_samples
 from ddp_ft.distributed.ddp import Trainee
 from ddp_ft.run_folder.background_writer import copied
 from ddp_ft.tasks.scored.base import MOST_SCATTERS, ScoredSet, most_confused
+from ddp_ft.tasks.scored.ranking import ranking_curves
+from ddp_ft.texts import percent
 from ddp_ft.trackers import charts
 from ddp_ft.trackers.charts import MOST_CLASSES, short
 from ddp_ft.trackers.fan_out import FanOut, harmless
@@ -25,7 +27,7 @@ from ddp_ft.training.run import Run
 # TensorBoard sorts groups by their names: images come after the curves.
 IMAGES = "8_images"
 GRID_IMAGES = 16
-# Most confident mistakes, and least certain hits, so many of each: more would leave no room for the curves.
+# Worst mistakes, least certain and most certain correct answers, so many of each.
 SHOWN_SAMPLES = 8
 # Precision-recall curves of so many classes, the rarest ones: accuracy depends least on them.
 MOST_CURVES = 20
@@ -75,7 +77,7 @@ def _targets(batch: Batch, place: int, task: Task) -> list[str]:
     share = float(batch["mix_share"][place]) if "mix_share" in batch else 1.0
     if share == 1 or not own:
         return [own] if own else []
-    return [f"{share:.0%} {own}", f"{1 - share:.0%} {text(int(batch['mix_partner'][place]))}"]
+    return [f"{percent(share)} {own}", f"{percent(1 - share)} {text(int(batch['mix_partner'][place]))}"]
 
 
 @harmless("the evaluation is not shown")
@@ -92,8 +94,9 @@ def log_evaluation(run: Run, progress: Progress, evaluation: Evaluation, split: 
     group = f"{prefix}{IMAGES}"
     _draw_charts(scored_set, group, step, trackers)
     for tag, indices in (
-        ("4_worst_mistakes", scored_set.worst(SHOWN_SAMPLES)),
-        ("5_least_certain_hits", scored_set.least_certain(SHOWN_SAMPLES)),
+        ("5_worst_mistakes", scored_set.worst(SHOWN_SAMPLES)),
+        ("6_least_certain_correct", scored_set.least_certain(SHOWN_SAMPLES)),
+        ("7_correct_examples", scored_set.correct_examples(SHOWN_SAMPLES)),
     ):
         if indices and source.kind == "image":
             files, captions = _samples(scored_set, source, indices)
@@ -107,12 +110,12 @@ def _samples(
 ) -> tuple[list[str], list[list[str]]]:
     """Return files, and the caption of each: what the model predicts, what is true, and the file."""
     files = [source.name(index) for index in indices]
-    captions = [[f"predicted {found}", f"true {true}"] for found, true in map(scored_set.caption, indices)]
+    captions = [[f"{what}: {text}" for what, text in scored_set.caption(index)] for index in indices]
     return files, [[*lines, file] for lines, file in zip(captions, files, strict=True)]
 
 
 def _draw_charts(scored_set: ScoredSet, group: str, step: int, trackers: FanOut) -> None:
-    """Draw those of predicted over true values, confusion matrix and reliability diagram that the set has."""
+    """Draw those of predicted over true values, confusion matrix, reliability diagram and curves that the set has."""
 
     def draw(tag: str, *chart: Any) -> None:
         trackers.draw(f"{group}/{tag}", step, charts.chart_png, *chart)
@@ -123,9 +126,13 @@ def _draw_charts(scored_set: ScoredSet, group: str, step: int, trackers: FanOut)
     if matrix is not None:
         shown = most_confused(matrix, MOST_CLASSES)
         names = [scored_set.names[c] for c in shown]
-        draw("2_confusion", charts.confusion_chart, matrix[np.ix_(shown, shown)], names)
+        draw("2_confusion_matrix", charts.confusion_chart, matrix[np.ix_(shown, shown)], names)
     if bins is not None:
-        draw("3_reliability", charts.reliability_chart, bins.confidence, bins.accuracy, bins.samples)
+        draw("3_reliability_diagram", charts.reliability_chart, bins.confidence, bins.accuracy, bins.samples)
+    precision, rates = ranking_curves(scored_set, len(charts.SERIES))
+    if rates:
+        draw("4_roc_curves", charts.roc_chart, rates)
+        draw("4_precision_recall_curves", charts.pr_chart, precision)
 
 
 def log_histograms(run: Run, step: int, trackers: FanOut) -> None:

@@ -1,5 +1,7 @@
 """The run folder at a start: made, locked, checked to be shared; and the files that describe the run."""
 
+from ddp_ft.data.class_counts import count_classes
+from ddp_ft.data.splits.record import Splits
 from ddp_ft.errors import UserError
 from ddp_ft.run_folder.lease import Lease
 from ddp_ft.run_folder.provenance import record_start
@@ -46,9 +48,17 @@ def _write_description(run: Run) -> None:
         folder.write_config(run.config)
         folder.write_json("classes.json", list(splits.schema.names))
         if not (folder.path / "split.json").exists():
+            described = {"fingerprint": splits.fingerprint, "class_counts": _class_counts(splits)}
             inventory = {"inventory": splits.inventory} if splits.inventory else {}
-            folder.write_json("split.json", {"fingerprint": splits.fingerprint, **splits.record, **inventory})
+            folder.write_json("split.json", {**described, **splits.record, **inventory})
         folder.write_json("plan.json", run.plan.to_mapping())
         record_start(folder.path, run.world)
         if splits.quarantine is not None:
             splits.quarantine.open(folder.path)
+
+
+def _class_counts(splits: Splits) -> dict[str, list[int]]:
+    """The number of images of each class, in the order of classes.json, by set; empty if targets are no classes."""
+    sets = {"train": splits.train, "val": splits.val} | ({"test": splits.test} if splits.test is not None else {})
+    counted = {name: count_classes(source, splits.schema) for name, source in sets.items()}
+    return {name: list(found.counts) for name, found in counted.items() if found is not None}

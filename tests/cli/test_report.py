@@ -89,8 +89,11 @@ def test_a_finished_run_has_a_page(trained):
     for each in images:
         Image.open(io.BytesIO(base64.b64decode(each["src"].partition(",")[2]))).verify()
     charts = {each["aria-label"] for each in page.of("svg")}
-    assert {"Loss", "Quality on the validation set", "Gradient norm before clipping", "Reliability diagram"} <= charts
-    for text in ("torch 2", "Grade", "training steps", "config.yaml"):
+    assert {"Loss", "Metrics on the validation set", "Gradient norm before clipping", "Reliability diagram"} <= charts
+    assert {"ROC curves", "Precision-recall curves"} <= charts
+    html = (trained / "report.html").read_text(encoding="utf-8")
+    assert html.count('<td class="number">10</td><td class="number">4</td>') == 3  # each class in train/ and val/
+    for text in ("Confusion matrix", "Correct and most certain", "torch 2", "Grade", "training steps", "config.yaml"):
         assert text in page.text
 
 
@@ -247,9 +250,15 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def test_a_browser_shows_all_images_without_a_network(trained, tmp_path):
     page = (trained / "report.html").read_text(encoding="utf-8")
     count = "[...document.images].filter(each => each.complete && each.naturalWidth > 1).length"
-    wide = "document.documentElement.scrollWidth - innerWidth"
+    # What is wider than the screen of a phone, and texts that lie outside of their chart.
+    wide = "(document.body.style.width = '400px', document.body.scrollWidth - 400)"
+    cut = (
+        "[...document.querySelectorAll('svg.chart')].flatMap(chart => {const edge = chart.getBoundingClientRect();"
+        "return [...chart.querySelectorAll('text')].filter(text => {const box = text.getBoundingClientRect();"
+        "return box.left < edge.left - 1 || box.right > edge.right + 1 || box.top < edge.top - 1})}).length"
+    )
     # The page itself allows no script; the copy has one that counts.
-    probe = f"<script>onload = () => document.body.dataset.seen = `${{{count}}} ${{{wide}}}`</script></body>"
+    probe = f"<script>onload = () => document.body.dataset.seen = `${{{count}}} ${{{wide}}} ${{{cut}}}`</script></body>"
     copy = tmp_path / "copy.html"
     allowed = page.replace("default-src 'none';", "default-src 'none'; script-src 'unsafe-inline';")
     copy.write_text(allowed.replace("</body>", probe), encoding="utf-8")
@@ -257,6 +266,6 @@ def test_a_browser_shows_all_images_without_a_network(trained, tmp_path):
     options += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
     options += ["--proxy-server=127.0.0.1:9", "--window-size=500,900", "--dump-dom"]
     done = subprocess.run([CHROMIUM, *options, copy.as_uri()], capture_output=True, text=True, timeout=120)
-    seen, too_wide = re.search(r'data-seen="(\d+) (-?\d+)"', done.stdout).groups()
+    seen, too_wide, outside = re.search(r'data-seen="(\d+) (-?\d+) (\d+)"', done.stdout).groups()
     assert int(seen) == len(Page(trained / "report.html").of("img")) > 0
-    assert int(too_wide) <= 0
+    assert int(too_wide) <= 0 and int(outside) == 0

@@ -11,6 +11,7 @@ from ddp_ft.tasks.scored.base import most_confused
 from ddp_ft.tasks.scored.classes import ScoredClasses
 from ddp_ft.tasks.scored.labels import ScoredLabels
 from ddp_ft.tasks.scored.numbers import ScoredNumbers
+from ddp_ft.tasks.scored.ranking import ranking_curves
 
 NAMES = ("a", "b", "c", "d")
 
@@ -59,17 +60,48 @@ def test_the_worst_come_first():
     assert (
         scored_set.worst(9) == [0, 2] and scored_set.least_certain(9) == [3, 1] and scored_set.least_certain(1) == [3]
     )
-    assert scored_set.caption(0) == ("cat 90%", "dog")
+    assert scored_set.caption(0) == [("predicted", "cat (90 %)"), ("true", "dog (10 %)")]
+    assert scored_set.caption(1) == [("correct", "dog (70 %)")] and scored_set.correct_examples(9) == [3, 1]
 
 
 def test_several_labels():
     scores = np.array([[0.9, 0.2], [0.6, 0.8], [0.1, 0.45]])
     scored_set = ScoredLabels(("sun", "rain"), scores, np.array([[1.0, 0], [1, 0], [0, 0]]))
     assert scored_set.correct.tolist() == [True, False, True] and scored_set.worst(9) == [1]
-    assert scored_set.caption(1) == ("rain 80%", "no rain")
+    assert scored_set.caption(1) == [("wrongly", "rain (80 %)"), ("correct", "sun (60 %)")]
+    assert scored_set.caption(2) == [("correct", "no label"), ("least certain", "rain (45 %)")]
     assert scored_set.least_certain(9) == [2, 0]
     assert scored_set.class_table()[1] == {"name": "rain", "samples": 0, "precision": 0.0, "recall": None, "f1": 0.0}
     assert scored_set.reliability().samples.sum() == 6
+
+
+def test_labels_that_are_missed_are_named():
+    scored_set = ScoredLabels(("line", "spot", "rash"), np.array([[0.38, 0.91, 0.2]]), np.array([[1.0, 0, np.nan]]))
+    assert scored_set.caption(0) == [("missed", "line (38 %)"), ("wrongly", "spot (91 %)")]
+
+
+def test_correct_examples_take_turns_between_classes():
+    confidence = np.array([0.9, 0.8, 0.7, 0.6, 0.95])
+    truth = np.eye(3)[[0, 0, 0, 1, 2]]
+    estimates = np.where(truth > 0, confidence[:, None], (1 - confidence[:, None]) / 2)
+    estimates[4] = [0.95, 0.0, 0.05]  # wrong, so it is no example
+    scored_set = ScoredClasses(("a", "b", "c"), estimates, truth)
+    assert scored_set.correct_examples(3) == [0, 3, 1] and scored_set.correct_examples(9) == [0, 3, 1, 2]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_ranking_curves_against_scikit_learn(ties):
+    scored_set = single()
+    scores = scored_set.estimates.round(1) if ties else scored_set.estimates
+    rounded = ScoredClasses(scored_set.names, scores, scored_set.truth)
+    precision, rates = ranking_curves(rounded, 9)
+    assert {each.name for each in rates} == {"a", "b", "c"}  # no sample is a "d"
+    for curve, under in zip(precision, rates, strict=True):
+        c = scored_set.names.index(curve.name)
+        there, score = scored_set.truth[:, c], scores[:, c]
+        assert curve.area == pytest.approx(metrics.average_precision_score(there, score))
+        assert under.area == pytest.approx(metrics.roc_auc_score(there, score))
+        assert (under.x[0], under.y[0], under.x[-1], under.y[-1], curve.x[-1]) == (0, 0, 1, 1, 1)
 
 
 def test_outputs_that_are_no_numbers():
@@ -96,7 +128,8 @@ def test_numbers():
     scored_set = task.scored_set(predictions, {"target": torch.tensor([[40.0], [20.0], [31.0]])})
     assert isinstance(scored_set, ScoredNumbers) and scored_set.estimates[:, 0].tolist() == [40, 50, 30]
     assert scored_set.worst(2) == [1, 2] and scored_set.least_certain(5) == []
-    assert scored_set.caption(1) == ("50", "20")
+    assert scored_set.caption(1) == [("predicted", "50"), ("true", "20")]
+    assert scored_set.correct_examples(2) == [0, 2]
 
 
 def test_classes_that_are_confused_most():

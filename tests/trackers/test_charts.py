@@ -4,13 +4,15 @@ import io
 import os
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ddp_ft.trackers import charts
+from ddp_ft.tasks.scored.ranking import Curve
+from ddp_ft.trackers import charts, fonts
 from ddp_ft.trackers.figure_process import Studio
 
 
@@ -32,6 +34,42 @@ def test_charts_of_many_and_of_nothing():
     assert draw(charts.confusion_chart, np.zeros((2, 2), dtype=np.int64), ["a", "b"])
     assert draw(charts.reliability_chart, np.array([0.5]), np.array([1.0]), np.array([3]))
     assert draw(charts.scatter_chart, np.array([1.0, 2]), np.array([1.5, 2]), "age")
+    assert draw(charts.roc_chart, [Curve("a 猫", np.array([0.0, 1]), np.array([0.0, 1]), 0.5)] * 9)
+
+
+def test_labels_of_a_confusion_matrix_are_inside_and_apart():
+    """Also where only a few classes have long names."""
+    for names in (["a long name of a class", "another name of a class"], ["cat", "dog", "bird"]):
+        figure = charts.confusion_chart(np.eye(len(names), dtype=np.int64), names)
+        figure.draw_without_rendering()
+        axes, page = figure.axes[0], figure.bbox
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+        for box in (*boxes, *(each.get_window_extent() for each in (axes.yaxis.label, *axes.get_yticklabels()))):
+            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= page.x1 and box.y1 <= page.y1
+
+
+def test_letters_without_a_font_are_code_points(monkeypatch):
+    monkeypatch.setattr(fonts, "_installed", lambda: ())
+    files = fonts.font_files(["猫 a\n"])
+    assert files == [fonts._default()] and fonts.drawable("猫 a\n", files) == "\\u732b a\\n"
+
+
+def test_a_font_that_has_them_is_found(monkeypatch):
+    other = f"{Path(fonts._default()).parent}/STIXGeneral.ttf"  # which has small capitals of phonetics
+    letter = next(chr(code) for code in sorted(fonts._letters(other) - fonts._letters(fonts._default())))
+    monkeypatch.setattr(fonts, "_installed", lambda: ("nowhere.ttf", other))
+    files = fonts.font_files([letter])
+    assert files[1:] == [other] and fonts.drawable(f"a{letter}", files) == f"a{letter}"
+    assert fonts.Pen(files, 14).length(f"a{letter}") > fonts.Pen(files, 14).length("a")
+
+
+def test_long_captions_keep_both_ends():
+    pen = fonts.Pen(fonts.font_files([]), charts.FONT_SIZE)
+    assert charts.wrapped("true cat", pen) == ["true cat"]
+    lines = charts.wrapped(f"predicted {'long ' * 30}name (35 %)", pen)
+    assert len(lines) == charts.MOST_LINES and lines[0].startswith("predicted") and lines[-1].endswith("(35 %)")
+    assert all(pen.length(line) <= charts.CELL for line in lines)
 
 
 def test_a_grid_has_its_images_and_their_captions(tmp_path: Path):
@@ -45,7 +83,7 @@ def test_a_grid_has_its_images_and_their_captions(tmp_path: Path):
     ]
     assert middles == [[255, 0, 0], [128, 128, 128]]
     assert page.shape[1] == 4 * (128 + charts.MARGIN) + charts.MARGIN  # five images: a second row
-    below = page[charts.MARGIN + 128 : charts.MARGIN + 128 + 3 * charts.LINE, : 128 + charts.MARGIN]
+    below = page[charts.MARGIN + 128 : charts.MARGIN + 128 + 3 * charts.LINE, : 128 + 2 * charts.MARGIN]
     assert (below < 100).any() and (below[:, -charts.MARGIN :] == 255).all()  # text, cut at the image's width
 
 

@@ -17,7 +17,7 @@ def test_the_page_shows_curves_and_images(shapes, tmp_path):
         text = page.text()
         assert [text.index(group) for group in groups] == sorted(text.index(group) for group in groups)
         for dashboard, wanted in {
-            "images": ["8_images/1_first_batch", "8_images/2_confusion", "8_images/4_worst_mistakes"],
+            "images": ["8_images/1_first_batch", "8_images/2_confusion_matrix", "8_images/5_worst_mistakes"],
             "pr_curves": ["disc", "square", "stripes"],
             "hparams": ["optim.lr", "val/accuracy"],
             "custom_scalars": ["learning rates", "images per second"],

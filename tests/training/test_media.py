@@ -19,7 +19,8 @@ from tests.support.runs import arguments, read, start_process, train_here, train
 from tests.system.faults.forks import run_forked
 
 IMAGES = [
-    "8_images/1_first_batch", "8_images/2_confusion", "8_images/3_reliability", "8_images/4_worst_mistakes",
+    "8_images/1_first_batch", "8_images/2_confusion_matrix", "8_images/3_reliability_diagram",
+    "8_images/4_roc_curves", "8_images/4_precision_recall_curves", "8_images/5_worst_mistakes",
 ]  # fmt: skip
 
 
@@ -70,7 +71,7 @@ def test_regression_and_labels(shapes, tmp_path):
     assert "8_images/2_predicted_over_true_0" in shown(tmp_path / "age").Tags()["images"]
     train_here(table, tmp_path / "sky", "--task", "multi-label", "--set", "log.pictures=true")
     tags = shown(tmp_path / "sky").Tags()
-    assert "8_images/3_reliability" in tags["images"] and "rain" in tags["tensors"]
+    assert "8_images/3_reliability_diagram" in tags["images"] and "rain" in tags["tensors"]
 
 
 def test_profile(shapes, tmp_path):

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 # Scatter plots of predictions that charts and reports draw: of the first numbers of a sample.
 MOST_SCATTERS = 4
+# What stands below a sample's image: ("predicted", "cat (91 %)"), ("true", "dog").
+Caption = list[tuple[str, str]]
 # A metric in each of some resamples (B), from how often each drew each sample (B x N).
 Statistic = Callable[[Floats], Floats]
 
@@ -51,6 +53,8 @@ class ScoredSet:
 
     # Heading of the worst samples in a report; empty if none is worse than another.
     worst_heading: ClassVar[str] = ""
+    # Heading of its `correct_examples`; empty if it has none.
+    correct_heading: ClassVar[str] = ""
     # The metric that is the mean of `correct`.
     correct_metric: ClassVar[str] = ""
 
@@ -75,9 +79,13 @@ class ScoredSet:
         """Samples that are right, the least sure first."""
         return []
 
-    def caption(self, index: int) -> tuple[str, str]:
-        """The model's answer for a sample, and the true one."""
-        return "", ""
+    def correct_examples(self, count: int) -> list[int]:
+        """Samples that are right without doubt, of as many classes as possible; for numbers the nearest ones."""
+        return []
+
+    def caption(self, index: int) -> Caption:
+        """The model's answer for a sample beside the true one: what each part is, and its text."""
+        return []
 
     def confusion(self) -> NDArray[np.int64] | None:
         """How many samples of each class (rows) are predicted as each class (columns)."""

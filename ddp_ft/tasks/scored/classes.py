@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_ft.tasks.scored.base import Floats, Reliability, Statistic, mean_f1, mean_of, mean_where
+from ddp_ft.tasks.scored.base import Caption, Floats, Reliability, Statistic, mean_f1, mean_of, mean_where
 from ddp_ft.tasks.scored.probabilities import ScoredProbabilities, binned
 
 _TOP = 5
@@ -42,10 +42,12 @@ class ScoredClasses(ScoredProbabilities):
         """1 - the probability of the true class, which is the largest error because all sum to 1."""
         return np.asarray(1 - np.take_along_axis(self.estimates, self.target[:, None], 1)[:, 0])
 
-    def caption(self, index: int) -> tuple[str, str]:
-        """The likeliest class with its probability, and the true one."""
-        likeliest = int(self.predicted[index])
-        return f"{self.names[likeliest]} {self.estimates[index, likeliest]:.0%}", self.names[int(self.target[index])]
+    def caption(self, index: int) -> Caption:
+        """The likeliest class with its probability and, if it is wrong, the true one."""
+        found = self.with_probability(index, int(self.predicted[index]))
+        if self.correct[index]:
+            return [("correct", found)]
+        return [("predicted", found), ("true", self.with_probability(index, int(self.target[index])))]
 
     def confusion(self) -> NDArray[np.int64]:
         """Of all classes."""

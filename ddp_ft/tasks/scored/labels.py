@@ -8,7 +8,17 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_ft.tasks.scored.base import Floats, Reliability, Statistic, ThresholdHint, mean_f1, mean_of, mean_where
+from ddp_ft.errors import shortened
+from ddp_ft.tasks.scored.base import (
+    Caption,
+    Floats,
+    Reliability,
+    Statistic,
+    ThresholdHint,
+    mean_f1,
+    mean_of,
+    mean_where,
+)
 from ddp_ft.tasks.scored.probabilities import THRESHOLD, ScoredProbabilities, binned
 
 # Metrics that need every output in every resample have no interval above so many samples x outputs: 4 s on one core.
@@ -53,11 +63,22 @@ class ScoredLabels(ScoredProbabilities):
     def _errors(self) -> Floats:
         return np.where(self.known, np.abs(self.estimates - self.truth), 0.0)
 
-    def caption(self, index: int) -> tuple[str, str]:
-        """The label that is farthest off with its probability, and whether it is there."""
-        wrong = int(self._errors()[index].argmax())
-        name = self.names[wrong]
-        return f"{name} {self.estimates[index, wrong]:.0%}", name if self.there[index, wrong] else f"no {name}"
+    def caption(self, index: int) -> Caption:
+        """The labels that are missed and those that are wrongly predicted, worst first; if there are none, the correct
+        ones and the least certain one."""
+        there, predicted, known = self.there[index], self.predicted[index], self.known[index]
+        missed, wrongly = there & ~predicted, predicted & ~there & known
+        if not (missed | wrongly).any():
+            unsure = int(np.where(known, np.abs(self.estimates[index] - THRESHOLD), np.inf).argmin())
+            return [("correct", self._listed(index, there & predicted)),
+                    ("least certain", self.with_probability(index, unsure))]  # fmt: skip
+        parts = {"missed": missed, "wrongly": wrongly, "correct": there & predicted}
+        return [(what, self._listed(index, labels)) for what, labels in parts.items() if labels.any()]
+
+    def _listed(self, index: int, labels: NDArray[np.bool_]) -> str:
+        """A sample's labels with their probabilities, what is farthest from the truth first."""
+        order = np.argsort(-self._errors()[index], kind="stable")
+        return shortened([self.with_probability(index, int(c)) for c in order if labels[c]], 3) or "no label"
 
     def reliability(self) -> Reliability:
         """Over all labels of all samples."""
@@ -76,9 +97,9 @@ class ScoredLabels(ScoredProbabilities):
         """macro_f1 and mAP for up to MOST_OUTPUTS outputs."""
         right, predicted = self.predicted & self.there, self.predicted & self.known
         hits, sizes = right.sum(1).astype(float), (predicted.sum(1) + self.there.sum(1)).astype(float)
-        judged = self.known.any(1)
+        usable = self.known.any(1)
         found: dict[str, Statistic] = {
-            "exact_match": mean_of(self.correct.astype(float)) if judged.all() else self._exact_match,
+            "exact_match": mean_of(self.correct.astype(float)) if usable.all() else self._exact_match,
             "micro_f1": lambda weights: np.asarray(2 * (weights @ hits) / np.maximum(weights @ sizes, 1e-12)),
         }
         if self.estimates.size <= MOST_OUTPUTS:
@@ -91,9 +112,9 @@ class ScoredLabels(ScoredProbabilities):
 
     def _exact_match(self, weights: Floats) -> Floats:
         """Over the samples of which anything is known."""
-        judged = self.known.any(1)
-        drawn = weights[:, judged].sum(1)
-        return np.asarray(weights[:, judged] @ self.correct[judged].astype(float) / np.maximum(drawn, 1e-12))
+        usable = self.known.any(1)
+        drawn = weights[:, usable].sum(1)
+        return np.asarray(weights[:, usable] @ self.correct[usable].astype(float) / np.maximum(drawn, 1e-12))
 
 
 def _best_threshold(scores: Floats, there: NDArray[np.bool_]) -> ThresholdHint | None:

@@ -5,13 +5,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from ddp_ft.tasks.scored.base import Floats, ScoredSet, Statistic, mean_of
+from ddp_ft.tasks.scored.base import Caption, Floats, ScoredSet, Statistic, mean_of
+from ddp_ft.texts import readable
 
 
 class ScoredNumbers(ScoredSet):
     """`estimates` and `truth` are in the target's units, N x names each. None is simply right or wrong."""
 
-    worst_heading: ClassVar[str] = "Images that are farthest off"
+    worst_heading: ClassVar[str] = "Largest errors"
+    correct_heading: ClassVar[str] = "Smallest errors"
 
     @cached_property
     def error(self) -> Floats:
@@ -23,14 +25,18 @@ class ScoredNumbers(ScoredSet):
         """Those that are farthest off."""
         return [int(index) for index in np.argsort(-self.error, kind="stable")[:count]]
 
-    def caption(self, index: int) -> tuple[str, str]:
+    def correct_examples(self, count: int) -> list[int]:
+        """Those that are nearest, nearest first."""
+        return [int(index) for index in np.argsort(self.error, kind="stable")[:count]]
+
+    def caption(self, index: int) -> Caption:
         """The numbers, with their names if there are several."""
-        return self._text(self.estimates[index]), self._text(self.truth[index])
+        return [("predicted", self._text(self.estimates[index])), ("true", self._text(self.truth[index]))]
 
     def _text(self, values: Floats) -> str:
         if len(self.names) == 1:
-            return f"{values[0]:.4g}"
-        return ", ".join(f"{name} {value:.3g}" for name, value in zip(self.names, values, strict=True))
+            return readable(values[0])
+        return ", ".join(f"{name} {readable(value)}" for name, value in zip(self.names, values, strict=True))
 
     def points(self, count: int) -> list[tuple[str, Floats, Floats]]:
         """In the target's units."""

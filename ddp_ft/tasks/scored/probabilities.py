@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_ft.tasks.scored.base import Floats, Reliability, ScoredSet
+from ddp_ft.texts import percent
 
 # A label is predicted from this probability on.
 THRESHOLD = 0.5
@@ -18,7 +19,8 @@ BINS = 15
 class ScoredProbabilities(ScoredSet, ABC):
     """`estimates` are probabilities and `truth` is 0, 1 or, for several labels, NaN if unknown; N x names each."""
 
-    worst_heading: ClassVar[str] = "Worst mistakes: where it believed least in what is true"
+    worst_heading: ClassVar[str] = "Worst mistakes: least probability for the truth"
+    correct_heading: ClassVar[str] = "Correct and most certain, of different classes"
 
     @property
     @abstractmethod
@@ -57,6 +59,19 @@ class ScoredProbabilities(ScoredSet, ABC):
         """By rising confidence."""
         right = np.flatnonzero(self.correct)
         return [int(index) for index in right[np.argsort(self.confidence[right], kind="stable")[:count]]]
+
+    def correct_examples(self, count: int) -> list[int]:
+        """In turns the most certain sample of each class, the most frequent classes first."""
+        there = self.truth > THRESHOLD
+        frequent = np.argsort(-there.sum(0), kind="stable")[:count]
+        of_class = [np.flatnonzero(self.correct & there[:, c]) for c in frequent]
+        ranked = [rows[np.argsort(-self.confidence[rows], kind="stable")][:count] for rows in of_class]
+        turns = [int(rows[turn]) for turn in range(count) for rows in ranked if turn < len(rows)]
+        return list(dict.fromkeys(turns))[:count]
+
+    def with_probability(self, index: int, name: int) -> str:
+        """One of the names, and how probable it is for a sample."""
+        return f"{self.names[name]} ({percent(self.estimates[index, name])})"
 
     def class_table(self) -> list[dict[str, Any]]:
         """Shares from 0 to 1."""

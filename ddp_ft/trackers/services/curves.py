@@ -25,6 +25,8 @@ GROUPS = {
 }
 # All groups that `curve_name` puts before the slash.
 FOLDERS = tuple(dict.fromkeys(("loss", "quality", "lr", *GROUPS.values())))
+# The most groups of parameters whose rates have a curve each.
+MOST_RATES = 4
 BOOKKEEPING = ("step", "split", "time", "phase")
 
 
@@ -45,3 +47,19 @@ def curve_name(split: str, name: str, phase: str) -> str:
     if name in ("loss", "ema_loss"):
         return f"{prefix}loss/{name.replace('loss', split)}"
     return prefix + (f"{GROUPS.get(name, 'quality')}/{name}" if split == TRAIN else f"quality/{split}_{name}")
+
+
+def few_rates(row: Mapping[str, Any]) -> dict[str, float]:
+    """The learning rates of a row that are worth a curve.
+
+    A group without weight decay is left out if its rate is that of the same parameters with it; of more than
+    MOST_RATES groups, as with layer decay, there are the largest, the median and the smallest.
+    """
+    rates = {name: float(value) for name, value in row.items() if name.startswith("lr/") and value is not None}
+    for name in [each for each in rates if each.endswith("_no_decay")]:
+        if rates.get(name.removesuffix("_no_decay")) == rates[name]:
+            del rates[name]
+    if len(rates) <= MOST_RATES:
+        return rates
+    ordered = sorted(rates.values())
+    return {"lr/largest": ordered[-1], "lr/median": ordered[len(ordered) // 2], "lr/smallest": ordered[0]}
