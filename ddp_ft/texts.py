@@ -18,6 +18,12 @@ def readable(number: float, digits: int = 4) -> str:
     return count(number) if 1000 <= abs(float(text)) < 1e15 else text
 
 
+def metric_figure(value: float) -> str:
+    """A metric in a column of metrics: with four decimals, so that points are below each other, unless it is too small
+    or too large for them."""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1000 else readable(value)
+
+
 def percent(share: float, digits: int = 0) -> str:
     """A share from 0 to 1 in percent."""
     return f"{share * 100:.{digits}f} %"

@@ -12,6 +12,7 @@ import click
 from ddp_ft.cli.completion import complete_model, store_names
 from ddp_ft.cli.output import check_printed, json_text, print_result
 from ddp_ft.errors import UserError, nearest
+from ddp_ft.texts import count
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,8 +87,8 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     )  # fmt: skip
     for row in rows:
         size = " x ".join(map(str, row["input"] or ()))
-        count = "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.2f} M"
-        table.add_row(row["name"], count, size, " ".join(row["weights"]) or "none")
+        size_text = "" if row["parameters"] is None else count(row["parameters"])
+        table.add_row(row["name"], size_text, size, " ".join(row["weights"]) or "none")
     Console().print(table)
     check_printed()
     if any(row["parameters"] is None for row in rows):

@@ -20,6 +20,7 @@ from ddp_ft.errors import UserError, printable, typed_line
 from ddp_ft.run_folder.contents import read_content, read_summary, sound_rows
 from ddp_ft.run_folder.lease import Holder, is_held, read_lease
 from ddp_ft.tasks.metric_table import LOWER_IS_BETTER
+from ddp_ft.texts import readable
 
 RUNNING, DONE, STOPPED, CRASHED, FAILED, BROKEN = "running", "done", "stopped", "crashed", "failed", "broken"
 # Only the end of metrics.jsonl is read: at least a hundred rows.
@@ -195,8 +196,8 @@ def _cells(run: Run) -> list[str]:
         run.state,
         f"{step}/{run.total_steps}" if run.total_steps is not None else step,
         "" if run.epoch is None else f"{run.epoch:.2f}",
-        "" if run.best is None else f"{run.metric} {run.best:.4g}",
-        "" if run.images_per_second is None else f"{run.images_per_second:.4g}",
+        "" if run.best is None else f"{run.metric} {readable(run.best)}",
+        "" if run.images_per_second is None else readable(run.images_per_second),
         _age(time.time() - run.updated),
     ]
 

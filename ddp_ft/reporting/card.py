@@ -11,6 +11,7 @@ from ddp_ft.data.sources.table_file import is_table
 from ddp_ft.errors import printable, shortened
 from ddp_ft.reporting.facts import SPLITS, RunFacts
 from ddp_ft.reporting.formats import metric_name
+from ddp_ft.reporting.reproduce import start_command
 from ddp_ft.reporting.set_section import TITLES, Intervals, result
 from ddp_ft.tasks.metric_table import METRICS
 from ddp_ft.texts import count, plural
@@ -105,6 +106,7 @@ def _body(facts: RunFacts, found: Intervals) -> str:
         "Training": _procedure(facts),
         "Results": _result_table(facts, found),
         "How to use it": _loading(facts),
+        "Reproduce": _command(facts),
     }
     return "\n\n".join((f"## {title}\n\n{text}" if title else text) for title, text in parts.items() if text)
 
@@ -139,14 +141,15 @@ def _procedure(facts: RunFacts) -> str:
     weights = {"none": "random weights", "pretrained": "pretrained weights"}.get(str(config.model.weights))
     lines = [
         f"Started from {weights or f'the weights {_text(Path(str(config.model.weights)).name)}'}.",
-        f"Recipe {_text(plan.recipe)}: {plural(config.train.epochs, 'epoch')} of {count(plan.steps_per_epoch)} "
-        f"steps, {config.train.batch_size} images each, {_text(config.optim.name)}, learning rate {plan.lr:g}, "
-        f"schedule {_text(config.schedule.name)}, {_text(plan.precision)}, seed {config.seed}.",
+        f"Recipe {_text(plan.recipe)}: {plural(config.train.epochs, 'epoch')} of "
+        f"{plural(plan.steps_per_epoch, 'step')}, global batch size {config.train.batch_size}, "
+        f"{_text(config.optim.name)}, learning rate {plan.lr:g}, schedule {_text(config.schedule.name)}, "
+        f"{_text(plan.precision)}, seed {config.seed}.",
     ]
     if best := facts.best:
         where = "the probe" if best["phase"] == PROBE else f"epoch {best['epoch']:g}"
         metric = _text(metric_name(facts.metric))
-        lines.append(f"The best model by {metric} on the validation set, that after {where}, was kept.")
+        lines.append(f"Model selection: best {metric} on the validation set, after {where}.")
     libraries = ", ".join(f"{_text(name)} {_text(version)}" for name, version in versions.items())
     lines.append(f"Made with {libraries or f'ddp_ft {__version__}'}.")
     return "\n".join(f"- {line}" for line in lines)
@@ -162,8 +165,13 @@ def _result_table(facts: RunFacts, found: Intervals) -> str:
         return "There is no evaluation yet."
     note = "Intervals: percentile bootstrap over the images of the set."
     if not facts.metrics("test"):
-        note += " The validation set also chose the model, so these results are a little too good."
+        note += " The validation set also chose the model, so these results are slightly optimistic."
     return "\n".join(["| set | metric | value | 95 % interval |", "|---|---|---:|---|", *rows, "", note])
+
+
+def _command(facts: RunFacts) -> str:
+    command = start_command(facts.starts[-1]) if facts.starts else ""
+    return f"```bash\n{printable(command)}\n```" if command else ""
 
 
 def _loading(facts: RunFacts) -> str:

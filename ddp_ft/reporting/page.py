@@ -120,8 +120,8 @@ def _what_was_trained(facts: RunFacts) -> list[tuple[str, str]]:
     test = facts.scored_sets.get("test")
     several = f", {len(facts.names)} {facts.task.words.names}" if len(facts.names) > 1 else ""
     rows = {
-        "Data": f"{config.data.path}: {count(plan.train_samples)} training and {count(plan.val_samples)} validation"
-        + (f" and {count(len(test))} test" if test else "")
+        "Data": f"{config.data.path}: {count(plan.train_samples)} training, {count(plan.val_samples)} validation"
+        + (f", {count(len(test))} test" if test else "")
         + " images",
         "Task": f"{plan.task}{several}: {names}",
         "Model": f"{config.model.name}" + (f", input {size[0]} x {size[1]} pixels" if size else ""),

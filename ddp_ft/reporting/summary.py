@@ -9,8 +9,8 @@ from ddp_ft.config.keys import RECIPE
 from ddp_ft.config.loading import make_config, to_flat
 from ddp_ft.contracts import PROBE, STOPPED, LabelledSource, Log
 from ddp_ft.errors import typed_line
+from ddp_ft.texts import metric_figure
 from ddp_ft.trackers.console import Console
-from ddp_ft.trackers.console_rows import figure
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
 from ddp_ft.training.validation import is_stale
@@ -79,7 +79,7 @@ def print_end(run: Run, state: TrainState, console: Console, status: str, test: 
     best = state.progress.best
     rows = {name: [value, *([test[name]] if name in test else [])] for name, value in best.metrics.items()}
     heading = {"": f"{'val':>8}  {'test':>8}"} if test else {}
-    texts = {name: "  ".join(f"{figure(value):>8}" for value in values) for name, values in rows.items()}
+    texts = {name: "  ".join(f"{metric_figure(value):>8}" for value in values) for name, values in rows.items()}
     console.table(f"Best model ({best}): {run.folder.best}", heading | texts)
 
 

@@ -158,7 +158,7 @@ def curves(facts: RunFacts) -> list[tuple[str, Markup]]:
 def _quality(facts: RunFacts) -> Lines:
     metric = facts.metric
     names = [metric, *(name for name in ("balanced_accuracy", "macro_f1") if is_share(metric) and name != metric)]
-    labels = {metric_name(name): name for name in names} | {f"{metric_name(metric)} (average)": f"ema_{metric}"}
+    labels = {metric_name(name): name for name in names} | {f"{metric_name(metric)} (moving average)": f"ema_{metric}"}
     return {label: (facts.evaluations, name, "o-") for label, name in labels.items()}
 
 
@@ -214,7 +214,8 @@ def _line_chart(lines: Mapping[str, Points], places: _Places | None, scale: str,
     else:
         plain_ticks(axes.yaxis)
     if scale == "from 0":
-        axes.set_ylim(bottom=0)
+        highest = max(float(np.nanmax(y)) for _, y, _ in lines.values())
+        axes.set_ylim(0, 1.08 * highest or 1.0)
     if has_legend:
         axes.legend(loc="best")
     axes.margins(x=0.02)

@@ -25,7 +25,7 @@ METRICS = {
     "micro_f1": Metric(),
     "auroc": Metric(is_share=False, title="AUROC", hub_name="roc_auc"),
     "ece": Metric(higher_is_better=False, is_share=False, title="ECE"),
-    "top5_accuracy": Metric(counts_samples=True),
+    "top5_accuracy": Metric(counts_samples=True, title="top-5 accuracy"),
     "mAP": Metric(title="mAP"),
     "exact_match": Metric(counts_samples=True),
     "mae": Metric(higher_is_better=False, is_share=False, title="MAE"),

@@ -39,7 +39,7 @@ class MultiLabel(ClassTask):
     kinds = TASKS[name].kinds
     words = TaskWords(
         names="labels",
-        verb="finds labels:",
+        verb="predicts any of the labels",
         hub_type="image-classification",
         pipeline_tag="image-classification",
         tags=("multi-label",),

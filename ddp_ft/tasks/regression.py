@@ -18,6 +18,7 @@ from ddp_ft.tasks.losses import LossChoice, regression_losses
 from ddp_ft.tasks.metric_table import directions_of
 from ddp_ft.tasks.scored.base import Floats
 from ddp_ft.tasks.scored.numbers import ScoredNumbers
+from ddp_ft.texts import readable
 
 VALUES = "values"
 
@@ -31,7 +32,7 @@ class Regression(SupervisedTask):
 
     name = "regression"
     kinds = TASKS[name].kinds
-    words = TaskWords(names="numbers", verb="estimates", hub_type="image-regression")
+    words = TaskWords(names="numbers", verb="predicts", hub_type="image-regression")
     losses = ("mse", "l1", "huber")
     # As many as a float32 has.
     digits = ".9g"
@@ -145,7 +146,7 @@ class Regression(SupervisedTask):
 
     def target_words(self, batch: Batch, place: int) -> list[str]:
         """The numbers."""
-        return [f"{value:.4g}" for value in batch["target"][place].reshape(-1).tolist()]
+        return [readable(value) for value in batch["target"][place].reshape(-1).tolist()]
 
     def initial_bias(self) -> Tensor | None:
         """0: the training set's mean."""

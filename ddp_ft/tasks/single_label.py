@@ -33,7 +33,7 @@ class SingleLabel(ClassTask):
     kinds = TASKS[name].kinds
     words = TaskWords(
         names="classes",
-        verb="tells apart",
+        verb="predicts one of",
         hub_type="image-classification",
         pipeline_tag="image-classification",
     )

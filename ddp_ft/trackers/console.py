@@ -16,7 +16,8 @@ from rich.text import Text
 
 from ddp_ft.contracts import TRAIN, Tracker
 from ddp_ft.errors import columns, printable
-from ddp_ft.trackers.console_rows import Place, evaluation_lines, figure, speed_parts, training_line
+from ddp_ft.texts import metric_figure
+from ddp_ft.trackers.console_rows import Place, evaluation_lines, speed_parts, training_line
 from ddp_ft.trackers.rank_log import LOGGER
 
 # Seconds between two drawings of the display. The loop draws it: a thread of its own would hold locks while loaders
@@ -238,7 +239,7 @@ class Live(Plain):
     def _status(self) -> str:
         look, parts = self.look(), [self.activity] if self.activity else []
         if self.row and not self.activity:
-            parts += [f"loss {figure(self.row['loss'])}", *speed_parts(self.row)]
+            parts += [f"loss {metric_figure(self.row['loss'])}", *speed_parts(self.row)]
         parts.append(f"best {look.best}" if look.best else "no evaluation yet")
         if self.step > self.started_step:
             by_step = self.seconds_left(self.step, look.checkpoint_step)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ddp_ft.contracts import TRAIN
+from ddp_ft.texts import metric_figure
 
 # Of the narrowest terminal that is usual; logs of batch jobs are read there too.
 WIDTH = 80
@@ -34,7 +35,7 @@ class Place:
 
 def training_line(place: Place, values: Mapping[str, float], time_left: str) -> str:
     """Loss, speed and the time left; metrics.jsonl has the rest of the row."""
-    parts = [str(place), f"loss {figure(values['loss'])}"]
+    parts = [str(place), f"loss {metric_figure(values['loss'])}"]
     if values.get("bad_steps"):
         parts.append(f"bad steps {values['bad_steps']:.0f}")
     parts += [*speed_parts(values), f"eta {time_left}"]
@@ -52,18 +53,13 @@ def speed_parts(values: Mapping[str, float]) -> list[str]:
 def evaluation_lines(label: str, place: str, values: Mapping[str, float]) -> str:
     """All metrics of an evaluation; those of the weights and of their moving average, if there is one, as a table."""
     if not any(name.startswith(_EMA) for name in values):
-        return _folded(label, [place, *(f"{name} {figure(value)}" for name, value in values.items())])
+        return _folded(label, [place, *(f"{name} {metric_figure(value)}" for name, value in values.items())])
     names = [name for name in values if not name.startswith(_EMA)]
     table = [
         ["", *names],
-        *([row, *(figure(values[prefix + name]) for name in names)] for row, prefix in _ROWS.items()),
+        *([row, *(metric_figure(values[prefix + name]) for name in names)] for row, prefix in _ROWS.items()),
     ]
     return "\n".join([f"{label:<{_LABEL}}{place}", *_table_lines(table)])
-
-
-def figure(value: float) -> str:
-    """Four decimals, or four digits of what is too small or too large for that."""
-    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e3 else f"{value:.4g}"
 
 
 def _folded(label: str, parts: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ddp_ft.config.forms import parse_steps
 from ddp_ft.contracts import TRAIN, Batch, Evaluation
 from ddp_ft.slurm.walltime import Allocation, Pace
-from ddp_ft.texts import plural
+from ddp_ft.texts import metric_figure, plural
 from ddp_ft.trackers.console import Console, Outlook
 from ddp_ft.trackers.fan_out import PATIENCE, PATIENCE_OF_A_STOP, FanOut, harmless
 from ddp_ft.training.media import log_evaluation, log_first_batch, log_histograms
@@ -159,7 +159,7 @@ class Recorder:
     def _look_ahead(self) -> Outlook:
         """Return what the live display shows besides the newest row."""
         progress, best, metric = self.state.progress, self.state.progress.best, self.run.metric
-        shown = f"{metric} {best.metrics[metric]:.4f} ({best})" if best.metrics else ""
+        shown = f"{metric} {metric_figure(best.metrics[metric])} ({best})" if best.metrics else ""
         next_step = self.phase.cadence(progress).next_checkpoint(progress.step)
         minutes = self.run.config.checkpoint.every_minutes or math.inf
         return Outlook(shown, next_step, self._saved_at + 60 * minutes)

@@ -62,7 +62,7 @@ def test_the_table_as_json(call) -> None:
 def test_the_table(call, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     out, code, _ = call("resnet18.a1_in1k", "--table")
-    assert code == 0 and re.search(r"timm/resnet18 +11.69 M +224 x 224 +a1_in1k$", out.rstrip())
+    assert code == 0 and re.search(r"timm/resnet18 +11,689,512 +224 x 224 +a1_in1k$", out.rstrip())
     out, code, _ = call("torchvision/*", "--table")
     assert code == 0 and "timm's models are built" not in out and max(map(len, out.splitlines())) <= 80
 

@@ -106,7 +106,7 @@ def test_reports_leave_it_out(task, tmp_path):
     assert len(facts.scored_sets) == task.has_sets and not any(set_intervals(facts).values())
     page = report_page(facts, set_intervals(facts), sources={})
     assert "captions, 2 words: a, dog" in page
-    assert "Where it errs" not in page and "Worst mistakes" not in page and "Reliability" not in page
+    assert "Mistakes and calibration" not in page and "Worst mistakes" not in page and "Reliability" not in page
     card = card_text(facts, set_intervals(facts))
     assert "pipeline_tag: image-to-text" in card and "it writes with a, dog." in card
     said = write_comparison(paths, tmp_path / "both.html")

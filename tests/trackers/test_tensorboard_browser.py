@@ -19,7 +19,7 @@ def test_the_page_shows_curves_and_images(shapes, tmp_path):
         for dashboard, wanted in {
             "images": ["8_images/1_first_batch", "8_images/2_confusion_matrix", "8_images/5_worst_mistakes"],
             "pr_curves": ["disc", "square", "stripes"],
-            "hparams": ["optim.lr", "val/accuracy"],
+            "hparams": ["1_model", "2_learning_rate", "3_epochs", "4_batch_size", "5_recipe", "val/accuracy"],
             "custom_scalars": ["learning rates", "images per second"],
             "text": ["recipe"],
             "histograms": ["weights"],
