@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ddp_ft.config.forms import parse_steps
 from ddp_ft.contracts import TRAIN
 
 FOLDER = "profile"
@@ -15,11 +16,11 @@ MOST_OPERATIONS = 25
 
 
 class StepTrace:
-    """Traces the steps asked for on this rank; without any it does nothing. One step before them is traced too and
-    dropped, since the first one includes the start of the profiler."""
+    """Traces the steps that log.profile asks for on this rank; without any it does nothing. One step before them is
+    traced too and dropped, since the first one includes the start of the profiler."""
 
-    def __init__(self, steps: range, folder: Path, rank: int, device: torch.device) -> None:
-        self.steps = steps
+    def __init__(self, asked: str | None, folder: Path, rank: int, device: torch.device) -> None:
+        self.steps = steps = parse_steps(asked)
         self.folder = folder
         self.name = f"steps_{steps[0]}-{steps[-1]}_rank_{rank}" if steps else ""
         self.device = device

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from ddp_ft.config.forms import parse_steps
 from ddp_ft.contracts import TRAIN, Batch, Evaluation
 from ddp_ft.slurm.walltime import Allocation, Pace
 from ddp_ft.texts import metric_figure, plural
@@ -32,8 +31,8 @@ class Recorder:
         self.run, self.state = run, state
         self.console, self.trackers, self.allocation = console, trackers, allocation
         self.watch = Stopwatch(state.progress)
-        steps, folder = parse_steps(run.config.log.profile), run.folder.path / FOLDER
-        self._trace = StepTrace(steps, folder, run.world.rank, run.world.device)
+        folder, world = run.folder.path / FOLDER, run.world
+        self._trace = StepTrace(run.config.log.profile, folder, world.rank, world.device)
         self._saved_at = 0.0
 
     def begin(self, phase: Phase) -> None:
