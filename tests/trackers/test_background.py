@@ -50,7 +50,8 @@ def wait_until(is_so):
 
 
 def process_of_service():
-    """The only process of a service that this one has started."""
+    """The only process of a service that this one has started. Its command line is empty for a moment after exec."""
+    wait_until(lambda: any(map(is_service, psutil.Process().children())))
     [found] = filter(is_service, psutil.Process().children())
     return found
 
