@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
 from collections.abc import Iterator
@@ -33,6 +34,25 @@ def load_object(reference: str) -> Any:
         public = [name for name in vars(module) if not name.startswith("_")]
         raise UserError(f"{where} has no '{attribute}'.", nearest(attribute, public))
     return getattr(module, attribute)
+
+
+def instance_of(reference: str) -> Any:
+    """What `load_object` returns, and of a class, or of a function that needs no argument, what it returns when called.
+
+    Raises UserError as `load_object`, and if that call fails.
+    """
+    found = load_object(reference)
+    if not (inspect.isclass(found) or _is_factory(found)):
+        return found
+    with running(f"{reference}() failed", "It is called without arguments."):
+        return found()
+
+
+def _is_factory(found: Any) -> bool:
+    if not inspect.isroutine(found):
+        return False
+    parameters = inspect.signature(found).parameters.values()
+    return not any(p.kind != p.VAR_KEYWORD and p.default is p.empty for p in parameters)
 
 
 @contextmanager

@@ -49,6 +49,7 @@ EXAMPLES = {
     "eval.min_gain": "0.001", "ema.decay": "0.999", "checkpoint.every_steps": "500", "probe.epochs": "20",
     "probe.weight_decay": "0.01", "freeze.views": "4", "optim.layer_decay": "0.75", "data.workers": "4",
     "schedule.final_factor": "0.01", "data.separator": "'|'", "data.range": "0,4095",
+    "augment.transform": "my_augment.py:Scratches",
 }  # fmt: skip
 WIDEST = 100  # characters in a line of --list, on a terminal that has them
 

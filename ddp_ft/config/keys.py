@@ -21,7 +21,7 @@ class Key:
 
     `low` and `high` are the least and the largest allowed value, `above` one that is too small already. `null` is what
     the value None is called: auto or none. `lists`: a text that may list several, separated by commas. `names_file`: a
-    text that may be a path, or begin with one.
+    text that may be a path, or begin with one. `code`: how a text that must name code looks, such as FILE.py:NAME.
     """
 
     path: str
@@ -38,12 +38,13 @@ class Key:
     null: str = "none"
     lists: bool = False
     names_file: bool = False
+    code: str = ""
 
     @property
     def metavar(self) -> str:
         """The placeholder of the value in `--help`."""
         names = {bool: "BOOL", Path: "PATH", str: "TEXT", tuple: "NUMBERS", dict: "MAPPING"}
-        return "|".join(self.choices or ()) or names.get(self.type, self.type.__name__.upper())
+        return self.code or "|".join(self.choices or ()) or names.get(self.type, self.type.__name__.upper())
 
 
 def key(default: Any, help: str, **spec: Any) -> Any:

@@ -18,7 +18,10 @@ class EvalConfig:
         null="auto",
     )
     extra: str | None = key(
-        None, "A torchmetrics class of your own to compute as well: FILE.py:CLASS.", names_file=True
+        None,
+        "A torchmetrics class of your own to compute as well: FILE.py:CLASS.",
+        names_file=True,
+        code="FILE.py:CLASS",
     )
     patience: int = key(0, "Stop after this many evaluations without a better one; 0: never.", flag="--patience", low=0)
     min_gain: float = key(0.0, "What a better evaluation must gain to count for patience.", low=0)

@@ -299,6 +299,12 @@ class AugmentConfig:
     erasing: float = key(0.0, "Probability of a random erased rectangle.", low=0, high=1)
     mixup: float = key(0.0, "Alpha of mixup (arXiv 1710.09412); 0: none.", flag="--mixup", low=0)
     cutmix: float = key(0.0, "Alpha of cutmix (arXiv 1905.04899); 0: none.", flag="--cutmix", low=0)
+    transform: str | None = key(
+        None,
+        "Code of your own that is called with each training image after all other augmentation: FILE.py:NAME.",
+        names_file=True,
+        code="FILE.py:NAME",
+    )
 
 
 @dataclass(frozen=True)

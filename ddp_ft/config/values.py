@@ -16,6 +16,8 @@ from ddp_ft.errors import UserError, nearest, one_line
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _UNSET = ("auto", "none", "null")
 _QUOTES = ("'", '"')
+# Code by name: 'file.py:attr' or 'pkg.mod:attr'.
+_CODE = re.compile(r"[^:].*:[^:\s]+", re.DOTALL)
 
 
 def given_text(key: Key, text: str) -> str | None:
@@ -129,6 +131,8 @@ def _exact(number: float) -> int:
 def _allowed(key: Key, value: Any) -> bool:
     if key.choices is not None:
         return all(each in key.choices for each in (value.split(",") if key.lists else [value]))
+    if key.code:
+        return _CODE.fullmatch(value) is not None
     if key.type is tuple:
         return all(_in_range(key, each) for each in value)
     return key.type not in (int, float) or _in_range(key, value)
@@ -156,7 +160,7 @@ _TYPE_NAMES = {
 def _expected(key: Key) -> str:
     if key.choices:
         return f"{'some' if key.lists else 'one'} of {', '.join(key.choices)}"
-    parts = [_TYPE_NAMES[key.type]]
+    parts = [key.code or _TYPE_NAMES[key.type]]
     parts += [f"of at least {key.low:g}"] if key.low is not None else []
     parts += [f"above {key.above:g}"] if key.above is not None else []
     parts += [f"and at most {key.high:g}"] if key.high is not None else []

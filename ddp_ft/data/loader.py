@@ -20,7 +20,7 @@ from ddp_ft.data.rng import drawing_from
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.data.transfer import File, Parcel, opened_files, pack
 from ddp_ft.data.workers import Batches, prepare_worker
-from ddp_ft.errors import printable
+from ddp_ft.errors import UserError, printable
 
 
 class Portion(NamedTuple):
@@ -61,6 +61,9 @@ class _Samples(Dataset[_Sample]):
     def __getitem__(self, address: Address) -> _Sample:
         try:
             return self._read(address)
+        except UserError as error:  # from code of the user's own
+            name = printable(self.source.name(address.index))
+            return _Sample(address, address.index, None, {}, UserError(f"{name}: {error.message}", error.hint))
         except Exception as error:  # from a faulty transform or source, whose message does not name the file
             name = printable(self.source.name(address.index))
             failure = SampleError(f"{name}: {type(error).__name__}: {error}\n{traceback.format_exc()}")

@@ -33,6 +33,20 @@ def drawing_from(*parts: int) -> Iterator[None]:
         generator.set_state(before)
 
 
+@contextmanager
+def others_drawing_from_torch() -> Iterator[None]:
+    """Seed Python's and numpy's generators by a draw of torch's for the block, and restore their states afterwards."""
+    states = random.getstate(), np.random.get_state()
+    seed = int(torch.randint(2**32, ()))
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
 def seed_masks(seed: int, device: torch.device) -> None:
     """Seed the generators of random masks (dropout and the like) on that device, as torch.manual_seed does.
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import BuiltModel, LabelledSource
 from ddp_ft.data.bad_samples.replace import path_of
+from ddp_ft.plugins import digest_of
 from ddp_ft.version import versions_of
 
 # Fields of a plan that features do not depend on. They depend on all others, also those of later versions.
@@ -41,6 +43,12 @@ def describe_backbone(built: BuiltModel, plan: Mapping[str, Any]) -> dict[str, A
         "libraries": versions_of(LIBRARIES),
         "processor": _processor(plan),
     }
+
+
+def describe_view(config: RunConfig, view: int) -> dict[str, Any]:
+    """Return what an augmented view depends on besides, as JSON values: also the user's file, if one augments."""
+    code = digest_of(config.augment.transform) if config.augment.transform else None
+    return {"view": view, "seed": config.seed, "augment": vars(config.augment), "code": code}
 
 
 def key_of(description: Mapping[str, Any]) -> str:

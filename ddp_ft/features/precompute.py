@@ -17,7 +17,7 @@ from ddp_ft.evaluation.evaluator import EVAL_CHUNK
 from ddp_ft.features.cache import ChunkStore
 from ddp_ft.features.dataset import FeatureSet
 from ddp_ft.features.extractor import AugmentedView, Extracted, Extractor, labelled
-from ddp_ft.features.key import describe_backbone, digest_names, key_of
+from ddp_ft.features.key import describe_backbone, describe_view, digest_names, key_of
 from ddp_ft.models.backbone import MOST_FEATURE_BYTES, feature_width
 from ddp_ft.run_folder.shared import put_token, seen_by
 from ddp_ft.texts import plural
@@ -66,7 +66,7 @@ def training_views(train: LabelledSource, processor: Processor, config: RunConfi
     decoded = replace(config, data=replace(config.data, decoder="auto"))  # by the loader, whatever training steps do
     for view in range(1, config.freeze.views):
         transform = AugmentedView(processor.train_transform(decoded), config.seed, view)
-        views.append((train, transform, {"view": view, "seed": config.seed, "augment": vars(config.augment)}))
+        views.append((train, transform, describe_view(config, view)))
     return views
 
 
@@ -139,6 +139,11 @@ def check_features(config: RunConfig, built: BuiltModel) -> None:
     learns = config.freeze.parts != "backbone" or bool(config.freeze.schedule)
     if cached and (learns or mixes):
         raise _unfit(config, learns)
+    if cached and config.freeze.views == 1 and config.augment.transform is not None:
+        raise UserError(
+            "augment.transform would never be called: the head is trained on features of the plain images.",
+            "Add --set freeze.views=4 for augmented views of each image, or leave augment.transform out.",
+        )
     if config.freeze.views > 1 and not (cached or probed):
         raise UserError(
             f"freeze.views = {config.freeze.views} is of features, and this run computes none.",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddp_ft.errors import UserError
-from ddp_ft.plugins import is_reference, load_object, running
+from ddp_ft.plugins import instance_of, is_reference, load_object, running
 
 KEY = "eval.extra"
 EXPECTED = "Expected a class with update(predictions, targets) and compute(), such as a torchmetrics.Metric."
@@ -43,18 +43,13 @@ class UserLoss:
 
     @cached_property
     def _loss(self) -> Callable[[Tensor, Tensor], Tensor]:
-        found = load_object(self.reference)
-        loss = self._make(found) if inspect.isclass(found) or _is_factory(found) else found
+        loss = instance_of(self.reference)
         if not callable(loss):
             raise UserError(f"{self.reference} is a {type(loss).__name__}, which cannot be called.", CONTRACT)
         if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
             hint = "Keep its constants as buffers (register_buffer), or set requires_grad to False."
             raise UserError(f"{self.reference} has parameters of its own, which no optimizer would train.", hint)
         return cast(Callable[[Tensor, Tensor], Tensor], loss)
-
-    def _make(self, factory: Callable[[], Any]) -> Any:
-        with running(f"{self.reference}() failed", "It is called without arguments."):
-            return factory()
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Call it on some samples; UserError unless it returns one finite value for each, from that sample alone."""
@@ -78,14 +73,6 @@ class UserLoss:
         shapes = f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} ({targets.dtype})"
         with running(f"{self.reference} failed on {shapes}", CONTRACT):
             return loss(outputs, targets)
-
-
-def _is_factory(found: Any) -> bool:
-    """Whether it is a function that needs no argument, and so returns the loss instead of being the loss."""
-    if not inspect.isroutine(found):
-        return False
-    parameters = inspect.signature(found).parameters.values()
-    return not any(p.kind != p.VAR_KEYWORD and p.default is p.empty for p in parameters)
 
 
 class UserMetric:

@@ -148,7 +148,9 @@ def make_plan(config: RunConfig, machine: Machine, built: BuiltModel, samples: t
 
 
 def _digests(config: RunConfig) -> dict[str, str]:
-    named = (config.model.name, config.head.name, config.loss.name, config.eval.extra)
+    named = (
+        config.model.name, config.head.name, config.loss.name, config.eval.extra, config.augment.transform,
+    )  # fmt: skip
     found = {reference: digest_of(reference) for reference in named if reference}
     return {reference: digest for reference, digest in found.items() if digest}
 

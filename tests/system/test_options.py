@@ -100,6 +100,7 @@ TESTED = {
     "augment.erasing": "system/test_toolkit_options.py::test_what_changes_the_curve",
     "augment.mixup": "system/test_toolkit_options.py::test_what_changes_the_curve",
     "augment.cutmix": "system/test_toolkit_options.py::test_what_changes_the_curve",
+    "augment.transform": "data/image/test_own_transform.py::test_a_run_with_it",
     "eval.every_epochs": "test_eval_cadence",
     "eval.metric": "test_eval_metric",
     "eval.extra": "system/test_toolkit_options.py::test_metric_of_the_users_own",

@@ -8,6 +8,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from ddp_ft.config.schema import AugmentConfig
+from ddp_ft.data.image.own_transform import OwnTransform
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.errors import UserError, known_names
 
@@ -45,6 +46,8 @@ def distortions(preprocess: Preprocess, augment: AugmentConfig) -> Distortions |
         steps.append(v2.ColorJitter(augment.color_jitter, augment.color_jitter, augment.color_jitter))
     if augment.erasing > 0:
         steps.append(v2.RandomErasing(augment.erasing, value=mean))  # type: ignore[arg-type]  # it takes sequences
+    if augment.transform is not None:
+        steps.append(OwnTransform(augment.transform))
     return Distortions(steps) if steps else None
 
 

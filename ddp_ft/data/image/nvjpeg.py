@@ -58,6 +58,9 @@ def check_nvjpeg(config: RunConfig, preprocess: Preprocess, device: torch.device
     if device.type != "cuda":
         message = f"data.decoder = nvjpeg decodes on a CUDA device, and this run computes on the {device.type}."
         raise UserError(message, "Leave data.decoder out.")
+    if config.augment.transform is not None:
+        message = "data.decoder = nvjpeg decodes on the GPU, and augment.transform is called before, in the loader."
+        raise UserError(message, "Leave one of them out.")
     if distortions(preprocess, config.augment) is not None:
         message = "data.decoder = nvjpeg decodes on the GPU, and augment.policy, color_jitter and erasing come before."
         raise UserError(message, "Use --augment light or none, or leave data.decoder out.")

@@ -15,7 +15,7 @@ from ddp_ft.data.image.mixup import Mixing, draw_mixes
 from ddp_ft.data.image.nvjpeg import NVJPEG, EncodedTransform, check_nvjpeg
 from ddp_ft.data.image.pillow import Pixels, known_formats
 from ddp_ft.data.image.preprocess import Preprocess
-from ddp_ft.data.image.transforms import eval_transform, train_transform
+from ddp_ft.data.image.transforms import check_augmentation, eval_transform, train_transform
 from ddp_ft.data.image.value_range import measure
 from ddp_ft.data.image.views import ImageViews, widened
 from ddp_ft.errors import UserError
@@ -79,10 +79,12 @@ class ImageProcessor:
         return ImageProcessor(replace(self.preprocess, value_range=None if ends is None else (ends[0], ends[1])))
 
     def check(self, config: RunConfig, target_kind: str, device: torch.device) -> None:
-        """Raise UserError for mixing or decoding on the GPU that cannot be done."""
+        """Raise UserError for mixing or decoding on the GPU that cannot be done, and for code of the user's own that
+        breaks its contract."""
         if (mixing := Mixing.of(config.augment)) is not None:
             mixing.check(target_kind, config.train)
         check_nvjpeg(config, self.preprocess, device)
+        check_augmentation(config.augment, self.example(1)["image"][0])
 
     def pairs(self, config: RunConfig) -> bool:
         """Whether mixup or cutmix is configured."""

@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.data.image.augment import distortions
+from ddp_ft.data.image.own_transform import check_own_transform
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.undecoded import Box, Image, cut, in_range, size_of
 from ddp_ft.errors import UserError, known_names
@@ -39,6 +40,13 @@ def train_transform(preprocess: Preprocess, augment: AugmentConfig) -> ImageFunc
     Draws from torch's global CPU generator. UserError for an unknown interpolation or policy.
     """
     return _TrainTransform(preprocess, augment)
+
+
+def check_augmentation(augment: AugmentConfig, image: Tensor) -> None:
+    """Try the user's own part of it, if there is one, on an image of the model's size (uint8 3 x H x W). UserError if
+    it breaks its contract."""
+    if augment.transform is not None:
+        check_own_transform(augment.transform, image)
 
 
 def eval_transform(preprocess: Preprocess) -> ImageFunction:
