@@ -79,6 +79,12 @@ def _is_own(frame: FrameType) -> bool:
     return str(frame.f_globals.get("__name__")).startswith(_PREFIX)
 
 
+def described(tensor: Any) -> str:
+    """The shape and dtype of a tensor: "8 x 3 float32"."""
+    shape = " x ".join(map(str, tensor.shape)) or "a single"
+    return f"{shape} {str(tensor.dtype).removeprefix('torch.')}"
+
+
 def digest_of(reference: str) -> str | None:
     """The SHA-256 of the file that 'file.py:attr' names; None if there is none."""
     file = Path(reference.rpartition(":")[0])

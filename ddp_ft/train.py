@@ -5,26 +5,24 @@ from typing import Any
 
 import click
 
+from ddp_ft.cli.early_checks import check_early, check_texts
 from ddp_ft.cli.options import config_options, default_run_dir, given_layers, importing, run_options
 from ddp_ft.cli.output import print_result
+from ddp_ft.cli.own_code import is_own_code_alone, trials
 from ddp_ft.cli.process import run_command
 from ddp_ft.cli.ranks import GroupedCommandOfRanks, run_in_ranks
 from ddp_ft.config.loading import make_config
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.distributed.environment import read_launch
-from ddp_ft.errors import EXIT_DONE, EXIT_STOPPED, UserError
+from ddp_ft.distributed.environment import Launch, read_launch
+from ddp_ft.errors import EXIT_DONE, EXIT_STOPPED
 from ddp_ft.version import __version__
-
-EXAMPLE = """Example:
-  torchrun --nproc_per_node=4 -m ddp_ft.train --data ~/pets --model timm/convnext_tiny.in12k_ft_in1k
-where ~/pets holds one folder of images for each class. No data at hand? ./launch/demo.sh runs a complete demo."""
 
 
 @click.command(cls=GroupedCommandOfRanks)
 @config_options
 @run_options
 @click.option("--extend", is_flag=True, help="Lengthen the run in --run-dir to --epochs.")
-@click.option("--dry-run", is_flag=True, help="Do everything but the steps; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Write nothing, do no step; without --data: try your own code.")
 @click.option("--tune", is_flag=True, help="Measure at the first start what else is decided by fixed rules.")
 @click.option("--quiet", is_flag=True, help="Print warnings and errors alone, as --log-level warning.")
 @click.option("--print-run-dir", is_flag=True, help="Check the options, print the run folder, and do no more.")
@@ -42,7 +40,10 @@ def train(
     layers = given_layers(config_file, flags, assignments)
     layers += [{"log.level": "warning"}] if quiet else []
     config = make_config(*layers)
-    _check_data_and_model(config)
+    if dry_run and not print_run_dir and is_own_code_alone(config):
+        check_texts(config)
+        return _try_own_code(config, launch)
+    check_early(config)
     folder = run_dir or default_run_dir(config)
     if print_run_dir:
         print_result(str(folder.absolute()))
@@ -59,14 +60,13 @@ def train(
     return EXIT_STOPPED if status == "stopped" and not launch.distributed else EXIT_DONE
 
 
-def _check_data_and_model(config: RunConfig) -> None:
-    """Raise UserError for what can be known without torch, whose import takes seconds."""
-    missing = [flag for flag, value in (("--data", config.data.path), ("--model", config.model.name)) if not value]
-    if missing:
-        raise UserError(f"{' and '.join(missing)} must be given.", EXAMPLE)
-    from ddp_ft.cli.early_checks import check_early
-
-    check_early(config)
+def _try_own_code(config: RunConfig, launch: Launch) -> int:
+    with importing():
+        import torch  # noqa: F401  (with garbage collection off, as it makes so many objects)
+    for line in trials(config):
+        if launch.rank == 0:
+            print_result(line)
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -87,29 +87,25 @@ def _mlp_layers(spec: HeadSpec) -> dict[str, nn.Module]:
     return layers
 
 
-def _own_head(spec: HeadSpec) -> nn.Module:
+def own_head(name: str, in_features: int, outputs: int) -> nn.Module:
     """The user's CLASS(in_features, outputs), tried once; UserError if it is not what is expected."""
     expected = "Expected a torch.nn.Module class, made as CLASS(in_features, outputs)."
-    cls = load_object(spec.name)
+    cls = load_object(name)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise UserError(f"{spec.name} is not a class of torch.nn.Module.", expected)
-    with running(f"{spec.name}({spec.in_features}, {spec.outputs}) failed", expected):
-        module: nn.Module = cls(spec.in_features, spec.outputs)
+        raise UserError(f"{name} is not a class of torch.nn.Module.", expected)
+    with running(f"{name}({in_features}, {outputs}) failed", expected):
+        module: nn.Module = cls(in_features, outputs)
     weights = next(module.parameters(), None)
     if weights is None:
-        raise UserError(f"{spec.name} has no parameters to learn.", expected)
-    _check_shape(spec, module, weights.device)
-    return module
-
-
-def _check_shape(spec: HeadSpec, module: nn.Module, device: torch.device) -> None:
-    wanted = f"from 2 x {spec.in_features} to 2 x {spec.outputs}"
-    with running(f"{spec.name} failed {wanted}"), torch.no_grad():
-        outputs = module.eval()(torch.zeros(2, spec.in_features, device=device))
+        raise UserError(f"{name} has no parameters to learn.", expected)
+    wanted = f"from 2 x {in_features} to 2 x {outputs}"
+    with running(f"{name} failed {wanted}"), torch.no_grad():
+        returned = module.eval()(torch.zeros(2, in_features, device=weights.device))
     module.train()
-    if not isinstance(outputs, Tensor) or outputs.shape != (2, spec.outputs):
-        given = " x ".join(map(str, outputs.shape)) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise UserError(f"{spec.name} returned {given}; expected {wanted}.", "A head returns one row for each sample.")
+    if not isinstance(returned, Tensor) or returned.shape != (2, outputs):
+        given = " x ".join(map(str, returned.shape)) if isinstance(returned, Tensor) else type(returned).__name__
+        raise UserError(f"{name} returned {given}; expected {wanted}.", "A head returns one row for each sample.")
+    return module
 
 
 def _drop_input(rate: float, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
@@ -123,7 +119,9 @@ def attach_head(module: nn.Module, spec: HeadSpec) -> None:
     A linear head stays the library's own module.
     """
     if spec.name != LINEAR:
-        layers = _mlp_layers(spec) if is_mlp(spec.name) else {"own": _own_head(spec)}
+        layers = (
+            _mlp_layers(spec) if is_mlp(spec.name) else {"own": own_head(spec.name, spec.in_features, spec.outputs)}
+        )
         parent, _, name = spec.path.rpartition(".")
         setattr(module.get_submodule(parent), name, NewHead(layers, spec.dimensions))
     if not spec.dropout_at:

@@ -109,15 +109,23 @@ class SupervisedTask(Task):
         return known[metric]
 
     def check(self) -> None:
-        """Try the user's own loss and metric on a few samples; UserError if they break their contract."""
+        """As `trials`."""
+        self.trials()
+
+    def trials(self) -> list[str]:
+        """Try the user's own loss and metric on a few samples, and return a line on each. UserError if one breaks its
+        contract."""
         generator = torch.Generator().manual_seed(0)
         samples = min(TRIAL_SAMPLES, 2 * self.outputs + 2)
         outputs = torch.randn(samples, self.outputs, generator=generator)
         target = self.trial_targets(samples, generator)
+        lines = []
         if self.user_metric:
-            self.user_metric.check(self.directions(), *self.metric_inputs(self.predictions(outputs, {}), target))
+            inputs = self.metric_inputs(self.predictions(outputs, {}), target)
+            lines.append(self.user_metric.check(self.directions(), *inputs))
         if self.user_loss:
-            self.user_loss.check(outputs, target)
+            lines.append(self.user_loss.check(outputs, target))
+        return lines
 
     def scored_set(self, predictions: Batch, records: Batch) -> ScoredSet:
         """As in `Task`; a NaN among the predictions counts as 0, an infinite value as the largest or smallest one."""

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 import warnings
 from collections.abc import Callable, Collection
 from functools import cached_property
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ddp_ft.errors import UserError
-from ddp_ft.plugins import instance_of, is_reference, load_object, running
+from ddp_ft.plugins import described, instance_of, is_reference, load_object, running
 
 KEY = "eval.extra"
 EXPECTED = "Expected a class with update(predictions, targets) and compute(), such as a torchmetrics.Metric."
@@ -51,8 +52,9 @@ class UserLoss:
             raise UserError(f"{self.reference} has parameters of its own, which no optimizer would train.", hint)
         return cast(Callable[[Tensor, Tensor], Tensor], loss)
 
-    def check(self, outputs: Tensor, targets: Tensor) -> None:
-        """Call it on some samples; UserError unless it returns one finite value for each, from that sample alone."""
+    def check(self, outputs: Tensor, targets: Tensor) -> str:
+        """Call it on some samples, and return a line on it. UserError unless it returns one finite value for each, from
+        that sample alone, with a finite gradient."""
         outputs = outputs.requires_grad_()
         losses = self._try(outputs, targets)
         if not isinstance(losses, Tensor) or losses.shape != (len(outputs),):
@@ -67,6 +69,16 @@ class UserLoss:
         if alone.shape != (1,) or not torch.allclose(alone, losses[:1], rtol=1e-3, atol=1e-4):
             hint = f"It must compute each sample by itself, and draw nothing at random. {CONTRACT}"
             raise UserError(f"{self.reference} returns another loss for a sample alone than among others.", hint)
+        self._check_gradient(outputs, losses)
+        given = f"outputs {described(outputs)} and targets {described(targets)}"
+        return f"{self.reference}: called with {given}, returned {len(losses)} losses; their gradient is finite."
+
+    def _check_gradient(self, outputs: Tensor, losses: Tensor) -> None:
+        with running(f"The gradient of {self.reference} cannot be computed"):
+            (gradient,) = torch.autograd.grad(losses.sum(), outputs)
+        if not bool(gradient.isfinite().all()):
+            hint = "A root or a logarithm at 0 has such a gradient, also where torch.where hides its value."
+            raise UserError(f"{self.reference} has a gradient that is not finite for ordinary outputs.", hint)
 
     def _try(self, outputs: Tensor, targets: Tensor) -> Tensor:
         loss = self._loss
@@ -113,13 +125,16 @@ class UserMetric:
             raise UserError(f"eval.metric = '{self.name}': {self.reference} has no higher_is_better.", hint)
         return answer
 
-    def check(self, taken: Collection[str], predictions: Tensor, targets: Tensor) -> None:
-        """Try it on a few samples, before the training; UserError also for a name that is `taken`."""
+    def check(self, taken: Collection[str], predictions: Tensor, targets: Tensor) -> str:
+        """Try it on a few samples, before the training, and return a line on it. UserError also for a name that is
+        `taken`."""
         if self.name in taken:
             raise UserError(f"{KEY}: the metric {self.name} is computed anyway.", "Give the class another name.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # random answers may be odd
-            self.compute(predictions, targets)
+            value = self.compute(predictions, targets)
+        given = f"predictions {described(predictions)} and targets {described(targets)}"
+        return f"{self.reference}: the metric {self.name}, called with {given}, returned {value:.4g}."
 
     @cached_property
     def _class(self) -> Any:
@@ -142,6 +157,8 @@ class UserMetric:
 
 def _keep_local(metric: Any) -> None:
     """Turn torchmetrics' own synchronisation off: the other ranks compute nothing and would never join it."""
+    if "torchmetrics" not in sys.modules:  # it takes two seconds to import, and the metric has not needed it
+        return
     from torchmetrics import Metric
 
     for part in metric.modules() if isinstance(metric, nn.Module) else ():

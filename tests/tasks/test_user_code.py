@@ -72,6 +72,7 @@ def test_loss_of_the_users_own_for_other_tasks(tmp_path):
         ("def mine(o, t): return o.sum(1) * torch.rand(len(o))", ["another loss", "random"]),
         ("def mine(o, t): return o.sum(1).squeeze()", ["another loss"]),
         ("def mine(o, t): return o.sum(1) / 0", ["inf", "ordinary outputs", "finite values"]),
+        ("def mine(o, t): return o.sum(1) + (o - o).sqrt().sum(1)", ["gradient", "not finite"]),
         ("def mine(o, t): return o - t", ["failed on outputs (8, 3) and targets (8,)", "RuntimeError"]),
         ("def mine(): raise RuntimeError('no, never')", ["no, never", "without arguments"]),
         ("class mine:\n    def __init__(self, weight): pass", ["weight", "without arguments"]),

@@ -9,7 +9,7 @@ from torchvision.tv_tensors import Image
 
 from ddp_ft.data.rng import drawing_from, others_drawing_from_torch
 from ddp_ft.errors import UserError
-from ddp_ft.plugins import instance_of, running
+from ddp_ft.plugins import described, instance_of, running
 
 KEY = "augment.transform"
 EXPECTED = "It is called with an image, uint8 3 x H x W, and must return one of the same shape and dtype."
@@ -37,28 +37,22 @@ class OwnTransform:
 
     def __call__(self, image: Tensor) -> Tensor:
         """uint8 3 x H x W -> the same. UserError if the code fails or returns something else."""
-        with running(f"{KEY}: {self.reference} failed on {_described(image)}", EXPECTED), others_drawing_from_torch():
+        with running(f"{KEY}: {self.reference} failed on {described(image)}", EXPECTED), others_drawing_from_torch():
             found = self._function(Image(image))
         if not isinstance(found, Tensor):
             raise UserError(f"{KEY}: {self.reference} returned a {type(found).__name__}.", EXPECTED)
-        if (found.shape, found.dtype, found.device) != (image.shape, image.dtype, image.device):
+        if (found.shape, found.dtype) != (image.shape, image.dtype) or found.device != image.device:
             hint = f"{EXPECTED} Values in 0..1 become such an image by v2.ToDtype(torch.uint8, scale=True)."
-            raise UserError(f"{KEY}: {self.reference} returned {_described(found)} for {_described(image)}.", hint)
+            raise UserError(f"{KEY}: {self.reference} returned {described(found)} for {described(image)}.", hint)
         return found.as_subclass(Tensor)
 
     def __reduce__(self) -> tuple[type["OwnTransform"], tuple[str]]:
         return OwnTransform, (self.reference,)
 
 
-def _described(image: Tensor) -> str:
-    shape = " x ".join(map(str, image.shape)) or "a single value"
-    where = "" if image.device.type == "cpu" else f" on {image.device.type}"
-    return f"{shape} {str(image.dtype).removeprefix('torch.')}{where}"
-
-
-def check_own_transform(reference: str, image: Tensor) -> None:
-    """Call it with an image (uint8 3 x H x W) before the training; UserError if it fails, or returns something else, or
-    another image for the same draws."""
+def check_own_transform(reference: str, image: Tensor) -> str:
+    """Call it with an image (uint8 3 x H x W) before the training, and return what was seen. UserError if it fails, or
+    returns something else, or another image for the same draws."""
     transform = OwnTransform(reference)
     results = []
     for _ in range(2):
@@ -70,3 +64,4 @@ def check_own_transform(reference: str, image: Tensor) -> None:
             "numpy, which are seeded for each image: else a resumed run would not repeat."
         )
         raise UserError(f"{KEY}: {reference} returned two images for the same image and the same draws.", hint)
+    return f"called with an image {described(image)}, returned one of that shape, and the same for the same draws"
