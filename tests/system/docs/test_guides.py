@@ -23,6 +23,13 @@ def commands_of(guide: str) -> list[str]:
     return [line.split("   #")[0].rstrip() for block in blocks for line in block.splitlines() if line]
 
 
+def write_files_of(guide: str, folder: Path) -> None:
+    """Each file of Python on the page, whose first line is its name."""
+    text = (DOCS / guide).read_text(encoding="utf-8")
+    for name, content in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", text, flags=re.DOTALL):
+        (folder / name).write_text(content)
+
+
 def smaller(command: str) -> str:
     """The same on the tiny data: fewer epochs, where nothing else counts on their number."""
     command = re.sub(r"--model \S+", f"--model {TINY} --image-size 32 --weights none --batch-size 8", command)
@@ -56,9 +63,7 @@ def test_the_commands_of_a_guide_run_in_their_order(guide, shapes, tmp_path):
 @pytest.mark.timeout(600)
 def test_the_commands_of_the_page_on_own_models(shapes, tmp_path):
     """With the page's own network, another script's checkpoint and a folder of timm, instead of the tiny model."""
-    text = (DOCS / "own_model.md").read_text(encoding="utf-8")
-    (network,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    (tmp_path / "net.py").write_text(network)
+    write_files_of("own_code.md", tmp_path)
     (tmp_path / "pets").symlink_to(shapes)
     state = timm.create_model("resnet18", num_classes=5).state_dict()
     torch.save(
