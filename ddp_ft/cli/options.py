@@ -148,7 +148,7 @@ def default_run_dir(config: RunConfig) -> Path:
     """runs/<data>-<model>, both by their last names."""
     assert config.data.path is not None and config.model.name is not None
     model = config.model.name.rsplit("/", 1)[-1].replace(":", "-")
-    return Path("runs") / f"{config.data.path.resolve().name}-{model}"
+    return Path("runs") / f"{config.data.path.resolve().name.replace(':', '-')}-{model}"
 
 
 @contextmanager

@@ -7,23 +7,30 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from ddp_ft.config.schema import HeadConfig, LossConfig, RunConfig
+from ddp_ft.config.paths import code_file
+from ddp_ft.config.schema import LossConfig, RunConfig
 from ddp_ft.config.tasks import TASKS
 from ddp_ft.errors import UserError
-from ddp_ft.plugins import is_reference
+from ddp_ft.plugins import described, is_reference
 
-# The outputs for which code is tried, by the kind of targets, and the features of a head that is tried alone.
+# The outputs for which code is tried, by the kind of targets.
 NAMES = {"label": ("a", "b", "c"), "labels": ("a", "b", "c"), "numbers": ("a",)}
-FEATURES = 64
 IMAGE_SIZE = 224
 
 
 def is_own_code_alone(config: RunConfig) -> bool:
-    """Whether there is no data, and no model but one of the user's own, and something is of their own."""
-    model = config.model.name or ""
-    if config.data.path or (model and not is_reference(model)):
+    """Whether data or model is not given, the other one is none but the user's own, and something is of their own."""
+    data, model = config.data.path, config.model.name or ""
+    if (data and (model or not code_file(data))) or (model and not is_reference(model)):
         return False
-    named = (model, config.loss.name, config.head.name, config.eval.extra or "", config.augment.transform or "")
+    named = (
+        str(data or ""),
+        model,
+        config.loss.name,
+        config.head.name,
+        config.eval.extra or "",
+        config.augment.transform or "",
+    )
     return any(map(is_reference, named))
 
 
@@ -35,9 +42,15 @@ def trials(config: RunConfig) -> Iterator[str]:
     if is_reference(config.loss.name) or config.eval.extra:
         yield from _task_trials(config, names)
     if config.model.name:
-        yield _model_trial(config, config.model.name, len(names))
+        from ddp_ft.models.own_code import model_trial
+
+        yield model_trial(config.model, config.head, len(names))
     elif is_reference(config.head.name):
-        yield _head_trial(config.head, len(names))
+        from ddp_ft.models.own_code import head_trial
+
+        yield head_trial(config.head.name, len(names))
+    if config.data.path:
+        yield _data_trial(config)
     if config.augment.transform:
         yield _transform_trial(config.augment.transform, config.model.image_size or IMAGE_SIZE)
 
@@ -68,33 +81,6 @@ def _task_trials(config: RunConfig, names: tuple[str, ...]) -> list[str]:
     return lines
 
 
-def _model_trial(config: RunConfig, name: str, outputs: int) -> str:
-    from ddp_ft.models import build_model
-    from ddp_ft.models.introspection import Trial
-    from ddp_ft.models.rehearsal import rehearse
-
-    model = config.model
-    built = build_model(name, outputs, model.image_size, "none", config.head, model.drop_path)
-    seen = rehearse(built.module, Trial(built.processor, built.call), name, both_modes=True, may_differ=False)
-    height, width = built.processor.shape()
-    count = sum(each.numel() for each in built.module.parameters())
-    ends = f"ends with its head, {built.head_path}" if built.head_path else "does not end with its head"
-    unused = f"; {len(seen.unused)} parameters have no part in the outputs" if seen.unused else ""
-    return (
-        f"{name}: called with images B x 3 x {height} x {width} float32, returned B x {outputs} outputs in training "
-        f"and in evaluation; {count:,} parameters; it {ends}{unused}."
-    )
-
-
-def _head_trial(head: HeadConfig, outputs: int) -> str:
-    from ddp_ft.models.head import own_head
-
-    module = own_head(head.name, FEATURES, outputs)
-    count = sum(each.numel() for each in module.parameters())
-    given = f"features 2 x {FEATURES} float32"
-    return f"{head.name}: called with {given}, returned 2 x {outputs} outputs; {count:,} parameters."
-
-
 def _transform_trial(reference: str, size: int) -> str:
     import torch
 
@@ -102,3 +88,19 @@ def _transform_trial(reference: str, size: int) -> str:
 
     image = torch.randint(256, (3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return f"{reference}: {check_own_transform(reference, image)}."
+
+
+def _data_trial(config: RunConfig) -> str:
+    from ddp_ft.contracts import BadSample
+    from ddp_ft.data.splits.open import open_splits
+    from ddp_ft.tasks.registry import describe_choice
+
+    splits = open_splits(config.data, config.seed, task=config.task)
+    sizes = {"train": splits.train, "val": splits.val, "test": splits.test}
+    counts = ", ".join(f"{len(source)} {role}" for role, source in sizes.items() if source is not None)
+    drawn = "" if splits.record["given"] else ", where val is drawn from train"
+    try:
+        first = described(splits.train.read(0)["image"])
+    except BadSample as error:
+        raise UserError(f"{config.data.path}: {error}.", "It is the first sample for training.") from error
+    return f"{config.data.path}: {counts}{drawn}; {describe_choice(config, splits.schema)}; first image {first}."

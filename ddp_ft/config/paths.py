@@ -38,6 +38,12 @@ def _value(name: str, text: str) -> str:
     raise UserError(f"{text}: the variable ${name} is {state}.", f"Set it (export {name}=...), or give the whole path.")
 
 
+def code_file(path: Path) -> Path | None:
+    """The file of data that is FILE.py:NAME, code of the user's own; None for a folder or a table."""
+    where, _, name = str(path).rpartition(":")
+    return Path(where) if where.endswith(".py") and name else None
+
+
 def path_of(text: str) -> Path:
     """`expanded` as a path."""
     return Path(expanded(text))

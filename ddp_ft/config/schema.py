@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_ft.config.keys import Key, key, length_key, machine_key
+from ddp_ft.config.paths import code_file
 from ddp_ft.config.runtime import CheckpointConfig, ComputeConfig, EmaConfig, EvalConfig, LogConfig
 from ddp_ft.config.tasks import TASKS
 
@@ -27,7 +28,7 @@ class DataConfig:
 
     path: Path | None = machine_key(
         None,
-        "Folder with train/, val/ and perhaps test/, or with one folder a class; or a CSV or Parquet table.",
+        "Folder with train/, val/ and perhaps test/, or one folder a class; a CSV or Parquet table; or FILE.py:NAME.",
         flag="--data",
     )
     image: str = key("image", "Table: column of the images' paths, relative to the table.")
@@ -97,6 +98,11 @@ class DataConfig:
         low=0,
         high=1,
     )
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is something at the path."""
+        return self.path is not None and (code_file(self.path) or self.path).exists()
 
 
 @dataclass(frozen=True)

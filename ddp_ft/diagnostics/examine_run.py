@@ -56,16 +56,13 @@ def _open(known: Examination, world: "World") -> "Splits | None":
 
 
 def _survey(known: Examination, splits: "Splits", composed: "Run | None") -> Iterator[Finding]:
-    from ddp_ft.data.survey import survey
-    from ddp_ft.diagnostics.images import about_survey, grey_levels
+    from ddp_ft.diagnostics.images import examine_images
 
     if splits.train.kind != "image":
         return
     sources = {"train": splits.train, "val": splits.val, **({"test": splits.test} if splits.test else {})}
-    found = survey(sources, known.report or (lambda done, total: None))
     size = None if composed is None else composed.model.processor.shape()
-    yield from about_survey(found, known.config.data.on_error == "skip", size)
-    yield from grey_levels(splits.train, known.config.data.range)
+    yield from examine_images(sources, known.config.data, size, known.report)
 
 
 def _compose(known: Examination, world: "World", splits: "Splits") -> "Run":

@@ -1,13 +1,17 @@
 """Findings about the images, from a survey of all of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from ddp_ft.contracts import Source
+from ddp_ft.config.paths import code_file
+from ddp_ft.config.schema import DataConfig
+from ddp_ft.contracts import LabelledSource, Source
+from ddp_ft.data.bad_samples.find import read_all
 from ddp_ft.data.image.value_range import LEAST_USE, levels_used, parse_range, range_of, sample_values
-from ddp_ft.data.survey import ALPHA, ANIMATED, CMYK, DEEP, PALETTE, SUFFIX, TURNED, Survey
+from ddp_ft.data.survey import ALPHA, ANIMATED, CMYK, DEEP, PALETTE, SUFFIX, TURNED, Survey, survey
+from ddp_ft.diagnostics.examination import Progress
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
 from ddp_ft.errors import printable
 from ddp_ft.texts import plural
@@ -27,6 +31,19 @@ _BECOME = {
 }
 
 
+def examine_images(
+    sources: Mapping[str, LabelledSource], data: DataConfig, size: tuple[int, ...] | None, report: Progress
+) -> Iterator[Finding]:
+    """All findings of these sets, which are read for it; of a data set of the user's own whether it can be read, since
+    its code alone knows what its images are. `size`: as in `about_survey`."""
+    tolerates = data.on_error == "skip"
+    if data.path is not None and code_file(data.path):
+        yield readable_by_code(sources, tolerates)
+        return
+    yield from about_survey(survey(sources, report or (lambda done, total: None)), tolerates, size)
+    yield from grey_levels(sources["train"], data.range)
+
+
 def about_survey(found: Survey, tolerates: bool, input_size: tuple[int, ...] | None) -> Iterator[Finding]:
     """All findings. `tolerates`: damaged images do not end the run (data.on_error = skip). `input_size`: the model's
     (height, width); None: it is not known."""
@@ -38,10 +55,21 @@ def about_survey(found: Survey, tolerates: bool, input_size: tuple[int, ...] | N
 
 def readable(found: Survey, tolerates: bool) -> Finding:
     """Images that cannot be read to their end."""
-    count = len(found.damaged)
-    text = f"{count} of {plural(len(found), 'image')} cannot be read" if count else f"all {len(found)} images"
-    remedy = "Mend or remove them" + ("." if tolerates else ", or train without them: --set data.on_error=skip.")
     paths = [f"{_path(found, number)}: {printable(reason)}" for number, reason in found.damaged.items()]
+    return _readable(paths, len(found), tolerates)
+
+
+def readable_by_code(sources: Mapping[str, Source], tolerates: bool) -> Finding:
+    """The same for a data set of the user's own, whose images are read by its code alone."""
+    damaged = [(source.name(index), reason) for source in sources.values() for index, reason in read_all(source)]
+    paths = [f"{printable(name)}: {printable(reason)}" for name, reason in damaged]
+    return _readable(paths, sum(map(len, sources.values())), tolerates)
+
+
+def _readable(paths: Sequence[str], images: int, tolerates: bool) -> Finding:
+    count = len(paths)
+    text = f"{count} of {plural(images, 'image')} cannot be read" if count else f"all {images} images"
+    remedy = "Mend or remove them" + ("." if tolerates else ", or train without them: --set data.on_error=skip.")
     verdict = WARNING if tolerates else PROBLEM
     damaged = Finding("readable", verdict, text, remedy, float(count), "images", tuple(paths[:_KEPT]))
     return damaged.unless(not count)

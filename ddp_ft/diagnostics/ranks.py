@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ddp_ft.config.paths import code_file
 from ddp_ft.diagnostics.disk import nearest_folder
 from ddp_ft.diagnostics.finding import OK, PROBLEM, WARNING, Finding
 from ddp_ft.diagnostics.versions import all_versions, differing
@@ -92,6 +93,7 @@ def hash_names(data: Path) -> str:
     """A hash of a table's bytes, or of the names in the two upper levels of a data set's folder."""
     digest = hashlib.blake2b(digest_size=8)
     try:
+        data = code_file(data) or data
         if data.is_file():
             return hashlib.blake2b(data.read_bytes(), digest_size=8).hexdigest()
         names = sorted(entry.name for entry in os.scandir(data))

@@ -20,7 +20,7 @@ from ddp_ft.run_folder.bad_batches import bad_batch_weights
 from ddp_ft.run_folder.checkpoints import load_checkpoint, step_of
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.training.build import compose
-from ddp_ft.training.plan import Plan
+from ddp_ft.training.plan import Plan, references_of
 from ddp_ft.training.request import Request
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
@@ -62,7 +62,7 @@ def compose_stored(
         log(f"Note: the run was on {plan.device}, this is {device.type}: the last digits differ.")
     layers = read_config_file(folder.path / "config.yaml"), here
     config = make_config(*layers, recipe=plan.recipe)
-    refuse_code_inside(folder.path, [config.model.name, config.head.name, config.loss.name, config.eval.extra])
+    refuse_code_inside(folder.path, [*references_of(config), config.data.path])
     if config.freeze.cache_features:
         raise UserError(
             f"{folder.path} trained its head on features (freeze.cache_features); replay is for steps on images."

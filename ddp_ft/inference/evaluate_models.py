@@ -16,7 +16,7 @@ from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import connect
 from ddp_ft.errors import UserError
 from ddp_ft.inference.scoring import TIMEOUT_MINUTES, combine_members, load_ensemble, make_loader, make_scorer
-from ddp_ft.inference.trained_model import Trained
+from ddp_ft.inference.trained_model import Trained, refuse_code_inside
 from ddp_ft.run_folder.folder import RunFolder
 
 
@@ -78,15 +78,16 @@ def _own_data(model: Path) -> Path:
     stored = _run_of(model).stored_config()
     if stored is None or stored.data.path is None:
         raise UserError(f"{model} belongs to no run folder, whose data could be used.", "Name data: --data DATA.")
-    if not stored.data.path.exists():
+    if not stored.data.is_there:
         raise UserError(f"The run's data, {stored.data.path}, is not there any more.", "Name it: --data DATA.")
+    refuse_code_inside(_run_of(model).path, [stored.data.path])
     return stored.data.path
 
 
 def own_validation(model: Path, trained: Trained) -> Source | None:
     """The validation set of the model's own run; None if it is not there, or has changed."""
     stored = _run_of(model).stored_config()
-    if stored is None or stored.data.path is None or not stored.data.path.exists():
+    if stored is None or stored.data.path is None or not stored.data.is_there:
         return None
     with suppress(UserError):
         return open_source(model, stored.data.path, None, trained)[1]

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from ddp_ft.config.paths import code_file
 from ddp_ft.contracts import PROBE
 from ddp_ft.data.sources.table_file import is_table
 from ddp_ft.errors import printable, shortened
@@ -70,6 +71,8 @@ def _base_model(facts: RunFacts) -> str | None:
 def _data_type(facts: RunFacts) -> str:
     """The form of the data, as the hub's loaders call it."""
     path = facts.config.data.path
+    if path is not None and code_file(path):
+        return "custom"
     return path.suffix.lstrip(".").lower() if path is not None and is_table(path) else "imagefolder"
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddp_ft.config.paths import code_file
 from ddp_ft.contracts import BadSample, LabelledSource, Processor
 from ddp_ft.data.image.pillow import Pixels
 from ddp_ft.data.open_sample import open_sample
@@ -59,6 +60,8 @@ def open_evaluated(facts: RunFacts, split: str, data: Path | None = None) -> Lab
     path = data or facts.config.data.path
     if path is None:
         raise UserError("The run names no data.")
+    if data is None and code_file(path):  # a run folder is data, and may name code of others
+        raise UserError(f"they come from code, {path}, which is run only if it is named: --data {path}")
     config, scored_set = replace(facts.config.data, path=path), facts.scored_sets[split]
     schema = schema_in(path, facts.task.kinds, facts.names)
     # Damaged images are searched for, by reading all, only if some were left out.

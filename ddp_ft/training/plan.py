@@ -147,11 +147,14 @@ def make_plan(config: RunConfig, machine: Machine, built: BuiltModel, samples: t
     )
 
 
+def references_of(config: RunConfig) -> list[str]:
+    """Return the settings that may name code of the user's own, but for the data."""
+    named = (config.model.name, config.head.name, config.loss.name, config.eval.extra, config.augment.transform)
+    return [name for name in named if name]
+
+
 def _digests(config: RunConfig) -> dict[str, str]:
-    named = (
-        config.model.name, config.head.name, config.loss.name, config.eval.extra, config.augment.transform,
-    )  # fmt: skip
-    found = {reference: digest_of(reference) for reference in named if reference}
+    found = {reference: digest_of(reference) for reference in references_of(config)}
     return {reference: digest for reference, digest in found.items() if digest}
 
 

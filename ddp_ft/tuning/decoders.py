@@ -67,7 +67,5 @@ class Decoding:
         return replace(self.preprocess, decoder=FULL if decoder == PILLOW else decoder)
 
     def _open(self, address: Address, decoder: str) -> Image:
-        if decoder == PILLOW:
-            return decode_by_pillow(self.source.name(address.index))
         image: Image = open_sample(self.source, address.index)["image"]
-        return image
+        return decode_by_pillow(image.path) if decoder == PILLOW and isinstance(image, JpegFile) else image

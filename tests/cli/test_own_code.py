@@ -32,6 +32,14 @@ class Wrong:
 
 def darker(image): return image // 2
 
+class Data:
+    targets = ["a", "b"] * 20
+    def __init__(self, role): pass
+    def __len__(self): return 40
+    def __getitem__(self, i): return torch.zeros(3, 20, 30, dtype=torch.uint8), self.targets[i]
+
+def data(role): return Data(role) if role == "train" else None
+
 class Net(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
@@ -66,6 +74,10 @@ def test_each_piece_alone_and_all_together(code: Path, capsys: pytest.CaptureFix
         [line] = tried(capsys, *options.split(), "--image-size", "64")
         name = options.split("=")[-1].split()[-1]
         assert line.startswith(f"{name}: ") and expected in line
+    [line] = tried(capsys, "--data", "own.py:data")
+    assert (
+        line.startswith("own.py:data: 34 train, 6 val, where val is drawn from train") and "3 x 20 x 30 uint8" in line
+    )
     lines = tried(capsys, *" ".join(pieces).split(), "--metric", "wrong")
     assert len(lines) == 4, "a head is tried in the model"
     assert sorted(each.name for each in code.iterdir() if each.name != "__pycache__") == ["own.py"]
@@ -89,6 +101,7 @@ def test_what_breaks_its_contract_and_what_is_none_of_the_users_own(code: Path) 
         ("--loss focal", "--data and --model must be given"),
         ("--loss own.py:Loss --model timm/test_resnet", "--data must be given"),
         ("--loss own.py:Loss --data pets", "--model must be given"),
+        ("--data own.py:darker", "own.py:darker"),
     ):
         with pytest.raises(UserError, match=expected):
             train.main([*options.split(), "--dry-run"], standalone_mode=False)

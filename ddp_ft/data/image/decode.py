@@ -156,7 +156,7 @@ def _damage_named(path: Readable) -> Iterator[None]:
     except UserError:  # the limit of pixels is no number
         raise
     except Exception as error:  # a damaged file can raise almost anything: OSError, SyntaxError, struct.error...
-        kind = StorageFault if _is_of_the_machine(error) else BadSample
+        kind = StorageFault if is_of_the_machine(error) else BadSample
         raise kind(f"{path}: {_reason(error, path)}") from error
 
 
@@ -169,7 +169,8 @@ def _read_jpeg(path: Path | str) -> bytes:
         return file.readall()
 
 
-def _is_of_the_machine(error: Exception) -> bool:
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether an error of reading is none of the file itself, so that another try may succeed."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno not in _OF_THE_FILE
     return isinstance(error, MemoryError)

@@ -146,6 +146,8 @@ def _check_folder(folder: Path) -> None:
         check_scannable(folder, f"--data {folder}")
         return
     if folder.exists():
+        if folder.suffix == ".py":
+            raise UserError(f"--data {folder} names no data set in it.", f"Did you mean {folder}:NAME?")
         hint = f"A table ends in {', '.join(SUFFIXES)}. Unpack an archive first."
         raise UserError(f"--data {folder} is a file; expected a folder or a table.", hint)
     near = next(parent for parent in folder.absolute().parents if parent.is_dir())

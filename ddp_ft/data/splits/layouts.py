@@ -10,7 +10,7 @@ from ddp_ft.contracts import LabelledSource, Schema
 from ddp_ft.data.splits.record import SplitRequest, Splits
 
 # Imported when needed, and tried in this order; a folder takes the rest. A further layout is a file and a line here.
-LAYOUTS = ["ddp_ft.data.splits.table", "ddp_ft.data.splits.folder"]
+LAYOUTS = ["ddp_ft.data.splits.own", "ddp_ft.data.splits.table", "ddp_ft.data.splits.folder"]
 
 
 class Layout(Protocol):

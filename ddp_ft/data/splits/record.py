@@ -53,7 +53,7 @@ class Splits:
         if stored is not None and stored["fingerprint"] != self.fingerprint:
             changes = describe_changes(stored.get("inventory"), self.inventory)
             raise UserError(
-                f"{run_dir} holds a run on other data: {changes or 'files, their sizes or their labels differ'}.",
+                f"{run_dir} holds a run on other data: {changes or 'files, their sizes, their labels or their code differ'}.",
                 "Choose another folder with --run-dir, or bring back the data of that run.",
             )
 

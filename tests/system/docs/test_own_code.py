@@ -1,19 +1,22 @@
 """docs/own_code.md keeps its word: its code is checked and trained by its commands, and the options that it names take
 code."""
 
+import json
 import shlex
 from pathlib import Path
 
 import pytest
 
 from ddp_ft.config.schema import KEYS
+from ddp_ft.evaluate import evaluate
 from ddp_ft.train import train
 from tests.support.runs import column, read
 from tests.system.docs.test_guides import DOCS, commands_of, write_files_of
 
 PAGE = (DOCS / "own_code.md").read_text(encoding="utf-8")
 CHECKS = [command for command in commands_of("own_code.md") if "--dry-run" in command]
-[TRAINING] = [command for command in commands_of("own_code.md") if command not in CHECKS]
+*DATA, TRAINING = [command for command in commands_of("own_code.md") if command not in CHECKS]
+SMALL = shlex.split("--image-size 32 --epochs 1 --batch-size 8 --device cpu --workers 0 --set log.pictures=false")
 
 
 @pytest.fixture
@@ -26,8 +29,9 @@ def folder(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 def call(command: str, *more: str) -> None:
     program, name, *words = shlex.split(command.replace("~/pets", "pets"))
-    assert (program, name) == ("ddp-ft", "train")
-    assert train.main([*words, *more], standalone_mode=False) == 0
+    assert program == "ddp-ft"
+    called = {"train": train, "evaluate": evaluate}[name]
+    assert called.main([*words, *more], standalone_mode=False) == 0
 
 
 def test_its_checks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,11 +44,21 @@ def test_its_checks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_its_training(folder: Path) -> None:
-    options = "--image-size 32 --epochs 1 --batch-size 8 --device cpu --workers 0 --set log.pictures=false"
-    call(TRAINING, *options.split(), "--set", "log.report=false")
+    call(TRAINING, *SMALL, "--set", "log.report=false")
     run = folder / "runs" / "own"
     assert 0 <= column(run, "worst_recall", "val")[0] <= 1
-    assert {name.partition(":")[0] for name in read(run, "plan.json")["code"]} == {f.name for f in folder.glob("*.py")}
+    used = {file.name for file in folder.glob("*.py")} - {"plates.py"}
+    assert {name.partition(":")[0] for name in read(run, "plan.json")["code"]} == used
+
+
+def test_its_data_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also the report at the end of the run has its images."""
+    training, evaluation = DATA
+    call(training, *SMALL)
+    capsys.readouterr()
+    call(evaluation, "--device", "cpu")
+    assert json.loads(capsys.readouterr().out)["samples"] == 40
+    assert "test[" in (folder / "runs" / "plates" / "report.html").read_text()
 
 
 def test_its_options() -> None:
