@@ -99,7 +99,7 @@ def log_evaluation(run: Run, progress: Progress, evaluation: Evaluation, split: 
         ("6_least_certain_correct", scored_set.least_certain(SHOWN_SAMPLES)),
         ("7_correct_examples", scored_set.correct_examples(SHOWN_SAMPLES)),
     ):
-        if source.kind == "image" and any(Path(source.name(index)).is_file() for index in indices):
+        if indices and source.kind == "image" and any(Path(source.name(index)).is_file() for index in indices):
             files, captions = _samples(scored_set, source, indices)
             trackers.draw(f"{group}/{tag}", step, charts.files_png, files, captions)
     for name, there, probability in scored_set.decisions(MOST_CURVES):
