@@ -5,15 +5,14 @@ from typing import Any
 
 import click
 
-from ddp_ft.cli.early_checks import check_early, check_texts
+from ddp_ft.cli.early_checks import check_early
 from ddp_ft.cli.options import config_options, default_run_dir, given_layers, importing, run_options
 from ddp_ft.cli.output import print_result
-from ddp_ft.cli.own_code import is_own_code_alone, trials
+from ddp_ft.cli.own_code import is_own_code_alone, try_own_code
 from ddp_ft.cli.process import run_command
 from ddp_ft.cli.ranks import GroupedCommandOfRanks, run_in_ranks
 from ddp_ft.config.loading import make_config
-from ddp_ft.config.schema import RunConfig
-from ddp_ft.distributed.environment import Launch, read_launch
+from ddp_ft.distributed.environment import read_launch
 from ddp_ft.errors import EXIT_DONE, EXIT_STOPPED
 from ddp_ft.version import __version__
 
@@ -41,8 +40,7 @@ def train(
     layers += [{"log.level": "warning"}] if quiet else []
     config = make_config(*layers)
     if dry_run and not print_run_dir and is_own_code_alone(config):
-        check_texts(config)
-        return _try_own_code(config, launch)
+        return try_own_code(config, launch.rank == 0)
     check_early(config)
     folder = run_dir or default_run_dir(config)
     if print_run_dir:
@@ -58,15 +56,6 @@ def train(
     status = fine_tune(Request(folder, tuple(layers), extend, dry_run, tune), launch)
     # For a worker of torchrun a stop is a success: the agent would restart or report any other exit code.
     return EXIT_STOPPED if status == "stopped" and not launch.distributed else EXIT_DONE
-
-
-def _try_own_code(config: RunConfig, launch: Launch) -> int:
-    with importing():
-        import torch  # noqa: F401  (with garbage collection off, as it makes so many objects)
-    for line in trials(config):
-        if launch.rank == 0:
-            print_result(line)
-    return EXIT_DONE
 
 
 if __name__ == "__main__":

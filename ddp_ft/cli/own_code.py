@@ -8,9 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from ddp_ft.config.paths import code_file
+from ddp_ft.cli.early_checks import check_texts
+from ddp_ft.cli.options import importing
+from ddp_ft.cli.output import print_result
 from ddp_ft.config.schema import LossConfig, RunConfig
 from ddp_ft.config.tasks import TASKS
-from ddp_ft.errors import UserError
+from ddp_ft.errors import EXIT_DONE, UserError
 from ddp_ft.plugins import described, is_reference
 
 # The outputs for which code is tried, by the kind of targets.
@@ -32,6 +35,18 @@ def is_own_code_alone(config: RunConfig) -> bool:
         config.augment.transform or "",
     )
     return any(map(is_reference, named))
+
+
+def try_own_code(config: RunConfig, prints: bool) -> int:
+    """Try it, print a line on each piece, and return the exit code. UserError for the first that breaks its
+    contract."""
+    check_texts(config)
+    with importing():
+        import torch  # noqa: F401  (with garbage collection off, as it makes so many objects)
+    for line in trials(config):
+        if prints:
+            print_result(line)
+    return EXIT_DONE
 
 
 def trials(config: RunConfig) -> Iterator[str]:

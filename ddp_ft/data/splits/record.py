@@ -52,8 +52,9 @@ class Splits:
         """UserError if `stored`, the run's split.json, is of other data: files, sizes or labels have changed since."""
         if stored is not None and stored["fingerprint"] != self.fingerprint:
             changes = describe_changes(stored.get("inventory"), self.inventory)
+            found = changes or "files, their sizes, their labels or their code differ"
             raise UserError(
-                f"{run_dir} holds a run on other data: {changes or 'files, their sizes, their labels or their code differ'}.",
+                f"{run_dir} holds a run on other data: {found}.",
                 "Choose another folder with --run-dir, or bring back the data of that run.",
             )
 
