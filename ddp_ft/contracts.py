@@ -293,6 +293,10 @@ class Task(Protocol):
         """What one of the `answers` decides, to compare with another model's, and its margin to another decision, 0 to
         1; (None, 1.0) if nothing is decided."""
 
+    def deciding_at(self, thresholds: Sequence[float]) -> "Task":
+        """The task by which a label is there from these probabilities on, one for each name; UserError if it has no
+        thresholds."""
+
     def columns(self) -> dict[str, type]:
         """The columns of a table of predictions, and their types: str, float, or list (of str)."""
 

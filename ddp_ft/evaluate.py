@@ -4,14 +4,20 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.cli.options import PATH, Asked, asked_options, data_settings, data_settings_option, importing
+from ddp_ft.cli.options import PATH, asked_options, data_settings, data_settings_option, importing
 from ddp_ft.cli.output import json_text, print_note, print_result
 from ddp_ft.cli.process import run_command
 from ddp_ft.cli.ranks import CommandOfRanks, run_in_ranks
 from ddp_ft.distributed.environment import read_launch
 from ddp_ft.errors import EXIT_DONE
 from ddp_ft.files import to_json, write_text
+from ddp_ft.inference.asked import VALIDATION, Asked
 from ddp_ft.run_folder.output_path import check_output_file
+
+_NOT_HONEST = (
+    "Note: the thresholds were chosen for the largest F1 on the run's validation images. On these, F1 and exact_match "
+    "are better than on new ones: --split test, or other data, shows how good they are."
+)
 
 
 @click.command(cls=CommandOfRanks)
@@ -39,8 +45,10 @@ def evaluate(
     with importing():
         from ddp_ft.inference.evaluate_models import Request, score_models
 
-    metrics = score_models(Request(asked.models, data, split, asked.views, asked.device, settings), launch)
+    metrics = score_models(Request(asked, data, split, settings), launch)
     if launch.rank == 0:
+        if asked.thresholds == VALIDATION and metrics["split"] != "test":
+            click.echo(_NOT_HONEST, err=True)
         if output:
             write_text(output, to_json(metrics), durable=False)
         (print_note if output else print_result)(json_text(metrics))

@@ -5,12 +5,13 @@ from typing import BinaryIO, cast
 
 import click
 
-from ddp_ft.cli.options import PATH, PATTERN, Asked, asked_options, importing
+from ddp_ft.cli.options import PATH, PATTERN, asked_options, importing
 from ddp_ft.cli.output import ResultStream, print_note
 from ddp_ft.cli.process import run_command
 from ddp_ft.cli.ranks import CommandOfRanks, run_in_ranks
 from ddp_ft.distributed.environment import read_launch
 from ddp_ft.errors import EXIT_DONE, UserError
+from ddp_ft.inference.asked import Asked
 from ddp_ft.texts import plural
 
 STREAM = "-"
@@ -44,11 +45,11 @@ def predict(
         return code
     with importing():
         from ddp_ft.inference.predict_files import predict_files
-        from ddp_ft.inference.predict_rows import Request
+        from ddp_ft.inference.predict_request import Request
         from ddp_ft.inference.predict_stream import predict_to_stream
         from ddp_ft.inference.table_writers import LINES
 
-    request = Request(asked.models, inputs, column, top_k, asked.views, asked.device)
+    request = Request(asked, inputs, column, top_k)
     if output is None or str(output) == STREAM:
         form = f".{kind or 'csv'}" if output or kind else LINES
         predict_to_stream(request, form, cast(BinaryIO, ResultStream()), launch)

@@ -4,7 +4,6 @@ import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -18,6 +17,8 @@ from ddp_ft.config.paths import expanded
 from ddp_ft.config.schema import KEYS, REQUIRED, RunConfig
 from ddp_ft.config.values import given_text
 from ddp_ft.errors import UserError
+from ddp_ft.evaluation.chunk import EVAL_CHUNK
+from ddp_ft.inference.asked import Asked, parse_thresholds
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -71,25 +72,41 @@ _VIEWS = choice(
 )
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Which models are asked, by how many views of each image, and where they compute."""
-
-    models: tuple[Path, ...]
-    views: str
-    device: str
+_THRESHOLD = click.option(
+    "--threshold", metavar="P|NAME=P,...|FILE.json|validation",
+    help="Several labels: the least probability of one that is there. validation: of each, as the run's own has its "
+    "best F1.  [default: 0.5]",
+)  # fmt: skip
+_BATCH_SIZE = click.option(
+    "--batch-size", type=click.IntRange(min=1), metavar="N",
+    help=f"Images of a process in one pass, {EVAL_CHUNK} at most.  [default: as many as fit]",
+)  # fmt: skip
+_WORKERS = click.option(
+    "--workers", type=click.IntRange(min=0), metavar="N",
+    help="Loader processes of each process.  [default: from the cores]",
+)  # fmt: skip
 
 
 def asked_options(command: F) -> F:
-    """Give a click command RUN_OR_MODEL, --also, --tta and --device, as one argument: `asked`."""
+    """Give a click command RUN_OR_MODEL, --also, --tta, --threshold, --device, --batch-size and --workers, as one
+    argument: `asked`."""
 
     @model_argument
     @device_option
     @_ALSO
     @_VIEWS
+    @_THRESHOLD
+    @_BATCH_SIZE
+    @_WORKERS
     @wraps(command)
-    def with_asked(model: Path, also: tuple[Path, ...], tta: str, device: str, **others: Any) -> Any:
-        return command(asked=Asked((model, *also), tta, device), **others)
+    def with_asked(**given: Any) -> Any:
+        model, also, views, device = (given.pop(name) for name in ("model", "also", "tta", "device"))
+        threshold, most, workers = (given.pop(name) for name in ("threshold", "batch_size", "workers"))
+        if most and most > EVAL_CHUNK:
+            hint = f"Images are dealt to processes in chunks of {EVAL_CHUNK}. Leave it out for whole chunks."
+            raise UserError(f"--batch-size {most}: at most {EVAL_CHUNK} images are computed at once.", hint)
+        thresholds = None if threshold is None else parse_thresholds(threshold)
+        return command(asked=Asked((model, *also), views, device, thresholds, most, workers), **given)
 
     return cast(F, with_asked)
 

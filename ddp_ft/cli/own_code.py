@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from ddp_ft.config.paths import code_file
 from ddp_ft.cli.early_checks import check_texts
 from ddp_ft.cli.options import importing
 from ddp_ft.cli.output import print_result
+from ddp_ft.config.paths import code_file
 from ddp_ft.config.schema import LossConfig, RunConfig
 from ddp_ft.config.tasks import TASKS
 from ddp_ft.errors import EXIT_DONE, UserError

@@ -27,8 +27,8 @@ PATIENCE, MOST_REPORTS = 60.0, 30
 _JOIN_SECONDS = 5.0
 
 _CAUSES = {
-    signal.SIGKILL: "Nearly always the memory of the machine or of the job was full. Ask for more of it; or train with "
-    "fewer workers (--workers, 0 for none) or smaller micro-batches (--micro-batch).",
+    signal.SIGKILL: "Nearly always the memory of the machine or of the job was full. Ask for more of it; or take "
+    "fewer workers (--workers, 0 for none), and to train smaller micro-batches (--micro-batch).",
     signal.SIGSEGV: "A decoder crashed, or native code of a transform. `ddp-ft doctor --data DATA` reads every image.",
 }
 
@@ -100,7 +100,7 @@ class Batches(Iterator[Any]):
         self._end_workers()  # lest torch waits for stopped ones
         raise UserError(
             f"The loader's workers have sent nothing for {MOST_REPORTS * PATIENCE:g} s: {states}.",
-            "Is the disk with the data there? Without workers (train: --workers 0) nothing can wait for them.",
+            "Is the disk with the data there? Without workers (--workers 0) nothing can wait for them.",
         )
 
     def _raise_if_failed(self, *_signal: Any, in_peace: bool = False) -> None:
@@ -148,7 +148,7 @@ def _death(worker: BaseProcess) -> UserError:
         number = signal.Signals(-code)
         hint = _CAUSES.get(number, "Something outside of this program has ended it, or native code that it called.")
         return UserError(f"A loader worker (process {worker.pid}) was ended by {number.name}.", hint)
-    hint = "Without workers (train: --workers 0) the error appears where it arises."
+    hint = "Without workers (--workers 0) the error appears where it arises."
     return UserError(f"A loader worker (process {worker.pid}) ended by itself, with exit code {code}.", hint)
 
 

@@ -14,10 +14,6 @@ from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.models.precision import autocast
 
-# Images per forward pass of an evaluation, and the unit in which the set is dealt to ranks. Fixed, so that the numbers
-# do not depend on the machine.
-EVAL_CHUNK = 64
-
 
 @dataclass
 class Scorer:
@@ -45,7 +41,8 @@ class Scorer:
         while (found := self._predictions_if_they_fit(batch)) is None:
             size = min(self.most or len(batch["index"]), len(batch["index"]))
             if size == 1:
-                raise UserError("Out of memory with a single image.", "Lower --image-size, or use another device.")
+                hint = "Use another device (--device cpu), or train at a smaller --image-size."
+                raise UserError("Out of memory with a single image.", hint)
             self.most = size // 2
             if self.world.device.type == "cuda":
                 torch.cuda.empty_cache()

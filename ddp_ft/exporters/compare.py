@@ -19,7 +19,7 @@ from ddp_ft.data.sources.files import FileSource
 from ddp_ft.data.sources.predict_inputs import list_images
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
-from ddp_ft.inference.evaluate_models import own_validation
+from ddp_ft.inference.evaluation_data import own_validation
 from ddp_ft.inference.exported import Framed
 from ddp_ft.inference.scoring import make_scorer
 from ddp_ft.inference.trained_model import Trained, load_trained

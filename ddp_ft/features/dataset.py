@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ddp_ft.contracts import Batch, Evaluation, Task
 from ddp_ft.data.batch import cut, joined, on_cpu
 from ddp_ft.data.sampler import GlobalOrderSampler
-from ddp_ft.evaluation.evaluator import EVAL_CHUNK
+from ddp_ft.evaluation.chunk import EVAL_CHUNK
 from ddp_ft.models.precision import autocast
 
 # Multiplications of a head's forward pass up to which its step is faster in one thread than in several.

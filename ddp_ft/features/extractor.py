@@ -14,7 +14,7 @@ from ddp_ft.data.batch import cut
 from ddp_ft.data.loader import EvalLoader, Reader
 from ddp_ft.data.rng import drawing_from
 from ddp_ft.distributed.world import World
-from ddp_ft.evaluation.evaluator import EVAL_CHUNK
+from ddp_ft.evaluation.chunk import EVAL_CHUNK
 from ddp_ft.features.cache import ChunkStore
 from ddp_ft.features.dataset import FeatureSet, one_thread
 from ddp_ft.models.backbone import features as features_of

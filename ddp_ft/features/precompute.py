@@ -13,7 +13,7 @@ from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import BuiltModel, LabelledSource, Log, Processor, Transform
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
-from ddp_ft.evaluation.evaluator import EVAL_CHUNK
+from ddp_ft.evaluation.chunk import EVAL_CHUNK
 from ddp_ft.features.cache import ChunkStore
 from ddp_ft.features.dataset import FeatureSet
 from ddp_ft.features.extractor import AugmentedView, Extracted, Extractor, labelled

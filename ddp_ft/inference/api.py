@@ -5,26 +5,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image as Pillow
 from torch import Tensor, nn
 
 from ddp_ft.config.paths import path_of
-from ddp_ft.contracts import BadSample, Transform
-from ddp_ft.data.image.decode import from_pillow, open_image
-from ddp_ft.data.image.undecoded import Image
+from ddp_ft.data.image.given import ImageLike, resized
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
-from ddp_ft.evaluation.evaluator import EVAL_CHUNK
-from ddp_ft.inference.scoring import NO_VIEWS, make_scorer, with_views
+from ddp_ft.evaluation.chunk import EVAL_CHUNK
+from ddp_ft.inference.asked import Asked, Thresholds, parse_thresholds
+from ddp_ft.inference.ensemble import NO_VIEWS, with_views
+from ddp_ft.inference.scoring import make_scorer
+from ddp_ft.inference.thresholds import choose_thresholds, deciding_at
 from ddp_ft.inference.trained_model import Trained, load_trained
-
-# A file, an image of Pillow's, or pixels: uint8 H x W x 3.
-ImageLike = str | os.PathLike[str] | Pillow.Image | NDArray[np.uint8] | Tensor
 
 
 @dataclass(frozen=True)
@@ -32,8 +27,8 @@ class Prediction:
     """The prediction for an image.
 
     `label` is the likeliest class and `probability` its probability; for a model of several labels an image, `labels`
-    are all from a probability of 0.5 on, and `label` is None. `probabilities` has all classes, by name. For regression,
-    `values` has the numbers by name, in the units of the training data, and the rest is empty.
+    are all from their threshold on (0.5 unless given), and `label` is None. `probabilities` has all classes, by name.
+    For regression, `values` has the numbers by name, in the units of the training data, and the rest is empty.
     """
 
     label: str | None = None
@@ -67,7 +62,7 @@ class Model:
 
         UserError for what is no image.
         """
-        prepared: Tensor = self._scorer.prepare({"image": _resized(image, self._transform)[None]})["image"]
+        prepared: Tensor = self._scorer.prepare({"image": resized(image, self._transform)[None]})["image"]
         return prepared[0]
 
     @overload
@@ -83,44 +78,26 @@ class Model:
 
     def _predictions(self, images: Sequence[ImageLike]) -> Iterator[Prediction]:
         for start in range(0, len(images), EVAL_CHUNK):
-            resized = torch.stack([_resized(each, self._view_transform) for each in images[start : start + EVAL_CHUNK]])
-            predictions = self._scorer.predictions({"image": resized, "index": torch.arange(len(resized))})
+            stacked = torch.stack([resized(each, self._view_transform) for each in images[start : start + EVAL_CHUNK]])
+            predictions = self._scorer.predictions({"image": stacked, "index": torch.arange(len(stacked))})
             yield from map(_prediction, self._task.answers(predictions))
 
 
-def load(path: str | os.PathLike[str], device: str = "auto", tta: str = NO_VIEWS) -> Model:
+def load(
+    path: str | os.PathLike[str], device: str = "auto", tta: str = NO_VIEWS, threshold: Thresholds | None = None
+) -> Model:
     """The model of a run folder, its best/, or a file that `ddp-ft export` wrote (.onnx, .pt2, a folder).
 
     `device` is "auto", "cpu" or "cuda"; `tta` "none", "flip" or "crops", as for `ddp-ft predict`, which computes the
-    same numbers. Raises UserError if it cannot be loaded.
+    same numbers. `threshold`, for several labels, is a probability, one for each of some names, or a text as for
+    --threshold. Raises UserError if it cannot be loaded.
     """
-    found = pick_device(device, Launch())
-    return Model(load_trained(path_of(os.fspath(path)), found), found, tta)
-
-
-def _resized(image: ImageLike, transform: Transform) -> Tensor:
-    """uint8, 3 x height x width."""
-    try:
-        return transform({"image": _opened(image)})["image"]
-    except BadSample as error:
-        raise UserError(str(error)) from None
-
-
-def _opened(image: ImageLike) -> Image:
-    if isinstance(image, (str, os.PathLike)):
-        return open_image(path_of(os.fspath(image)))
-    if isinstance(image, Pillow.Image):
-        return from_pillow(image)
-    # A copy, because torch warns of arrays that are read-only, as Pillow's are.
-    pixels = torch.from_numpy(np.array(image)) if isinstance(image, np.ndarray) else image
-    if not isinstance(pixels, Tensor):
-        raise UserError(
-            f"A {type(image).__name__} is no image.", "Expected a path, a Pillow image, or uint8 H x W x 3."
-        )
-    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.numel():
-        kind, shape = str(pixels.dtype).removeprefix("torch."), " x ".join(map(str, pixels.shape))
-        raise UserError(f"Pixels of {kind}, {shape}, were given.", "Expected uint8, H x W x 3 (RGB).")
-    return pixels.cpu().permute(2, 0, 1)
+    found, place = pick_device(device, Launch()), path_of(os.fspath(path))
+    given = parse_thresholds(threshold) if isinstance(threshold, str) else threshold
+    trained = load_trained(place, found)
+    thresholds = choose_thresholds(trained.task, Asked((place,), tta, device, given), World(0, 1, 0, found))
+    [trained] = deciding_at([trained], thresholds)
+    return Model(trained, found, tta)
 
 
 def _prediction(answer: dict[str, Any]) -> Prediction:

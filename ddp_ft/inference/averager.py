@@ -12,7 +12,7 @@ from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import Log
 from ddp_ft.data.batch import samples_of
 from ddp_ft.data.splits.record import Splits
-from ddp_ft.distributed.environment import Launch
+from ddp_ft.data.workers import default_workers
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.inference.scoring import make_loader, make_scorer
@@ -56,7 +56,8 @@ class Averager:
         self.metric = config.eval.metric or trained.task.primary_metric
         self.is_higher_better = trained.task.higher_is_better(self.metric)
         self.scorer = make_scorer(trained, World(0, 1, 0, device))
-        self.load = partial(make_loader, trained=trained, world=self.scorer.world, launch=Launch())
+        workers = default_workers(device.type, 1)
+        self.load = partial(make_loader, trained=trained, world=self.scorer.world, workers=workers)
 
     def average(self, checkpoints: Sequence[Path], log: Log | None = None) -> Weights:
         """The mean of these checkpoints, oldest first, with statistics recomputed for it if the data is there."""

@@ -1,24 +1,19 @@
 """Prediction to a file: a row for each input, stored chunk by chunk, so that a start after a kill goes on."""
 
-import hashlib
-import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
-from ddp_ft.distributed.world import World, connect
+from ddp_ft.distributed.world import connect
 from ddp_ft.errors import UserError
-from ddp_ft.evaluation.evaluator import EVAL_CHUNK
-from ddp_ft.files import add_to_digest, replacing
+from ddp_ft.evaluation.chunk import EVAL_CHUNK
+from ddp_ft.files import replacing
 from ddp_ft.inference.partial_output import Part, Parts, open_parts
-from ddp_ft.inference.predict_rows import Answer, Request, Rows, open_rows, predicted
+from ddp_ft.inference.predict_request import Answer, Request, Rows, key_of, open_rows
+from ddp_ft.inference.predict_rows import predicted
 from ddp_ft.inference.scoring import TIMEOUT_MINUTES
 from ddp_ft.inference.table_writers import check_output
-from ddp_ft.inference.trained_model import files_of
-
-_FORM = 2  # to be raised when the same predictions become other rows
 
 
 def predict_files(request: Request, output: Path, launch: Launch) -> Answer:
@@ -27,30 +22,16 @@ def predict_files(request: Request, output: Path, launch: Launch) -> Answer:
     Rows are stored chunk by chunk beside the output until all are there, so a start after a kill computes only what is
     missing, with the same bytes in the end. Raises UserError for an impossible request, before anything is computed.
     """
-    device, kind = pick_device(request.device, launch), output.suffix.lower()
+    device, kind = pick_device(request.asked.device, launch), output.suffix.lower()
     with connect(launch, device, TIMEOUT_MINUTES) as world:
         world.from_main(lambda: check_output(output, request.inputs))
         rows = open_rows(request, kind, device, world)
-        parts = open_parts(output, world.from_main(lambda: _key(request, kind, rows, world)), world)
+        parts = open_parts(output, world.from_main(lambda: key_of(request, kind, rows, world)), world)
         missing = world.from_main(lambda: parts.missing(rows.chunks))
         for number, part in predicted(rows, missing, world, launch):
             parts.put(number, part)
         held = world.gather(parts.held) or []
         return world.from_main(lambda: _finish(output, rows, parts, held, missing))
-
-
-def _key(request: Request, kind: str, rows: Rows, world: World) -> str:
-    """A hash of all that the rows depend on; of the inputs, only of their names."""
-    digest = hashlib.sha256()
-    for index in range(len(rows)):
-        digest.update(os.fsencode(rows.source.name(index)) + b"\0")
-    for model in request.models:
-        for file in files_of(model):
-            add_to_digest(digest, file)
-    settings = [_FORM, kind, request.top_k, request.views, EVAL_CHUNK]
-    where = [world.device.type, *(member.precision for member in rows.members)]
-    digest.update(json.dumps([*settings, *where]).encode())
-    return digest.hexdigest()[:16]
 
 
 def _finish(output: Path, rows: Rows, parts: Parts, held: Sequence[dict[int, Part]], missing: Sequence[int]) -> Answer:

@@ -7,7 +7,8 @@ from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World, connect
 from ddp_ft.inference.partial_output import Part
-from ddp_ft.inference.predict_rows import Answer, Request, open_rows, predicted
+from ddp_ft.inference.predict_request import Answer, Request, open_rows
+from ddp_ft.inference.predict_rows import predicted
 from ddp_ft.inference.scoring import TIMEOUT_MINUTES
 
 
@@ -16,7 +17,7 @@ def predict_to_stream(request: Request, kind: str, stream: BinaryIO, launch: Lau
 
     `kind` is one of `table_writers.FORMATS`. The answer is rank 0's; those of others count nothing.
     """
-    device = pick_device(request.device, launch)
+    device = pick_device(request.asked.device, launch)
     with connect(launch, device, TIMEOUT_MINUTES) as world:
         rows = open_rows(request, kind, device, world)
         mine = (part for _, part in predicted(rows, range(rows.chunks), world, launch))

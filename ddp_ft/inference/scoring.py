@@ -1,87 +1,37 @@
-"""Trained models on data: what reads it and scores it; and averages over several models, or views of an image."""
+"""Trained models on data: what reads it, and what computes predictions."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-
-import torch
 
 from ddp_ft.config.loading import make_config
-from ddp_ft.contracts import Batch, Source
-from ddp_ft.data.image.views import CROPS, FLIP
+from ddp_ft.contracts import Source
 from ddp_ft.data.loader import EvalLoader, Reader, chunks_of
 from ddp_ft.data.workers import default_workers
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World
-from ddp_ft.errors import UserError
-from ddp_ft.evaluation.evaluator import EVAL_CHUNK, Scorer
-from ddp_ft.inference.exported import Framed
-from ddp_ft.inference.trained_model import Trained, load_trained
+from ddp_ft.evaluation.chunk import EVAL_CHUNK
+from ddp_ft.evaluation.evaluator import Scorer
+from ddp_ft.inference.asked import Asked
+from ddp_ft.inference.trained_model import Trained
 
 # For collectives of evaluation and prediction, which have no configuration of their own.
 TIMEOUT_MINUTES = make_config().compute.timeout_minutes
-# Test-time augmentation: none, or one of the kinds that processors have.
-NO_VIEWS = "none"
-VIEWS = (NO_VIEWS, FLIP, CROPS)
 
 
-def make_scorer(trained: Trained, world: World) -> Scorer:
-    """What computes the model's predictions for batches of `make_loader`."""
+def make_scorer(trained: Trained, world: World, most: int | None = None) -> Scorer:
+    """What computes the model's predictions for batches of `make_loader`, `most` samples at a time."""
     prepare = trained.processor.on_device(world.device, trained.channels_last)
-    return Scorer(trained.module, trained.call, trained.task, prepare, world, trained.precision, trained.views)
+    return Scorer(trained.module, trained.call, trained.task, prepare, world, trained.precision, trained.views, most)
 
 
 def make_loader(
-    source: Source, trained: Trained, world: World, launch: Launch, only: Sequence[int] | None = None
+    source: Source, trained: Trained, world: World, workers: int, only: Sequence[int] | None = None
 ) -> EvalLoader:
     """This rank's chunks of the source, or only those of these numbers, prepared for the model."""
-    workers = default_workers(world.device.type, launch.local_world_size)
     reader = Reader(source, trained.processor.eval_transform(), workers, pin_memory=world.device.type == "cuda")
     mine = chunks_of(source, EVAL_CHUNK, world.size, world.rank) if only is None else only
     return EvalLoader(reader, EVAL_CHUNK, mine)
 
 
-def load_ensemble(paths: Sequence[Path], device: torch.device, views: str = NO_VIEWS) -> list[Trained]:
-    """The models of several run folders. UserError, with all differences, unless task and names are the same."""
-    first, *others = [with_views(load_trained(path, device), views) for path in paths]
-    differences = [
-        f"  {path}: {difference}"
-        for path, other in zip(paths[1:], others, strict=True)
-        for difference in _differences(first, other)
-    ]
-    if differences:
-        raise UserError(
-            f"These models cannot be combined with {paths[0]}:\n" + "\n".join(differences),
-            "Models of an ensemble have the same task and the same classes, in the same order.",
-        )
-    return [first, *others]
-
-
-def _differences(first: Trained, other: Trained) -> list[str]:
-    if first.task.name != other.task.name:
-        return [f"its task is {other.task.name}, not {first.task.name}"]
-    more = [name for name in other.names if name not in first.names]
-    fewer = [name for name in first.names if name not in other.names]
-    found = [f"it knows {', '.join(more)} in addition"] if more else []
-    found += [f"it does not know {', '.join(fewer)}"] if fewer else []
-    if not found and first.names != other.names:
-        found = [f"it has the names in another order: {', '.join(other.names)}"]
-    return found
-
-
-def combine_members(members: Sequence[Trained], predictions: Sequence[Batch]) -> Batch:
-    """The combined predictions of the members for the same samples."""
-    return predictions[0] if len(members) == 1 else members[0].task.combine(predictions)
-
-
-def with_views(trained: Trained, views: str) -> Trained:
-    """The model with test-time augmentation; `views` is one of VIEWS."""
-    if views == NO_VIEWS:
-        return trained
-    if isinstance(trained.module, Framed):
-        raise UserError(
-            f"--tta {views} does not work with a file that has its preprocessing inside.",
-            "Export it without --with-preprocessing, or use the run folder.",
-        )
-    processor, seen = trained.processor.viewed(views)
-    return replace(trained, views=seen, processor=processor)
+def workers_of(asked: Asked, world: World, launch: Launch) -> int:
+    """The loader processes of this rank: as many as are asked for, or suit the machine."""
+    return default_workers(world.device.type, launch.local_world_size) if asked.workers is None else asked.workers

@@ -145,6 +145,12 @@ class SupervisedTask(Task):
         """Nothing is decided."""
         return None, 1.0
 
+    def deciding_at(self, thresholds: Sequence[float]) -> Task:
+        """UserError: nothing is decided by a threshold."""
+        why = "which has one class for each image, the likeliest" if self.can_rank else "which decides nothing"
+        hint = "A threshold is for models that find any number of labels in an image."
+        raise UserError(f"--threshold: the model is for {self.name}, {why}.", hint)
+
     def cells(self, answer: Mapping[str, Any]) -> list[Any]:
         """The values of the answer in its order, those of a mapping one by one."""
         return [cell for each in answer.values() for cell in (each.values() if isinstance(each, dict) else [each])]

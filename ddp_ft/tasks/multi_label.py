@@ -1,6 +1,7 @@
 """Classification with any number of labels for each image."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any, ClassVar
 
 import numpy as np
@@ -50,6 +51,7 @@ class MultiLabel(ClassTask):
     scored_class = ScoredLabels
     shares: NDArray[np.float64] | None = None
     has_unknown = False
+    thresholds: tuple[float, ...] = ()  # one for each name; none: THRESHOLD
 
     def __init__(self, names: tuple[str, ...], loss: LossChoice | None = None, extra: str | None = None) -> None:
         super().__init__(names, loss, extra)
@@ -116,12 +118,12 @@ class MultiLabel(ClassTask):
         return terms.mean(1) if known is None else _mean_over(terms, known.to(terms.dtype))
 
     def other_metrics(self, predictions: Batch, target: Tensor) -> dict[str, float]:
-        """Shares from 0 to 1 over the known labels; decisions are made at a probability of 0.5. Classes that the set
+        """Shares from 0 to 1 over the known labels; a label is there from its threshold on. Classes that the set
         lacks are left out, and for exact_match images of which nothing is known."""
         from torchmetrics.functional.classification import binary_f1_score
 
         probabilities, truth, known = torch.sigmoid(predictions[LOGITS].double()), target > 0.5, ~torch.isnan(target)
-        decisions = probabilities >= THRESHOLD
+        decisions = probabilities >= torch.tensor(self._least(), dtype=torch.float64)
         return {
             "mAP": mean_average_precision(probabilities, truth, known),
             "micro_f1": float(binary_f1_score(decisions[known].int(), truth[known].int())) if known.any() else 0.0,
@@ -159,11 +161,22 @@ class MultiLabel(ClassTask):
     def answer(self, estimate: Sequence[float]) -> dict[str, Any]:
         """The labels that are there, and the probabilities of all."""
         by_name = dict(zip(self.names, estimate, strict=True))
-        return {"classes": [name for name, p in by_name.items() if p >= THRESHOLD], "probabilities": by_name}
+        there = [name for name, p, least in zip(self.names, estimate, self._least(), strict=True) if p >= least]
+        return {"classes": there, "probabilities": by_name}
 
     def decision(self, answer: Mapping[str, Any]) -> tuple[Any, float]:
-        """The labels that are there, and twice the least distance of a probability from THRESHOLD."""
-        return answer["classes"], 2 * min(abs(p - THRESHOLD) for p in answer["probabilities"].values())
+        """The labels that are there, and twice the least distance of a probability from its threshold."""
+        pairs = zip(answer["probabilities"].values(), self._least(), strict=True)
+        return answer["classes"], 2 * min(abs(p - least) for p, least in pairs)
+
+    def deciding_at(self, thresholds: Sequence[float]) -> "MultiLabel":
+        """A copy with these thresholds."""
+        other = copy(self)
+        other.thresholds = tuple(thresholds)
+        return other
+
+    def _least(self) -> tuple[float, ...]:
+        return self.thresholds or (THRESHOLD,) * len(self.names)
 
     def target_words(self, batch: Batch, place: int) -> list[str]:
         """The labels that are there."""

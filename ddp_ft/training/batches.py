@@ -9,7 +9,7 @@ from ddp_ft.data.loader import EvalLoader, Reader, TrainLoader, chunks_of
 from ddp_ft.data.rng import derive_seed
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.distributed.world import World
-from ddp_ft.evaluation.evaluator import EVAL_CHUNK
+from ddp_ft.evaluation.chunk import EVAL_CHUNK
 from ddp_ft.training.run import Run
 
 

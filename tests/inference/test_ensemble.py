@@ -17,7 +17,8 @@ from ddp_ft.data.sources.files import FileSource
 from ddp_ft.data.sources.predict_inputs import list_images
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
-from ddp_ft.inference.scoring import VIEWS, combine_members, load_ensemble, make_scorer, with_views
+from ddp_ft.inference.ensemble import VIEWS, combine_members, load_ensemble, with_views
+from ddp_ft.inference.scoring import make_scorer
 from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.models.libraries.base import call_with_images
 from ddp_ft.tasks.registry import restore_task

@@ -134,6 +134,19 @@ def test_bad_wishes_end_before_anything_is_computed(model, shapes, tmp_path):
     assert sorted(each.name for each in tmp_path.iterdir()) == ["folder.csv", "m.onnx", "m.pt2"]
 
 
+def test_any_batch_size_and_number_of_workers_have_the_same_rows(model, many, tmp_path):
+    whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    predict(model, many, "--column", "path", "--output", whole)
+    predict(model, many, "--column", "path", "--output", parts, "--batch-size", 5, "--workers", 0)
+    for lines in zip(*(file.read_text().splitlines() for file in (whole, parts)), strict=True):
+        one, other = map(json.loads, lines)
+        assert one.pop("probabilities", {}) == pytest.approx(other.pop("probabilities", {}), abs=1e-6)
+        assert one.pop("probability", 0) == pytest.approx(other.pop("probability", 0), abs=1e-6)
+        assert one == other
+    with pytest.raises(UserError, match="at most 64 images are computed at once"):
+        predict(model, many, "--batch-size", 65)
+
+
 @pytest.fixture(scope="module")
 def unbroken(model, many, tmp_path_factory):
     output = tmp_path_factory.mktemp("unbroken") / "p.csv"

@@ -14,7 +14,7 @@ from ddp_ft.cli.runs import read_run as read_row
 from ddp_ft.data.bad_samples.quarantine import FILE as QUARANTINE
 from ddp_ft.data.bad_samples.quarantine import read_quarantine
 from ddp_ft.errors import UserError
-from ddp_ft.inference.evaluate_models import open_source
+from ddp_ft.inference.evaluation_data import open_source
 from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.reporting.facts import read_run
 from ddp_ft.run_folder.bad_batches import BadBatch, read_bad_batch, write_bad_batch

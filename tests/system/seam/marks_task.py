@@ -39,6 +39,9 @@ class MarksTask:
     def from_settings(cls, settings: Mapping[str, Any]) -> "MarksTask":
         return cls(tuple(settings["classes"]))
 
+    def deciding_at(self, thresholds: Sequence[float]) -> "MarksTask":
+        raise UserError("It has no thresholds.")
+
     def check(self) -> None:
         pass
 

@@ -1,0 +1,43 @@
+"""Images as a Python program gives them: files, Pillow's images, pixels."""
+
+import os
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from torch import Tensor
+
+from ddp_ft.config.paths import path_of
+from ddp_ft.contracts import BadSample, Transform
+from ddp_ft.data.image.decode import from_pillow, open_image
+from ddp_ft.data.image.undecoded import Image
+from ddp_ft.errors import UserError
+
+# A file, an image of Pillow's, or pixels: uint8 H x W x 3.
+ImageLike = str | os.PathLike[str] | Pillow.Image | NDArray[np.uint8] | Tensor
+
+
+def resized(image: ImageLike, transform: Transform) -> Tensor:
+    """The image as the transform makes it, uint8, 3 x height x width. UserError for what is no image."""
+    try:
+        return transform({"image": _opened(image)})["image"]
+    except BadSample as error:
+        raise UserError(str(error)) from None
+
+
+def _opened(image: ImageLike) -> Image:
+    if isinstance(image, (str, os.PathLike)):
+        return open_image(path_of(os.fspath(image)))
+    if isinstance(image, Pillow.Image):
+        return from_pillow(image)
+    # A copy, because torch warns of arrays that are read-only, as Pillow's are.
+    pixels = torch.from_numpy(np.array(image)) if isinstance(image, np.ndarray) else image
+    if not isinstance(pixels, Tensor):
+        raise UserError(
+            f"A {type(image).__name__} is no image.", "Expected a path, a Pillow image, or uint8 H x W x 3."
+        )
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.numel():
+        kind, shape = str(pixels.dtype).removeprefix("torch."), " x ".join(map(str, pixels.shape))
+        raise UserError(f"Pixels of {kind}, {shape}, were given.", "Expected uint8, H x W x 3 (RGB).")
+    return pixels.cpu().permute(2, 0, 1)
