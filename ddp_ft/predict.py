@@ -24,11 +24,23 @@ STREAM = "-"
 @click.option("--format", "kind", type=click.Choice(["csv", "jsonl"]), help="Of --output -.  [default: csv]")
 @click.option("--column", metavar="NAME", help="A table's column of paths.  [default: image]")
 @click.option(
+    "--show",
+    type=PATH,
+    metavar="FOLDER",
+    help="Write the images into this new folder, with the answers below them.",
+)
+@click.option(
     "--top-k", type=click.IntRange(min=1), default=1, show_default=True, metavar="K",
     help="The K likeliest classes, with their probabilities.",
 )  # fmt: skip
 def predict(
-    asked: Asked, inputs: tuple[str, ...], output: Path | None, kind: str | None, column: str | None, top_k: int
+    asked: Asked,
+    inputs: tuple[str, ...],
+    output: Path | None,
+    kind: str | None,
+    column: str | None,
+    show: Path | None,
+    top_k: int,
 ) -> int:
     """Classify images with a run folder's best model, or with an exported one.
 
@@ -49,7 +61,7 @@ def predict(
         from ddp_ft.inference.predict_stream import predict_to_stream
         from ddp_ft.inference.table_writers import LINES
 
-    request = Request(asked, inputs, column, top_k)
+    request = Request(asked, inputs, column, top_k, show)
     if output is None or str(output) == STREAM:
         form = f".{kind or 'csv'}" if output or kind else LINES
         predict_to_stream(request, form, cast(BinaryIO, ResultStream()), launch)
@@ -58,7 +70,8 @@ def predict(
     if launch.rank == 0:
         faulty = f", {answer.errors} with an error" if answer.errors else ""
         old = f" ({answer.taken_over} were there from an interrupted start)" if answer.taken_over else ""
-        print_note(f"{plural(answer.rows, 'row')} in {output}{faulty}{old}")
+        shown = f"; images in {show}" if show else ""
+        print_note(f"{plural(answer.rows, 'row')} in {output}{faulty}{old}{shown}")
     return EXIT_DONE
 
 

@@ -60,10 +60,6 @@ class Parts:
             return None
         return part if _header(part) == header + b"\n" else None
 
-    def missing(self, chunks: int) -> list[int]:
-        """The numbers of the chunks that are still to be computed."""
-        return [number for number in range(chunks) if self.read(number) is None]
-
     def all(self, chunks: int) -> Iterator[Part]:
         """The part of each chunk, in their order, one in memory at a time."""
         for number in range(chunks):
@@ -84,12 +80,17 @@ def _header(part: Part) -> bytes:
     return json.dumps({"rows": part.rows, "errors": part.errors, "sha256": digest}).encode() + b"\n"
 
 
+def parts_folder(output: Path, key: str) -> Path:
+    """Where the parts of that output are."""
+    return output.with_name(f"{output.name}.parts") / key
+
+
 def open_parts(output: Path, key: str, world: World) -> Parts:
     """The parts of this output, none or those of an interrupted start; on every rank.
 
     Parts of other inputs, models or options are removed. UserError if the folder cannot be written to.
     """
-    folder = output.with_name(f"{output.name}.parts") / key
+    folder = parts_folder(output, key)
     token = world.from_main(lambda: _prepare(folder))
     seen = seen_by(world, folder / token)
     return Parts(folder, is_shared=world.is_main or seen[world.rank])  # rank 0 assembles the file from that folder

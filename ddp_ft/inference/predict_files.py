@@ -9,7 +9,8 @@ from ddp_ft.distributed.world import connect
 from ddp_ft.errors import UserError
 from ddp_ft.evaluation.chunk import EVAL_CHUNK
 from ddp_ft.files import replacing
-from ddp_ft.inference.partial_output import Part, Parts, open_parts
+from ddp_ft.inference.gallery import Gallery, open_gallery
+from ddp_ft.inference.partial_output import Part, Parts, open_parts, parts_folder
 from ddp_ft.inference.predict_request import Answer, Request, Rows, key_of, open_rows
 from ddp_ft.inference.predict_rows import predicted
 from ddp_ft.inference.scoring import TIMEOUT_MINUTES
@@ -26,12 +27,21 @@ def predict_files(request: Request, output: Path, launch: Launch) -> Answer:
     with connect(launch, device, TIMEOUT_MINUTES) as world:
         world.from_main(lambda: check_output(output, request.inputs))
         rows = open_rows(request, kind, device, world)
-        parts = open_parts(output, world.from_main(lambda: key_of(request, kind, rows, world)), world)
-        missing = world.from_main(lambda: parts.missing(rows.chunks))
-        for number, part in predicted(rows, missing, world, launch):
+        key = world.from_main(lambda: key_of(request, kind, rows, world))
+        resumes = world.from_main(lambda: parts_folder(output, key).is_dir())
+        gallery = open_gallery(request, rows, world, resumes)
+        parts = open_parts(output, key, world)
+        missing = world.from_main(lambda: _missing(parts, rows, gallery))
+        for number, part in predicted(rows, missing, world, launch, gallery):
             parts.put(number, part)
         held = world.gather(parts.held) or []
         return world.from_main(lambda: _finish(output, rows, parts, held, missing))
+
+
+def _missing(parts: Parts, rows: Rows, gallery: Gallery | None) -> list[int]:
+    """The numbers of the chunks that are to be computed."""
+    found = ((number, parts.read(number)) for number in range(rows.chunks))
+    return [n for n, part in found if part is None or (gallery and not gallery.has_all_but(part.errors, n))]
 
 
 def _finish(output: Path, rows: Rows, parts: Parts, held: Sequence[dict[int, Part]], missing: Sequence[int]) -> Answer:

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -30,6 +31,7 @@ class Request:
     inputs: tuple[str, ...]
     column: str | None = None
     top_k: int = 1
+    show: Path | None = None  # the folder for images with their answers
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ class Rows:
         """Their number; each is of EVAL_CHUNK rows, but the last."""
         return -(-len(self.source) // EVAL_CHUNK)
 
+    def indices(self, number: int) -> range:
+        """Those of a chunk."""
+        return range(number * EVAL_CHUNK, min((number + 1) * EVAL_CHUNK, len(self.source)))
+
 
 def open_rows(request: Request, kind: str, device: torch.device, world: World) -> Rows:
     """Load the models and find the inputs. `kind` is one of `table_writers.FORMATS`. UserError for an impossible
@@ -80,6 +86,7 @@ def key_of(request: Request, kind: str, rows: Rows, world: World) -> str:
         for file in files_of(model):
             add_to_digest(digest, file)
     settings = [_FORM, kind, request.top_k, request.asked.views, rows.thresholds, EVAL_CHUNK]
+    settings += [] if request.show is None else [os.path.abspath(request.show)]  # noqa: PTH100
     where = [world.device.type, *(member.precision for member in rows.members)]
     digest.update(json.dumps([*settings, *where]).encode())
     return digest.hexdigest()[:16]

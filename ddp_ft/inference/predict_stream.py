@@ -6,6 +6,7 @@ from typing import BinaryIO
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World, connect
+from ddp_ft.inference.gallery import open_gallery
 from ddp_ft.inference.partial_output import Part
 from ddp_ft.inference.predict_request import Answer, Request, open_rows
 from ddp_ft.inference.predict_rows import predicted
@@ -20,7 +21,8 @@ def predict_to_stream(request: Request, kind: str, stream: BinaryIO, launch: Lau
     device = pick_device(request.asked.device, launch)
     with connect(launch, device, TIMEOUT_MINUTES) as world:
         rows = open_rows(request, kind, device, world)
-        mine = (part for _, part in predicted(rows, range(rows.chunks), world, launch))
+        gallery = open_gallery(request, rows, world)
+        mine = (part for _, part in predicted(rows, range(rows.chunks), world, launch, gallery))
         parts, counted = _in_order(mine, rows.chunks, world), [Part(0, 0, b"")]
         if world.is_main:
             rows.table.write(stream, _contents(parts, counted))

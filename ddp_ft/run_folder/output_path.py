@@ -48,7 +48,7 @@ def check_output_folder(output: Path, option: str = "--output", room: int = 0) -
     while not os.path.lexists(folder):
         folder = folder.parent
     if not folder.is_dir():
-        raise UserError(f"{given}: {printable(str(folder))} is a file, and no folder.", HINT)
+        raise UserError(f"{given}: {printable(str(folder))} is a file, and no folder.", f"Choose another {option}.")
     _try(folder, f".writing_{output.name}.{secrets.token_hex(4)}", given, room)
 
 
