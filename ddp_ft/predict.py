@@ -5,7 +5,7 @@ from typing import BinaryIO, cast
 
 import click
 
-from ddp_ft.cli.options import PATH, PATTERN, asked_options, importing
+from ddp_ft.cli.options import PATH, PATTERN, asked_options, data_settings, importing
 from ddp_ft.cli.output import ResultStream, print_note
 from ddp_ft.cli.process import run_command
 from ddp_ft.cli.ranks import CommandOfRanks, run_in_ranks
@@ -22,7 +22,10 @@ STREAM = "-"
 @click.argument("inputs", nargs=-1, required=True, type=PATTERN, metavar="INPUT...")
 @click.option("--output", type=PATH, help="File: .csv, .jsonl or .parquet; -: print them.  [default: lines to look at]")
 @click.option("--format", "kind", type=click.Choice(["csv", "jsonl"]), help="Of --output -.  [default: csv]")
-@click.option("--column", metavar="NAME", help="A table's column of paths.  [default: image]")
+@click.option("--column", metavar="NAME", help="A table's column of paths.  [default: as the run's table, or image]")
+@click.option(
+    "--set", "assignments", multiple=True, metavar="data.image=NAME", help="The same as --column, as for evaluate."
+)
 @click.option(
     "--show",
     type=PATH,
@@ -39,6 +42,7 @@ def predict(
     output: Path | None,
     kind: str | None,
     column: str | None,
+    assignments: tuple[str, ...],
     show: Path | None,
     top_k: int,
 ) -> int:
@@ -50,7 +54,7 @@ def predict(
     One row for each image, in input order; an image that cannot be read has its reason in `error`. After a kill, the
     same command with a file computes the missing rows, also on another number of processes.
     """
-    launch = read_launch()
+    launch, named = read_launch(), data_settings(assignments, only=("data.image",))
     if kind and output and str(output) != STREAM:
         raise UserError(f"--format {kind} is for --output -: the suffix of {output} names its format.")
     if (code := run_in_ranks("ddp_ft.predict", asked.device == "cpu")) is not None:
@@ -61,7 +65,7 @@ def predict(
         from ddp_ft.inference.predict_stream import predict_to_stream
         from ddp_ft.inference.table_writers import LINES
 
-    request = Request(asked, inputs, column, top_k, show)
+    request = Request(asked, inputs, named.get("data.image", column), top_k, show)
     if output is None or str(output) == STREAM:
         form = f".{kind or 'csv'}" if output or kind else LINES
         predict_to_stream(request, form, cast(BinaryIO, ResultStream()), launch)

@@ -123,13 +123,28 @@ _ASSIGNMENTS = click.option(
 )  # fmt: skip
 
 
-def data_settings(assignments: Sequence[str]) -> dict[str, Any]:
-    """The keys of `data` in these --set, as a layer; UserError for another, which a trained model no longer has."""
-    given = (pair for text in assignments for pair in parse_assignment(text).items())
-    layer = {path: _with_places(path, value) for path, value in given}
+# Keys of `data` that --set of a command with a trained model does not take, and why.
+_NOT_HERE = {
+    "data.path": "Here that is --data.",
+    "data.workers": "Here that is --workers.",
+    "data.sampling": "Here each image counts once.",
+    **dict.fromkeys(("data.decoder", "data.range"), "The model keeps its own, with which it was trained."),
+}
+
+
+def data_settings(assignments: Sequence[str], only: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys of `data` in these --set, as a layer.
+
+    UserError for another, which a trained model no longer has, for one that would change nothing, and for one that is
+    not among `only`, if any are.
+    """
+    layer = {path: value for text in assignments for path, value in parse_assignment(text).items()}
     if others := [path for path in layer if not path.startswith("data.")]:
         hint = "Such as --set data.image=COLUMN, for a table whose columns have other names."
         raise UserError(f"--set {others[0]}: here it is for the keys of data alone.", hint)
+    for path in layer:
+        if path in _NOT_HERE or (only and path not in only):
+            raise UserError(f"--set {path} changes nothing here.", _NOT_HERE.get(path) or f"Known: {', '.join(only)}.")
     return layer
 
 

@@ -1,6 +1,6 @@
 """The data that a trained model is evaluated on: what is named, or its run's own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 from ddp_ft.config.loading import make_config
 from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import Source
+from ddp_ft.data.sources.table_file import read_header
 from ddp_ft.data.splits.open import open_part, schema_in
 from ddp_ft.errors import UserError
 from ddp_ft.inference.trained_model import Trained, refuse_code_inside
@@ -22,7 +23,7 @@ def open_source(
 
     The run's own settings, such as a table's columns, hold unless `settings` has others.
     """
-    run, data = run_of(model), data or _own_data(model)
+    run, data = _run_of(model), data or _own_data(model)
     stored, changed = run.stored_config(), make_config(settings or {}).data
     names = [path.partition(".")[2] for path in settings or {}]
     base = stored.data if stored else DataConfig()
@@ -33,18 +34,18 @@ def open_source(
 
 def _own_data(model: Path) -> Path:
     """The data of the model's own run. UserError if it has none, or they are not where they were."""
-    stored = run_of(model).stored_config()
+    stored = _run_of(model).stored_config()
     if stored is None or stored.data.path is None:
         raise UserError(f"{model} belongs to no run folder, whose data could be used.", "Name data: --data DATA.")
     if not stored.data.is_there:
         raise UserError(f"The run's data, {stored.data.path}, is not there any more.", "Name it: --data DATA.")
-    refuse_code_inside(run_of(model).path, [stored.data.path])
+    refuse_code_inside(_run_of(model).path, [stored.data.path])
     return stored.data.path
 
 
 def own_validation(model: Path, trained: Trained) -> Source | None:
     """The validation set of the model's own run; None if it is not there, or has changed."""
-    stored = run_of(model).stored_config()
+    stored = _run_of(model).stored_config()
     if stored is None or stored.data.path is None or not stored.data.is_there:
         return None
     with suppress(UserError):
@@ -52,6 +53,15 @@ def own_validation(model: Path, trained: Trained) -> Source | None:
     return None
 
 
-def run_of(model: Path) -> RunFolder:
+def own_column(model: Path, inputs: Sequence[str]) -> str | None:
+    """The column of paths in the table of the model's run, if a table among the inputs has it."""
+    with suppress(UserError):  # a damaged config.yaml, which nothing else in a prediction needs
+        if (stored := _run_of(model).stored_config()) is not None:
+            own = stored.data.image
+            return own if any(own in read_header(Path(given)) for given in inputs) else None
+    return None
+
+
+def _run_of(model: Path) -> RunFolder:
     """The run folder that a model belongs to: the folder itself, or the parent of a model folder."""
     return RunFolder(model.absolute().parent if (model / "model.json").is_file() else model)

@@ -16,6 +16,7 @@ from ddp_ft.evaluation.chunk import EVAL_CHUNK
 from ddp_ft.files import add_to_digest
 from ddp_ft.inference.asked import Asked
 from ddp_ft.inference.ensemble import load_ensemble
+from ddp_ft.inference.evaluation_data import own_column
 from ddp_ft.inference.table_writers import PredictionTable, open_format
 from ddp_ft.inference.thresholds import choose_thresholds, deciding_at
 from ddp_ft.inference.trained_model import Trained, files_of
@@ -73,7 +74,8 @@ def open_rows(request: Request, kind: str, device: torch.device, world: World) -
     members = load_ensemble(asked.models, device, asked.views)
     thresholds = choose_thresholds(members[0].task, asked, world)
     members = deciding_at(members, thresholds)
-    source = world.from_main(lambda: open_inputs(members[0].processor.kind, request.inputs, request.column))
+    kind_of_input, column = members[0].processor.kind, request.column or own_column(asked.models[0], request.inputs)
+    source = world.from_main(lambda: open_inputs(kind_of_input, request.inputs, column))
     return Rows(asked, source, members, open_format(kind, members[0].task, request.top_k), thresholds)
 
 

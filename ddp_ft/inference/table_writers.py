@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rich.cells import cell_len
+
 from ddp_ft.contracts import Task
-from ddp_ft.errors import UserError, printable
+from ddp_ft.errors import UserError, printable, shortened
 from ddp_ft.run_folder.output_path import check_output_file
 from ddp_ft.texts import plural
 
@@ -19,7 +21,7 @@ _OF_A_PLACE = (("class", str), ("probability", float))
 GROUP_ROWS = 1 << 16
 
 # Of lines for people.
-_SHOWN, _WIDEST_PATH = 3, 60
+_SHOWN, _MOST_NUMBERS, _WIDEST_PATH, _WIDEST_NAME = 3, 8, 60, 40
 
 Outcome = Mapping[str, Any] | str  # one of Task.answers, or why there is none
 
@@ -168,24 +170,37 @@ class Lines(PredictionTable):
     def encode(self, paths: Sequence[str], outcomes: Sequence[Outcome]) -> bytes:
         """Aligned lines."""
         names = [printable(path) for path in paths]
-        width = min(max(map(len, names)), _WIDEST_PATH)
+        width = min(max(map(cell_len, names)), _WIDEST_PATH)
         rows = zip(names, outcomes, strict=True)
-        return _utf8("".join(f"{name:<{width}}  {self._words(outcome)}\n" for name, outcome in rows))
+        return _utf8("".join(f"{_padded(name, width)}  {self._words(outcome)}\n" for name, outcome in rows))
 
     def _words(self, outcome: Outcome) -> str:
         if isinstance(outcome, str):
             return f"{ERROR}: {outcome}"
         first, *_ = outcome.values()
         if isinstance(first, dict):
-            return "  ".join(f"{printable(name)} {value:.4g}" for name, value in first.items())
-        decided = first if isinstance(first, str) else ", ".join(first) or "none"
+            return shortened([f"{_brief(name)} {value:.4g}" for name, value in first.items()], _MOST_NUMBERS)
+        decided = _brief(first) if isinstance(first, str) else shortened([*map(_brief, first)], _SHOWN) or "none"
+        if self.task.can_rank:
+            decided = _padded(decided, max(cell_len(_brief(name)) for name in self.task.names))
         shares = sorted(outcome.get("probabilities", {}).items(), key=lambda item: -item[1])
-        top = [f"{printable(name)} {share:.1%}" for name, share in shares[: max(self.top_k, _SHOWN)]]
-        return printable(decided) + (f"  ({', '.join(top)})" if top else "")
+        top = [f"{_brief(name)} {share:.1%}" for name, share in shares[: max(self.top_k, _SHOWN)]]
+        return decided + (f"  ({', '.join(top)})" if top else "")
 
     def write(self, stream: BinaryIO, parts: Iterable[bytes]) -> None:
         """All parts."""
         stream.writelines(parts)
+
+
+def _brief(name: str) -> str:
+    """A class's name as there is room for in a line."""
+    text = printable(name)
+    return text if len(text) <= _WIDEST_NAME else f"{text[: _WIDEST_NAME - 1]}…"
+
+
+def _padded(text: str, width: int) -> str:
+    """With blanks to that many columns of a terminal, of which some letters take two."""
+    return text + " " * (width - cell_len(text))
 
 
 TABLES: dict[str, type[PredictionTable]] = {".csv": CsvTable, ".jsonl": JsonLines, ".parquet": ParquetTable}

@@ -55,7 +55,12 @@ def test_every_key_that_may_name_a_file(path, tmp_path):
 
 
 def test_settings_of_evaluate():
-    assert data_settings(["data.path=~/x", "data.target=$a"]) == {"data.path": "/home/me/x", "data.target": "$a"}
+    assert data_settings(["data.target=$a"]) == {"data.target": "$a"}
+    for text, hint in {"data.path=~/x": "--data", "data.workers=2": "--workers", "data.range=0,1": "keeps its"}.items():
+        with pytest.raises(UserError, match=f"changes nothing here.\n.*{hint}"):
+            data_settings([text])
+    with pytest.raises(UserError, match=r"Known: data\.image"):
+        data_settings(["data.target=a"], only=["data.image"])
 
 
 def test_a_stored_path_is_not_read_again():

@@ -52,8 +52,7 @@ def test_each_image_that_can_be_read_is_drawn_once_whatever_its_name_and_size(mo
         assert (strip < 60).sum() > 100 and (strip > 240).mean() > 0.5, name  # black letters on white
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_after_a_kill_what_is_missing_is_drawn(model, shapes, tmp_path, world_size):
+def test_after_a_kill_what_is_missing_is_drawn(model, shapes, tmp_path):
     images = sorted((shapes / "val").rglob("*.png"))
     table = write_csv(tmp_path / "t.csv", {"image": [str(images[k % 3]) if k else "gone.png" for k in range(150)]})
     shown, output = tmp_path / "shown", tmp_path / "p.csv"
@@ -69,7 +68,7 @@ def test_after_a_kill_what_is_missing_is_drawn(model, shapes, tmp_path, world_si
     for number in range(128, 150):
         next(shown.glob(f"{number + 1}_*")).unlink()
     (shown / names(shown)[70]).unlink()  # of a chunk whose rows are there
-    said = call_on(world_size, "ddp_ft.predict", *args)
+    said = call_on(2, "ddp_ft.predict", *args)
     assert "150 rows" in said and "(64 were there from an interrupted start)" in said
     assert {name: (shown / name).read_bytes() for name in names(shown)} == whole
 

@@ -9,11 +9,14 @@ import subprocess
 import sys
 import time
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ddp_ft.config.loading import make_config
 from ddp_ft.errors import UserError
 from ddp_ft.inference.partial_output import Part, Parts
+from ddp_ft.run_folder.folder import RunFolder
 from tests.support.images import SHAPES
 from tests.support.runs import call_on
 from tests.support.tables import write_csv
@@ -86,10 +89,21 @@ def test_without_an_output_there_are_lines_to_look_at(model, shapes, tmp_path, c
     predict(model, shapes / "val/disc", tmp_path / "bad.png")
     *lines, bad = capfd.readouterr().out.splitlines()
     assert len(lines) == 4 and all(line.startswith(f"{shapes}/val/disc/") for line in lines)
-    assert re.fullmatch(r".*\.png +(\w+)  \(\1 \d+\.\d%, \w+ \d+\.\d%, \w+ \d+\.\d%\)", lines[0]), lines[0]
+    assert re.fullmatch(r".*\.png +(\w+) +\(\1 \d+\.\d%, \w+ \d+\.\d%, \w+ \d+\.\d%\)", lines[0]), lines[0]
     assert bad.split()[1:] == ["error:", "not", "an", "image"]
     with pytest.raises(UserError, match=r"--format csv is for --output -"):
         predict(model, shapes / "val", "--output", tmp_path / "p.jsonl", "--format", "csv")
+
+
+def test_lines_stay_short_whatever_the_names_are(shapes, tmp_path, capfd):
+    names = ("猫", *(f"class {k} " + "of a long name" * 5 for k in range(99)))
+    lines = {}
+    for task in ("single-label", "multi-label", "regression"):
+        settings = {"mean": [0.0] * 100, "std": [1.0] * 100} if task == "regression" else {}
+        predict(write_model(tmp_path / task, 1, task=task, names=names, settings=settings), shapes / "val/disc/10.png")
+        [lines[task]] = capfd.readouterr().out.replace(f"{shapes}/val/disc/", "").splitlines()
+    assert all(len(line) < 60 * 8 and ("…" in line or "and 92 more" in line) for line in lines.values()), lines
+    assert lines["regression"].endswith("and 92 more") and re.search(r"…,? and \d+ more  \(", lines["multi-label"])
 
 
 def test_lines_of_other_tasks(shapes, tmp_path, capfd):
@@ -145,6 +159,22 @@ def test_any_batch_size_and_number_of_workers_have_the_same_rows(model, many, tm
         assert one == other
     with pytest.raises(UserError, match="at most 64 images are computed at once"):
         predict(model, many, "--batch-size", 65)
+
+
+def test_the_column_of_paths_is_named_or_that_of_the_run(shapes, tmp_path, capfd):
+    folder = RunFolder(write_model(tmp_path / "run/best", 1).parent)
+    folder.write_config(make_config({"data.image": "photo"}))
+    [image, *_] = (shapes / "val/disc").iterdir()
+    columns = {"photo": [str(image)], "image": ["gone.png"], "other": ["away.png"]}
+    tables = [write_csv(tmp_path / "t.csv", columns), tmp_path / "t.parquet"]
+    pq.write_table(pa.table(columns), tables[1])
+    options = {"disc": [], "gone.png": ["--column", "image"], "away.png": ["--set", "data.image=other"]}
+    for table in tables:
+        for found, more in options.items():
+            predict(folder.path, table, *more)
+            assert found in capfd.readouterr().out
+    predict(folder.path, write_csv(tmp_path / "plain.csv", {"image": [str(image)]}))
+    assert "disc" in capfd.readouterr().out
 
 
 @pytest.fixture(scope="module")

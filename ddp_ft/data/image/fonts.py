@@ -22,13 +22,14 @@ def font_for(texts: Iterable[str]) -> tuple[str, str]:
     return found, "".join(sorted(_missing(wanted, found)))
 
 
-def _rank(wanted: set[str], most: int, file: str) -> int:
-    """How many of the letters a font lacks; one that cannot be drawn is worse than the usual one."""
+def _rank(wanted: set[str], most: int, file: str) -> tuple[int, bool]:
+    """How many of the letters a font lacks, and whether it is bold or the like; one that cannot be drawn is worse than
+    the usual one."""
     try:
         ImageFont.truetype(file, 20).getlength("a")
-        return len(_missing(wanted, file))
+        return len(_missing(wanted, file)), "Regular" not in file
     except Exception:  # fonts of bitmaps, damaged ones
-        return most + 1
+        return most + 1, True
 
 
 def _missing(wanted: set[str], file: str) -> set[str]:

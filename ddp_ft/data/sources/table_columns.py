@@ -42,7 +42,7 @@ def choose_columns(config: DataConfig, path: Path, header: Sequence[str], for_mo
 
 
 def check_columns(config: DataConfig) -> None:
-    """Raise UserError if the data are a CSV table whose header lacks a configured column; nothing else is looked at."""
+    """Raise UserError if the data are a table whose header lacks a configured column; nothing else is looked at."""
     if config.path is not None and is_table(config.path) and (header := read_header(config.path)):
         choose_columns(config, config.path, header)
 

@@ -3,6 +3,7 @@
 import csv
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def read_table(path: Path, choose: Choose) -> Table:
 
 
 def read_header(path: Path) -> list[str]:
-    """The names of a CSV file's columns; empty for another kind of file, and for one that `read_table` refuses."""
+    """The names of a table's columns; empty for another kind of file, and for one that `read_table` refuses."""
+    if path.suffix.lower() == ".parquet":
+        return _parquet_header(path)
     if path.suffix.lower() not in DELIMITERS:
         return []
     try:
@@ -50,6 +53,14 @@ def read_header(path: Path) -> list[str]:
             return [name.strip() for name in next(csv.reader(stream, delimiter=delimiter), [])]
     except (OSError, ValueError, csv.Error):
         return []
+
+
+def _parquet_header(path: Path) -> list[str]:
+    with suppress(Exception):  # no pyarrow, no file, or no whole one
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+        return list(pq.read_schema(path).names)
+    return []
 
 
 def _read_csv(path: Path, choose: Choose) -> Table:
@@ -112,8 +123,8 @@ def _check_unique(path: Path, header: Sequence[str], chosen: Iterable[str]) -> N
 
 def _read_parquet(path: Path, choose: Choose) -> Table:
     try:
-        import pyarrow as pa  # type: ignore[import-untyped]
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+        import pyarrow as pa
+        import pyarrow.parquet as pq
     except ImportError:
         hint = "Install it: pip install 'ddp_ft[tables]'. Or save the table as CSV."
         raise UserError(f"Reading {path} needs pyarrow, which is not installed.", hint) from None

@@ -54,7 +54,7 @@ def test_its_commands_run_in_their_order(folder, monkeypatch, capfd):
             arguments = words[2:] if words[0] == "ddp-ft" else words[3:]
             assert not function.main(arguments, standalone_mode=False)
             said = capfd.readouterr().out
-        assert re.search(r"2 rows in predictions\.|Wrote pets|accuracy|disc\.png +\w+  \(", said), command
+        assert re.search(r"2 rows in predictions\.|Wrote pets|accuracy|disc\.png +\w+ +\(", said), command
 
 
 def test_its_python_runs(folder, monkeypatch, capsys):
