@@ -10,6 +10,7 @@ import io
 import json
 import os
 import select
+import shutil
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -122,7 +123,13 @@ def print_result(text: str) -> None:
 
 
 class ResultStream:
-    """What a command was called for, as a stream of bytes in UTF-8 that is printed at once. Raises LostOutputError."""
+    """What a command was called for, as a stream of bytes in UTF-8 that is printed at once. Raises LostOutputError.
+
+    `columns` is the width of the terminal; 0 if it is none.
+    """
+
+    def __init__(self) -> None:
+        self.columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
 
     def write(self, content: bytes) -> int:
         """Print it."""

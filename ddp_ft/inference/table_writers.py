@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 
 from ddp_ft.contracts import Task
 from ddp_ft.errors import UserError, printable, shortened
@@ -168,11 +168,9 @@ class Lines(PredictionTable):
     """For people: the file, what is decided, and the `_SHOWN` greatest probabilities, or all numbers."""
 
     def encode(self, paths: Sequence[str], outcomes: Sequence[Outcome]) -> bytes:
-        """Aligned lines."""
-        names = [printable(path) for path in paths]
-        width = min(max(map(cell_len, names)), _WIDEST_PATH)
-        rows = zip(names, outcomes, strict=True)
-        return _utf8("".join(f"{_padded(name, width)}  {self._words(outcome)}\n" for name, outcome in rows))
+        """Lines of two cells, with a tab between."""
+        rows = zip(paths, outcomes, strict=True)
+        return _utf8("".join(f"{printable(path)}\t{self._words(outcome)}\n" for path, outcome in rows))
 
     def _words(self, outcome: Outcome) -> str:
         if isinstance(outcome, str):
@@ -188,8 +186,30 @@ class Lines(PredictionTable):
         return decided + (f"  ({', '.join(top)})" if top else "")
 
     def write(self, stream: BinaryIO, parts: Iterable[bytes]) -> None:
-        """All parts."""
-        stream.writelines(parts)
+        """All parts, each aligned; on a terminal, which has `columns`, no line is wider than it."""
+        columns: int = getattr(stream, "columns", 0)
+        stream.writelines(_utf8(_aligned(part.decode().splitlines(), columns)) for part in parts)
+
+
+def _aligned(lines: Sequence[str], columns: int) -> str:
+    most = min(_WIDEST_PATH, columns // 2) if columns else _WIDEST_PATH
+    rows = [line.split("\t", 1) for line in lines]
+    width = min(max(cell_len(path) for path, _ in rows), most)
+    if not columns:
+        return "".join(f"{_padded(path, width)}  {words}\n" for path, words in rows)
+    return "".join(f"{_cut(_padded(_end_of(path, width), width) + '  ' + words, columns)}\n" for path, words in rows)
+
+
+def _end_of(path: str, width: int) -> str:
+    """As much of a path's end as fits, which is its most specific part."""
+    start = 0
+    while cell_len(path[start:]) > width - (start > 0):
+        start += 1
+    return f"…{path[start:]}" if start else path
+
+
+def _cut(line: str, columns: int) -> str:
+    return line if cell_len(line) <= columns else f"{set_cell_size(line, columns - 1)}…"
 
 
 def _brief(name: str) -> str:

@@ -106,6 +106,20 @@ def test_lines_stay_short_whatever_the_names_are(shapes, tmp_path, capfd):
     assert lines["regression"].endswith("and 92 more") and re.search(r"…,? and \d+ more  \(", lines["multi-label"])
 
 
+def test_no_line_is_wider_than_a_terminal(model, shapes, monkeypatch, capfd):
+    photo = shapes / "val/disc/10.png"
+    monkeypatch.setenv("COLUMNS", "40")
+    predict(model, photo)
+    whole = capfd.readouterr().out
+    assert whole.startswith(f"{photo}  ")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    predict(model, photo)
+    line = capfd.readouterr().out
+    assert re.fullmatch(r"….*/disc/10\.png  \w+ +\(.*…\n", line) and len(line) == 41
+    predict(model, photo, "--output", "-")
+    assert len(capfd.readouterr().out.splitlines()[1]) > 40
+
+
 def test_lines_of_other_tasks(shapes, tmp_path, capfd):
     write_model(tmp_path / "labels", 1, task="multi-label")
     predict(tmp_path / "labels", next((shapes / "val/disc").iterdir()))
