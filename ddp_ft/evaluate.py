@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from ddp_ft.cli.options import PATH, asked_options, data_settings, data_settings_option, importing
+from ddp_ft.cli.options import PATH, PATTERN, asked_options, data_settings, data_settings_option, importing
 from ddp_ft.cli.output import json_text, print_note, print_result
 from ddp_ft.cli.process import run_command
 from ddp_ft.cli.ranks import CommandOfRanks, run_in_ranks
 from ddp_ft.distributed.environment import read_launch
-from ddp_ft.errors import EXIT_DONE
+from ddp_ft.errors import EXIT_DONE, UserError
 from ddp_ft.files import to_json, write_text
 from ddp_ft.inference.asked import VALIDATION, Asked
 from ddp_ft.run_folder.output_path import check_output_file
@@ -22,6 +22,7 @@ _NOT_HONEST = (
 
 @click.command(cls=CommandOfRanks)
 @asked_options
+@click.argument("others", nargs=-1, type=PATTERN, metavar="")
 @click.option("--data", type=PATH, help="Class folders, split or not, or a table.  [default: the run's own]")
 @click.option(
     "--split",
@@ -31,12 +32,19 @@ _NOT_HONEST = (
 @data_settings_option
 @click.option("--output", type=PATH, help="Write the metrics to this JSON file too.")
 def evaluate(
-    asked: Asked, data: Path | None, split: str | None, assignments: tuple[str, ...], output: Path | None
+    asked: Asked,
+    others: tuple[str, ...],
+    data: Path | None,
+    split: str | None,
+    assignments: tuple[str, ...],
+    output: Path | None,
 ) -> int:
     """Print the metrics of a run folder's best model on a data set, as JSON.
 
     Every image counts exactly once, whatever the number of processes.
     """
+    if others:
+        raise UserError(f"evaluate takes one model, and no further argument: {others[0]}.", "Data: --data PATH.")
     launch, settings = read_launch(), data_settings(assignments)
     if output and launch.rank == 0:
         check_output_file(output, streams=True, inputs=[data] if data else [])

@@ -111,9 +111,10 @@ def _check_working_folder() -> None:
 
 def _message(error: click.ClickException) -> str:
     """click's; or what the command calls an option of other tools, if it has it under another name."""
-    if isinstance(error, click.NoSuchOption) and error.ctx and (answer := flag_answer(error.option_name)):
+    if isinstance(error, click.NoSuchOption) and error.ctx:
+        answer = flag_answer(error.option_name, error.ctx.command.name or "")
         own = {name for each in error.ctx.command.params for name in each.opts}
-        if own.issuperset(word for word in named_options(answer) if word.startswith("--")):
+        if answer and own.issuperset(word for word in named_options(answer) if word.startswith("--")):
             return f"There is no option {error.option_name}. {answer}"
     return error.format_message()
 

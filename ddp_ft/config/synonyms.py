@@ -73,6 +73,23 @@ _FLAGS: dict[str, str] = {
     "--set data.fold=1/5": "fold k-fold kfold",
     "--set data.decoder=auto": "decoder",
 }
+# Of commands with a trained model, and of the inputs of `predict`: what comes before the names above.
+_OF_MODELS: dict[str, str] = {
+    "the first argument, RUN_OR_MODEL": "model run run-dir weights checkpoint ckpt ckpt-path resume load-from "
+    "model-path model-dir pretrained",
+    "--threshold": "conf conf-thres conf-threshold confidence thr thres thresh score-thr score-threshold min-score "
+    "cutoff",
+    "--batch-size": "batch bs batchsize eval-batch-size val-batch-size test-batch-size per-device-eval-batch-size",
+    "--show FOLDER": "save-images save-img save-imgs save-vis save-dir show-dir vis vis-dir visualize visualise plot "
+    "draw save",
+    "--output FILE": "out out-file output-file results results-file save-txt save-csv csv work-dir output-dir",
+    "--output - --format jsonl": "json jsonl",
+    "--set data.image=COLUMN": "image-column path-column file-column x-col",
+}
+_OF_INPUTS: dict[str, str] = {
+    "the arguments after RUN_OR_MODEL": "source input inputs image images img imgs data folder dataset data-dir "
+    "data-path file files",
+}
 # What there is no option for, and why none is needed.
 _WITHOUT: dict[str, str] = {
     "resume resume-from resume-from-checkpoint ckpt-path auto-resume restart": "The same command goes on where the run "
@@ -109,10 +126,12 @@ _VALUES: dict[str, dict[str, str]] = {
 }  # fmt: skip
 
 
-def flag_answer(given: str) -> str:
-    """What to use in place of an option of another tool, such as `--gpus`; empty if it is not known."""
+def flag_answer(given: str, command: str = "train") -> str:
+    """What to use in that command in place of an option of another tool, such as `--gpus`; empty if it is not
+    known."""
     name = given.lstrip("-").lower().replace("_", "-")
-    for ours, names in _FLAGS.items():
+    tables = {"predict": (_OF_INPUTS, _OF_MODELS), "evaluate": (_OF_MODELS,)}.get(command, ())
+    for ours, names in (pair for table in (*tables, _FLAGS) for pair in table.items()):
         if name in names.split():
             return f"Here that is {ours}."
     return next((answer for names, answer in _WITHOUT.items() if name in names.split()), "")

@@ -30,7 +30,7 @@ def check_output(output: Path, inputs: Sequence[str]) -> None:
     """UserError for a file of an unknown kind, of one that needs what is not installed, that cannot be written, or that
     is one of the inputs."""
     suffix = output.suffix.lower()
-    if suffix not in TABLES:
+    if suffix not in TABLES and not output.is_dir():
         raise UserError(f"--output {output}: a file of an unknown kind.", f"Expected {', '.join(TABLES)}.")
     if suffix == ".parquet":
         _pyarrow()

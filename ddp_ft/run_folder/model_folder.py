@@ -1,6 +1,7 @@
 """A folder with a model: model.json and model.safetensors, whole or absent."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ddp_ft.contracts import Processor, Task
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, nearest, shortened
 from ddp_ft.files import OLD, ordinary_mode, replacing_folder, to_json
 from ddp_ft.run_folder.contents import Damaged, check_encodable, damaged, read_content
 
@@ -95,7 +96,22 @@ def model_folder(path: Path) -> Path:
             return folder
     what = "has no best/model.json yet" if path.is_dir() else "is no model" if path.exists() else "is not there"
     hint = "Expected the run folder of a training run that was evaluated at least once, or an exported model."
-    raise UserError(f"{path} {what}.", hint)
+    raise UserError(f"{path} {what}.", _where_else(path) or hint)
+
+
+def _where_else(path: Path) -> str:
+    """Which run folder may be meant: the one that the path is in, one of those in it, or one of a similar name."""
+    if around := [each for each in list(path.parents)[:3] if (each / "best" / "model.json").is_file()]:
+        return f"Name the run folder: {around[0]}"
+    with suppress(OSError):
+        if path.is_dir():
+            inside = sorted(str(file.parent.parent) for file in path.glob("*/best/model.json"))
+            return f"Name one of its runs: {shortened(inside)}." if inside else ""
+        if not path.exists():
+            return nearest(path.name, [each.name for each in path.parent.iterdir()])
+        if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".csv"):
+            return "The model is named first: a run folder, or an exported model."
+    return ""
 
 
 def read_description(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import glob
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ddp_ft.data.sources.files import FileSource
@@ -27,7 +28,7 @@ def list_images(inputs: Sequence[str], column: str | None = None, lines: Iterabl
     without images, and for a column that is not there.
     """
     if missing := [each for each in inputs if not (each == STDIN or os.path.lexists(each) or glob.has_magic(each))]:
-        raise UserError(f"No such file or folder: {', '.join(map(repr, missing))}.")
+        raise UserError(f"No such file or folder: {', '.join(map(repr, missing))}.", _advice(missing[0]))
     if column is not None and not any(_is_table(given) for given in inputs):
         raise UserError(f"--column {column} is for a table, and none of the inputs is one.", "Leave it out.")
     if inputs.count(STDIN) > 1:
@@ -43,6 +44,16 @@ def list_images(inputs: Sequence[str], column: str | None = None, lines: Iterabl
 def open_inputs(inputs: Sequence[str], column: str | None) -> FileSource:
     """The images of `list_images`."""
     return FileSource(list_images(inputs, column))
+
+
+def _advice(missing: str) -> str:
+    """What to do about an input that is not there."""
+    if "://" in missing:
+        return "Addresses are not read: download it, and name the file."
+    folder = Path(missing).parent
+    with suppress(OSError):
+        return nearest(Path(missing).name, [each.name for each in folder.iterdir()])
+    return ""
 
 
 def _is_table(given: str) -> bool:
