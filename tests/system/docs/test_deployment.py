@@ -7,10 +7,13 @@ import shlex
 import subprocess
 
 import pytest
+import torch
 
+from ddp_ft.contracts import Evaluation
+from ddp_ft.run_folder.evaluations import save_evaluation
 from tests.support.runs import call_on
 from tests.support.tables import write_csv
-from tests.support.trained import write_run
+from tests.support.trained import write_model, write_run
 from tests.system.docs.test_readme import ROOT
 
 PAGE = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
@@ -33,6 +36,12 @@ def folder(shapes, tmp_path_factory):
     (root / "pets").symlink_to(shapes)
     write_csv(root / "list.csv", {"path": ["photos/disc.png", "photos/square.png"]})
     write_run(root / "runs" / "pets", root / "pets", {1: 0.5})
+    write_model(root / "runs" / "tags" / "best", 1, task="multi-label")
+    target = torch.eye(3)
+    records = {"target": target, "weight": torch.ones(3)}
+    save_evaluation(root / "runs" / "tags", "val", Evaluation({}, {"logits": target - 0.8}, records))
+    labels = {"image": ["photos/disc.png", "photos/square.png"], "label": ["disc", "square"], "split": ["test"] * 2}
+    write_csv(root / "tags.csv", labels)
     return root
 
 
@@ -54,7 +63,7 @@ def test_its_commands_run_in_their_order(folder, monkeypatch, capfd):
             arguments = words[2:] if words[0] == "ddp-ft" else words[3:]
             assert not function.main(arguments, standalone_mode=False)
             said = capfd.readouterr().out
-        assert re.search(r"2 rows in predictions\.|Wrote pets|accuracy|disc\.png +\w+ +\(", said), command
+        assert re.search(r"2 rows in predictions\.|Wrote pets|accuracy|exact_match|disc\.png +[\w, ]+\(", said), command
 
 
 def test_its_python_runs(folder, monkeypatch, capsys):
@@ -67,10 +76,13 @@ def test_its_python_runs(folder, monkeypatch, capsys):
 
 
 def test_it_names_all_options_of_the_two_commands():
+    from ddp_ft.evaluate import evaluate
     from ddp_ft.export import export
     from ddp_ft.predict import predict
 
-    options = {option for command in (export, predict) for each in command.params for option in each.opts}
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)) - {"--data", "--nproc"}
+    options = {option for command in (evaluate, export, predict) for each in command.params for option in each.opts}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)) - {"--nproc"}
     assert named <= options
+    own = {option for each in (*predict.params, *evaluate.params) for option in each.opts if option.startswith("--")}
+    assert own <= named | {"--devices"}
     assert {"--column", "--top-k", "--format", "--with-preprocessing", "--check", "--check-images"} <= named
