@@ -27,11 +27,9 @@ STREAM = "-"
     "--set", "assignments", multiple=True, metavar="data.image=NAME", help="The same as --column, as for evaluate."
 )
 @click.option(
-    "--show",
-    type=PATH,
-    metavar="FOLDER",
+    "--show", type=PATH, metavar="FOLDER",
     help="Write the images into this new folder, with the answers below them.",
-)
+)  # fmt: skip
 @click.option(
     "--top-k", type=click.IntRange(min=1), default=1, show_default=True, metavar="K",
     help="The K likeliest classes, with their probabilities.",

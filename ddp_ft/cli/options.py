@@ -73,9 +73,9 @@ _VIEWS = choice(
 
 
 _THRESHOLD = click.option(
-    "--threshold", metavar="P|NAME=P,...|FILE.json|validation",
-    help="Several labels: the least probability of one that is there. validation: of each, as the run's own has its "
-    "best F1.  [default: 0.5]",
+    "--threshold", metavar="VALUE",
+    help="Several labels: from which probability on one is there: 0.3; NAME=0.3,NAME=0.7; FILE.json; or validation, "
+    "where its F1 is largest on the run's own.  [default: 0.5]",
 )  # fmt: skip
 _BATCH_SIZE = click.option(
     "--batch-size", type=click.IntRange(min=1), metavar="N",

@@ -14,7 +14,10 @@ from ddp_ft.run_folder.evaluations import load_evaluation
 from ddp_ft.run_folder.model_folder import model_folder
 from ddp_ft.tasks.scored.probabilities import THRESHOLD
 
-_INSTEAD = "`ddp-ft evaluate RUN --threshold validation --output FILE.json` writes a run's; then --threshold FILE.json."
+_INSTEAD = (
+    "Give probabilities. Those of a run that has them are written by `ddp-ft evaluate RUN --threshold validation "
+    "--output FILE.json`, for --threshold FILE.json."
+)
 
 
 def choose_thresholds(task: Task, asked: Asked, world: World) -> dict[str, float]:
