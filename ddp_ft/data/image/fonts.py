@@ -12,12 +12,13 @@ def font_for(texts: Iterable[str]) -> tuple[str, str]:
     DejaVu Sans, which comes with matplotlib, if it has all of them; else an installed one may be better.
     """
     from matplotlib import get_data_path
-    from matplotlib.font_manager import findSystemFonts
 
     wanted = {letter for text in texts for letter in text if not letter.isspace()}
     usual = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"
     if not (missing := _missing(wanted, usual)):
         return usual, ""
+    from matplotlib.font_manager import findSystemFonts  # it may look for all fonts first, which takes seconds
+
     found = min([usual, *sorted(findSystemFonts())], key=partial(_rank, wanted, len(missing)))
     return found, "".join(sorted(_missing(wanted, found)))
 
