@@ -22,8 +22,10 @@ Flat = dict[str, Any]
 # of torchvision's reference recipe for training from scratch; both with larger crops than those, since images are few
 # in fine-tuning. Both policies change colours themselves, so there is no jitter on top.
 _NO_AUGMENTATION: Flat = {
-    "augment.crop_min": 1.0, "augment.flip": 0.0, "augment.policy": "none", "augment.color_jitter": 0.0,
-    "augment.erasing": 0.0, "augment.mixup": 0.0, "augment.cutmix": 0.0,
+    "augment.crop_min": 1.0, "augment.flip": 0.0, "augment.vertical_flip": 0.0, "augment.right_angles": 0.0,
+    "augment.rotation": 0.0, "augment.translation": 0.0, "augment.scale": 0.0, "augment.policy": "none",
+    "augment.color_jitter": 0.0, "augment.grey": 0.0, "augment.blur": 0.0, "augment.erasing": 0.0,
+    "augment.mixup": 0.0, "augment.cutmix": 0.0,
 }  # fmt: skip
 _LIGHT: Flat = {**_NO_AUGMENTATION, "augment.crop_min": 0.6, "augment.flip": 0.5}
 _MEDIUM: Flat = {**_LIGHT, "augment.crop_min": 0.35, "augment.policy": "randaugment", "augment.erasing": 0.1}

@@ -16,6 +16,10 @@ HEAVY = ["--augment", "heavy"]
 EFFECTIVE = ["--class-weights", "effective"]
 FOCAL = ["--loss", "focal"]
 RANDAUGMENT = [SET, "augment.policy=randaugment"]
+MOVES = {
+    "vertical_flip": 0.5, "right_angles": 0.5, "rotation": 10, "translation": 0.1, "scale": 0.2, "grey": 0.5,
+    "blur": 0.5,
+}  # fmt: skip
 # (what both runs have, what one of them has besides)
 CHANGES = {
     "data.sampling": ([], ["--sampling", "balanced"]),
@@ -34,6 +38,7 @@ CHANGES = {
     "loss.class_weights": ([], ["--class-weights", "1,5,1"]),
     "loss.focal_gamma": (FOCAL, [SET, "loss.focal_gamma=0.5"]),
     "augment.preset": ([], HEAVY),
+    **{f"augment.{key}": ([], [SET, f"augment.{key}={value}"]) for key, value in MOVES.items()},
     "augment.policy": ([], RANDAUGMENT),
     "augment.magnitude": (RANDAUGMENT, [SET, "augment.magnitude=25"]),
     "augment.color_jitter": ([], [SET, "augment.color_jitter=0.5"]),

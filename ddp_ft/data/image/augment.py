@@ -1,4 +1,4 @@
-"""Distortions of a training image after crop and flip: a policy of shape and colour, colour jitter, erasing."""
+"""Distortions of a training image after crop and flip: an affine one, a policy of shape and colour, and single ones."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,11 +8,14 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from ddp_ft.config.schema import AugmentConfig
+from ddp_ft.data.image.geometry import affine
 from ddp_ft.data.image.own_transform import OwnTransform
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.errors import UserError, known_names
 
 POLICIES = ("none", "randaugment", "trivialaugment")
+# SimCLR's (arXiv 2002.05709): the deviation in pixels, and the kernel's side as a share of the image's.
+BLUR_SIGMAS, BLUR_KERNEL = (0.1, 2.0), 0.1
 
 
 class Distortions:
@@ -34,16 +37,23 @@ class Distortions:
 def distortions(preprocess: Preprocess, augment: AugmentConfig) -> Distortions | None:
     """The configured distortions; None if there are none.
 
-    RandAugment (arXiv 1909.13719, two operations) or TrivialAugment (arXiv 2103.10158), colour jitter and random
-    erasing (arXiv 1708.04896) are torchvision's. Empty places get the model's mean, which normalising makes 0 up to
-    half a grey level. All draw from torch's global CPU generator. UserError for an unknown policy.
+    The affine one, RandAugment (arXiv 1909.13719, two operations) or TrivialAugment (arXiv 2103.10158), colour jitter,
+    grey, blur and random erasing (arXiv 1708.04896) are torchvision's. Empty places get the model's mean, which
+    normalising makes 0 up to half a grey level. All draw from torch's global CPU generator. UserError for an unknown
+    policy.
     """
     mean = [float(round(255 * value)) for value in preprocess.mean]
-    steps: list[Callable[[Tensor], Tensor]] = []
+    moved = affine(augment, mean)
+    steps: list[Callable[[Tensor], Tensor]] = [] if moved is None else [moved]
     if augment.policy != "none":
         steps.append(_policy(augment, mean))
     if augment.color_jitter > 0:
         steps.append(v2.ColorJitter(augment.color_jitter, augment.color_jitter, augment.color_jitter))
+    if augment.grey > 0:
+        steps.append(v2.RandomGrayscale(augment.grey))
+    if augment.blur > 0:
+        sides = [2 * max(1, round(BLUR_KERNEL * side / 2)) + 1 for side in reversed(preprocess.size)]
+        steps.append(v2.RandomApply([v2.GaussianBlur(sides, BLUR_SIGMAS)], augment.blur))
     if augment.erasing > 0:
         steps.append(v2.RandomErasing(augment.erasing, value=mean))  # type: ignore[arg-type]  # it takes sequences
     if augment.transform is not None:

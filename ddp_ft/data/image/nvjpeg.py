@@ -1,6 +1,7 @@
-"""nvJPEG path: the loader passes JPEG bytes with crop and flip; the GPU decodes, crops and resizes."""
+"""nvJPEG path: the loader passes JPEG bytes with crop and turn; the GPU decodes, crops and resizes."""
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from ddp_ft.config.schema import AugmentConfig, RunConfig
 from ddp_ft.contracts import Batch
 from ddp_ft.data.image.augment import distortions
 from ddp_ft.data.image.decode import JpegFile
+from ddp_ft.data.image.geometry import Turn, draw_turn
 from ddp_ft.data.image.jpeg import decode_jpeg as decode_here
 from ddp_ft.data.image.jpeg import least_shrink, read_header
 from ddp_ft.data.image.preprocess import Preprocess
@@ -19,8 +21,8 @@ from ddp_ft.data.image.undecoded import Image, as_tensor, size_of
 from ddp_ft.errors import UserError
 
 # A sample's encoded bytes; their number, 0 if it is decoded already; the crop, as top, left, height and width; and
-# whether it is flipped.
-JPEG, LENGTH, CUT, FLIP = "jpeg", "jpeg_length", "jpeg_cut", "jpeg_flip"
+# how it is flipped and turned, as in `Turn`.
+JPEG, LENGTH, CUT, TURN = "jpeg", "jpeg_length", "jpeg_cut", "jpeg_turn"
 NVJPEG = "nvjpeg"  # the value of data.decoder
 _NOTHING = torch.empty(0, dtype=torch.uint8)
 
@@ -34,21 +36,21 @@ class EncodedTransform:
 
     def __init__(self, preprocess: Preprocess, augment: AugmentConfig) -> None:
         self.decoded = train_transform(preprocess, augment)
-        self.least_area = augment.crop_min
-        self.flip = augment.flip
+        self.augment = augment
         self.blank = torch.zeros(3, *preprocess.size, dtype=torch.uint8)
 
     def __call__(self, image: Image) -> Batch:
         """The sample's tensors."""
         if not isinstance(image, JpegFile) or image.header.orientation != 1 or least_shrink(image.header, 1) > 1:
-            return _sample(self.decoded(image), _NOTHING, torch.zeros(4, dtype=torch.int64), torch.tensor(False))
-        box = draw_crop(*size_of(image), self.least_area)
+            return _sample(self.decoded(image), _NOTHING, (0, 0, 0, 0), Turn(False, False, 0))
+        box = draw_crop(*size_of(image), self.augment.crop_min)
         data = torch.frombuffer(bytearray(image.data), dtype=torch.uint8)
-        return _sample(self.blank, data, torch.tensor(box), torch.rand(1)[0] < self.flip)
+        return _sample(self.blank, data, box, draw_turn(self.augment))
 
 
-def _sample(image: Tensor, data: Tensor, box: Tensor, flip: Tensor) -> Batch:
-    return {"image": image, JPEG: data, LENGTH: torch.tensor(len(data)), CUT: box, FLIP: flip}
+def _sample(image: Tensor, data: Tensor, box: Sequence[int], turn: Turn) -> Batch:
+    whole = {CUT: torch.tensor(box), TURN: torch.tensor([int(each) for each in turn])}
+    return {"image": image, JPEG: data, LENGTH: torch.tensor(len(data)), **whole}
 
 
 def check_nvjpeg(config: RunConfig, preprocess: Preprocess, device: torch.device) -> None:
@@ -62,8 +64,12 @@ def check_nvjpeg(config: RunConfig, preprocess: Preprocess, device: torch.device
         message = "data.decoder = nvjpeg decodes on the GPU, and augment.transform is called before, in the loader."
         raise UserError(message, "Leave one of them out.")
     if distortions(preprocess, config.augment) is not None:
-        message = "data.decoder = nvjpeg decodes on the GPU, and augment.policy, color_jitter and erasing come before."
-        raise UserError(message, "Use --augment light or none, or leave data.decoder out.")
+        message = (
+            "data.decoder = nvjpeg decodes on the GPU, where images are only cropped, flipped and turned by right "
+        )
+        hint = "Leave data.decoder out; or use --augment light or none, and of `augment` not policy, color_jitter, "
+        hint += "grey, blur, erasing, rotation, translation and scale."
+        raise UserError(f"{message}angles.", hint)
 
 
 def decoded_on(device: torch.device, batch: Batch, preprocess: Preprocess) -> Batch:
@@ -72,7 +78,7 @@ def decoded_on(device: torch.device, batch: Batch, preprocess: Preprocess) -> Ba
     Waits for nvJPEG. On CUDA the current stream must have nothing left to do, since nvJPEG would not wait for it.
     UserError for an image that nothing decodes.
     """
-    rest = {name: tensor for name, tensor in batch.items() if name not in (JPEG, LENGTH, CUT, FLIP)}
+    rest = {name: tensor for name, tensor in batch.items() if name not in (JPEG, LENGTH, CUT, TURN)}
     rows = batch[LENGTH].nonzero().flatten().tolist()
     files = [batch[JPEG][row, : batch[LENGTH][row]] for row in rows]
     images = rest["image"].to(device, copy=True)
@@ -80,8 +86,10 @@ def decoded_on(device: torch.device, batch: Batch, preprocess: Preprocess) -> Ba
     decoded = _decode(files, device) or [_decode_alone(file, device, index) for file, index in pairs]
     size, interpolation = list(preprocess.size), interpolation_of(preprocess)
     for row, pixels in zip(rows, decoded, strict=True):
-        part = F.resized_crop_image(pixels, *batch[CUT][row].tolist(), size, interpolation, antialias=True)
-        images[row] = F.horizontal_flip_image(part) if batch[FLIP][row] else part
+        flip, vertical, quarters = batch[TURN][row].tolist()
+        turn = Turn(bool(flip), bool(vertical), quarters)
+        box, sides = batch[CUT][row].tolist(), turn.size_before(size)
+        images[row] = turn(F.resized_crop_image(pixels, *box, sides, interpolation, antialias=True))
     return {**rest, "image": images}
 
 

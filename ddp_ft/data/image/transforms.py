@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.data.image.augment import distortions
+from ddp_ft.data.image.geometry import draw_turn
 from ddp_ft.data.image.own_transform import check_own_transform
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.undecoded import Box, Image, cut, in_range, size_of
@@ -35,7 +36,7 @@ CROP_TRIES = 10
 
 
 def train_transform(preprocess: Preprocess, augment: AugmentConfig) -> ImageFunction:
-    """Random crop, resize and flip, then `distortions`: uint8 3 x H x W of any size -> uint8 3 x preprocess.size.
+    """Random crop, resize, flips and turns, then `distortions`: uint8 C x H x W of any size -> uint8 C x the model's.
 
     Draws from torch's global CPU generator. UserError for an unknown interpolation or policy.
     """
@@ -75,18 +76,20 @@ class _TrainTransform:
 
     def __init__(self, preprocess: Preprocess, augment: AugmentConfig) -> None:
         self.interpolation = interpolation_of(preprocess)
-        self.least_area = augment.crop_min
         self.size = list(preprocess.size)
         self.decoder = preprocess.decoder
         self.value_range = preprocess.value_range
-        self.flip = augment.flip
+        self.augment = augment
         self.distort = distortions(preprocess, augment)
 
     def __call__(self, image: Image) -> Tensor:
         image = in_range(image, self.value_range)
-        part = cut(image, draw_crop(*size_of(image), self.least_area), self.size, self.decoder)
-        resized: Tensor = F.resize_image(part, self.size, self.interpolation, antialias=True)
-        seen: Tensor = F.horizontal_flip_image(resized) if torch.rand(1) < self.flip else resized
+        box = draw_crop(*size_of(image), self.augment.crop_min)
+        turn = draw_turn(self.augment)
+        # The part is turned, and then has the model's size: sides need not be equal.
+        size = turn.size_before(self.size)
+        part = cut(image, box, size, self.decoder)
+        seen = turn(F.resize_image(part, size, self.interpolation, antialias=True))
         return self.distort(seen) if self.distort else seen
 
 

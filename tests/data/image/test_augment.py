@@ -20,10 +20,20 @@ from tests.support.loading import train_loader
 PREPROCESS = Preprocess((24, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 MEAN = torch.tensor([124, 116, 104], dtype=torch.uint8).view(3, 1, 1)
 PLAIN = AugmentConfig()
-ALL = AugmentConfig(crop_min=0.2, policy="randaugment", color_jitter=0.4, erasing=0.5)
+ALL = AugmentConfig(
+    crop_min=0.2, vertical_flip=0.5, right_angles=0.5, rotation=20.0, translation=0.1, scale=0.2, policy="randaugment",
+    color_jitter=0.4, grey=0.3, blur=0.5, erasing=0.5,
+)  # fmt: skip
 ONE_EACH = {
     "crop_min": replace(PLAIN, crop_min=0.1),
     "flip": replace(PLAIN, flip=1.0),
+    "vertical_flip": replace(PLAIN, vertical_flip=0.5),
+    "right_angles": replace(PLAIN, right_angles=0.5),
+    "rotation": replace(PLAIN, rotation=10.0),
+    "translation": replace(PLAIN, translation=0.2),
+    "scale": replace(PLAIN, scale=0.3),
+    "grey": replace(PLAIN, grey=0.5),
+    "blur": replace(PLAIN, blur=0.5),
     "randaugment": replace(PLAIN, policy="randaugment"),
     "trivialaugment": replace(PLAIN, policy="trivialaugment"),
     "color_jitter": replace(PLAIN, color_jitter=0.3),
@@ -89,10 +99,15 @@ def test_all_in_their_order_are_torchvisions_own(policy: str) -> None:
         "randaugment": v2.RandAugment(magnitude=12, interpolation=bilinear, fill=fill),
         "trivialaugment": v2.TrivialAugmentWide(interpolation=bilinear, fill=fill),
     }
-    crop = train_transform(PREPROCESS, AugmentConfig("none", 0.3, 0.5))
-    jitter = v2.ColorJitter(0.3, 0.3, 0.3)
-    theirs = v2.Compose([crop, policies[policy], jitter, v2.RandomErasing(0.5, value=fill)])
-    augment = AugmentConfig("none", 0.3, 0.5, policy, magnitude=12, color_jitter=0.3, erasing=0.5)
+    crop = train_transform(PREPROCESS, AugmentConfig("none", 0.3, 0.5, vertical_flip=0.5, right_angles=0.5))
+    moved = v2.RandomAffine(15, (0.1, 0.1), (0.8, 1.2), interpolation=bilinear, fill=fill)
+    jitter, grey = v2.ColorJitter(0.3, 0.3, 0.3), v2.RandomGrayscale(0.3)
+    blur = v2.RandomApply([v2.GaussianBlur((5, 3))], 0.5)  # a tenth of 32 and 24 pixels, odd
+    theirs = v2.Compose([crop, moved, policies[policy], jitter, grey, blur, v2.RandomErasing(0.5, value=fill)])
+    augment = AugmentConfig(
+        "none", 0.3, 0.5, 0.5, 0.5, 15, 0.1, 0.2, policy, magnitude=12, color_jitter=0.3, grey=0.3, blur=0.5,
+        erasing=0.5,
+    )  # fmt: skip
     ours = train_transform(PREPROCESS, augment)
     for seed in range(60):
         torch.manual_seed(seed)
@@ -123,7 +138,7 @@ def test_places_that_a_policy_leaves_empty_are_the_models_mean(policy: str) -> N
 def test_the_image_itself_is_left_as_it_is() -> None:
     given = image(size=(24, 32))
     before = given.clone()
-    transform = train_transform(PREPROCESS, AugmentConfig("none", 1.0, 0.0, "none", color_jitter=0.5, erasing=1.0))
+    transform = train_transform(PREPROCESS, AugmentConfig("none", 1.0, 0.0, color_jitter=0.5, erasing=1.0))
     assert not torch.equal(transform(given), before) and torch.equal(given, before)
 
 

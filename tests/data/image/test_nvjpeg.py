@@ -25,7 +25,7 @@ from tests.support.loading import train_loader
 from tests.support.runs import train_here
 
 PREPROCESS = Preprocess((32, 48), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), "bilinear", decoder="full")
-AUGMENT = AugmentConfig("none", 0.4, 0.5)
+AUGMENT = AugmentConfig("none", 0.4, 0.5, vertical_flip=0.5, right_angles=0.5)
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
