@@ -24,7 +24,7 @@ from ddp_ft.run_folder.output_path import check_output_file, check_output_folder
 @choice("--device", ["auto", "cpu", "cuda"], "Where it is traced, compared and timed.", default="cpu")
 @click.option(
     "--with-preprocessing", is_flag=True,
-    help="ONNX: resize, crop and normalise inside; uint8 images N x H x W x 3 of any size go in.",
+    help="ONNX: resize, crop and normalise inside; uint8 images N x H x W x channels of any size go in.",
 )  # fmt: skip
 @click.option(
     "--check", "count", type=click.IntRange(min=1), default=32, show_default=True, metavar="N",

@@ -59,7 +59,7 @@ def trials(config: RunConfig) -> Iterator[str]:
     if config.model.name:
         from ddp_ft.models.own_code import model_trial
 
-        yield model_trial(config.model, config.head, len(names))
+        yield model_trial(config.model, config.head, len(names), config.data.channels)
     elif is_reference(config.head.name):
         from ddp_ft.models.own_code import head_trial
 

@@ -22,6 +22,7 @@ class Key:
     `low` and `high` are the least and the largest allowed value, `above` one that is too small already. `null` is what
     the value None is called: auto or none. `lists`: a text that may list several, separated by commas. `names_file`: a
     text that may be a path, or begin with one. `code`: how a text that must name code looks, such as FILE.py:NAME.
+    `words`: what may stand in place of numbers.
     """
 
     path: str
@@ -39,6 +40,7 @@ class Key:
     lists: bool = False
     names_file: bool = False
     code: str = ""
+    words: tuple[str, ...] = ()
 
     @property
     def metavar(self) -> str:

@@ -86,6 +86,30 @@ class DataConfig:
         "sample of the training set.",
         null="auto",
     )
+    channels: int | None = key(
+        None,
+        "Channels of an image: 1 is grey; others than 1 and 3 come from .npy files and TIFFs; auto: 3.",
+        low=1,
+        high=1024,
+        null="auto",
+    )
+    mean: tuple[float, ...] | str | None = key(
+        None,
+        "What is subtracted from each channel (values of 0 to 1): numbers; train: the mean of a sample of the training "
+        "set; auto: the model's own for 3 channels, else train.",
+        low=0,
+        high=1,
+        words=("train",),
+        null="auto",
+    )
+    std: tuple[float, ...] | str | None = key(
+        None,
+        "What each channel is then divided by: numbers, train or auto, as for the mean.",
+        above=0,
+        high=1,
+        words=("train",),
+        null="auto",
+    )
     # These two decide whether a run continues and never with what, so a restart may change them.
     on_error: str = machine_key(
         "fail",

@@ -77,6 +77,9 @@ _FLAGS: dict[str, str] = {
     "--set augment.scale=0.2 for the size, or augment.crop_min=0.6 for the crop": "scale zoom max-zoom",
     "--set augment.grey=0.2": "grayscale greyscale grayscale-prob random-grayscale",
     "--set augment.blur=0.5": "gaussian-blur gaussian-blur-prob random-blur",
+    "--set data.channels=1": "in-chans in-channels input-channels num-channels channels ch",
+    "--set data.mean=0.5,0.5,0.5": "mean img-mean pixel-mean",
+    "--set data.std=0.25,0.25,0.25": "std img-std pixel-std",
     "--set data.fold=1/5": "fold k-fold kfold",
     "--set data.decoder=auto": "decoder",
 }

@@ -58,6 +58,8 @@ def _convert(key: Key, given: Any) -> Any:
         return _TRUTH[_word(given)]
     if key.type is dict:
         return _mapping(given)
+    if key.words and str(given).lower() in key.words:
+        return str(given).lower()
     if key.type is tuple:
         return tuple(float(each) for each in _parts(given))
     if key.lists and key.choices:
@@ -133,6 +135,8 @@ def _allowed(key: Key, value: Any) -> bool:
         return all(each in key.choices for each in (value.split(",") if key.lists else [value]))
     if key.code:
         return _CODE.fullmatch(value) is not None
+    if key.words and value in key.words:
+        return True
     if key.type is tuple:
         return all(_in_range(key, each) for each in value)
     return key.type not in (int, float) or _in_range(key, value)
@@ -164,4 +168,4 @@ def _expected(key: Key) -> str:
     parts += [f"of at least {key.low:g}"] if key.low is not None else []
     parts += [f"above {key.above:g}"] if key.above is not None else []
     parts += [f"and at most {key.high:g}"] if key.high is not None else []
-    return " ".join(parts) + (f", or {key.null}" if key.optional else "")
+    return ", or ".join([" ".join(parts), *key.words, *([key.null] if key.optional else [])])

@@ -5,7 +5,7 @@ import multiprocessing
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
@@ -15,9 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ddp_ft.contracts import BadSample, LabelledSource
+from ddp_ft.data.image.arrays import AS_PHOTOS, START_OF_NPY, opened_array
 from ddp_ft.data.image.decode import decode
 from ddp_ft.data.image.pillow import ORIENTATION, Readable, is_deep, opened, quiet_pillow, sparing_texts, without_limit
 from ddp_ft.distributed.environment import usable_cores
@@ -90,12 +91,13 @@ class Survey:
 
 def survey(
     splits: Mapping[str, LabelledSource], progress: Callable[[int, int], None] = lambda done, total: None,
-    processes: int | None = None,
+    processes: int | None = None, channels: int = 3,
 ) -> Survey:  # fmt: skip
     """Read and decode every image of these sets, whose names are paths of files.
 
-    `progress` is called with the number of images done, and of all. `processes` None: one for each core. Raises
-    BrokenProcessPool if a decoder crashes its process.
+    `progress` is called with the number of images done, and of all. `processes` None: one for each core. An image
+    that cannot be taken for one of so many channels is damaged. Raises BrokenProcessPool if a decoder crashes its
+    process.
     """
     sources = tuple(splits.values())
     total = sum(map(len, sources))
@@ -111,7 +113,7 @@ def survey(
     parts = [range(start, min(start + PART, total)) for start in range(0, total, PART)]
     with _pool(min(processes or usable_cores(), max(1, len(parts)))) as (pool, ahead):
         names = ([found.name(number) for number in part] for part in parts)
-        for part, looks in zip(parts, _in_order(pool, names, ahead), strict=True):
+        for part, looks in zip(parts, _in_order(pool, ((each, channels) for each in names), ahead), strict=True):
             for number, look in zip(part, looks, strict=True):
                 found.sizes[number] = look.height, look.width
                 found.oddities[number], found.digests[number] = look.oddities, look.digest
@@ -131,30 +133,40 @@ def _pool(processes: int) -> Iterator[tuple[ProcessPoolExecutor, int]]:
             yield pool, processes * WAITING
 
 
-def _in_order(pool: ProcessPoolExecutor, tasks: Iterator[list[str]], ahead: int) -> Iterator[list[Look]]:
+def _in_order(pool: ProcessPoolExecutor, tasks: Iterator[tuple[list[str], int]], ahead: int) -> Iterator[list[Look]]:
     """As pool.map, but with a bounded number of tasks that are not done."""
-    waiting: list[Future[list[Look]]] = [pool.submit(_look_at_all, task) for task in islice(tasks, ahead)]
+    waiting: list[Future[list[Look]]] = [pool.submit(_look_at_all, *task) for task in islice(tasks, ahead)]
     while waiting:
         yield waiting.pop(0).result()
-        waiting += [pool.submit(_look_at_all, task) for task in islice(tasks, 1)]
+        waiting += [pool.submit(_look_at_all, *task) for task in islice(tasks, 1)]
 
 
-def _look_at_all(names: Sequence[str]) -> list[Look]:
+def _look_at_all(names: Sequence[str], channels: int) -> list[Look]:
     with quiet_pillow():
-        return [_look_at(name) for name in names]
+        return [_look_at(name, channels) for name in names]
 
 
-def _look_at(name: str) -> Look:
+def _look_at(name: str, channels: int) -> Look:
     """Decode a file as training does, and look at its bytes and header."""
     try:
-        decode(name)
+        decode(name, channels)
         data = Path(name).read_bytes()
         digest = int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
         with without_limit():  # it was decoded already
-            height, width, bits = sparing_texts(lambda source: _header(source, name), io.BytesIO(data))
+            height, width, bits = _header_of(name, data, channels)
         return Look("", height, width, bits, digest)
     except (BadSample, OSError) as error:  # OSError: it is gone after decoding
         return Look(str(error).removeprefix(f"{name}: ") or "unreadable", 0, 0, 0, 0)
+
+
+def _header_of(name: str, data: bytes, channels: int) -> tuple[int, int, int]:
+    """As `_header`; of an array its size, and whether it has more than 8 bits."""
+    if not data.startswith(START_OF_NPY) and channels in AS_PHOTOS:
+        with suppress(UnidentifiedImageError):
+            return sparing_texts(lambda source: _header(source, name), io.BytesIO(data))
+    with opened_array(name, channels) as found:
+        height, width, _ = found.shape
+        return height, width, (found.dtype != np.uint8) << ODDITIES.index(DEEP)
 
 
 def _header(source: Readable, name: str) -> tuple[int, int, int]:

@@ -69,7 +69,8 @@ def _machine(known: Examination, device: "torch.device") -> Iterator[Finding]:
     launch, train = known.launch, known.config.train
     found = machine.look(launch.local_world_size, torch.get_num_threads())
     share = math.ceil(train.batch_size / launch.world_size)
-    batch_bytes = 3 * (known.config.model.image_size or USUAL_SIDE) ** 2 * min(share, train.micro_batch or share)
+    channels = known.config.data.channels or 3
+    batch_bytes = channels * (known.config.model.image_size or USUAL_SIDE) ** 2 * min(share, train.micro_batch or share)
     yield from machine.all_of(found, os.environ, known.workers, batch_bytes, device.type == "cpu")
     yield machine.hostname(socket.gethostname(), has_peers=launch.world_size > launch.local_world_size)
 

@@ -40,8 +40,10 @@ def examine_images(
     if data.path is not None and code_file(data.path):
         yield readable_by_code(sources, tolerates)
         return
-    yield from about_survey(survey(sources, report or (lambda done, total: None)), tolerates, size)
-    yield from grey_levels(sources["train"], data.range)
+    channels = data.channels or 3
+    found = survey(sources, report or (lambda done, total: None), channels=channels)
+    yield from about_survey(found, tolerates, size)
+    yield from grey_levels(sources["train"], data.range, channels)
 
 
 def about_survey(found: Survey, tolerates: bool, input_size: tuple[int, ...] | None) -> Iterator[Finding]:
@@ -112,9 +114,9 @@ def odd(found: Survey) -> Iterator[Finding]:
             yield _note(found, "modes", text, f"These {fate}.", those)
 
 
-def grey_levels(source: Source, given: Sequence[float] | None) -> Iterator[Finding]:
+def grey_levels(source: Source, given: Sequence[float] | None, channels: int = 3) -> Iterator[Finding]:
     """How many grey levels remain of images of more than 8 bits; `given`: data.range."""
-    values, known = sample_values(source), parse_range(given)
+    values, known = sample_values(source, channels), parse_range(given)
     if values is None or (ends := known or range_of(values)) is None:
         return
     levels, (low, high) = levels_used(values, ends), values.middle

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddp_ft.contracts import BadSample, Batch, Source, Task
 from ddp_ft.data.image.processor import preprocess_of
-from ddp_ft.data.image.undecoded import Image, in_range, whole
+from ddp_ft.data.image.undecoded import Image, asked, whole
 from ddp_ft.data.open_sample import open_sample
 from ddp_ft.data.sources.files import FileSource
 from ddp_ft.data.sources.predict_inputs import list_images
@@ -95,7 +95,7 @@ def compare(original: Trained, aside: Path, device: torch.device, images: Sequen
 
 def _calls(original: Trained, export: Trained, world: World, images: Sequence[Image]) -> list[Callable[[], object]]:
     """What to time: one batch of prepared images; or, if the export prepares them, pixels, one after the other."""
-    pixels = [whole(each) for each in images]
+    pixels = [_pixels(each, original) for each in images]
     models = (original, export)
     if isinstance(export.module, Framed):
         return [partial(_one_by_one, _outputs_of(model, world, original), pixels) for model in models]
@@ -112,7 +112,7 @@ def _outputs_of(model: Trained, world: World, original: Trained) -> Run:
     """Computes outputs for decoded images: in batches of BATCH, or one after the other if the model prepares them."""
     if isinstance(model.module, Framed):
         inner = model.module.inner
-        return lambda images: torch.cat([inner(whole(each)[None].float()) for each in images])
+        return lambda images: torch.cat([inner(_pixels(each, original)[None].float()) for each in images])
     scorer = make_scorer(model, world)
 
     def outputs(images: Sequence[Image]) -> Tensor:
@@ -120,6 +120,11 @@ def _outputs_of(model: Trained, world: World, original: Trained) -> Run:
         return torch.cat([scorer.outputs(_batch(part, original)) for part in parts])
 
     return outputs
+
+
+def _pixels(image: Image, original: Trained) -> Tensor:
+    """uint8, C x H x W, with the model's number of channels."""
+    return whole(image, preprocess_of(original.processor).channels)
 
 
 def _batch(images: Sequence[Image], original: Trained) -> Batch:
@@ -165,12 +170,12 @@ def images_to_compare(model: Path, original: Trained, given: Path | None, count:
 
 def _spread(source: Source, count: int, original: Trained) -> list[Image]:
     found: list[Image] = []
-    value_range = preprocess_of(original.processor).value_range
+    preprocess = preprocess_of(original.processor)
     for place in range(min(count, len(source))):
         index = place * len(source) // min(count, len(source))
         with suppress(BadSample):
-            image = in_range(open_sample(source, index)["image"], value_range)
-            whole(image)
+            image = asked(open_sample(source, index)["image"], preprocess.channels, preprocess.value_range)
+            whole(image, preprocess.channels)
             found.append(image)
     return found
 
@@ -179,6 +184,6 @@ def _noise(original: Trained, count: int) -> list[Image]:
     """Always the same: coarse noise, so that some of it remains when it is resized."""
     generator = torch.Generator().manual_seed(0)
     height, width = (2 * side for side in original.processor.shape())
-    coarse = torch.rand(count, 3, 8, 8, generator=generator)
+    coarse = torch.rand(count, preprocess_of(original.processor).channels, 8, 8, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
     return list((255 * smooth).to(torch.uint8))

@@ -36,7 +36,7 @@ _LARGEST = 2**31 - 1
 
 def trace(module: nn.Module, preprocess: Preprocess, device: torch.device) -> Any:
     """torch.export's program of the module in evaluation mode, for any number of images at a time."""
-    example = torch.zeros(2, len(preprocess.mean), *preprocess.size, device=device)
+    example = torch.zeros(2, preprocess.channels, *preprocess.size, device=device)
     shapes = ({0: torch.export.Dim("batch")},)
     with torch.no_grad(), quiet():
         return torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
@@ -44,7 +44,7 @@ def trace(module: nn.Module, preprocess: Preprocess, device: torch.device) -> An
 
 def outputs_alone(module: nn.Module, call: Call, outputs: int, preprocess: Preprocess) -> nn.Module:
     """The module, if all that it returns are its outputs, B x `outputs`; else one that returns these alone."""
-    example = torch.zeros(2, len(preprocess.mean), *preprocess.size, device=next(module.parameters()).device)
+    example = torch.zeros(2, preprocess.channels, *preprocess.size, device=next(module.parameters()).device)
     with torch.no_grad():
         found = module(example)
     is_plain = isinstance(found, torch.Tensor) and found.shape == (2, outputs)
@@ -122,17 +122,17 @@ def _merged(model: Any, preprocess: Preprocess) -> Any:
 
 
 def preprocessing_text(preprocess: Preprocess, opset: int, ir_version: int) -> str:
-    """`eval_transform` and `DeviceTransform` in ONNX's text form: uint8 N x H x W x 3, of any size, to float32 N x 3 x
+    """`eval_transform` and `DeviceTransform` in ONNX's text form: uint8 N x H x W x C, of any size, to float32 N x C x
     `preprocess.size`.
 
     As in torchvision, widths are resized first, and values are rounded to whole grey levels between the two directions.
     Unlike in the loader, JPEGs much larger than needed are not shrunk while they are decoded.
     """
-    height, width = preprocess.size
+    channels, (height, width) = preprocess.channels, preprocess.size
     resize = _RESIZE[preprocess.interpolation]
     return f"""
     <ir_version: {ir_version}, opset_import: ["" : {opset}]>
-    preprocess (uint8[batch, H, W, 3] {RAW_IMAGES}) => (float[batch, 3, {height}, {width}] prepared)
+    preprocess (uint8[batch, H, W, {channels}] {RAW_IMAGES}) => (float[batch, {channels}, {height}, {width}] prepared)
     {{
         planes = Transpose<perm = [0, 3, 1, 2]>({RAW_IMAGES})
         values = Cast<to = {_FLOAT}>(planes)
@@ -163,8 +163,8 @@ def preprocessing_text(preprocess: Preprocess, opset: int, ir_version: int) -> s
         behind = Add(first, crop)
         axes = Constant<value = int64[2] {{2, 3}}>()
         cut = Slice(clipped, first, behind, axes)
-        mean = Constant<value = float[1, 3, 1, 1] {{{_scaled(preprocess.mean)}}}>()
-        std = Constant<value = float[1, 3, 1, 1] {{{_scaled(preprocess.std)}}}>()
+        mean = Constant<value = float[1, {channels}, 1, 1] {{{_scaled(preprocess.mean)}}}>()
+        std = Constant<value = float[1, {channels}, 1, 1] {{{_scaled(preprocess.std)}}}>()
         centred = Sub(cut, mean)
         prepared = Div(centred, std)
     }}"""

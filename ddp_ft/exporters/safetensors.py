@@ -23,6 +23,12 @@ def check_buildable(description: Mapping[str, Any]) -> None:
             f"--format safetensors: the model ends with a head of its own ({head}), which its library does not build.",
             "Use --format onnx or torch_export.",
         )
+    if description["library"] == "torchvision" and "in_chans" in description["arguments"]:
+        channels = description["arguments"]["in_chans"]
+        raise UserError(
+            f"--format safetensors: the model takes {channels} channels, and torchvision builds it for 3 alone.",
+            "Use --format onnx or torch_export.",
+        )
 
 
 def write_folder(
@@ -53,7 +59,7 @@ def timm_config(
         **({"model_args": arguments} if arguments else {}),
         "pretrained_cfg": {
             "num_classes": outputs,
-            "input_size": [len(preprocess.mean), *preprocess.size],
+            "input_size": [preprocess.channels, *preprocess.size],
             "mean": list(preprocess.mean),
             "std": list(preprocess.std),
             "interpolation": preprocess.interpolation,
@@ -92,11 +98,13 @@ def _readme(description: Mapping[str, Any], preprocess: Preprocess, classes: tup
 
 def _facts(description: Mapping[str, Any], preprocess: Preprocess, classes: tuple[str, ...]) -> list[str]:
     height, width = preprocess.size
+    kind = {1: "grey", 3: "RGB"}.get(preprocess.channels, f"{preprocess.channels} channels")
     return [
         f"Task: {description['task']}. Outputs, in their order: {shortened([*map(printable, classes)], 20)}.",
         "",
-        f"Input: RGB, {height} x {width} (resized by {preprocess.interpolation}, the middle {preprocess.crop_pct:g} of "
-        f"it cut out), values 0 to 1 less {list(preprocess.mean)}, divided by {list(preprocess.std)}.",
+        f"Input: {kind}, {height} x {width} (resized by {preprocess.interpolation}, the middle "
+        f"{preprocess.crop_pct:g} of it cut out), values 0 to 1 less {list(preprocess.mean)}, divided by "
+        f"{list(preprocess.std)}.",
         *_about_values(preprocess),
         "",
     ]

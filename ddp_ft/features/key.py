@@ -21,7 +21,7 @@ WITHOUT_EFFECT = (
     "steps_per_epoch", "total_steps", "lr", "grade_elsewhere", "lowered", "tuned", "measured", "code",
 )  # fmt: skip
 # Libraries that read, change or look at images, where they are installed.
-LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "PyTurboJPEG", "torchcodec")
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "PyTurboJPEG", "torchcodec", "tifffile")
 PACKAGE = Path(__file__).parent.parent
 # What features depend on besides data/image: the draws of augmented views, how images come in batches, what replaces a
 # damaged one, the forward pass.

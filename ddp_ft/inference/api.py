@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ddp_ft.config.paths import path_of
 from ddp_ft.data.image.given import ImageLike, resized
+from ddp_ft.data.image.processor import preprocess_of
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World
@@ -41,7 +42,7 @@ class Prediction:
 class Model:
     """A trained model in evaluation mode, on its device.
 
-    `module` is the network: float32 B x 3 x height x width, from `preprocess`, to float32 B x outputs, before softmax,
+    `module` is the network: float32 B x C x height x width, from `preprocess`, to float32 B x outputs, before softmax,
     sigmoid or the target's units. `classes` are the names of its outputs, in their order. `task` is "single-label",
     "multi-label" or "regression".
     """
@@ -53,16 +54,18 @@ class Model:
         self._task = trained.task
         self._scorer = make_scorer(viewed, World(0, 1, 0, device))
         self._transform, self._view_transform = trained.processor.eval_transform(), viewed.processor.eval_transform()
+        self._channels = preprocess_of(trained.processor).channels
         self.module: nn.Module = trained.module
         self.classes: tuple[str, ...] = trained.names
         self.task: str = trained.task.name
 
     def preprocess(self, image: ImageLike) -> Tensor:
-        """The image as `module` takes it: float32 3 x height x width, on the model's device.
+        """The image as `module` takes it: float32 C x height x width, on the model's device.
 
         UserError for what is no image.
         """
-        prepared: Tensor = self._scorer.prepare({"image": resized(image, self._transform)[None]})["image"]
+        given = {"image": resized(image, self._transform, self._channels)[None]}
+        prepared: Tensor = self._scorer.prepare(given)["image"]
         return prepared[0]
 
     @overload
@@ -78,7 +81,8 @@ class Model:
 
     def _predictions(self, images: Sequence[ImageLike]) -> Iterator[Prediction]:
         for start in range(0, len(images), EVAL_CHUNK):
-            stacked = torch.stack([resized(each, self._view_transform) for each in images[start : start + EVAL_CHUNK]])
+            chosen = images[start : start + EVAL_CHUNK]
+            stacked = torch.stack([resized(each, self._view_transform, self._channels) for each in chosen])
             predictions = self._scorer.predictions({"image": stacked, "index": torch.arange(len(stacked))})
             yield from map(_prediction, self._task.answers(predictions))
 

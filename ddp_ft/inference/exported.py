@@ -17,8 +17,8 @@ from ddp_ft.errors import UserError, one_line
 ONNX, PT2 = SUFFIXES = (".onnx", ".pt2")
 # The one file beside the program in a .pt2.
 DESCRIPTION = "model.json"
-# Names of the input and the output of an ONNX file: normalised images, float32 B x 3 x H x W, or with the
-# preprocessing inside images of any size, uint8 B x H x W x 3; the task's outputs, float32 B x outputs.
+# Names of the input and the output of an ONNX file: normalised images, float32 B x C x H x W, or with the
+# preprocessing inside images of any size, uint8 B x H x W x C; the task's outputs, float32 B x outputs.
 IMAGES, RAW_IMAGES, OUTPUTS = "images", "pictures", "outputs"
 # Settings of a task that an exported file lacks: the loss and the metric may be the user's own code, which predictions
 # do not need.
@@ -28,7 +28,7 @@ _EXPECTED = "Expected a file that ddp-ft export wrote."
 
 
 class ExportedModule(nn.Module):
-    """A program from a file in place of the model: float32 B x 3 x H x W to float32 B x outputs.
+    """A program from a file in place of the model: float32 B x C x H x W to float32 B x outputs.
 
     The program is no submodule: it has no training mode.
     """
@@ -43,7 +43,7 @@ class ExportedModule(nn.Module):
 
 
 class Framed(nn.Module):
-    """Adapter for ONNX files with built-in preprocessing: float32 B x 3 x H x W of 0..255 to float32 B x outputs.
+    """Adapter for ONNX files with built-in preprocessing: float32 B x C x H x W of 0..255 to float32 B x outputs.
 
     It pads the already cropped batch so that the file's own resize is the identity and its centre crop returns the
     batch.

@@ -14,7 +14,7 @@ from ddp_ft.contracts import BadSample
 from ddp_ft.data.image.captioned import Line, captioned_jpeg
 from ddp_ft.data.image.fonts import font_for
 from ddp_ft.data.image.processor import ImageProcessor
-from ddp_ft.data.image.undecoded import in_range
+from ddp_ft.data.image.undecoded import asked
 from ddp_ft.data.open_sample import open_sample
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError, printable
@@ -55,8 +55,10 @@ class Gallery:
 
     def _draw(self, index: int, answer: Mapping[str, Any]) -> None:
         with suppress(BadSample):  # it was there a moment ago, and its row says what was seen
-            image = in_range(open_sample(self.rows.source, index)["image"], self.processor.preprocess.value_range)
-            content = captioned_jpeg(image, lines_of(answer, self.rows.table.top_k), self.font)
+            preprocess = self.processor.preprocess
+            image = open_sample(self.rows.source, index)["image"]
+            seen = asked(image, preprocess.channels, preprocess.value_range)
+            content = captioned_jpeg(seen, lines_of(answer, self.rows.table.top_k), self.font)
             try:
                 write_bytes(self.file(index), content, durable=False)
             except OSError as error:

@@ -96,7 +96,7 @@ def _load_exported(path: Path, device: torch.device) -> Trained:
         return Trained(module.eval(), processor, call_with_images, task, names, "fp32", channels_last)
     # It normalises by itself: values stay in 0..255.
     assert isinstance(processor, ImageProcessor), "only images are prepared inside a file"
-    preprocess, channels = processor.preprocess, len(processor.preprocess.mean)
+    preprocess, channels = processor.preprocess, processor.preprocess.channels
     plain = ImageProcessor(replace(preprocess, mean=(0.0,) * channels, std=(1 / 255,) * channels))
     return Trained(Framed(module, preprocess).eval(), plain, call_with_images, task, names, "fp32", False)
 

@@ -12,6 +12,7 @@ from ddp_ft.config.forms import LINEAR, check_head, is_mlp
 from ddp_ft.config.schema import HeadConfig
 from ddp_ft.contracts import BuiltModel
 from ddp_ft.errors import UserError, one_line
+from ddp_ft.models.channels import with_channels
 from ddp_ft.models.head import HeadSpec, attach_head
 from ddp_ft.models.introspection import (
     Dropout,
@@ -58,6 +59,15 @@ class Blueprint:
         return replace(self, arguments={**self.arguments, **more})
 
 
+@dataclass(frozen=True)
+class Variant:
+    """What is changed of an architecture: its rate of stochastic depth, and the channels of its input; None: as it
+    is."""
+
+    drop_path: float | None = None
+    channels: int | None = None
+
+
 def model_names() -> list[str]:
     """Return the full names of all models of all libraries, with and without the tags of their weights."""
     return [full_name(key, name) for key in LIBRARIES for name in get_library(key).names()]
@@ -69,29 +79,29 @@ def build_model(
     image_size: int | None = None,
     weights: str = "pretrained",
     head: HeadConfig | None = None,
-    drop_path: float | None = None,
+    variant: Variant = Variant(),
 ) -> BuiltModel:
     """Return the model with random weights and a head of `outputs` values; None: linear, and the model's own rates.
 
     `weights` is what will be loaded into it; nothing is read, but the processor may depend on it.
-    Raises UserError for a name that is unknown or means several models, and for an image size, a head or a rate
-    that the model cannot take.
+    Raises UserError for a name that is unknown or means several models, and for an image size, a head, a rate or a
+    number of channels that the model cannot take.
     """
     wanted = head or HeadConfig()
     check_head(wanted.name)
     key, inner = resolve(name)
     library = get_library(key)
     blueprint = Blueprint(name, key, inner, library.spec_name(inner), library.arguments(inner, outputs, image_size))
-    if drop_path is not None:
-        blueprint = with_drop_path(blueprint, drop_path)
-    blueprint, dropout_at = _with_dropout(blueprint, wanted, image_size)
-    module = _create(blueprint, image_size)
+    blueprint = _varied(blueprint, variant)
+    blueprint, dropout_at = _with_dropout(blueprint, wanted, image_size, variant.channels)
+    module = _create(blueprint, image_size, variant.channels)
     other = blueprint.also(num_classes=outputs + 1).shapes()
-    trial = Trial(library.processor(inner, module, image_size, weights), call_of(key, outputs))
+    processor = with_channels(library.processor(inner, module, image_size, weights), variant.channels)
+    trial = Trial(processor, call_of(key, outputs))
     # On the meta device first.
     trials = [(other, replace(trial, call=call_of(key, outputs + 1))), (module, trial)]
     if image_size is not None and (reason := why_not(trials)):
-        raise _wrong_size(name, image_size, reason)
+        raise _wrong_size(name, image_size, variant.channels, reason)
     names = head_names(module, other)
     if not names:
         raise UserError(f"{name} does not follow num_classes: no parameter of it depends on that number.")
@@ -110,7 +120,21 @@ def build_model(
     return BuiltModel(module, trial.processor, trial.call, spec, names, site.path if site else None)
 
 
-def _with_dropout(blueprint: Blueprint, head: HeadConfig, image_size: int | None) -> tuple[Blueprint, str | None]:
+def _varied(blueprint: Blueprint, variant: Variant) -> Blueprint:
+    if variant.drop_path is not None:
+        blueprint = with_drop_path(blueprint, variant.drop_path)
+    if variant.channels in (None, 3):
+        return blueprint
+    for candidate, _ in _with_argument(blueprint, get_library(blueprint.library).CHANNELS, variant.channels):
+        return candidate
+    if blueprint.library == USER_FILES:  # it may take them by itself, which a forward pass will show
+        return blueprint
+    raise UserError(f"{blueprint.given} cannot be built for images of {variant.channels} channels.")
+
+
+def _with_dropout(
+    blueprint: Blueprint, head: HeadConfig, image_size: int | None, channels: int | None
+) -> tuple[Blueprint, str | None]:
     """Set the dropout before the head by `with_head_dropout`; an mlp has its own in place of the library's."""
     if head.dropout is None:
         return blueprint, ""
@@ -119,7 +143,7 @@ def _with_dropout(blueprint: Blueprint, head: HeadConfig, image_size: int | None
         shapes = blueprint.shapes()
         names = head_names(shapes, blueprint.also(num_classes=blueprint.arguments["num_classes"] + 1).shapes())
         call = call_of(blueprint.library, blueprint.arguments["num_classes"])
-        trial = Trial(library.processor(blueprint.inner, shapes, image_size, "none"), call)
+        trial = Trial(with_channels(library.processor(blueprint.inner, shapes, image_size, "none"), channels), call)
     except Exception:  # the model itself cannot be built, which raises the error with the reason
         return blueprint, ""
     if not names:
@@ -150,20 +174,22 @@ def _choose_head(head: HeadConfig, site: HeadSite | None, outputs: int, dropout_
     )  # fmt: skip
 
 
-def _create(blueprint: Blueprint, image_size: int | None) -> nn.Module:
+def _create(blueprint: Blueprint, image_size: int | None, channels: int | None) -> nn.Module:
     try:
         return blueprint.create()
     except Exception as error:
         if image_size is None or isinstance(error, UserError):
             raise
-        raise _wrong_size(blueprint.given, image_size, one_line(error)) from error
+        raise _wrong_size(blueprint.given, image_size, channels, one_line(error)) from error
 
 
-def _wrong_size(name: str, image_size: int, reason: str) -> UserError:
-    return UserError(
-        f"{name} cannot take images of {image_size}x{image_size} pixels: {reason}.",
-        "Choose another --image-size, or leave it out for the model's own.",
-    )
+def _wrong_size(name: str, image_size: int, channels: int | None, reason: str) -> UserError:
+    size = f"{image_size}x{image_size} pixels"
+    hint = "Choose another --image-size, or leave it out for the model's own."
+    if channels not in (None, 3):
+        size = f"{channels} channels and {size}"
+        hint += " A function of your own is given data.channels if it has the parameter in_chans or in_channels."
+    return UserError(f"{name} cannot take images of {size}: {reason}.", hint)
 
 
 def check_arguments(library: Library, arguments: Any) -> None:
@@ -173,7 +199,7 @@ def check_arguments(library: Library, arguments: Any) -> None:
     checkpoint_path, pretrained_cfg), or mean something to another function that the name may point at.
     """
     given = arguments if isinstance(arguments, Mapping) else {"": arguments}
-    known = ("num_classes", *library.ARGUMENTS, *library.DROPOUT, *library.DROP_PATH)
+    known = ("num_classes", *library.ARGUMENTS, *library.DROPOUT, *library.DROP_PATH, *library.CHANNELS)
 
     def is_number(value: Any) -> bool:
         return all(isinstance(each, (int, float)) for each in (value if isinstance(value, list) else [value]))
@@ -210,10 +236,10 @@ def create_from_spec(spec: Mapping[str, Any]) -> nn.Module:
         raise UserError(f"{full_name(key, name)} cannot be built from model.json: {one_line(error)}.") from error
 
 
-def _with_argument(blueprint: Blueprint, names: tuple[str, ...], rate: float) -> Iterator[tuple[Blueprint, nn.Module]]:
-    """For each of the arguments that the model takes: the blueprint with it set to `rate`, and its shapes."""
+def _with_argument(blueprint: Blueprint, names: tuple[str, ...], value: float) -> Iterator[tuple[Blueprint, nn.Module]]:
+    """For each of the arguments that the model takes: the blueprint with it set to `value`, and its shapes."""
     for name in names:
-        candidate = blueprint.also(**{name: rate})
+        candidate = blueprint.also(**{name: value})
         try:
             shapes = candidate.shapes()
         except Exception:  # the model does not know the argument

@@ -128,5 +128,5 @@ class OutputsAlone(nn.Module):
         self.call = call
 
     def forward(self, images: Tensor) -> Any:
-        """Float B x 3 x H x W to float B x outputs."""
+        """Float B x C x H x W to float B x outputs."""
         return self.call(self.module, {"image": images})

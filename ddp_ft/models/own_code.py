@@ -3,7 +3,7 @@
 from torch import nn
 
 from ddp_ft.config.schema import HeadConfig, ModelConfig
-from ddp_ft.models.build import build_model
+from ddp_ft.models.build import Variant, build_model
 from ddp_ft.models.head import own_head
 from ddp_ft.models.introspection import Trial
 from ddp_ft.models.rehearsal import rehearse
@@ -12,17 +12,17 @@ from ddp_ft.models.rehearsal import rehearse
 FEATURES = 64
 
 
-def model_trial(model: ModelConfig, head: HeadConfig, outputs: int) -> str:
+def model_trial(model: ModelConfig, head: HeadConfig, outputs: int, channels: int | None) -> str:
     """Build the model with that head, run it, and return a line on it. UserError if that fails."""
     assert model.name is not None
-    built = build_model(model.name, outputs, model.image_size, "none", head, model.drop_path)
+    built = build_model(model.name, outputs, model.image_size, "none", head, Variant(model.drop_path, channels))
     trial = Trial(built.processor, built.call)
     seen = rehearse(built.module, trial, model.name, both_modes=True, may_differ=False)
-    height, width = built.processor.shape()
+    _, *shape = built.processor.example(1)["image"].shape
     ends = f"it ends with its head, {built.head_path}" if built.head_path else "it does not end with its head"
     unused = f"; {len(seen.unused)} parameters have no part in the outputs" if seen.unused else ""
     return (
-        f"{model.name}: called with images B x 3 x {height} x {width} float32, returned B x {outputs} outputs in "
+        f"{model.name}: called with images B x {' x '.join(map(str, shape))} float32, returned B x {outputs} outputs in "
         f"training and in evaluation; {_size(built.module)}; {ends}{unused}."
     )
 

@@ -61,8 +61,15 @@ def rehearse(module: nn.Module, trial: Trial, name: str, both_modes: bool, may_d
             return Rehearsal()
         raise UserError(
             f"{name} fails on noise, in {'training' if module.training else 'evaluation'} mode: {explained(error)}.",
-            f"A model takes float images, B x 3 x height x width, and returns B x outputs.{_other_numbers(module)}",
+            f"A model takes {_expected(trial)}, and returns B x outputs.{_other_numbers(module)}",
         ) from error
+
+
+def _expected(trial: Trial) -> str:
+    sizes = [list(tensor.shape[1:]) for tensor in trial.processor.example(1).values()]
+    channels = sizes[0][0] if len(sizes) == 1 and len(sizes[0]) == 3 else 3
+    more = f" (data.channels = {channels})" if channels != 3 else ""
+    return f"float images, B x {channels} x height x width{more}"
 
 
 def _other_numbers(module: nn.Module) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ddp_ft.contracts import BuiltModel, LoadReport
 from ddp_ft.errors import UserError, shortened
+from ddp_ft.models.channels import with_input_of
 from ddp_ft.models.libraries.base import State
 from ddp_ft.models.libraries.registry import full_name, get_library, resolve
 from ddp_ft.models.state_names import best_candidate, renamed_head
@@ -31,11 +32,12 @@ def load_weights(built: BuiltModel, name: str, weights: str) -> LoadReport:
     chosen = best_candidate(found.states, target, lambda state: library.adapt(built.module, state))
     head = _head_tensors(built, target)
     state, notes = _with_head(chosen.state, target, head)
+    state, about_input = with_input_of(state, target)
     report, wrong_size = _match(source, state, target, head)
     _refuse_strangers(built, report, wrong_size, head, found)
     _refuse_unusable(source, {name: (state[name], target[name]) for name in report.loaded})
     skipped = [f"skipped objects: {shortened(found.skipped, _SHOWN)}"] if found.skipped else []
-    report = replace(report, notes=(*chosen.notes(), *notes, *skipped))
+    report = replace(report, notes=(*chosen.notes(), *notes, *about_input, *skipped))
     with torch.no_grad():
         # Copied name by name: load_state_dict of some models wants a version that files lack (mnasnet).
         for each in report.loaded:

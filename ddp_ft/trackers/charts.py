@@ -2,13 +2,15 @@
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, UnidentifiedImageError
 
+from ddp_ft.data.image.arrays import look_at
 from ddp_ft.data.image.pillow import Pixels, quiet_pillow, read_pixels
 from ddp_ft.errors import printable
 from ddp_ft.tasks.scored.ranking import Curve
@@ -189,11 +191,18 @@ def thumbnail(file: str, side: int = 2 * CELL) -> Pixels:
     """The whole image, at most `side` pixels wide and high; grey if it cannot be read."""
     try:
         with quiet_pillow():
-            image = Image.fromarray(read_pixels(file))
+            image = Image.fromarray(_pixels(file))
     except Exception:  # Pillow raises all sorts over damaged files
         return np.full((side, side, 3), 128, dtype=np.uint8)
     image.thumbnail((side, side))
     return np.asarray(image)
+
+
+def _pixels(file: str) -> Pixels:
+    """What Pillow reads; of an array, or a TIFF that only tifffile reads, what can be shown of its channels."""
+    with suppress(UnidentifiedImageError):
+        return read_pixels(file)
+    return look_at(file)
 
 
 def image_grid(images: Sequence[Pixels], captions: Sequence[Sequence[str]], columns: int = 4) -> Pixels:

@@ -11,6 +11,7 @@ from ddp_ft.contracts import BuiltModel, Source
 from ddp_ft.distributed.world import World
 from ddp_ft.models import build_model
 from ddp_ft.models.backbone import MOST_FEATURE_BYTES, feature_width
+from ddp_ft.models.build import Variant
 from ddp_ft.texts import plural
 from ddp_ft.training.plan import Plan
 from ddp_ft.training.request import Request
@@ -43,7 +44,8 @@ def build(config: RunConfig, outputs: int) -> BuiltModel:
     assert model.name is not None  # the command line has checked
     check_head(config.head.name)
     torch.manual_seed(config.seed)
-    built = build_model(model.name, outputs, model.image_size, model.weights, config.head, model.drop_path)
+    variant = Variant(model.drop_path, config.data.channels)
+    built = build_model(model.name, outputs, model.image_size, model.weights, config.head, variant)
     return replace(built, processor=built.processor.configured(config.data.decoder))
 
 

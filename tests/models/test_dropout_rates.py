@@ -16,7 +16,7 @@ from ddp_ft.contracts import BuiltModel
 from ddp_ft.errors import UserError
 from ddp_ft.models import build_model, create_from_spec
 from ddp_ft.models.backbone import features, head_module
-from ddp_ft.models.build import depth_rates
+from ddp_ft.models.build import Variant, depth_rates
 from tests.models.test_build import TIMM, TORCHVISION, build_on_meta
 from tests.support import nets
 
@@ -165,14 +165,14 @@ def test_dropout_that_cannot_be_set(factory_file: Callable[[str], str], body: st
 
 
 def test_rates_by_arguments_of_the_users_own_function(factory_file: Callable[[str], str]) -> None:
-    built = build_model(factory_file(TAKES), OUTPUTS, 8, head=HeadConfig(dropout=0.4), drop_path=0.2)
+    built = build_model(factory_file(TAKES), OUTPUTS, 8, head=HeadConfig(dropout=0.4), variant=Variant(0.2))
     assert built.spec["arguments"] == {"num_classes": OUTPUTS, "dropout": 0.4, "stochastic_depth_prob": 0.2}
     assert (built.module[1].p, built.module[3].p) == (0.2, 0.4)
 
 
 @pytest.mark.parametrize("name", ["timm/test_resnet", "timm/test_vit", "timm/test_convnext", "timm/test_efficientnet"])
 def test_stochastic_depth_of_timm(name: str) -> None:
-    built = build_model(name, OUTPUTS, drop_path=0.3)
+    built = build_model(name, OUTPUTS, variant=Variant(0.3))
     assert built.spec["arguments"]["drop_path_rate"] == 0.3
     rates = depth_rates(built.module)
     expected = depth_rates(timm.create_model(name[5:], num_classes=OUTPUTS, drop_path_rate=0.3))
@@ -187,13 +187,13 @@ def test_stochastic_depth_of_timm(name: str) -> None:
 def test_stochastic_depth_of_torchvision(name: str, own: float, drop_path: float) -> None:
     with torch.device("meta"):
         assert max(depth_rates(build_model(name, OUTPUTS).module)) == own
-        built = build_model(name, OUTPUTS, drop_path=drop_path)
+        built = build_model(name, OUTPUTS, variant=Variant(drop_path))
     assert max(depth_rates(built.module)) == drop_path == built.spec["arguments"]["stochastic_depth_prob"]
 
 
 def test_stochastic_depth_at_work() -> None:
     torch.manual_seed(0)
-    module = build_model("timm/test_vit", OUTPUTS, 32, drop_path=0.9).module
+    module = build_model("timm/test_vit", OUTPUTS, 32, variant=Variant(0.9)).module
     initial, images = module.state_dict(), torch.rand(1, 3, 32, 32)
     nn.init.normal_(initial["head.weight"])
     assert not torch.equal(module.train()(images), module(images))
@@ -206,14 +206,14 @@ def test_stochastic_depth_at_work() -> None:
 )  # fmt: skip
 def test_stochastic_depth_of_a_model_that_takes_none(name: str) -> None:
     with pytest.raises(UserError, match="stochastic depth cannot be set"), torch.device("meta"):
-        build_model(name, OUTPUTS, drop_path=0.2)
+        build_model(name, OUTPUTS, variant=Variant(0.2))
 
 
 def test_no_stochastic_depth_suits_a_model_that_has_none() -> None:
     with torch.device("meta"):
-        assert "drop_path" not in build_model("torchvision/resnet18", OUTPUTS, drop_path=0.0).spec["arguments"]
+        assert "drop_path" not in build_model("torchvision/resnet18", OUTPUTS, variant=Variant(0.0)).spec["arguments"]
         with pytest.raises(UserError, match="torchvision/swin_t takes no stochastic_depth_prob"):
-            build_model("torchvision/swin_t", OUTPUTS, drop_path=0.0)
+            build_model("torchvision/swin_t", OUTPUTS, variant=Variant(0.0))
 
 
 @pytest.mark.slow

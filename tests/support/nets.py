@@ -18,6 +18,13 @@ def plain(num_classes: int = 3) -> nn.Module:
     )  # fmt: skip
 
 
+def of_channels(num_classes: int = 3, in_chans: int = 3) -> nn.Module:
+    """The first one for images of any number of channels."""
+    net = plain(num_classes)
+    net[0] = nn.Conv2d(in_chans, 8, 3, stride=2)
+    return net
+
+
 def with_batch_norm(num_classes: int = 3) -> nn.Module:
     """The same with batch norm and dropout (grade c)."""
     return nn.Sequential(

@@ -25,7 +25,7 @@ class Distortions:
         self.steps = steps
 
     def __call__(self, image: Tensor) -> Tensor:
-        """uint8 3 x H x W -> the same."""
+        """uint8 C x H x W -> the same."""
         # Interleaved pixels, as resizing returns them, make the colour operations up to five times slower.
         image = image.contiguous()
         with _one_thread():

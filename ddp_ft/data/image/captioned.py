@@ -8,6 +8,7 @@ from typing import NamedTuple
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
+from ddp_ft.data.image.arrays import shown
 from ddp_ft.data.image.undecoded import Box, Image, cut, size_of
 
 # The longest side of an image is brought between these, in pixels.
@@ -26,15 +27,15 @@ class Line(NamedTuple):
 
 def captioned_jpeg(image: Image, lines: Sequence[Line], font: str) -> bytes:
     """The image with the lines in a strip below it, as a JPEG; `font` is a file. Raises BadSample."""
-    shown = _resized(image)
-    width = max(shown.width, LEAST_SIDE)
+    above = _resized(image)
+    width = max(above.width, LEAST_SIDE)
     letters = _font(font, max(_LEAST_TEXT, width // _PER_WIDTH))
     height = round(letters.size * 1.4)
-    page = Pillow.new("RGB", (width, shown.height + len(lines) * height + height // 2), "white")
-    page.paste(shown, ((width - shown.width) // 2, 0))
+    page = Pillow.new("RGB", (width, above.height + len(lines) * height + height // 2), "white")
+    page.paste(above, ((width - above.width) // 2, 0))
     draw, margin = ImageDraw.Draw(page), letters.size // 2
     for number, (name, value) in enumerate(lines):
-        top = shown.height + height // 4 + number * height
+        top = above.height + height // 4 + number * height
         room = width - 3 * margin - letters.getlength(value)
         draw.text((margin, top), _shortened(name, letters, room), fill="black", font=letters)
         draw.text((width - margin, top), value, fill="black", font=letters, anchor="ra")
@@ -50,8 +51,8 @@ def _resized(image: Image) -> Pillow.Image:
     scale = min(1.0, MOST_SIDE / longest) if longest >= LEAST_SIDE else float(-(-LEAST_SIDE // longest))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
     pixels = cut(image, Box(0, 0, height, width), size)
-    shown = Pillow.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    return shown.resize(size[::-1], Pillow.Resampling.NEAREST if scale > 1 else Pillow.Resampling.BILINEAR)
+    page = Pillow.fromarray(shown(pixels.permute(1, 2, 0).contiguous().numpy()))
+    return page.resize(size[::-1], Pillow.Resampling.NEAREST if scale > 1 else Pillow.Resampling.BILINEAR)
 
 
 @lru_cache

@@ -1,12 +1,14 @@
 """From an image file of any format to a tensor."""
 
 import errno
+import importlib.util
 import os
 import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -14,6 +16,15 @@ from torch import Tensor
 
 from ddp_ft.contracts import BadSample, StorageFault
 from ddp_ft.data.image import undecoded
+from ddp_ft.data.image.arrays import (
+    AS_PHOTOS,
+    START_OF_NPY,
+    STARTS_OF_TIFF,
+    ArraySource,
+    Misfit,
+    grey_levels_of,
+    opened_array,
+)
 from ddp_ft.data.image.jpeg import START, Header, decode_jpeg, least_shrink, read_header
 from ddp_ft.data.image.pillow import (
     LIMIT_VARIABLE,
@@ -36,13 +47,13 @@ from ddp_ft.errors import UserError, one_line
 _OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
-def decode(path: Path | str) -> Tensor:
-    """The image as uint8, 3 x H x W, upright (EXIF), the first frame of an animation, without its alpha.
+def decode(path: Path | str, channels: int = 3) -> Tensor:
+    """The image as uint8, C x H x W, upright (EXIF), the first frame of an animation, without its alpha.
 
     Grey of more than 8 bits is scaled down and never clipped. The tensor is a view of interleaved pixels, the layout
-    that resizing is fastest on. Raises as `open_image`.
+    that resizing is fastest on. Raises as `open_image`, and for an image of another number of channels.
     """
-    return undecoded.whole(open_image(path))
+    return undecoded.whole(undecoded.asked(open_image(path), channels), channels)
 
 
 def decode_by_pillow(path: Path | str) -> Tensor:
@@ -57,14 +68,14 @@ def from_pillow(image: Image.Image) -> undecoded.Image:
     try:
         with quiet_pillow():
             own = image.copy()
-            return DeepImage(own, _upright_size(own)) if is_deep(own) else undecoded.as_tensor(as_pixels(own))
+            return PillowFile(own, _upright_size(own)) if is_deep(own) else undecoded.as_tensor(as_pixels(own))
     except Exception as error:  # it may be a file that is read only now, and damaged
         raise BadSample(f"The image cannot be read: {one_line(error)}") from error
 
 
 def open_image(path: Path | str) -> undecoded.Image:
-    """A JPEG, and an image of more than 8 bits, as one that is decoded when parts of it are needed, which may raise as
-    well; others decoded.
+    """A JPEG, a TIFF, an array, and an image of more than 8 bits, as one that is decoded when parts of it are needed,
+    which may raise as well; others decoded.
 
     Raises BadSample, "path: reason", for a damaged image; a file beyond Pillow's limit of pixels is one, and is found
     before any pixel is decoded. StorageFault if the image may be whole.
@@ -72,20 +83,28 @@ def open_image(path: Path | str) -> undecoded.Image:
     with _damage_named(path):
         if stat.S_ISFIFO(os.stat(path).st_mode):  # noqa: PTH116  (a Path for each image takes longer)
             raise BadSample("a pipe, which might never end")
-        data = _read_jpeg(path)
+        start, data = _read_jpeg(path)
+        if start.startswith(START_OF_NPY):
+            return ArrayFile(path)
         header = read_header(data) if data else None
-        return JpegFile(path, data, header) if header else _by_pillow(path)
+        return JpegFile(path, data, header) if header else _by_pillow(path, start.startswith(STARTS_OF_TIFF))
 
 
-def _by_pillow(path: Path | str) -> undecoded.Image:
+def _by_pillow(path: Path | str, is_tiff: bool) -> undecoded.Image:
     def read(source: Readable) -> undecoded.Image:
         with quiet_pillow(), opened(source) as image:
-            if is_deep(image):
-                return DeepImage(path, _upright_size(image))
+            # What Pillow takes for colours of a TIFF may be some of its channels.
+            if is_deep(image) or is_tiff:
+                return PillowFile(path, _upright_size(image), is_tiff=is_tiff)
             image.load()
             return undecoded.as_tensor(as_pixels(image))
 
-    return sparing_texts(read, path)
+    try:
+        return sparing_texts(read, path)
+    except UnidentifiedImageError:
+        if is_tiff and importlib.util.find_spec("tifffile"):
+            return ArrayFile(path)
+        raise
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -123,14 +142,15 @@ class JpegFile:
             except (ValueError, OSError):  # also for small oddities: Pillow decides what is damaged
                 return read_pixels(self.path)
 
-    def within(self, value_range: ValueRange) -> "JpegFile":
-        """The same: a JPEG has 8 bits."""
+    def asked(self, channels: int, value_range: ValueRange | None) -> "JpegFile":
+        """The same: a JPEG has 8 bits, and grey or colours. BadSample for another number of channels."""
+        _check_photo(self.path, channels)
         return self
 
 
 @dataclass(frozen=True)
-class DeepImage:
-    """An image of more than 8 bits, by its path or as Pillow has it, not yet scaled to 8 bits.
+class PillowFile:
+    """An image of more than 8 bits or a TIFF, by its path or as Pillow has it, not yet scaled to 8 bits.
 
     `size` is (height, width), upright; `value_range` the values of black and white; None: those of its format.
     """
@@ -138,35 +158,76 @@ class DeepImage:
     source: Readable
     size: tuple[int, int]
     value_range: ValueRange | None = None
+    is_tiff: bool = False
 
     def pixels(self, shrink: int) -> Pixels:
         """The whole image; it is never shrunk."""
         with _damage_named(self.source):
             return read_pixels(self.source, self.value_range)
 
-    def within(self, value_range: ValueRange) -> "DeepImage":
-        """The image with these values as black and white."""
+    def asked(self, channels: int, value_range: ValueRange | None) -> "PillowFile | ArrayFile":
+        """The image with these values as black and white, as an array if it is a TIFF of many channels. BadSample for
+        another image of many."""
+        if self.is_tiff and channels not in AS_PHOTOS and isinstance(self.source, (Path, str)):
+            return ArrayFile(self.source).asked(channels, value_range)
+        _check_photo(self.source, channels)
         return replace(self, value_range=value_range)
 
 
+@dataclass(frozen=True)
+class ArrayFile:
+    """An array of channels, not yet read: a .npy, a TIFF that Pillow does not know, or one in memory.
+
+    `channels` is how many are asked for; None: as many as there are. `value_range` as in PillowFile.
+    """
+
+    source: ArraySource
+    channels: int | None = None
+    value_range: ValueRange | None = None
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """(height, width), from the file's header. Raises BadSample."""
+        with _damage_named(self.source), opened_array(self.source, self.channels) as found:
+            return found.shape[:2]
+
+    def pixels(self, shrink: int) -> Pixels:
+        """The whole image, H x W x C; it is never shrunk."""
+        with _damage_named(self.source):
+            return grey_levels_of(self.source, self.channels, self.value_range)
+
+    def asked(self, channels: int, value_range: ValueRange | None) -> "ArrayFile":
+        """The image in so many channels, with these values as black and white."""
+        return replace(self, channels=channels, value_range=value_range)
+
+
+def _check_photo(source: Readable, channels: int) -> None:
+    if channels not in AS_PHOTOS:
+        with _damage_named(source):
+            raise Misfit(3, channels)
+
+
 @contextmanager
-def _damage_named(path: Readable) -> Iterator[None]:
+def _damage_named(path: Readable | ArraySource) -> Iterator[None]:
+    """Raise what goes wrong in the block as BadSample, "path: reason"."""
     try:
         yield
     except UserError:  # the limit of pixels is no number
         raise
     except Exception as error:  # a damaged file can raise almost anything: OSError, SyntaxError, struct.error...
         kind = StorageFault if is_of_the_machine(error) else BadSample
-        raise kind(f"{path}: {_reason(error, path)}") from error
+        name = path if isinstance(path, (Path, str)) else "an image"
+        raise kind(f"{name}: {_reason(error, path)}") from error
 
 
-def _read_jpeg(path: Path | str) -> bytes:
-    """The file's bytes; none if it is no JPEG."""
+def _read_jpeg(path: Path | str) -> tuple[bytes, bytes]:
+    """How a file begins, and all its bytes; of the latter none if it is no JPEG."""
     with open(path, "rb", buffering=0) as file:  # noqa: PTH123  (as above)
-        if file.read(len(START)) != START:
-            return b""
+        start = file.read(len(START_OF_NPY))
+        if not start.startswith(START):
+            return start, b""
         file.seek(0)
-        return file.readall()
+        return start, file.readall()
 
 
 def is_of_the_machine(error: BaseException) -> bool:
@@ -176,7 +237,7 @@ def is_of_the_machine(error: BaseException) -> bool:
     return isinstance(error, MemoryError)
 
 
-def _reason(error: Exception, path: Readable) -> str:
+def _reason(error: Exception, path: Readable | ArraySource) -> str:
     if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
         return _too_large(error)
     if isinstance(error, UnidentifiedImageError) and isinstance(path, (Path, str)):
@@ -195,7 +256,7 @@ def _too_large(error: Exception) -> str:
 def _unidentified(path: Path) -> str:
     if layout := tiff_layout(path):
         known = "grey of 8 to 32 bits or float 32, or RGB with or without alpha of 8 or 16 bits"
-        return f"a TIFF has {layout}, which is not read: expected {known}"
+        return f"a TIFF has {layout}, which is not read: expected {known}; pip install 'ddp_ft[tiff]' for others"
     with path.open("rb") as stream:
         start = stream.read(16)
     if start[4:8] == b"ftyp":

@@ -1,10 +1,13 @@
-"""Normalising and mixing a batch of images on the device."""
+"""Normalising and mixing a batch of images on the device, and the way back."""
 
 import torch
+from torch import Tensor
 
 from ddp_ft.contracts import Batch
+from ddp_ft.data.image.arrays import shown
 from ddp_ft.data.image.mixup import mix_images
 from ddp_ft.data.image.nvjpeg import JPEG, decoded_on
+from ddp_ft.data.image.pillow import Pixels
 from ddp_ft.data.image.preprocess import Preprocess
 
 
@@ -52,3 +55,10 @@ class DeviceTransform:
         for tensor in moved.values():
             tensor.record_stream(computing)  # its memory is not for the next copy before it has been used
         return moved
+
+
+def as_pixels(images: Tensor, preprocess: Preprocess) -> list[Pixels]:
+    """Normalised images (B x C x H x W) as they were before, each H x W x 3, as `shown`."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
+    levels = (images.float().cpu() * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
+    return [shown(each.permute(1, 2, 0).numpy()) for each in levels]

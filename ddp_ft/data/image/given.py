@@ -10,27 +10,29 @@ from torch import Tensor
 
 from ddp_ft.config.paths import path_of
 from ddp_ft.contracts import BadSample, Transform
-from ddp_ft.data.image.decode import from_pillow, open_image
+from ddp_ft.data.image.decode import ArrayFile, from_pillow, open_image
 from ddp_ft.data.image.undecoded import Image
 from ddp_ft.errors import UserError
 
-# A file, an image of Pillow's, or pixels: uint8 H x W x 3.
+# A file, an image of Pillow's, or pixels: uint8 H x W x 3; of a model for other channels H x W x C of any numbers.
 ImageLike = str | os.PathLike[str] | Pillow.Image | NDArray[np.uint8] | Tensor
 
 
-def resized(image: ImageLike, transform: Transform) -> Tensor:
-    """The image as the transform makes it, uint8, 3 x height x width. UserError for what is no image."""
+def resized(image: ImageLike, transform: Transform, channels: int = 3) -> Tensor:
+    """The image as the transform makes it, uint8, C x height x width. UserError for what is no image."""
     try:
-        return transform({"image": _opened(image)})["image"]
+        return transform({"image": _opened(image, channels)})["image"]
     except BadSample as error:
         raise UserError(str(error)) from None
 
 
-def _opened(image: ImageLike) -> Image:
+def _opened(image: ImageLike, channels: int) -> Image:
     if isinstance(image, (str, os.PathLike)):
         return open_image(path_of(os.fspath(image)))
     if isinstance(image, Pillow.Image):
         return from_pillow(image)
+    if channels != 3 and isinstance(image, (np.ndarray, Tensor)):
+        return ArrayFile(image.cpu().numpy() if isinstance(image, Tensor) else image)
     # A copy, because torch warns of arrays that are read-only, as Pillow's are.
     pixels = torch.from_numpy(np.array(image)) if isinstance(image, np.ndarray) else image
     if not isinstance(pixels, Tensor):

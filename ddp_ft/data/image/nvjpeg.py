@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import functional as F
 from ddp_ft.config.schema import AugmentConfig, RunConfig
 from ddp_ft.contracts import Batch
 from ddp_ft.data.image.augment import distortions
+from ddp_ft.data.image.channels import with_channels
 from ddp_ft.data.image.decode import JpegFile
 from ddp_ft.data.image.geometry import Turn, draw_turn
 from ddp_ft.data.image.jpeg import decode_jpeg as decode_here
@@ -30,20 +31,20 @@ _NOTHING = torch.empty(0, dtype=torch.uint8)
 class EncodedTransform:
     """`train_transform` without distortions, draw for draw, but a JPEG is passed on undecoded.
 
-    Returns "image" (uint8, 3 x the model's size; zeros for a JPEG) and the tensors above. What only Pillow reads, what
+    Returns "image" (uint8, C x the model's size; zeros for a JPEG) and the tensors above. What only Pillow reads, what
     EXIF turns, and what is very large is decoded here.
     """
 
     def __init__(self, preprocess: Preprocess, augment: AugmentConfig) -> None:
         self.decoded = train_transform(preprocess, augment)
-        self.augment = augment
-        self.blank = torch.zeros(3, *preprocess.size, dtype=torch.uint8)
+        self.augment, self.channels = augment, preprocess.channels
+        self.blank = torch.zeros(preprocess.channels, *preprocess.size, dtype=torch.uint8)
 
     def __call__(self, image: Image) -> Batch:
         """The sample's tensors."""
         if not isinstance(image, JpegFile) or image.header.orientation != 1 or least_shrink(image.header, 1) > 1:
             return _sample(self.decoded(image), _NOTHING, (0, 0, 0, 0), Turn(False, False, 0))
-        box = draw_crop(*size_of(image), self.augment.crop_min)
+        box = draw_crop(*size_of(image.asked(self.channels, None)), self.augment.crop_min)
         data = torch.frombuffer(bytearray(image.data), dtype=torch.uint8)
         return _sample(self.blank, data, box, draw_turn(self.augment))
 
@@ -73,7 +74,7 @@ def check_nvjpeg(config: RunConfig, preprocess: Preprocess, device: torch.device
 
 
 def decoded_on(device: torch.device, batch: Batch, preprocess: Preprocess) -> Batch:
-    """The batch with all images in "image", on the device (uint8, B x 3 x the model's size), and nothing encoded.
+    """The batch with all images in "image", on the device (uint8, B x C x the model's size), and nothing encoded.
 
     Waits for nvJPEG. On CUDA the current stream must have nothing left to do, since nvJPEG would not wait for it.
     UserError for an image that nothing decodes.
@@ -89,6 +90,7 @@ def decoded_on(device: torch.device, batch: Batch, preprocess: Preprocess) -> Ba
         flip, vertical, quarters = batch[TURN][row].tolist()
         turn = Turn(bool(flip), bool(vertical), quarters)
         box, sides = batch[CUT][row].tolist(), turn.size_before(size)
+        pixels = with_channels(pixels, preprocess.channels)
         images[row] = turn(F.resized_crop_image(pixels, *box, sides, interpolation, antialias=True))
     return {**rest, "image": images}
 

@@ -22,6 +22,11 @@ class Preprocess:
     decoder: str = "shrink"
     value_range: tuple[float, float] | None = None
 
+    @property
+    def channels(self) -> int:
+        """The number of channels of an image."""
+        return len(self.mean)
+
     def to_mapping(self) -> dict[str, Any]:
         """As JSON values, for model.json."""
         known = {name: each for name, each in asdict(self).items() if name != "value_range" or each is not None}

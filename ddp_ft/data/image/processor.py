@@ -10,13 +10,13 @@ from torch import Tensor
 from ddp_ft.config.schema import DataConfig, RunConfig
 from ddp_ft.contracts import Address, Batch, Processor, Sample, Source
 from ddp_ft.data.batch import stacked
-from ddp_ft.data.image.device_transform import DeviceTransform
+from ddp_ft.data.image.device_transform import DeviceTransform, as_pixels
+from ddp_ft.data.image.measured import measure_inputs
 from ddp_ft.data.image.mixup import Mixing, draw_mixes
 from ddp_ft.data.image.nvjpeg import NVJPEG, EncodedTransform, check_nvjpeg
 from ddp_ft.data.image.pillow import Pixels, known_formats
 from ddp_ft.data.image.preprocess import Preprocess
-from ddp_ft.data.image.transforms import check_augmentation, eval_transform, train_transform
-from ddp_ft.data.image.value_range import measure
+from ddp_ft.data.image.transforms import check_augmentation, check_colours, eval_transform, train_transform
 from ddp_ft.data.image.views import ImageViews, widened
 from ddp_ft.errors import UserError
 
@@ -70,19 +70,29 @@ class ImageProcessor:
         return ImageProcessor(replace(self.preprocess, decoder=found))
 
     def measure(self, data: DataConfig, source: Source) -> dict[str, Any]:
-        """The values of black and white, if there are images of more than 8 bits."""
-        return measure(data.range, source)
+        """The values of black and white, if there are images of more than 8 bits, and each channel's mean and
+        deviation, if they are not the model's own. UserError for images of another number of channels."""
+        return measure_inputs(self.preprocess, data, source)
 
     def fitted(self, inputs: Mapping[str, Any]) -> "ImageProcessor":
         """With those values."""
         ends = inputs.get("value_range")
-        return ImageProcessor(replace(self.preprocess, value_range=None if ends is None else (ends[0], ends[1])))
+        mean, std = (tuple(inputs.get(name) or getattr(self.preprocess, name)) for name in ("mean", "std"))
+        known = None if ends is None else (ends[0], ends[1])
+        return ImageProcessor(replace(self.preprocess, mean=mean, std=std, value_range=known))
+
+    def of_channels(self, channels: int) -> "ImageProcessor":
+        """For images of so many channels, whose mean and deviation are not known yet if they are not 3."""
+        if channels == self.preprocess.channels:
+            return self
+        return ImageProcessor(replace(self.preprocess, mean=(0.5,) * channels, std=(0.25,) * channels))
 
     def check(self, config: RunConfig, target_kind: str, device: torch.device) -> None:
         """Raise UserError for mixing or decoding on the GPU that cannot be done, and for code of the user's own that
         breaks its contract."""
         if (mixing := Mixing.of(config.augment)) is not None:
             mixing.check(target_kind, config.train)
+        check_colours(config.augment, self.preprocess.channels)
         check_nvjpeg(config, self.preprocess, device)
         check_augmentation(config.augment, self.example(1)["image"][0])
 
@@ -106,7 +116,7 @@ class ImageProcessor:
     def example(self, samples: int) -> Batch:
         """Images of noise, always the same."""
         generator = torch.Generator("cpu").manual_seed(0)
-        shape = (samples, 3, *self.preprocess.size)
+        shape = (samples, self.preprocess.channels, *self.preprocess.size)
         return {"image": torch.randint(256, shape, generator=generator, dtype=torch.uint8, device="cpu")}
 
     def viewed(self, views: str) -> "tuple[ImageProcessor, ImageViews]":
@@ -114,10 +124,9 @@ class ImageProcessor:
         return ImageProcessor(widened(self.preprocess, views)), ImageViews(views, self.preprocess.size)
 
     def pixels(self, batch: Batch) -> list[Pixels]:
-        """The images of a prepared batch as they were before they were normalised."""
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.preprocess.mean, self.preprocess.std))
-        shown = (batch["image"].float().cpu() * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
-        return [each.permute(1, 2, 0).contiguous().numpy() for each in shown]
+        """The images of a prepared batch as they were before they were normalised; of other than 3 channels those that
+        can be shown."""
+        return as_pixels(batch["image"], self.preprocess)
 
     def extent(self, batch: Batch, place: int) -> tuple[str, str]:
         """The least and the largest pixel."""

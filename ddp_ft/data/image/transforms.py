@@ -10,11 +10,12 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ddp_ft.config.schema import AugmentConfig
+from ddp_ft.data.image.arrays import AS_PHOTOS
 from ddp_ft.data.image.augment import distortions
 from ddp_ft.data.image.geometry import draw_turn
 from ddp_ft.data.image.own_transform import check_own_transform
 from ddp_ft.data.image.preprocess import Preprocess
-from ddp_ft.data.image.undecoded import Box, Image, cut, in_range, size_of
+from ddp_ft.data.image.undecoded import Box, Image, asked, cut, size_of
 from ddp_ft.errors import UserError, known_names
 
 # An image of any size, decoded or not, to a tensor of the model's size.
@@ -62,6 +63,18 @@ def eval_transform(preprocess: Preprocess) -> ImageFunction:
     return _EvalTransform(preprocess)
 
 
+def check_colours(augment: AugmentConfig, channels: int) -> None:
+    """Raise UserError for what is about colours where images have none, or about one or three channels of many."""
+    off = {"grey=0": augment.grey > 0} if channels != 3 else {}
+    if channels not in AS_PHOTOS:
+        off |= {"policy=none": augment.policy != "none", "color_jitter=0": augment.color_jitter > 0}
+    if asked_for := [f"augment.{text}" for text, is_on in off.items() if is_on]:
+        names = " and ".join(text.partition("=")[0] for text in asked_for)
+        what = "an image of one channel" if channels == 1 else f"images of {channels} channels"
+        hint = f"Turn it off: {' '.join(f'--set {text}' for text in asked_for)} (--augment {augment.preset})."
+        raise UserError(f"{names} cannot be applied to {what}.", hint)
+
+
 def interpolation_of(preprocess: Preprocess) -> InterpolationMode:
     """The interpolation of resizing. UserError for an unknown name."""
     name = preprocess.interpolation
@@ -77,18 +90,18 @@ class _TrainTransform:
     def __init__(self, preprocess: Preprocess, augment: AugmentConfig) -> None:
         self.interpolation = interpolation_of(preprocess)
         self.size = list(preprocess.size)
-        self.decoder = preprocess.decoder
-        self.value_range = preprocess.value_range
+        self.preprocess = preprocess
         self.augment = augment
         self.distort = distortions(preprocess, augment)
 
     def __call__(self, image: Image) -> Tensor:
-        image = in_range(image, self.value_range)
+        preprocess = self.preprocess
+        image = asked(image, preprocess.channels, preprocess.value_range)
         box = draw_crop(*size_of(image), self.augment.crop_min)
         turn = draw_turn(self.augment)
         # The part is turned, and then has the model's size: sides need not be equal.
         size = turn.size_before(self.size)
-        part = cut(image, box, size, self.decoder)
+        part = cut(image, box, size, preprocess.decoder, preprocess.channels)
         seen = turn(F.resize_image(part, size, self.interpolation, antialias=True))
         return self.distort(seen) if self.distort else seen
 
@@ -115,20 +128,20 @@ class _EvalTransform:
     def __init__(self, preprocess: Preprocess) -> None:
         self.size = preprocess.size
         self.mode = preprocess.crop_mode
-        self.decoder = preprocess.decoder
-        self.value_range = preprocess.value_range
+        self.preprocess = preprocess
         self.interpolation = interpolation_of(preprocess)
         self.fill = [float(round(255 * value)) for value in preprocess.mean] if self.mode == "border" else [0.0]
         height, width = preprocess.size
         self.scaled = (math.floor(height / preprocess.crop_pct), math.floor(width / preprocess.crop_pct))
 
     def __call__(self, image: Image) -> Tensor:
-        image = in_range(image, self.value_range)
+        preprocess = self.preprocess
+        image = asked(image, preprocess.channels, preprocess.value_range)
         box = Box(0, 0, *size_of(image))
         if self.mode == "center":
             box = _without_far_ends(box, self.size)
         new_size = self._resized(box.height, box.width)
-        part = cut(image, box, new_size, self.decoder)
+        part = cut(image, box, new_size, preprocess.decoder, preprocess.channels)
         return _crop_or_pad(F.resize_image(part, new_size, self.interpolation, antialias=True), self.size, self.fill)
 
     def _resized(self, height: int, width: int) -> list[int]:

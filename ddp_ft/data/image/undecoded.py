@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddp_ft.contracts import Batch, Sample
+from ddp_ft.data.image.channels import with_channels
 from ddp_ft.data.image.pillow import Pixels, ValueRange
 
 # How much larger than needed an image stays when it is shrunk while decoding: 2, as for Pillow's thumbnails, gives
@@ -33,24 +34,27 @@ class Undecoded(Protocol):
         """(height, width), upright, from the file's header."""
 
     def pixels(self, shrink: int) -> Pixels:
-        """All of it, with sides of about 1/shrink (1, 2, 4, 8), or of 1 if it cannot shrink. Raises BadSample."""
+        """All of it, H x W x C, with sides of about 1/shrink (1, 2, 4, 8), or of 1 if it cannot shrink. Raises
+        BadSample."""
 
-    def within(self, value_range: ValueRange) -> "Undecoded":
-        """The image with these values as black and white, if it has more than 8 bits."""
+    def asked(self, channels: int, value_range: ValueRange | None) -> "Undecoded":
+        """The image in so many channels (grey or colours if that is 1 or 3), and with these values as black and white
+        if it has more than 8 bits. BadSample if it has another number of channels."""
 
 
-# What transforms take: an image, decoded or not (Tensor: uint8, 3 x H x W).
+# What transforms take: an image, decoded or not (Tensor: uint8, C x H x W).
 Image = Undecoded | Tensor
 
 
-def whole(image: Image) -> Tensor:
-    """All of it: uint8, 3 x H x W, a view of interleaved pixels if it comes from a file. Raises BadSample."""
-    return image if isinstance(image, Tensor) else as_tensor(image.pixels(1))
+def whole(image: Image, channels: int | None = None) -> Tensor:
+    """All of it: uint8, C x H x W, a view of interleaved pixels if it comes from a file; `channels` as for `cut`."""
+    pixels = image if isinstance(image, Tensor) else as_tensor(image.pixels(1))
+    return pixels if channels is None else with_channels(pixels, channels)
 
 
-def in_range(image: Image, value_range: ValueRange | None) -> Image:
-    """The image with these values as black and white, if it has more than 8 bits and is not decoded yet."""
-    return image if value_range is None or isinstance(image, Tensor) else image.within(value_range)
+def asked(image: Image, channels: int, value_range: ValueRange | None = None) -> Image:
+    """The image as `Undecoded.asked` returns it; one that is decoded already as it is."""
+    return image if isinstance(image, Tensor) else image.asked(channels, value_range)
 
 
 def decoded(sample: Sample) -> Batch:
@@ -59,7 +63,7 @@ def decoded(sample: Sample) -> Batch:
 
 
 def as_tensor(pixels: Pixels) -> Tensor:
-    """3 x H x W, a view of interleaved pixels without gaps."""
+    """H x W x C as C x H x W, a view of interleaved pixels without gaps."""
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
 
@@ -68,12 +72,17 @@ def size_of(image: Image) -> tuple[int, int]:
     return (image.shape[-2], image.shape[-1]) if isinstance(image, Tensor) else image.size
 
 
-def cut(image: Image, box: Box, size: Sequence[int], decoder: str = "shrink") -> Tensor:
-    """The part as uint8, 3 x h x w, a view of interleaved pixels without gaps, on which resizing is fastest.
+def cut(image: Image, box: Box, size: Sequence[int], decoder: str = "shrink", channels: int | None = None) -> Tensor:
+    """The part as uint8, C x h x w, a view of interleaved pixels without gaps, on which resizing is fastest.
 
     With the decoder "shrink" it is smaller, if it stays SPARE times as large as the `size` (height, width) that it will
-    be resized to. Raises BadSample.
+    be resized to. `channels`: how many it is to have; None: as many as there are. Raises BadSample.
     """
+    part = _part(image, box, size, decoder)
+    return part if channels is None else with_channels(part, channels)
+
+
+def _part(image: Image, box: Box, size: Sequence[int], decoder: str) -> Tensor:
     if isinstance(image, Tensor):
         top, left, height, width = box
         part = image[:, top : top + height, left : left + width]

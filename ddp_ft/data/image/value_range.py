@@ -4,13 +4,17 @@ import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import UnidentifiedImageError
 
 from ddp_ft.contracts import Source
+from ddp_ft.data.image.arrays import AS_PHOTOS, NPY, opened_array
 from ddp_ft.data.image.pillow import Readable, ValueRange, deep_values, is_deep, opened, quiet_pillow, sparing_texts
 from ddp_ft.distributed.environment import usable_cores
 from ddp_ft.errors import UserError
@@ -43,17 +47,23 @@ class Values:
     is_whole: bool
 
 
-def sample_values(source: Source) -> Values | None:
+def spread(source: Source, most: int) -> list[int]:
+    """At most so many indices of the set, evenly spread and always the same."""
+    count = min(most, len(source))
+    return [place * len(source) // count for place in range(count)]
+
+
+def sample_values(source: Source, channels: int = 3) -> Values | None:
     """The values in a sample of the set, always the same one; None if none of it has more than 8 bits.
 
     What is no file, or cannot be read, is skipped.
     """
-    places = [place * len(source) // min(_HEADERS, len(source)) for place in range(min(_HEADERS, len(source)))]
-    names = [name for name in map(source.name, places) if not name.lower().endswith(_SHALLOW)]
+    names = [name for name in map(source.name, spread(source, _HEADERS)) if not name.lower().endswith(_SHALLOW)]
     with quiet_pillow(), ThreadPoolExecutor(usable_cores()) as pool:
-        deep = [name for name, is_so in zip(names, pool.map(_is_deep, names), strict=True) if is_so]
+        are_deep = pool.map(partial(_is_deep, channels=channels), names)
+        deep = [name for name, is_so in zip(names, are_deep, strict=True) if is_so]
         chosen = [deep[place * len(deep) // min(_IMAGES, len(deep))] for place in range(min(_IMAGES, len(deep)))]
-        found = [each for each in pool.map(_look, chosen) if each is not None]
+        found = [each for each in pool.map(partial(_look, channels=channels), chosen) if each is not None]
     if not found:
         return None
     lowest, highest = np.min([each[0] for each in found], 0), np.max([each[0] for each in found], 0)
@@ -61,11 +71,21 @@ def sample_values(source: Source) -> Values | None:
     return Values(len(found), ends, usual, middle, all(is_whole for _, is_whole in found))
 
 
-def _is_deep(name: str) -> bool:
+def _is_deep(name: str, channels: int) -> bool:
     try:
-        return os.path.isfile(name) and sparing_texts(_is_deep_file, name)  # noqa: PTH113  (a pipe might never end)
+        if not os.path.isfile(name):  # noqa: PTH113  (a pipe might never end)
+            return False
+        if not _is_array(name, channels):
+            with suppress(UnidentifiedImageError):  # a TIFF of kinds that Pillow does not know is an array too
+                return sparing_texts(_is_deep_file, name)
+        with opened_array(name, channels) as found:
+            return found.dtype != np.uint8
     except Exception:  # training will meet it, and report what is wrong
         return False
+
+
+def _is_array(name: str, channels: int) -> bool:
+    return name.lower().endswith(NPY) or channels not in AS_PHOTOS
 
 
 def _is_deep_file(source: Readable) -> bool:
@@ -73,10 +93,18 @@ def _is_deep_file(source: Readable) -> bool:
         return is_deep(image)
 
 
-def _look(name: str) -> tuple[NDArray[np.float64], bool] | None:
+def _values_of(name: str, channels: int) -> NDArray[Any]:
+    if not _is_array(name, channels):
+        with suppress(UnidentifiedImageError):
+            return deep_values(name)
+    with opened_array(name, channels) as found:
+        return found.load()
+
+
+def _look(name: str, channels: int) -> tuple[NDArray[np.float64], bool] | None:
     """The values at the _QUANTILES; and whether all are whole numbers of 16 bits."""
     try:
-        values = deep_values(name)
+        values = _values_of(name, channels)
     except Exception:
         return None
     finite = _without_fill(values[np.isfinite(values)])
@@ -126,12 +154,12 @@ def parse_range(given: Sequence[float] | None) -> ValueRange | None:
     return given[0], given[1]
 
 
-def measure(given: Sequence[float] | None, source: Source) -> dict[str, Any]:
+def measure(given: Sequence[float] | None, source: Source, channels: int = 3) -> dict[str, Any]:
     """What the preprocessing has to know of a set's values: "value_range", and a "note" on it for the start.
 
     Empty without images of more than 8 bits; without a range where the format's own is right, as for 16 bits in full.
     """
-    values, known = sample_values(source), parse_range(given)
+    values, known = sample_values(source, channels), parse_range(given)
     if values is None:
         return {} if known is None else {"value_range": list(known)}
     found = known or range_of(values)

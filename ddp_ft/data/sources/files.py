@@ -38,7 +38,7 @@ class FileSource:
         return {"image": open_image(self.name(index))}
 
     def read(self, index: int) -> Batch:
-        """The same, decoded: "image" is uint8, 3 x H x W. Raises BadSample."""
+        """The same, decoded: "image" is uint8, 3 x H x W; of an array all channels. Raises BadSample."""
         return decoded(self.open(index))
 
 

@@ -102,7 +102,7 @@ class OwnSource:
         return {"image": self._image(index), "target": torch.tensor(self.targets[index])}
 
     def read(self, index: int) -> Batch:
-        """The same, decoded: "image" is uint8, 3 x H x W."""
+        """The same, decoded: "image" is uint8, C x H x W."""
         return undecoded.decoded(self.open(index))
 
     def _image(self, index: int) -> undecoded.Image:
@@ -117,11 +117,11 @@ class OwnSource:
             raise self._refused(index, f"a {type(given).__name__} as the image")
         pixels = given.as_subclass(Tensor)
         pixels = pixels[None] if pixels.ndim == 2 else pixels
-        if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) not in (1, 3, 4):
+        if pixels.dtype != torch.uint8 or pixels.ndim != 3:
             raise self._refused(index, f"{described(given)} as the image")
         if not pixels.numel():
             raise BadSample(f"{self.name(index)}: an image without pixels")
-        return pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels[:3]
+        return pixels
 
     def _refused(self, index: int, what: str) -> UserError:
         return UserError(f"--data {self.reference} returned {what} for {self.name(index)}.", _ITEM)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ddp_ft.data.sources.files import FileSource
 from ddp_ft.data.sources.paths import Paths
-from ddp_ft.data.sources.scan import begins_as_image, check_scannable, find_images, is_image, suffix_list
+from ddp_ft.data.sources.scan import ARRAY, begins_as_image, check_scannable, find_images, is_image, suffix_list
 from ddp_ft.data.sources.table_file import is_table, read_table
 from ddp_ft.data.sources.unicode_forms import NamesOnDisk
 from ddp_ft.errors import UserError, nearest, printable
@@ -79,14 +79,17 @@ def _expanded(given: str, column: str, lines: Iterable[str]) -> Iterator[str]:
 
 
 def _matching(pattern: str) -> list[str]:
-    """Images that match, and those in folders that do, each once."""
-    found: dict[str, None] = {}
+    """Images that match, and those in folders that do, each once; arrays where no images match."""
+    found, arrays = dict[str, None](), dict[str, None]()
     for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207  (Path.glob takes no absolute ones)
         path = Path(match)
         if path.is_dir():
             found.update(dict.fromkeys(str(path / relative) for relative in find_images(path).paths))
         elif is_image(path.name) or begins_as_image(match):
             found[str(path)] = None
+        elif path.suffix.lower() == ARRAY:
+            arrays[str(path)] = None
+    found = found or arrays
     if not found:
         raise UserError(f"No image matches {pattern!r}.", f"Images are files that end in {suffix_list()}.")
     return list(found)

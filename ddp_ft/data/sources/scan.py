@@ -29,6 +29,8 @@ SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".avif", ".avifs",
      ".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm")
 )  # fmt: skip
+# NumPy's arrays, which often lie beside images: they are images only where there are no others.
+ARRAY = ".npy"
 # Those that messages name.
 _USUAL = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".avif", ".tif", ".jp2", ".ppm")
 # Suffixes of files that lie beside images: they are not opened to look for what their names do not tell.
@@ -58,7 +60,8 @@ Stamp = tuple[int, int]  # st_mtime_ns and st_ctime_ns of a folder; the latter c
 class Found:
     """The images of a folder: relative posix paths in sorted order and their sizes in bytes (int64).
 
-    `others` counts the files that are no images, by suffix. `stamps` are the times of the last change of each folder's
+    `others` counts the files that are no images, by suffix; `arrays` are the .npy among them, with their sizes, which
+    are images where there are no others. `stamps` are the times of the last change of each folder's
     entries, taken before it was read. `outputs` are the folders that were not looked into, since they hold runs, models
     or the like. Arrays and no object for each image, because a data set may have millions.
     """
@@ -68,6 +71,14 @@ class Found:
     others: Counter[str] = field(default_factory=Counter)
     stamps: dict[str, Stamp] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
+    arrays: list[tuple[str, int]] = field(default_factory=list)
+
+    def take_arrays(self) -> None:
+        """Make the arrays the images; there are no others."""
+        self.arrays.sort()
+        self.paths = Paths.of([path for path, _ in self.arrays])
+        self.sizes = np.array([size for _, size in self.arrays], np.int64)
+        del self.others[ARRAY]
 
 
 def check_scannable(folder: Path, given: str) -> None:
@@ -103,8 +114,15 @@ def find_images(folder: Path, prefix: str = "", named: bool = True, watch: ScanW
     Hidden files and folders are left out, and so are the folders of `run_folder.recognise`, but for a run's folder that
     the user has `named`; of that, only what the run wrote. Symbolic links are followed, but not to a folder that the
     link is in. A broken link with an image's name counts as an image, so that it is noticed. UserError if a folder
-    cannot be read. What takes long is reported by `watch`.
+    cannot be read. What takes long is reported by `watch`. Where there are no images, arrays (.npy) are images.
     """
+    found = _find(folder, prefix, named, watch)
+    if not found.paths:
+        found.take_arrays()
+    return found
+
+
+def _find(folder: Path, prefix: str, named: bool, watch: ScanWatch | None) -> Found:
     found = Found()
     entries = sorted(_walk(_Place(str(folder), prefix, _ancestors(folder), named, watch or ScanWatch(folder)), found))
     found.paths = Paths.of([path for path, _ in entries])
@@ -158,7 +176,10 @@ def _walk(place: _Place, found: Found) -> Iterator[tuple[str, int]]:
         elif is_image(entry.name) or begins_as_image(entry.path):
             yield prefix + entry.name, size_of(entry.path)
         else:
-            found.others[_suffix(entry.name) or "no suffix"] += 1
+            suffix = _suffix(entry.name)
+            found.others[suffix or "no suffix"] += 1
+            if suffix == ARRAY:
+                found.arrays.append((prefix + entry.name, size_of(entry.path)))
 
 
 def stamp_of(folder: str) -> Stamp:
@@ -240,11 +261,14 @@ class Listing(Found):
 
 def list_classes(folder: Path, prefix: str = "") -> Listing:
     """Read all class folders in `folder`, as `find_images` does. One that has no images but holds runs or the like is
-    no class, and is one of the `outputs`."""
+    no class, and is one of the `outputs`. Arrays are images where no class has others."""
     stamps = {str(folder): stamp_of(str(folder))}
     names = subfolders(folder)
     order = _by_path(names)
     found = dict(zip((names[label] for label in order), _read_all(folder, prefix, names, order), strict=True))
+    if not any(part.paths for part in found.values()):
+        for part in found.values():
+            part.take_arrays()
     outputs = [str(folder / name) for name, part in found.items() if part.outputs and not part.paths]
     classes = {name: part for name, part in found.items() if not part.outputs or part.paths}
     others: Counter[str] = Counter()
@@ -263,7 +287,7 @@ def _read_all(folder: Path, prefix: str, names: Sequence[str], order: Sequence[i
     with ThreadPoolExecutor(THREADS) as pool:
         try:
             return list(
-                pool.map(lambda each: find_images(folder / names[each], f"{prefix}{names[each]}/", False, watch), order)
+                pool.map(lambda each: _find(folder / names[each], f"{prefix}{names[each]}/", False, watch), order)
             )
         finally:
             watch.is_over = True  # after an error or Ctrl-C: the pool waits for its threads

@@ -28,7 +28,8 @@ def call_with_images(module: nn.Module, batch: Batch) -> Any:
 class Library(Protocol):
     """The functions of a module of `LIBRARIES`. `name` is the model's name without the library's.
 
-    DROPOUT, DROP_PATH: candidate keyword names of the create function for classifier dropout and stochastic depth.
+    DROPOUT, DROP_PATH, CHANNELS: candidate keyword names of the create function for classifier dropout, stochastic
+    depth and the number of an image's channels.
     ARGUMENTS: names of what `arguments` returns besides `num_classes`: numbers, or lists of them. A model.json with
     others is refused, since it may be from somebody else.
     """
@@ -36,6 +37,7 @@ class Library(Protocol):
     ARGUMENTS: tuple[str, ...]
     DROPOUT: tuple[str, ...]
     DROP_PATH: tuple[str, ...]
+    CHANNELS: tuple[str, ...]
 
     def names(self) -> list[str]:
         """Return all models, with and without the tags of their weights."""

@@ -25,6 +25,7 @@ _FILTER_NAMES = ("checkpoint_filter_fn", "_checkpoint_filter_fn", "_filter_fn")
 ARGUMENTS = ("img_size",)
 DROPOUT = ("drop_rate",)
 DROP_PATH = ("drop_path_rate",)
+CHANNELS = ("in_chans",)
 
 
 def names() -> list[str]:

@@ -22,6 +22,8 @@ models: Any = _torchvision_models  # mypy does not see what it re-exports
 
 DROPOUT = ("dropout",)
 DROP_PATH = ("stochastic_depth_prob",)
+# Ours, of `create`: torchvision's models take three.
+CHANNELS = ("in_chans",)
 
 # With auxiliary classifiers the forward pass would return several tensors. torchvision sets transform_input for its own
 # weights, which need that preprocessing.
@@ -87,8 +89,19 @@ def arguments(name: str, outputs: int, image_size: int | None) -> dict[str, Any]
 
 
 def create(spec_name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Call torchvision.models.get_model."""
-    module: nn.Module = models.get_model(spec_name, **arguments)
+    """Call torchvision.models.get_model; with "in_chans" the first convolution takes so many channels."""
+    channels = arguments.get("in_chans")
+    given = {name: value for name, value in arguments.items() if name != "in_chans"}
+    if channels is None:
+        module: nn.Module = models.get_model(spec_name, **given)
+        return module
+    # It would pick three channels, and undo the normalising of photos.
+    module = models.get_model(spec_name, **given | ({"transform_input": False} if spec_name in _INCEPTIONS else {}))
+    first = next(part for part in module.modules() if isinstance(part, nn.Conv2d))
+    first.in_channels = channels
+    first.weight = nn.Parameter(first.weight.new_empty(first.out_channels, channels, *first.kernel_size))
+    # As torchvision initialises most of its convolutions.
+    nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")
     return module
 
 

@@ -23,6 +23,7 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ARGUMENTS = _SIZE_ARGUMENTS
 DROPOUT = ("drop_rate", "dropout")
 DROP_PATH = ("drop_path_rate", "stochastic_depth_prob")
+CHANNELS = ("in_chans", "in_channels")
 
 
 def knows(name: str) -> bool:

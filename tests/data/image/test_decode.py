@@ -252,9 +252,10 @@ def tiff(channels: int, bits: int) -> bytes:
 
 
 @pytest.mark.parametrize(("channels", "bits"), [(13, 8), (13, 16), (1, 64)])
-def test_what_a_tiff_has_is_named(tmp_path: Path, channels: int, bits: int, capfd) -> None:
+def test_what_a_tiff_has_is_named(tmp_path: Path, channels: int, bits: int, capfd, monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # as where tifffile is not installed
     (tmp_path / "a.tif").write_bytes(tiff(channels, bits))
-    with pytest.raises(BadSample, match=f"a TIFF has {channels} channels? of {bits} bits, which is not read: expected"):
+    with pytest.raises(BadSample, match=f"{channels} channels? of {bits} bits, which is not read: .* 'ddp_ft.tiff.'"):
         decode(tmp_path / "a.tif")
     assert capfd.readouterr() == ("", "")  # Pillow logs it too
 

@@ -1,5 +1,6 @@
 """JPEGs that a loader hands on undecoded: the same images in the end, whoever decodes them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ from PIL import Image
 
 from ddp_ft.config.loading import make_config
 from ddp_ft.config.schema import AugmentConfig
+from ddp_ft.contracts import BadSample
 from ddp_ft.data.batch import cut
+from ddp_ft.data.image.decode import open_image
 from ddp_ft.data.image.device_transform import DeviceTransform
 from ddp_ft.data.image.mixup import Mixing
 from ddp_ft.data.image.nvjpeg import JPEG, LENGTH, NVJPEG, EncodedTransform, check_nvjpeg
@@ -94,6 +97,19 @@ def test_the_model_sees_the_same(files, device, mixing):
         levels = 255 * 0.2 * (found["image"] - wanted["image"]).abs()
         assert levels.mean() < (0.5 if device == "cpu" else 3)
         assert levels.max() < (3 if device == "cpu" else 40)
+
+
+def test_grey_images_too(files):
+    """And where more channels are asked for a JPEG is told at once."""
+    grey = replace(PREPROCESS, mean=(0.5,), std=(0.2,))
+    for [found], [wanted] in zip(
+        steps(files, EncodedTransform(grey, AUGMENT)), steps(files, train_transform(grey, AUGMENT)), strict=True
+    ):
+        seen = DeviceTransform(grey, "cpu", channels_last=True)(found)["image"]
+        levels = 255 * 0.2 * (seen - DeviceTransform(grey, "cpu", channels_last=True)(wanted)["image"]).abs()
+        assert seen.shape[1:] == (1, 32, 48) and levels.mean() < 0.5
+    with pytest.raises(BadSample, match="3 channels where 5 are expected"):
+        EncodedTransform(replace(PREPROCESS, mean=(0.5,) * 5), AUGMENT)(open_image(files[0]))
 
 
 def test_a_batch_is_left_as_it_is_and_can_be_cut(files):

@@ -13,6 +13,7 @@ from tests.system.seam.rows_processor import RowsProcessor
 ARGUMENTS: tuple[str, ...] = ()
 DROPOUT: tuple[str, ...] = ()
 DROP_PATH: tuple[str, ...] = ()
+CHANNELS: tuple[str, ...] = ()
 
 
 class Net(nn.Module):
