@@ -163,8 +163,8 @@ def preprocessing_text(preprocess: Preprocess, opset: int, ir_version: int) -> s
         behind = Add(first, crop)
         axes = Constant<value = int64[2] {{2, 3}}>()
         cut = Slice(clipped, first, behind, axes)
-        mean = Constant<value = float[1, {channels}, 1, 1] {{{_scaled(preprocess.mean)}}}>()
-        std = Constant<value = float[1, {channels}, 1, 1] {{{_scaled(preprocess.std)}}}>()
+        mean = Constant<value = float[1, {len(preprocess.mean)}, 1, 1] {{{_scaled(preprocess.mean)}}}>()
+        std = Constant<value = float[1, {len(preprocess.std)}, 1, 1] {{{_scaled(preprocess.std)}}}>()
         centred = Sub(cut, mean)
         prepared = Div(centred, std)
     }}"""

@@ -18,7 +18,7 @@ def model_trial(model: ModelConfig, head: HeadConfig, outputs: int, channels: in
     built = build_model(model.name, outputs, model.image_size, "none", head, Variant(model.drop_path, channels))
     trial = Trial(built.processor, built.call)
     seen = rehearse(built.module, trial, model.name, both_modes=True, may_differ=False)
-    _, *shape = built.processor.example(1)["image"].shape
+    shape = " x ".join(map(str, built.processor.example(1)["image"].shape[1:]))
     ends = f"it ends with its head, {built.head_path}" if built.head_path else "it does not end with its head"
     unused = f"; {len(seen.unused)} parameters have no part in the outputs" if seen.unused else ""
     return (

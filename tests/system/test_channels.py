@@ -51,8 +51,8 @@ def test_a_run_that_goes_on_has_the_same_bits(bands: Path, run: Path, tmp_path: 
         assert (tmp_path / "r" / file).read_bytes() == (run / file).read_bytes()
 
 
-def test_its_use(bands: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Evaluation, prediction, Python and an ONNX file with the preprocessing inside, of the same numbers."""
+def test_its_use(bands: Path, run: Path, tmp_path: Path) -> None:
+    """Evaluation, prediction and Python, of the same numbers."""
     assert read(run, "summary.json")["val"]["loss"] == pytest.approx(min(column(run, "loss", "val")))
     said = call_on(1, "ddp_ft.evaluate", run, "--data", bands, "--device", "cpu")
     assert f'"loss": {read(run, "summary.json")["val"]["loss"]}' in said
@@ -62,11 +62,19 @@ def test_its_use(bands: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureF
     call_on(1, "ddp_ft.predict", run, bands / "val", "--output", tmp_path / "p.csv", "--device", "cpu")
     row = next(line for line in (tmp_path / "p.csv").read_text().splitlines() if file.name in line and "disc" in line)
     assert f"{model(str(file)).probability:.6f}" in row
-    packed = ["--format", "onnx", "--with-preprocessing", "--output", tmp_path / "m.onnx"]
-    export.main([str(each) for each in (run, *packed)], standalone_mode=False)
-    assert "12 of 12 the same" in capsys.readouterr().out
     with pytest.raises(UserError, match="3 channels where 5 are expected"):
         model(np.zeros((40, 40, 3), np.uint8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "packed", [["torch_export", "m.pt2"], ["safetensors", "m"], ["onnx", "m.onnx", "--with-preprocessing"]]
+)
+def test_exports(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], packed: list[str]) -> None:
+    form, name, *more = packed
+    words = [str(run), "--format", form, "--output", str(tmp_path / name), *more]
+    export.main(words, standalone_mode=False)
+    assert "12 of 12 the same" in capsys.readouterr().out
 
 
 def test_grey(shapes: Path, tmp_path: Path) -> None:

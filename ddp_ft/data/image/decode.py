@@ -125,11 +125,12 @@ class JpegFile:
     path: Path | str
     data: bytes
     header: Header
+    channels: int = 3
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width), upright."""
-        height, width, orientation = self.header
+        height, width, orientation, _ = self.header
         return (width, height) if orientation >= 5 else (height, width)  # EXIF turns by 90 degrees from 5 on
 
     def pixels(self, shrink: int) -> Pixels:
@@ -138,14 +139,14 @@ class JpegFile:
         shrink = least_shrink(self.header, shrink)
         with _damage_named(self.path):
             try:
-                return decode_jpeg(self.data, self.header, shrink)
+                return decode_jpeg(self.data, self.header, shrink, self.channels)
             except (ValueError, OSError):  # also for small oddities: Pillow decides what is damaged
                 return read_pixels(self.path)
 
     def asked(self, channels: int, value_range: ValueRange | None) -> "JpegFile":
-        """The same: a JPEG has 8 bits, and grey or colours. BadSample for another number of channels."""
+        """The same, since a JPEG has 8 bits; as one channel if it has no colours. BadSample for more channels."""
         _check_photo(self.path, channels)
-        return self
+        return replace(self, channels=1) if channels == 1 and self.header.is_grey else self
 
 
 @dataclass(frozen=True)

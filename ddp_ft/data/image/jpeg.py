@@ -32,11 +32,12 @@ _UPRIGHT = {
 
 
 class Header(NamedTuple):
-    """The stored size of a JPEG, and its EXIF orientation."""
+    """The stored size of a JPEG, its EXIF orientation, and whether it has no colours."""
 
     height: int
     width: int
     orientation: int
+    is_grey: bool = False
 
 
 def read_header(data: bytes) -> Header | None:
@@ -45,17 +46,16 @@ def read_header(data: bytes) -> Header | None:
     try:
         if simplejpeg is None:
             with _opened(data) as image:
-                height, width, is_plain = image.height, image.width, image.mode in ("RGB", "L")
+                height, width, colours = image.height, image.width, {"L": "Gray"}.get(image.mode, image.mode)
         else:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            is_plain = colours in ("YCbCr", "RGB", "Gray")
-        if not is_plain or height * width > _MOST_SHRUNK * pixel_limit():
+        if colours not in ("YCbCr", "RGB", "Gray") or height * width > _MOST_SHRUNK * pixel_limit():
             return None
         is_large = height * width > pixel_limit()
         orientation = _orientation(data, is_large) if _has_metadata(data) else 1
     except Exception:  # decoding by Pillow will meet it again, and name it
         return None
-    return Header(height, width, orientation)
+    return Header(height, width, orientation, colours == "Gray")
 
 
 def least_shrink(header: Header, shrink: int) -> int:
@@ -94,8 +94,9 @@ def _opened(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=("JPEG", "MPO"))
 
 
-def decode_jpeg(data: bytes, header: Header, shrink: int) -> Pixels:
-    """The image upright, with sides of 1/shrink of the stored ones, rounded up; shrink is 1, 2, 4 or 8.
+def decode_jpeg(data: bytes, header: Header, shrink: int, channels: int = 3) -> Pixels:
+    """The image upright, with sides of 1/shrink of the stored ones, rounded up; shrink is 1, 2, 4 or 8. One without
+    colours may have 1 channel, to the same values.
 
     Shrinking is done in the frequency domain, where it saves time. Raises ValueError or OSError for damaged data.
     """
@@ -103,9 +104,10 @@ def decode_jpeg(data: bytes, header: Header, shrink: int) -> Pixels:
     if simplejpeg is None:
         with _opened(data) as image:
             image.draft(None, (image.width // shrink, image.height // shrink))
-            stored = np.array(image.convert("RGB"))
+            stored = np.array(image.convert("RGB" if channels == 3 else "L")).reshape(image.height, image.width, -1)
     else:
         height, width = -(-header.height // shrink), -(-header.width // shrink)
-        stored = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=shrink)
+        kind = "RGB" if channels == 3 else "GRAY"
+        stored = simplejpeg.decode_jpeg(data, kind, min_height=height, min_width=width, min_factor=shrink)
     turn = _UPRIGHT.get(header.orientation)
     return stored if turn is None else turn(stored)

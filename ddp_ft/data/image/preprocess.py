@@ -11,6 +11,7 @@ class Preprocess:
 
     `decoder` says whether a JPEG may "shrink" while it is decoded, as far as the size allows, or is decoded in "full".
     `value_range` are the values of black and white in images of more than 8 bits; None: those of each image's format.
+    mean and std have a value for each of the `channels`, or one for all of them.
     """
 
     size: tuple[int, int]
@@ -21,15 +22,12 @@ class Preprocess:
     crop_mode: str = "center"
     decoder: str = "shrink"
     value_range: tuple[float, float] | None = None
-
-    @property
-    def channels(self) -> int:
-        """The number of channels of an image."""
-        return len(self.mean)
+    channels: int = 3
 
     def to_mapping(self) -> dict[str, Any]:
         """As JSON values, for model.json."""
-        known = {name: each for name, each in asdict(self).items() if name != "value_range" or each is not None}
+        usual = {"value_range": None, "channels": 3}  # files of earlier versions lack both
+        known = {name: each for name, each in asdict(self).items() if name not in usual or each != usual[name]}
         return {name: list(each) if isinstance(each, tuple) else each for name, each in known.items()}
 
     @staticmethod
@@ -40,4 +38,5 @@ class Preprocess:
             (int(size[0]), int(size[1])), tuple(values["mean"]), tuple(values["std"]),
             values["interpolation"], float(values["crop_pct"]), values["crop_mode"],
             values.get("decoder", "shrink"), None if ends is None else (float(ends[0]), float(ends[1])),
+            int(values.get("channels", 3)),
         )  # fmt: skip

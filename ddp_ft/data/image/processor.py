@@ -85,7 +85,8 @@ class ImageProcessor:
         """For images of so many channels, whose mean and deviation are not known yet if they are not 3."""
         if channels == self.preprocess.channels:
             return self
-        return ImageProcessor(replace(self.preprocess, mean=(0.5,) * channels, std=(0.25,) * channels))
+        mean, std = (0.5,) * channels, (0.25,) * channels
+        return ImageProcessor(replace(self.preprocess, channels=channels, mean=mean, std=std))
 
     def check(self, config: RunConfig, target_kind: str, device: torch.device) -> None:
         """Raise UserError for mixing or decoding on the GPU that cannot be done, and for code of the user's own that

@@ -12,11 +12,13 @@ from torch import nn
 
 from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.contracts import BadSample
+from ddp_ft.data.image import jpeg
 from ddp_ft.data.image.arrays import look_at, unused_channels
 from ddp_ft.data.image.channels import with_channels
 from ddp_ft.data.image.decode import decode, open_image
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import check_colours, eval_transform, train_transform
+from ddp_ft.data.image.undecoded import asked
 from ddp_ft.data.sources.predict_inputs import list_images
 from ddp_ft.data.sources.scan import list_classes
 from ddp_ft.errors import UserError
@@ -37,7 +39,7 @@ def planes(values: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.moveaxis(values, 2, 0).copy())
 
 
-def test_grey_is_pillows_and_exact_where_colours_are_equal(tmp_path: Path) -> None:
+def test_grey_is_pillows_and_exact_where_colours_are_equal(tmp_path: Path, monkeypatch) -> None:
     Image.fromarray(FIVE[..., :3]).save(tmp_path / "a.png")
     expected = np.asarray(Image.open(tmp_path / "a.png").convert("L"))
     assert np.array_equal(decode(tmp_path / "a.png", 1)[0], expected)
@@ -45,6 +47,10 @@ def test_grey_is_pillows_and_exact_where_colours_are_equal(tmp_path: Path) -> No
     assert torch.equal(with_channels(with_channels(levels, 3), 1), levels)
     Image.fromarray(FIVE[..., 0]).resize((64, 64)).save(tmp_path / "a.jpg")
     assert torch.equal(decode(tmp_path / "a.jpg", 1).expand(3, -1, -1), decode(tmp_path / "a.jpg"))
+    file = asked(open_image(tmp_path / "a.jpg"), 1)
+    assert file.pixels(1).shape == (64, 64, 1) and file.pixels(8).shape == (8, 8, 1)
+    monkeypatch.setattr(jpeg, "simplejpeg", None)
+    assert np.array_equal(asked(open_image(tmp_path / "a.jpg"), 1).pixels(2), file.pixels(2))
 
 
 def test_axes_of_an_array(tmp_path: Path) -> None:
@@ -61,7 +67,9 @@ def test_axes_of_an_array(tmp_path: Path) -> None:
 def test_values_that_are_not_8_bits(tmp_path: Path) -> None:
     for values in (FIVE.astype(np.uint16) * 257, FIVE.astype(np.float32) / 255, FIVE.astype(np.int32)):
         assert torch.equal(decode(saved(tmp_path / "a.npy", values), 5), planes(FIVE))
-    seen = eval_transform(Preprocess((6, 9), (0.5,) * 5, (0.2,) * 5, "nearest", 1.0, value_range=(0.0, 1020.0)))
+    seen = eval_transform(
+        Preprocess((6, 9), (0.5,) * 5, (0.2,) * 5, "nearest", 1.0, value_range=(0.0, 1020.0), channels=5)
+    )
     wide = saved(tmp_path / "b.npy", FIVE.astype(np.uint16) * 4)
     assert torch.equal(seen(open_image(wide)), planes(FIVE))
 
@@ -128,7 +136,7 @@ def test_where_tifffile_is_not_installed(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_training_images_have_these_channels(tmp_path: Path, channels: int) -> None:
-    preprocess = Preprocess((16, 24), (0.5,) * channels, (0.2,) * channels)
+    preprocess = Preprocess((16, 24), (0.5,) * channels, (0.2,) * channels, channels=channels)
     image = open_image(saved(tmp_path / "a.npy", FIVE[..., :channels]))
     for seed in range(8):
         torch.manual_seed(seed)
@@ -157,8 +165,9 @@ def test_arrays_are_images_only_where_there_are_no_others(tmp_path: Path) -> Non
     assert len(list_images([str(tmp_path)])) == 1
 
 
-@pytest.mark.parametrize("channels", [1, 5])
-@pytest.mark.parametrize("name", ["timm/test_resnet", "timm/test_vit", "torchvision/resnet18"])
+@pytest.mark.parametrize(
+    ("name", "channels"), [("timm/test_resnet", 1), ("timm/test_vit", 5), ("torchvision/squeezenet1_1", 5)]
+)
 def test_weights_of_three_channels(name: str, channels: int) -> None:
     """As timm adapts its own; a model that is built again from model.json takes them too."""
     source = build_model(name, 3).module

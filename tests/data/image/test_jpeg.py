@@ -54,12 +54,14 @@ def test_the_same_bits_from_both_decoders(monkeypatch, size, mode: str, kind: st
     for module in (jpeg.simplejpeg, None):
         monkeypatch.setattr(jpeg, "simplejpeg", module)
         header = jpeg.read_header(data)
-        assert header == (size[1], size[0], 1)
+        assert header == (size[1], size[0], 1, mode == "L")
         results.append([jpeg.decode_jpeg(data, header, shrink) for shrink in (1, 2, 4, 8)])
     for one, other, shrink in zip(*results, (1, 2, 4, 8), strict=True):
         assert one.shape == (-(-size[1] // shrink), -(-size[0] // shrink), 3)
         np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(results[0][0], np.asarray(Image.open(stream).convert("RGB")))
+    if mode == "L":
+        assert all((jpeg.decode_jpeg(data, header, 4, 1) == one).all() for one in results[0][2:3])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -12,7 +12,7 @@ from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.data.sources.files import FileSource
 from ddp_ft.errors import UserError
 
-FOUR = Preprocess((8, 8), (0.5,) * 4, (0.2,) * 4, "nearest", 1.0)
+FOUR = Preprocess((8, 8), (0.5,) * 4, (0.2,) * 4, "nearest", 1.0, channels=4)
 
 
 def source_of(folder: Path, values: np.ndarray) -> FileSource:

@@ -101,7 +101,7 @@ def test_the_model_sees_the_same(files, device, mixing):
 
 def test_grey_images_too(files):
     """And where more channels are asked for a JPEG is told at once."""
-    grey = replace(PREPROCESS, mean=(0.5,), std=(0.2,))
+    grey = replace(PREPROCESS, mean=(0.5,), std=(0.2,), channels=1)
     for [found], [wanted] in zip(
         steps(files, EncodedTransform(grey, AUGMENT)), steps(files, train_transform(grey, AUGMENT)), strict=True
     ):
@@ -109,7 +109,7 @@ def test_grey_images_too(files):
         levels = 255 * 0.2 * (seen - DeviceTransform(grey, "cpu", channels_last=True)(wanted)["image"]).abs()
         assert seen.shape[1:] == (1, 32, 48) and levels.mean() < 0.5
     with pytest.raises(BadSample, match="3 channels where 5 are expected"):
-        EncodedTransform(replace(PREPROCESS, mean=(0.5,) * 5), AUGMENT)(open_image(files[0]))
+        EncodedTransform(replace(PREPROCESS, mean=(0.5,) * 5, channels=5), AUGMENT)(open_image(files[0]))
 
 
 def test_a_batch_is_left_as_it_is_and_can_be_cut(files):
