@@ -22,7 +22,7 @@ def model_trial(model: ModelConfig, head: HeadConfig, outputs: int, channels: in
     ends = f"it ends with its head, {built.head_path}" if built.head_path else "it does not end with its head"
     unused = f"; {len(seen.unused)} parameters have no part in the outputs" if seen.unused else ""
     return (
-        f"{model.name}: called with images B x {' x '.join(map(str, shape))} float32, returned B x {outputs} outputs in "
+        f"{model.name}: called with images B x {shape} float32, returned B x {outputs} outputs in "
         f"training and in evaluation; {_size(built.module)}; {ends}{unused}."
     )
 
