@@ -250,7 +250,7 @@ def test_groups_that_cannot_be_split(tmp_path: Path) -> None:
     fails(table, "2 cells of column 'gap' are empty", "line 4", group="gap")
     fails(table, "2 parts", "1 groups", group="one", fold="1/2")
     double = write_csv(tmp_path / "u.csv", columns(3, who=["x", "y", "z"]) | {"image": ["a.png", "b.png", "./a.png"]})
-    fails(double, "1 images in more than one group: a.png", group="who")
+    fails(double, "1 image in more than one group: a.png", group="who")
 
 
 def test_far_share_is_told(tmp_path: Path) -> None:
