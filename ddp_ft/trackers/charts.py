@@ -241,13 +241,13 @@ def wrapped(text: str, pen: Pen) -> list[str]:
 
 
 def _lines(text: str, pen: Pen) -> list[str]:
-    """The text in lines of a cell's width, broken after a blank where there is one in a line's second half."""
+    """The text in lines of a cell's width, broken after a blank or a slash if one is in a line's second half."""
     lines, rest = [], text
     while pen.length(rest) > CELL:
         widths = np.cumsum([pen.length(letter) for letter in rest])
         end = max(1, int(np.searchsorted(widths, CELL, side="right")))
-        blank = rest[: end + 1].rfind(" ")
-        cut = blank + 1 if blank > end // 2 else end
+        breaks = (n for n in range(min(end, len(rest) - 2), end // 2, -1) if rest[n] in " /" and rest[n + 1] != "%")
+        cut = next((n + 1 for n in breaks if rest[n] == " " or n < end), end)
         lines.append(rest[:cut].rstrip())
         rest = rest[cut:]
     return [*lines, rest] if rest else lines

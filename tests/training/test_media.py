@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
 
 from ddp_ft.config.forms import parse_steps
 from ddp_ft.errors import UserError
@@ -45,6 +46,16 @@ def test_a_run_shows_its_images_and_learns_the_same(shapes, tmp_path, world_size
     assert evaluation.predictions["logits"].shape == (12, 3)
     right = (evaluation.predictions["logits"].argmax(1) == evaluation.records["target"]).double().mean()
     assert float(right) == pytest.approx(read(on, "summary.json")["val"]["accuracy"])
+
+
+def test_runs_are_compared_by_their_recipe_and_what_was_changed_of_it(shapes, tmp_path):
+    train_here(shapes, tmp_path / "r", "--set", "optim.weight_decay=0.3", "--lr", "0.02")
+    metadata = shown(tmp_path / "r").summary_metadata["_hparams_/session_start_info"]
+    given = parse_session_start_info_plugin_data(metadata.plugin_data.content).hparams
+    assert sorted(given)[:5] == ["1_model", "2_learning_rate", "3_epochs", "4_batch_size", "5_recipe"]
+    assert [given[name].number_value for name in sorted(given)[1:4]] == [0.02, 1, 8]
+    assert given["5_recipe"].string_value.startswith("full, ") and given["optim.weight_decay"].number_value == 0.3
+    assert "optim.weight_decay=0.3" in given["5_recipe"].string_value and "optim.lr" not in given
 
 
 def test_the_first_batch_is_what_the_model_sees(shapes, tmp_path):

@@ -91,16 +91,16 @@ def _given_parts(rows: Rows, path: Path) -> dict[str, Any]:
     parts = {role: np.flatnonzero(roles == role) for role in (TRAIN, VAL, TEST) if role in rows.roles}
     if TRAIN not in parts:
         raise UserError(f"{path} has no rows for training, only for {' and '.join(parts)}.", "Name some of them train.")
-    _check_apart(rows.paths, rows.roles, path, "images")
+    _check_apart(rows.paths, rows.roles, path, ("image", "images"))
     if rows.groups is not None:
-        _check_apart(rows.groups, rows.roles, path, "groups (data.group)")
+        _check_apart(rows.groups, rows.roles, path, ("group (data.group)", "groups (data.group)"))
     return parts
 
 
-def _check_apart(names: Sequence[str], roles: Sequence[str], path: Path, what: str) -> None:
+def _check_apart(names: Sequence[str], roles: Sequence[str], path: Path, nouns: tuple[str, str]) -> None:
     if torn := _torn(names, roles):
         hint = "What is trained on must not validate or test. Put each in one split."
-        message = f"{path} has {len(torn)} {what} in more than one of its splits: {shortened(torn, 5)}."
+        message = f"{path} has {plural(len(torn), *nouns)} in more than one of its splits: {shortened(torn, 5)}."
         raise UserError(message, hint)
 
 

@@ -225,9 +225,9 @@ def test_splits_that_do_not_fit(tmp_path: Path) -> None:
     assert any("no image for training has: c" in note for note in opened(tags).notes)
     twice = {"image": ["p/1.png", "p/2.png", "p/../p/1.png", "p/3.png"]}
     double = write_csv(tmp_path / "d.csv", columns(4, split=["train", "train", "val", "val"]) | twice)
-    fails(double, "1 images in more than one of its splits: p/1.png")
+    fails(double, "1 image in more than one of its splits: p/1.png")
     torn = write_csv(tmp_path / "e.csv", columns(4, split=["train", "train", "val", "val"], who=["x", "y", "y", "z"]))
-    fails(torn, "1 groups (data.group) in more than one of its splits: y", group="who")
+    fails(torn, "1 group (data.group) in more than one of its splits: y", group="who")
 
 
 @pytest.mark.parametrize("options", [{}, {"fold": "2/3"}])
