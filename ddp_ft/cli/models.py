@@ -136,8 +136,8 @@ def describe(name: str) -> list[str]:
     lines = [
         f"{name}: {body:,} parameters and the head",
         *textwrap.wrap(
-            f"--freeze stages:K freezes the stem and the first K of {len(known) - 1} stages; 'frozen' says which share "
-            "that is of all parameters but the head's. --layer-decay goes by depth.",
+            f"--freeze stages:K freezes the stem and the first K of {len(known) - 1} stages; 'frozen' is the share "
+            "that this is of all parameters but the head's. --layer-decay goes by depth.",
             _WIDTH,
         ),
         "",

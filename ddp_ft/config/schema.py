@@ -177,7 +177,7 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class FreezeConfig:
-    """Which parts of the model do not learn."""
+    """Which parts of the model are frozen."""
 
     parts: str = key(
         "none",
@@ -202,7 +202,7 @@ class ProbeConfig:
     """A first phase that trains the head alone, on features computed once."""
 
     epochs: int = key(0, "Passes of the head over the features before the epochs; 0: none.", low=0)
-    lr: float = key(3e-3, "Peak rate of the probe (AdamW, cosine).", above=0)
+    lr: float = key(3e-3, "Peak learning rate of the probe (AdamW, cosine).", above=0)
     weight_decay: float = key(0.0, "Weight decay of the probe.", low=0)
     batch_size: int = key(64, "Features per optimizer step of the probe.", low=1)
 
@@ -237,7 +237,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimizer and its rates."""
+    """The optimizer and its learning rates."""
 
     name: str = key("adamw", "Any optimizer that timm knows.", flag="--optimizer")
     lr: float | None = key(

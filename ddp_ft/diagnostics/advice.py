@@ -186,7 +186,7 @@ def from_scratch(weights: str, train: int, has_frozen: bool = False) -> Finding 
         return None
     if has_frozen:
         text = "what is frozen keeps its random initial values (--weights none)"
-        return Finding("weights", WARNING, text, "Give pretrained weights, or let all learn: --freeze none.")
+        return Finding("weights", WARNING, text, "Give pretrained weights, or train all parts: --freeze none.")
     text, remedy = f"all is learned from {train} images (--weights none)", "Pretrained weights are far better here."
     return Finding("weights", WARNING, text, remedy, float(train), "images").unless(train >= ENOUGH_FROM_SCRATCH)
 

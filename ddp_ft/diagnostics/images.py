@@ -87,7 +87,7 @@ def doubled(found: Survey) -> Iterator[Finding]:
     contradictions = [twins for twins, _, is_contradiction in groups if is_contradiction]
     repeats = [twins for twins, is_leak, is_contradiction in groups if not is_leak and not is_contradiction]
     splits = " and ".join(found.splits)
-    remedy = "Remove them from one: a model that has seen what it is judged by looks better than it is."
+    remedy = "Remove them from one: a model evaluated on images of its training looks better than it is."
     yield _twins(found, leaks, Finding("leakage", PROBLEM, f"the same images in {splits}", remedy))
     remedy = "Decide which label is right: the model cannot learn both."
     yield _twins(found, contradictions, Finding("label noise", WARNING, "the same image with different labels", remedy))

@@ -140,7 +140,7 @@ def shared_memory(machine: Machine, workers: int) -> Finding:
 def loader_memory(machine: Machine, workers: int, batch_bytes: int) -> Finding:
     """Whether the batches of the loader's workers fit into memory; `batch_bytes`: one batch of one process."""
     needed = machine.processes * workers * PREFETCHED * batch_bytes
-    text = f"{_mib(machine.memory_bytes)} may be used; batches of {workers} loader workers a process take "
+    text = f"{_mib(machine.memory_bytes)} may be used; batches of {plural(workers, 'loader worker')} per process take "
     remedy = "Use fewer --workers, or a smaller --micro-batch: the system kills processes when it is full."
     found = Finding("loader memory", PROBLEM, f"{text}{_mib(needed)}", remedy, machine.memory_bytes / MIB, "MiB")
     return found.unless(needed <= machine.memory_bytes)

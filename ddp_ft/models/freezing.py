@@ -42,7 +42,7 @@ def frozen_names(module: nn.Module, head: Collection[str], parts: str) -> frozen
     found = {name for part in _split(parts) for name in _names_of(part, module, head)}
     if found and found >= {name for name, _ in module.named_parameters()}:
         raise UserError(
-            f"freeze.parts = {parts} freezes every parameter of the model, so nothing would learn.",
+            f"freeze.parts = {parts} freezes every parameter of the model: none is trainable.",
             "Leave out the head, as --freeze backbone does.",
         )
     return frozenset(found)
@@ -68,7 +68,7 @@ def _names_of(part: str, module: nn.Module, head: Collection[str]) -> set[str]:
         return _some(part, {name for name, _ in module.named_parameters() if name not in head}, "Nothing but a head.")
     if part == "norm":
         found = _names_within(module, _is_norm, recurse=False)
-        return _some(part, found, "The model has no normalisation layers that learn.")
+        return _some(part, found, "The model has no normalisation layers with parameters.")
     if kind == "stages" and colon:
         return _first_stages(part, value, stages(module, head))
     if kind == "type" and colon:
@@ -198,8 +198,8 @@ def _check_only_unfreezes(before: Stage, after: Stage) -> None:
     if again:
         raise UserError(
             f"Unfreeze schedule out of order: epoch {after.epoch} ({after.parts}) freezes "
-            f"{plural(len(again), 'parameter')} that learn from epoch {before.epoch} on ({before.parts}), such as "
-            f"{again[0]}.",
+            f"{plural(len(again), 'parameter')} that are trainable from epoch {before.epoch} on ({before.parts}), such "
+            f"as {again[0]}.",
             "Each entry may only let more of the model learn than the one before it.",
         )
 

@@ -51,13 +51,13 @@ def _notes(run: Run) -> list[str]:
     notes += [f"the stage of freeze.schedule that begins at epoch {late[0]} is never reached."] if late else []
     if run.model.unused:
         notes.append(
-            f"a forward pass on noise does not use {len(run.model.unused)} of the parameters that learn: "
+            f"a forward pass on noise does not use {len(run.model.unused)} of the trainable parameters: "
             f"{shortened(sorted(run.model.unused), 6)}. They stay as they are unless some images use them."
         )
     if run.model.ends_in and run.splits.schema.kind in (LABEL, LABELS) and not is_reference(run.config.loss.name):
         notes.append(
             f"the model's outputs are those of a {run.model.ends_in}, which the loss applies once more, so that it "
-            "learns badly: return the logits."
+            "trains badly: return the logits."
         )
     if run.plan.lowered:
         before, now = run.plan.lowered

@@ -229,7 +229,7 @@ def _without_trace(replica: nn.Module, device: torch.device) -> Iterator[None]:
 
 def _verdict(times: Times, passes: int, steps_left: int, steps_per_epoch: int, again: bool) -> str:
     """One line on what compiling cost, and whether it pays. `passes`: micro-batches of a step."""
-    done = "Compiled again, since other parts learn or micro-batches are smaller now," if again else "Compiled"
+    done = "Compiled again, since other parts are trainable or micro-batches are smaller now," if again else "Compiled"
     share = times.compiled / times.eager
     text = (
         f"{done} in {times.compiling:.0f} s: forward and backward take {share:.2f} of their time without it "

@@ -129,7 +129,7 @@ def make_optimizer(groups: ParamGroups, config: OptimConfig) -> torch.optim.Opti
     that it does not have, values out of range, a missing compiler; and if nothing is to learn.
     """
     if not groups:
-        raise UserError("Nothing of the model learns: all its parameters are frozen.", "See --freeze.")
+        raise UserError("Nothing is trainable: all its parameters are frozen.", "See --freeze.")
     # Never without a rate: some optimizers (adafactor) would choose one and not follow the schedule.
     config = replace(config, lr=config.lr or groups[0]["lr"])
     try:

@@ -29,7 +29,7 @@ def choose_recipe(config: RunConfig, built: BuiltModel, train_samples: int) -> t
     if config.model.weights == "none":
         return "full", "nothing is pretrained (--weights none)"
     if config.freeze.parts != "none" or config.freeze.schedule is not None:
-        return "full", "--freeze or freeze.schedule decides what learns"
+        return "full", "--freeze or freeze.schedule decides what is trainable"
     if built.head_path is None:
         return "full", "this architecture does not end with its head, so its features cannot be cut off"
     size = 4 * train_samples * feature_width(built)

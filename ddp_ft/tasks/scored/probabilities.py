@@ -35,7 +35,7 @@ class ScoredProbabilities(ScoredSet, ABC):
     @property
     @abstractmethod
     def error(self) -> Floats:
-        """How far off each sample is: the share of the truth that the model did not believe."""
+        """How far off each sample is: the probability that is missing from the truth."""
 
     @abstractmethod
     def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
