@@ -15,8 +15,7 @@ def class_counts(facts: RunFacts) -> dict[str, Any]:
 
     Counts are those of split.json; of a run that has none there, those of the evaluated sets.
     """
-    stored = facts.split.get("class_counts") or {}
-    found = {split: stored.get(split) or _evaluated(facts, split) for split in (TRAIN, *SPLITS)}
+    found = {split: _stored(facts, split) or _evaluated(facts, split) for split in (TRAIN, *SPLITS)}
     counts = {split: each for split, each in found.items() if each and len(each) == len(facts.names)}
     sets = list(counts)
     if not sets:
@@ -28,6 +27,13 @@ def class_counts(facts: RunFacts) -> dict[str, Any]:
     ]
     several = facts.task.kinds[0] == LABELS
     return {"sets": [TITLES[split] for split in sets], "rows": rows, "several": several, "open_rows": OPEN_ROWS}
+
+
+def _stored(facts: RunFacts, split: str) -> list[int]:
+    """The counts in split.json; none if it has none, or something else."""
+    stored = facts.split.get("class_counts")
+    counts = stored.get(split) if isinstance(stored, dict) else None
+    return counts if isinstance(counts, list) and all(isinstance(each, int) for each in counts) else []
 
 
 def _evaluated(facts: RunFacts, split: str) -> list[int]:

@@ -10,8 +10,8 @@ _AUTO = "auto"
 
 def start_command(start: Mapping[str, Any]) -> str:
     """The command of an entry of provenance.json; on several nodes that of each node. Empty if it is not known."""
-    words = [str(word) for word in start.get("command", [])]
-    world_size, nodes = int(start.get("world_size") or 1), int(start.get("nodes") or 1)
+    words = [str(word) for word in start.get("command") or []]
+    world_size, nodes = _number(start.get("world_size")), _number(start.get("nodes"))
     if "-m" not in words[:3]:
         return shlex.join(words)
     words = [words[0], *words[words.index("-m") :]]  # without -u, which launchers add
@@ -19,6 +19,11 @@ def start_command(start: Mapping[str, Any]) -> str:
         return shlex.join(_with_number(words, world_size))
     launcher = ["torchrun", f"--nproc_per_node={-(-world_size // nodes)}"]
     return shlex.join([*launcher, *([f"--nnodes={nodes}"] if nodes > 1 else []), *words[1:]])
+
+
+def _number(value: object) -> int:
+    """A number from 1 on; 1 for anything else that a damaged file may hold."""
+    return value if isinstance(value, int) and value > 0 else 1
 
 
 def _says_processes(words: Sequence[str]) -> bool:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 from ddp_ft.cli.report import report
 from ddp_ft.errors import UserError
 from ddp_ft.reporting.card import renewed_card
+from ddp_ft.reporting.class_table import class_counts
 from ddp_ft.reporting.facts import read_run
 from ddp_ft.reporting.set_section import open_evaluated
 from tests.support.finished import write_finished
@@ -128,6 +130,16 @@ def test_an_unfinished_run_has_a_page_too(tmp_path, capsys):
     page = Page(run / "report.html")
     assert "3 of 3 epochs" in page.text and "accuracy, validation set" in page.text
     assert (run / "model_card.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("counts", [None, 3, {"train": "many"}, {"train": [1, 2]}, {"train": [5, "x", 7]}])
+def test_class_counts_of_other_runs_are_those_of_the_evaluated_set(counts, tmp_path):
+    """Of earlier versions, whose split.json has none, and of files that somebody has edited."""
+    run = write_finished(tmp_path / "run")
+    facts = read_run(run)
+    given = replace(facts, split={**facts.split, "class_counts": counts})
+    assert class_counts(given)["sets"] == ["validation"]
+    assert sum(row["counts"][0] for row in class_counts(given)["rows"]) == len(facts.scored_sets["val"])
 
 
 def test_images_are_those_of_the_evaluation(trained, hostile_data, tmp_path):

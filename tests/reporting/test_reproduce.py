@@ -30,6 +30,7 @@ TRAIN = "ddp_ft.train --data 'my pets'"
         ),
         ({"command": ["ddp-ft", "x"], "world_size": 1}, "ddp-ft x"),
         ({}, ""),
+        ({"command": None, "world_size": "many", "nodes": []}, ""),
     ],
 )
 def test_the_command_has_the_processes(start, command):

@@ -77,7 +77,8 @@ class ScoredLabels(ScoredProbabilities):
 
     def _listed(self, index: int, labels: NDArray[np.bool_]) -> str:
         """A sample's labels with their probabilities, what is farthest from the truth first."""
-        order = np.argsort(-self._errors()[index], kind="stable")
+        errors = np.where(self.known[index], np.abs(self.estimates[index] - self.truth[index]), 0.0)
+        order = np.argsort(-errors, kind="stable")
         return shortened([self.with_probability(index, int(c)) for c in order if labels[c]], 3) or "no label"
 
     def reliability(self) -> Reliability:
