@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ddp_ft.cli.early_checks import check_early
+from ddp_ft.cli.early_checks import check_early, check_texts
 from ddp_ft.cli.options import config_options, default_run_dir, given_layers, importing, run_options
 from ddp_ft.cli.output import print_result
 from ddp_ft.cli.own_code import is_own_code_alone, try_own_code
@@ -40,7 +40,8 @@ def train(
     layers += [{"log.level": "warning"}] if quiet else []
     config = make_config(*layers)
     if dry_run and not print_run_dir and is_own_code_alone(config):
-        return try_own_code(config, launch.rank == 0)
+        check_texts(config)
+        return try_own_code(config, print_result if launch.rank == 0 else lambda line: None)
     check_early(config)
     folder = run_dir or default_run_dir(config)
     if print_run_dir:

@@ -3,13 +3,11 @@
 What is tried is imported part by part, so that a loss is checked little later than torch is imported.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from ddp_ft.cli.early_checks import check_texts
 from ddp_ft.cli.options import importing
-from ddp_ft.cli.output import print_result
 from ddp_ft.config.paths import code_file
 from ddp_ft.config.schema import LossConfig, RunConfig
 from ddp_ft.config.tasks import TASKS
@@ -37,15 +35,12 @@ def is_own_code_alone(config: RunConfig) -> bool:
     return any(map(is_reference, named))
 
 
-def try_own_code(config: RunConfig, prints: bool) -> int:
-    """Try it, print a line on each piece, and return the exit code. UserError for the first that breaks its
-    contract."""
-    check_texts(config)
+def try_own_code(config: RunConfig, log: Callable[[str], None]) -> int:
+    """Try it, log a line on each piece, and return the exit code. UserError for the first that breaks its contract."""
     with importing():
         import torch  # noqa: F401  (with garbage collection off, as it makes so many objects)
     for line in trials(config):
-        if prints:
-            print_result(line)
+        log(line)
     return EXIT_DONE
 
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddp_ft.config.paths import path_of
-from ddp_ft.data.image.given import ImageLike, resized
-from ddp_ft.data.image.processor import preprocess_of
+from ddp_ft.data.image.given import ImageLike, channels_of, resized
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World
@@ -54,7 +53,7 @@ class Model:
         self._task = trained.task
         self._scorer = make_scorer(viewed, World(0, 1, 0, device))
         self._transform, self._view_transform = trained.processor.eval_transform(), viewed.processor.eval_transform()
-        self._channels = preprocess_of(trained.processor).channels
+        self._channels = channels_of(trained.processor)
         self.module: nn.Module = trained.module
         self.classes: tuple[str, ...] = trained.names
         self.task: str = trained.task.name

@@ -9,13 +9,19 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from ddp_ft.config.paths import path_of
-from ddp_ft.contracts import BadSample, Transform
+from ddp_ft.contracts import BadSample, Processor, Transform
 from ddp_ft.data.image.decode import ArrayFile, from_pillow, open_image
+from ddp_ft.data.image.processor import preprocess_of
 from ddp_ft.data.image.undecoded import Image
 from ddp_ft.errors import UserError
 
 # A file, an image of Pillow's, or pixels: uint8 H x W x 3; of a model for other channels H x W x C of any numbers.
 ImageLike = str | os.PathLike[str] | Pillow.Image | NDArray[np.uint8] | Tensor
+
+
+def channels_of(processor: Processor) -> int:
+    """How many channels its images have. UserError for a processor of another kind."""
+    return preprocess_of(processor).channels
 
 
 def resized(image: ImageLike, transform: Transform, channels: int = 3) -> Tensor:
