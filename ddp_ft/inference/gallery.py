@@ -1,7 +1,6 @@
 """The images of a prediction with the answers below them, in a folder to look through."""
 
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures.thread import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from typing import Any
 
 from ddp_ft.contracts import BadSample
 from ddp_ft.data.image.captioned import Line, captioned_jpeg
-from ddp_ft.data.image.fonts import font_for
+from ddp_ft.data.image.fonts import font_files
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.data.image.undecoded import asked
 from ddp_ft.data.open_sample import open_sample
@@ -30,12 +29,12 @@ _ODD = re.compile(r"[^\w.,=+() -]")
 
 @dataclass(frozen=True)
 class Gallery:
-    """The folder of --show; `font` is a file that has the letters of the names."""
+    """The folder of --show; `fonts` are files that have the letters of the names."""
 
     folder: Path
     rows: Rows
     processor: ImageProcessor
-    font: str
+    fonts: tuple[str, ...]
 
     def file(self, index: int) -> Path:
         """Where the image of that row is drawn: numbered as the rows, so no two have the same name."""
@@ -58,7 +57,7 @@ class Gallery:
             preprocess = self.processor.preprocess
             image = open_sample(self.rows.source, index)["image"]
             seen = asked(image, preprocess.channels, preprocess.value_range)
-            content = captioned_jpeg(seen, lines_of(answer, self.rows.table.top_k), self.font)
+            content = captioned_jpeg(seen, lines_of(answer, self.rows.table.top_k), self.fonts)
             try:
                 write_bytes(self.file(index), content, durable=False)
             except OSError as error:
@@ -78,7 +77,7 @@ def open_gallery(request: Request, rows: Rows, world: World, resumes: bool = Fal
         raise UserError(f"--show is for images; the model is for '{processor.kind}'.", "Leave it out.")
     world.from_main(lambda: _prepare(folder, rows, request.inputs, resumes))
     folder.mkdir(parents=True, exist_ok=True)  # another node may not see that of rank 0
-    return Gallery(folder, rows, processor, _choose_font(rows.members[0].names, world))
+    return Gallery(folder, rows, processor, tuple(font_files(rows.members[0].names)))
 
 
 def _prepare(folder: Path, rows: Rows, inputs: Sequence[str], resumes: bool) -> None:
@@ -90,15 +89,6 @@ def _prepare(folder: Path, rows: Rows, inputs: Sequence[str], resumes: bool) -> 
             hint = "Choose a new folder, or remove that one: images of another prediction would be among these."
             raise UserError(f"--show {folder} is not empty.", hint)
     folder.mkdir(parents=True, exist_ok=True)
-
-
-def _choose_font(names: Sequence[str], world: World) -> str:
-    font, missing = font_for(names)
-    if missing and world.is_main:
-        shown = printable(missing[:20])
-        text = f"no installed font has all letters of the names: --show draws boxes for {shown}. Install one that does."
-        warnings.warn(text, stacklevel=2)
-    return font
 
 
 def _check_apart(folder: Path, rows: Rows, inputs: Sequence[str]) -> None:

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from ddp_ft.data.image.arrays import look_at
+from ddp_ft.data.image.fonts import Pen, drawable, families, font_files
 from ddp_ft.data.image.pillow import Pixels, quiet_pillow, read_pixels
 from ddp_ft.errors import printable
 from ddp_ft.tasks.scored.ranking import Curve
 from ddp_ft.texts import plural, readable
-from ddp_ft.trackers.fonts import Pen, drawable, families, font_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,14 +1,12 @@
 """`predict --show`: the images of a prediction with the answers below them."""
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ddp_ft.data.image.captioned import Line
-from ddp_ft.data.image.fonts import font_for
 from ddp_ft.errors import UserError
 from ddp_ft.inference.gallery import lines_of
 from tests.support.runs import call_on
@@ -101,12 +99,3 @@ def test_what_is_written_below_an_image():
     assert lines_of({**labels, "classes": []}, 1) == [Line("none", "")]
     numbers = lines_of({"values": shares}, 1)
     assert numbers[1] == ("c1", "0.01") and len(numbers) == 8 and numbers[-1].name == "and 5 more"
-
-
-def test_a_font_has_the_letters_of_the_names(monkeypatch, tmp_path):
-    """The last letter is in none that is there."""
-    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [str(tmp_path / "torn.ttf")])
-    (tmp_path / "torn.ttf").write_bytes(b"torn")
-    usual, missing = font_for(["Katze", "кошка", "γάτα"])
-    assert Path(usual).name == "DejaVuSans.ttf" and missing == ""
-    assert font_for(["Katze", "\U0010fffd"]) == (usual, "\U0010fffd")

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddp_ft.data.image import fonts
 from ddp_ft.tasks.scored.ranking import Curve
-from ddp_ft.trackers import charts, fonts
+from ddp_ft.trackers import charts
 from ddp_ft.trackers.figure_process import Studio
 
 

@@ -6,9 +6,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from PIL import Image as Pillow
-from PIL import ImageDraw, ImageFont
+from PIL import ImageDraw
 
 from ddp_ft.data.image.arrays import shown
+from ddp_ft.data.image.fonts import Pen, drawable
 from ddp_ft.data.image.undecoded import Box, Image, cut, size_of
 
 # The longest side of an image is brought between these, in pixels.
@@ -25,20 +26,21 @@ class Line(NamedTuple):
     value: str
 
 
-def captioned_jpeg(image: Image, lines: Sequence[Line], font: str) -> bytes:
-    """The image with the lines in a strip below it, as a JPEG; `font` is a file. Raises BadSample."""
+def captioned_jpeg(image: Image, lines: Sequence[Line], fonts: tuple[str, ...]) -> bytes:
+    """The image with the lines in a strip below it, as a JPEG; `fonts` are files, as of `font_files`. Raises
+    BadSample."""
     above = _resized(image)
     width = max(above.width, LEAST_SIDE)
-    letters = _font(font, max(_LEAST_TEXT, width // _PER_WIDTH))
-    height = round(letters.size * 1.4)
+    size = max(_LEAST_TEXT, width // _PER_WIDTH)
+    pen, height = _pen(fonts, size), round(size * 1.4)
     page = Pillow.new("RGB", (width, above.height + len(lines) * height + height // 2), "white")
     page.paste(above, ((width - above.width) // 2, 0))
-    draw, margin = ImageDraw.Draw(page), letters.size // 2
+    draw, margin = ImageDraw.Draw(page), size // 2
     for number, (name, value) in enumerate(lines):
         top = above.height + height // 4 + number * height
-        room = width - 3 * margin - letters.getlength(value)
-        draw.text((margin, top), _shortened(name, letters, room), fill="black", font=letters)
-        draw.text((width - margin, top), value, fill="black", font=letters, anchor="ra")
+        end = width - margin - pen.length(value)
+        pen.write(draw, (margin, top), _shortened(drawable(name, fonts), pen, end - 2 * margin))
+        pen.write(draw, (end, top), value)
     stream = io.BytesIO()
     page.save(stream, format="JPEG", quality=_QUALITY)
     return stream.getvalue()
@@ -56,15 +58,15 @@ def _resized(image: Image) -> Pillow.Image:
 
 
 @lru_cache
-def _font(file: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(file, size)
+def _pen(fonts: tuple[str, ...], size: int) -> Pen:
+    return Pen(fonts, size)
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
+def _shortened(text: str, pen: Pen, room: float) -> str:
     """As much of the text's beginning and end as fits."""
-    if font.getlength(text) <= room:
+    if pen.length(text) <= room:
         return text
     kept = len(text)
-    while kept and font.getlength(short := f"{text[: -(-kept // 2)]}…{text[len(text) - kept // 2 :]}") > room:
+    while kept and pen.length(short := f"{text[: -(-kept // 2)]}…{text[len(text) - kept // 2 :]}") > room:
         kept -= 1
     return short if kept else "…"
