@@ -27,7 +27,7 @@ MANY_PARAMETERS = {
 # Names that say nothing about what is inside, and so collect everything.
 EMPTY_NAMES = {"utils", "util", "helper", "helpers", "manager", "managers", "misc", "common"}
 WITHOUT_TORCH = [
-    "errors", "files", "version", "config", "plugins", "training.schedule", "distributed.environment", "slurm",
+    "errors", "files", "texts", "version", "config", "plugins", "training.schedule", "distributed.environment", "slurm",
     "trackers.services.host", "trackers.services.registry", "cli.completion", "cli.early_checks",
     "tasks.metric_table",
 ]  # fmt: skip
