@@ -176,7 +176,7 @@ def test_two_ranks(images):
     assert found["process group"]["value"] == found["start"]["value"] == 2
     assert [found[name]["verdict"] for name in ("same data", "same run folder", "clocks")] == ["ok"] * 3
     assert found["leakage"]["verdict"] == "problem"
-    assert found["learning"]["value"] > 0 and "16 images a process" in found["memory"]["text"]
+    assert found["learning"]["value"] > 0 and "16 images per process" in found["memory"]["text"]
 
 
 def test_help_without_torch():
