@@ -97,7 +97,7 @@ def own_head(name: str, in_features: int, outputs: int) -> nn.Module:
         module: nn.Module = cls(in_features, outputs)
     weights = next(module.parameters(), None)
     if weights is None:
-        raise UserError(f"{name} has no trainable parameters.", expected)
+        raise UserError(f"{name} has no parameters to train.", expected)
     wanted = f"from 2 x {in_features} to 2 x {outputs}"
     with running(f"{name} failed {wanted}"), torch.no_grad():
         returned = module.eval()(torch.zeros(2, in_features, device=weights.device))
