@@ -43,7 +43,7 @@ def expected(split: str) -> list[dict[str, Any]]:
 def test_the_rest_is_as_it_would_have_been(earlier, capsys):
     assert [row["step"] for row in rows(earlier / "run")][-1] == 8
     train.main(OPTIONS, standalone_mode=False)
-    assert "step 8 of phase train" in capsys.readouterr().out
+    assert "continues after step 8 of" in capsys.readouterr().out
     for split in ("train", "val"):
         wanted, found = expected(split), rows(earlier / "run", split)
         assert len(found) == len(wanted)
