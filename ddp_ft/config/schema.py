@@ -185,7 +185,7 @@ class FreezeConfig:
         flag="--freeze",
     )
     schedule: dict[str, Any] | None = key(
-        None, "Gradual unfreezing: {epoch: what is frozen from then on}, such as {0: backbone, 2: none}."
+        None, "Gradual unfreezing: {epochs done: what is frozen from then on}, such as {0: backbone, 2: none}."
     )
     cache_features: bool = key(
         False, "Train the head on features that are computed once; needs freeze.parts = backbone."

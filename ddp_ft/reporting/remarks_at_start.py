@@ -48,7 +48,8 @@ def _notes(run: Run) -> list[str]:
     """Settings and models that may not have the intended effect."""
     notes = [str(note)] if (note := run.plan.inputs.get("note")) else []
     late = [stage.epoch for stage in run.stages if stage.epoch >= run.config.train.epochs]
-    notes += [f"the stage of freeze.schedule that begins at epoch {late[0]} is never reached."] if late else []
+    # The entries count the epochs that are done; all else on the screen counts from 1.
+    notes += [f"the entry {late[0]} of freeze.schedule is never reached: it needs more --epochs."] if late else []
     if run.model.unused:
         notes.append(
             f"a forward pass on noise does not use {len(run.model.unused)} of the trainable parameters: "

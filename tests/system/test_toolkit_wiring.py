@@ -61,7 +61,7 @@ def test_a_kill_after_the_probe_leaves_the_first_checkpoint_its_score(shapes, tm
 def test_a_stage_that_never_comes_is_told(shapes, tmp_path, capsys):
     schedule = "freeze.schedule={0: backbone, 2: none}"
     train_here(shapes, tmp_path / "r", SET, schedule, "--max-steps", 1, epochs=2)
-    assert "begins at epoch 2 is never reached" in capsys.readouterr().out
+    assert "entry 2 of freeze.schedule is never reached" in capsys.readouterr().out
     train_here(shapes, tmp_path / "s", SET, schedule, "--max-steps", 1, epochs=3)
     assert "never reached" not in capsys.readouterr().out
 
