@@ -23,7 +23,7 @@ from ddp_ft.data.sources.scan import (
     subfolders,
     suffix_list,
 )
-from ddp_ft.data.sources.table_file import SUFFIXES
+from ddp_ft.data.sources.table_file import SUFFIXES, is_table
 from ddp_ft.data.sources.unicode_forms import KnownNames
 from ddp_ft.data.splits.folder_roles import TOP, check_meaning, folders_by_role, inner_root, part_of
 from ddp_ft.data.splits.record import SplitRequest, Splits, divide_pool
@@ -167,11 +167,22 @@ def _check_part(part: Listing, is_train: bool) -> None:
         loose = _loose_images(part.folder)
         hint = f"{EXAMPLE}\nImages are files that end in {suffix_list()}."
         if loose:
-            hint = f"Images in it directly: {loose}; put each into a folder with its class's name.\n{EXAMPLE}"
+            advice = _elsewhere(part.folder) or "Put each into a folder with its class's name."
+            hint = f"Images in it directly: {loose}. {advice}\n{EXAMPLE}"
         raise UserError(f"There are no images in class folders in {part.folder}.", hint)
     if is_train and (empty := _empty_classes(part)):
         hint = f"Put images in ({suffix_list()}), or move the folders elsewhere."
         raise UserError(f"Class folders without images in {part.folder}: {shortened(empty)}.", hint)
+
+
+def _elsewhere(folder: Path) -> str:
+    """Where the labels may be: in a table in the folder or beside it, or in the names of folders beside this one."""
+    above = Path(os.path.normpath(folder / ".."))
+    tables = [each for place in (folder, above) for each in sorted(place.iterdir()) if is_table(each)]
+    if tables:
+        return f"If a table has the labels, name it: {' or '.join(f'--data {each}' for each in tables[:2])}."
+    beside = [each for each in subfolders(above) if _loose_images(above / each)]
+    return f"If {shortened(beside, 3)} are the classes: --data {above}" if len(beside) > 1 else ""
 
 
 def _empty_classes(part: Listing) -> list[str]:
@@ -200,7 +211,7 @@ def _check_classes(parts: Mapping[str, Listing]) -> None:
     folder, classes = parts[TRAIN].folder, parts[TRAIN].classes
     if len(classes) < 2:
         inner = folder / classes[0]
-        hint = f"Did you mean --data {inner}?" if len(subfolders(inner)) > 1 else EXAMPLE
+        hint = f"Did you mean --data {inner}?" if len(subfolders(inner)) > 1 else _elsewhere(folder) or EXAMPLE
         raise UserError(f"{folder} has one class only, {classes[0]}; expected two or more.", hint)
     for part in parts.values():
         if unknown := KnownNames(classes).unknown(part.classes):

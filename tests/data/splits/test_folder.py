@@ -227,6 +227,15 @@ def test_one_class_only(tmp_path: Path) -> None:
     fails(tmp_path, "one class only, pets", f"Did you mean --data {tmp_path / 'pets'}?")
 
 
+def test_a_folder_beside_what_was_meant(tmp_path: Path) -> None:
+    save_classes(tmp_path, {"a": 2, "b": 2})
+    fails(tmp_path / "b", "no images in class folders", f"If a, b are the classes: --data {tmp_path}")
+    (tmp_path / "labels.csv").touch()
+    fails(tmp_path / "b", "name it", f"--data {tmp_path / 'labels.csv'}")
+    shutil.rmtree(tmp_path / "b")
+    fails(tmp_path, "one class only, a", f"--data {tmp_path / 'labels.csv'}")
+
+
 def test_empty_classes_are_all_named(tmp_path: Path) -> None:
     save_classes(tmp_path, {"a": 3, "b": 0, "c": 2, "d": 0})
     fails(tmp_path, "without images", "b, d")
