@@ -1,6 +1,7 @@
 """Exit codes, the exception for a mistake of the user, and how messages quote names and exceptions of others."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 # Of all commands. STOPPED: saved on request, to be started again (EX_TEMPFAIL); INTERRUPTED: as shells report Ctrl-C;
 # UNREAD: as they report a command whose reader left (128 + SIGPIPE), as in `ddp-ft runs | head -1`.
@@ -29,12 +30,16 @@ class UserError(Exception):
         return UserError, (self.message, self.hint)
 
 
-def nearest(given: str, known: list[str], limit: int = 3) -> str:
-    """'Did you mean a, b?' with the names of `known` that are like `given`; empty if none is."""
+def nearest(given: str, known: list[str], limit: int = 3, folder: Path | None = None) -> str:
+    """'Did you mean a, b?' with the names of `known` that are like `given`; empty if none is.
+
+    Names of files are shown as paths below `folder`, so that what is shown can be given.
+    """
     import difflib
 
     close = difflib.get_close_matches(given, known, n=limit, cutoff=0.5)
-    return f"Did you mean {', '.join(close)}?" if close else ""
+    shown = [str(folder / name) for name in close] if folder else close
+    return f"Did you mean {', '.join(shown)}?" if close else ""
 
 
 def known_names(given: str, known: Sequence[str]) -> str:

@@ -108,7 +108,7 @@ def _where_else(path: Path) -> str:
             inside = sorted(str(file.parent.parent) for file in path.glob("*/best/model.json"))
             return f"Name one of its runs: {shortened(inside)}." if inside else ""
         if not path.exists():
-            return nearest(path.name, [each.name for each in path.parent.iterdir()])
+            return nearest(path.name, [each.name for each in path.parent.iterdir()], folder=path.parent)
         if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".csv"):
             return "The model is named first: a run folder, or an exported model."
     return ""

@@ -23,9 +23,9 @@ def place(shapes, tmp_path_factory):
 
 MISTAKES = {
     "predict runs/pets https://example.com/one.png": "Addresses are not read",
-    "predict runs/pets photos/oen.png": r"Did you mean one\.png",
+    "predict runs/pets photos/oen.png": r"Did you mean photos/one\.png",
     "predict runs photos": "Name one of its runs: runs/pets",
-    "predict runs/pest photos": "Did you mean pets",
+    "predict runs/pest photos": "Did you mean runs/pets",
     "predict runs/pets/best/model.safetensors photos": "Name the run folder: runs/pets",
     "predict photos/one.png runs/pets": "The model is named first",
     "predict photos runs/pets": "Expected the run folder",

@@ -52,7 +52,7 @@ def _advice(missing: str) -> str:
         return "Addresses are not read: download it, and name the file."
     folder = Path(missing).parent
     with suppress(OSError):
-        return nearest(Path(missing).name, [each.name for each in folder.iterdir()])
+        return nearest(Path(missing).name, [each.name for each in folder.iterdir()], folder=folder)
     return ""
 
 

@@ -30,7 +30,7 @@ def read_table(path: Path, choose: Choose) -> Table:
     """
     if not path.exists():
         tables = sorted(each.name for each in path.absolute().parent.glob("*") if is_table(each))
-        raise UserError(f"--data {path} does not exist.", nearest(path.name, tables))
+        raise UserError(f"--data {path} does not exist.", nearest(path.name, tables, folder=path.parent))
     try:
         table = (_read_parquet if path.suffix.lower() == ".parquet" else _read_csv)(path, choose)
     except OSError as error:
