@@ -1,8 +1,12 @@
 """The help of commands with many options, in groups, the usual ones first."""
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import click
+
+from ddp_ft.config.synonyms import flag_answer
 
 GROUPS = {
     "Usual": ("data", "model", "weights", "epochs", "batch-size", "lr", "recipe", "run-dir", "processes"),
@@ -30,6 +34,14 @@ class GroupedCommand(click.Command):
     # What is said in place of the options that are in no group; empty: they are listed.
     elsewhere = ""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click's; words that belong to no option are an error that says how they are given."""
+        words, ctx.allow_extra_args = tuple(args), True  # click empties the list
+        super().parse_args(ctx, args)
+        if ctx.args and not ctx.resilient_parsing:
+            ctx.fail(f"{shlex.join(ctx.args)} belongs to no option. {_as_option(ctx.args[0], words)}".rstrip())
+        return ctx.args
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the groups, and then whatever is in none."""
         options = {each.opts[0].lstrip("-"): each for each in self.get_params(ctx) if isinstance(each, click.Option)}
@@ -42,6 +54,19 @@ class GroupedCommand(click.Command):
         if self.elsewhere:
             formatter.write_paragraph()
             formatter.write_text(self.elsewhere)
+
+
+def _as_option(word: str, words: Sequence[str]) -> str:
+    """How the first word that belongs to no option may be meant."""
+    key, equals, value = word.partition("=")
+    before = words[max(0, words.index(word) - 2) : words.index(word)]
+    if before and before[0] == "--set" and "=" not in before[-1]:
+        return f"Did you mean --set {before[-1]}={word}?"
+    if equals and (answer := flag_answer(key)):
+        return answer
+    if equals:
+        return f"Did you mean --set {word}?" if "." in key else f"Did you mean --{key} {value}?"
+    return f"Did you mean --data {word}?" if Path(word).exists() and "--data" not in words else ""
 
 
 def _row(option: click.Option) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from click.shell_completion import CompletionItem
 
 from ddp_ft.cli.output import print_result
 from ddp_ft.cli.process import run_command
+from ddp_ft.config.synonyms import command_answer
 from ddp_ft.errors import nearest
 from ddp_ft.version import __version__
 
@@ -53,7 +54,7 @@ class LazyGroup(click.Group):
         """As click's, with the nearest commands in the message for an unknown one."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
-            ctx.fail(f"No such command '{name}'. {nearest(name, list(COMMANDS))}".rstrip())
+            ctx.fail(f"No such command '{name}'. {command_answer(name) or nearest(name, list(COMMANDS))}".rstrip())
         return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:

@@ -11,6 +11,7 @@ import yaml
 
 from ddp_ft.config.keys import LENGTH, MACHINE, RECIPE, Key
 from ddp_ft.config.schema import KEYS, RunConfig
+from ddp_ft.config.synonyms import flag_answer
 from ddp_ft.config.values import given_text, parse_value
 from ddp_ft.config.yaml_texts import QUOTING, read_layer
 from ddp_ft.errors import UserError, nearest, one_line
@@ -112,8 +113,9 @@ def find_key(path: str) -> Key:
     """The key of that dotted name; UserError names the nearest ones if there is none."""
     if path in KEYS:
         return KEYS[path]
-    by_last_name = [known for known in KEYS if known.rpartition(".")[2] == path.rpartition(".")[2]]
-    hint = f"Did you mean {', '.join(by_last_name)}?" if by_last_name else nearest(path, list(KEYS))
+    name = path.rpartition(".")[2]
+    by_last_name = [known for known in KEYS if known.rpartition(".")[2] == name]
+    hint = f"Did you mean {', '.join(by_last_name)}?" if by_last_name else flag_answer(name) or nearest(path, [*KEYS])
     raise UserError(f"Unknown configuration key '{path}'.", hint)
 
 
@@ -132,7 +134,9 @@ def read_config_file(file: Path) -> Flat:
     try:
         return read_layer(file.read_text(encoding="utf-8"), KEYS)
     except OSError as error:
-        near = nearest(file.name, sorted(each.name for each in file.absolute().parent.glob("*.y*ml")))
+        near = nearest(
+            file.name, sorted(each.name for each in file.absolute().parent.glob("*.y*ml")), folder=file.parent
+        )
         raise UserError(f"Configuration file {file} cannot be read: {error.strerror}.", near) from None
     except UserError as error:
         raise UserError(f"Configuration file {file} {error.message}", error.hint) from None

@@ -112,6 +112,20 @@ _WITHOUT: dict[str, str] = {
     "local-rank rank master-port master-addr nnodes nodes dist-url backend": "torchrun or --processes sets "
     "that; several nodes: launch/multi_node.sh, or slurm/.",
 }
+_COMMANDS: dict[str, str] = {
+    "train": "fit finetune fine-tune run start resume continue extend tune",
+    "evaluate": "test val valid validate eval metrics score",
+    "predict": "infer inference classify prediction",
+    "doctor": "check verify diagnose validate-data",
+    "export": "convert onnx save deploy",
+    "fetch": "download pull",
+    "runs": "list ls status history",
+    "report": "compare summary plot",
+    "config": "settings options keys cfg recipes",
+    "models": "model zoo list-models info",
+    "--help": "help",
+    "--version": "version",
+}
 _VALUES: dict[str, dict[str, str]] = {
     "compute.device": {"cuda": "gpu 0 cuda:0 all nvidia", "auto": "default none"},
     "compute.precision": {
@@ -145,6 +159,13 @@ def flag_answer(given: str, command: str = "train") -> str:
         if name in names.split():
             return f"Here that is {ours}."
     return next((answer for names, answer in _WITHOUT.items() if name in names.split()), "")
+
+
+def command_answer(given: str) -> str:
+    """Which command does what one of that name does elsewhere, such as `fit`; empty if it is not known."""
+    name = given.lower().replace("_", "-")
+    ours = next((ours for ours, names in _COMMANDS.items() if name in names.split()), "")
+    return f"Here that is ddp-ft {ours}." if ours else ""
 
 
 def named_options(answer: str) -> list[str]:

@@ -40,3 +40,16 @@ def test_choices_stand_in_the_text() -> None:
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_is_named(name: str) -> None:
     assert name in KEYS["eval.metric"].help or name.upper() in KEYS["eval.metric"].help
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--set", "optim.lr", "3"], "--set optim.lr=3?"), (["data=pets", "epochs=3"], "--data pets?"),
+        (["imgsz=64"], "--image-size."), (["optim.lr=3"], "--set optim.lr=3?"), ([__file__], f"--data {__file__}?"),
+        (["nowhere"], "nowhere belongs to no option.\n"),
+    ],
+)  # fmt: skip
+def test_words_that_belong_to_no_option(words: list[str], answer: str) -> None:
+    outcome = CliRunner().invoke(train, words)
+    assert outcome.exit_code == 2 and f"{answer}\n" in f"{outcome.output}\n"

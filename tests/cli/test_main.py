@@ -30,6 +30,8 @@ def test_every_command_has_its_own_help(name):
 def test_an_unknown_command_is_an_error():
     outcome = CliRunner().invoke(ddp_ft, ["trian"])
     assert outcome.exit_code == 2 and "No such command 'trian'. Did you mean train?" in outcome.output
+    outcome = CliRunner().invoke(ddp_ft, ["fit"])
+    assert outcome.exit_code == 2 and "Here that is ddp-ft train." in outcome.output
     assert "No such option" in CliRunner().invoke(ddp_ft, ["--trian"]).output
 
 

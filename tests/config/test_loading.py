@@ -32,6 +32,7 @@ def test_yaml_round_trip_repeats_every_key(tmp_path):
 @pytest.mark.parametrize(
     ("assignment", "fragments"),
     [
+        ("optim.learning_rate=1", ["Unknown configuration key", "Here that is --lr."]),
         ("optim.lrr=1", ["Unknown configuration key 'optim.lrr'", "optim.lr"]),
         ("lr=1", ["Unknown", "optim.lr"]),
         ("optim.lr=-1", ["--lr (optim.lr)", "-1", "above 0"]),

@@ -2,9 +2,19 @@
 
 import pytest
 
+from ddp_ft.cli.main import COMMANDS
 from ddp_ft.config.forms import LOSSES
 from ddp_ft.config.schema import KEYS
-from ddp_ft.config.synonyms import _FLAGS, _OF_INPUTS, _OF_MODELS, _VALUES, flag_answer, named_options, value_answer
+from ddp_ft.config.synonyms import (
+    _COMMANDS,
+    _FLAGS,
+    _OF_INPUTS,
+    _OF_MODELS,
+    _VALUES,
+    flag_answer,
+    named_options,
+    value_answer,
+)
 from ddp_ft.predict import predict
 from ddp_ft.tasks.metric_table import METRICS
 from ddp_ft.train import train
@@ -27,6 +37,12 @@ def test_no_name_has_two_answers_or_is_an_option_here() -> None:
     assert sorted(names) == sorted(set(names))
     of_predict = {name.lstrip("-") for each in predict.params for name in each.opts if name.startswith("-")}
     assert not of_predict & set(names)
+
+
+def test_each_command_exists_and_has_names_of_its_own() -> None:
+    assert {name for name in _COMMANDS if not name.startswith("--")} <= COMMANDS.keys()
+    names = [name for line in _COMMANDS.values() for name in line.split()]
+    assert sorted(names) == sorted(set(names)) and not COMMANDS.keys() & set(names)
 
 
 def test_each_value_exists() -> None:
