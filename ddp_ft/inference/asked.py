@@ -42,7 +42,10 @@ def parse_thresholds(given: str) -> Thresholds:
     if "=" not in given:
         return probability(given)
     pairs = [pair.rpartition("=") for pair in given.split(",") if pair.strip()]
-    return {name.strip(): probability(number, name.strip()) for name, _, number in pairs}
+    names = [name.strip() for name, _, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--threshold names '{printable(twice[0])}' twice.", "Give one threshold for each name.")
+    return {name: probability(number, name) for name, (_, _, number) in zip(names, pairs, strict=True)}
 
 
 def probability(given: object, name: str = "") -> float:
@@ -50,7 +53,7 @@ def probability(given: object, name: str = "") -> float:
     shown = printable(f"{name}={given}" if name else str(given))
     try:
         number = math.nan if isinstance(given, bool) else float(given)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"--threshold {shown}: no probability.", _EXPECTED) from None
     if 0 <= number <= 1:
         return number
@@ -63,7 +66,7 @@ def _in_file(path: Path) -> Mapping[str, float]:
     given = f"--threshold {printable(str(path))}"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last for brackets in brackets
         raise UserError(f"{given} cannot be read: {reason_of(error)}.", _EXPECTED) from None
     found = found.get(THRESHOLDS, found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not found:

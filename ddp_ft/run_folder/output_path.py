@@ -38,7 +38,7 @@ def check_output_file(
         raise UserError(f"{given} is what is read too, and would be lost.", HINT)
     if output.name in PURPOSES and output.exists() and is_output({each.name for each in folder.iterdir()}):
         raise UserError(f"{given} holds {PURPOSES[output.name][0]}, and would be lost.", HINT)
-    _try(folder, f".{output.name}.{secrets.token_hex(4)}.writing", given, room)
+    _try(folder / f".{output.name}.{secrets.token_hex(4)}.writing", given, room, HINT)
 
 
 def check_output_folder(output: Path, option: str = "--output", room: int = 0) -> None:
@@ -49,7 +49,7 @@ def check_output_folder(output: Path, option: str = "--output", room: int = 0) -
         folder = folder.parent
     if not folder.is_dir():
         raise UserError(f"{given}: {printable(str(folder))} is a file, and no folder.", f"Choose another {option}.")
-    _try(folder, f".writing_{output.name}.{secrets.token_hex(4)}", given, room)
+    _try(folder / f".writing_{output.name}.{secrets.token_hex(4)}", given, room, f"Choose another {option}.")
 
 
 def weights_size(path: Path) -> int:
@@ -66,17 +66,16 @@ def _is_one_of(output: Path, inputs: Sequence[Path]) -> bool:
     return False
 
 
-def _try(folder: Path, name: str, given: str, room: int) -> None:
-    probe = folder / name
+def _try(probe: Path, given: str, room: int, hint: str) -> None:
     try:
         try:
             with probe.open("xb") as stream:
                 stream.write(b"\0" * PROBE)
         finally:
             probe.unlink(missing_ok=True)
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(probe.parent).free
     except OSError as error:
-        raise UserError(f"{given} cannot be written: {error.strerror}.", HINT) from None
+        raise UserError(f"{given} cannot be written: {error.strerror}.", hint) from None
     if free < room:
         text = f"{given}: {room / 2**20:.0f} MiB are needed, and {free / 2**20:.0f} MiB are free there."
-        raise UserError(text, f"Make room, or: {HINT}")
+        raise UserError(text, f"Make room, or: {hint}")

@@ -87,6 +87,8 @@ def test_what_evaluate_writes_is_a_file_of_thresholds(run, table, tmp_path, caps
     [
         ("30", "30 % is 0.3"), ("nan", "from 0 to 1"), ("valdation", "no probability"), ("disc=", "disc=: no prob"),
         ("nowhere.json", "No such file"), ("{}", "has no thresholds"), ("[1]", "has no thresholds"),
+        ('{"disc": 1' + "0" * 400 + "}", "no probability"), ('{"disc":' + "[" * 10**5, "cannot be read"),
+        ("disc=0.3,disc=0.7", "names 'disc' twice"),
         ('{"disc": "much"}', "disc=much: no probability"), ('{"disc": true}', "disc=True: a probability"),
     ],
 )  # fmt: skip

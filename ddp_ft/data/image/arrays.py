@@ -1,6 +1,7 @@
 """Images of any number of channels: NumPy's .npy files, and TIFFs of several samples a pixel or several pages. Free of
 torch."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -133,6 +134,8 @@ def _is_first(shape: Sequence[int], channels: int | None) -> bool:
 
 def _of_pages(pages: Any, channels: int | None) -> Found:
     """The first page, if the number of its samples fits; else all pages of its size and type, one after the other."""
+    if not pages:
+        raise ValueError("a TIFF without an image; it may be cut off")
     first = pages[0]
     whole = [page for page in pages if not (page.is_reduced or page.is_mask)] or [first]
     alike = [page for page in whole if page.shape == first.shape and page.dtype == first.dtype]
@@ -161,6 +164,7 @@ def _tifffile() -> Any:
         import tifffile
     except ImportError:
         raise ValueError("a TIFF of several channels needs tifffile: pip install 'ddp_ft[tiff]'") from None
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # of a damaged file, what is raised says enough
     return tifffile
 
 

@@ -112,7 +112,10 @@ class OwnSource:
         if isinstance(given, Image.Image):
             return from_pillow(given)
         if isinstance(given, np.ndarray):
-            given = torch.tensor(given if given.ndim != 3 else given.transpose(2, 0, 1))
+            if given.dtype != np.uint8 or given.ndim not in (2, 3):
+                raise self._refused(index, f"an array {described(given)} as the image")
+            # A copy, since torch takes no negative strides, as a reversed axis has (BGR as RGB).
+            given = undecoded.as_tensor(np.array(given[..., None] if given.ndim == 2 else given, order="C"))
         if not isinstance(given, Tensor):
             raise self._refused(index, f"a {type(given).__name__} as the image")
         pixels = given.as_subclass(Tensor)

@@ -142,10 +142,12 @@ def _from_items(reference: str, role: str, count: int) -> list[Any]:
     roles = np.full(count, ROLE_NAMES.index(role), np.uint8)
     source = OwnSource(reference, roles, np.arange(count), np.zeros(count))
     try:
-        return [_plain(source.item(index)[1]) for index in range(count)]
+        given = [source.item(index)[1] for index in range(count)]
     except BadSample as error:
         hint = "With an attribute `targets` samples that fail can be replaced: data.on_error=skip."
         raise UserError(f"--data {reference}: the target of {error} cannot be read.", hint) from error
+    with running(f"--data {reference}('{role}'): the targets cannot be read", EXPECTED):
+        return [_plain(each) for each in given]
 
 
 def _plain(value: Any) -> Any:

@@ -100,6 +100,9 @@ def test_damaged_arrays_and_photos_of_too_few_channels(tmp_path: Path) -> None:
         stream.truncate(stream.tell() + 10**8)  # it takes no room
     with pytest.raises(BadSample, match="pixels, more than the limit"):
         decode(file, 1)
+    (tmp_path / "a.tif").write_bytes(b"II*\0\x08\0\0\0")  # cut off behind its header
+    with pytest.raises(BadSample, match="without an image"):
+        decode(tmp_path / "a.tif", 5)
     for name in ("a.jpg", "a.png"):
         Image.fromarray(FIVE[..., :3]).save(tmp_path / name)
         with pytest.raises(BadSample, match="3 channels where 5 are expected"):

@@ -93,6 +93,7 @@ def saved(i):
     forms = {
         "image": "image", "pillow": "lambda i: Image.fromarray(image(i))", "path": "lambda i: Path(saved(i))",
         "text": "saved", "tensor": "lambda i: torch.from_numpy(image(i)).permute(2, 0, 1)",
+        "mirrored": "lambda i: image(i)[:, :, ::-1].copy()[..., ::-1]",
         "alpha": "lambda i: np.concatenate([image(i), image(i)[..., :1]], 2)",
     }  # fmt: skip
     expected = torch.from_numpy(np.random.RandomState(1).randint(0, 255, (10, 12, 3)).astype(np.uint8)).permute(2, 0, 1)
@@ -119,7 +120,10 @@ def saved(i):
         ("Made([0.5, float('nan')])", ["train[1] is [nan]", "finite"]),
         ("Made([[0, 1]] * 4)", ["target1, target2"]),
         ("Made(['a'] * 4)", ["one class only"]),
-        ("Made(['a', 'b'] * 4, lambda i: image(i) / 255)", ["3 x 10 x 12 float64 as the image"]),
+        ("Made(['a', 'b'] * 4, lambda i: image(i) / 255)", ["10 x 12 x 3 float64 as the image"]),
+        ("Made(['a', 'b'] * 4, lambda i: image(i).astype('>u2'))", ["10 x 12 x 3 >u2 as the image"]),
+        ("Made(['a', 'b'] * 4, lambda i: image(i).astype(object))", ["object as the image"]),
+        ("Bare([{1, 'a'}] * 4)", ["targets cannot be read: TypeError"]),
         ("Made(['a', 'b'] * 4, lambda i: None)", ["NoneType as the image for train[0]"]),
         ("[image(0)] * 4", ["returned a ndarray for train[0]", "(image, target)"]),
         ("Made(['a', 'b'] * 4, classes=['a', 'a'])", ["the same name twice"]),
