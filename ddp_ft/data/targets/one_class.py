@@ -19,6 +19,7 @@ from ddp_ft.errors import UserError, shortened
 _MOST_NUMBERED_CLASSES = 20
 # What may be between several labels, and names of classes that may mean that there is none.
 _SEPARATORS = (";", ",", "|", "/", "+", "&", ":", "\t", "\n", " ")
+_CLEAR = ";,|"
 _NO_CLASSES = frozenset(("unknown", "missing", "undefined", "unlabeled", "unlabelled", "unlabel", "tbd", "ignore"))
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]*)(\.0*)?")
 
@@ -111,12 +112,16 @@ class OneClass(TargetKind):
 
 
 def _joined(classes: Sequence[str]) -> tuple[str, str] | None:
-    """A class that consists of others, and what is between these; None if there is none."""
-    known = set(classes)
-    for name in classes:
-        for separator in _SEPARATORS:
-            parts = [part.strip() for part in name.split(separator)]
-            if len(parts) > 1 and known.issuperset(parts):
+    """A class that consists of others, and what is between these; None if there is none.
+
+    Between clear separators a part may also be one that several classes have: `cat|big` beside `dog|big`.
+    """
+    for separator in _SEPARATORS:
+        split = {name: {part.strip() for part in name.split(separator)} for name in classes}
+        uses = Counter(part for parts in split.values() for part in parts)
+        known = {*classes, *(part for part, count in uses.items() if count > 1 and separator in _CLEAR)}
+        for name, parts in split.items():
+            if separator in name and known.issuperset(parts) and not parts.isdisjoint(classes):
                 return name, separator
     return None
 

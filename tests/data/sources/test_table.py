@@ -570,6 +570,7 @@ def test_a_word_for_a_missing_label_is_no_class_unless_it_is_called_one(tmp_path
     ("cells", "note"),
     [
         (["a", "b", "a|b", "a"], "--set data.separator='|'"),
+        (["a", "b", "a|new", "b|new"], "--set data.separator='|'"),
         (["a", "b", "a, b", "a"], "look like several labels"),
         (["['a']", "['b']", "['a', 'b']", "['a']"], "look like lists of labels"),
         (["a", "b", "Unknown", "a"], "Unknown among the classes"),
