@@ -175,6 +175,9 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
+_BETWEEN = "  ·  "  # the parts of the line below the bar
+
+
 class Live(Plain):
     """A bar with the time left of epoch and run; below it the newest row, the best so far, and the next checkpoint."""
 
@@ -234,9 +237,13 @@ class Live(Plain):
             ProgressBar(total=max(1, self.total_steps), completed=self.step),
             f"left: {times}",
         )
-        return Group(bar, Text(self._status(), no_wrap=True, overflow="ellipsis"))
+        # What does not fit is left out from the end: half a number would be read as another one.
+        parts = self._status()
+        while len(parts) > 1 and len(_BETWEEN.join(parts)) > self.stream.width:
+            parts.pop()
+        return Group(bar, Text(_BETWEEN.join(parts), no_wrap=True, overflow="ellipsis"))
 
-    def _status(self) -> str:
+    def _status(self) -> list[str]:
         look, parts = self.look(), [self.activity] if self.activity else []
         if self.row and not self.activity:
             parts += [f"loss {metric_figure(self.row['loss'])}", *speed_parts(self.row)]
@@ -244,4 +251,4 @@ class Live(Plain):
         if self.step > self.started_step:
             by_step = self.seconds_left(self.step, look.checkpoint_step)
             parts.append(f"saves in {clock(min(by_step, look.checkpoint_time - time.monotonic()))}")
-        return "  ·  ".join(parts)
+        return parts

@@ -111,6 +111,9 @@ def test_the_display_has_what_one_wants_to_know():
     assert "epoch 3/3  step 91/100" in shown and "left: epoch 0:00:45  run 0:00:45" in shown
     assert "loss 0.2500  ·  42 images/s  ·  waits 8%  ·  best accuracy 0.9000 (epoch 2)" in shown
     assert re.search(r"saves in 0:00:(29|30)", shown), shown
+    live.stream.width, live.drawn_at = 80, 0.0
+    live.advance(91)
+    assert "epoch 2)" in stream.getvalue()[len(shown) :] and "saves" not in stream.getvalue()[len(shown) :]
     live.close()
 
 
