@@ -150,7 +150,8 @@ def _verdict(names: tuple[str, str], metric: str, found: Difference, p_value: fl
     how = f"{by} of {metric_name(metric)} (95 % interval {ends}; {p}{corrected})"
     if p_value < SIGNIFICANCE:
         return Verdict(best, other, by, ends, p, True, f"{best} is better than {other} by {how}.")
-    sentence = f"There is no significant difference between {best} and {other}: {best} is ahead by {how}."
+    place = f"{best} is ahead by {how}" if found.value else f"both have the same {metric_name(metric)} (p = 1)"
+    sentence = f"There is no significant difference between {best} and {other}: {place}."
     return Verdict(best, other, by, ends, p, False, sentence)
 
 

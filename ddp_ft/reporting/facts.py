@@ -9,7 +9,7 @@ from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import TRAIN, Processor, Task
 from ddp_ft.data.bad_samples.quarantine import read_quarantine
 from ddp_ft.data.processors import processor_from
-from ddp_ft.errors import UserError, printable, typed_line
+from ddp_ft.errors import UserError, printable, shortened, typed_line
 from ddp_ft.run_folder.bad_batches import FOLDER as BAD_BATCHES
 from ddp_ft.run_folder.evaluations import load_evaluation
 from ddp_ft.run_folder.folder import RunFolder
@@ -23,6 +23,7 @@ Row = dict[str, Any]
 SPLITS = ("val", "test")
 _NOWHERE = {"step": 0, "epoch": 0.0, "phase": TRAIN}
 _BOOKKEEPING = ("step", "epoch", "split", "phase", "time")
+_RUN = "Expected the folder that `train --run-dir` wrote, such as runs/NAME."
 _WHOLE = "Is the folder whole?"
 
 
@@ -112,7 +113,9 @@ def read_run(path: Path) -> RunFacts:
     folder = RunFolder(path)
     if not (path / "config.yaml").is_file() or not (path / "plan.json").is_file():
         what = "is no run folder: it has no config.yaml or no plan.json" if path.is_dir() else "is not there"
-        raise UserError(f"{path} {what}.", "Expected the folder that `train --run-dir` wrote, such as runs/NAME.")
+        inside = sorted(str(file.parent) for file in path.glob("*/config.yaml")) if path.is_dir() else []
+        hint = f"Name one of its runs, or several: {shortened(inside)}." if inside else _RUN
+        raise UserError(f"{path} {what}.", hint)
     try:
         return _read(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

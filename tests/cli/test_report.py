@@ -246,13 +246,18 @@ def test_damaged_folders_are_one_message(file, text, tmp_path):
     assert "run" in caught.value.message and "Traceback" not in str(caught.value)
 
 
-def test_folders_that_are_no_runs(tmp_path):
+def test_folders_that_are_no_runs(tmp_path, capsys):
     run = write_finished(tmp_path / "run")
     for wrong in ([tmp_path / "nowhere"], [tmp_path], [run, tmp_path], [run, run], [run, "--output", tmp_path / "a/b"]):
         with pytest.raises(UserError):
             call(*wrong)
+    other = write_finished(tmp_path / "other")
     with pytest.raises(UserError, match="comparison"):
-        call(run, write_finished(tmp_path / "other"), "--data", tmp_path)
+        call(run, other, "--data", tmp_path)
+    with pytest.raises(UserError, match=f"Name one of its runs, or several: {other}, {run}"):
+        call(tmp_path)
+    call(run, other, "--output", tmp_path / "c.html")
+    assert "both have the same accuracy (p = 1)" in capsys.readouterr().out
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
