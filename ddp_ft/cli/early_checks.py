@@ -11,11 +11,11 @@ where ~/pets holds one folder of images for each class. No data at hand? ./launc
 
 
 def check_early(config: RunConfig) -> None:
-    """Raise UserError without data or model, and for texts in keys, trackers and columns of a table that cannot be."""
+    """Raise UserError for texts in keys, trackers and columns of a table that cannot be, and without data or model."""
+    check_texts(config)
     missing = [flag for flag, value in (("--data", config.data.path), ("--model", config.model.name)) if not value]
     if missing:
         raise UserError(f"{' and '.join(missing)} must be given.", EXAMPLE)
-    check_texts(config)
     from ddp_ft.data.sources.table_columns import check_columns  # and with it numpy
 
     check_columns(config.data)

@@ -61,7 +61,8 @@ def mlp_widths(name: str) -> list[int]:
 def check_loss(name: str, expected: str = f"Known: {', '.join(LOSSES)}, or FILE.py:CLASS.") -> None:
     """Raise UserError for a name that no loss has; its hint ends with what is `expected`."""
     if name != "auto" and name not in LOSSES and not is_reference(name):
-        hint = f"{value_answer('loss.name', name) or nearest(name, list(LOSSES))} {expected}".strip()
+        own = f"Did you mean {name}:CLASS?" if name.endswith(".py") else value_answer("loss.name", name)
+        hint = f"{own or nearest(name, list(LOSSES))} {expected}".strip()
         raise UserError(f"There is no loss '{name}' (--loss, loss.name).", hint)
 
 

@@ -17,6 +17,7 @@ def check(*assignments):
         ("head.name=mlp:x", ["mlp:x", "mlp:256,128"]),
         ("head.name=mlpp:8", ["Unknown head", "mlp"]),
         ("loss.name=nope", ["no loss 'nope'", "cross_entropy"]),
+        ("loss.name=own.py", ["no loss 'own.py'", "Did you mean own.py:CLASS?"]),
         ("loss.name=ce", ["no loss 'ce'", "cross_entropy"]),
         ("log.profile=10-5", ["10-5", "10-15"]),
         ("data.fold=7", ["k/n", "2/5"]),
