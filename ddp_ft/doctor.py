@@ -1,5 +1,6 @@
 """`python -m ddp_ft.doctor`, alone or under torchrun: find faults before a run spends hours."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -51,7 +52,8 @@ def doctor(
     families = examine(asked, progress_printer() if not wants_json or sys.stderr.isatty() else None)
     if families is None:  # rank 0 prints
         return EXIT_DONE
-    print_note(as_json(families) if wants_json else as_text(families))
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    print_note(as_json(families) if wants_json else as_text(families, columns))
     if not has_problem(families):
         return EXIT_DONE
     write_error_file(f"doctor: {summary(families)}")

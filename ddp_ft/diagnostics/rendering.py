@@ -1,6 +1,7 @@
 """Findings as text for people and as JSON for machines."""
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -15,24 +16,36 @@ SCHEMA = 1
 Families = Mapping[str, Sequence[Finding]]
 
 
-def as_text(families: Families) -> str:
-    """One line for each finding, with its remedy and its first paths below it, and a summary at the end."""
+def as_text(families: Families, columns: int = 0) -> str:
+    """One line for each finding, with its remedy and its first paths below it, and a summary at the end.
+
+    Text wider than `columns` of a terminal goes on below itself; 0: lines are as long as they are.
+    """
     width = max((len(finding.name) for finding in _all(families)), default=0)
     lines: list[str] = []
     for family, found in families.items():
-        lines += [family, *(line for finding in found for line in _lines(finding, width))]
+        lines += [family, *(line for finding in found for line in _lines(finding, width, columns))]
     return "\n".join([*lines, summary(families)])
 
 
-def _lines(finding: Finding, width: int) -> Iterator[str]:
+def _lines(finding: Finding, width: int, columns: int) -> Iterator[str]:
     indent = " " * (2 + 9 + width + 2)
     first, *rest = finding.text.split("\n")
-    yield f"  {finding.verdict:<9}{finding.name:<{width}}  {first}".rstrip()
     hints = finding.remedy.split("\n") if finding.remedy and finding.verdict != OK else []
-    yield from (f"{indent}{line.strip()}" for line in (*rest, *hints))
+    yield from _wrapped(f"  {finding.verdict:<9}{finding.name:<{width}}  {first}".rstrip(), indent, columns)
+    for line in (*rest, *hints):
+        yield from _wrapped(f"{indent}{line.strip()}", indent, columns)
     yield from (f"{indent}- {_shortened(path)}" for path in finding.paths[:SHOWN_PATHS])
     if len(finding.paths) > SHOWN_PATHS:
         yield f"{indent}- and {len(finding.paths) - SHOWN_PATHS} more; --json has all"
+
+
+def _wrapped(line: str, indent: str, columns: int) -> list[str]:
+    if len(line) <= columns or columns < 2 * len(indent):
+        return [line]
+    return textwrap.wrap(
+        line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    )
 
 
 def _shortened(path: str) -> str:

@@ -285,6 +285,8 @@ def test_the_report():
         "disk": [Finding("speed", NOTE, "slow\nso it is")],
     }  # fmt: skip
     assert as_text(families) == REPORT
+    long = as_text({"run": [Finding("steps", NOTE, "few", "word " * 30)]}, columns=60).splitlines()
+    assert max(map(len, long)) <= 60 and long[3].startswith(" " * 18 + "word") and len(long) == 7
     assert has_problem(families) and not has_problem({"disk": families["disk"]})
     told = json.loads(as_json(families))
     assert (told["schema"], told["verdict"]) == (1, PROBLEM)
