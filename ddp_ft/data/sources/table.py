@@ -204,6 +204,7 @@ def _roles(table: Table, column: str) -> list[str]:
     roles = [role_of(cell) for cell in cells]
     if unknown := [row for row, role in enumerate(roles) if not role]:
         hint = f"Known: {', '.join(ROLE_NAMES)}. If the column means something else, rename it or set data.split."
+        hint += "\nNumbers of folds are not read: --set data.fold=1/5 makes five, by class and data.group."
         raise table.error(unknown, f"cells of column '{column}' name no split", cells, hint)
     return roles
 

@@ -33,6 +33,9 @@ def open_splits(config: DataConfig, seed: int, stored: Mapping[str, Any] | None 
     """
     splits = layout_of(_path(config)).open_splits(SplitRequest(config, seed, stored), _path(config), task)
     splits = replace(splits, notes=(*splits.notes, *_notes_on_numbers(splits.schema)))
+    if splits.record["given"] and config.val_split != DataConfig().val_split:
+        note = f"--val-split does nothing: {config.path} itself names what validates."
+        splits = replace(splits, notes=(*splits.notes, note))
     return _tolerant(splits, config, seed) if config.on_error == "skip" else splits
 
 

@@ -202,7 +202,14 @@ def test_a_column_named_split_is_taken(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "t.csv", columns(8, split=["train"] * 5 + ["val"] * 3))
     assert (len(opened(table).train), len(opened(table).val)) == (5, 3)
     odd = write_csv(tmp_path / "odd.csv", columns(3, split=["train", "fold 2", ""]))
-    fails(odd, "2 cells of column 'split' name no split", "line 3: 'fold 2'", "line 4: ''", "Known: train, val, test")
+    fails(
+        odd,
+        "2 cells of column 'split' name no split",
+        "line 3: 'fold 2'",
+        "line 4: ''",
+        "Known: train, val, test",
+        "data.fold",
+    )
 
 
 def test_validation_is_drawn_from_training_rows(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_given_splits(tmp_path: Path, val: str) -> None:
     assert (names(splits.val), splits.val.targets.tolist()) == ([f"{val}/b/000.png", f"{val}/b/001.png"], [1, 1])
     assert (names(splits.test), splits.test and splits.test.targets.tolist()) == (["test/a/000.png"], [0])
     assert splits.record == {"given": True, "counts": {"train": 5, "val": 2, "test": 1}}
-    assert splits.notes == ()
+    assert splits.notes == () and "--val-split does nothing" in split(tmp_path, share=0.3).notes[-1]
     sample = splits.val.read(0)
     assert sample["image"].shape == (3, 16, 20) and sample["target"].item() == 1
     assert str(sample["target"].dtype) == "torch.int64" and sample["target"].ndim == 0
