@@ -6,6 +6,7 @@ from ddp_ft.errors import UserError
 from ddp_ft.trackers.services.registry import service_names
 
 EXAMPLE = """Example:
+  ddp-ft train --data ~/pets --model timm/convnext_tiny.in12k_ft_in1k
   torchrun --nproc_per_node=4 -m ddp_ft.train --data ~/pets --model timm/convnext_tiny.in12k_ft_in1k
 where ~/pets holds one folder of images for each class. No data at hand? ./launch/demo.sh runs a complete demo."""
 

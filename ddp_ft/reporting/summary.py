@@ -1,6 +1,7 @@
 """The end of a run: summary.json, the last lines that are printed, and the report."""
 
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def print_end(run: Run, state: TrainState, console: Console, status: str, test: 
     heading = {"": f"{'val':>8}  {'test':>8}"} if test else {}
     texts = {name: "  ".join(f"{metric_figure(value):>8}" for value in values) for name, values in rows.items()}
     console.table(f"Best model ({best}): {run.folder.best}", heading | texts)
+    console.print(f"Use it: ddp-ft predict {shlex.quote(str(run.folder.path))} IMAGE_OR_FOLDER")
 
 
 def report_at_the_end(run: Path, sources: Mapping[str, LabelledSource], log: Log) -> None:
