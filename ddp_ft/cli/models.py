@@ -89,7 +89,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         size = " x ".join(map(str, row["input"] or ()))
         size_text = "" if row["parameters"] is None else count(row["parameters"])
         table.add_row(row["name"], size_text, size, " ".join(row["weights"]) or "none")
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
     check_printed()
     if any(row["parameters"] is None for row in rows):
         print_result(f"timm's models are built to count their parameters, which is done for {_BUILT} at most.")

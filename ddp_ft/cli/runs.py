@@ -174,7 +174,7 @@ def _print_table(found: list[Run]) -> None:
     for run in found:
         table.add_row(*map(Text, _cells(run)))
     # In a file or a pipe, lines are as long as necessary.
-    Console(width=None if sys.stdout.isatty() else _WIDEST).print(table)
+    Console(emoji=False, width=None if sys.stdout.isatty() else _WIDEST).print(table)
     check_printed()
     for run in found:
         if run.problem:

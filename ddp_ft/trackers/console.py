@@ -100,7 +100,7 @@ class Plain(Console):
             is_warning = level == logging.WARNING
             text = self._fitted(text, 2) if text.startswith(REMARKS) else text
             style = "yellow" if is_warning else None
-            self.stream.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+            self.stream.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def _fitted(self, line: str, indent: int) -> str:
         """On a terminal a line in as many as it needs, divided between words; elsewhere, as it is."""
@@ -163,7 +163,7 @@ def make_console(is_main: bool, level: str = "info") -> Console:
     """A live display on a terminal, plain lines elsewhere, nothing on other ranks than the first."""
     if not is_main:
         return Console()
-    stream = RichConsole()
+    stream = RichConsole(markup=False, emoji=False)
     is_live = stream.is_terminal and LEVELS[level] <= logging.INFO
     return (Live if is_live else Plain)(stream, LEVELS[level])
 

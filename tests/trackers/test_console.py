@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from ddp_ft.cli.runs import read_run
-from ddp_ft.trackers.console import Live, Outlook, Plain
+from ddp_ft.trackers.console import Live, Outlook, Plain, make_console
 from tests.support.commands import Command
 from tests.support.runs import arguments, train_here, train_on
 from tests.system.faults.forks import ForkedJob
@@ -124,3 +124,11 @@ def test_training_goes_on_when_the_reader_of_its_output_leaves(shapes, tmp_path)
     assert job.end()[0] == [0]
     assert "INFO train  epoch 1/1  step 4/4" in (tmp_path / "r/logs/rank_0.txt").read_text()
     assert (tmp_path / "r/summary.json").exists()
+
+
+def test_names_in_colons_and_brackets_are_printed_as_they_are(capsys):
+    console = make_console(is_main=True)
+    console.table("run", {"data": "own.py:five: 24 train"})
+    console.grid("[red]", ["[b]"], [["class :cat:"]])
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("own.py:five: 24", "[red]", "[b]", ":cat:")), printed
