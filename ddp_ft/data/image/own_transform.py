@@ -12,7 +12,7 @@ from ddp_ft.errors import UserError
 from ddp_ft.plugins import described, instance_of, running
 
 KEY = "augment.transform"
-EXPECTED = "It is called with an image, uint8 3 x H x W, and must return one of the same shape and dtype."
+EXPECTED = "It is called with an image, uint8 C x H x W, and must return one of the same shape and dtype."
 _CALLABLE = (
     "Expected a function, a transform such as those of torchvision.transforms.v2, or a class of such objects that "
     f"needs no arguments. {EXPECTED}"
@@ -36,7 +36,7 @@ class OwnTransform:
         self._function: Callable[[Tensor], Any] = function
 
     def __call__(self, image: Tensor) -> Tensor:
-        """uint8 3 x H x W -> the same. UserError if the code fails or returns something else."""
+        """uint8 C x H x W -> the same. UserError if the code fails or returns something else."""
         with running(f"{KEY}: {self.reference} failed on {described(image)}", EXPECTED), others_drawing_from_torch():
             found = self._function(Image(image))
         if not isinstance(found, Tensor):
@@ -51,7 +51,7 @@ class OwnTransform:
 
 
 def check_own_transform(reference: str, image: Tensor) -> str:
-    """Call it with an image (uint8 3 x H x W) before the training, and return what was seen. UserError if it fails, or
+    """Call it with an image (uint8 C x H x W) before the training, and return what was seen. UserError if it fails, or
     returns something else, or another image for the same draws."""
     transform = OwnTransform(reference)
     results = []

@@ -45,7 +45,7 @@ def train_transform(preprocess: Preprocess, augment: AugmentConfig) -> ImageFunc
 
 
 def check_augmentation(augment: AugmentConfig, image: Tensor) -> None:
-    """Try the user's own part of it, if there is one, on an image of the model's size (uint8 3 x H x W). UserError if
+    """Try the user's own part of it, if there is one, on an image of the model's size (uint8 C x H x W). UserError if
     it breaks its contract."""
     if augment.transform is not None:
         check_own_transform(augment.transform, image)

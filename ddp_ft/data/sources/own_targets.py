@@ -20,6 +20,8 @@ EXPECTED = (
     "labels, or a number or list of numbers with a fraction; whole ones with --task regression."
 )
 
+_MOST = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True)
 class OwnTargets:
@@ -54,9 +56,11 @@ class OwnTargets:
             width = len(_as_list(values[0]))
             named = tuple(f"target{number}" for number in range(1, width + 1)) if width > 1 else ("target",)
             return self.classes if len(self.classes) == width else named
+        found = set(self.classes) or {label for value in values for label in self._labels(value)}
+        if odd := [name for name in found if not name or name.encode(errors="ignore").decode() != name]:
+            raise UserError(f"--data {self.reference}: {printable(repr(odd[0]))} is no name of a class.", EXPECTED)
         if self.classes:
             return self.classes
-        found = {label for value in values for label in self._labels(value)}
         return tuple(sorted(found, key=int) if _are_numbers(found) else sorted(found))
 
     def numbered(self, role: str, kind: str, names: tuple[str, ...]) -> NDArray[Any]:
@@ -103,7 +107,7 @@ class OwnTargets:
     def _numbers(self, role: str, width: int) -> NDArray[np.float32]:
         rows = [_as_list(value) for value in self.values[role]]
         for number, row in enumerate(rows):
-            if len(row) != width or not all(isinstance(each, (int, float)) and np.isfinite(each) for each in row):
+            if len(row) != width or not all(map(_is_number, row)):
                 message = f"--data {self.reference}: the target of {role}[{number}] is {printable(repr(row))}."
                 raise UserError(message, f"Expected {width} finite number{'s' * (width > 1)} for each sample.")
         return np.array(rows, np.float32)
@@ -115,7 +119,8 @@ def read_targets(reference: str, roles: Sequence[str]) -> OwnTargets:
     found = {role: values for role in roles if (values := _values(reference, role)) is not None}
     first: Any = dataset_of(reference, next(iter(found))) if found else None
     classes = getattr(first, "classes", None)
-    names = () if classes is None else tuple(map(str, _plain(classes)))
+    with running(f"--data {reference}: its attribute classes cannot be read", EXPECTED):
+        names = () if classes is None else tuple(map(str, _plain(classes)))
     if len(set(names)) < len(names):
         raise UserError(f"--data {reference}: its classes have the same name twice: {shortened(names)}.")
     return OwnTargets(reference, found, names)
@@ -129,6 +134,8 @@ def _values(reference: str, role: str) -> list[Any] | None:
     if given is None:
         return _from_items(reference, role, count)
     with running(f"--data {reference}('{role}').targets cannot be read", EXPECTED):
+        if isinstance(given, (Mapping, str)):
+            raise TypeError(f"expected a list, not a {type(given).__name__}")
         values = [_plain(each) for each in _plain(given)]
     if len(values) != count:
         hint = "Its attribute `targets` has the target of each sample, in their order."
@@ -172,6 +179,11 @@ def _looks(value: Any) -> str:
         isinstance(value, list) and all(isinstance(each, (int, float)) for each in value)
     )
     return NUMBERS if is_number else ""
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number, also as float32."""
+    return isinstance(value, (int, float)) and -_MOST <= value <= _MOST
 
 
 def _are_numbers(names: set[str]) -> bool:
