@@ -149,6 +149,11 @@ def to_flat(config: RunConfig, kinds: Iterable[str] = (RECIPE, MACHINE, LENGTH))
     return {path: _plain(attrgetter(path)(config)) for path, key in KEYS.items() if key.kind in kinds}
 
 
+def value_text(path: str, value: Any) -> str:
+    """A key's value as people read it; of None what the key calls it, auto or none."""
+    return KEYS[path].null if value is None else str(value)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ddp_ft.config.keys import LENGTH, RECIPE
-from ddp_ft.config.loading import to_flat
+from ddp_ft.config.loading import to_flat, value_text
 from ddp_ft.errors import UserError, printable
 from ddp_ft.evaluation.intervals import Difference, difference, holm
 from ddp_ft.reporting.facts import SPLITS, RunFacts, read_run
@@ -185,11 +185,11 @@ def _differences(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
     """The keys of recipe and length that differ, with the value of each run."""
     flat = [to_flat(run.config, [RECIPE, LENGTH]) for run in runs]
     keys = [key for key in flat[0] if any(each[key] != flat[0][key] for each in flat)]
-    return [(key, [_shown(each[key]) for each in flat]) for key in keys]
+    return [(key, [_shown(value_text(key, each[key])) for each in flat]) for key in keys]
 
 
-def _shown(value: Any) -> str:
-    text = "auto" if value is None else printable(str(value))
+def _shown(value: str) -> str:
+    text = printable(value)
     return text if len(text) <= _LONGEST_VALUE else f"…{text[1 - _LONGEST_VALUE :]}"
 
 

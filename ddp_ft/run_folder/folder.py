@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_ft.config.keys import LENGTH, RECIPE
-from ddp_ft.config.loading import make_config, read_config_file, to_flat, to_yaml
+from ddp_ft.config.loading import make_config, read_config_file, to_flat, to_yaml, value_text
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.errors import UserError
 from ddp_ft.files import to_json, write_text
@@ -153,8 +153,6 @@ def check_same_recipe(folder: RunFolder, config: RunConfig, extend: bool) -> Non
 def _differences(stored: RunConfig, config: RunConfig, kind: str) -> str:
     old, new = to_flat(stored, [kind]), to_flat(config, [kind])
     changed = [path for path in old if old[path] != new[path]]
-    return "\n".join(f"  {path}: {_shown(old[path])} there, {_shown(new[path])} here" for path in changed)
-
-
-def _shown(value: Any) -> Any:
-    return "auto" if value is None else value
+    return "\n".join(
+        f"  {path}: {value_text(path, old[path])} there, {value_text(path, new[path])} here" for path in changed
+    )

@@ -190,18 +190,21 @@ def compare(tmp_path, capsys, *runs):
     return capsys.readouterr().out
 
 
+SKILLS = {1.0: 7.5, 3.0: None, 3.01: None}  # with --max-minutes
+
+
 def test_runs_are_compared_on_the_same_images(tmp_path, capsys):
+    settings = [{"optim.lr": skill / 100, "train.max_minutes": minutes} for skill, minutes in SKILLS.items()]
     runs = [
-        write_finished(
-            tmp_path / f"run{skill}", seed=seed, skill=skill, samples=200, settings={"optim.lr": skill / 100}
-        )
-        for seed, skill in enumerate((1.0, 3.0, 3.01))
+        write_finished(tmp_path / f"run{skill}", seed=seed, skill=skill, samples=200, settings=settings[seed])
+        for seed, skill in enumerate(SKILLS)
     ]
     said = compare(tmp_path, capsys, *runs[:2])
     assert re.search(r"run3.0 is better than run1.0 by \+\d+\.\d .*accuracy \(95 % .* \+", said)
     assert "p < 0.001)" in said
     text = Page(tmp_path / "page.html").text
     assert "optim.lr" in text and "0.03" in text and "weight_decay" not in text
+    assert "train.max_minutes7.5none" in text  # one cell after the other
     said = compare(tmp_path, capsys, *runs)
     assert "2 comparisons" in said and len(re.findall("run3.01? and run3.01?: ", said)) == 1
 
