@@ -65,7 +65,7 @@ def _state(facts: RunFacts) -> str:
         return f"Not finished: {where}."
     if facts.status == "stopped":
         return f"Stopped after {where}; the same command resumes."
-    reason = " by early stopping" if facts.summary.get("stopped_early") else ""
+    reason = " by early stopping" if facts.summary.get("stopped_early") and step < total else ""
     return f"Done{reason} after {where}."
 
 

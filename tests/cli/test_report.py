@@ -175,9 +175,11 @@ def test_log_report(shapes, trained, tmp_path):
 def test_other_tasks(task, tmp_path):
     names = ("<i>cat 猫", "dog")
     run = write_finished(tmp_path / "run", names, task, test=True)
+    (run / "summary.json").write_text(json.dumps({**read(run, "summary.json"), "stopped_early": True}))
     assert not call(run)
     page = Page(run / "report.html")
     assert_is_harmless(page)
+    assert "Done after 3 of 3 epochs" in page.text  # early stopping on the last step ended nothing
     wanted = {"multi-label": ("Thresholds", "mAP, test set"), "regression": ("predicted over true", "RMSE, test set")}
     assert all(text in page.text for text in ("<i>cat 猫", *wanted[task]))
     assert str(run / "nowhere") in page.text  # the images, with the reason why there are none
