@@ -28,7 +28,7 @@ class Best:
     metrics: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        when = "the probe" if self.phase == PROBE else f"epoch {self.epoch:g}"
+        when = "the probe" if self.phase == PROBE else f"epoch {self.epoch:.4g}"
         return f"{when}, moving average" if self.weights == "ema" else when
 
 

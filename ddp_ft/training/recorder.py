@@ -90,7 +90,7 @@ class Recorder:
         given = f"--max-minutes {minutes.max_minutes:g}"
         self.console.shorten(last)
         if last < total:
-            ends = f"training ends after step {last} of {total}, epoch {self.phase.epoch(last):.2g}"
+            ends = f"training ends after step {last} of {total}, epoch {self.phase.epoch(last):.4g}"
             self.print(f"{given}: {ends}; the schedule ends there too.")
         else:
             self.print(f"{given} is enough for all {total} steps.")
