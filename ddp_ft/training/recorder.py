@@ -86,12 +86,15 @@ class Recorder:
 
     def budgeted(self) -> None:
         """Report the number of steps that --max-minutes became, and expect the end after them."""
-        last, total, minutes = self.phase.last_step(self.state.progress), self.phase.total_steps, self.run.config.train
-        given = f"--max-minutes {minutes.max_minutes:g}"
+        progress, minutes = self.state.progress, self.run.config.train.max_minutes or 0
+        last, total = self.phase.last_step(progress), self.phase.total_steps
+        given, seconds = f"--max-minutes {minutes:g}", progress.timed_seconds / progress.timed_steps
         self.console.shorten(last)
         if last < total:
             ends = f"training ends after step {last} of {total}, epoch {self.phase.epoch(last):.4g}"
             self.print(f"{given}: {ends}; the schedule ends there too.")
+        elif total * seconds > 60 * minutes:
+            self.print(f"{given} is over; the last of {total} steps follows.")
         else:
             self.print(f"{given} is enough for all {total} steps.")
 

@@ -191,6 +191,8 @@ def test_max_minutes(shapes, tmp_path, capsys):
     assert 20 <= summary["step"] < 800 and summary["status"] == "done"
     again = train_here(shapes, tmp_path / "r", "--max-minutes", 1e-3, epochs=200)
     assert again == 0 and read(tmp_path / "r", "summary.json") == summary
+    train_here(shapes, tmp_path / "s", "--max-minutes", 1e-4, epochs=6)  # measured when one step is left
+    assert "--max-minutes 0.0001 is over; the last of 24 steps follows." in capsys.readouterr().out
 
 
 STEP = ["--schedule", "step", SET, "schedule.warmup=0"]
