@@ -22,6 +22,7 @@ WIDEST_INTERVAL = 5.0  # points of accuracy, to each side
 # Down to some 10,000 images random weights can do as well as pretrained ones, if trained long (arXiv 1811.08883).
 ENOUGH_FROM_SCRATCH = 10_000
 FEWEST_STEPS = 100
+SMALL_BATCH = 8  # batch norm's estimates get clearly worse below (arXiv 1803.08494, figure 1)
 # Images a second that no usual training reaches: of one CPU thread, 25 times what EfficientNet-Lite0 does at 128 px
 # (docs/performance.md); of one GPU, a generous guess that was not measured.
 UNREACHABLE = {"cpu": 500.0, "cuda": 10_000.0}
@@ -205,7 +206,8 @@ def unusual_rate(optimizer: str, lr: float) -> Finding | None:
 def large_batch(batch_size: int, train: int, processes: int = 1, least: int = 1) -> Finding:
     """Warn of a batch that is larger than the training set; each of the processes needs `least` images in a step."""
     text = f"{batch_size} of {train} images in a step"
-    smaller = fitting_batch(train // 10, train, processes, least)
+    wanted = max(train // 10, min(SMALL_BATCH, train // 2))
+    smaller = fitting_batch(wanted, train, processes, least)
     remedy = f"Each step sees every image. {f'Try --batch-size {smaller}.' if smaller else 'Use fewer processes.'}"
     return Finding("batch size", WARNING, text, remedy, float(batch_size), "images").unless(batch_size <= train)
 

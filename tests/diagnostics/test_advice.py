@@ -192,7 +192,7 @@ def test_what_a_run_warns_of_at_its_start(tmp_path, monkeypatch, capsys):
 
     first, second, rest = warned("--dry-run")
     assert first.startswith("Warning: learning rate: 0.5 with adamw; usual for fine-tuning are 1e-05 to 0.005.")
-    assert second.startswith("Warning: batch size: ") and "--batch-size 2." in second
+    assert second.startswith("Warning: batch size: ") and "--batch-size 3." in second
     assert rest.startswith("Warning: 5 more: weights, classes, steps, validation set, image sizes. The doctor command")
     silence = ["--set", "log.silence=[learning-rate, batch size,steps,image_sizes]"]
     lines = warned("--max-steps", 1, *silence)

@@ -76,6 +76,7 @@ def test_the_smallest_share() -> None:
 
 
 def test_the_advice_fits() -> None:
+    assert "--batch-size 8." in large_batch(32, 20).remedy
     assert "--batch-size 1." in large_batch(8, 3).remedy
     assert "--batch-size 3." in large_batch(8, 3, least=2).remedy
     assert "--batch-size 2." in large_batch(8, 3, processes=2).remedy
