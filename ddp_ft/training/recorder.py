@@ -10,7 +10,7 @@ from torch import Tensor
 from ddp_ft.contracts import TRAIN, Batch, Evaluation
 from ddp_ft.slurm.walltime import Allocation, Pace
 from ddp_ft.texts import metric_figure, plural
-from ddp_ft.trackers.console import Console, Outlook
+from ddp_ft.trackers.console import Console, Outlook, clock
 from ddp_ft.trackers.fan_out import PATIENCE, PATIENCE_OF_A_STOP, FanOut, harmless
 from ddp_ft.training.media import log_evaluation, log_first_batch, log_histograms
 from ddp_ft.training.phase import Phase
@@ -92,7 +92,8 @@ class Recorder:
         self.console.shorten(last)
         if last < total:
             ends = f"training ends after step {last} of {total}, epoch {self.phase.epoch(last):.4g}"
-            self.print(f"{given}: {ends}; the schedule ends there too.")
+            left = clock(seconds * (last - progress.step))
+            self.print(f"{given}: {ends}, eta {left}; the schedule ends there too.")
         elif total * seconds > 60 * minutes:
             self.print(f"{given} is over; the last of {total} steps follows.")
         else:

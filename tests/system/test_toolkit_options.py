@@ -185,7 +185,7 @@ def test_max_minutes(shapes, tmp_path, capsys):
     """The budget is fixed once, and reported with the end that it sets; a second start keeps it."""
     train_here(shapes, tmp_path / "r", "--max-minutes", 1e-3, epochs=200)
     summary, said = read(tmp_path / "r", "summary.json"), capsys.readouterr().out
-    ends = f"training ends after step {summary['step']} of 800, epoch {summary['epoch']:.4g};"
+    ends = f"training ends after step {summary['step']} of 800, epoch {summary['epoch']:.4g}, eta 0:00:00;"
     assert f"--max-minutes 0.001: {ends}" in said
     assert re.search(rf"train  epoch (\d+)/\1  step {summary['step']}/{summary['step']} .* eta 0:00:00\n", said)
     assert 20 <= summary["step"] < 800 and summary["status"] == "done"
