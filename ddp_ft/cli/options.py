@@ -13,7 +13,7 @@ import click
 from ddp_ft.cli.completion import complete_assignment, completer
 from ddp_ft.config.keys import Key
 from ddp_ft.config.loading import parse_assignment, read_config_file
-from ddp_ft.config.paths import expanded
+from ddp_ft.config.paths import code_file, expanded
 from ddp_ft.config.schema import KEYS, REQUIRED, RunConfig
 from ddp_ft.config.values import given_text
 from ddp_ft.errors import UserError
@@ -180,7 +180,10 @@ def default_run_dir(config: RunConfig) -> Path:
     """runs/<data>-<model>, both by their last names."""
     assert config.data.path is not None and config.model.name is not None
     model = config.model.name.rsplit("/", 1)[-1].replace(":", "-")
-    return Path("runs") / f"{config.data.path.resolve().name.replace(':', '-')}-{model}"
+    data = config.data.path.resolve().name
+    if code_file(config.data.path):  # FILE.py:NAME; a folder keeps its name, whatever is in it, so that its runs resume
+        data = data.replace(":", "-")
+    return Path("runs") / f"{data}-{model}"
 
 
 @contextmanager

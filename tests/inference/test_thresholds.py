@@ -7,9 +7,11 @@ import torch
 
 import ddp_ft
 from ddp_ft.contracts import Evaluation
+from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.evaluate import evaluate
-from ddp_ft.inference.asked import parse_thresholds
+from ddp_ft.inference.asked import Asked, parse_thresholds
+from ddp_ft.inference.thresholds import choose_thresholds
 from ddp_ft.predict import predict
 from ddp_ft.run_folder.evaluations import save_evaluation
 from tests.support.images import SHAPES
@@ -58,6 +60,8 @@ def test_a_label_is_there_from_its_threshold_on(run, table, tmp_path, given, exp
         shares = row["probabilities"]
         assert row["classes"] == [name for name in SHAPES if shares[name] >= expected[name]]
     model = ddp_ft.load(run, device="cpu", threshold=given)
+    asked = Asked((run,), thresholds=parse_thresholds(given))
+    assert choose_thresholds(model._task, asked, World(0, 1, 0, torch.device("cpu"))) == pytest.approx(expected)
     assert [list(each.labels) for each in model([row["file"] for row in found])] == [row["classes"] for row in found]
 
 

@@ -385,6 +385,9 @@ def test_the_default_run_folder_is_named_after_data_and_model(shapes, tmp_path, 
 
     config = make_config({"data.path": str(shapes), "model.name": "timm/resnet18.a1_in1k"})
     assert str(default_run_dir(config)) == f"runs/{shapes.name}-resnet18.a1_in1k"
+    for data, name in (("some/day 10:30", "day 10:30"), ("own.py:Plates", "own.py-Plates")):
+        config = make_config({"data.path": data, "model.name": "net"})
+        assert str(default_run_dir(config)) == f"runs/{name}-net"
 
 
 def test_a_test_set_is_measured_once_with_the_best_model(shapes, tmp_path, capsys):

@@ -30,6 +30,11 @@ def with_channels(pixels: Tensor, channels: int) -> Tensor:
         raise BadSample(str(wrong)) from wrong
     if pixels.device.type == "cpu":  # in a third of the time
         return torch.from_numpy(np.array(Image.fromarray(pixels.permute(1, 2, 0).numpy()).convert("L")))[None]
+    return as_grey(pixels)
+
+
+def as_grey(pixels: Tensor) -> Tensor:
+    """uint8, 3 x H x W -> 1 x H x W, as Pillow's mode L, on any device."""
     red, green, blue = (weight * plane.to(torch.int32) for weight, plane in zip(_LUMA, pixels, strict=True))
     grey: Tensor = (red + green + blue + 32768) >> 16
     return grey.to(torch.uint8)[None]

@@ -14,7 +14,7 @@ from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.contracts import BadSample
 from ddp_ft.data.image import jpeg
 from ddp_ft.data.image.arrays import look_at, unused_channels
-from ddp_ft.data.image.channels import with_channels
+from ddp_ft.data.image.channels import as_grey, with_channels
 from ddp_ft.data.image.decode import decode, open_image
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.transforms import check_colours, eval_transform, train_transform
@@ -43,6 +43,10 @@ def test_grey_is_pillows_and_exact_where_colours_are_equal(tmp_path: Path, monke
     Image.fromarray(FIVE[..., :3]).save(tmp_path / "a.png")
     expected = np.asarray(Image.open(tmp_path / "a.png").convert("L"))
     assert np.array_equal(decode(tmp_path / "a.png", 1)[0], expected)
+    colours = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
+    expected = np.asarray(Image.fromarray(colours).convert("L"))
+    for grey in (with_channels(planes(colours), 1), as_grey(planes(colours))):  # the latter is for other devices
+        assert np.array_equal(grey[0], expected)
     levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
     assert torch.equal(with_channels(with_channels(levels, 3), 1), levels)
     Image.fromarray(FIVE[..., 0]).resize((64, 64)).save(tmp_path / "a.jpg")
