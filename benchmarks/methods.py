@@ -31,6 +31,8 @@ _BOOK = {
     "schedule.warmup": 0.0,
     "loss.label_smoothing": 0.0,
     "train.clip_norm": 0.0,
+    "ema.decay": 0.0,
+    "eval.choose": "best",
 }
 METHODS: dict[str, Settings] = {
     BASELINE: _BOOK,

@@ -9,13 +9,21 @@ from ddp_ft.config.keys import key, machine_key
 class EvalConfig:
     """When to evaluate, and what decides which model is best."""
 
-    every_epochs: int = key(1, "Epochs between evaluations.", low=1)
+    every_epochs: int | None = key(
+        None, "Epochs between evaluations; auto: 1, or more of them where --epochs is auto.", low=1, null="auto"
+    )
     metric: str | None = key(
         None,
         "The metric that decides which model is best (of equals the loss); auto: accuracy, mAP or RMSE, by task. "
         "Others: balanced_accuracy, macro_f1, micro_f1, auroc, ece, top5_accuracy, exact_match, mae, r2, loss.",
         flag="--metric",
         null="auto",
+    )
+    choose: str = key(
+        "auto",
+        "Which model becomes the best one: the best by that metric; or the latest whose metric is at most a standard "
+        "error worse, since a better one may be luck; auto: latest where --epochs is auto.",
+        choices=("auto", "best", "latest"),
     )
     extra: str | None = key(
         None,
@@ -29,10 +37,16 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class EmaConfig:
-    """A moving average of the weights, evaluated beside them."""
+    """A moving average of the weights, evaluated beside them, or in their place."""
 
-    decay: float = key(
-        0.0, "Decay of the average a step, such as 0.999; 0: no average.", flag="--ema", low=0, high=0.999999
+    decay: float | None = key(
+        None,
+        "Decay of the average a step, such as 0.999; 0: no average; auto: the average of the last tenth of all steps "
+        "so far, evaluated in place of the weights, where --epochs is auto.",
+        flag="--ema",
+        low=0,
+        high=0.999999,
+        null="auto",
     )
 
 
@@ -53,8 +67,8 @@ class CheckpointConfig:
 
 # The names of what a run warns of at its start, what costs most first.
 WARNINGS = (
-    "job-time", "learning-rate", "batch-size", "weights", "classes-in-val", "classes", "class-balance", "imbalance",
-    "steps", "validation-set", "image-sizes",
+    "job-time", "whole-run", "learning-rate", "batch-size", "weights", "classes-in-val", "classes", "class-balance",
+    "imbalance", "steps", "validation-set", "image-sizes",
 )  # fmt: skip
 
 

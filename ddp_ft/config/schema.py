@@ -211,7 +211,9 @@ class ProbeConfig:
 class TrainConfig:
     """How long to train, and in which batches."""
 
-    epochs: int = length_key(3, "Passes over the training set.", flag="--epochs", low=1)
+    epochs: int | None = length_key(
+        None, "Passes over the data; auto: by its size.", flag="--epochs", low=1, null="auto"
+    )
     batch_size: int = key(32, "Images per optimizer step, over all processes.", flag="--batch-size", low=1)
     micro_batch: int | None = machine_key(
         None,

@@ -162,7 +162,7 @@ def _need(composed: "Run") -> Need:
         features = min(4 * rows * feature_width(built), int(config.freeze.cache_gb * GIB))
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     keep = config.checkpoint.keep + config.checkpoint.keep_best
-    return need_of(size, config.optim.name, bool(config.ema.decay), keep, features)
+    return need_of(size, config.optim.name, bool(composed.plan.ema_decay), keep, features)
 
 
 def _size(count: float) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ddp_ft.contracts import TRAIN
 from ddp_ft.data.batch import cut
 from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
 from ddp_ft.diagnostics.machine import MIB
@@ -98,7 +99,7 @@ def _measure_steps(run: Run, images: int) -> tuple[float, bool]:
         size -= size % 2  # as the loader does, which parts no pair of mixed images
     micro_batches = cut([batch], size, run.model.least) if size else [batch]
     # As in training, the moving average takes memory and time.
-    ema = Ema(run.model.module, run.config.ema.decay) if run.config.ema.decay else None
+    ema = Ema(run.model.module, run.plan.ema_decay) if run.plan.ema_decay else None
 
     def step() -> StepSums:
         sums = phase.learner.step(micro_batches)
@@ -196,9 +197,12 @@ def training_rate(speed: Speed, workers: int, world_size: int, is_cuda: bool) ->
 
 
 def pace_of(run: Run, rate: float) -> Pace:
-    """Seconds of steps and evaluations at that rate (images/s); saves are taken to cost nothing."""
-    step = run.plan.train_samples / run.plan.steps_per_epoch / rate
-    evaluation = FORWARD_SHARE * run.plan.val_samples / rate / run.config.eval.every_epochs
+    """Seconds of steps and evaluations at that rate (images/s); saves are taken to cost nothing, and so are the steps
+    of a head alone."""
+    is_head_alone = run.config.freeze.cache_features
+    step = 0.0 if is_head_alone else run.plan.train_samples / run.plan.steps_per_epoch / rate
+    models = 0 if is_head_alone else len(run.evaluated(TRAIN))
+    evaluation = models * FORWARD_SHARE * run.plan.val_samples / rate / run.plan.evaluation_epochs
     return Pace(step, evaluation, 0.0, run.plan.steps_per_epoch)
 
 
@@ -211,7 +215,7 @@ def duration(run: Run, pace: Pace, rate: float) -> Finding:
 
 def _probing(run: Run, rate: float) -> float:
     """Seconds to compute the features; the head's own steps are negligible."""
-    if not run.config.probe.epochs:
+    if not (run.config.probe.epochs or run.config.freeze.cache_features):
         return 0.0
     return FORWARD_SHARE * (run.plan.train_samples * run.config.freeze.views + run.plan.val_samples) / rate
 

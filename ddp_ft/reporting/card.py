@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ddp_ft.config.paths import code_file
-from ddp_ft.contracts import PROBE
 from ddp_ft.data.sources.table_file import is_table
 from ddp_ft.errors import printable, shortened
+from ddp_ft.reporting.choice import describe_choice
 from ddp_ft.reporting.facts import SPLITS, RunFacts
 from ddp_ft.reporting.formats import metric_name
 from ddp_ft.reporting.reproduce import start_command
@@ -144,15 +144,13 @@ def _procedure(facts: RunFacts) -> str:
     weights = {"none": "random weights", "pretrained": "pretrained weights"}.get(str(config.model.weights))
     lines = [
         f"Started from {weights or f'the weights {_text(Path(str(config.model.weights)).name)}'}.",
-        f"Recipe {_text(plan.recipe)}: {plural(config.train.epochs, 'epoch')} of "
+        f"Recipe {_text(plan.recipe)}: {plural(facts.epochs, 'epoch')} of "
         f"{plural(plan.steps_per_epoch, 'step')}, global batch size {config.train.batch_size}, "
         f"{_text(config.optim.name)}, learning rate {plan.lr:g}, schedule {_text(config.schedule.name)}, "
         f"{_text(plan.precision)}, seed {config.seed}.",
     ]
-    if best := facts.best:
-        where = "the probe" if best["phase"] == PROBE else f"epoch {best['epoch']:g}"
-        metric = _text(metric_name(facts.metric))
-        lines.append(f"Model selection: best {metric} on the validation set, after {where}.")
+    if choice := describe_choice(facts):
+        lines.append(f"Model selection by {_text(metric_name(facts.metric))} on the validation set: {_text(choice)}.")
     libraries = ", ".join(f"{_text(name)} {_text(version)}" for name, version in versions.items())
     lines.append(f"Made with {libraries or f'ddp_ft {__version__}'}.")
     return "\n".join(f"- {line}" for line in lines)

@@ -171,7 +171,7 @@ def _rows(runs: Sequence[RunFacts], names: Sequence[str], metric: str) -> list[d
                 "colour": colour,
                 "model": printable(str(run.config.model.name)),
                 **{split: result(run, found, split, metric) for split in SPLITS},
-                "epoch": f"{run.summary.get('epoch', 0):g} of {run.config.train.epochs}" if run.summary else run.status,
+                "epoch": f"{run.summary.get('epoch', 0):g} of {run.epochs}" if run.summary else run.status,
                 "best": "probe" if run.best.get("phase") == "probe" else f"{run.best.get('epoch', 0):g}",
                 "speed": number_text(speed) if speed else "–",
                 "wall": duration(wall) if wall else "–",

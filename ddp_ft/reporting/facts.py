@@ -61,6 +61,11 @@ class RunFacts:
         return printable(path.resolve().name) if path else "data"
 
     @property
+    def epochs(self) -> int:
+        """The epochs that were asked for, or that auto became."""
+        return self.config.train.epochs or self.plan.epochs
+
+    @property
     def status(self) -> str:
         """ "done", "stopped", or "unfinished" if it is running or was killed."""
         return str(self.summary.get("status", "unfinished"))

@@ -6,6 +6,7 @@ from typing import Any
 
 from ddp_ft.contracts import PROBE, LabelledSource
 from ddp_ft.errors import printable, shortened
+from ddp_ft.reporting.choice import describe_choice
 from ddp_ft.reporting.class_table import class_counts
 from ddp_ft.reporting.facts import SPLITS, RunFacts
 from ddp_ft.reporting.formats import brief, metric_name, moment
@@ -60,7 +61,7 @@ def _state(facts: RunFacts) -> str:
     step = facts.summary.get("step", max((row["step"] for row in trained), default=0))
     epoch = facts.summary.get("epoch", max((row["epoch"] for row in trained), default=0.0))
     total = facts.plan.total_steps
-    where = f"{epoch:g} of {plural(facts.config.train.epochs, 'epoch')}, step {count(step)} of {count(total)}"
+    where = f"{epoch:g} of {plural(facts.epochs, 'epoch')}, step {count(step)} of {count(total)}"
     if facts.status not in ("done", "stopped"):
         return f"Not finished: {where}."
     if facts.status == "stopped":
@@ -128,13 +129,11 @@ def _what_was_trained(facts: RunFacts) -> list[tuple[str, str]]:
         "Initial weights": str(config.model.weights),
         "Recipe": f"{plan.recipe}; {config.optim.name}, learning rate {plan.lr:g}, schedule "
         f"{config.schedule.name}, {plan.precision}",
-        "Steps": f"{count(plan.total_steps)} = {plural(config.train.epochs, 'epoch')} x "
-        f"{count(plan.steps_per_epoch)}, global batch size {config.train.batch_size}",
+        "Steps": f"{count(plan.total_steps)} = {plural(facts.epochs, 'epoch')} x "
+        f"{count(plan.steps_per_epoch)}, global batch size {config.train.batch_size}"
+        + (f", chosen {plan.why_epochs}" if plan.why_epochs else ""),
+        "Best model": describe_choice(facts),
     }
-    if best := facts.best:
-        rows["Best model"] = f"after epoch {best['epoch']:g}, step {count(best['step'])}"
-        if best["phase"] == PROBE:
-            rows["Best model"] = "after the probe"
     return [(name, printable(value)) for name, value in rows.items() if value]
 
 

@@ -18,14 +18,17 @@ from ddp_ft.training.run import Run
 MOST_WARNINGS = 3
 
 
-def print_remarks(run: Run, earlier: Plan | None, console: Console, end: float | None) -> None:
-    """Print them; `end` is when the batch job ends, in seconds since 1970, or None."""
+def print_remarks(
+    run: Run, earlier: Plan | None, console: Console, end: float | None, expected: Sequence[Finding]
+) -> None:
+    """Print them; `end` is when the batch job ends, in seconds since 1970, or None; `expected` is about the time of the
+    run."""
     for name in changed_code(run.plan.code, earlier.code if earlier else {}):
         file = printable(name.rpartition(":")[0])
         console.print(f"Warning: {file} has changed since this run's last start: what is trained may be another model.")
     for note in (*run.splits.notes, *_notes(run)):
         console.print(f"Note: {note}")
-    found = guarded("remarks", lambda: advise(situation_of(run, end)))
+    found = guarded("remarks", lambda: [*expected, *advise(situation_of(run, end))])
     for line in _warnings(found, run.config.log.silence, is_new=earlier is None):
         console.print(f"Warning: {line}")
 
@@ -47,7 +50,7 @@ def _warnings(found: Sequence[Finding], silenced: str | None, is_new: bool) -> l
 def _notes(run: Run) -> list[str]:
     """Settings and models that may not have the intended effect."""
     notes = [str(note)] if (note := run.plan.inputs.get("note")) else []
-    late = [stage.epoch for stage in run.stages if stage.epoch >= run.config.train.epochs]
+    late = [stage.epoch for stage in run.stages if stage.epoch >= run.plan.epochs]
     # The entries count the epochs that are done; all else on the screen counts from 1.
     notes += [f"the entry {late[0]} of freeze.schedule is never reached: it needs more --epochs."] if late else []
     if run.model.unused:

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from ddp_ft.contracts import LoadReport
-from ddp_ft.data.class_counts import count_classes
-from ddp_ft.diagnostics.finding import tried
-from ddp_ft.errors import printable
+from ddp_ft.diagnostics.expected_time import expected_time
+from ddp_ft.diagnostics.finding import guarded, tried
 from ddp_ft.models.freezing import frozen_table
 from ddp_ft.models.introspection import Trial, flops_per_sample
+from ddp_ft.reporting.data_row import describe_data
 from ddp_ft.reporting.remarks_at_start import print_remarks
 from ddp_ft.tasks.registry import describe_choice
 from ddp_ft.texts import count, plural
@@ -24,16 +24,18 @@ def print_start(run: Run, report: LoadReport, earlier: Plan | None, console: Con
     if not run.world.is_main:
         return
     plan, module = run.plan, run.model.module
+    # Who asks for a number of epochs is not kept waiting for the estimate.
+    expected = guarded("time", lambda: [expected_time(run)]) if plan.why_epochs and earlier is None else []
     compiled = {"true": ", compiled", "regional": ", blocks compiled"}.get(run.config.compute.compile, "")
     rows = {
-        "data": f"{run.config.data.path}: {_sets(run)}{_classes(run)}",
+        "data": describe_data(run),
         "recipe": f"{plan.recipe}: {run.why_recipe}",
         "task": describe_choice(run.config, run.splits.schema),
         "model": f"{run.config.model.name}: {', '.join(_sizes_of_model(run))}",
         "weights": str(report),
         **frozen_table(module, run.stages[0].frozen),
-        "steps": f"{count(plan.total_steps)} = {plural(run.config.train.epochs, 'epoch')} x "
-        f"{count(plan.steps_per_epoch)}, global batch size {run.config.train.batch_size}",
+        "steps": _steps(run),
+        **({"time": expected[0].text} if expected else {}),
         "machine": f"{plan.world_size} x {plan.device}, {plural(plan.threads, 'thread')} and "
         f"{plural(plan.workers, 'loader worker')} each, "
         f"{plan.precision}{', channels_last' if plan.channels_last else ''}{compiled}",
@@ -41,26 +43,15 @@ def print_start(run: Run, report: LoadReport, earlier: Plan | None, console: Con
         "run folder": str(run.folder.path),
     }
     console.table("ddp_ft", rows)
-    print_remarks(run, earlier, console, end)
+    print_remarks(run, earlier, console, end, expected)
 
 
-def _sets(run: Run) -> str:
-    """The sizes of the sets; of that for the test too, so that a folder which is taken for it is seen."""
-    test = f", {count(len(run.splits.test))} test" if run.splits.test is not None else ""
-    return f"{count(run.plan.train_samples)} train, {count(run.plan.val_samples)} val{test}"
-
-
-def _classes(run: Run) -> str:
-    """The number of classes, and the smallest and the largest of them."""
-    counts = count_classes(run.splits.train, run.splits.schema)
-    if counts is None:
-        return ""
-    (small, fewest), (large, most) = counts.smallest, counts.largest
-    classes = plural(len(counts.names), "class", "classes")
-    if fewest == most:
-        return f"; {classes} of {plural(fewest, 'image')}"
-    ratio = f", a ratio of {counts.imbalance:.3g}" if fewest else ""
-    return f"; {classes} of {fewest} ({printable(small)}) to {count(most)} ({printable(large)}) images{ratio}"
+def _steps(run: Run) -> str:
+    """The number of steps and, if nobody asked for it, why it is so many."""
+    plan = run.plan
+    steps = f"{count(plan.total_steps)} = {plural(plan.epochs, 'epoch')} x {count(plan.steps_per_epoch)}"
+    why = f" ({plan.why_epochs})" if plan.why_epochs else ""
+    return f"{steps}{why}, global batch size {run.config.train.batch_size}"
 
 
 def _sizes_of_model(run: Run) -> Iterator[str]:

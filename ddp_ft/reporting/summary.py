@@ -63,7 +63,7 @@ def hyperparameters(run: Run) -> dict[str, Any]:
     return {
         "1_model": config.model.name,
         "2_learning_rate": plan.lr,
-        "3_epochs": config.train.epochs,
+        "3_epochs": plan.epochs,
         "4_batch_size": config.train.batch_size,
         "5_recipe": ", ".join([plan.recipe, *(f"{key}={value}" for key, value in changed.items())]),
         "seed": config.seed,

@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,17 @@ _REMOVING, _DAMAGED = ".removing_", "damaged_"
 class Score:
     """How good a model is, to be compared: by `quality`, the metric that decides, as a number that is larger for a
     better model; of equals by `minus_loss`, the negative loss on the same set. -inf for NaN, and for a loss that is
-    not known, as in checkpoints of earlier versions."""
+    not known, as in checkpoints of earlier versions. `chosen`: the step at which the model was chosen although one
+    before was better, since that may have been luck; 0: it was not."""
 
     quality: float
     minus_loss: float = -math.inf
+    chosen: int = field(default=0, compare=False)
+
+    @property
+    def rank(self) -> tuple[int, float, float]:
+        """What checkpoints are ranked by: the latest choice first."""
+        return self.chosen, self.quality, self.minus_loss
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ class Checkpoints:
         """The complete checkpoints of a phase that have a score, best first; of equals the older one."""
         scores = {folder: score for folder in self.complete(phase) if (score := read_score(folder)) is not None}
         # Stable, though reversed: the older of equals stays first.
-        return sorted(scores, key=lambda folder: scores[folder], reverse=True)
+        return sorted(scores, key=lambda folder: scores[folder].rank, reverse=True)
 
     def _move_links(self, newest: Path, phase: str) -> None:
         point(self.root / "last", newest.name)
@@ -163,6 +170,7 @@ def _write_files(
     torch.save(dict(state), folder / "state.pt")
     if score is not None:
         stored = {"score": _stored(score.quality), "loss": _stored(-score.minus_loss)}
+        stored |= {"chosen": score.chosen} if score.chosen else {}
         (folder / SCORE).write_text(to_json(stored), encoding="utf-8")
     manifest = {file.name: _fingerprint(file) for file in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
@@ -222,10 +230,12 @@ def _stored(value: float) -> float | None:
 def read_score(folder: Path) -> Score | None:
     """The score of a checkpoint; None if it has none, or a damaged one."""
     stored = read_sound_json(folder / SCORE, dict)
-    quality, loss = stored.get("score", ""), stored.get("loss")
-    if not (isinstance(quality, (int, float, type(None))) and isinstance(loss, (int, float, type(None)))):
+    quality, loss, chosen = stored.get("score", ""), stored.get("loss"), stored.get("chosen", 0)
+    are_numbers = all(isinstance(each, (int, float, type(None))) for each in (quality, loss, chosen))
+    if not are_numbers:
         return None
-    return Score(-math.inf if quality is None else float(quality), -math.inf if loss is None else -float(loss))
+    minus_loss = -math.inf if loss is None else -float(loss)
+    return Score(-math.inf if quality is None else float(quality), minus_loss, int(chosen or 0))
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -11,7 +11,7 @@ from ddp_ft.config.keys import LENGTH, RECIPE
 from ddp_ft.config.loading import make_config, read_config_file, to_flat, to_yaml, value_text
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.errors import UserError
-from ddp_ft.files import to_json, write_text
+from ddp_ft.files import read_sound_json, to_json, write_text
 from ddp_ft.run_folder.contents import (
     PURPOSES,
     Damaged,
@@ -50,7 +50,7 @@ class RunFolder:
         if not file.exists():
             return None
         try:
-            return make_config(read_config_file(file))
+            return make_config(_with_new_defaults(read_config_file(file)))
         except UserError as error:
             purpose, remedy = PURPOSES[file.name]
             named = error.message if str(file) in error.message else f"{file}: {error.message}"
@@ -125,6 +125,15 @@ class RunFolder:
         write_text(self.path / "config.yaml", to_yaml(config))
 
 
+def _with_new_defaults(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a run, also of a version that had other defaults for keys that are auto now, of the same meaning
+    where epochs are given."""
+    if "eval.choose" in stored:
+        return stored
+    before = {"eval.every_epochs": "1", "ema.decay": "0.0"}
+    return {path: None if path in before and value == before[path] else value for path, value in stored.items()}
+
+
 def _tick(file: Path) -> float:
     """By how many seconds a file's time may be too early: FAT and some network drives round down to 2 seconds."""
     return 2.0 if file.stat().st_mtime % 2 == 0 else 0.0
@@ -141,13 +150,25 @@ def check_same_recipe(folder: RunFolder, config: RunConfig, extend: bool) -> Non
             f"{folder.path} holds a run of another recipe:\n{differences}",
             "Choose another folder with --run-dir, or repeat the options of that run.",
         )
-    if stored.train.epochs > config.train.epochs:
-        raise UserError(
-            f"{folder.path} holds a run of {plural(stored.train.epochs, 'epoch')}; {config.train.epochs} asked for.",
-            "A run can be extended, never shortened. Choose another folder with --run-dir.",
-        )
+    _check_not_shorter(folder, stored, config, extend)
     if not extend and (longer := _differences(stored, config, LENGTH)):
         raise UserError(f"{folder.path} holds a run of another length:\n{longer}", "Add --extend to lengthen it.")
+
+
+def _check_not_shorter(folder: RunFolder, stored: RunConfig, config: RunConfig, extend: bool) -> None:
+    """UserError for fewer epochs than the folder's run has, or for more that nobody counts."""
+    there, here = stored.train.epochs, config.train.epochs
+    if here is None:
+        if extend and there is not None:
+            raise UserError("--extend needs the new number of epochs.", f"Give --epochs; the run has {there}.")
+        return
+    if there is None:  # auto, which the plan knows
+        there = read_sound_json(folder.path / "plan.json", dict).get("epochs", 0)
+    if there > here:
+        raise UserError(
+            f"{folder.path} holds a run of {plural(there, 'epoch')}; {here} asked for.",
+            "A run can be extended, never shortened. Choose another folder with --run-dir.",
+        )
 
 
 def _differences(stored: RunConfig, config: RunConfig, kind: str) -> str:

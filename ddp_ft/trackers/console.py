@@ -32,12 +32,14 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 
 @dataclass(frozen=True)
 class Outlook:
-    """The lower line of a live display: the best evaluation so far in words, empty if there is none, and when the next
-    checkpoint is due: at which step at the latest, and at which time (time.monotonic)."""
+    """What a display shows of the time to come: the best evaluation so far in words, empty if there is none, and when
+    the next checkpoint is due: at which step at the latest, and at which time (time.monotonic). `step_seconds` is what
+    a step takes, with its share of evaluations and saves; None: too few were timed."""
 
     best: str
     checkpoint_step: int
     checkpoint_time: float
+    step_seconds: float | None = None
 
 
 class Console(Tracker):
@@ -79,6 +81,7 @@ class Plain(Console):
         self.stream = stream
         self.level = level
         self.total_steps, self.steps_per_epoch = 0, 1
+        self.look: Callable[[], Outlook] | None = None
         self.started_at = 0.0
         self.started_step = 0
 
@@ -121,6 +124,7 @@ class Plain(Console):
 
     def start(self, step: int, total_steps: int, steps_per_epoch: int, look: Callable[[], Outlook]) -> None:
         """Remember when this start began, for the remaining time."""
+        self.look = look
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.started_step, self.started_at = step, time.monotonic()
 
@@ -149,9 +153,11 @@ class Plain(Console):
         return evaluation_lines(split, where, values)
 
     def seconds_left(self, step: int, until: int) -> float:
-        """Seconds until a later step is done, at the mean pace since the start, evaluations included."""
-        done = max(1, step - self.started_step)
-        return (time.monotonic() - self.started_at) / done * (until - step)
+        """Seconds until a later step is done, at the pace that was measured, else the mean one since the start."""
+        each = self.look().step_seconds if self.look else None
+        if each is None:
+            each = (time.monotonic() - self.started_at) / max(1, step - self.started_step)
+        return each * (until - step)
 
 
 def level_of(text: str) -> int:
@@ -185,7 +191,7 @@ class Live(Plain):
         """Show the display, in place of that of an earlier phase."""
         self.close()
         super().start(step, total_steps, steps_per_epoch, look)
-        self.step, self.look = step, look
+        self.step = step
         self.row: dict[str, float] = {}
         self.activity = ""
         self.drawn_at = 0.0
@@ -244,6 +250,7 @@ class Live(Plain):
         return Group(bar, Text(_BETWEEN.join(parts), no_wrap=True, overflow="ellipsis"))
 
     def _status(self) -> list[str]:
+        assert self.look is not None  # set at the start of the display
         look, parts = self.look(), [self.activity] if self.activity else []
         if self.row and not self.activity:
             parts += [f"loss {metric_figure(self.row['loss'])}", *speed_parts(self.row)]

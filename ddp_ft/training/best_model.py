@@ -32,7 +32,7 @@ def mend_best(run: Run, state: TrainState) -> str:
     folder = run.checkpoints.folder_of(best.step, best.phase)
     if run.world.from_main(lambda: _bring_back(run, folder, best.weights)):
         return f"{run.folder.best} was damaged; it is brought back from {folder.name}."
-    state.progress.best, state.progress.evaluation_due = Best(), True
+    state.progress.best, state.progress.top, state.progress.evaluation_due = Best(), {}, True
     return f"{run.folder.best} is damaged, and its checkpoint is gone: the best model from here on takes its place."
 
 

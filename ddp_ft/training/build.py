@@ -15,7 +15,7 @@ from ddp_ft.training.checks import check_alone, check_restorable, check_together
 from ddp_ft.training.gradients import anchors_of
 from ddp_ft.training.malloc import keep_freed_memory
 from ddp_ft.training.optim import optimizer_of
-from ddp_ft.training.plan import make_plan
+from ddp_ft.training.plan import Sizes, make_plan
 from ddp_ft.training.progress import Progress
 from ddp_ft.training.recipe import build, fit_inputs, settle_recipe
 from ddp_ft.training.request import Request
@@ -34,30 +34,32 @@ def compose(
     if world.device.type == "cpu":
         keep_freed_memory()
     splits = splits or world.from_main(lambda: open_splits_of(request.run_dir, config))
-    built = build(config, outputs_of(config, splits.schema))
+    outputs = outputs_of(config, splits.schema)
+    built = build(config, outputs)
     built, inputs = fit_inputs(built, config.data, splits.train, request.earlier, world)
     config, recipe, why = settle_recipe(config, request, built, len(splits.train))
     check_alone(config)
     task = make_task(config, splits.schema, splits.train.targets)
     task.higher_is_better(config.eval.metric or task.primary_metric)  # an unknown metric is reported now
     model, stages = prepare(built, config, task.initial_bias() if config.head.bias == "prior" else None, world)
+    sizes = Sizes(len(splits.train), len(splits.val), outputs)
     plan = make_plan(
-        config, machine, model, (len(splits.train), len(splits.val)),
+        config, machine, model, sizes, request.earlier,
         recipe=recipe, task=task.name, tuned=dict(request.tuned), measured=[dict(row) for row in request.measured],
         inputs=inputs,
-    ).after(request.earlier)  # fmt: skip
+    )  # fmt: skip
     check_together(config, model, splits, world.device)
     check_restorable(model, task)
     sampling = sampling_weights(config.data.sampling, splits.train.targets, splits.train.weights, splits.schema.kind)
     report = load_and_place(model, stages[0], config, world, plan.channels_last)
     run = Run(
         config=config, world=world, distributed=machine.launch.distributed, launched=machine.launch.started,
-        folder=folder, splits=splits, task=task, model=model, plan=plan, why_recipe=why, stages=stages,
-        anchors=anchors_of(model.module, model.head) if config.optim.l2_sp else {}, sampling=sampling,
+        folder=folder, splits=splits, task=task, model=model, plan=plan, why_recipe=why,
+        stages=stages, anchors=anchors_of(model.module, model.head) if config.optim.l2_sp else {}, sampling=sampling,
         prepare=model.processor.on_device(world.device, plan.channels_last),
         checkpoints=Checkpoints(folder.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best),
         agreement=Agreement(world, machine.stop),
     )  # fmt: skip
     progress = Progress(phase=PROBE if config.probe.epochs else TRAIN)
     optimizer = optimizer_of(model, config.optim, plan.lr)
-    return run, TrainState(model.module, optimizer, plan, progress, config.ema.decay), report
+    return run, TrainState(model.module, optimizer, plan, progress, plan.ema_decay), report

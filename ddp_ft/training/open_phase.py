@@ -35,7 +35,7 @@ def describe_phase(run: Run, state: TrainState, phase: Phase) -> str:
     are several."""
     is_probe, step, last = phase.name == PROBE, state.progress.step, phase.last_step(state.progress)
     name = "Probe, the head alone on features" if is_probe else "Training"
-    epochs = run.config.probe.epochs if is_probe else run.config.train.epochs
+    epochs = run.config.probe.epochs if is_probe else run.plan.epochs
     where = f"continues after step {step} of {last}" if step else f"epochs {epochs}, steps {last}"
     stage = "" if is_probe or len(run.stages) == 1 else f"\n{describe_stage(run, state.progress.stage)}"
     return f"{name}: {where}.{stage}"

@@ -72,9 +72,11 @@ class Phase(ABC):
     def cadence(self, progress: Progress) -> Cadence:
         """Return when rows, evaluations and checkpoints are due. The probe is evaluated after its last step only."""
         config, epoch = self.run.config, self.sampler.steps_per_epoch if self.name == TRAIN else 0
-        evaluations, checkpoints = config.eval.every_epochs * epoch, config.checkpoint.every_steps
+        evaluations, checkpoints = self.run.plan.evaluation_epochs * epoch, config.checkpoint.every_steps
         rows = config.log.every_steps or row_every(self.total_steps)
-        return Cadence(self.last_step(progress), rows, evaluations, checkpoints, epoch)
+        # Where epochs are short, as those of a small set are, a checkpoint of each would take longer than its steps.
+        regular = epoch if config.eval.every_epochs else evaluations
+        return Cadence(self.last_step(progress), rows, evaluations, checkpoints, regular)
 
     def step(self, state: TrainState, micro_batches: list[Batch], flags: list[float]) -> StepSums:
         """Take an optimizer step over the global batch and count it; `flags` are summed over ranks with it."""

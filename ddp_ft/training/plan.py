@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from ddp_ft.models.precision import resolve_format, resolve_precision
 from ddp_ft.plugins import digest_of
 from ddp_ft.run_folder.contents import Damaged, damaged, keys_of, problem_in, read_content
 from ddp_ft.run_folder.folder import RunFolder
+from ddp_ft.training.course import BEST, Course, choose_course
 from ddp_ft.training.schedule import Schedule
 from ddp_ft.training.shares import check_shares
 
@@ -34,7 +35,8 @@ class Plan:
     `lowered`: from how many images of a micro-batch to how many, since a process ran out of memory. `tuned`: the keys
     that were decided by measuring, with their values; `measured`: the rows that led to them. Both hold for later
     starts. `inputs`: what the processor had to know of the training set (`Processor.measure`). `code`: the SHA-256 of
-    each file of the user's own, by what names it.
+    each file of the user's own, by what names it. `epochs`, and of them those from one evaluation to the next
+    (`evaluation_epochs`), `ema_decay` and `choice` are the run's `Course`, `why_epochs` its reason.
     """
 
     recipe: str
@@ -57,6 +59,11 @@ class Plan:
     measured: list[dict[str, Any]] = field(default_factory=list)
     inputs: dict[str, Any] = field(default_factory=dict)
     code: dict[str, str] = field(default_factory=dict)
+    epochs: int = 0
+    evaluation_epochs: int = 1
+    ema_decay: float = 0.0
+    choice: str = BEST
+    why_epochs: str = ""
 
     @property
     def cut(self) -> int | None:
@@ -113,20 +120,31 @@ def earlier_plan(folder: RunFolder, log: Log) -> Plan | None:
         return None
 
 
-def make_plan(config: RunConfig, machine: Machine, built: BuiltModel, samples: tuple[int, int], **decided: Any) -> Plan:
-    """Return the plan of a run of `samples` = (train, val) images; the model is in the mode in which it is trained.
-    `decided`: the fields recipe, task, tuned, measured, inputs.
+class Sizes(NamedTuple):
+    """Of a run: images of the training and of the validation set, and outputs of the model."""
+
+    train: int
+    val: int
+    outputs: int
+
+
+def make_plan(
+    config: RunConfig, machine: Machine, built: BuiltModel, sizes: Sizes, earlier: Plan | None, **decided: Any
+) -> Plan:
+    """Return the plan of a run, after that of an earlier start if there was one; the model is in the mode in which it
+    is trained. `decided`: the fields recipe, task, tuned, measured, inputs.
     UserError for what this machine or this data does not allow."""
-    world, (train_samples, val_samples), workers = machine.world, samples, config.data.workers
+    world, workers = machine.world, config.data.workers
     if config.train.batch_size < world.size:
         raise UserError(
             f"--batch-size {config.train.batch_size} is smaller than the {world.size} processes that share it.",
             "It is the global batch, images per optimizer step. Make it larger, or start fewer processes.",
         )
-    assert train_samples > 0  # `open_splits` refuses an empty training set
-    check_shares(config, built, train_samples, world.size)
-    steps_per_epoch = math.ceil(train_samples / config.train.batch_size)
-    total_steps = config.train.epochs * steps_per_epoch
+    assert sizes.train > 0  # `open_splits` refuses an empty training set
+    check_shares(config, built, sizes.train, world.size)
+    steps_per_epoch = math.ceil(sizes.train / config.train.batch_size)
+    course = _course(config, sizes, earlier)
+    total_steps = course.epochs * steps_per_epoch
     make_schedule(config.schedule, total_steps, steps_per_epoch)  # an impossible one is reported now
     return Plan(
         **decided,
@@ -137,13 +155,32 @@ def make_plan(config: RunConfig, machine: Machine, built: BuiltModel, samples: t
         workers=default_workers(world.device.type, machine.launch.local_world_size) if workers is None else workers,
         precision=resolve_precision(config.compute.precision, world.device),
         channels_last=resolve_format(config.compute.memory_format, built.module),
-        train_samples=train_samples,
-        val_samples=val_samples,
+        train_samples=sizes.train,
+        val_samples=sizes.val,
+        epochs=course.epochs,
+        evaluation_epochs=course.evaluation_epochs,
+        ema_decay=course.ema_decay,
+        choice=course.choice,
+        why_epochs=course.why,
         steps_per_epoch=steps_per_epoch,
         total_steps=min(total_steps, config.train.max_steps or total_steps),
         lr=config.optim.lr or usual_rate(built.module),
         code=_digests(config),
         grade_elsewhere="c" if has_rank_noise(built.module) or config.head.dropout else "b",
+    ).after(earlier)
+
+
+def _course(config: RunConfig, sizes: Sizes, earlier: Plan | None) -> Course:
+    """The course of a run; what auto became at an earlier start holds for all."""
+    found = choose_course(config, sizes.train, sizes.outputs)
+    if earlier is None:
+        return found
+    return Course(
+        earlier.epochs if config.train.epochs is None else found.epochs,
+        config.eval.every_epochs or earlier.evaluation_epochs,
+        earlier.ema_decay if config.ema.decay is None else found.ema_decay,
+        earlier.choice if config.eval.choose == "auto" else found.choice,
+        found.why,
     )
 
 

@@ -36,11 +36,13 @@ class Best:
 class Progress:
     """Counters of a run over all its starts. Times are seconds on this rank's clock.
 
-    `step` counts the steps of the phase. `evaluation_due`: an evaluation comes next. `stage` is the stage of
-    unfreezing; `budget` the number of steps that --max-minutes became; `stale` the evaluations since the last better
-    one; `length` the keys of run length of this start. `bad_steps` and `bad_in_row` count steps whose loss or gradient
-    was not finite; `saves` checkpoints, whose copies took `copy_seconds` of the loop's time. `searches_unused`: each
-    step looks for parameters without a gradient, since an earlier one had them elsewhere than expected.
+    `step` counts the steps of the phase. `best` is the model that is kept, `top` the metrics of the best evaluation,
+    another one where the latest of equally good models is kept. `evaluation_due`: an evaluation comes next. `stage` is
+    the stage of unfreezing; `budget` the number of steps that --max-minutes became; `stale` the evaluations since the
+    last better one; `length` the keys of run length of this start. `bad_steps` and `bad_in_row` count steps whose loss
+    or gradient was not finite; `saves` checkpoints, whose copies took `copy_seconds` of the loop's time.
+    `searches_unused`: each step looks for parameters without a gradient, since an earlier one had them elsewhere than
+    expected.
     """
 
     phase: str = TRAIN
@@ -67,11 +69,13 @@ class Progress:
     warm_up_images: int = 0
     warm_up_seconds: float = 0.0
     best: Best = field(default_factory=Best)
+    top: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
     def from_mapping(values: dict[str, Any]) -> "Progress":
         """Return the progress whose `asdict` a checkpoint has."""
-        return Progress(**{**values, "best": Best(**values["best"])})
+        best = Best(**values["best"])
+        return Progress(**{"top": best.metrics, **values, "best": best})  # earlier versions had no other top
 
     @property
     def images_per_second(self) -> float:

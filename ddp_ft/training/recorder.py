@@ -34,6 +34,7 @@ class Recorder:
         folder, world = run.folder.path / FOLDER, run.world
         self._trace = StepTrace(run.config.log.profile, folder, world.rank, world.device)
         self._saved_at = 0.0
+        self._evaluations, self._evaluation_seconds, self._evaluation_began = 0, 0.0, 0.0
 
     def begin(self, phase: Phase) -> None:
         """Record the steps of this phase from now on."""
@@ -101,10 +102,14 @@ class Recorder:
 
     def evaluating(self) -> None:
         """Report that an evaluation on the validation set begins."""
+        self._evaluation_began = time.monotonic()
         self.console.doing(f"evaluating on {plural(len(self.run.splits.val), 'image')}")
 
     def evaluation(self, row: Mapping[str, float], best: Evaluation | None) -> None:
         """Log an evaluation on the validation set; and its charts, if it is the best so far."""
+        if self.phase.name == TRAIN:
+            self._evaluations += 1
+            self._evaluation_seconds += time.monotonic() - self._evaluation_began
         self._log("val", row)
         log_histograms(self.run, self.state.progress.step, self.trackers)
         if best is not None:
@@ -154,10 +159,12 @@ class Recorder:
         if progress.timed_steps < STEPS_TO_MEASURE:
             return None
         step = progress.timed_seconds / progress.timed_steps
-        batches_of_val = plan.val_samples / config.train.batch_size
-        evaluation = batches_of_val * step * EVALUATION_SHARE / config.eval.every_epochs
+        models = len(self.run.evaluated(TRAIN))
+        evaluation = models * plan.val_samples / config.train.batch_size * step * EVALUATION_SHARE
+        if self._evaluations:
+            evaluation = self._evaluation_seconds / self._evaluations
         save = (progress.copy_seconds + progress.stall_seconds) / max(1, progress.saves)
-        return Pace(step, evaluation, save, plan.steps_per_epoch)
+        return Pace(step, evaluation / plan.evaluation_epochs, save / plan.evaluation_epochs, plan.steps_per_epoch)
 
     def _look_ahead(self) -> Outlook:
         """Return what the live display shows besides the newest row."""
@@ -165,7 +172,9 @@ class Recorder:
         shown = f"{metric} {metric_figure(best.metrics[metric])} ({best})" if best.metrics else ""
         next_step = self.phase.cadence(progress).next_checkpoint(progress.step)
         minutes = self.run.config.checkpoint.every_minutes or math.inf
-        return Outlook(shown, next_step, self._saved_at + 60 * minutes)
+        pace = self._pace() if self.phase.name == TRAIN else None
+        each = pace.epoch / pace.steps_per_epoch if pace else None
+        return Outlook(shown, next_step, self._saved_at + 60 * minutes, each)
 
     def _report_trace(self, finish: Callable[[int], str]) -> None:
         """Report where the trace is, and log which operations took longest; nothing if it is not finished."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import BuiltModel, Task, ToDevice
+from ddp_ft.contracts import PROBE, BuiltModel, Task, ToDevice
 from ddp_ft.data.splits.record import Splits
 from ddp_ft.distributed.agreement import Agreement
 from ddp_ft.distributed.world import World
@@ -15,6 +15,7 @@ from ddp_ft.run_folder.background_writer import BackgroundWriter
 from ddp_ft.run_folder.checkpoints import Checkpoints, Score, score_of
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.training.plan import Plan
+from ddp_ft.training.state import EMA, RAW
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,13 @@ class Run:
     def score(self, metrics: Mapping[str, float]) -> Score:
         """Return how good a model with these metrics is: by the metric that decides, of equals by the loss."""
         return score_of(self.task, self.metric, metrics)
+
+    def evaluated(self, phase: str) -> tuple[str, ...]:
+        """Return which weights are evaluated: those of the model, their moving average, or both, if it was asked for
+        by its decay."""
+        if phase == PROBE or not self.plan.ema_decay:
+            return (RAW,)
+        return (EMA,) if self.config.ema.decay is None else (RAW, EMA)
 
     def wishes(self, save: bool) -> list[float]:
         """Return this rank's flags for the next step, to be summed over ranks: see Agreement."""

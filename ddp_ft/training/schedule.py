@@ -107,7 +107,7 @@ class Plateau:
 @dataclass(frozen=True)
 class Cadence:
     """After which steps of a phase rows, evaluations and checkpoints are due. Each every so many steps (0: never), rows
-    and evaluations also at the `last` one. Checkpoints also at the end of each `epoch` (in steps; 0: of none)."""
+    and evaluations also at the `last` one. Checkpoints also every `epoch` steps (0: none), and at the last."""
 
     last: int
     row_every: int

@@ -38,7 +38,7 @@ def test_yaml_round_trip_repeats_every_key(tmp_path):
         ("optim.lr=-1", ["--lr (optim.lr)", "-1", "above 0"]),
         ("optim.lr=nan", ["nan"]),
         ("train.epochs=1.5", ["1.5", "whole number", "at least 1"]),
-        ("train.epochs=", ["needs a value"]),
+        ("train.batch_size=", ["needs a value"]),
         ("compute.precision=fp15", ["one of auto, fp32, bf16, fp16", "fp16"]),
         ("log.silence=[steps,weight]", ["some of job-time, ", "weights"]),
         ("train.epochs=[1]", ["whole number"]),

@@ -17,8 +17,8 @@ GPU = Speed(loading=200.0, learning=1000.0, images=32)
 
 def run(**keys):
     """3 epochs of 10 steps of 32 images, 64 to validate on."""
-    plan = SimpleNamespace(train_samples=320, val_samples=64, steps_per_epoch=10, total_steps=30)
-    return SimpleNamespace(config=make_config(keys), plan=plan)
+    plan = SimpleNamespace(train_samples=320, val_samples=64, steps_per_epoch=10, total_steps=30, evaluation_epochs=1)
+    return SimpleNamespace(config=make_config(keys), plan=plan, evaluated=lambda phase: ("raw",))
 
 
 @pytest.mark.parametrize(

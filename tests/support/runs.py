@@ -13,10 +13,10 @@ from tests.support.fork_server import PATIENCE
 from tests.support.ranks import run_ranks
 
 
-def arguments(data: Path, run_dir: Path, *more: object, net: str = "plain", epochs: int = 1) -> list[str]:
-    """Options of a run of about a second: tiny model, 32 pixels, global batch 8."""
+def arguments(data: Path, run_dir: Path, *more: object, net: str = "plain", epochs: int | None = 1) -> list[str]:
+    """Options of a run of about a second: tiny model, 32 pixels, global batch 8. `epochs` None: not given."""
     base = ["--data", data, "--model", f"{nets.THIS_FILE}:{net}", "--weights", "none", "--image-size", 32, "--run-dir"]
-    rest = [run_dir, "--epochs", epochs, "--batch-size", 8, "--device", "cpu"]
+    rest = [run_dir, *(["--epochs", epochs] if epochs else []), "--batch-size", 8, "--device", "cpu"]
     # Drawing takes longer than these runs train.
     logging = ["--set", "log.every_steps=1", "--set", "log.pictures=false", "--set", "log.report=false"]
     return [str(argument) for argument in (*base, *rest, *logging, *more)]

@@ -75,7 +75,7 @@ def test_a_row_of_the_test_set_is_of_the_best_model():
 def test_lines_fit_eighty_columns():
     stream = io.StringIO()
     plain = Plain(Console(file=stream, width=300))
-    plain.start(0, 123450, 1235, lambda: None)
+    plain.start(0, 123450, 1235, lambda: Outlook("", 1, 0.0))
     plain.started_at -= 3600
     speed = {"images_per_second": 12345.6, "data_wait_share": 0.25, "grad_norm": 1.0, "lr/head": 0.1}
     plain.log("train", 12345, 9.9, {"loss": 0.7} | speed)

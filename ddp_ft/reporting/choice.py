@@ -1,0 +1,36 @@
+"""Which model of a run was kept, and how certain it is that it is the best."""
+
+from ddp_ft.contracts import PROBE
+from ddp_ft.reporting.facts import RunFacts
+from ddp_ft.reporting.formats import metric_name
+from ddp_ft.run_folder.checkpoints import Score
+from ddp_ft.tasks.metric_table import known_metric
+from ddp_ft.texts import count, plural, readable
+from ddp_ft.training.choice import is_near, standard_error
+from ddp_ft.training.course import LATEST
+
+
+def describe_choice(facts: RunFacts) -> str:
+    """When the best model was saved, and how many others the validation set cannot tell from the best evaluation; empty
+    before the first one."""
+    best = facts.best
+    if not best:
+        return ""
+    where = (
+        "after the probe" if best["phase"] == PROBE else f"after epoch {best['epoch']:g}, step {count(best['step'])}"
+    )
+    values = [row[facts.metric] for row in facts.evaluations if row.get(facts.metric) is not None]
+    sign = 1 if facts.higher_is_better else -1
+    top = max((sign * value for value in values), default=0.0)
+    error = standard_error(facts.metric, abs(top), facts.plan.val_samples)
+    near = sum(is_near(Score(sign * value), Score(top), error) for value in values)
+    if near < 2 or not error:
+        return where
+    kept = "the latest of" if facts.plan.choice == LATEST else "one of"
+    within = f"one standard error of {plural(facts.plan.val_samples, 'image')}, {_figure(facts.metric, error)}"
+    return f"{where}: {kept} {near} evaluations whose {metric_name(facts.metric)} is within {within}, of the best"
+
+
+def _figure(metric: str, error: float) -> str:
+    known = known_metric(metric)
+    return f"{100 * error:.1f} points" if known and known.is_share else readable(error, 2)

@@ -1,0 +1,95 @@
+"""A run whose length nobody gives: the data decides it, and what follows from it holds on any machine and restart."""
+
+import math
+import signal
+
+import pytest
+
+from ddp_ft.errors import UserError
+from tests.support.runs import arguments, column, read, rows, start_process, train_here, train_on, wait_for
+
+# One unbroken run for all.
+pytestmark = pytest.mark.xdist_group("course")
+# A beginning of such a run, with three evaluations.
+SHORT = ["--max-steps", 60]
+
+
+@pytest.fixture(scope="module")
+def whole(shapes, tmp_path_factory):
+    """An unbroken run in one process."""
+    run = tmp_path_factory.mktemp("course") / "whole"
+    train_here(shapes, run, *SHORT, epochs=None)
+    return run
+
+
+def test_the_data_decides(whole, shapes, tmp_path, capsys):
+    plan, summary = read(whole, "plan.json"), read(whole, "summary.json")
+    assert plan["epochs"] > 60 / 4 and plan["evaluation_epochs"] > 1
+    assert plan["why_epochs"] == "for 30 images and 3 outputs, nothing pretrained"
+    every = 4 * plan["evaluation_epochs"]
+    assert column(whole, "step", "val") == [*range(every, 60, every), 60]
+    assert sorted(folder.name for folder in (whole / "checkpoints").glob("step_*"))[-1] == "step_00000060"
+    assert summary["best_weights"] == "ema" and (whole / "checkpoints/last/ema.safetensors").exists()
+    assert not any(name.startswith("ema_") for row in rows(whole, "val") for name in row)
+    train_here(shapes, tmp_path / "r", "--dry-run", epochs=None)
+    said = capsys.readouterr().out
+    steps = f"{4 * plan['epochs']:,} = {plan['epochs']} epochs x 4 (for 30 images and 3 outputs, nothing pretrained)"
+    assert steps in said and "\n  time " in said
+
+
+def test_what_is_evaluated_kept_and_saved_is_one_model(whole):
+    step = read(whole, "summary.json")["best_step"]
+    kept = whole / f"checkpoints/step_{step:08d}/ema.safetensors"
+    assert kept.read_bytes() == (whole / "best/model.safetensors").read_bytes()
+    assert (whole / "checkpoints/best").readlink().name == kept.parent.name
+
+
+def test_the_latest_of_equally_good_models_is_kept(whole):
+    evaluated = rows(whole, "val")
+    top = max(row["accuracy"] for row in evaluated)
+    near = [row["step"] for row in evaluated if row["accuracy"] >= top - math.sqrt(top * (1 - top) / 12)]
+    assert read(whole, "summary.json")["best_step"] == near[-1]
+
+
+def test_a_killed_run_ends_with_the_same_bytes(whole, shapes, tmp_path):
+    more = [*SHORT, "--set", "checkpoint.every_steps=7"]
+    process = start_process(arguments(shapes, tmp_path / "cut", *more, epochs=None))
+    wait_for(tmp_path / "cut/checkpoints/step_00000021", process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    train_here(shapes, tmp_path / "cut", *more, epochs=None)
+    assert read(tmp_path / "cut", "summary.json")["restarts"] == 1
+    for file in ("best/model.safetensors", "checkpoints/last/ema.safetensors"):
+        assert (tmp_path / "cut" / file).read_bytes() == (whole / file).read_bytes()
+
+
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_any_number_of_processes_takes_the_same_course(whole, shapes, tmp_path, world_size):
+    train_on(world_size, shapes, tmp_path / "r", *SHORT, epochs=None)
+    assert column(tmp_path / "r", "step", "val") == column(whole, "step", "val")
+    assert column(tmp_path / "r", "loss", "val") == pytest.approx(column(whole, "loss", "val"), rel=1e-4)
+    for name in ("epochs", "evaluation_epochs", "ema_decay", "choice", "total_steps"):
+        assert read(tmp_path / "r", "plan.json")[name] == read(whole, "plan.json")[name]
+
+
+def test_it_is_extended_by_a_number_and_never_shortened(shapes, tmp_path):
+    train_here(shapes, tmp_path / "r", "--max-steps", 4, epochs=None)
+    epochs = read(tmp_path / "r", "plan.json")["epochs"]
+    with pytest.raises(UserError, match="never shortened"):
+        train_here(shapes, tmp_path / "r", "--max-steps", 4, "--extend", epochs=epochs - 1)
+    with pytest.raises(UserError, match="another length"):
+        train_here(shapes, tmp_path / "r", "--max-steps", 4, epochs=epochs + 1)
+    train_here(shapes, tmp_path / "r", "--max-steps", 8, "--extend", epochs=epochs + 1)
+    plan = read(tmp_path / "r", "plan.json")
+    assert (plan["epochs"], plan["total_steps"], plan["ema_decay"] > 0) == (epochs + 1, 8, True)
+    with pytest.raises(UserError, match="--extend needs the new number"):
+        train_here(shapes, tmp_path / "r", "--max-steps", 9, "--extend", epochs=None)
+
+
+def test_a_better_model_by_more_than_luck_is_kept(shapes, tmp_path):
+    """A rate that destroys what the probe has learned: nothing later is near it."""
+    bad = ["--recipe", "lp_ft", "--weights", "none", "--lr", 3, "--optimizer", "sgd", "--set", "probe.lr=0.1"]
+    train_here(shapes, tmp_path / "r", *bad, "--max-steps", 8, "--set", "eval.choose=latest", epochs=4)
+    summary, probed = read(tmp_path / "r", "summary.json"), rows(tmp_path / "r", "val", "probe")[-1]["accuracy"]
+    assert max(column(tmp_path / "r", "accuracy", "val")) < probed - math.sqrt(probed * (1 - probed) / 12)
+    assert (summary["best_phase"], summary["val"]["accuracy"]) == ("probe", probed)
