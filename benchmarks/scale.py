@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
-from ddp_ft.config.schema import AugmentConfig, DataConfig
+from ddp_ft.config.data import DataConfig
+from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.config.user_cache import FOLDER_VARIABLE
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.processor import ImageTransform

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ddp_ft.texts import plural
 
 if TYPE_CHECKING:
-    from ddp_ft.config.schema import DataConfig, RunConfig
+    from ddp_ft.config.data import DataConfig
+    from ddp_ft.config.schema import RunConfig
     from ddp_ft.tasks.scored.base import ScoredSet
 
 # Tensors by name, whose first dimension counts samples. A value of uneven length is NAME, padded with 0 along its 2nd

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from ddp_ft.config.data import DataConfig
 from ddp_ft.config.paths import code_file
-from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LabelledSource, Source
 from ddp_ft.data.bad_samples.find import read_all
 from ddp_ft.data.image.value_range import LEAST_USE, levels_used, parse_range, range_of, sample_values

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ddp_ft.config.data import DataConfig
 from ddp_ft.config.loading import make_config
-from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import Source
 from ddp_ft.data.sources.table_file import read_header
 from ddp_ft.data.splits.open import open_part, schema_in

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
+from ddp_ft.config.data import DataConfig
 from ddp_ft.config.forms import check_head
-from ddp_ft.config.schema import DataConfig, RunConfig
+from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import BuiltModel, Source
 from ddp_ft.distributed.world import World
 from ddp_ft.models import build_model

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddp_ft.config.schema import AugmentConfig, DataConfig
+from ddp_ft.config.data import DataConfig
+from ddp_ft.config.schema import AugmentConfig
 from ddp_ft.contracts import Batch, Source
 from ddp_ft.data.bad_samples.find import read_all
 from ddp_ft.data.image.preprocess import Preprocess

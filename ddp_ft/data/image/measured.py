@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddp_ft.config.schema import DataConfig
+from ddp_ft.config.data import DataConfig
 from ddp_ft.contracts import BadSample, Source, StorageFault
 from ddp_ft.data.image.arrays import Misfit, unused_channels
 from ddp_ft.data.image.channels import with_channels

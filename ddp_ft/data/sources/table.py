@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_ft.config.schema import DataConfig
+from ddp_ft.config.data import DataConfig
 from ddp_ft.config.tasks import TASKS, fitting_tasks
 from ddp_ft.contracts import LABEL, NUMBERS, Schema
 from ddp_ft.data.cells import Table, is_missing, read_numbers

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_ft.config.schema import DataConfig
+from ddp_ft.config.data import DataConfig
 from ddp_ft.contracts import LABEL, LabelledSource, Schema
 from ddp_ft.data.roles import ALL, TEST, TRAIN, VAL
 from ddp_ft.data.sources.files import LabelledFileSource

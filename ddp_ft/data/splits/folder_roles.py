@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ddp_ft.config.schema import DataConfig
+from ddp_ft.config.data import DataConfig
 from ddp_ft.data.roles import ROLE_NAMES, TEST, TRAIN, VAL, of_role, role_of, role_within
 from ddp_ft.data.sources.scan import Listing, subfolders
 from ddp_ft.errors import UserError, shortened

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
-from ddp_ft.config.schema import DataConfig
+from ddp_ft.config.data import DataConfig
 from ddp_ft.contracts import LabelledSource, Schema
 from ddp_ft.data.splits.record import SplitRequest, Splits
 

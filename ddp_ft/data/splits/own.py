@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_ft.config.data import DataConfig
 from ddp_ft.config.paths import code_file
-from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LABEL, BadSample, LabelledSource, Schema
 from ddp_ft.data.roles import ALL, ROLE_NAMES, TEST, TRAIN, VAL
 from ddp_ft.data.sources.own import EXPECTED, OwnSource, whole_source

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_ft.config.data import DataConfig
 from ddp_ft.config.forms import parse_fold
-from ddp_ft.config.schema import DataConfig
 from ddp_ft.contracts import LabelledSource, Schema
 from ddp_ft.data.roles import TRAIN, VAL
 from ddp_ft.data.splits.inventory import describe_changes, make_inventory

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ddp_ft.config.schema import DataConfig
+from ddp_ft.config.data import DataConfig
 from ddp_ft.contracts import LabelledSource, Schema
 from ddp_ft.data.roles import ALL, TEST, TRAIN, VAL
 from ddp_ft.data.sources.table import Rows, read_rows

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_ft.config.schema import UNKNOWN
+from ddp_ft.config.data import UNKNOWN
 from ddp_ft.data.cells import Table, is_missing
 from ddp_ft.errors import UserError, shortened
 

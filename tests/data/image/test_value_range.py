@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 import ddp_ft
-from ddp_ft.config.schema import DataConfig
+from ddp_ft.config.data import DataConfig
 from ddp_ft.contracts import BuiltModel
 from ddp_ft.data.image.decode import open_image
 from ddp_ft.data.image.pillow import deep_values, scaled

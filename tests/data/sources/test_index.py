@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddp_ft.config.schema import DataConfig
+from ddp_ft.config.data import DataConfig
 from ddp_ft.config.user_cache import FOLDER_VARIABLE
 from ddp_ft.data.sources import index
 from ddp_ft.data.splits import folder as folder_splits

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from ddp_ft.config.schema import DataConfig, RunConfig
+from ddp_ft.config.data import DataConfig
+from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, LabelledSource, Schema
 from ddp_ft.data.sources.table import read_rows
 from ddp_ft.data.splits.open import Splits, open_part, open_splits, open_splits_of

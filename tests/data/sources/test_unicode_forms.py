@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddp_ft.config.schema import DataConfig
+from ddp_ft.config.data import DataConfig
 from ddp_ft.data.sources.predict_inputs import list_images
 from ddp_ft.data.sources.unicode_forms import NamesOnDisk
 from ddp_ft.data.splits.folder import open_folder

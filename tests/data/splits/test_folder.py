@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_ft.config.schema import DataConfig
+from ddp_ft.config.data import DataConfig
 from ddp_ft.contracts import LABEL, NUMBERS, Schema
 from ddp_ft.data.sources.files import LabelledFileSource
 from ddp_ft.data.sources.predict_inputs import list_images

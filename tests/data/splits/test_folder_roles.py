@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_ft.config.schema import DataConfig
+from ddp_ft.config.data import DataConfig
 from ddp_ft.contracts import LABEL, Schema
 from ddp_ft.data.roles import role_of, role_within
 from ddp_ft.data.splits.open import open_part, open_splits

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddp_ft.config.schema import DataConfig
+from ddp_ft.config.data import DataConfig
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, BadSample, Schema
 from ddp_ft.data.image.channels import with_channels
 from ddp_ft.data.splits.open import open_part, open_splits

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ddp_ft.config.schema import DataConfig
+from ddp_ft.config.data import DataConfig
 from ddp_ft.config.tasks import TASKS, TaskEntry, fitting_tasks
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema
 from ddp_ft.data.class_counts import count_classes

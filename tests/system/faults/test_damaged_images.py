@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddp_ft.config.schema import DataConfig
+from ddp_ft.config.data import DataConfig
 from ddp_ft.contracts import BadSample, Batch, StorageFault
 from ddp_ft.data.bad_samples.quarantine import Quarantine
 from ddp_ft.data.bad_samples.replace import Lenient, leave_out_damaged, left_out

@@ -6,7 +6,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from ddp_ft.config.schema import DataConfig, RunConfig
+from ddp_ft.config.data import DataConfig
+from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import Address, Batch, Sample, Source
 from ddp_ft.data.batch import stacked
 from ddp_ft.errors import UserError

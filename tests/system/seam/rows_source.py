@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddp_ft.config.schema import DataConfig
+from ddp_ft.config.data import DataConfig
 from ddp_ft.contracts import BadSample, Batch, Schema
 from ddp_ft.data.splits.record import SplitRequest, Splits, divide_pool
 from ddp_ft.data.splits.stratify import Pool
