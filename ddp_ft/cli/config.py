@@ -37,6 +37,7 @@ EXAMPLE = """Examples:
 # For keys whose type, range and choices do not lead to a good one.
 EXAMPLES = {
     "data.path": "~/pets", "data.group": "patient", "data.weight": "weight", "data.split": "split", "data.fold": "2/5",
+    "data.folds": "fold",
     "model.name": "timm/convnext_tiny.in12k_ft_in1k", "model.weights": "none", "model.image_size": "224",
     "head.name": "mlp:256,128", "freeze.parts": "stages:2", "freeze.schedule": "'{0: backbone, 2: stages:2, 4: none}'",
     "freeze.cache_dir": "/scratch/features", "optim.name": "lamb", "optim.lr": "5e-4", "optim.betas": "0.9,0.98",

@@ -41,6 +41,7 @@ class DataConfig:
         choices=UNKNOWN,
     )
     fold: str | None = key(None, "k/n: validate on part k (1..n) of n instead of on --val-split.")
+    folds: str | None = key(None, "Table: column of n folds, such as 1 to 5; data.fold = k/n then takes the k-th.")
     sampling: str = key(
         "natural",
         "Order of an epoch: each image once, or drawn so that classes are equally frequent, or by weight.",

@@ -24,6 +24,11 @@ def check_forms(config: RunConfig) -> None:
     parse_steps(config.log.profile)
     if config.data.fold is not None:
         parse_fold(config.data.fold)
+    elif config.data.folds is not None:
+        hint = "Add --set data.fold=1/5 for the first of five; ddp-ft kfold trains all."
+        raise UserError(
+            f"data.folds = '{config.data.folds}' names a column, but not which of its folds validates.", hint
+        )
     if config.schedule.name == "multistep":
         check_milestones(config.schedule.milestones)
     for pattern, values in (config.optim.overrides or {}).items():

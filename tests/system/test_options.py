@@ -37,6 +37,7 @@ TESTED = {
     "data.split": "data/sources/test_table.py::test_given_splits",
     "data.separator": "data/sources/test_table.py::test_labels_of_one_column",
     "data.class_folders": "data/splits/test_folder_roles.py::test_top_takes_train_for_a_class",
+    "data.folds": "data/sources/test_table.py::test_the_tables_own_folds",
     "data.fold": "data/sources/test_table.py::test_folds_cover_everything_once",
     "data.unknown": "data/sources/test_table.py::test_unknown_labels_are_nan_where_they_are_masked",
     "data.sampling": "system/test_toolkit_options.py::test_what_changes_the_curve",

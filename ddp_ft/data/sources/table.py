@@ -31,7 +31,7 @@ class Rows:
     """The rows of a table, sorted by path, with the images' sizes in bytes (int64).
 
     `targets` and `weights` are as in LabelledSource. `roles` has "train", "val" or "test" for each row; None without a
-    column of splits. `notes` are lines to print.
+    column of splits. `folds` has the fold of each, None without a column of them. `notes` are lines to print.
     """
 
     root: Path
@@ -43,6 +43,7 @@ class Rows:
     groups: list[str] | None
     roles: list[str] | None
     notes: list[str]
+    folds: list[str] | None = None
 
     def source(self, chosen: Sequence[int]) -> LabelledFileSource:
         """These rows as a source."""
@@ -78,7 +79,8 @@ def read_rows(config: DataConfig, path: Path, task: str = "auto", schema: Schema
     weights = None if columns.weight is None else _weights(table, columns.weight)
     groups = None if columns.group is None else _groups(given, columns.group)
     roles = None if columns.split is None else _roles(table, columns.split)
-    return _sorted(Rows(path.parent, schema, paths, sizes, values, weights, groups, roles, notes))
+    folds = None if columns.folds is None else table.filled(columns.folds, "Give each row a fold.")
+    return _sorted(Rows(path.parent, schema, paths, sizes, values, weights, groups, roles, notes, folds))
 
 
 def _kind_for(columns: TargetColumns, task: str) -> TargetKind:
@@ -204,7 +206,7 @@ def _roles(table: Table, column: str) -> list[str]:
     roles = [role_of(cell) for cell in cells]
     if unknown := [row for row, role in enumerate(roles) if not role]:
         hint = f"Known: {', '.join(ROLE_NAMES)}. If the column means something else, rename it or set data.split."
-        hint += "\nNumbers of folds are not read: --set data.fold=1/5 makes five, by class and data.group."
+        hint += f"\nIf it has folds: --set data.split=auto --set data.folds={column} --set data.fold=1/5."
         raise table.error(unknown, f"cells of column '{column}' name no split", cells, hint)
     return roles
 
@@ -226,4 +228,5 @@ def _sorted(rows: Rows) -> Rows:
         weights=None if rows.weights is None else rows.weights[order],
         groups=take(rows.groups),
         roles=take(rows.roles),
+        folds=take(rows.folds),
     )

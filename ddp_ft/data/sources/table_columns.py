@@ -20,23 +20,25 @@ class Columns:
     group: str | None
     weight: str | None
     split: str | None
+    folds: str | None = None
 
     @property
     def names(self) -> list[str]:
         """All of them."""
-        others = (self.group, self.weight, self.split)
+        others = (self.group, self.weight, self.split, self.folds)
         return [self.image, *self.targets, *(name for name in others if name is not None)]
 
 
 def choose_columns(config: DataConfig, path: Path, header: Sequence[str], for_model: bool = False) -> Columns:
     """The configured columns. UserError if some are not in the header.
 
-    A table `for_model`, which was trained on another one, need not have the column that says what validates.
+    A table `for_model`, which was trained on another one, need not have the columns that say what validates.
     """
     split = config.split
     if split is None or (for_model and split not in header):
         split = SPLIT_COLUMN if SPLIT_COLUMN in header else None
-    columns = Columns(config.image, _targets(config, header), config.group, config.weight, split)
+    folds = None if for_model and config.folds not in header else config.folds
+    columns = Columns(config.image, _targets(config, header), config.group, config.weight, split, folds)
     _check(columns, path, header)
     return columns
 
@@ -58,7 +60,9 @@ def _targets(config: DataConfig, header: Sequence[str]) -> tuple[str, ...]:
 
 def _check(columns: Columns, path: Path, header: Sequence[str]) -> None:
     wanted = [("image", columns.image), *(("target", name) for name in columns.targets)]
-    wanted += [(key, name) for key in ("group", "weight", "split") if (name := getattr(columns, key)) is not None]
+    wanted += [
+        (key, name) for key in ("group", "weight", "split", "folds") if (name := getattr(columns, key)) is not None
+    ]
     if missing := [(f"data.{key}", name) for key, name in wanted if name not in header]:
         listed = ", ".join(f"'{name}' ({key})" for key, name in missing)
         guesses = [guess for _, name in missing if (guess := nearest(name, list(header), limit=1))]

@@ -142,6 +142,8 @@ def _make_record(config: DataConfig, seed: int, pool: Pool, where: Path | None, 
             raise UserError(f"data.fold = '{config.fold}', but {where} itself names what validates.", hint)
         return {"given": True}
     if config.fold is not None:
+        if config.folds is not None and pool.folds is None:
+            raise UserError(f"data.folds = '{config.folds}' is for a table's column, and {where} is no table.")
         fold, folds = parse_fold(config.fold)
         held_back = deal(pool, folds, seed) == fold - 1
         how: dict[str, Any] = {"fold": config.fold}

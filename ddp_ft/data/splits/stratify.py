@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_ft.data.targets.registry import KINDS
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, shortened
 
 Ints = NDArray[np.int64]
 
@@ -24,12 +24,14 @@ _GROUPED_BINS = 10
 
 @dataclass(frozen=True)
 class Pool:
-    """Samples to divide. `targets` are as in LabelledSource; samples of one group stay together."""
+    """Samples to divide. `targets` are as in LabelledSource; samples of one group stay together. `folds`: the fold that
+    the data gives each sample, if it does."""
 
     names: Sequence[str]
     kind: str
     targets: NDArray[np.generic]
     groups: Sequence[str] | None = None
+    folds: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -58,11 +60,14 @@ def draw(pool: Pool, share: float, seed: int) -> NDArray[np.bool_]:
 
 
 def deal(pool: Pool, folds: int, seed: int) -> Ints:
-    """The part (0..folds-1) of each sample: stratified as in `draw`, and groups whole.
+    """The part (0..folds-1) of each sample: by the folds of the data if it has any, else stratified as in `draw`, and
+    groups whole.
 
     Without groups, parts differ in size by at most one sample, and so do their shares of a class. UserError if there
-    are fewer samples or groups than parts.
+    are fewer samples or groups than parts, or another number of folds.
     """
+    if pool.folds is not None:
+        return _given_parts(pool.folds, folds)
     count = len(pool) if pool.groups is None else len(set(pool.groups))
     if folds > count:
         what = "images" if pool.groups is None else "groups"
@@ -77,6 +82,16 @@ def deal(pool: Pool, folds: int, seed: int) -> Ints:
     parts = np.empty(len(pool), np.int64)
     parts[by_stratum] = np.arange(len(pool)) % folds
     return parts
+
+
+def _given_parts(given: Sequence[str], folds: int) -> Ints:
+    """The number of each fold in the order of their names, numbers by their value."""
+    names = sorted(set(given), key=lambda name: (int(name) if name.isdecimal() else -1, name))
+    if len(names) != folds:
+        hint = f"Its folds: {shortened(names, 10)}. For the first of them: data.fold=1/{len(names)}."
+        raise UserError(f"data.fold asks for {folds} folds, but the column data.folds has {len(names)}.", hint)
+    number = {name: position for position, name in enumerate(names)}
+    return np.array([number[name] for name in given], np.int64)
 
 
 def _hash_order(seed: int, names: Sequence[str]) -> Ints:

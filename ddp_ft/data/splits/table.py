@@ -38,7 +38,7 @@ def config_for(config: DataConfig, path: Path, schema: Schema) -> DataConfig:
 
 def open_part(config: DataConfig, path: Path, schema: Schema, split: str | None) -> tuple[str, LabelledSource]:
     """The rows of that part by the column of splits; all rows for "all"."""
-    rows = read_rows(replace(config, group=None, weight=None), path, schema=schema)
+    rows = read_rows(replace(config, group=None, weight=None, folds=None), path, schema=schema)
     roles = rows.roles or []
     name = split or (VAL if VAL in roles else ALL)
     chosen = range(len(rows.paths)) if name == ALL else [row for row, role in enumerate(roles) if role == name]
@@ -57,6 +57,7 @@ def open_splits(request: SplitRequest, path: Path, task: str) -> Splits:
     """
     rows = read_rows(request.config, path, task)
     parts = _given_parts(rows, path)
+    _check_folds(rows, path)
     groups = _groups_of_images(rows, path)
     schema, candidates, given = rows.schema, parts[TRAIN], VAL in parts
     pool = _pool(rows, groups, candidates)
@@ -97,6 +98,18 @@ def _given_parts(rows: Rows, path: Path) -> dict[str, Any]:
     return parts
 
 
+def _check_folds(rows: Rows, path: Path) -> None:
+    """UserError for an image or group in several folds."""
+    if rows.folds is None:
+        return
+    for names, nouns in ((rows.paths, ("image", "images")), (rows.groups, ("group", "groups"))):
+        if names is not None and (torn := _torn(names, rows.folds)):
+            hint = "What is trained on must not validate. Put each in one fold."
+            raise UserError(
+                f"{path} has {plural(len(torn), *nouns)} in more than one fold: {shortened(torn, 5)}.", hint
+            )
+
+
 def _check_apart(names: Sequence[str], roles: Sequence[str], path: Path, nouns: tuple[str, str]) -> None:
     if torn := _torn(names, roles):
         hint = "What is trained on must not validate or test. Put each in one split."
@@ -122,7 +135,8 @@ def _groups_of_images(rows: Rows, path: Path) -> Sequence[str] | None:
 
 def _pool(rows: Rows, groups: Sequence[str] | None, chosen: Any) -> Pool:
     kept = None if groups is None else [groups[row] for row in chosen]
-    return Pool([rows.paths[row] for row in chosen], rows.schema.kind, rows.targets[chosen], kept)
+    folds = None if rows.folds is None else [rows.folds[row] for row in chosen]
+    return Pool([rows.paths[row] for row in chosen], rows.schema.kind, rows.targets[chosen], kept, folds)
 
 
 def fingerprint(rows: Rows) -> str:
@@ -136,8 +150,11 @@ def fingerprint(rows: Rows) -> str:
 
 
 def _facts(rows: Rows) -> Iterator[tuple[Any, ...]]:
-    """Of each row, beside its path: the target's bytes, the image's size, the weight, the group and the role."""
+    """Of each row, beside its path: the target's bytes, the image's size, the weight, the group, the role, the fold."""
     nothing = [""] * len(rows.paths)
     weights = nothing if rows.weights is None else [repr(weight) for weight in rows.weights.tolist()]
     targets = (target.tobytes() for target in np.ascontiguousarray(rows.targets))
-    return zip(targets, rows.sizes.tolist(), weights, rows.groups or nothing, rows.roles or nothing, strict=True)
+    facts = [targets, rows.sizes.tolist(), weights, rows.groups or nothing, rows.roles or nothing]
+    if rows.folds is not None:  # tables without them keep their fingerprints
+        facts.append(rows.folds)
+    return zip(*facts, strict=True)

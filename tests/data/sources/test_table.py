@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from ddp_ft.config.data import DataConfig
+from ddp_ft.config.forms import check_forms
+from ddp_ft.config.loading import make_config
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import LABEL, LABELS, NUMBERS, LabelledSource, Schema
 from ddp_ft.data.sources.table import read_rows
@@ -286,6 +288,35 @@ def test_folds_cover_everything_once(tmp_path: Path, grouped: bool) -> None:
     assert folds[1].record["fold"] == "2/5" and "val_split" not in folds[1].record
     fails(table, "data.fold", fold="6/5", group=group)
     fails(table, "51 parts", fold="1/51")
+
+
+def test_the_tables_own_folds(tmp_path: Path) -> None:
+    """In the order of their numbers, of which 10 is the last."""
+    folds = [("1", "2", "10")[k % 3] for k in range(30)]
+    table = write_csv(tmp_path / "t.csv", columns(30, part=folds, who=[f"w{k % 6}" for k in range(30)]))
+    for k, fold in enumerate(("1", "2", "10")):
+        wanted = [name for name, own in zip(columns(30)["image"], folds, strict=True) if own == fold]
+        found = opened(table, fold=f"{k + 1}/3", folds="part", group="who")
+        assert sorted(names(found.val)) == sorted(wanted) and len(found.train) == 20
+    assert opened(table, fold="1/3", folds="part").fingerprint != opened(table, fold="1/3").fingerprint
+    fails(table, "asks for 5 folds, but the column data.folds has 3", "1, 2, 10", fold="1/5", folds="part")
+    fails(table, "no column 'prat' (data.folds)", "part", fold="1/3", folds="prat")
+    torn = write_csv(tmp_path / "e.csv", columns(6, part=["a", "b"] * 3, who=["x"] * 6))
+    fails(torn, "1 group in more than one fold: x", fold="1/2", folds="part", group="who")
+    twice = write_csv(tmp_path / "f.csv", columns(6, part=["a", "b"] * 3) | {"image": [*images(5), images(1)[0]]})
+    fails(twice, "1 image in more than one fold", fold="1/2", folds="part")
+    empty = write_csv(tmp_path / "g.csv", columns(4, part=["a", "", "b", "b"]))
+    fails(empty, "empty", fold="1/2", folds="part")
+
+
+def test_folds_of_a_folder_are_none(shapes: Path) -> None:
+    with pytest.raises(UserError, match="is no table"):
+        open_splits(DataConfig(path=shapes / "train", fold="1/2", folds="part"), 0)
+
+
+def test_folds_need_to_know_which(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not which of its folds"):
+        check_forms(make_config({"data.folds": "part"}))
 
 
 def test_a_fold_without_a_class_is_told(tmp_path: Path) -> None:
