@@ -15,6 +15,7 @@ from ddp_ft.version import __version__
 # Name of the command and of its function -> module, and a line for the list.
 COMMANDS = {
     "train": ("ddp_ft.train", "Fine-tune a model, or resume an unfinished run."),
+    "kfold": ("ddp_ft.cli.kfold", "Train a model for each fold of a cross-validation."),
     "evaluate": ("ddp_ft.evaluate", "Metrics of a trained model on a data set."),
     "predict": ("ddp_ft.predict", "One row of probabilities for each image."),
     "doctor": ("ddp_ft.doctor", "Check the machine, the job and the data before hours are spent."),

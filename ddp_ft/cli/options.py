@@ -19,6 +19,7 @@ from ddp_ft.config.values import given_text
 from ddp_ft.errors import UserError
 from ddp_ft.evaluation.chunk import EVAL_CHUNK
 from ddp_ft.inference.asked import Asked, parse_thresholds
+from ddp_ft.run_folder.folds import members_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -106,7 +107,8 @@ def asked_options(command: F) -> F:
             hint = f"Images are dealt to processes in chunks of {EVAL_CHUNK}. Leave it out for whole chunks."
             raise UserError(f"--batch-size {most}: at most {EVAL_CHUNK} images are computed at once.", hint)
         thresholds = None if threshold is None else parse_thresholds(threshold)
-        return command(asked=Asked((model, *also), views, device, thresholds, most, workers), **given)
+        models = tuple(member for path in (model, *also) for member in members_of(path))
+        return command(asked=Asked(models, views, device, thresholds, most, workers), **given)
 
     return cast(F, with_asked)
 

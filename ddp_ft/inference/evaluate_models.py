@@ -12,7 +12,7 @@ from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import connect
 from ddp_ft.inference.asked import THRESHOLDS, Asked
 from ddp_ft.inference.ensemble import combine_members, load_ensemble
-from ddp_ft.inference.evaluation_data import open_source
+from ddp_ft.inference.evaluation_data import check_unseen, open_source
 from ddp_ft.inference.scoring import TIMEOUT_MINUTES, make_loader, make_scorer, workers_of
 from ddp_ft.inference.thresholds import choose_thresholds, deciding_at
 from ddp_ft.inference.trained_model import Trained
@@ -36,6 +36,7 @@ def score_models(request: Request, launch: Launch) -> dict[str, Any]:
     """
     asked, device = request.asked, pick_device(request.asked.device, launch)
     with connect(launch, device, TIMEOUT_MINUTES) as world:
+        world.from_main(lambda: check_unseen(asked.models, request.data, request.split))
         members = load_ensemble(asked.models, device, asked.views)
         thresholds = choose_thresholds(members[0].task, asked, world)
         members = deciding_at(members, thresholds)

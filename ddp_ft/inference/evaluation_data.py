@@ -32,6 +32,18 @@ def open_source(
     return open_part(config, schema, split, run.split())
 
 
+def check_unseen(models: Sequence[Path], data: Path | None, split: str | None) -> None:
+    """UserError for models of several folds and the data that these were cut from: all but one of them have learned
+    from each of its images."""
+    folds = {str((_run_of(model).split() or {}).get("fold")) for model in models}
+    stored = _run_of(models[0]).stored_config()
+    own = stored.data.path if stored else None
+    is_own = data is None or (own is not None and data.resolve() == own.resolve())
+    if len(models) > 1 and len(folds) > 1 and is_own and split != "test":
+        hint = "Use --split test, or --data of other images. Each fold's own result: kfold.json of ddp-ft kfold."
+        raise UserError("The models of several folds have learned from each other's validation images.", hint)
+
+
 def _own_data(model: Path) -> Path:
     """The data of the model's own run. UserError if it has none, or they are not where they were."""
     stored = _run_of(model).stored_config()

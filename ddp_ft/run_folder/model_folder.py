@@ -14,6 +14,7 @@ from ddp_ft.contracts import Processor, Task
 from ddp_ft.errors import UserError, nearest, shortened
 from ddp_ft.files import OLD, ordinary_mode, replacing_folder, to_json
 from ddp_ft.run_folder.contents import Damaged, check_encodable, damaged, read_content
+from ddp_ft.run_folder.folds import is_folded
 
 # What model.json has of every model.
 _KEYS = {
@@ -105,6 +106,8 @@ def _where_else(path: Path) -> str:
         return f"Name the run folder: {around[0]}"
     with suppress(OSError):
         if path.is_dir():
+            if is_folded(path):
+                return "predict and evaluate combine its folds; here name one of them, such as fold_1."
             inside = sorted(str(file.parent.parent) for file in path.glob("*/best/model.json"))
             return f"Name one of its runs: {shortened(inside)}." if inside else ""
         if not path.exists():

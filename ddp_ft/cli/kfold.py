@@ -1,0 +1,120 @@
+"""`ddp-ft kfold`: K models, each validated on another part of the data."""
+
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from ddp_ft.cli.early_checks import check_early
+from ddp_ft.cli.main import ddp_ft
+from ddp_ft.cli.options import PATH, default_run_dir, given_layers
+from ddp_ft.cli.output import print_note, print_result
+from ddp_ft.config.loading import make_config
+from ddp_ft.config.schema import RunConfig
+from ddp_ft.distributed.environment import read_launch
+from ddp_ft.errors import EXIT_DONE, EXIT_STOPPED, UserError, columns
+from ddp_ft.run_folder.folds import FILE, fold_folders, open_folds, write_results
+from ddp_ft.texts import metric_figure
+
+# Those that ask a run to stop and save.
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_ENDED_BY_SIGNAL = 128
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--folds", type=click.IntRange(min=2), default=5, show_default=True, metavar="K", help="How many parts.")
+@click.option("--run-dir", type=PATH, metavar="PATH", help="Folder of all folds.  [default: runs/<data>-<model>-kfold]")
+@click.option("--list", "lists", is_flag=True, help="Train nothing; print each fold's options, for slurm/array.sbatch.")
+@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="TRAIN_OPTIONS...")
+def kfold(folds: int, run_dir: Path | None, lists: bool, options: tuple[str, ...]) -> int:
+    """Train K models, each on all but one of K parts of the data and validated on that part; all other options are
+    those of train.
+
+    Each is a run of its own in the folder; the same command goes on where it stopped. RUN/kfold.json has the mean and
+    the spread over folds, and predict and evaluate take the folder as an ensemble.
+    """
+    if read_launch().distributed:
+        raise UserError("ddp-ft kfold starts its runs itself.", "Add --processes N instead of torchrun.")
+    config = _config_of(options)
+    folder = run_dir or default_run_dir(config).with_name(f"{default_run_dir(config).name}-kfold")
+    own = [_own_options(each, fold, folds) for fold, each in enumerate(fold_folders(folder, folds), start=1)]
+    open_folds(folder, folds)
+    if lists:
+        for words in own:
+            print_result(shlex.join(words))
+        return EXIT_DONE
+    for fold, words in enumerate(own, start=1):
+        print_note(f"Fold {fold} of {folds}: {words[-1]}")
+        if code := _train([*options, *words]):
+            return code
+    _print(folder, write_results(folder))
+    return EXIT_DONE
+
+
+def _config_of(options: Sequence[str]) -> RunConfig:
+    """What train would make of them. UserError for what it would refuse early, and for what is set here."""
+    train = ddp_ft.get_command(click.get_current_context(), "train")
+    assert train is not None
+    given: dict[str, Any] = train.make_context("train", list(options)).params
+    if given.pop("run_dir") is not None or any(given.pop(name) for name in ("extend", "dry_run", "print_run_dir")):
+        raise UserError("--extend, --dry-run and --print-run-dir are for a single run: ddp-ft train.")
+    config_file, assignments = given.pop("config_file"), given.pop("assignments")
+    flags = {name: value for name, value in given.items() if name not in ("tune", "quiet")}
+    layers = given_layers(config_file, flags, assignments)
+    if any(layer.get("data.fold") for layer in layers[-1:]):
+        raise UserError("data.fold is set for each fold by ddp-ft kfold.", "Leave it out; --folds is their number.")
+    config = make_config(*layers, {"data.fold": "1/2"})
+    check_early(config)
+    return config
+
+
+def _own_options(folder: Path, fold: int, folds: int) -> list[str]:
+    return ["--set", f"data.fold={fold}/{folds}", "--run-dir", str(folder)]
+
+
+def _train(words: Sequence[str]) -> int:
+    """Run train as a process to its end, passing signals on; its exit code."""
+    # A session of its own: Ctrl-C would reach it twice, once from the terminal, and twice means at once.
+    process = subprocess.Popen([sys.executable, "-m", "ddp_ft.train", *words], start_new_session=True)
+    with _passing_on(process) as asked:
+        code = process.wait()
+    if code == EXIT_DONE and asked:  # it was done before it could stop
+        return EXIT_STOPPED
+    return code if code >= 0 else _ENDED_BY_SIGNAL - code
+
+
+@contextmanager
+def _passing_on(process: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
+    """Pass signals on to the process within the block; the list has those that came."""
+    asked: list[int] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
+        process.send_signal(number)
+
+    heeded = [number for number in _PASSED_ON if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
+    before = {number: signal.signal(number, pass_on) for number in heeded}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _print(folder: Path, content: dict[str, Any]) -> None:
+    """The mean and the spread of each metric."""
+    sets = [name for name in ("val", "test") if name in content]
+    rows = {
+        f"{name} {metric}": f"{metric_figure(found['mean'])} ± {metric_figure(found['deviation'] or 0.0)}"
+        for name in sets
+        for metric, found in content[name].items()
+    }
+    print_result(f"Mean and deviation over {content['folds']} folds\n{columns(rows)}")
+    print_note(f"{folder / FILE} has each fold.\nUse all: ddp-ft predict {shlex.quote(str(folder))} IMAGE_OR_FOLDER")

@@ -1,0 +1,77 @@
+"""The folder of a cross-validation: a run for each fold, and kfold.json. Free of torch."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ddp_ft.errors import UserError, shortened
+from ddp_ft.files import read_sound_json, to_json, write_text
+from ddp_ft.run_folder.contents import read_summary
+
+FILE = "kfold.json"
+
+
+def fold_folders(folder: Path, folds: int) -> list[Path]:
+    """The run folders of its folds, in their order."""
+    return [folder / f"fold_{fold}" for fold in range(1, folds + 1)]
+
+
+def is_folded(folder: Path) -> bool:
+    """Whether it is the folder of a cross-validation."""
+    return (folder / FILE).is_file()
+
+
+def open_folds(folder: Path, folds: int) -> None:
+    """Make the folder. UserError if it holds another number of folds, or a run."""
+    stored = read_sound_json(folder / FILE, dict).get("folds") if is_folded(folder) else None
+    if stored not in (None, folds):
+        raise UserError(f"{folder} holds {stored} folds, not {folds}.", "Choose another folder with --run-dir.")
+    if (folder / "config.yaml").exists():
+        raise UserError(f"{folder} is the folder of a single run.", "Choose another one with --run-dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    if stored is None:
+        write_text(folder / FILE, to_json({"folds": folds, "status": "unfinished"}))
+
+
+def write_results(folder: Path) -> dict[str, Any]:
+    """Write kfold.json from the folds' summaries, and return its content.
+
+    {"folds", "status": "done" or "unfinished", "done": the finished folds' names, and for "val" and, where there is a
+    test set, "test": {metric: {"mean", "deviation" (over folds, of a sample; null for a single one), "folds"}}}.
+    """
+    folds = read_sound_json(folder / FILE, dict)["folds"]
+    found = {each.name: read_summary(each) for each in fold_folders(folder, folds)}
+    done = {name: summary for name, summary in found.items() if summary.get("status") == "done"}
+    sets = {name: _over_folds([summary.get(name, {}) for summary in done.values()]) for name in ("val", "test")}
+    status = "done" if len(done) == folds else "unfinished"
+    content = {"folds": folds, "status": status, "done": list(done)} | {
+        name: each for name, each in sets.items() if each
+    }
+    write_text(folder / FILE, to_json(content))
+    return content
+
+
+def _over_folds(metrics: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """Mean and deviation of the metrics that all folds have."""
+    names = [name for name in (metrics[0] if metrics else {}) if all(name in each for each in metrics)]
+    return {name: _described([each[name] for each in metrics]) for name in names}
+
+
+def _described(values: list[float]) -> dict[str, Any]:
+    are_finite = all(map(math.isfinite, values))
+    deviation = statistics.stdev(values) if len(values) > 1 and are_finite else None
+    return {"mean": statistics.fmean(values), "deviation": deviation, "folds": values}
+
+
+def members_of(path: Path) -> list[Path]:
+    """The models that a path names: itself; or those of all folds, of a cross-validation. UserError if some of these
+    are not trained yet."""
+    if not is_folded(path):
+        return [path]
+    folders = fold_folders(path, read_sound_json(path / FILE, dict).get("folds", 0))
+    if missing := [each.name for each in folders if read_summary(each).get("status") != "done"]:
+        hint = "The same ddp-ft kfold command trains the rest."
+        raise UserError(f"Not all folds of {path} are trained: {shortened(missing)} not.", hint)
+    return folders or [path]  # of a damaged file the folder itself, which is then no model
