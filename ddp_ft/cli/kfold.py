@@ -21,7 +21,7 @@ from ddp_ft.config.schema import RunConfig
 from ddp_ft.distributed.environment import read_launch
 from ddp_ft.errors import EXIT_DONE, EXIT_STOPPED, UserError, columns
 from ddp_ft.run_folder.folds import FILE, fold_folders, open_folds, write_results
-from ddp_ft.texts import metric_figure
+from ddp_ft.texts import metric_figure, plural
 
 # Those that ask a run to stop and save.
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -31,9 +31,12 @@ _ENDED_BY_SIGNAL = 128
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.option("--folds", type=click.IntRange(min=2), default=5, show_default=True, metavar="K", help="How many parts.")
 @click.option("--run-dir", type=PATH, metavar="PATH", help="Folder of all folds.  [default: runs/<data>-<model>-kfold]")
-@click.option("--list", "lists", is_flag=True, help="Train nothing; print each fold's options, for slurm/array.sbatch.")
+@click.option(
+    "--list", "listed", type=PATH, metavar="FILE",
+    help="Train nothing; write each fold's options there, a line each, for slurm/array.sbatch.",
+)  # fmt: skip
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="TRAIN_OPTIONS...")
-def kfold(folds: int, run_dir: Path | None, lists: bool, options: tuple[str, ...]) -> int:
+def kfold(folds: int, run_dir: Path | None, listed: Path | None, options: tuple[str, ...]) -> int:
     """Train K models, each on all but one of K parts of the data and validated on that part; all other options are
     those of train.
 
@@ -46,9 +49,11 @@ def kfold(folds: int, run_dir: Path | None, lists: bool, options: tuple[str, ...
     folder = run_dir or default_run_dir(config).with_name(f"{default_run_dir(config).name}-kfold")
     own = [_own_options(each, fold, folds) for fold, each in enumerate(fold_folders(folder, folds), start=1)]
     open_folds(folder, folds)
-    if lists:
-        for words in own:
-            print_result(shlex.join(words))
+    if listed:
+        listed.write_text("".join(f"{shlex.join(words)}\n" for words in own), encoding="utf-8")
+        print_note(
+            f"{plural(folds, 'line')} in {listed}: sbatch --array=1-{folds} slurm/array.sbatch {listed} TRAIN_OPTIONS"
+        )
         return EXIT_DONE
     for fold, words in enumerate(own, start=1):
         print_note(f"Fold {fold} of {folds}: {words[-1]}")

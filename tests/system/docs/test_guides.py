@@ -14,9 +14,10 @@ from tests.support.runs import read
 from tests.system.docs.test_readme import TINY, run
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
-GUIDES = ["first_run.md", "own_data.md", "resume.md", "recipes.md", "monitoring.md", "choosing.md"]
+GUIDES = ["first_run.md", "own_data.md", "resume.md", "recipes.md", "monitoring.md", "choosing.md", "small_sets.md"]
 # Run by other tests: tests/system/docs/test_package.py, tests/launch/test_tensorboard.py.
-ELSEWHERE = ("pip install .", "./launch/tensorboard.sh ")
+# Without Slurm: the lines that the command before it has printed.
+ELSEWHERE = ("pip install .", "./launch/tensorboard.sh ", "sbatch ")
 
 
 def commands_of(guide: str) -> list[str]:
@@ -38,6 +39,8 @@ def smaller(command: str) -> str:
     if "doctor" in command:
         command = command.replace(" --weights none --batch-size 8", " --weights none")
     command = command.replace("--nproc_per_node=4", "--nproc_per_node=2 --standalone").replace("~/pets", "pets")
+    if re.search(r"ddp_ft\.train|ddp-ft (train|kfold)", command) and "--epochs" not in command:
+        command = command.replace(" --data", " --epochs 2 --data")
     return re.sub(r"--epochs (\d\d|[4-9])", "--epochs 2", command.replace("~/bands", "bands"))
 
 
@@ -45,16 +48,17 @@ def smaller(command: str) -> str:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("guide", GUIDES)
 def test_the_commands_of_a_guide_run_in_their_order(guide, shapes, tmp_path):
-    (tmp_path / "pets").symlink_to(shapes)
+    (tmp_path / "pets").symlink_to(shapes if guide != "small_sets.md" else shapes / "train")
+    (tmp_path / "photos").symlink_to(shapes / "val")
     rows = [
-        f"{file},{file.parent.name},{20 + number / 2},{number // 3}"
+        f"{file},{file.parent.name},{20 + number / 2},{number // 3},{number % 5}"
         for number, file in enumerate(sorted((shapes / "train").rglob("*.png")))
     ]
     for file in shapes.rglob("*.png") if guide == "own_data.md" else ():
         array = tmp_path / "bands" / file.relative_to(shapes).with_suffix(".npy")
         array.parent.mkdir(parents=True, exist_ok=True)
         np.save(array, np.asarray(Image.open(file))[..., [0, 1, 2, 0, 1]])
-    (tmp_path / "scans.csv").write_text("\n".join(["path,label,age,patient", *rows]))
+    (tmp_path / "scans.csv").write_text("\n".join(["path,label,age,patient,part", *rows]))
     for command in commands_of(guide):
         if command.startswith(ELSEWHERE):
             continue
