@@ -25,6 +25,7 @@ Batch = dict[str, Tensor]
 Sample = Mapping[str, Any]
 # Test-time augmentation: several views of a prepared batch.
 Views = Callable[[Batch], Sequence[Batch]]
+NO_VIEWS = "none"
 # Calls a library's module with a prepared batch, and returns its outputs as tensors.
 Call = Callable[[nn.Module, Batch], Any]
 # Prints a line for the user.

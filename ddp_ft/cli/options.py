@@ -66,11 +66,11 @@ _ALSO = click.option(
     "--also", type=PATH, multiple=True, metavar="RUN_OR_MODEL",
     help="One more model; their mean prediction counts. May be given several times.",
 )  # fmt: skip
-_VIEWS = choice(
-    "--tta",
-    ["none", "flip", "crops"],
-    "Views of each image: itself; its mirror image too; ten crops, half of them mirrored.",
-)
+_VIEWS = click.option(
+    "--tta", type=click.Choice(["none", "flip", "crops"]),
+    help="Views of each image: itself; its mirror image too; ten crops, half of them mirrored.  [default: as the run "
+    "chose (eval.tta)]",
+)  # fmt: skip
 
 
 _THRESHOLD = click.option(

@@ -31,6 +31,12 @@ class EvalConfig:
         names_file=True,
         code="FILE.py:CLASS",
     )
+    tta: str = key(
+        "none",
+        "Views of each image whose mean prediction counts in the test, and in predict and evaluate afterwards: itself; "
+        "its mirror image too (2); ten crops, half of them mirrored (10).",
+        choices=("none", "flip", "crops"),
+    )
     patience: int = key(0, "Stop after this many evaluations without a better one; 0: never.", flag="--patience", low=0)
     min_gain: float = key(0.0, "What a better evaluation must gain to count for patience.", low=0)
 

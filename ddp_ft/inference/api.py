@@ -16,7 +16,7 @@ from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.evaluation.chunk import EVAL_CHUNK
 from ddp_ft.inference.asked import Asked, Thresholds, parse_thresholds
-from ddp_ft.inference.ensemble import NO_VIEWS, with_views
+from ddp_ft.inference.ensemble import with_views
 from ddp_ft.inference.scoring import make_scorer
 from ddp_ft.inference.thresholds import choose_thresholds, deciding_at
 from ddp_ft.inference.trained_model import Trained, load_trained
@@ -46,7 +46,7 @@ class Model:
     "multi-label" or "regression".
     """
 
-    def __init__(self, trained: Trained, device: torch.device, views: str = NO_VIEWS) -> None:
+    def __init__(self, trained: Trained, device: torch.device, views: str | None = None) -> None:
         if trained.processor.kind != "image":
             raise UserError(f"This model is not for images, but for '{trained.processor.kind}'.", "Use ddp-ft predict.")
         viewed = with_views(trained, views)
@@ -87,13 +87,13 @@ class Model:
 
 
 def load(
-    path: str | os.PathLike[str], device: str = "auto", tta: str = NO_VIEWS, threshold: Thresholds | None = None
+    path: str | os.PathLike[str], device: str = "auto", tta: str | None = None, threshold: Thresholds | None = None
 ) -> Model:
     """The model of a run folder, its best/, or a file that `ddp-ft export` wrote (.onnx, .pt2, a folder).
 
-    `device` is "auto", "cpu" or "cuda"; `tta` "none", "flip" or "crops", as for `ddp-ft predict`, which computes the
-    same numbers. `threshold`, for several labels, is a probability, one for each of some names, or a text as for
-    --threshold. Raises UserError if it cannot be loaded.
+    `device` is "auto", "cpu" or "cuda"; `tta` "none", "flip" or "crops", by default as the run chose, as for `ddp-ft
+    predict`, which computes the same numbers. `threshold`, for several labels, is a probability, one for each of some
+    names, or a text as for --threshold. Raises UserError if it cannot be loaded.
     """
     found, place = pick_device(device, Launch()), path_of(os.fspath(path))
     given = parse_thresholds(threshold) if isinstance(threshold, str) else threshold

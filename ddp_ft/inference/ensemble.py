@@ -6,19 +6,19 @@ from pathlib import Path
 
 import torch
 
-from ddp_ft.contracts import Batch
+from ddp_ft.contracts import NO_VIEWS, Batch
 from ddp_ft.data.image.views import CROPS, FLIP
 from ddp_ft.errors import UserError
 from ddp_ft.inference.exported import Framed
 from ddp_ft.inference.trained_model import Trained, load_trained
 
 # Test-time augmentation: none, or one of the kinds that processors have.
-NO_VIEWS = "none"
 VIEWS = (NO_VIEWS, FLIP, CROPS)
 
 
-def load_ensemble(paths: Sequence[Path], device: torch.device, views: str = NO_VIEWS) -> list[Trained]:
-    """The models of several run folders. UserError, with all differences, unless task and names are the same."""
+def load_ensemble(paths: Sequence[Path], device: torch.device, views: str | None = None) -> list[Trained]:
+    """The models of several run folders, with these views, else with those that each one's run chose. UserError, with
+    all differences, unless task and names are the same."""
     first, *others = [with_views(load_trained(path, device), views) for path in paths]
     differences = [
         f"  {path}: {difference}"
@@ -50,8 +50,9 @@ def combine_members(members: Sequence[Trained], predictions: Sequence[Batch]) ->
     return predictions[0] if len(members) == 1 else members[0].task.combine(predictions)
 
 
-def with_views(trained: Trained, views: str) -> Trained:
-    """The model with test-time augmentation; `views` is one of VIEWS."""
+def with_views(trained: Trained, views: str | None) -> Trained:
+    """The model with test-time augmentation; `views` is one of VIEWS, None: as its run chose."""
+    views = trained.own_views if views is None else views
     if views == NO_VIEWS:
         return trained
     if isinstance(trained.module, Framed):

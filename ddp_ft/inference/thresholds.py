@@ -53,7 +53,7 @@ def _chosen(task: Task, asked: Asked) -> list[float]:
 def _of_validation(task: Task, asked: Asked) -> list[float]:
     """Those with the largest F1 of each label on the stored predictions of the validation set; THRESHOLD for a label
     that no image there has."""
-    if len(asked.models) > 1 or asked.views != "none":
+    if len(asked.models) > 1 or asked.views not in (None, "none"):
         hint = "What a run keeps are the predictions of its model alone. Give numbers, or a file of them."
         raise UserError("--threshold validation does not go with --also or --tta.", hint)
     [model] = asked.models

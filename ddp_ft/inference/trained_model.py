@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddp_ft.contracts import Call, Processor, Task, Views
+from ddp_ft.contracts import NO_VIEWS, Call, Processor, Task, Views
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.data.processors import processor_from
 from ddp_ft.errors import UserError, printable, reason_of, typed_line
@@ -18,7 +18,7 @@ from ddp_ft.models.libraries.base import call_with_images
 from ddp_ft.models.libraries.registry import call_of
 from ddp_ft.models.precision import is_convolutional, place, same_precision
 from ddp_ft.run_folder.contents import PURPOSES
-from ddp_ft.run_folder.model_folder import model_folder, read_description, read_weights
+from ddp_ft.run_folder.model_folder import VIEWS, model_folder, read_description, read_weights
 from ddp_ft.tasks.registry import restore_task
 
 
@@ -27,6 +27,7 @@ class Trained:
     """The model of a run folder's best/ or of an exported file, on its device.
 
     With `views` it averages over several views of an image; its `processor` then makes the image they are cut from.
+    `own_views` names those that its run chose (eval.tta).
     """
 
     module: nn.Module
@@ -37,6 +38,7 @@ class Trained:
     precision: str
     channels_last: bool
     views: Views | None = None
+    own_views: str = NO_VIEWS
 
 
 def load_trained(path: Path, device: torch.device) -> Trained:
@@ -70,6 +72,7 @@ def load_trained(path: Path, device: torch.device) -> Trained:
         names,
         same_precision(precision, device),
         channels_last,
+        own_views=str(description.get(VIEWS, NO_VIEWS)),
     )
 
 
@@ -93,7 +96,9 @@ def _load_exported(path: Path, device: torch.device) -> Trained:
         raise UserError(f"The description in {path} is not as expected: {typed_line(error)}.") from None
     channels_last = bool(description.get("channels_last"))
     if not description.get("takes_pictures"):
-        return Trained(module.eval(), processor, call_with_images, task, names, "fp32", channels_last)
+        own_views = str(description.get(VIEWS, NO_VIEWS))
+        trained = Trained(module.eval(), processor, call_with_images, task, names, "fp32", channels_last)
+        return replace(trained, own_views=own_views)
     # It normalises by itself: values stay in 0..255.
     assert isinstance(processor, ImageProcessor), "only images are prepared inside a file"
     preprocess, channels = processor.preprocess, processor.preprocess.channels

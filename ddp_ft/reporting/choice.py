@@ -1,9 +1,11 @@
 """Which model of a run was kept, and how certain it is that it is the best."""
 
 from ddp_ft.contracts import PROBE
+from ddp_ft.data.image.views import PASSES
 from ddp_ft.reporting.facts import RunFacts
 from ddp_ft.reporting.formats import metric_name
 from ddp_ft.run_folder.checkpoints import Score
+from ddp_ft.run_folder.model_folder import VAL_VIEWS
 from ddp_ft.tasks.metric_table import known_metric
 from ddp_ft.texts import count, plural, readable
 from ddp_ft.training.choice import is_near, standard_error
@@ -29,6 +31,16 @@ def describe_choice(facts: RunFacts) -> str:
     kept = "the latest of" if facts.plan.choice == LATEST else "one of"
     within = f"one standard error of {plural(facts.plan.val_samples, 'image')}, {_figure(facts.metric, error)}"
     return f"{where}: {kept} {near} evaluations whose {metric_name(facts.metric)} is within {within}, of the best"
+
+
+def describe_views(facts: RunFacts) -> str:
+    """What the run's views of each image cost and gain; empty without any, and before its end."""
+    viewed, alone = facts.summary.get(VAL_VIEWS), facts.summary.get("val", {})
+    if not viewed or facts.metric not in alone:
+        return ""
+    views, name = facts.config.eval.tta, metric_name(facts.metric)
+    gain = f"{readable(viewed[facts.metric])}, without {readable(alone[facts.metric])}"
+    return f"{views}, {PASSES[views]} passes of each image in prediction and test; {name} on the validation set {gain}"
 
 
 def _figure(metric: str, error: float) -> str:

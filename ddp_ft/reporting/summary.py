@@ -20,8 +20,8 @@ from ddp_ft.training.validation import is_stale
 _SHOWN = ("model.name", "recipe", "optim.lr", "train.epochs", "train.batch_size", "seed", "task", "data.path")
 
 
-def summarise(run: Run, state: TrainState, status: str, test: dict[str, float]) -> dict[str, Any]:
-    """The content of summary.json; `test` has the metrics on the test set, if there is one."""
+def summarise(run: Run, state: TrainState, status: str, sets: Mapping[str, dict[str, float]]) -> dict[str, Any]:
+    """The content of summary.json; `sets` has the metrics of the best model on "test" and others, if there are any."""
     progress, steps_per_epoch = state.progress, run.plan.steps_per_epoch
     if progress.phase == PROBE:
         steps_per_epoch = math.ceil(run.plan.train_samples / run.config.probe.batch_size)
@@ -31,7 +31,7 @@ def summarise(run: Run, state: TrainState, status: str, test: dict[str, float]) 
         "step": progress.step,
         "epoch": round(progress.step / steps_per_epoch, 4),
         "val": progress.best.metrics,
-        **({"test": test} if test else {}),
+        **{name: metrics for name, metrics in sets.items() if metrics},
         "best_step": progress.best.step,
         "best_epoch": round(progress.best.epoch, 4),
         "best_phase": progress.best.phase,

@@ -7,7 +7,7 @@ from ddp_ft.slurm.walltime import Allocation
 from ddp_ft.trackers.console import Console
 from ddp_ft.trackers.fan_out import FanOut, make_trackers
 from ddp_ft.trackers.jsonl import Resumed
-from ddp_ft.training.best_model import mend_best, test_best
+from ddp_ft.training.best_model import mend_best, test_best, view_best
 from ddp_ft.training.checkpointing import restore, save
 from ddp_ft.training.faults import settle_damage, write_to_the_end
 from ddp_ft.training.loop import train
@@ -90,16 +90,21 @@ def _finish(run: Run, state: TrainState, recorder: Recorder) -> dict[str, float]
     """Return the metrics of the best model on the test set, if there is one, and write summary.json. Raises
     StopAgreed."""
     metrics = test_best(run, state, recorder) if run.splits.test is not None else {}
+    viewed = view_best(run, state, recorder)
     recorder.watch.look()
     found = state.progress.best.metrics
     deciding_first = sorted(found, key=lambda name: name != run.metric)
     recorder.trackers.finish(hyperparameters(run), {f"val/{name}": found[name] for name in deciding_first})
-    _write_summary(run, state, DONE, metrics)
+    _write_summary(run, state, DONE, metrics, viewed)
     return metrics
 
 
-def _write_summary(run: Run, state: TrainState, status: str, test: dict[str, float]) -> None:
-    run.world.from_main(lambda: run.folder.write_json("summary.json", summarise(run, state, status, test)))
+def _write_summary(
+    run: Run, state: TrainState, status: str, test: dict[str, float], more: dict[str, dict[str, float]] | None = None
+) -> None:
+    """Write summary.json; `test` and `more` have the best model's metrics on sets, empty for one that is not there."""
+    sets = {"test": test, **(more or {})}
+    run.world.from_main(lambda: run.folder.write_json("summary.json", summarise(run, state, status, sets)))
 
 
 def _report(run: Run, console: Console) -> None:

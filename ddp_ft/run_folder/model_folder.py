@@ -71,6 +71,12 @@ def recover_model_folder(folder: Path) -> None:
         old.rename(folder)
 
 
+# In model.json: the views of each image whose mean prediction counts; absent for the image alone.
+VIEWS = "views"
+# In summary.json: the metrics of the best model on the validation set with these views.
+VAL_VIEWS = "val_views"
+
+
 def describe_model(
     spec: Mapping[str, Any], processor: Processor, task: Task, names: Sequence[str], precision: str,
     channels_last: bool | None = None,

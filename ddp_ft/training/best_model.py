@@ -5,9 +5,20 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ddp_ft.contracts import NO_VIEWS
+from ddp_ft.data.image.views import PASSES
 from ddp_ft.run_folder.checkpoints import checkpoint_weights, damage_of, load_ema
 from ddp_ft.run_folder.evaluations import save_evaluation
-from ddp_ft.run_folder.model_folder import describe_model, is_sound, read_weights, restore_weights, save_model_folder
+from ddp_ft.run_folder.model_folder import (
+    VAL_VIEWS,
+    VIEWS,
+    describe_model,
+    is_sound,
+    read_weights,
+    restore_weights,
+    save_model_folder,
+)
+from ddp_ft.texts import metric_figure
 from ddp_ft.training.data_phase import measure
 from ddp_ft.training.progress import Best
 from ddp_ft.training.recorder import Recorder
@@ -20,7 +31,8 @@ def write_best(run: Run, weights: Mapping[str, Tensor]) -> None:
     model, plan = run.model, run.plan
     names = run.splits.schema.names
     description = describe_model(model.spec, model.processor, run.task, names, plan.precision, plan.channels_last)
-    save_model_folder(run.folder.best, weights, description)
+    views = {} if run.config.eval.tta == NO_VIEWS else {VIEWS: run.config.eval.tta}
+    save_model_folder(run.folder.best, weights, {**description, **views})
 
 
 def mend_best(run: Run, state: TrainState) -> str:
@@ -47,12 +59,31 @@ def _bring_back(run: Run, checkpoint: Path, kind: str) -> bool:
 
 
 def test_best(run: Run, state: TrainState, recorder: Recorder) -> dict[str, float]:
-    """Return the metrics of best/ on the test set; its weights stay in the module. Collective; may raise StopAgreed."""
+    """Return the metrics of best/ on the test set, with the run's views of each image; its weights stay in the module.
+    Collective; may raise StopAgreed."""
     assert run.splits.test is not None
     restore_weights(state.module, read_weights(run.folder.best / "model.safetensors"))
     recorder.testing()
-    evaluation = measure(run, run.splits.test)
+    evaluation = measure(run, run.splits.test, run.config.eval.tta)
     if run.world.is_main:
         save_evaluation(run.folder.path, "test", evaluation)
     recorder.test(evaluation)
     return evaluation.metrics
+
+
+def view_best(run: Run, state: TrainState, recorder: Recorder) -> dict[str, dict[str, float]]:
+    """Return, by its name in summary.json, the metrics of best/ on the validation set by the mean over the run's views
+    of each image, to be compared with those of the images alone; nothing without views. Its weights stay in the module.
+    Collective; may raise StopAgreed."""
+    if run.config.eval.tta == NO_VIEWS:
+        return {}
+    restore_weights(state.module, read_weights(run.folder.best / "model.safetensors"))
+    recorder.evaluating()
+    metrics = measure(run, run.splits.val, run.config.eval.tta).metrics
+    recorder.print(f"{run.config.eval.tta} (eval.tta): {_gain(run, state.progress.best.metrics, metrics)}.")
+    return {VAL_VIEWS: metrics}
+
+
+def _gain(run: Run, alone: Mapping[str, float], viewed: Mapping[str, float]) -> str:
+    figures = [metric_figure(metrics[run.metric]) for metrics in (viewed, alone)]
+    return f"{PASSES[run.config.eval.tta]} passes of an image; val {run.metric} {figures[0]}, without {figures[1]}"

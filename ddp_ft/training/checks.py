@@ -6,7 +6,7 @@ import torch
 
 from ddp_ft.config.forms import check_forms
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import BuiltModel, Task
+from ddp_ft.contracts import NO_VIEWS, BuiltModel, Task
 from ddp_ft.data.processors import processor_from
 from ddp_ft.data.splits.record import Splits
 from ddp_ft.errors import UserError
@@ -42,5 +42,7 @@ def check_together(config: RunConfig, built: BuiltModel, splits: Splits, device:
             "Choose another --model, or other data.",
         )
     built.processor.check(config, splits.schema.kind, device)
+    if config.eval.tta != NO_VIEWS:
+        built.processor.viewed(config.eval.tta)
     check_penalties(config)
     check_features(config, built)

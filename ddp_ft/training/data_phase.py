@@ -2,10 +2,11 @@
 
 import gc
 from collections.abc import Generator
+from dataclasses import replace
 
 import torch
 
-from ddp_ft.contracts import TRAIN, Batch, Evaluation, LabelledSource, Log
+from ddp_ft.contracts import NO_VIEWS, TRAIN, Batch, Evaluation, LabelledSource, Log, Views
 from ddp_ft.distributed.agreement import Decision
 from ddp_ft.evaluation.evaluator import Scorer
 from ddp_ft.models.freezing import freeze_parameters
@@ -98,8 +99,17 @@ def describe_stage(run: Run, number: int) -> str:
     return f"Stage {number + 1} of {len(run.stages)}, from epoch {stage.epoch + 1} on: {what}{frozen}."
 
 
-def measure(run: Run, source: LabelledSource) -> Evaluation:
-    """Evaluate the bare module over a source; rank 0 alone has the outputs. Collective; may raise StopAgreed."""
-    scorer = Scorer(run.model.module, run.model.call, run.task, run.prepare, run.world, run.plan.precision)
+def measure(run: Run, source: LabelledSource, views: str = NO_VIEWS) -> Evaluation:
+    """Evaluate the bare module over a source, by the mean over these views of each sample; rank 0 alone has the
+    outputs. Collective; may raise StopAgreed."""
+    seen, run = (None, run) if views == NO_VIEWS else _viewed(run, views)
+    scorer = Scorer(run.model.module, run.model.call, run.task, run.prepare, run.world, run.plan.precision, seen)
     with eager(run.model.module):
         return scorer.evaluate(evaluation_batches(run, source), len(source))
+
+
+def _viewed(run: Run, views: str) -> tuple[Views, Run]:
+    """The views, and the run with a processor that makes what they are cut from."""
+    processor, seen = run.model.processor.viewed(views)
+    prepare = processor.on_device(run.world.device, run.plan.channels_last)
+    return seen, replace(run, model=replace(run.model, processor=processor), prepare=prepare)

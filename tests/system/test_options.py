@@ -114,6 +114,7 @@ TESTED = {
     "augment.transform": "data/image/test_own_transform.py::test_a_run_with_it",
     "eval.every_epochs": "test_eval_cadence",
     "eval.metric": "test_eval_metric",
+    "eval.tta": "system/test_views.py::test_the_test_and_a_second_validation_are_with_views",
     "eval.choose": "system/test_course.py::test_a_better_model_by_more_than_luck_is_kept",
     "eval.extra": "system/test_toolkit_options.py::test_metric_of_the_users_own",
     "eval.patience": "system/test_toolkit_options.py::test_early_stopping",

@@ -11,6 +11,8 @@ from ddp_ft.data.image.preprocess import Preprocess
 
 # An image with its mirror image; five crops of it, each with its mirror image.
 FLIP, CROPS = "flip", "crops"
+# Forward passes of an image.
+PASSES = {FLIP: 2, CROPS: 10}
 # The five crops are cut from an image at least that much wider: 256 for crops of 224 pixels (AlexNet's ten views).
 CROPS_SHARE = 224 / 256
 
