@@ -71,6 +71,10 @@ def replay_step(run_dir: Path, step: int, data: Path | None, here: Machine, log:
         raise UserError(f"{run_dir} is no run folder: it has no config.yaml or no plan.json.", "Expected runs/NAME.")
     record = read_bad_batch(run_dir, step)
     run, state = compose_stored(folder, plan, data, here, log)
+    if run.config.freeze.cache_features:
+        raise UserError(
+            f"{run_dir} trained its head on features (freeze.cache_features); replay is for steps on images."
+        )
     total = run.plan.total_steps
     if not 1 <= step <= total:
         raise UserError(f"{run_dir} has no step {step}.", f"Its steps are 1 to {total}, as in metrics.jsonl.")

@@ -39,7 +39,7 @@ class Start:
 def one_process(device_name: str, launch: Launch) -> Iterator[Machine]:
     """Within the block this process is alone on that device. UserError if there are others."""
     if launch.world_size > 1:
-        raise UserError(f"replay runs as one process, not as {launch.world_size}.", "Start it without torchrun.")
+        raise UserError(f"This runs as one process, not as {launch.world_size}.", "Start it without torchrun.")
     with connect(launch, pick_device(device_name, launch), timeout_minutes=1) as world:
         yield Machine(world, launch)
 
@@ -48,7 +48,7 @@ def compose_stored(
     folder: RunFolder, plan: Plan, data: Path | None, machine: Machine, log: Log
 ) -> tuple[Run, TrainState]:
     """Return the run and its state, with the settings that it stored, but computing here, on one process. `data` takes
-    the place of data.path. UserError if the run has no steps on its data."""
+    the place of data.path."""
     device = machine.world.device
     here: dict[str, Any] = {"compute.device": device.type, "data.workers": 0}
     if data is not None:
@@ -63,10 +63,6 @@ def compose_stored(
     layers = read_config_file(folder.path / "config.yaml"), here
     config = make_config(*layers, recipe=plan.recipe)
     refuse_code_inside(folder.path, [*references_of(config), config.data.path])
-    if config.freeze.cache_features:
-        raise UserError(
-            f"{folder.path} trained its head on features (freeze.cache_features); replay is for steps on images."
-        )
     earlier = replace(plan, lowered=None)  # micro-batches are cut as this machine's memory allows
     run, state, _ = compose(config, Request(folder.path, layers, earlier=earlier), machine)
     state.progress.phase = TRAIN

@@ -2,6 +2,7 @@
 
 from ddp_ft.contracts import PROBE
 from ddp_ft.data.image.views import PASSES
+from ddp_ft.reporting.curve import describe_curve
 from ddp_ft.reporting.facts import RunFacts
 from ddp_ft.reporting.formats import metric_name
 from ddp_ft.run_folder.checkpoints import Score
@@ -10,6 +11,15 @@ from ddp_ft.tasks.metric_table import known_metric
 from ddp_ft.texts import count, plural, readable
 from ddp_ft.training.choice import is_near, standard_error
 from ddp_ft.training.course import LATEST
+
+
+def model_rows(facts: RunFacts) -> dict[str, str]:
+    """What the page says of the model that was kept, and of others that might be; empty texts for what is not known."""
+    return {
+        "Best model": describe_choice(facts),
+        "Views at test time": describe_views(facts),
+        "Learning curve": describe_curve(facts),
+    }
 
 
 def describe_choice(facts: RunFacts) -> str:

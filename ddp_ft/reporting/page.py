@@ -6,7 +6,7 @@ from typing import Any
 
 from ddp_ft.contracts import PROBE, LabelledSource
 from ddp_ft.errors import printable, shortened
-from ddp_ft.reporting.choice import describe_choice, describe_views
+from ddp_ft.reporting.choice import model_rows
 from ddp_ft.reporting.class_table import class_counts
 from ddp_ft.reporting.facts import SPLITS, RunFacts
 from ddp_ft.reporting.formats import brief, metric_name, moment
@@ -132,8 +132,7 @@ def _what_was_trained(facts: RunFacts) -> list[tuple[str, str]]:
         "Steps": f"{count(plan.total_steps)} = {plural(facts.epochs, 'epoch')} x "
         f"{count(plan.steps_per_epoch)}, global batch size {config.train.batch_size}"
         + (f", chosen {plan.why_epochs}" if plan.why_epochs else ""),
-        "Best model": describe_choice(facts),
-        "Views at test time": describe_views(facts),
+        **model_rows(facts),
     }
     return [(name, printable(value)) for name, value in rows.items() if value]
 

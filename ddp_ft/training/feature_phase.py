@@ -26,7 +26,7 @@ class FeaturePhase(Phase):
     Collective. Raises StopAgreed, and UserError if the features are more than is allowed."""
 
     def __init__(self, run: Run, state: TrainState, log: Log) -> None:
-        self.train, self.val = _feature_sets(run, log)
+        self.train, self.val = feature_sets(run, log)
         name, learner = state.progress.phase, head_learner(run, state)
         super().__init__(run, name, learner, head_order(run, learner.world, name), noise=0)
         self.head = learner.replica.get_submodule("module")
@@ -76,7 +76,7 @@ class FeaturePhase(Phase):
         return agreement.read(step, numbers, self.run.world.sum(torch.tensor(flags)).tolist())
 
 
-def _feature_sets(run: Run, log: Log) -> tuple[FeatureSet, FeatureSet]:
+def feature_sets(run: Run, log: Log) -> tuple[FeatureSet, FeatureSet]:
     """The features of the training set, in all its views, and of the validation set."""
     config, model, plan, train, val = run.config, run.model, run.plan, training_source(run), run.splits.val
     cache = config.freeze

@@ -15,9 +15,10 @@ from tests.system.docs.test_readme import TINY, run
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 GUIDES = ["first_run.md", "own_data.md", "resume.md", "recipes.md", "monitoring.md", "choosing.md", "small_sets.md"]
-# Run by other tests: tests/system/docs/test_package.py, tests/launch/test_tensorboard.py.
+# Run by other tests: tests/system/docs/test_package.py, tests/launch/test_tensorboard.py, and
+# tests/diagnostics/test_learning_curve.py, as random weights have no curve.
 # Without Slurm: the lines that the command before it has printed.
-ELSEWHERE = ("pip install .", "./launch/tensorboard.sh ", "sbatch ")
+ELSEWHERE = ("pip install .", "./launch/tensorboard.sh ", "sbatch ", "ddp-ft report runs/pets --learning-curve")
 
 
 def commands_of(guide: str) -> list[str]:
