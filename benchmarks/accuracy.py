@@ -114,7 +114,7 @@ def find_models(names: Sequence[str]) -> tuple[dict[str, tuple[Model, str]], lis
 @click.option("--models", default=ALL, show_default=True, help=f"Of {', '.join(MODELS)}.")
 @click.option("--methods", default=ALL, show_default=True, help=f"Of {', '.join(METHODS)}.")
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="How many, from 0 on.")
-@click.option("--epochs", default=Sizes.epochs, show_default=True, type=click.IntRange(1), help="Of every training.")
+@click.option("--epochs", type=click.IntRange(1), help="Of every training.  [default: those of --epochs auto]")
 @click.option("--train", default=Sizes.train, show_default=True, type=click.IntRange(10), help="Images to train on.")
 @click.option("--val", default=Sizes.val, show_default=True, type=click.IntRange(10), help="Images to choose by.")
 @click.option("--test", default=Sizes.test, show_default=True, type=click.IntRange(10), help="Images to report on.")
@@ -124,7 +124,7 @@ def find_models(names: Sequence[str]) -> tuple[dict[str, tuple[Model, str]], lis
 @click.option("--json", "rows", type=click.Path(path_type=Path), help="Write all results here too.")
 @click.option("--render-only", is_flag=True, help="Train nothing; make the page of what is finished.")
 def accuracy(
-    sets: str, models: str, methods: str, seeds: int, epochs: int, train: int, val: int, test: int,
+    sets: str, models: str, methods: str, seeds: int, epochs: int | None, train: int, val: int, test: int,
     jobs: int | None, device: str, output: Path, rows: Path | None, render_only: bool,
 ) -> int:  # fmt: skip
     """Train every method on every set with every model and seed, and write the results as a page."""

@@ -6,6 +6,7 @@ A draw is a stratified random choice of images for train/, val/ and test/, disjo
 import gzip
 import hashlib
 import importlib.util
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +18,16 @@ from launch.demo_assets import package_folder, read_labels, written_aside
 
 PARTS = ("train", "val", "test")
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+STAMPS = Path("/usr/share/tuxpaint/stamps")  # Debian's package tuxpaint-stamps-default
+EMOJI = Path(".cache/emoji/package")  # what `npm pack emoji-datasource-google` wrote, unpacked
 FASHION_CLASSES = (
     "tshirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle_boot",
 )  # fmt: skip
 # Photos of 300 x 300 are stored at this side: a random crop of them is still larger than what a model sees here,
 # and decoding no longer takes a quarter of a run.
 STORED_SIDE = 128
+# Fewer pictures of a group of stamps than these are no class.
+FEWEST_STAMPS = 30
 DIGIT_SIDE = 32
 
 
@@ -40,6 +45,7 @@ class DataSet:
     """Where a set comes from, and how it is trained on: `side` in pixels, `settings` for every method alike."""
 
     title: str
+    classes: int
     side: int
     is_here: Callable[[], bool]
     needs: str
@@ -79,6 +85,39 @@ def open_fashion() -> Pool:
     return Pool(FASHION_CLASSES, labels, lambda index: Image.fromarray(images[index]))
 
 
+def open_emoji() -> Pool:
+    """1,906 emoji of Google's font, 64 x 64 on white, in nine categories."""
+    listed = json.loads((EMOJI / "emoji.json").read_text(encoding="utf-8"))
+    files = {EMOJI / "img/google/64" / each["image"]: each["category"] for each in listed}
+    known = {file: category for file, category in files.items() if category != "Component" and file.exists()}
+    classes = sorted(set(known.values()))
+    names = tuple(name.split()[0].lower() for name in classes)
+    paths, labels = list(known), np.array([classes.index(category) for category in known.values()])
+    return Pool(names, labels, lambda index: _on_white(Image.open(paths[index])))
+
+
+def open_stamps() -> Pool:
+    """703 drawings and photos of Tux Paint's stamps, on white: animals, food, symbols and so on."""
+    groups: dict[str, list[Path]] = {}
+    for file in sorted(STAMPS.rglob("*.png")):
+        if not file.stem.endswith(("_mirror", "_flip")):
+            groups.setdefault(file.relative_to(STAMPS).parts[0], []).append(file)
+    classes = sorted(name for name, files in groups.items() if len(files) >= FEWEST_STAMPS)
+    paths = [file for name in classes for file in groups[name]]
+    labels = np.repeat(np.arange(len(classes)), [len(groups[name]) for name in classes])
+    return Pool(tuple(classes), labels, lambda index: _on_white(Image.open(paths[index])))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """The picture in the middle of a white square of at most STORED_SIDE pixels."""
+    picture = image.convert("RGBA")
+    picture.thumbnail((STORED_SIDE, STORED_SIDE))
+    side = max(picture.size)
+    square = Image.new("RGBA", (side, side), "white")
+    square.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square.convert("RGB")
+
+
 def read_idx(file: Path) -> np.ndarray:
     """A gzipped IDX file of bytes as a uint8 array: two zeros, 8 for bytes, rank, then the sides as 4-byte numbers."""
     content = gzip.decompress(file.read_bytes())
@@ -93,6 +132,7 @@ def read_idx(file: Path) -> np.ndarray:
 DATA_SETS = {
     "elpv": DataSet(
         "ELPV solar cells, 4 classes",
+        4,
         96,
         lambda: importlib.util.find_spec("elpv_dataset") is not None,
         "the package elpv-dataset",
@@ -100,6 +140,7 @@ DATA_SETS = {
     ),
     "digits": DataSet(
         "scikit-learn digits, 10 classes",
+        10,
         64,
         lambda: importlib.util.find_spec("sklearn") is not None,
         "the package scikit-learn",
@@ -108,10 +149,27 @@ DATA_SETS = {
     ),
     "fashion": DataSet(
         "Fashion-MNIST, 10 classes",
+        10,
         64,
         FASHION.is_dir,
         "Debian's package dataset-fashion-mnist",
         open_fashion,
+    ),
+    "emoji": DataSet(
+        "Emoji, 9 categories",
+        9,
+        64,
+        EMOJI.is_dir,
+        f"npm's package emoji-datasource-google, unpacked in {EMOJI}",
+        open_emoji,
+    ),
+    "stamps": DataSet(
+        "Tux Paint's stamps, 8 groups",
+        8,
+        64,
+        STAMPS.is_dir,
+        "Debian's package tuxpaint-stamps-default",
+        open_stamps,
     ),
 }
 

@@ -13,11 +13,12 @@ from ddp_ft import __version__
 from ddp_ft.config.keys import LENGTH, RECIPE
 from ddp_ft.config.loading import make_config, read_recipe, to_flat
 from ddp_ft.config.schema import KEYS, RECIPES
+from ddp_ft.training.course import choose_course
 from launch.demo_assets import WEIGHTS, package_folder, write_weights, written_aside
 
 Settings = Mapping[str, Any]
 
-AUTO = "auto"
+AUTO, BEFORE = "auto", "default_before"
 BASELINE, BASELINE_LOWER_RATE = "by_the_book", "by_the_book_3e-4"
 # AdamW as tutorials have it: torch's own weight decay, a constant rate, all layers alike. Epochs, preprocessing, crop
 # and flip are those of all other methods.
@@ -38,6 +39,7 @@ METHODS: dict[str, Settings] = {
     BASELINE: _BOOK,
     BASELINE_LOWER_RATE: {**_BOOK, "optim.lr": 3e-4},
     **{name: {"recipe": name} for name in RECIPES},
+    BEFORE: {"train.epochs": 3},  # the default until it chose its own length
     AUTO: {},
 }
 
@@ -80,12 +82,13 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of each set is drawn, and how long is trained."""
+    """How much of each set is drawn, and how long is trained; None: in the epochs that auto becomes, also with methods
+    that do not choose them."""
 
     train: int = 400
     val: int = 200
     test: int = 600
-    epochs: int = 3
+    epochs: int | None = None
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -144,15 +147,24 @@ def same_but_for_the_name(settings: Settings, other: Settings, recipe: str) -> b
     return {**mine, "recipe": recipe} == {**theirs, "recipe": recipe}
 
 
+def epochs_of(data_set: DataSet, sizes: Sizes, method: Settings) -> dict[str, int]:
+    """The key of the length, so that all methods take as many steps; none for the one that chooses it."""
+    if sizes.epochs is not None:
+        return {"train.epochs": sizes.epochs}
+    if method == METHODS[AUTO]:
+        return {}
+    return {"train.epochs": choose_course(make_config(), sizes.train, data_set.classes).epochs}
+
+
 def make_settings(
-    data_set: DataSet, model: Model, weights: str, method: Settings, seed: int, epochs: int, device: str
+    data_set: DataSet, model: Model, weights: str, method: Settings, seed: int, epochs: Settings, device: str
 ) -> Settings:
     """All keys of one training but for its paths; the method's come last and win."""
     return {
         "model.name": model.name,
         "model.weights": weights,
         "model.image_size": data_set.side,
-        "train.epochs": epochs,
+        **epochs,
         "seed": seed,
         "compute.device": device,
         "data.workers": 0,  # every core trains
@@ -191,7 +203,9 @@ def make_runs(
             method,
             seed,
             sizes,
-            make_settings(data_set, model, weights, METHODS[method], seed, sizes.epochs, device),
+            make_settings(
+                data_set, model, weights, METHODS[method], seed, epochs_of(data_set, sizes, METHODS[method]), device
+            ),
         )
         for seed in seeds
         for set_name, data_set in sets.items()

@@ -105,15 +105,20 @@ Made by `benchmarks/accuracy.py`; this command rewrites all but the findings:
 {facts.command}
 ```
 
-Each figure is the accuracy on `test/`, in percent, of the model that was best on `val/` among the epochs of its
-training (with a probe, among the probe and the epochs). Nothing was chosen on `test/`. Each seed draws
-{sizes.train} images to train on, {sizes.val} for `val/` and {sizes.test} for `test/` from its set, stratified and
-disjoint, and seeds the training too. {sizes.epochs} epochs, batch 32. Seeds: {numbers}. All methods of one seed share
-images, preprocessing and, unless a recipe says otherwise, crop and flip.
+Each figure is the accuracy on `test/`, in percent, of the model that the training kept by `val/`: the best one of its
+evaluations, with a probe also that; without `--epochs` the latest that is as good (`eval.choose`). Nothing was chosen
+on `test/`. Each seed draws {sizes.train} images to train on, {sizes.val} for `val/` and {sizes.test} for `test/` from
+its set, stratified and disjoint, and seeds the training too. {_length(sizes)}, batch 32.
+Seeds: {numbers}. All methods of one seed share images and preprocessing and, unless a recipe says otherwise, crop and
+flip.
 {skipped}
 Machine: {machines}.
 CPU seconds are those of one whole training with its evaluations, without imports. Other work on the machine raises them
 too, up to five times: compare them only within a quiet run."""
+
+
+def _length(sizes: Sizes) -> str:
+    return "As many epochs as auto becomes" if sizes.epochs is None else f"{sizes.epochs} epochs"
 
 
 def _overview(results: Sequence[Result]) -> str:

@@ -12,6 +12,7 @@ from benchmarks.methods import (
     AUTO,
     BASELINE,
     BASELINE_LOWER_RATE,
+    BEFORE,
     METHODS,
     Model,
     Run,
@@ -25,13 +26,14 @@ from benchmarks.runner import RESULT, Result, collect, load_result, run_all, twi
 from ddp_ft.config.loading import make_config, parse_assignment, to_flat
 from ddp_ft.config.schema import RECIPES
 from ddp_ft.errors import UserError
+from ddp_ft.training.course import choose_course
 from tests.support import (
     nets,
     ranks,  # noqa: F401  # its fork server has torch imported already, which the workers then need not do
 )
 
 SIZES = Sizes(train=40, val=20, test=30, epochs=1)
-DIGITS = DataSet("digits", 16, lambda: True, "nothing", open_digits, {"augment.flip": 0.0})
+DIGITS = DataSet("digits", 10, 16, lambda: True, "nothing", open_digits, {"augment.flip": 0.0})
 TINY = Model(f"{nets.THIS_FILE}:plain", lambda: "none", "nothing")
 
 
@@ -77,6 +79,13 @@ def test_the_options_say_what_the_settings_say():
     assert to_flat(make_config({k: v for layer in layers for k, v in layer.items()})) == to_flat(
         make_config(run.settings)
     )
+
+
+def test_all_methods_take_as_many_steps_as_auto():
+    sizes = dataclasses.replace(SIZES, epochs=None)
+    auto, book, before = some_runs([AUTO, BASELINE, BEFORE], sizes=sizes)
+    assert "train.epochs" not in auto.settings and before.settings["train.epochs"] == 3
+    assert book.settings["train.epochs"] == choose_course(make_config(), 40, 10).epochs
 
 
 def test_seeds_are_outermost():
