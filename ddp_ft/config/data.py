@@ -40,7 +40,9 @@ class DataConfig:
         "class takes such a word for a class.",
         choices=UNKNOWN,
     )
-    fold: str | None = key(None, "k/n: validate on part k (1..n) of n instead of on --val-split.")
+    fold: str | None = key(
+        None, "k/n: validate on part k (1..n) of n instead of on --val-split; `ddp-ft kfold` trains all n."
+    )
     folds: str | None = key(None, "Table: column of n folds, such as 1 to 5; data.fold = k/n then takes the k-th.")
     sampling: str = key(
         "natural",
