@@ -22,7 +22,7 @@ COMPARISON = Path("comparison.html")
 @data_option
 @click.option(
     "--learning-curve", is_flag=True,
-    help="First measure, on frozen features, what 1/8 to all of the images give: would more help?",
+    help="First measure, with heads on frozen features, what 1/8 to all of the images give: would more help?",
 )  # fmt: skip
 @device_option
 def report(runs: tuple[Path, ...], output: Path | None, data: Path | None, learning_curve: bool, device: str) -> None:

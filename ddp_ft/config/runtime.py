@@ -21,8 +21,8 @@ class EvalConfig:
     )
     choose: str = key(
         "auto",
-        "Which model becomes the best one: the best by that metric; or the latest whose metric is at most a standard "
-        "error worse, since a better one may be luck; auto: latest where --epochs is auto.",
+        "Which model is kept. best: the best one by eval.metric; latest: the latest one whose eval.metric is at most "
+        "one standard error below the best, since the best may be luck; auto: latest without --epochs, best with it.",
         choices=("auto", "best", "latest"),
     )
     extra: str | None = key(
@@ -47,8 +47,8 @@ class EmaConfig:
 
     decay: float | None = key(
         None,
-        "Decay of the average a step, such as 0.999; 0: no average; auto: the average of the last tenth of all steps "
-        "so far, evaluated in place of the weights, where --epochs is auto.",
+        "Moving average of the weights: its decay at each step, such as 0.999; 0: no average; auto: 0 with --epochs; "
+        "without it the average of the last tenth of the steps so far, evaluated and kept in place of the weights.",
         flag="--ema",
         low=0,
         high=0.999999,

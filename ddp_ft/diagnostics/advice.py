@@ -160,7 +160,7 @@ def small_val(images: int, has_labels: bool = False, is_given: bool = False) -> 
     width = half_width(images)
     what = "how often a label is right" if has_labels else "an accuracy"
     text = f"{images} images measure {what} to ±{width:.1f} points (95 %, at worst)"
-    options = "Hold back more (--val-split), or average folds (--set data.fold=1/5)."
+    options = "Hold back more (--val-split), or average over folds (ddp-ft kfold)."
     remedy = f"Smaller differences mean nothing. {'Put more images into val.' if is_given else options}"
     return Finding("validation set", WARNING, text, remedy, width, "points").unless(width <= WIDEST_INTERVAL)
 
@@ -172,7 +172,8 @@ def small_images(sizes: Sequence[tuple[int, int]], input_size: tuple[int, ...]) 
     wanted = min(input_size)
     sides = sorted(min(size) for size in sizes)
     middle, share = sides[len(sides) // 2], sum(side < wanted for side in sides) / len(sides)
-    text = f"{share:.0%} of {len(sides)} have a short side below the model's {wanted} px; the median is {middle} px"
+    few = f"{share:.0%} of {len(sides)} sampled images"
+    text = f"{few} have a short side below the model's {wanted} px; the median is {middle} px"
     side = middle // 32 * 32  # what most models can take
     remedy = "Enlarging them takes time and adds no detail."
     if 32 <= side < wanted:
