@@ -20,7 +20,7 @@ from ddp_ft.config.loading import make_config
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.distributed.environment import read_launch
 from ddp_ft.errors import EXIT_DONE, EXIT_STOPPED, UserError, columns
-from ddp_ft.run_folder.folds import FILE, fold_folders, open_folds, write_results
+from ddp_ft.run_folder.folds import FILE, close_folds, fold_folders, open_folds, write_results
 from ddp_ft.texts import metric_figure, plural
 
 # Those that ask a run to stop and save.
@@ -58,6 +58,7 @@ def kfold(folds: int, run_dir: Path | None, listed: Path | None, options: tuple[
     for fold, words in enumerate(own, start=1):
         print_note(f"Fold {fold} of {folds}: {words[-1]}")
         if code := _train([*options, *words]):
+            close_folds(folder)
             return code
     _print(folder, write_results(folder))
     return EXIT_DONE

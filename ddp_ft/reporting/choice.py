@@ -1,5 +1,7 @@
 """Which model of a run was kept, and how certain it is that it is the best."""
 
+from typing import Any
+
 from ddp_ft.contracts import PROBE
 from ddp_ft.data.image.views import PASSES
 from ddp_ft.reporting.curve import describe_curve
@@ -11,6 +13,7 @@ from ddp_ft.tasks.metric_table import known_metric
 from ddp_ft.texts import count, plural, readable
 from ddp_ft.training.choice import is_near, standard_error
 from ddp_ft.training.course import LATEST
+from ddp_ft.training.state import EMA
 
 
 def model_rows(facts: RunFacts) -> dict[str, str]:
@@ -28,19 +31,23 @@ def describe_choice(facts: RunFacts) -> str:
     best = facts.best
     if not best:
         return ""
-    where = (
-        "after the probe" if best["phase"] == PROBE else f"after epoch {best['epoch']:g}, step {count(best['step'])}"
-    )
+    where = _place(best) + (", moving average of the weights" if facts.summary.get("best_weights") == EMA else "")
     values = [row[facts.metric] for row in facts.evaluations if row.get(facts.metric) is not None]
     sign = 1 if facts.higher_is_better else -1
     top = max((sign * value for value in values), default=0.0)
     error = standard_error(facts.metric, abs(top), facts.plan.val_samples)
     near = sum(is_near(Score(sign * value), Score(top), error) for value in values)
-    if near < 2 or not error:
+    if near < 2:
         return where
+    if not error:
+        return f"{where}: one of {near} evaluations with the same {metric_name(facts.metric)}"
     kept = "the latest of" if facts.plan.choice == LATEST else "one of"
     within = f"one standard error of {plural(facts.plan.val_samples, 'image')}, {_figure(facts.metric, error)}"
     return f"{where}: {kept} {near} evaluations whose {metric_name(facts.metric)} is within {within}, of the best"
+
+
+def _place(best: dict[str, Any]) -> str:
+    return "after the probe" if best["phase"] == PROBE else f"after epoch {best['epoch']:g}, step {count(best['step'])}"
 
 
 def describe_views(facts: RunFacts) -> str:

@@ -27,11 +27,9 @@ def verdict(content: dict[str, Any]) -> str:
     sign = 1 if content["higher_is_better"] else -1
     half, whole = (content["points"][number]["mean"] for number in (-2, -1))
     gain, error = sign * (whole - half), content["error"]
-    added = f"Twice as many images have just added {metric_figure(gain)}"
-    if gain > error:
-        more = f"More images would help: twice as many have just added {metric_figure(gain)}."
-    else:
-        more = f"{added}, no more than the error of measuring it ({metric_figure(error)})." if error else f"{added}."
+    measured = f" (the error of measuring it: {metric_figure(error)})" if error else ""
+    start = "More images would help: twice" if gain > error else "Twice"
+    more = f"{start} as many have just added {metric_figure(gain)}{measured}."
     if content["trained"] is None:
         return more
     more_layers = metric_figure(sign * (content["trained"] - whole))

@@ -35,6 +35,13 @@ def open_folds(folder: Path, folds: int) -> None:
         write_text(folder / FILE, to_json({"folds": folds, "status": "unfinished"}))
 
 
+def close_folds(folder: Path) -> None:
+    """Remove the folder if no fold has begun: the options or the data were refused."""
+    if [each.name for each in folder.iterdir()] == [FILE]:
+        (folder / FILE).unlink()
+        folder.rmdir()
+
+
 def write_results(folder: Path) -> dict[str, Any]:
     """Write kfold.json from the folds' summaries, and return its content.
 

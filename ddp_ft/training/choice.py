@@ -40,13 +40,15 @@ def standard_error(metric: str, value: float, samples: int) -> float:
     not known, as for a metric of the user's own.
 
     Of a share it is that of a binomial one, which balanced ones exceed a little; their bootstrap would take longer than
-    an evaluation.
+    an evaluation. As nothing is certain because a few images were all right, one more of each kind is counted (rule of
+    succession).
     """
     name, known = metric.partition("/")[0], known_metric(metric)
     if known is None or not samples:
         return 0.0
     if (known.is_share and name != "r2") or name in _LIKE_SHARES:
-        return math.sqrt(max(0.0, value * (1 - value)) / samples)
+        share = (min(1.0, max(0.0, value)) * samples + 1) / (samples + 2)
+        return math.sqrt(share * (1 - share) / samples)
     return value / math.sqrt(2 * samples) if name in _DEVIATIONS else 0.0
 
 

@@ -39,8 +39,8 @@ class Course:
     why: str = ""
 
 
-def choose_course(config: RunConfig, images: int, outputs: int) -> Course:
-    """Return the course of a run on so many training images, of a model of so many outputs.
+def choose_course(config: RunConfig, images: int, outputs: int, names: str = "classes") -> Course:
+    """Return the course of a run on so many training images, of a model of so many outputs, which are called `names`.
 
     It depends on recipe and data alone, so it is the same on every machine. An asked-for number of epochs means these,
     each evaluated, without an average, and the best of all.
@@ -49,7 +49,10 @@ def choose_course(config: RunConfig, images: int, outputs: int) -> Course:
     choice = config.eval.choose if config.eval.choose != "auto" else BEST if given else LATEST
     if given is not None:
         return Course(given, every or 1, decay or 0.0, choice)
-    epochs, why = _usual_epochs(config, images, outputs)
+    epochs = _usual_epochs(config, images, outputs)
+    of = f" of {outputs} {names}" if outputs > 1 else ""
+    new = ", nothing pretrained" if config.model.weights == "none" else ""
+    why = f"for {plural(images, 'image')}{of}{new}"
     # The steps of a head alone take less time than an average of the whole model.
     usual_decay = 0.0 if config.freeze.cache_features else HIGHEST_DECAY
     return Course(
@@ -57,13 +60,9 @@ def choose_course(config: RunConfig, images: int, outputs: int) -> Course:
     )
 
 
-def _usual_epochs(config: RunConfig, images: int, outputs: int) -> tuple[int, str]:
-    """Return how many, and why."""
-    batch_size, is_new = config.train.batch_size, config.model.weights == "none"
-    factor = FROM_SCRATCH if is_new else 1.0
+def _usual_epochs(config: RunConfig, images: int, outputs: int) -> int:
+    batch_size, factor = config.train.batch_size, FROM_SCRATCH if config.model.weights == "none" else 1.0
     steps = max(STEPS * math.sqrt(max(1.0, images / OF_IMAGES)) * factor, SHOWN_PER_CLASS * outputs / batch_size)
     least = max([FEWEST_EPOCHS, *(1 + int(epoch) for epoch in config.freeze.schedule or ())])
     most = max(least, round(MOST_EPOCHS * factor))
-    epochs = min(max(round(steps / math.ceil(images / batch_size)), least), most)
-    classes = f" and {plural(outputs, 'output')}" if outputs > 1 else ""
-    return epochs, f"for {plural(images, 'image')}{classes}{', nothing pretrained' if is_new else ''}"
+    return min(max(round(steps / math.ceil(images / batch_size)), least), most)

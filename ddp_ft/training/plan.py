@@ -121,11 +121,12 @@ def earlier_plan(folder: RunFolder, log: Log) -> Plan | None:
 
 
 class Sizes(NamedTuple):
-    """Of a run: images of the training and of the validation set, and outputs of the model."""
+    """Of a run: images of the training and of the validation set, outputs of the model, and what these are: classes."""
 
     train: int
     val: int
     outputs: int
+    names: str
 
 
 def make_plan(
@@ -172,7 +173,7 @@ def make_plan(
 
 def _course(config: RunConfig, sizes: Sizes, earlier: Plan | None) -> Course:
     """The course of a run; what auto became at an earlier start holds for all."""
-    found = choose_course(config, sizes.train, sizes.outputs)
+    found = choose_course(config, sizes.train, sizes.outputs, sizes.names)
     if earlier is None:
         return found
     return Course(

@@ -121,6 +121,7 @@ def test_what_is_refused(folded, shapes, tmp_path, monkeypatch):
                 call(kfold, *words)
         else:  # the data itself names what validates: the first fold says so
             assert call(kfold, *words) == 2
+            assert not (tmp_path / "y").exists()
     assert not (tmp_path / "x").exists()
     ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
     for name, value in {**ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():

@@ -11,8 +11,8 @@ from ddp_ft import __version__
 from ddp_ft.cli.main import ddp_ft
 
 COMMANDS = (
-    "train", "evaluate", "predict", "doctor", "export", "fetch", "replay", "average", "submit", "runs", "report",
-    "models", "config", "completion",
+    "train", "kfold", "evaluate", "predict", "doctor", "export", "fetch", "replay", "average", "submit", "runs",
+    "report", "models", "config", "completion",
 )  # fmt: skip
 
 

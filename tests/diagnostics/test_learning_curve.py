@@ -68,12 +68,12 @@ def test_the_verdict():
     points = [{"images": images, "mean": mean} for images, mean in ((50, 0.6), (100, 0.7), (200, 0.78), (400, 0.82))]
     curve = {"metric": "accuracy", "higher_is_better": True, "error": 0.02, "points": points, "trained": 0.9}
     assert verdict(curve) == (
-        "More images would help: twice as many have just added 0.0400. "
+        "More images would help: twice as many have just added 0.0400 (the error of measuring it: 0.0200). "
         "Training as this run did adds 0.0800 to the head alone."
     )
-    assert "no more than the error of measuring it (0.0500)" in verdict({**curve, "error": 0.05})
+    assert verdict({**curve, "error": 0.05}).startswith("Twice as many have just added 0.0400 (the error")
     falling = [{"images": images, "mean": mean} for images, mean in ((50, 9.0), (100, 8.0), (200, 5.0), (400, 3.0))]
-    assert "added 2.0000." in verdict({**curve, "higher_is_better": False, "points": falling, "trained": None})
+    assert "added 2.0000 (the error" in verdict({**curve, "higher_is_better": False, "points": falling, "trained": None})
 
 
 def test_what_is_refused(run, shapes, tmp_path):

@@ -14,6 +14,12 @@ pytestmark = pytest.mark.xdist_group("course")
 SHORT = ["--max-steps", 60]
 
 
+def error(accuracy):
+    """The standard error on 12 images, with one more of each kind."""
+    share = (12 * accuracy + 1) / 14
+    return math.sqrt(share * (1 - share) / 12)
+
+
 @pytest.fixture(scope="module")
 def whole(shapes, tmp_path_factory):
     """An unbroken run in one process."""
@@ -25,7 +31,7 @@ def whole(shapes, tmp_path_factory):
 def test_the_data_decides(whole, shapes, tmp_path, capsys):
     plan, summary = read(whole, "plan.json"), read(whole, "summary.json")
     assert plan["epochs"] > 60 / 4 and plan["evaluation_epochs"] > 1
-    assert plan["why_epochs"] == "for 30 images and 3 outputs, nothing pretrained"
+    assert plan["why_epochs"] == "for 30 images of 3 classes, nothing pretrained"
     every = 4 * plan["evaluation_epochs"]
     assert column(whole, "step", "val") == [*range(every, 60, every), 60]
     assert sorted(folder.name for folder in (whole / "checkpoints").glob("step_*"))[-1] == "step_00000060"
@@ -33,7 +39,7 @@ def test_the_data_decides(whole, shapes, tmp_path, capsys):
     assert not any(name.startswith("ema_") for row in rows(whole, "val") for name in row)
     train_here(shapes, tmp_path / "r", "--dry-run", epochs=None)
     said = capsys.readouterr().out
-    steps = f"{4 * plan['epochs']:,} = {plan['epochs']} epochs x 4 (for 30 images and 3 outputs, nothing pretrained)"
+    steps = f"{4 * plan['epochs']:,} = {plan['epochs']} epochs x 4 (for 30 images of 3 classes, nothing pretrained)"
     assert steps in said and "\n  time " in said
 
 
@@ -47,7 +53,7 @@ def test_what_is_evaluated_kept_and_saved_is_one_model(whole):
 def test_the_latest_of_equally_good_models_is_kept(whole):
     evaluated = rows(whole, "val")
     top = max(row["accuracy"] for row in evaluated)
-    near = [row["step"] for row in evaluated if row["accuracy"] >= top - math.sqrt(top * (1 - top) / 12)]
+    near = [row["step"] for row in evaluated if row["accuracy"] >= top - error(top)]
     assert read(whole, "summary.json")["best_step"] == near[-1]
 
 
@@ -91,5 +97,5 @@ def test_a_better_model_by_more_than_luck_is_kept(shapes, tmp_path):
     bad = ["--recipe", "lp_ft", "--weights", "none", "--lr", 3, "--optimizer", "sgd", "--set", "probe.lr=0.1"]
     train_here(shapes, tmp_path / "r", *bad, "--max-steps", 8, "--set", "eval.choose=latest", epochs=4)
     summary, probed = read(tmp_path / "r", "summary.json"), rows(tmp_path / "r", "val", "probe")[-1]["accuracy"]
-    assert max(column(tmp_path / "r", "accuracy", "val")) < probed - math.sqrt(probed * (1 - probed) / 12)
+    assert max(column(tmp_path / "r", "accuracy", "val")) < probed - error(probed)
     assert (summary["best_phase"], summary["val"]["accuracy"]) == ("probe", probed)

@@ -9,10 +9,15 @@ from ddp_ft.training.choice import is_near, standard_error
 
 
 def test_the_error_of_a_share_is_that_of_so_many_coins():
-    assert standard_error("accuracy", 0.8, 64) == pytest.approx(0.05)
-    assert standard_error("auroc", 0.8, 64) == pytest.approx(0.05)
+    assert standard_error("accuracy", 0.8, 6400) == pytest.approx(0.005, rel=1e-3)
+    assert standard_error("auroc", 0.8, 6400) == pytest.approx(0.005, rel=1e-3)
     assert standard_error("macro_f1", 0.5, 100) == pytest.approx(0.05)
-    assert standard_error("accuracy", 1.0, 64) == 0.0
+
+
+def test_few_images_that_are_all_right_are_not_certain():
+    """As with 31 of 32 for 30 of 30."""
+    assert standard_error("accuracy", 1.0, 30) == pytest.approx((31 / 32 * 1 / 32 / 30) ** 0.5)
+    assert standard_error("accuracy", 0.0, 30) == standard_error("accuracy", 1.0, 30)
 
 
 def test_the_error_of_a_deviation_follows_its_size():

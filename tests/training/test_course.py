@@ -66,4 +66,4 @@ def test_it_is_evaluated_about_twenty_times_at_most(images):
     found = course(images)
     assert found.epochs / found.evaluation_epochs <= EVALUATIONS
     assert course(images, eval__every_epochs=1).evaluation_epochs == 1
-    assert f"{images:,} images and 10 outputs" in found.why
+    assert f"{images:,} images of 10 classes" in found.why
