@@ -51,6 +51,7 @@ def test_mean_and_deviation_are_of_the_folds(folded):
     assert found["deviation"] == pytest.approx(statistics.stdev(values))
 
 
+@pytest.mark.slow  # three starts more
 def test_the_same_command_trains_nothing_twice(folded, shapes, capfd):
     before = {file: file.stat().st_mtime_ns for file in folded.glob("fold_*/**/*") if file.is_file()}
     assert call(kfold, *options(shapes / "train", folded)) == 0

@@ -73,7 +73,9 @@ def test_the_verdict():
     )
     assert verdict({**curve, "error": 0.05}).startswith("Twice as many have just added 0.0400 (the error")
     falling = [{"images": images, "mean": mean} for images, mean in ((50, 9.0), (100, 8.0), (200, 5.0), (400, 3.0))]
-    assert "added 2.0000 (the error" in verdict({**curve, "higher_is_better": False, "points": falling, "trained": None})
+    assert "added 2.0000 (the error" in verdict(
+        {**curve, "higher_is_better": False, "points": falling, "trained": None}
+    )
 
 
 def test_what_is_refused(run, shapes, tmp_path):
