@@ -1,6 +1,7 @@
 """A run whose length nobody gives: the data decides it, and what follows from it holds on any machine and restart."""
 
 import math
+import re
 import signal
 
 import pytest
@@ -41,6 +42,18 @@ def test_the_data_decides(whole, shapes, tmp_path, capsys):
     said = capsys.readouterr().out
     steps = f"{4 * plan['epochs']:,} = {plan['epochs']} epochs x 4 (for 30 images of 3 classes, nothing pretrained)"
     assert steps in said and "\n  time " in said
+
+
+def test_who_would_wait_for_more_than_an_hour_is_told_before_the_first_step(shapes, tmp_path, capsys):
+    """A net whose passes of evaluation take 0.3 s, so that a step of 32 images seems to take seconds."""
+    slow = ["--dry-run", "--batch-size", 32, "--set", "freeze.schedule={0: backbone, 1500: none}"]
+    train_here(shapes, tmp_path / "r", *slow, net="slow_to_evaluate", epochs=None)
+    said = capsys.readouterr().out
+    assert re.search(r"\n  time +about [1-9]:\d\d:\d\d for [\d,]+ steps", said)
+    [warning] = [line for line in said.splitlines() if line.startswith("Warning: whole run")]
+    assert "on the CPU" in warning and "--max-minutes 20" in warning and "--recipe linear_probe" in warning
+    train_here(shapes, tmp_path / "r", *slow, net="slow_to_evaluate", epochs=2000)
+    assert "whole run" not in capsys.readouterr().out  # who asks for a number has chosen
 
 
 def test_what_is_evaluated_kept_and_saved_is_one_model(whole):
