@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ddp_ft.contracts import LoadReport
 from ddp_ft.diagnostics.expected_time import expected_time
-from ddp_ft.diagnostics.finding import guarded, tried
+from ddp_ft.diagnostics.finding import PROBLEM, guarded, tried
 from ddp_ft.models.freezing import frozen_table
 from ddp_ft.models.introspection import Trial, flops_per_sample
 from ddp_ft.reporting.data_row import describe_data
@@ -25,7 +25,8 @@ def print_start(run: Run, report: LoadReport, earlier: Plan | None, console: Con
         return
     plan, module = run.plan, run.model.module
     # Who asks for a number of epochs is not kept waiting for the estimate.
-    expected = guarded("time", lambda: [expected_time(run)]) if plan.why_epochs and earlier is None else []
+    found = guarded("time", lambda: [expected_time(run)]) if plan.why_epochs and earlier is None else []
+    expected = [each for each in found if each.verdict != PROBLEM]  # a network that noise ends has no estimate
     compiled = {"true": ", compiled", "regional": ", blocks compiled"}.get(run.config.compute.compile, "")
     rows = {
         "data": describe_data(run),
