@@ -20,7 +20,7 @@ from ddp_ft.config.loading import make_config
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.distributed.environment import read_launch
 from ddp_ft.errors import EXIT_DONE, EXIT_STOPPED, UserError, columns
-from ddp_ft.run_folder.folds import FILE, close_folds, fold_folders, open_folds, write_results
+from ddp_ft.run_folder.folds import FEWEST, FILE, fold_folders, forget_unbegun, open_folds, write_results
 from ddp_ft.texts import metric_figure, plural
 
 # Those that ask a run to stop and save.
@@ -29,7 +29,9 @@ _ENDED_BY_SIGNAL = 128
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--folds", type=click.IntRange(min=2), default=5, show_default=True, metavar="K", help="How many parts.")
+@click.option(
+    "--folds", type=click.IntRange(min=FEWEST), default=5, show_default=True, metavar="K", help="How many parts."
+)
 @click.option("--run-dir", type=PATH, metavar="PATH", help="Folder of all folds.  [default: runs/<data>-<model>-kfold]")
 @click.option(
     "--list", "listed", type=PATH, metavar="FILE",
@@ -58,9 +60,9 @@ def kfold(folds: int, run_dir: Path | None, listed: Path | None, options: tuple[
     for fold, words in enumerate(own, start=1):
         print_note(f"Fold {fold} of {folds}: {words[-1]}")
         if code := _train([*options, *words]):
-            close_folds(folder)
+            forget_unbegun(folder, folds)
             return code
-    _print(folder, write_results(folder))
+    _print(folder, write_results(folder, folds))
     return EXIT_DONE
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ddp_ft.contracts import NO_VIEWS, Source
+from ddp_ft.contracts import Source
 from ddp_ft.data.processors import open_inputs
 from ddp_ft.distributed.world import World
 from ddp_ft.evaluation.chunk import EVAL_CHUNK
@@ -87,7 +87,9 @@ def key_of(request: Request, kind: str, rows: Rows, world: World) -> str:
     for model in request.asked.models:
         for file in files_of(model):
             add_to_digest(digest, file)
-    settings = [_FORM, kind, request.top_k, request.asked.views or NO_VIEWS, rows.thresholds, EVAL_CHUNK]
+    # Those of a run's choice are other ones than none that were asked for.
+    views = [request.asked.views or member.own_views for member in rows.members]
+    settings = [_FORM, kind, request.top_k, views, rows.thresholds, EVAL_CHUNK]
     settings += [] if request.show is None else [os.path.abspath(request.show)]  # noqa: PTH100
     where = [world.device.type, *(member.precision for member in rows.members)]
     digest.update(json.dumps([*settings, *where]).encode())

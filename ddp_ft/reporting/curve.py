@@ -24,6 +24,8 @@ def _figure(point: dict[str, Any]) -> str:
 
 def verdict(content: dict[str, Any]) -> str:
     """What the curve says of more images, and what training all layers adds."""
+    if len(content["points"]) == 1:  # of a few images the least part is the whole
+        return "There are too few images to draw smaller parts from them, so it shows nothing of more."
     sign = 1 if content["higher_is_better"] else -1
     half, whole = (content["points"][number]["mean"] for number in (-2, -1))
     gain, error = sign * (whole - half), content["error"]

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from ddp_ft.files import read_sound_json, to_json, write_text
 from ddp_ft.run_folder.contents import read_summary
 
 FILE = "kfold.json"
+# With one fold there is nothing else to learn from.
+FEWEST = 2
 
 
 def fold_folders(folder: Path, folds: int) -> list[Path]:
@@ -23,9 +26,15 @@ def is_folded(folder: Path) -> bool:
     return (folder / FILE).is_file()
 
 
+def _stored_number(folder: Path) -> int | None:
+    """How many folds there are by its kfold.json; None without one, and for a damaged one."""
+    found = read_sound_json(folder / FILE, dict).get("folds")
+    return found if type(found) is int and found >= FEWEST else None  # bool is a kind of int
+
+
 def open_folds(folder: Path, folds: int) -> None:
-    """Make the folder. UserError if it holds another number of folds, or a run."""
-    stored = read_sound_json(folder / FILE, dict).get("folds") if is_folded(folder) else None
+    """Make the folder; a damaged kfold.json is made anew. UserError if it holds another number of folds, or a run."""
+    stored = _stored_number(folder)
     if stored not in (None, folds):
         raise UserError(f"{folder} holds {stored} folds, not {folds}.", "Choose another folder with --run-dir.")
     if (folder / "config.yaml").exists():
@@ -35,20 +44,21 @@ def open_folds(folder: Path, folds: int) -> None:
         write_text(folder / FILE, to_json({"folds": folds, "status": "unfinished"}))
 
 
-def close_folds(folder: Path) -> None:
-    """Remove the folder if no fold has begun: the options or the data were refused."""
-    if [each.name for each in folder.iterdir()] == [FILE]:
-        (folder / FILE).unlink()
+def forget_unbegun(folder: Path, folds: int) -> None:
+    """Take back what `open_folds` made if no fold has begun: options that train refuses leave nothing behind."""
+    if any(each.exists() for each in fold_folders(folder, folds)):
+        return
+    (folder / FILE).unlink(missing_ok=True)
+    with suppress(OSError):  # it holds something else
         folder.rmdir()
 
 
-def write_results(folder: Path) -> dict[str, Any]:
-    """Write kfold.json from the folds' summaries, and return its content.
+def write_results(folder: Path, folds: int) -> dict[str, Any]:
+    """Write kfold.json from the summaries of so many folds, and return its content.
 
     {"folds", "status": "done" or "unfinished", "done": the finished folds' names, and for "val" and, where there is a
     test set, "test": {metric: {"mean", "deviation" (over folds, of a sample; null for a single one), "folds"}}}.
     """
-    folds = read_sound_json(folder / FILE, dict)["folds"]
     found = {each.name: read_summary(each) for each in fold_folders(folder, folds)}
     done = {name: summary for name, summary in found.items() if summary.get("status") == "done"}
     sets = {name: _over_folds([summary.get(name, {}) for summary in done.values()]) for name in ("val", "test")}
@@ -77,8 +87,11 @@ def members_of(path: Path) -> list[Path]:
     are not trained yet."""
     if not is_folded(path):
         return [path]
-    folders = fold_folders(path, read_sound_json(path / FILE, dict).get("folds", 0))
+    if (folds := _stored_number(path)) is None:
+        hint = "The same ddp-ft kfold command writes it anew, and trains no finished fold again."
+        raise UserError(f"{path / FILE} is damaged: it has no number of folds.", hint)
+    folders = fold_folders(path, folds)
     if missing := [each.name for each in folders if read_summary(each).get("status") != "done"]:
         hint = "The same ddp-ft kfold command trains the rest."
         raise UserError(f"Not all folds of {path} are trained: {shortened(missing)} not.", hint)
-    return folders or [path]  # of a damaged file the folder itself, which is then no model
+    return folders

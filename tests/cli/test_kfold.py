@@ -12,9 +12,10 @@ import pytest
 import ddp_ft
 from ddp_ft.cli.kfold import kfold
 from ddp_ft.cli.main import ddp_ft as group
-from ddp_ft.errors import EXIT_STOPPED, UserError
+from ddp_ft.errors import EXIT_STOPPED, EXIT_USER_ERROR, UserError
 from ddp_ft.evaluate import evaluate
 from ddp_ft.predict import predict
+from ddp_ft.run_folder.folds import members_of, open_folds, write_results
 from tests.support.commands import Command
 from tests.support.runs import arguments, read, wait_for
 
@@ -133,3 +134,22 @@ def test_what_is_refused(folded, shapes, tmp_path, monkeypatch):
 
 def test_it_is_a_command():
     assert "kfold" in group.list_commands(None)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"folds": "x"}', '{"folds": 3.0}', '{"folds": true}', '{"folds": -3}'])
+def test_a_damaged_kfold_json_is_named_and_made_anew(content, folded, tmp_path):
+    (tmp_path / "cv").mkdir()
+    for fold in (1, 2, 3):
+        (tmp_path / f"cv/fold_{fold}").symlink_to(folded / f"fold_{fold}")
+    (tmp_path / "cv/kfold.json").write_text(content)
+    with pytest.raises(UserError, match="has no number of folds") as caught:
+        members_of(tmp_path / "cv")
+    assert "writes it anew" in (caught.value.hint or "")
+    open_folds(tmp_path / "cv", 3)
+    write_results(tmp_path / "cv", 3)
+    assert (tmp_path / "cv/kfold.json").read_bytes() == (folded / "kfold.json").read_bytes()
+
+
+def test_what_train_refuses_leaves_nothing_behind(shapes, tmp_path):
+    assert call(kfold, *options(shapes, tmp_path / "cv")) == EXIT_USER_ERROR  # its val/ validates
+    assert not (tmp_path / "cv").exists()

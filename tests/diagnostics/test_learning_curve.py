@@ -78,6 +78,18 @@ def test_the_verdict():
     )
 
 
+def test_a_set_without_smaller_parts_has_no_verdict(shapes, start, tmp_path, capsys):
+    for part in ("train", "val"):
+        for folder in (shapes / part).iterdir():
+            (tmp_path / "few" / part / folder.name).mkdir(parents=True)
+            for file in sorted(folder.iterdir())[:2]:
+                (tmp_path / "few" / part / folder.name / file.name).symlink_to(file)
+    train_here(tmp_path / "few", tmp_path / "r", "--weights", start, epochs=1)
+    call(tmp_path / "r", "--learning-curve", "--device", "cpu")
+    assert "too few images to draw smaller parts" in capsys.readouterr().out
+    assert len(read(tmp_path / "r", "learning_curve.json")["points"]) == 1
+
+
 def test_what_is_refused(run, shapes, tmp_path):
     with pytest.raises(UserError, match="of one run"):
         call(run, run, "--learning-curve")

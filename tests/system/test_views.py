@@ -2,11 +2,18 @@
 
 import csv
 import json
+import shutil
 
 import pytest
+import torch
 
 import ddp_ft
+from ddp_ft.distributed.world import World
+from ddp_ft.errors import UserError
 from ddp_ft.evaluate import evaluate
+from ddp_ft.inference.asked import Asked
+from ddp_ft.inference.predict_request import Request, key_of, open_rows
+from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.predict import predict
 from tests.support.runs import read, rows, train_here, train_on
 
@@ -78,3 +85,23 @@ def test_without_views_nothing_is_said(data, tmp_path):
     train_here(data, tmp_path / "run")
     assert "val_views" not in read(tmp_path / "run", "summary.json")
     assert "views" not in read(tmp_path / "run", "best/model.json")
+
+
+@pytest.mark.parametrize("views", ["rubbish", None, 7, ["flip"]])
+def test_unknown_views_in_model_json_are_named(views, viewed, tmp_path):
+    shutil.copytree(viewed / "best", tmp_path / "best")
+    description = read(tmp_path, "best/model.json")
+    (tmp_path / "best/model.json").write_text(json.dumps(description | {"views": views}))
+    with pytest.raises(UserError, match="has unknown views"):
+        load_trained(tmp_path / "best", torch.device("cpu"))
+
+
+def test_rows_of_other_views_are_other_rows(viewed, data):
+    """So that an interrupted predict with the run's views does not give its rows to one without."""
+    world = World(0, 1, 0, torch.device("cpu"))
+
+    def key(views: str | None) -> str:
+        request = Request(Asked((viewed / "best",), views, "cpu"), (str(data / "val"),))
+        return key_of(request, ".csv", open_rows(request, ".csv", world.device, world), world)
+
+    assert key(None) == key("flip") != key("none")
