@@ -8,7 +8,7 @@ import torch
 
 from ddp_ft.contracts import NO_VIEWS, Batch
 from ddp_ft.data.image.views import CROPS, FLIP
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, printable
 from ddp_ft.inference.exported import Framed
 from ddp_ft.inference.trained_model import Trained, load_trained
 
@@ -55,6 +55,8 @@ def with_views(trained: Trained, views: str | None) -> Trained:
     views = trained.own_views if views is None else views
     if views == NO_VIEWS:
         return trained
+    if views not in VIEWS:  # of an edited model.json; it would count as one of them
+        raise UserError(f"The model has unknown views: {printable(views)}.", f"Expected one of {', '.join(VIEWS)}.")
     if isinstance(trained.module, Framed):
         raise UserError(
             f"--tta {views} does not work with a file that has its preprocessing inside.",

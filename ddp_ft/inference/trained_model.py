@@ -10,7 +10,6 @@ from torch import nn
 
 from ddp_ft.contracts import NO_VIEWS, Call, Processor, Task, Views
 from ddp_ft.data.image.processor import ImageProcessor
-from ddp_ft.data.image.views import PASSES
 from ddp_ft.data.processors import processor_from
 from ddp_ft.errors import UserError, printable, reason_of, typed_line
 from ddp_ft.inference.exported import Framed, is_exported, open_exported
@@ -73,17 +72,8 @@ def load_trained(path: Path, device: torch.device) -> Trained:
         names,
         same_precision(precision, device),
         channels_last,
-        own_views=_views_in(description),
+        own_views=str(description.get(VIEWS, NO_VIEWS)),
     )
-
-
-def _views_in(description: Mapping[str, Any]) -> str:
-    """The views that the run chose. UserError for others, which would count as one of these."""
-    views = description.get(VIEWS, NO_VIEWS)
-    if views not in (NO_VIEWS, *PASSES):
-        known = ", ".join((NO_VIEWS, *PASSES))
-        raise UserError(f"The model has unknown {VIEWS}: {printable(str(views))}.", f"Expected one of {known}.")
-    return str(views)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -106,7 +96,7 @@ def _load_exported(path: Path, device: torch.device) -> Trained:
         raise UserError(f"The description in {path} is not as expected: {typed_line(error)}.") from None
     channels_last = bool(description.get("channels_last"))
     if not description.get("takes_pictures"):
-        own_views = _views_in(description)
+        own_views = str(description.get(VIEWS, NO_VIEWS))
         trained = Trained(module.eval(), processor, call_with_images, task, names, "fp32", channels_last)
         return replace(trained, own_views=own_views)
     # It normalises by itself: values stay in 0..255.

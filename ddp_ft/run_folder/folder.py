@@ -152,7 +152,11 @@ def check_same_recipe(folder: RunFolder, config: RunConfig, extend: bool) -> Non
         )
     _check_not_shorter(folder, stored, config, extend)
     if not extend and (longer := _differences(stored, config, LENGTH)):
-        raise UserError(f"{folder.path} holds a run of another length:\n{longer}", "Add --extend to lengthen it.")
+        epochs = stored.train.epochs
+        # Earlier versions wrote a number where none was given; --extend would ask for one.
+        was_given = epochs is not None and config.train.epochs is None
+        hint = f"Add --epochs {epochs} to go on with it." if was_given else "Add --extend to lengthen it."
+        raise UserError(f"{folder.path} holds a run of another length:\n{longer}", hint)
 
 
 def _check_not_shorter(folder: RunFolder, stored: RunConfig, config: RunConfig, extend: bool) -> None:

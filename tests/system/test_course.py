@@ -112,3 +112,10 @@ def test_a_better_model_by_more_than_luck_is_kept(shapes, tmp_path):
     summary, probed = read(tmp_path / "r", "summary.json"), rows(tmp_path / "r", "val", "probe")[-1]["accuracy"]
     assert max(column(tmp_path / "r", "accuracy", "val")) < probed - error(probed)
     assert (summary["best_phase"], summary["val"]["accuracy"]) == ("probe", probed)
+
+
+def test_a_run_of_a_number_goes_on_with_that_number(shapes, tmp_path):
+    train_here(shapes, tmp_path / "r", epochs=1)
+    with pytest.raises(UserError, match="another length") as caught:
+        train_here(shapes, tmp_path / "r", epochs=None)
+    assert caught.value.hint == "Add --epochs 1 to go on with it."

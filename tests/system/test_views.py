@@ -12,8 +12,8 @@ from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
 from ddp_ft.evaluate import evaluate
 from ddp_ft.inference.asked import Asked
+from ddp_ft.inference.ensemble import load_ensemble
 from ddp_ft.inference.predict_request import Request, key_of, open_rows
-from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.predict import predict
 from tests.support.runs import read, rows, train_here, train_on
 
@@ -93,7 +93,7 @@ def test_unknown_views_in_model_json_are_named(views, viewed, tmp_path):
     description = read(tmp_path, "best/model.json")
     (tmp_path / "best/model.json").write_text(json.dumps(description | {"views": views}))
     with pytest.raises(UserError, match="has unknown views"):
-        load_trained(tmp_path / "best", torch.device("cpu"))
+        load_ensemble([tmp_path / "best"], torch.device("cpu"))
 
 
 def test_rows_of_other_views_are_other_rows(viewed, data):
