@@ -19,7 +19,7 @@ from ddp_ft.cli.output import print_note, print_result
 from ddp_ft.config.loading import make_config
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.distributed.environment import read_launch
-from ddp_ft.errors import EXIT_DONE, EXIT_STOPPED, UserError, columns
+from ddp_ft.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError, columns
 from ddp_ft.run_folder.folds import FEWEST, FILE, fold_folders, forget_unbegun, open_folds, write_results
 from ddp_ft.texts import metric_figure, plural
 
@@ -95,6 +95,10 @@ def _train(words: Sequence[str]) -> int:
         code = process.wait()
     if code == EXIT_DONE and asked:  # it was done before it could stop
         return EXIT_STOPPED
+    if code < 0 and not asked:
+        name = signal.Signals(-code).name
+        click.echo(f"Error: the run in {words[-1]} was ended by {name}.\nThe same command goes on.", err=True)
+        return EXIT_FAILED
     return code if code >= 0 else _ENDED_BY_SIGNAL - code
 
 

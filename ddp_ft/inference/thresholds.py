@@ -11,7 +11,7 @@ from ddp_ft.inference.asked import VALIDATION, Asked, probability
 from ddp_ft.inference.exported import is_exported
 from ddp_ft.inference.trained_model import Trained
 from ddp_ft.run_folder.evaluations import load_evaluation
-from ddp_ft.run_folder.model_folder import model_folder
+from ddp_ft.run_folder.model_folder import VIEWS, model_folder, read_description
 from ddp_ft.tasks.scored.probabilities import THRESHOLD
 
 _INSTEAD = (
@@ -58,6 +58,11 @@ def _of_validation(task: Task, asked: Asked) -> list[float]:
         raise UserError("--threshold validation does not go with --also or --tta.", hint)
     [model] = asked.models
     run = _run_with_predictions(model)
+    if run is not None and asked.views is None and (own := read_description(model_folder(model)).get(VIEWS)):
+        hint = "What it keeps are predictions without them: add --tta none, or give numbers, or a file of them."
+        raise UserError(
+            f"--threshold validation does not go with the views that {model} chose (eval.tta = {own}).", hint
+        )
     evaluation = None if run is None else load_evaluation(run, "val", task)
     if evaluation is None or evaluation.predictions is None or evaluation.records is None:
         raise UserError(f"{model} has no predictions of a validation set, from which to choose thresholds.", _INSTEAD)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import statistics
 from collections import Counter
@@ -71,6 +72,17 @@ def test_a_stop_is_passed_on_and_the_same_command_goes_on(folded, shapes, tmp_pa
     assert read(tmp_path / "cv", "fold_1/summary.json")["status"] == "stopped"
     assert read(tmp_path / "cv", "kfold.json") == {"folds": 3, "status": "unfinished"}
     assert not (tmp_path / "cv/fold_2").exists()
+
+
+@pytest.mark.slow
+def test_a_fold_that_is_killed_is_named(shapes, tmp_path):
+    process = Command(
+        "ddp_ft.cli.main", ["kfold", *options(shapes / "train", tmp_path / "cv", epochs=3000)], merged=True
+    )
+    wait_for(tmp_path / "cv/fold_1/checkpoints/last", process)
+    os.kill(read(tmp_path / "cv", "fold_1/lease.json")["pid"], signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and f"the run in {tmp_path}/cv/fold_1 was ended by SIGKILL" in output, output
 
 
 def test_the_folder_is_an_ensemble(folded, shapes, tmp_path, capsys):

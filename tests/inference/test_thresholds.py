@@ -1,6 +1,7 @@
 """`--threshold`: which labels are there, as given or as the run's validation has it; and the metrics at these."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -120,3 +121,14 @@ def test_models_and_runs_without_thresholds(run, table, tmp_path):
     for message, args in wishes.items():
         with pytest.raises(UserError, match=message):
             rows(table, tmp_path / "p.jsonl", *args)
+
+
+def test_thresholds_of_a_run_with_views_of_its_own(run, table, tmp_path):
+    """What the run keeps of its validation set are predictions without them."""
+    viewed = tmp_path / "viewed"
+    shutil.copytree(run, viewed)
+    described = json.loads((viewed / "best/model.json").read_text())
+    (viewed / "best/model.json").write_text(json.dumps({**described, "views": "flip"}))
+    with pytest.raises(UserError, match="--tta none"):
+        rows(table, tmp_path / "p.jsonl", viewed, "--threshold", "validation")
+    assert rows(table, tmp_path / "p.jsonl", viewed, "--threshold", "validation", "--tta", "none")
