@@ -9,6 +9,7 @@ import pytest
 
 from ddp_ft.errors import UserError
 from ddp_ft.run_folder.lease import Lease, read_lease
+from tests.support.fork_server import PATIENCE, fork
 from tests.support.runs import arguments, read, start_process, train_here, wait_for
 
 
@@ -18,7 +19,8 @@ def holder(folder):
     lease.take()
     lease.begin_at(5)
     if os.fork() == 0:
-        (folder / "worker").write_text(str(os.getpid()))
+        (folder / "worker.new").write_text(str(os.getpid()))
+        (folder / "worker.new").rename(folder / "worker")  # whole, once it is there
         time.sleep(60)
         os._exit(0)
     (folder / "ready").touch()
@@ -27,25 +29,22 @@ def holder(folder):
 
 @pytest.fixture
 def held(tmp_path):
-    """A folder whose lease another process has: (folder, pid)."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            holder(tmp_path)
-        finally:
-            os._exit(1)
-    deadline = time.monotonic() + 20
+    """A folder whose lease another process has: (folder, process)."""
+    # Not a fork of this process: what it would collect as garbage there joins threads that a fork does not have.
+    process = fork(holder, tmp_path)
+    deadline = time.monotonic() + PATIENCE
     while not (tmp_path / "ready").exists() or not (tmp_path / "worker").exists():
-        assert time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.01)
-    yield tmp_path, pid
-    for each in (pid, int((tmp_path / "worker").read_text())):
+    yield tmp_path, process
+    for each in (process.pid, int((tmp_path / "worker").read_text())):
         with contextlib.suppress(ProcessLookupError):
             os.kill(each, signal.SIGKILL)
 
 
 def test_the_holder_is_named(held):
-    folder, pid = held
+    folder, process = held
+    pid = process.pid
     with pytest.raises(UserError, match=rf"being written by another start: process {pid} on .*, last heard of \d+ s"):
         Lease(folder, lambda: 0, patience=0.3).take()
     holder = read_lease(folder)
@@ -53,9 +52,9 @@ def test_the_holder_is_named(held):
 
 
 def test_an_orphaned_loader_worker_does_not_hold_it(held):
-    folder, pid = held
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    folder, process = held
+    process.kill()
+    process.join()
     os.kill(int((folder / "worker").read_text()), 0)  # it lives
     lease = Lease(folder, lambda: 3, patience=0)
     lease.take()
