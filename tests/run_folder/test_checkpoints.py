@@ -83,6 +83,14 @@ def test_of_equals_the_smaller_loss_is_better(tmp_path):
     assert read_score(tmp_path / "best") == Score(0.5)
 
 
+def test_a_later_choice_ranks_before_a_better_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step, score in ((1, Score(0.8, chosen=1)), (2, Score(0.79, chosen=2)), (3, Score(0.5)), (4, Score(0.7))):
+        checkpoints.save(step, {"w": torch.zeros(1)}, {}, score)
+    assert target(tmp_path / "best") == "step_00000002" and names(tmp_path) == ["step_00000002", "step_00000004"]
+    assert read_score(tmp_path / "best").chosen == 2
+
+
 def test_a_first_score_of_nan_is_the_best_there_is(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     save(checkpoints, 1, math.nan)

@@ -1,5 +1,6 @@
 """A run whose length nobody gives: the data decides it, and what follows from it holds on any machine and restart."""
 
+import json
 import math
 import re
 import signal
@@ -12,7 +13,7 @@ from tests.support.runs import arguments, column, read, rows, start_process, tra
 # One unbroken run for all.
 pytestmark = pytest.mark.xdist_group("course")
 # A beginning of such a run, with three evaluations.
-SHORT = ["--max-steps", 60]
+SHORT = ["--max-steps", 300, "--set", "log.every_steps=10"]
 
 
 def error(accuracy):
@@ -31,11 +32,12 @@ def whole(shapes, tmp_path_factory):
 
 def test_the_data_decides(whole, shapes, tmp_path, capsys):
     plan, summary = read(whole, "plan.json"), read(whole, "summary.json")
-    assert plan["epochs"] > 60 / 4 and plan["evaluation_epochs"] > 1
+    assert plan["epochs"] > 300 / 4 and plan["evaluation_epochs"] > 1
     assert plan["why_epochs"] == "for 30 images of 3 classes, nothing pretrained"
     every = 4 * plan["evaluation_epochs"]
-    assert column(whole, "step", "val") == [*range(every, 60, every), 60]
-    assert sorted(folder.name for folder in (whole / "checkpoints").glob("step_*"))[-1] == "step_00000060"
+    assert column(whole, "step", "val") == [every, 2 * every, 3 * every] == [100, 200, 300]
+    kept = sorted(folder.name for folder in (whole / "checkpoints").glob("step_*"))
+    assert kept[-2:] == ["step_00000200", "step_00000300"]  # the newest two: none between evaluations
     assert summary["best_weights"] == "ema" and (whole / "checkpoints/last/ema.safetensors").exists()
     assert not any(name.startswith("ema_") for row in rows(whole, "val") for name in row)
     train_here(shapes, tmp_path / "r", "--dry-run", epochs=None)
@@ -71,9 +73,9 @@ def test_the_latest_of_equally_good_models_is_kept(whole):
 
 
 def test_a_killed_run_ends_with_the_same_bytes(whole, shapes, tmp_path):
-    more = [*SHORT, "--set", "checkpoint.every_steps=7"]
+    more = [*SHORT, "--set", "checkpoint.every_steps=70"]
     process = start_process(arguments(shapes, tmp_path / "cut", *more, epochs=None))
-    wait_for(tmp_path / "cut/checkpoints/step_00000021", process)
+    wait_for(tmp_path / "cut/checkpoints/step_00000210", process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     train_here(shapes, tmp_path / "cut", *more, epochs=None)
@@ -103,6 +105,16 @@ def test_it_is_extended_by_a_number_and_never_shortened(shapes, tmp_path):
     assert (plan["epochs"], plan["total_steps"], plan["ema_decay"] > 0) == (epochs + 1, 8, True)
     with pytest.raises(UserError, match="--extend needs the new number"):
         train_here(shapes, tmp_path / "r", "--max-steps", 9, "--extend", epochs=None)
+
+
+def test_what_auto_became_holds_for_later_starts(shapes, tmp_path):
+    """Also if a later version has another rule."""
+    train_here(shapes, tmp_path / "r", "--max-steps", 4, epochs=None)
+    plan = read(tmp_path / "r", "plan.json")
+    (tmp_path / "r/plan.json").write_text(json.dumps({**plan, "epochs": 7, "evaluation_epochs": 2}))
+    train_here(shapes, tmp_path / "r", "--max-steps", 99, "--extend", epochs=None)
+    plan = read(tmp_path / "r", "plan.json")
+    assert (plan["epochs"], plan["total_steps"], plan["evaluation_epochs"]) == (7, 28, 2)
 
 
 def test_a_better_model_by_more_than_luck_is_kept(shapes, tmp_path):

@@ -72,6 +72,13 @@ def test_a_row_of_the_test_set_is_of_the_best_model():
     assert test == "test   best model  accuracy 0.7500" and "step 40" in val
 
 
+def test_the_time_left_counts_what_a_step_takes_with_evaluations():
+    plain = Plain(Console(file=io.StringIO(), width=80))
+    plain.start(0, 100, 10, lambda: Outlook("", 1, 0.0, step_seconds=2.0))
+    plain.started_at -= 1000  # what the first steps took does not count any more
+    assert plain.seconds_left(50, 100) == 100.0
+
+
 def test_lines_fit_eighty_columns():
     stream = io.StringIO()
     plain = Plain(Console(file=stream, width=300))

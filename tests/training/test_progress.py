@@ -20,6 +20,12 @@ def test_progress_survives_a_checkpoint():
     assert Progress.from_mapping(asdict(progress)) == progress
 
 
+def test_of_a_checkpoint_of_an_earlier_version_the_best_is_the_top():
+    stored = asdict(Progress(best=Best(metrics={"accuracy": 0.5})))
+    del stored["top"]
+    assert Progress.from_mapping(stored).top == {"accuracy": 0.5}
+
+
 def test_the_first_three_steps_and_what_lies_between_steps_do_not_count():
     clock, progress = Clock(), Progress()
     watch = Stopwatch(progress, clock=clock)
