@@ -76,7 +76,7 @@ def _config_of(options: Sequence[str]) -> RunConfig:
     config_file, assignments = given.pop("config_file"), given.pop("assignments")
     flags = {name: value for name, value in given.items() if name not in ("tune", "quiet")}
     layers = given_layers(config_file, flags, assignments)
-    if any(layer.get("data.fold") for layer in layers[-1:]):
+    if layers[-1].get("data.fold"):  # of --set; that of a file, such as config.yaml of a fold, gives way
         raise UserError("data.fold is set for each fold by ddp-ft kfold.", "Leave it out; --folds is their number.")
     config = make_config(*layers, {"data.fold": "1/2"})
     check_early(config)

@@ -6,6 +6,7 @@ A head is fitted in a second, so that the curve costs little more than the featu
 import hashlib
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,13 +23,12 @@ from ddp_ft.distributed.world import Machine
 from ddp_ft.errors import UserError
 from ddp_ft.features.dataset import FeatureSet, evaluate_head, train_batches
 from ddp_ft.models.backbone import head_module
-from ddp_ft.run_folder.folder import RunFolder
+from ddp_ft.run_folder.folder import LEARNING_CURVE, RunFolder
 from ddp_ft.training.choice import standard_error
 from ddp_ft.training.feature_phase import feature_sets
 from ddp_ft.training.plan import read_plan
 from ddp_ft.training.run import Run
 
-FILE = "learning_curve.json"
 # Parts of the training set, the smaller ones drawn several times.
 SHARES, DRAWS = (1 / 8, 1 / 4, 1 / 2, 1.0), 3
 # Passes over the whole set, if the run has no probe; smaller parts get as many steps.
@@ -71,7 +71,7 @@ def learning_curve(path: Path, data: Path | None, machine: Machine, log: Log) ->
         "points": [vars(point) for point in points],
         "trained": trained,
     }
-    folder.write_json(FILE, content)
+    folder.write_json(LEARNING_CURVE, content)
     return content
 
 
@@ -80,10 +80,10 @@ def _points(run: Run, train: FeatureSet, val: FeatureSet) -> Iterator[Point]:
     start = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     least = 2 * len(run.task.names) if run.splits.schema.kind == LABEL else 2
     sizes = {max(min(least, len(train)), round(share * len(train))) for share in SHARES}
+    orders = [nested_order(run, draw) for draw in range(DRAWS)]
     for images in sorted(sizes):
-        orders = [nested_order(run, draw) for draw in range(DRAWS if images < len(train) else 1)]
         values = []
-        for order in orders:
+        for order in orders if images < len(train) else orders[:1]:
             head.load_state_dict(start)
             _fit(run, head, chosen_rows(train, order[:images]), len(train))
             values.append(evaluate_head(head, val, run.task, "fp32").metrics[run.metric])
@@ -97,7 +97,7 @@ def nested_order(run: Run, draw: int) -> Tensor:
     if run.splits.schema.kind != LABEL:
         return torch.tensor(by_hash)
     classes = source.targets.tolist()
-    totals = {name: classes.count(name) for name in set(classes)}
+    totals = Counter(classes)
     seen = dict.fromkeys(totals, 0)
     place: dict[int, float] = {}
     for index in by_hash:

@@ -20,8 +20,8 @@ _EXPECTED = "Expected a probability such as 0.3, NAME=0.3,NAME=0.7, a file of th
 
 @dataclass(frozen=True)
 class Asked:
-    """Which models are combined, by which views of each image (one of
-    `ensemble.VIEWS`; None: as each model's run chose), where and how they compute.
+    """Which models are combined, by which views of each image (one of `ensemble.VIEWS`; None: as each
+    model's run chose), where and how they compute.
 
     `batch_size` and `workers` are those of a process; None: as many as fit and suit.
     """

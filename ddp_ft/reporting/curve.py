@@ -4,9 +4,8 @@ from typing import Any
 
 from ddp_ft.files import read_sound_json
 from ddp_ft.reporting.facts import RunFacts
+from ddp_ft.run_folder.folder import LEARNING_CURVE
 from ddp_ft.texts import count, metric_figure
-
-FILE = "learning_curve.json"
 
 
 def describe(content: dict[str, Any]) -> str:
@@ -40,7 +39,7 @@ def verdict(content: dict[str, Any]) -> str:
 
 def describe_curve(facts: RunFacts) -> str:
     """The curve that was measured for a run, in one line; empty if none was."""
-    content = read_sound_json(facts.path / FILE, dict)
+    content = read_sound_json(facts.path / LEARNING_CURVE, dict)
     try:
         points = ", ".join(f"{count(each['images'])} images {_figure(each)}" for each in content["points"])
         return f"{content['metric']} of a head on frozen features: {points}. {verdict(content)}"

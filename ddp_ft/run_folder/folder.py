@@ -26,10 +26,12 @@ from ddp_ft.texts import plural
 
 # `touch RUN/stop` asks for a stop; a later launch removes it.
 STOP_FILE = "stop"
+# What `ddp-ft report --learning-curve` has measured.
+LEARNING_CURVE = "learning_curve.json"
 # What a run writes, besides its probes and marks.
 FILES = (
     "config.yaml", "plan.json", "classes.json", "split.json", "metrics.jsonl", "summary.json",
-    "provenance.json", "quarantine.txt", "lease.json", ".lease", STOP_FILE,
+    "provenance.json", "quarantine.txt", "lease.json", ".lease", STOP_FILE, LEARNING_CURVE,
 )  # fmt: skip
 FOLDERS = (
     "best", "checkpoints", "evaluation", "tensorboard", "logs", "trackers", "stacks", "bad_batches", "cache", "profile",
@@ -167,8 +169,8 @@ def _check_not_shorter(folder: RunFolder, stored: RunConfig, config: RunConfig, 
             raise UserError("--extend needs the new number of epochs.", f"Give --epochs; the run has {there}.")
         return
     if there is None:  # auto, which the plan knows
-        there = read_sound_json(folder.path / "plan.json", dict).get("epochs", 0)
-    if there > here:
+        there = read_sound_json(folder.path / "plan.json", dict).get("epochs")
+    if isinstance(there, int) and there > here:  # a damaged plan is made anew
         raise UserError(
             f"{folder.path} holds a run of {plural(there, 'epoch')}; {here} asked for.",
             "A run can be extended, never shortened. Choose another folder with --run-dir.",

@@ -18,8 +18,6 @@ FEWEST_EPOCHS, MOST_EPOCHS = 3, 150
 # Evaluations, with a checkpoint each, of a run whose length nobody gives: in short epochs they would take longer than
 # the steps.
 EVALUATIONS = 20
-
-
 # The average is of the last tenth of all steps so far: its decay rises with them (`ema.decay_at`), up to this one.
 HIGHEST_DECAY = 0.9999
 # How the best model is chosen.

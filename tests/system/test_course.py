@@ -107,6 +107,15 @@ def test_it_is_extended_by_a_number_and_never_shortened(shapes, tmp_path):
         train_here(shapes, tmp_path / "r", "--max-steps", 9, "--extend", epochs=None)
 
 
+def test_a_plan_without_a_number_shortens_nothing(shapes, tmp_path):
+    """It is made anew, as any damaged plan."""
+    train_here(shapes, tmp_path / "r", "--max-steps", 4, epochs=None)
+    plan = read(tmp_path / "r", "plan.json")
+    (tmp_path / "r/plan.json").write_text(json.dumps({**plan, "epochs": "many"}))
+    train_here(shapes, tmp_path / "r", "--max-steps", 8, "--extend", epochs=plan["epochs"] + 1)
+    assert read(tmp_path / "r", "plan.json")["epochs"] == plan["epochs"] + 1
+
+
 def test_what_auto_became_holds_for_later_starts(shapes, tmp_path):
     """Also if a later version has another rule."""
     train_here(shapes, tmp_path / "r", "--max-steps", 4, epochs=None)
