@@ -10,7 +10,7 @@ from ddp_ft.reporting.formats import metric_name
 from ddp_ft.run_folder.checkpoints import Score
 from ddp_ft.run_folder.model_folder import VAL_VIEWS
 from ddp_ft.tasks.metric_table import known_metric
-from ddp_ft.texts import count, plural, readable
+from ddp_ft.texts import count, metric_figure, plural, readable
 from ddp_ft.training.choice import is_near, standard_error
 from ddp_ft.training.course import LATEST
 from ddp_ft.training.state import EMA
@@ -56,7 +56,7 @@ def describe_views(facts: RunFacts) -> str:
     if not viewed or facts.metric not in alone:
         return ""
     views, name = facts.config.eval.tta, metric_name(facts.metric)
-    gain = f"{readable(viewed[facts.metric])}, without {readable(alone[facts.metric])}"
+    gain = f"{metric_figure(viewed[facts.metric])}, without {metric_figure(alone[facts.metric])}"
     return f"{views}, {PASSES[views]} passes of each image in prediction and test; {name} on the validation set {gain}"
 
 
