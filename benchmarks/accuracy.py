@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from benchmarks.datasets import DATA_SETS, DataSet
-from benchmarks.methods import METHODS, MODELS, Model, Run, Sizes, make_runs
+from benchmarks.methods import METHODS, MODELS, Model, Run, Sizes, make_draws, make_runs, one_in_turn
 from benchmarks.report import Facts, read_findings, render
 from benchmarks.runner import Result, Stopped, collect, load_result, run_all, write_draws
 from ddp_ft.cli.process import run_command
@@ -25,6 +25,7 @@ from launch.demo_assets import written_aside
 
 ROOT = Path(".cache") / "accuracy"
 ALL = "all"
+FEWEST_TO_TRAIN = 10
 
 
 class Journal:
@@ -38,7 +39,7 @@ class Journal:
 
     def tell(self, run: Run, outcome: Result | BaseException, left: int) -> None:
         """One line about the run that has ended."""
-        name = f"{run.data_set} {run.model} {run.method} seed {run.seed}"
+        name = f"{run.data_set} {run.sizes.train} {run.model} {run.method} seed {run.seed}"
         if not isinstance(outcome, Result):
             self.failures += 1
             click.echo(f"{name}: FAILED: {type(outcome).__name__}: {outcome}", err=True)
@@ -95,6 +96,14 @@ def choose(given: str, known: Collection[str], what: str) -> list[str]:
     return [name for name in known if name in names]
 
 
+def parse_sizes(given: str) -> list[int]:
+    """Return the numbers of images in `given`, separated by commas. UserError unless all are at least 10."""
+    sizes = [int(word) if word.strip().isdecimal() else 0 for word in given.split(",")]
+    if min(sizes) < FEWEST_TO_TRAIN:
+        raise UserError(f"--train {given}: numbers of images are wanted.", f"As 100,400; {FEWEST_TO_TRAIN} or more.")
+    return sizes
+
+
 def find_sets(names: Sequence[str]) -> tuple[dict[str, DataSet], list[str]]:
     """The sets that are on this machine, and a line for each that is not."""
     here = {name: DATA_SETS[name] for name in names if DATA_SETS[name].is_here()}
@@ -115,27 +124,28 @@ def find_models(names: Sequence[str]) -> tuple[dict[str, tuple[Model, str]], lis
 @click.option("--methods", default=ALL, show_default=True, help=f"Of {', '.join(METHODS)}.")
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="How many, from 0 on.")
 @click.option("--epochs", type=click.IntRange(1), help="Of every training.  [default: those of --epochs auto]")
-@click.option("--train", default=Sizes.train, show_default=True, type=click.IntRange(10), help="Images to train on.")
-@click.option("--val", default=Sizes.val, show_default=True, type=click.IntRange(10), help="Images to choose by.")
+@click.option("--train", default="100,400", show_default=True, help="Images to train on; half as many to choose by.")
 @click.option("--test", default=Sizes.test, show_default=True, type=click.IntRange(10), help="Images to report on.")
+@click.option("--in-turn", is_flag=True, help="One model for each set and size, in turn, instead of all.")
 @click.option("--jobs", type=click.IntRange(1), help="Trainings at a time.  [default: one a core, of one thread]")
 @click.option("--device", default="cpu", show_default=True, help="As for ddp_ft.train.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("docs/accuracy.md"), show_default=True)
 @click.option("--json", "rows", type=click.Path(path_type=Path), help="Write all results here too.")
 @click.option("--render-only", is_flag=True, help="Train nothing; make the page of what is finished.")
 def accuracy(
-    sets: str, models: str, methods: str, seeds: int, epochs: int | None, train: int, val: int, test: int,
+    sets: str, models: str, methods: str, seeds: int, epochs: int | None, train: str, test: int, in_turn: bool,
     jobs: int | None, device: str, output: Path, rows: Path | None, render_only: bool,
 ) -> int:  # fmt: skip
     """Train every method on every set with every model and seed, and write the results as a page."""
     here, missing_sets = find_sets(choose(sets, DATA_SETS, "set"))
     backbones, missing_models = find_models(choose(models, MODELS, "model"))
+    draws = make_draws(here, parse_sizes(train), test, epochs)
     skipped = [*missing_sets, *missing_models]
     for line in skipped:
         click.echo(f"Left out: {line}")
-    sizes = Sizes(train, val, test, epochs)
-    runs = make_runs(here, backbones, choose(methods, METHODS, "method"), range(seeds), sizes, device)
-    facts = Facts(_command(), sizes, here, {name: model.name for name, (model, _) in backbones.items()}, skipped)
+    combined = one_in_turn(draws, list(backbones)) if in_turn else [(*d, name) for d in draws for name in backbones]
+    runs = make_runs(here, backbones, choose(methods, METHODS, "method"), range(seeds), combined, device)
+    facts = Facts(_command(), draws, here, {name: model.name for name, (model, _) in backbones.items()}, skipped)
     writer = PageWriter(runs, facts, output, rows)
     code = 0 if render_only else _train(runs, here, jobs or usable_cores(), writer)
     count = writer.write()

@@ -42,9 +42,11 @@ class Pool:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Where a set comes from, and how it is trained on: `side` in pixels, `settings` for every method alike."""
+    """Where a set of so many images comes from, and how it is trained on: `side` in pixels, `settings` for every method
+    alike."""
 
     title: str
+    images: int
     classes: int
     side: int
     is_here: Callable[[], bool]
@@ -132,6 +134,7 @@ def read_idx(file: Path) -> np.ndarray:
 DATA_SETS = {
     "elpv": DataSet(
         "ELPV solar cells, 4 classes",
+        2223,
         4,
         96,
         lambda: importlib.util.find_spec("elpv_dataset") is not None,
@@ -140,6 +143,7 @@ DATA_SETS = {
     ),
     "digits": DataSet(
         "scikit-learn digits, 10 classes",
+        1797,
         10,
         64,
         lambda: importlib.util.find_spec("sklearn") is not None,
@@ -149,6 +153,7 @@ DATA_SETS = {
     ),
     "fashion": DataSet(
         "Fashion-MNIST, 10 classes",
+        60_000,
         10,
         64,
         FASHION.is_dir,
@@ -157,6 +162,7 @@ DATA_SETS = {
     ),
     "emoji": DataSet(
         "Emoji, 9 categories",
+        1906,
         9,
         64,
         EMOJI.is_dir,
@@ -165,6 +171,7 @@ DATA_SETS = {
     ),
     "stamps": DataSet(
         "Tux Paint's stamps, 8 groups",
+        703,
         8,
         64,
         STAMPS.is_dir,

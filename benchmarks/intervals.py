@@ -1,6 +1,7 @@
 """Means of paired differences and their uncertainty: Student's t intervals."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from scipy import stats
 
 LEVEL = 0.95
 
-Place = tuple[str, str, int]  # (set, model, seed)
+Place = tuple[str, str, int]  # (set, model and number of images, seed)
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 def over_seeds(differences: Mapping[Place, float], level: float = LEVEL) -> Interval:
     """The mean over these sets and models, and how far other draws and other seeds would move it.
 
-    All models of one (set, seed) share their images, so their mean is one value. The sets are strata: their
-    variances add up, and the degrees of freedom are Welch's and Satterthwaite's. (set, seed) with a model missing are
-    left out.
+    All models of one (set, seed) share their images, and a small draw is part of a larger one, so their mean is one
+    value. The sets are strata: their variances add up, and the degrees of freedom are Welch's and Satterthwaite's.
+    (set, seed) without all that the set has are left out.
     """
     strata = list(_by_set(differences).values())
     mean = float(np.mean([np.mean(values) for values in strata]))
@@ -59,14 +60,14 @@ def over_sets(differences: Mapping[Place, float], level: float = LEVEL) -> Inter
 
 
 def _by_set(differences: Mapping[Place, float]) -> dict[str, list[float]]:
-    """Set -> the mean over models for each seed."""
-    models = {model for _, model, _ in differences}
+    """Set -> the mean over its models and sizes for each seed."""
+    wanted = Counter(data_set for data_set, _ in {place[:2] for place in differences})
     clusters: dict[tuple[str, int], list[float]] = {}
     for (data_set, _, seed), value in differences.items():
         clusters.setdefault((data_set, seed), []).append(value)
     sets: dict[str, list[float]] = {}
     for (data_set, _), values in clusters.items():
-        if len(values) == len(models):
+        if len(values) == wanted[data_set]:
             sets.setdefault(data_set, []).append(float(np.mean(values)))
     if not sets:
         raise ValueError("no (set, seed) has all models")

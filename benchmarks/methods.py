@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.datasets import DataSet
+from benchmarks.intervals import Place
 from ddp_ft import __version__
 from ddp_ft.config.keys import LENGTH, RECIPE
 from ddp_ft.config.loading import make_config, read_recipe, to_flat
@@ -18,8 +19,11 @@ from launch.demo_assets import WEIGHTS, package_folder, write_weights, written_a
 
 Settings = Mapping[str, Any]
 
+MOST_TO_CHOOSE_BY, FEWEST_TO_TEST = 400, 90
+
 AUTO, BEFORE = "auto", "default_before"
 BASELINE, BASELINE_LOWER_RATE = "by_the_book", "by_the_book_3e-4"
+HUGGING_FACE, AUTOGLUON = "hugging_face_like", "autogluon_like"
 # AdamW as tutorials have it: torch's own weight decay, a constant rate, all layers alike. Epochs, preprocessing, crop
 # and flip are those of all other methods.
 _BOOK = {
@@ -35,9 +39,30 @@ _BOOK = {
     "ema.decay": 0.0,
     "eval.choose": "best",
 }
+# The defaults of transformers' TrainingArguments (5.15): AdamW at 5e-5, linear down to 0, no weight decay.
+_HUGGING_FACE = {
+    **_BOOK,
+    "optim.lr": 5e-5,
+    "optim.weight_decay": 0.0,
+    "schedule.name": "linear",
+    "train.clip_norm": 1.0,
+}
+# The defaults of AutoGluon's MultiModalPredictor (1.4) for images, but for its mean of the three best models.
+_AUTOGLUON = {
+    **_BOOK,
+    "optim.lr": 1e-4,
+    "optim.weight_decay": 1e-3,
+    "optim.layer_decay": 0.9,
+    "schedule.name": "cosine",
+    "schedule.warmup": 0.1,
+    "train.clip_norm": 1.0,
+    "augment.policy": "trivialaugment",
+}
 METHODS: dict[str, Settings] = {
     BASELINE: _BOOK,
     BASELINE_LOWER_RATE: {**_BOOK, "optim.lr": 3e-4},
+    HUGGING_FACE: _HUGGING_FACE,
+    AUTOGLUON: _AUTOGLUON,
     **{name: {"recipe": name} for name in RECIPES},
     BEFORE: {"train.epochs": 3},  # the default until it chose its own length
     AUTO: {},
@@ -82,7 +107,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of each set is drawn, and how long is trained; None: in the epochs that auto becomes, also with methods
+    """How much of a set is drawn, and how long is trained; None: in the epochs that auto becomes, also with methods
     that do not choose them."""
 
     train: int = 400
@@ -96,6 +121,17 @@ class Sizes:
         return self.train, self.val, self.test
 
 
+Draw = tuple[str, Sizes]  # of a set
+
+
+def fit_sizes(data_set: DataSet, train: int, test: int = Sizes.test, epochs: int | None = None) -> Sizes | None:
+    """Return the sizes of a draw to learn from so many images, and half as many to choose by: of a small set what is
+    left is to test on, but for what rounding takes; None if that is too little."""
+    val = min(train // 2, MOST_TO_CHOOSE_BY)
+    left = data_set.images - train - val - data_set.classes
+    return Sizes(train, val, min(test, left), epochs) if left >= FEWEST_TO_TEST else None
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """One training: which set, model, method and seed, and all settings that decide its result. Hashed as itself."""
@@ -106,6 +142,11 @@ class Run:
     seed: int
     sizes: Sizes
     settings: Settings
+
+    @property
+    def place(self) -> Place:
+        """As the one of its result."""
+        return self.data_set, f"{self.model} {self.sizes.train}", self.seed
 
     @property
     def draw_folder(self) -> Path:
@@ -147,11 +188,11 @@ def same_but_for_the_name(settings: Settings, other: Settings, recipe: str) -> b
     return {**mine, "recipe": recipe} == {**theirs, "recipe": recipe}
 
 
-def epochs_of(data_set: DataSet, sizes: Sizes, method: Settings) -> dict[str, int]:
-    """The key of the length, so that all methods take as many steps; none for the one that chooses it."""
+def epochs_of(data_set: DataSet, sizes: Sizes, method: str) -> dict[str, int]:
+    """The key of the length, so that all methods take as many steps as auto; none for recipes, which choose it."""
     if sizes.epochs is not None:
         return {"train.epochs": sizes.epochs}
-    if method == METHODS[AUTO]:
+    if method in (AUTO, *RECIPES):
         return {}
     return {"train.epochs": choose_course(make_config(), sizes.train, data_set.classes).epochs}
 
@@ -187,28 +228,36 @@ def describe(settings: Settings) -> str:
     return " ".join(to_arguments(settings)) or "none"
 
 
+def make_draws(sets: Mapping[str, DataSet], trains: Sequence[int], test: int, epochs: int | None) -> list[Draw]:
+    """All draws of so many images to learn from that the sets have."""
+    fitting = ((name, fit_sizes(data_set, train, test, epochs)) for name, data_set in sets.items() for train in trains)
+    return [(name, sizes) for name, sizes in fitting if sizes is not None]
+
+
+def one_in_turn(draws: Sequence[Draw], models: Sequence[str]) -> list[tuple[str, Sizes, str]]:
+    """One model for each draw: the next one for each further size of a set, and another first one for the next set."""
+    names = list(dict.fromkeys(name for name, _ in draws))
+    places = [
+        (names.index(name), [other for other in draws if other[0] == name].index((name, sizes)))
+        for name, sizes in draws
+    ]
+    return [(*draw, models[sum(place) % len(models)]) for draw, place in zip(draws, places, strict=True)]
+
+
 def make_runs(
     sets: Mapping[str, DataSet],
     models: Mapping[str, tuple[Model, str]],
     methods: Sequence[str],
     seeds: Sequence[int],
-    sizes: Sizes,
-    device: str,
+    draws: Sequence[tuple[str, Sizes, str]],
+    device: str = "cpu",
 ) -> list[Run]:
-    """All trainings, `models` with their weights; seeds outermost, so that an early stop leaves a whole table."""
-    return [
-        Run(
-            set_name,
-            model_name,
-            method,
-            seed,
-            sizes,
-            make_settings(
-                data_set, model, weights, METHODS[method], seed, epochs_of(data_set, sizes, METHODS[method]), device
-            ),
-        )
-        for seed in seeds
-        for set_name, data_set in sets.items()
-        for model_name, (model, weights) in models.items()
-        for method in methods
-    ]
+    """All trainings, `models` with their weights, `draws` with their model's name; seeds outermost, so that an early
+    stop leaves a whole table."""
+
+    def make(name: str, sizes: Sizes, model: str, method: str, seed: int) -> Run:
+        epochs = epochs_of(sets[name], sizes, method)
+        settings = make_settings(sets[name], *models[model], METHODS[method], seed, epochs, device)
+        return Run(name, model, method, seed, sizes, settings)
+
+    return [make(*draw, method, seed) for seed in seeds for draw in draws for method in methods]

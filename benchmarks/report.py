@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.datasets import DataSet
 from benchmarks.intervals import Interval, Place, over_seeds, over_sets, t_interval
-from benchmarks.methods import AUTO, BASELINE, BASELINE_LOWER_RATE, METHODS, Sizes, describe
+from benchmarks.methods import AUTO, BASELINE, BASELINE_LOWER_RATE, BEFORE, METHODS, MOST_TO_CHOOSE_BY, Draw, describe
 from benchmarks.runner import Result
 
 BEGIN, END = "<!-- findings: by hand, kept when this page is made anew -->", "<!-- end of findings -->"
@@ -21,7 +21,7 @@ class Facts:
     """What the page says besides the results."""
 
     command: str
-    sizes: Sizes
+    draws: Sequence[Draw]
     sets: Mapping[str, DataSet]
     models: Mapping[str, str]  # short name -> name for --model
     skipped: Sequence[str] = ()
@@ -31,7 +31,7 @@ def add_tuned(results: Sequence[Result]) -> list[Result]:
     """The results, and by the book at the rate that is better on val/, run by run (1e-3 if they tie)."""
     by_place: dict[Place, dict[str, Result]] = {}
     for result in results:
-        by_place.setdefault((result.data_set, result.model, result.seed), {})[result.method] = result
+        by_place.setdefault(result.place, {})[result.method] = result
     added = []
     for found in by_place.values():
         if BASELINE in found and BASELINE_LOWER_RATE in found:
@@ -44,7 +44,7 @@ def add_tuned(results: Sequence[Result]) -> list[Result]:
 
 def values_of(results: Sequence[Result], method: str, pick: Callable[[Result], float]) -> dict[Place, float]:
     """What `pick` says of each result of a method, by place."""
-    return {(each.data_set, each.model, each.seed): pick(each) for each in results if each.method == method}
+    return {each.place: pick(each) for each in results if each.method == method}
 
 
 def accuracy(result: Result) -> float:
@@ -69,7 +69,7 @@ def render(results: Sequence[Result], facts: Facts, findings: str) -> str:
     results = add_tuned(results)
     parts = [
         _introduction(results, facts),
-        _overview(results),
+        *_overviews(results),
         f"{BEGIN}\n{findings}\n{END}",
         *_pairs(results, facts),
         _auto_note(results),
@@ -94,7 +94,7 @@ def read_findings(file: Path) -> str:
 
 
 def _introduction(results: Sequence[Result], facts: Facts) -> str:
-    sizes, numbers = facts.sizes, ", ".join(map(str, sorted({each.seed for each in results})))
+    numbers = ", ".join(map(str, sorted({each.seed for each in results})))
     machines = "; ".join(sorted({each.machine for each in results}))
     skipped = "".join(f"\nLeft out: {line}\n" for line in facts.skipped)
     return f"""# Accuracy of the recipes
@@ -107,18 +107,40 @@ Made by `benchmarks/accuracy.py`; this command rewrites all but the findings:
 
 Each figure is the accuracy on `test/`, in percent, of the model that the training kept by `val/`: the best one of its
 evaluations, with a probe also that; without `--epochs` the latest that is as good (`eval.choose`). Nothing was chosen
-on `test/`. Each seed draws {sizes.train} images to train on, {sizes.val} for `val/` and {sizes.test} for `test/` from
-its set, stratified and disjoint, and seeds the training too. {_length(sizes)}, batch 32.
-Seeds: {numbers}. All methods of one seed share images and preprocessing and, unless a recipe says otherwise, crop and
-flip.
+on `test/`. Each seed draws images to train on, half as many for `val/` (at most {MOST_TO_CHOOSE_BY}), and others for
+`test/`, stratified and disjoint, and seeds the training too. {_length(facts)} Seeds: {numbers}. All methods of one
+seed share images and preprocessing and, unless a recipe says otherwise, crop and flip.
+
+{_draws(facts)}
 {skipped}
 Machine: {machines}.
 CPU seconds are those of one whole training with its evaluations, without imports. Other work on the machine raises them
 too, up to five times: compare them only within a quiet run."""
 
 
-def _length(sizes: Sizes) -> str:
-    return "As many epochs as auto becomes" if sizes.epochs is None else f"{sizes.epochs} epochs"
+def _length(facts: Facts) -> str:
+    given = facts.draws[0][1].epochs
+    if given is not None:
+        return f"All train for {given} epochs of batches of 32."
+    return f"""Recipes choose their
+length (`--epochs auto`), and the methods of others take as many steps as `auto`, of batches of 32; `{BEFORE}`
+takes 3 epochs."""
+
+
+def _draws(facts: Facts) -> str:
+    lines = ["| set | to train on | to choose by | to test on |", "|---|---|---|---|"]
+    for name, sizes in facts.draws:
+        lines.append(f"| {facts.sets[name].title} | {' | '.join(map(str, sizes.counts))} |")
+    return "\n".join(lines)
+
+
+def _overviews(results: Sequence[Result]) -> list[str]:
+    """The table of all, and with several sizes one for each."""
+    sizes = sorted({each.train for each in results})
+    parts = [f"## All sets and models\n\n{_overview(results)}\n\n{_HOW_TO_READ}"]
+    for size in sizes if len(sizes) > 1 else ():
+        parts.append(f"## {size} images\n\n{_overview([each for each in results if each.train == size])}")
+    return parts
 
 
 def _overview(results: Sequence[Result]) -> str:
@@ -135,17 +157,16 @@ def _overview(results: Sequence[Result]) -> str:
         seconds = np.mean(list(values_of(results, method, lambda each: each.cpu_seconds).values()))
         cells = [_mean_over_places(values), *_against(against_book, with_sets=True), *_against(against_tuned)]
         table.append(f"| {method} | {' | '.join(cells)} | {_better_in(against_book)} | {seconds:.0f} |")
-    return "\n".join(["## All sets and models", "", *table, "", _HOW_TO_READ])
+    return "\n".join(table)
 
 
 _HOW_TO_READ = f"""Differences are paired: same set, model, seed and so images; in points of accuracy, mean over sets.
 `{TUNED}` uses, run by run, the better of both rates on `val/`; it costs two trainings.
 "Over seeds" is a 95 % interval (Student's t) for these sets and these models: how far other draws and seeds would move
-the mean. The models of one draw share its images, so their mean is one value; sets are strata whose variances add up
-(Welch-Satterthwaite). Draws from one pool overlap, by a quarter to a third of `test/` for the two small sets, so it is
-a little too narrow. "Over sets" takes each set as one value: how far other data sets would move the mean; with so few
-sets it is wide. "Better in" counts (set, model) pairs whose mean difference is above 0. The intervals are
-not corrected for their number."""
+the mean. The models and sizes of one seed share images, so their mean is one value; sets are strata whose variances add
+up (Welch-Satterthwaite). Draws from one small pool overlap, so it is a little too narrow. "Over sets" takes each set as
+one value: how far other data sets would move the mean; with so few sets it is wide. "Better in" counts pairs of set and
+model, of each size, whose mean difference is above 0. The intervals are not corrected for their number."""
 
 
 def _mean_over_places(values: Values) -> str:
@@ -176,16 +197,15 @@ def _better_in(differences: Values) -> str:
 
 
 def _pairs(results: Sequence[Result], facts: Facts) -> list[str]:
-    places = sorted({(each.data_set, each.model) for each in results}, key=lambda place: _place(place, facts))
-    return [_pair(results, place, facts) for place in places]
+    order = (list(facts.sets), list(facts.models))
+    pairs = {(each.data_set, each.model, each.train) for each in results}
+    return [
+        _pair([each for each in results if (each.data_set, each.model, each.train) == pair], facts)
+        for pair in sorted(pairs, key=lambda pair: (order[0].index(pair[0]), order[1].index(pair[1]), pair[2]))
+    ]
 
 
-def _place(place: tuple[str, str], facts: Facts) -> tuple[int, int]:
-    return list(facts.sets).index(place[0]), list(facts.models).index(place[1])
-
-
-def _pair(results: Sequence[Result], place: tuple[str, str], facts: Facts) -> str:
-    here = [each for each in results if (each.data_set, each.model) == place]
+def _pair(here: Sequence[Result], facts: Facts) -> str:
     book = values_of(here, BASELINE, accuracy)
     lines = [
         "| method | accuracy | balanced accuracy | against by_the_book | 95 % interval | CPU s | runs |",
@@ -206,8 +226,8 @@ def _pair(results: Sequence[Result], place: tuple[str, str], facts: Facts) -> st
             str(len(values)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    data_set, model = facts.sets[place[0]], facts.models[place[1]]
-    return "\n".join([f"## {data_set.title}, {model}, {data_set.side} px", "", *lines])
+    data_set, model = facts.sets[here[0].data_set], facts.models[here[0].model]
+    return "\n".join([f"## {data_set.title}, {here[0].train} images, {model}, {data_set.side} px", "", *lines])
 
 
 def _spread(values: Values) -> str:
@@ -220,9 +240,9 @@ def _auto_note(results: Sequence[Result]) -> str:
     auto = [each for each in results if each.method == AUTO]
     if not auto:
         return ""
-    named = {(each.data_set, each.model, each.seed, each.method): each for each in results}
+    named = {(*each.place, each.method): each for each in results}
     own = [each for each in auto if not each.shared]
-    twins = [named.get((each.data_set, each.model, each.seed, each.recipe)) for each in own]
+    twins = [named.get((*each.place, each.recipe)) for each in own]
     compared = [(each, twin) for each, twin in zip(own, twins, strict=True) if twin is not None]
     same = sum(each.test == twin.test for each, twin in compared)
     became = ", ".join(sorted({each.recipe for each in auto}))

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.datasets import DataSet, write_draw
+from benchmarks.intervals import Place
 from benchmarks.methods import AUTO, METHODS, Run, same_but_for_the_name
 
 RESULT = "result.json"
@@ -26,10 +27,11 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """What a training gave: accuracies of the best model (chosen on val/) as shares, and its cost."""
+    """What a training on `train` images gave: accuracies of the model that val/ chose, as shares, and its cost."""
 
     data_set: str
     model: str
+    train: int
     method: str
     seed: int
     recipe: str
@@ -39,6 +41,11 @@ class Result:
     cpu_seconds: float
     machine: str
     shared: bool = False  # not run again, as auto was known to be this recipe
+
+    @property
+    def place(self) -> Place:
+        """What it shares with the other methods that are compared with it."""
+        return self.data_set, f"{self.model} {self.train}", self.seed
 
 
 def load_result(root: Path, run: Run) -> Result | None:
@@ -101,6 +108,7 @@ def _read_result(folder: Path, run: Run, seconds: float, cpu_seconds: float) -> 
     return Result(
         data_set=run.data_set,
         model=run.model,
+        train=run.sizes.train,
         method=run.method,
         seed=run.seed,
         recipe=plan["recipe"],
@@ -143,15 +151,13 @@ def twin_of_auto(run: Run, runs: Sequence[Run], finished: Mapping[Run, Result]) 
     if run.method != AUTO or first is None or first.seed == run.seed or first.recipe not in METHODS:
         return None
     for other in runs:
-        same_place = (other.data_set, other.model, other.seed) == (run.data_set, run.model, run.seed)
-        if same_place and other.method == first.recipe:
+        if other.place == run.place and other.method == first.recipe:
             return other if same_but_for_the_name(run.settings, other.settings, first.recipe) else None
     return None
 
 
 def _first_auto(run: Run, finished: Mapping[Run, Result]) -> Result | None:
-    place = (run.data_set, run.model, AUTO)
-    found = [each for each in finished.values() if (each.data_set, each.model, each.method) == place]
+    found = [each for each in finished.values() if each.place[:2] == run.place[:2] and each.method == AUTO]
     return min(found, key=lambda each: each.seed, default=None)
 
 

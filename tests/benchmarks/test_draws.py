@@ -79,7 +79,8 @@ def test_a_draw_that_is_there_is_left_alone_and_a_broken_one_is_not_left(tmp_pat
 
 def test_digits_are_bright_on_dark_and_labelled():
     pool = open_digits()
-    assert len(pool.labels) == 1797 and pool.read(0).size == (32, 32) and pool.labels[:3].tolist() == [0, 1, 2]
+    assert len(pool.labels) == DATA_SETS["digits"].images == 1797
+    assert pool.read(0).size == (32, 32) and pool.labels[:3].tolist() == [0, 1, 2]
     assert np.asarray(pool.read(0)).max() > 200
 
 

@@ -95,3 +95,9 @@ def test_the_interval_holds_what_it_promises():
         table = {name: generator.normal(0, spread, 5).tolist() for name, spread in (("a", 0.5), ("b", 1), ("c", 2))}
         inside += not over_seeds(places(table)).excludes_zero
     assert 0.92 <= inside / 400 <= 0.98
+
+
+def test_sets_may_have_different_models():
+    """As when models take turns: each set's own are complete, and a seed that lacks one of them is left out."""
+    found = {("a", "m", 0): 1.0, ("a", "m", 1): 3.0, ("b", "n", 0): 2.0, ("b", "n", 1): 4.0, ("b", "o", 0): 6.0}
+    assert over_sets(found).mean == pytest.approx((2.0 + 4.0) / 2)

@@ -11,13 +11,15 @@ from benchmarks.report import BEGIN, END, TUNED, Facts, add_tuned, read_findings
 from benchmarks.runner import Result
 from ddp_ft.errors import UserError
 
-FACTS = Facts("python -m benchmarks.accuracy", Sizes(), DATA_SETS, {"lite0": "timm/lite0"}, ["A set: needs a file."])
+FACTS = Facts(
+    "python -m benchmarks.accuracy", [("digits", Sizes())], DATA_SETS, {"lite0": "timm/lite0"}, ["A set: needs a file."]
+)
 
 
-def result(method, seed, test, val=0.5, data_set="digits", recipe="full", **changes):
+def result(method, seed, test, val=0.5, data_set="digits", recipe="full", train=400, **changes):
     metrics = {"accuracy": test, "balanced_accuracy": test - 0.1}
     fields = {"seconds": 9.0, "cpu_seconds": 4.0, "machine": "2 cores"} | changes
-    return Result(data_set, "lite0", method, seed, recipe, {"accuracy": val}, metrics, **fields)
+    return Result(data_set, "lite0", train, method, seed, recipe, {"accuracy": val}, metrics, **fields)
 
 
 def rows(page, heading):
@@ -60,6 +62,17 @@ def test_figures_over_all_sets(results):
     assert cells[2] and cells[4:6] == ["", ""]
 
 
+def test_sizes_have_tables_of_their_own_and_one_together(results):
+    """lp_ft is 7 better with 400 images and 3 with 100: each size of a set counts the same."""
+    for seed in (0, 1):
+        results += [result(BASELINE, seed, 0.5, train=100), result("lp_ft", seed, 0.53, train=100)]
+    page = render(results, FACTS, "")
+    together, small, large = (rows(page, name)["lp_ft"] for name in ("All sets", "100 images", "400 images"))
+    assert [cells[1] for cells in (together, small, large)] == ["+5.0", "+3.0", "+7.0"]
+    assert rows(page, "scikit-learn digits, 10 classes, 100 images")["lp_ft"][2] == "+3.0"
+    assert "## 400 images" not in render(results[:4], FACTS, "")
+
+
 def test_the_tuned_baseline_goes_by_validation_and_never_by_test():
     pair = [result(BASELINE, 0, test=0.9, val=0.6), result(BASELINE_LOWER_RATE, 0, test=0.7, val=0.8)]
     tie = [result(BASELINE, 1, test=0.5, val=0.6), result(BASELINE_LOWER_RATE, 1, test=0.7, val=0.6)]
@@ -84,8 +97,7 @@ def test_what_else_the_page_says(results):
     for text in (
         FACTS.command,
         "Left out: A set: needs a file.",
-        "400 images",
-        "600 for `test/`",
+        "| scikit-learn digits, 10 classes | 400 | 200 | 600 |",
         "`--recipe lp_ft`",
     ):
         assert text in page

@@ -6,18 +6,23 @@ from pathlib import Path
 import pytest
 
 from benchmarks import methods as methods_module
-from benchmarks.accuracy import choose, find_models
+from benchmarks.accuracy import choose, find_models, parse_sizes
 from benchmarks.datasets import DataSet, open_digits
 from benchmarks.methods import (
     AUTO,
+    AUTOGLUON,
     BASELINE,
     BASELINE_LOWER_RATE,
     BEFORE,
+    HUGGING_FACE,
     METHODS,
     Model,
     Run,
     Sizes,
+    fit_sizes,
+    make_draws,
     make_runs,
+    one_in_turn,
     resolve,
     same_but_for_the_name,
     to_arguments,
@@ -33,17 +38,27 @@ from tests.support import (
 )
 
 SIZES = Sizes(train=40, val=20, test=30, epochs=1)
-DIGITS = DataSet("digits", 10, 16, lambda: True, "nothing", open_digits, {"augment.flip": 0.0})
+DIGITS = DataSet("digits", 1797, 10, 16, lambda: True, "nothing", open_digits, {"augment.flip": 0.0})
 TINY = Model(f"{nets.THIS_FILE}:plain", lambda: "none", "nothing")
 
 
 def some_runs(methods, seeds=1, sizes=SIZES):
-    return make_runs({"digits": DIGITS}, {"tiny": (TINY, "none")}, methods, range(seeds), sizes, "cpu")
+    return make_runs({"digits": DIGITS}, {"tiny": (TINY, "none")}, methods, range(seeds), [("digits", sizes, "tiny")])
 
 
 def fake(run, recipe, **changes):
     result = Result(
-        run.data_set, run.model, run.method, run.seed, recipe, {"accuracy": 0.5}, {"accuracy": 0.25}, 1, 1, ""
+        run.data_set,
+        run.model,
+        run.sizes.train,
+        run.method,
+        run.seed,
+        recipe,
+        {"accuracy": 0.5},
+        {"accuracy": 0.25},
+        1,
+        1,
+        "",
     )
     return dataclasses.replace(result, **changes)
 
@@ -81,11 +96,52 @@ def test_the_options_say_what_the_settings_say():
     )
 
 
+def test_methods_of_others_are_what_their_names_say():
+    """The rates and decays of their defaults, and nothing of ours: no probe, no average, the best of all epochs."""
+    theirs = {HUGGING_FACE: (5e-5, 0.0, "linear", 1.0), AUTOGLUON: (1e-4, 1e-3, "cosine", 0.9)}
+    for method, wanted in theirs.items():
+        found = resolve(METHODS[method])
+        keys = "optim.lr", "optim.weight_decay", "schedule.name", "optim.layer_decay"
+        assert tuple(found[key] for key in keys) == wanted
+        assert (found["probe.epochs"], found["ema.decay"], found["eval.choose"]) == (0, 0.0, "best")
+
+
+def test_a_draw_leaves_enough_to_test_on():
+    """Half as many to choose by, 400 at most; of 703 images what is left but for one a class; not 2,000 of 1,797."""
+    small = dataclasses.replace(DIGITS, images=703)
+    assert fit_sizes(small, 400) == Sizes(400, 200, 703 - 600 - 10)
+    assert fit_sizes(DIGITS, 400, epochs=3) == Sizes(400, 200, 600, 3)
+    assert fit_sizes(dataclasses.replace(DIGITS, images=60_000), 2000, test=500) == Sizes(2000, 400, 500)
+    assert make_draws({"digits": DIGITS, "small": small}, [100, 2000], 90, None) == [
+        ("digits", Sizes(100, 50, 90)), ("small", Sizes(100, 50, 90)),
+    ]  # fmt: skip
+
+
+def test_models_take_turns_over_sizes_and_sets():
+    draws = [(name, Sizes(train)) for name in ("a", "b", "c") for train in (100, 400)]
+    found = [model for *_, model in one_in_turn(draws, ["m", "n"])]
+    assert found == ["m", "n", "n", "m", "m", "n"]
+    assert one_in_turn(draws[:1], ["m"]) == [("a", Sizes(100), "m")]
+
+
+def test_a_result_is_compared_within_its_size():
+    runs = make_runs(
+        {"digits": DIGITS}, {"tiny": (TINY, "none")}, ["full", AUTO], range(2),
+        [("digits", SIZES, "tiny"), ("digits", dataclasses.replace(SIZES, train=50), "tiny")],
+    )  # fmt: skip
+    first = next(run for run in runs if run.method == AUTO)
+    finished = {first: fake(first, "full")}
+    twins = {run: twin_of_auto(run, runs, finished) for run in runs if run.method == AUTO and run.seed == 1}
+    assert [(run.sizes.train, twin and twin.sizes.train) for run, twin in twins.items()] == [(40, 40), (50, None)]
+
+
 def test_all_methods_take_as_many_steps_as_auto():
     sizes = dataclasses.replace(SIZES, epochs=None)
     auto, book, before = some_runs([AUTO, BASELINE, BEFORE], sizes=sizes)
     assert "train.epochs" not in auto.settings and before.settings["train.epochs"] == 3
     assert book.settings["train.epochs"] == choose_course(make_config(), 40, 10).epochs
+    [heavy] = some_runs(["heavy"], sizes=sizes)
+    assert "train.epochs" not in heavy.settings  # a recipe of ours has a length of its own
 
 
 def test_seeds_are_outermost():
@@ -149,6 +205,13 @@ def test_what_is_asked_for_is_checked():
     assert choose("all", METHODS, "method") == list(METHODS)
     with pytest.raises(UserError, match="lp_ft"):
         choose("lpft", METHODS, "method")
+
+
+@pytest.mark.parametrize("given", ["100,5", "many", "100,", "-100"])
+def test_sizes_are_checked(given):
+    with pytest.raises(UserError, match=f"--train {given}"):
+        parse_sizes(given)
+    assert parse_sizes("100, 2000") == [100, 2000]
 
 
 def test_a_model_without_weights_is_left_out_with_a_line(monkeypatch):
