@@ -1,7 +1,7 @@
 """The values and protocols that several packages share."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -212,7 +212,8 @@ class BuiltModel:
     names the head's module if the head's output is the network's output, and so its input the features; else None.
     `unused` are the names of the parameters that learn, but that the forward pass does not use; `least` is the fewest
     samples of a forward pass in training; `ends_in` is "softmax" or "sigmoid" if its outputs are probabilities. These
-    are found when it is prepared for training.
+    are found when it is prepared for training. `rate_factors` multiply the learning rates of single parameters, by
+    name (`optim.relative`); empty: all learn alike.
     """
 
     module: nn.Module
@@ -224,6 +225,7 @@ class BuiltModel:
     unused: frozenset[str] = frozenset()
     least: int = 1
     ends_in: str = ""
+    rate_factors: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -41,19 +41,22 @@ RECIPE_FOLDER = Path(__file__).parent / "recipes"
 
 
 def make_config(
-    *layers: Mapping[str, Any], recipe: str | None = None, tuned: Mapping[str, Any] | None = None
+    *layers: Mapping[str, Any],
+    recipe: str | None = None,
+    tuned: Mapping[str, Any] | None = None,
+    begun: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """The configuration that follows from the defaults and these layers of dotted keys; a later layer wins.
 
     The recipe or augmentation preset that a layer names is right below that layer. `recipe` is what `auto` became; it
     is below all layers, and counts only if none of them names another. `tuned` are measured values, for those of their
-    keys that the layers leave open.
+    keys that the layers leave open; `begun` are the settings of an earlier start, whose recipe may have said otherwise.
 
     Raises UserError for an unknown key, and for a value of the wrong type or out of range.
     """
     parsed = [_parse_layer(layer) for layer in layers]
     values: Flat = {}
-    for layer in _with_presets(_with_recipe(parsed, recipe)):
+    for layer in _with_presets(_with_recipe(parsed, recipe, begun or {})):
         values.update(layer)
     nested = nest(values | {path: value for path, value in (tuned or {}).items() if is_open(layers, path)})
     hints = typing.get_type_hints(RunConfig)
@@ -80,12 +83,15 @@ def _last_naming(layers: list[Flat], path: str) -> int | None:
     return next((number for number in reversed(range(len(layers))) if path in layers[number]), None)
 
 
-def _with_recipe(layers: list[Flat], resolved: str | None) -> list[Flat]:
+def _with_recipe(layers: list[Flat], resolved: str | None, begun: Mapping[str, Any]) -> list[Flat]:
     place = _last_naming(layers, "recipe")
     name = AUTO if place is None else layers[place]["recipe"]
     if name == AUTO:
         place, name = 0, resolved
-    return layers if name is None else [*layers[:place], read_recipe(name), *layers[place:]]
+    if name is None:
+        return layers
+    said = {path: begun.get(path, value) for path, value in read_recipe(name).items()}
+    return [*layers[:place], said, *layers[place:]]
 
 
 def read_recipe(name: str) -> Flat:

@@ -150,6 +150,11 @@ class OptimConfig:
         above=0,
         high=1,
     )
+    relative: bool = key(
+        False,
+        "Rates in proportion to the size of the pretrained weights: as given where the root mean square of a tensor is "
+        "0.1, twice that where it is 0.2.",
+    )
     momentum: float = key(0.9, "Momentum, for the optimizers that have one.", low=0, high=1)
     betas: tuple[float, ...] | None = key(None, "Betas, for the optimizers that have them.", low=0, high=1)
     options: dict[str, Any] | None = key(None, "Further arguments of the optimizer, by its own names.")

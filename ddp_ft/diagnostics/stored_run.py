@@ -21,7 +21,7 @@ from ddp_ft.run_folder.checkpoints import load_checkpoint, step_of
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.training.build import compose
 from ddp_ft.training.plan import Plan, references_of
-from ddp_ft.training.request import Request
+from ddp_ft.training.request import Request, begun_with
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
 
@@ -61,10 +61,11 @@ def compose_stored(
     if plan.device != device.type:
         log(f"Note: the run was on {plan.device}, this is {device.type}: the last digits differ.")
     layers = read_config_file(folder.path / "config.yaml"), here
-    config = make_config(*layers, recipe=plan.recipe)
+    begun = begun_with(folder)
+    config = make_config(*layers, recipe=plan.recipe, begun=begun)
     refuse_code_inside(folder.path, [*references_of(config), config.data.path])
     earlier = replace(plan, lowered=None)  # micro-batches are cut as this machine's memory allows
-    run, state, _ = compose(config, Request(folder.path, layers, earlier=earlier), machine)
+    run, state, _ = compose(config, Request(folder.path, layers, earlier=earlier, begun=begun), machine)
     state.progress.phase = TRAIN
     return run, state
 

@@ -23,7 +23,7 @@ from ddp_ft.training.build import compose
 from ddp_ft.training.compile import check_compiling
 from ddp_ft.training.open_run import describe_run, open_folder
 from ddp_ft.training.plan import earlier_plan
-from ddp_ft.training.request import Request, is_finished
+from ddp_ft.training.request import Request, begun_with, is_finished
 from ddp_ft.tuning.tune import before_measuring, keys_to_measure, print_measured, tune
 
 
@@ -44,7 +44,7 @@ def _stop_files(request: Request) -> list[Path]:
 def _fine_tune(request: Request, machine: Machine) -> str:
     world, folder = machine.world, RunFolder(request.run_dir)
     console = make_console(world.is_main, request.config().log.level)
-    request = request.after(world.from_main(lambda: earlier_plan(folder, console.print)))
+    request = request.after(*world.from_main(lambda: (earlier_plan(folder, console.print), begun_with(folder))))
     recipe = request.earlier.recipe if request.earlier else None  # what `auto` became holds for all further starts
     config = request.config(recipe)
     if world.from_main(lambda: is_finished(folder, config, request.extend)):

@@ -9,7 +9,7 @@ from typing import Any
 
 from ddp_ft.config.keys import LENGTH, RECIPE
 from ddp_ft.config.loading import make_config, read_config_file, to_flat, to_yaml, value_text
-from ddp_ft.config.schema import RunConfig
+from ddp_ft.config.schema import KEYS, RunConfig
 from ddp_ft.errors import UserError
 from ddp_ft.files import read_sound_json, to_json, write_text
 from ddp_ft.run_folder.contents import (
@@ -128,12 +128,14 @@ class RunFolder:
 
 
 def _with_new_defaults(stored: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of a run, also of a version that had other defaults for keys that are auto now, of the same meaning
-    where epochs are given."""
+    """The settings of a run, also of a version that lacked some keys, whatever recipes say of them now, and that had
+    other defaults for keys that are auto now, of the same meaning where epochs are given."""
+    lacking = {path: key.default for path, key in KEYS.items() if path not in stored}
     if "eval.choose" in stored:
-        return stored
+        return {**lacking, **stored}
     before = {"eval.every_epochs": "1", "ema.decay": "0.0"}
-    return {path: None if path in before and value == before[path] else value for path, value in stored.items()}
+    known = {path: None if path in before and value == before[path] else value for path, value in stored.items()}
+    return {**lacking, **known}
 
 
 def _tick(file: Path) -> float:

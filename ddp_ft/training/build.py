@@ -14,7 +14,7 @@ from ddp_ft.tasks.registry import make_task, outputs_of
 from ddp_ft.training.checks import check_alone, check_restorable, check_together
 from ddp_ft.training.gradients import anchors_of
 from ddp_ft.training.malloc import keep_freed_memory
-from ddp_ft.training.optim import optimizer_of
+from ddp_ft.training.optim import optimizer_of, with_rate_factors
 from ddp_ft.training.plan import Sizes, make_plan
 from ddp_ft.training.progress import Progress
 from ddp_ft.training.recipe import build, fit_inputs, settle_recipe
@@ -52,6 +52,7 @@ def compose(
     check_restorable(model, task)
     sampling = sampling_weights(config.data.sampling, splits.train.targets, splits.train.weights, splits.schema.kind)
     report = load_and_place(model, stages[0], config, world, plan.channels_last)
+    model = with_rate_factors(model, config.optim)
     run = Run(
         config=config, world=world, distributed=machine.launch.distributed, launched=machine.launch.started,
         folder=folder, splits=splits, task=task, model=model, plan=plan, why_recipe=why,

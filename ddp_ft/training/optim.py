@@ -15,10 +15,12 @@ from ddp_ft.contracts import BuiltModel
 from ddp_ft.errors import UserError, nearest, one_line
 from ddp_ft.models.blocks import block_depths
 from ddp_ft.models.libraries import bare_timm as timm
+from ddp_ft.models.rate_factors import rate_factors
 
 ParamGroups = list[dict[str, Any]]
-# Of a parameter: whether it is in the head, its depth, the position of its override, whether it is decayed.
-GroupKey = tuple[bool, int, int, bool]
+# Of a parameter: whether it is in the head, its depth, the position of its override, whether it is decayed, and the
+# factor of its rate for its size.
+GroupKey = tuple[bool, int, int, bool, float]
 
 # Optimizers of timm that training cannot use, and why.
 UNUSABLE = {"adahessian": "it needs second derivatives, which training does not compute"}
@@ -36,33 +38,44 @@ MOMENTUM = "momentum_buffer"  # the name of it in SGD's state
 
 
 def param_groups(
-    module: nn.Module, head: Collection[str], config: OptimConfig, depths: Mapping[str, int] | None = None
+    module: nn.Module,
+    head: Collection[str],
+    config: OptimConfig,
+    depths: Mapping[str, int] | None = None,
+    factors: Mapping[str, float] | None = None,
 ) -> ParamGroups:
     """Return groups of all parameters that learn: by backbone and head, depth, override, with and without weight decay.
 
     Norm weights, biases and the model's `no_weight_decay()` are not decayed: decay there only hurts (arXiv 1812.01187,
     section 3.1). Each group has a `name` and the `lr_scale` by which its rate is multiplied: that of an override; else
-    `head_lr_scale` in the head, and layer_decay ^ (largest depth - depth) elsewhere (arXiv 2106.08254). `depths`: the
-    depth of each parameter, 0 in the stem; needed only for a layer decay. Raises UserError for overrides without
-    effect.
+    `head_lr_scale` in the head, and layer_decay ^ (largest depth - depth) elsewhere (arXiv 2106.08254), times the
+    parameter's own factor. `depths`: the depth of each parameter, 0 in the stem; needed only for a layer decay.
+    `factors`: 1 for what is not in it. Raises UserError for overrides without effect.
     """
     overrides = [parse_override(pattern, values) for pattern, values in (config.overrides or {}).items()]
-    exempt, depths = undecayed(module), depths or {}
+    exempt, depths, factors = undecayed(module), depths or {}, factors or {}
     rules = _match(overrides, [name for name, _ in module.named_parameters()], exempt)
     groups: dict[GroupKey, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             depth = depths[name] if config.layer_decay < 1 and name not in head else 0
-            key = (name in head, depth, rules[name], name not in exempt)
+            factor = factors.get(name, 1.0) if name not in head else 1.0
+            key = (name in head, depth, rules[name], name not in exempt, factor)
             groups.setdefault(key, []).append(parameter)
     largest = max(depths.values(), default=0)
     return [_group(groups[key], key, overrides, config, largest) for key in sorted(groups)]
 
 
+def with_rate_factors(model: BuiltModel, config: OptimConfig) -> BuiltModel:
+    """Return the model, whose weights are those that were loaded, with the factors of its rates, if they are asked
+    for. At a restart too these are of what was loaded, since the checkpoint is read later."""
+    return replace(model, rate_factors=rate_factors(model)) if config.relative else model
+
+
 def groups_of(model: BuiltModel, config: OptimConfig, lr: float) -> ParamGroups:
     """Return the groups of all parameters of a model that learn now, at that base rate."""
     depths = block_depths(model.module, model.head) if config.layer_decay < 1 else None
-    return param_groups(model.module, model.head, replace(config, lr=lr), depths)
+    return param_groups(model.module, model.head, replace(config, lr=lr), depths, model.rate_factors)
 
 
 def optimizer_of(model: BuiltModel, config: OptimConfig, lr: float) -> torch.optim.Optimizer:
@@ -79,12 +92,14 @@ def undecayed(module: nn.Module) -> frozenset[str]:
 def _group(
     params: list[nn.Parameter], key: GroupKey, overrides: list[Override], config: OptimConfig, largest_depth: int
 ) -> dict[str, Any]:
-    in_head, depth, rule, decays = key
+    in_head, depth, rule, decays, factor = key
     name, scale, weight_decay = "backbone", config.layer_decay ** (largest_depth - depth), config.weight_decay
     if in_head:
         name, scale = "head", config.head_lr_scale
     elif config.layer_decay < 1:
         name = f"depth{depth:02d}"
+    if factor != 1:
+        name, scale = f"{name}_x{factor:g}", scale * factor
     if rule < len(overrides):
         override = overrides[rule]
         name += f"_override{rule + 1}"

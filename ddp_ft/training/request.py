@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ddp_ft.config.keys import LENGTH
+from ddp_ft.config.keys import LENGTH, RECIPE
 from ddp_ft.config.loading import make_config, to_flat
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import DONE
@@ -20,7 +20,7 @@ class Request:
     """What is asked for besides the recipe. `layers` are the settings as given, later ones winning.
 
     `tune`: measure what the layers leave open. `tuned` and `measured` are the results, as in Plan. `earlier` is the
-    plan of an earlier start of the run.
+    plan of an earlier start of the run, and `begun` are the settings with which the run began.
     """
 
     run_dir: Path
@@ -31,16 +31,25 @@ class Request:
     tuned: Mapping[str, Any] = field(default_factory=dict)
     measured: Sequence[Mapping[str, Any]] = ()
     earlier: Plan | None = None
+    begun: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self, recipe: str | None = None) -> RunConfig:
         """Return the whole configuration; `recipe` is what auto became."""
-        return make_config(*self.layers, recipe=recipe, tuned=self.tuned)
+        return make_config(*self.layers, recipe=recipe, tuned=self.tuned, begun=self.begun)
 
-    def after(self, earlier: Plan | None) -> "Request":
-        """Return the request after an earlier start, if there was one: what that measured holds for all starts."""
+    def after(self, earlier: Plan | None, begun: Mapping[str, Any]) -> "Request":
+        """Return the request after an earlier start, if there was one: what that measured, and what its recipe said,
+        holds for all starts, also with a later version."""
+        request = replace(self, begun=begun)
         if earlier is None:
-            return self
-        return replace(self, earlier=earlier, tuned=earlier.tuned, measured=earlier.measured)
+            return request
+        return replace(request, earlier=earlier, tuned=earlier.tuned, measured=earlier.measured)
+
+
+def begun_with(folder: RunFolder) -> dict[str, Any]:
+    """Return the settings with which the folder's run began, by key; empty if there is none."""
+    stored = folder.stored_config()
+    return to_flat(stored, [RECIPE]) if stored is not None else {}
 
 
 def is_finished(folder: RunFolder, config: RunConfig, extend: bool) -> bool:

@@ -75,6 +75,7 @@ TESTED = {
     "optim.head_lr_scale": "test_rates",
     "optim.momentum": "test_momentum",
     "optim.layer_decay": "system/test_toolkit_options.py::test_what_changes_the_curve",
+    "optim.relative": "system/test_toolkit_options.py::test_what_changes_the_curve",
     "optim.betas": "system/test_toolkit_options.py::test_what_changes_the_curve",
     "optim.options": "system/test_toolkit_options.py::test_what_changes_the_curve",
     "optim.overrides": "system/test_toolkit_options.py::test_what_changes_the_curve",

@@ -30,6 +30,7 @@ CHANGES = {
     "train.clip_value": ([], [SET, "train.clip_value=1e-6"]),
     "train.clip_agc": ([], [SET, "train.clip_agc=1e-6"]),
     "optim.layer_decay": ([], ["--layer-decay", 0.1]),
+    "optim.relative": ([], [SET, "optim.relative=true"]),
     "optim.betas": ([], [SET, "optim.betas=[0.1,0.2]"]),
     "optim.options": ([], [SET, "optim.options={eps: 0.1}"]),
     "optim.overrides": ([], [SET, "optim.overrides={bias: {lr_scale: 0.001}}"]),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ddp_ft.errors import UserError
 from tests.support.runs import arguments, column, read, rows, start_process, train_here, train_on, wait_for
 
 BASE = ("--lr", 0.01, "--batch-size", 7)
@@ -17,7 +18,7 @@ OPTIONS = {
     "mixup_and_cutmix": ["--augment", "heavy"],
     "balanced": ["--sampling", "balanced"],
     "ema": ["--ema", 0.9],
-    "gradual": ["--set", GRADUAL],
+    "gradual": ["--set", GRADUAL, "--set", "optim.relative=true"],
     "layer_decay": ["--layer-decay", 0.5],
     "l1_and_l2_sp": ["--set", "optim.l2_sp=0.1", "--set", "optim.l1=0.001"],
     "clipping": ["--set", "train.clip_agc=0.01", "--set", "train.clip_value=0.01"],
@@ -102,3 +103,20 @@ def test_a_kill_inside_the_probe_goes_on_there(shapes, tmp_path, start):
     assert not list((tmp_path / "cut/checkpoints").glob("probe_*"))
     best = "best/model.safetensors"
     assert (tmp_path / "cut" / best).read_bytes() == (tmp_path / "whole" / best).read_bytes()
+
+
+def test_a_recipe_is_what_it_was_when_the_run_began(shapes, tmp_path, start):
+    """As after an update: config.yaml is of a version whose recipe had another layer decay, and lacked a key."""
+    cadence = ["--set", "checkpoint.every_steps=1", "--set", "checkpoint.keep=99"]
+    before = ["--layer-decay", 0.5, "--set", "optim.relative=false"]
+    train_here(shapes, tmp_path / "whole", *more(start, "lp_ft"), *cadence, *before, epochs=EPOCHS)
+    run = rewound(tmp_path / "whole", tmp_path / "run", "step_00000008")
+    lines = (run / "config.yaml").read_text().splitlines(keepends=True)
+    assert "  relative: false\n" in lines and "  layer_decay: 0.5\n" in lines
+    (run / "config.yaml").write_text("".join(line for line in lines if "relative:" not in line))
+    train_here(shapes, run, *more(start, "lp_ft"), *cadence, epochs=EPOCHS)
+    assert column(run, "loss") == column(tmp_path / "whole", "loss")
+    best = "best/model.safetensors"
+    assert (run / best).read_bytes() == (tmp_path / "whole" / best).read_bytes()
+    with pytest.raises(UserError, match=r"layer_decay: 0\.5 there, 0\.75 here"):
+        train_here(shapes, run, *more(start, "lp_ft"), *cadence, "--layer-decay", 0.75, epochs=EPOCHS)

@@ -117,6 +117,17 @@ def test_an_override_replaces_the_layer_decay():
     }  # fmt: skip
 
 
+def test_each_parameter_has_its_own_factor_but_for_the_head_and_what_is_overridden():
+    factors = {"pos_embed": 0.125, "body.weight": 4.0, "body.bias": 0.25, "head.weight": 8.0, "norm.weight": 8.0}
+    config = optim_config(layer_decay=0.5, overrides={"norm": {"lr_scale": 3}})
+    groups = param_groups(Tiny(), HEAD, config, DEPTHS, factors)
+    assert {group["name"]: group["lr_scale"] for group in groups} == {
+        "depth00_x0.125_no_decay": 0.125 / 8, "depth01_x4": 4 / 4, "depth01_x0.25_no_decay": 0.25 / 4,
+        "depth02_override1_no_decay": 3.0, "depth02_x8_override1_no_decay": 3.0, "head": 10.0, "head_no_decay": 10.0,
+    }  # fmt: skip
+    assert all(group["lr"] == pytest.approx(0.1 * group["lr_scale"]) for group in groups)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
