@@ -16,7 +16,7 @@ from ddp_ft.config.runtime import CheckpointConfig, ComputeConfig, EmaConfig, Ev
 from ddp_ft.config.tasks import TASKS
 
 SCHEDULES = ("constant", "step", "multistep", "cosine", "linear", "polynomial", "onecycle", "plateau")
-RECIPES = ("linear_probe", "full", "lp_ft", "gradual", "heavy")
+RECIPES = ("linear_probe", "lp_ft", "fine_tune", "full")
 # Keys without a default that every run needs.
 REQUIRED = ("data.path", "model.name")
 

@@ -30,12 +30,13 @@ def choose_recipe(config: RunConfig, built: BuiltModel, train_samples: int) -> t
     if config.model.weights == "none":
         return "full", "nothing is pretrained (--weights none)"
     if config.freeze.parts != "none" or config.freeze.schedule is not None:
-        return "full", "--freeze or freeze.schedule decides what is trainable"
+        return "fine_tune", "--freeze or freeze.schedule decides what is trainable"
     if built.head_path is None:
-        return "full", "this architecture does not end with its head, so its features cannot be cut off"
+        return "fine_tune", "this architecture does not end with its head, so its features cannot be cut off"
     size = 4 * train_samples * feature_width(built)
     if train_samples > MOST_PROBED_SAMPLES or size > MOST_FEATURE_BYTES:
-        return "full", f"features of {plural(train_samples, 'image')} would take {size / 2**30:.1f} GiB in each process"
+        features = f"features of {plural(train_samples, 'image')}"
+        return "fine_tune", f"{features} would take {size / 2**30:.1f} GiB in each process"
     return "lp_ft", f"a pretrained model and {plural(train_samples, 'image')}"
 
 

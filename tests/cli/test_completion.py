@@ -60,7 +60,7 @@ def complete(*words):
         (["train", "--set", "compute.compile=r"], {"compute.compile=regional"}, {"compute.compile=true"}),
         (["train", "--set", "compute.recompute="], {"compute.recompute=true", "compute.recompute=false"}, set()),
         (["config", "opt"], {"optim", "optim.lr"}, {"train.epochs"}),
-        (["config", "--recipe", "h"], {"heavy"}, {"full"}),
+        (["config", "--recipe", "fi"], {"fine_tune"}, {"full"}),
         (["models", "torchv"], {"torchvision/resnet18"}, set()),
         (["evaluate", "--device", "c"], {"cpu", "cuda"}, {"auto"}),
         (["completion", ""], {"bash", "zsh", "fish"}, set()),

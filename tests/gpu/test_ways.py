@@ -89,7 +89,7 @@ def test_nvjpeg(machine, tmp_path, record_property):
     record_property("note", figures(tmp_path / "r"))
 
 
-@pytest.mark.parametrize("recipe", ["lp_ft", "linear_probe", "gradual", "linear_probe of 2 views"])
+@pytest.mark.parametrize("recipe", ["lp_ft", "linear_probe", "fine_tune", "linear_probe of 2 views"])
 def test_recipe(machine, start, tmp_path, recipe):
     """Features are computed once, on the device, and kept."""
     name, *views = recipe.split(" of 2 views")
