@@ -146,7 +146,7 @@ def test_cached_features_give_what_frozen_images_give(shapes, tmp_path, start):
     more = ["--weights", start, "--freeze", "backbone", "--augment", "none", "--lr", 0.01]
     train_here(shapes, tmp_path / "cached", *more, SET, "freeze.cache_features=true", epochs=2)
     train_here(shapes, tmp_path / "images", *more, epochs=2)
-    assert read(tmp_path / "cached", "plan.json")["recipe"] == "full"
+    assert read(tmp_path / "cached", "plan.json")["recipe"] == "fine_tune"
     for run in ("cached", "images"):
         assert column(tmp_path / run, "step") == list(range(1, 9))
         assert torch.equal(last(tmp_path / run)["0.weight"], torch.load(start)["0.weight"])
