@@ -69,6 +69,9 @@ make_venv() {
   if [[ -e $VENV ]]; then
     reason=$(why_remake)
     [[ -n $reason ]] || return 0
+    # The environment of another clone, perhaps: making it anew would remove all that is in it.
+    [[ ! -L $VENV ]] || die ".venv is a link to $(readlink "$VENV"), and cannot be used as it is: $reason." \
+      "Remove the link, or name that environment's interpreter: DDP_FT_PYTHON=$(readlink -f "$VENV")/bin/python"
     say "Making .venv anew: $reason."
   fi
   python=$(find_python)

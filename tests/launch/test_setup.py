@@ -153,6 +153,31 @@ def test_a_moved_clone_is_set_up_anew(clone: Clone) -> None:
     assert clone.calls() == ["venv 3.11.9", ".[test]"]
 
 
+def test_the_environment_of_another_clone_is_not_cleared(clone: Clone) -> None:
+    clone.setup("test")
+    other = (clone.path / ".venv").rename(clone.folder / "environment")
+    (clone.path / ".venv").symlink_to(other)
+    for name in ("bin/pip", ".ddp_ft-test"):
+        (other / name).write_text("of another clone")
+    clone.calls()
+    output = clone.setup("test", code=2)
+    assert f".venv is a link to {other}" in output and f"DDP_FT_PYTHON={other}/bin/python" in output
+    assert clone.calls() == [] and (other / "bin/pip").read_text() == "of another clone"
+
+
+def test_an_environment_of_ones_own_may_be_a_link(clone: Clone) -> None:
+    """As where the clone is in a home folder with a quota."""
+    clone.setup("test")
+    clone.calls()
+    (clone.path / ".venv").rename(clone.folder / "scratch")
+    (clone.path / ".venv").symlink_to(clone.folder / "scratch")
+    assert clone.setup("test") == "" and clone.calls() == []
+    with (clone.path / "setup.cfg").open("a") as file:
+        file.write("\n")
+    clone.setup("test")
+    assert clone.calls() == [".[test]"]
+
+
 def test_two_starts_at_once_install_once(clone: Clone) -> None:
     starts = [clone.start("test", PIP_DOES="sleep 1") for _ in range(2)]
     outputs = sorted(process.communicate(timeout=60)[0] for process in starts)
