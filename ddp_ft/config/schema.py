@@ -136,7 +136,7 @@ class OptimConfig:
     name: str = key("adamw", "Any optimizer that timm knows.", flag="--optimizer")
     lr: float | None = key(
         None,
-        "Peak learning rate; auto: 1e-3 for models with batch norm, 1e-4 for others.",
+        "Peak learning rate; auto: 1e-3; 1e-4 for models without batch norm whose rates are not relative.",
         flag="--lr",
         above=0,
         null="auto",

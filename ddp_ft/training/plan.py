@@ -165,7 +165,7 @@ def make_plan(
         why_epochs=course.why,
         steps_per_epoch=steps_per_epoch,
         total_steps=min(total_steps, config.train.max_steps or total_steps),
-        lr=config.optim.lr or usual_rate(built.module),
+        lr=config.optim.lr or usual_rate(built.module, config.optim.relative),
         code=_digests(config),
         grade_elsewhere="c" if has_rank_noise(built.module) or config.head.dropout else "b",
     ).after(earlier)
@@ -211,13 +211,14 @@ def make_schedule(config: ScheduleConfig, total_steps: int, steps_per_epoch: int
 
 # AdamW's usual rates for fine-tuning. With batch norm, 1e-3 was as good as 3e-4 on small sets (docs/accuracy.md);
 # transformers and other models with layer norm are tuned with about 1e-4 for batches of this size (arXiv 2111.06377 and
-# 2106.10270).
+# 2106.10270). In proportion to their weights, which are smaller, 1e-3 is no more than that.
 RATE_WITH_BATCH_NORM, RATE_WITHOUT = 1e-3, 1e-4
 
 
-def usual_rate(module: nn.Module) -> float:
-    """Return the learning rate that `auto` means."""
-    return RATE_WITH_BATCH_NORM if any(isinstance(m, _BatchNorm) for m in module.modules()) else RATE_WITHOUT
+def usual_rate(module: nn.Module, is_relative: bool) -> float:
+    """Return the learning rate that `auto` means; `is_relative`: to the size of the weights."""
+    has_batch_norm = any(isinstance(each, _BatchNorm) for each in module.modules())
+    return RATE_WITH_BATCH_NORM if has_batch_norm or is_relative else RATE_WITHOUT
 
 
 def has_rank_noise(module: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from torch import nn
 from ddp_ft.config.loading import make_config
 from ddp_ft.errors import UserError
 from ddp_ft.training.optim import check_optimizer, extend_groups, make_optimizer, param_groups, set_rates, undecayed
+from ddp_ft.training.plan import usual_rate
 from tests.support.marks import slowly
 
 HEAD = {"head.weight", "head.bias"}
@@ -115,6 +116,12 @@ def test_an_override_replaces_the_layer_decay():
     assert {name: group["lr_scale"] for name, group in groups.items() if "override" in name} == {
         "depth01_override1": 2.0, "depth01_override1_no_decay": 2.0, "depth02_override2_no_decay": 3.0,
     }  # fmt: skip
+
+
+def test_the_rate_that_is_meant_by_auto():
+    """Weights of models without batch norm are small; rates in proportion to them need not be."""
+    normed = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    assert (usual_rate(normed, False), usual_rate(Tiny(), False), usual_rate(Tiny(), True)) == (1e-3, 1e-4, 1e-3)
 
 
 def test_each_parameter_has_its_own_factor_but_for_the_head_and_what_is_overridden():
