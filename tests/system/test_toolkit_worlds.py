@@ -116,6 +116,7 @@ def test_a_recipe_is_what_it_was_when_the_run_began(shapes, tmp_path, start):
     (run / "config.yaml").write_text("".join(line for line in lines if "relative:" not in line))
     train_here(shapes, run, *more(start, "lp_ft"), *cadence, epochs=EPOCHS)
     assert column(run, "loss") == column(tmp_path / "whole", "loss")
+    assert (run / "config.yaml").read_text() == "".join(lines)
     best = "best/model.safetensors"
     assert (run / best).read_bytes() == (tmp_path / "whole" / best).read_bytes()
     with pytest.raises(UserError, match=r"layer_decay: 0\.5 there, 0\.75 here"):
