@@ -211,7 +211,8 @@ def make_schedule(config: ScheduleConfig, total_steps: int, steps_per_epoch: int
 
 # AdamW's usual rates for fine-tuning. With batch norm, 1e-3 was as good as 3e-4 on small sets (docs/accuracy.md);
 # transformers and other models with layer norm are tuned with about 1e-4 for batches of this size (arXiv 2111.06377 and
-# 2106.10270). In proportion to their weights, which are smaller, 1e-3 is no more than that.
+# 2106.10270). In proportion to their weights, which are smaller, and with a layer decay, 1e-3 is about that in the
+# middle of the network, and 1e-4 was far too low (docs/accuracy.md).
 RATE_WITH_BATCH_NORM, RATE_WITHOUT = 1e-3, 1e-4
 
 
