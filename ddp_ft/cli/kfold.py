@@ -19,7 +19,7 @@ from ddp_ft.cli.output import print_note, print_result
 from ddp_ft.config.loading import make_config
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.distributed.environment import read_launch
-from ddp_ft.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError, columns
+from ddp_ft.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError, columns, reason_of
 from ddp_ft.run_folder.folds import FEWEST, FILE, fold_folders, forget_unbegun, open_folds, write_results
 from ddp_ft.texts import metric_figure, plural
 
@@ -50,9 +50,10 @@ def kfold(folds: int, run_dir: Path | None, listed: Path | None, options: tuple[
     config = _config_of(options)
     folder = run_dir or default_run_dir(config).with_name(f"{default_run_dir(config).name}-kfold")
     own = [_own_options(each, fold, folds) for fold, each in enumerate(fold_folders(folder, folds), start=1)]
+    if listed:
+        _write_list(listed, own)
     open_folds(folder, folds)
     if listed:
-        listed.write_text("".join(f"{shlex.join(words)}\n" for words in own), encoding="utf-8")
         print_note(
             f"{plural(folds, 'line')} in {listed}: sbatch --array=1-{folds} slurm/array.sbatch {listed} TRAIN_OPTIONS"
         )
@@ -81,6 +82,14 @@ def _config_of(options: Sequence[str]) -> RunConfig:
     config = make_config(*layers, {"data.fold": "1/2"})
     check_early(config)
     return config
+
+
+def _write_list(file: Path, own: Sequence[Sequence[str]]) -> None:
+    """A line for each fold. UserError if the file cannot be written."""
+    try:
+        file.write_text("".join(f"{shlex.join(words)}\n" for words in own), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--list {file} cannot be written: {reason_of(error)}.", "Name another file.") from None
 
 
 def _own_options(folder: Path, fold: int, folds: int) -> list[str]:
@@ -129,4 +138,9 @@ def _print(folder: Path, content: dict[str, Any]) -> None:
         for metric, found in content[name].items()
     }
     print_result(f"Mean and deviation over {content['folds']} folds\n{columns(rows)}")
+    if len(steps := sorted({each for each in content["steps"] if each is not None})) > 1:
+        print_note(
+            f"Warning: folds took from {steps[0]} to {steps[-1]} steps, so they differ by more than their data. "
+            f"--max-minutes depends on the machine; --max-steps {steps[0]} does not."
+        )
     print_note(f"{folder / FILE} has each fold.\nUse all: ddp-ft predict {shlex.quote(str(folder))} IMAGE_OR_FOLDER")

@@ -22,7 +22,7 @@ class Key:
     `low` and `high` are the least and the largest allowed value, `above` one that is too small already. `null` is what
     the value None is called: auto or none. `lists`: a text that may list several, separated by commas. `names_file`: a
     text that may be a path, or begin with one. `code`: how a text that must name code looks, such as FILE.py:NAME.
-    `words`: what may stand in place of numbers.
+    `words`: what may stand in place of numbers. `former`: choices of earlier versions, which stored runs may have.
     """
 
     path: str
@@ -41,6 +41,7 @@ class Key:
     names_file: bool = False
     code: str = ""
     words: tuple[str, ...] = ()
+    former: tuple[str, ...] = ()
 
     @property
     def metavar(self) -> str:

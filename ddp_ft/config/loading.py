@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ddp_ft.config.keys import LENGTH, MACHINE, RECIPE, Key
-from ddp_ft.config.schema import KEYS, RunConfig
+from ddp_ft.config.schema import KEYS, RECIPES, RunConfig
 from ddp_ft.config.synonyms import flag_answer
 from ddp_ft.config.values import given_text, parse_value
 from ddp_ft.config.yaml_texts import QUOTING, read_layer
@@ -95,8 +95,9 @@ def _with_recipe(layers: list[Flat], resolved: str | None, begun: Mapping[str, A
 
 
 def read_recipe(name: str) -> Flat:
-    """The settings of one of the package's recipes, as a layer."""
-    layer = _parse_layer(read_config_file(RECIPE_FOLDER / f"{name}.yaml"))
+    """The settings of one of the package's recipes, or of one that it had, as a layer."""
+    folder = RECIPE_FOLDER if name in RECIPES else RECIPE_FOLDER / "former"
+    layer = _parse_layer(read_config_file(folder / f"{name}.yaml"))
     assert all(KEYS[path].kind == RECIPE for path in layer), name
     return layer
 

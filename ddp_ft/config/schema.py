@@ -13,6 +13,7 @@ from typing import Any
 from ddp_ft.config.data import DataConfig as DataConfig
 from ddp_ft.config.keys import Key, key, length_key, machine_key
 from ddp_ft.config.runtime import CheckpointConfig, ComputeConfig, EmaConfig, EvalConfig, LogConfig
+from ddp_ft.config.synonyms import FORMER_RECIPES
 from ddp_ft.config.tasks import TASKS
 
 SCHEDULES = ("constant", "step", "multistep", "cosine", "linear", "polynomial", "onecycle", "plateau")
@@ -267,6 +268,7 @@ class RunConfig:
         "A measured set of settings, below those you give; auto: by size of the data and model.",
         flag="--recipe",
         choices=("auto", *RECIPES),
+        former=tuple(FORMER_RECIPES),
     )
     task: str = key("auto", "What is learned; auto: from the data.", flag="--task", choices=("auto", *TASKS))
     seed: int = key(0, "Seed of all random draws.", flag="--seed", low=0, high=2**31 - 1)

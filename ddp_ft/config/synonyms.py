@@ -146,12 +146,19 @@ _VALUES: dict[str, dict[str, str]] = {
     },
     "model.weights": {"pretrained": "imagenet true yes default", "none": "scratch false no random"},
     "eval.metric": {"accuracy": "acc top1 top-1 acc1", "macro_f1": "f1 f1_macro f1-macro", "auroc": "auc roc_auc"},
-    "recipe": {  # with those of earlier versions
-        "lp_ft": "lpft lp-ft gradual", "fine_tune": "finetune fine-tune ft heavy", "linear_probe": "lp probe linear",
+    "recipe": {
+        "lp_ft": "lpft lp-ft", "fine_tune": "finetune fine-tune ft", "linear_probe": "lp probe linear",
         "full": "scratch from_scratch from-scratch",
     },
     "data.sampling": {"balanced": "oversample class_balanced", "natural": "none random"},
 }  # fmt: skip
+
+
+# Recipes of earlier versions, and their settings.
+FORMER_RECIPES = {
+    "heavy": "--augment heavy --ema 0.999",
+    "gradual": "--set model.batch_norm=frozen --set \"freeze.schedule={0: backbone, 1: 'stages:-1', 2: none}\"",
+}
 
 
 def flag_answer(given: str, command: str = "train") -> str:

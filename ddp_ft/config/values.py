@@ -67,7 +67,7 @@ def _convert(key: Key, given: Any) -> Any:
     if isinstance(given, (list, tuple)) and key.lists:
         return ",".join(map(str, given))
     if key.choices:
-        return _choice(key.choices, given)
+        return given if given in key.former else _choice(key.choices, given)
     if isinstance(given, (bool, list, tuple, Mapping)) or (key.type is Path and not str(given)):
         raise TypeError(given)
     if key.type is int:
@@ -132,7 +132,8 @@ def _exact(number: float) -> int:
 
 def _allowed(key: Key, value: Any) -> bool:
     if key.choices is not None:
-        return all(each in key.choices for each in (value.split(",") if key.lists else [value]))
+        known = (*key.choices, *key.former)
+        return all(each in known for each in (value.split(",") if key.lists else [value]))
     if key.code:
         return _CODE.fullmatch(value) is not None
     if key.words and value in key.words:

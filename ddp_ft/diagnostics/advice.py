@@ -85,7 +85,7 @@ def _about_data(known: Situation) -> Iterator[Finding | None]:
         yield corrected_twice(config)
         if known.val_counts is not None:
             yield missing_classes(known.val_counts)
-        yield small_val(known.val, known.has_labels, known.val_is_given)
+        yield small_val(known.val, known.has_labels, known.val_is_given, bool(config.data.fold))
     yield small_images(known.sizes, known.input_size)
 
 
@@ -152,15 +152,18 @@ def missing_classes(val_counts: ClassCounts) -> Finding:
     return Finding("classes in val", WARNING, text, remedy, float(len(gone)), "classes").unless(not gone)
 
 
-def small_val(images: int, has_labels: bool = False, is_given: bool = False) -> Finding:
+_LARGER_VAL = "Hold back more (--val-split), or average over folds (ddp-ft kfold)."
+
+
+def small_val(images: int, has_labels: bool = False, is_given: bool = False, is_fold: bool = False) -> Finding:
     """Warn of a validation set too small to measure an accuracy; with several labels an image, that of each.
 
-    `is_given`: the data itself names what validates, so no option moves it.
+    `is_given`: the data itself names what validates, so no option moves it; `is_fold`: it is one of several parts.
     """
     width = half_width(images)
     what = "how often a label is right" if has_labels else "an accuracy"
     text = f"{images} images measure {what} to ±{width:.1f} points (95 %, at worst)"
-    options = "Hold back more (--val-split), or average over folds (ddp-ft kfold)."
+    options = "ddp-ft kfold averages over all folds." if is_fold else _LARGER_VAL
     remedy = f"Smaller differences mean nothing. {'Put more images into val.' if is_given else options}"
     return Finding("validation set", WARNING, text, remedy, width, "points").unless(width <= WIDEST_INTERVAL)
 
@@ -216,7 +219,7 @@ def large_batch(batch_size: int, train: int, processes: int = 1, least: int = 1)
 def few_steps(steps: int) -> Finding:
     """Warn of a run too short for a schedule to do anything."""
     text = f"{steps}" if steps >= FEWEST_STEPS else f"only {steps} in the whole run"
-    remedy = "Weights move little in so few. Give more --epochs or a smaller --batch-size."
+    remedy = "Weights move little in so few. Leave --epochs out, or give more, or a smaller --batch-size."
     return Finding("steps", WARNING, text, remedy, float(steps), "steps").unless(steps >= FEWEST_STEPS)
 
 

@@ -8,7 +8,7 @@ import torch
 from ddp_ft.contracts import BadSample
 from ddp_ft.data.open_sample import open_sample
 from ddp_ft.diagnostics.finding import WARNING, Finding
-from ddp_ft.diagnostics.speed import FORWARD_SHARE, Speed, duration, pace_of, training_rate
+from ddp_ft.diagnostics.speed import FORWARD_SHARE, HEAD_STEP, Speed, duration, pace_of, training_rate
 from ddp_ft.models.introspection import Trial
 from ddp_ft.models.precision import autocast
 from ddp_ft.trackers.console import clock
@@ -37,9 +37,10 @@ def expected_time(run: Run) -> Finding:
 def _shorter(run: Run, rate: float) -> str:
     """How to wait less."""
     remedy = f"Shorter: --max-minutes {SHORT_MINUTES}, with a schedule that ends there"
-    if run.model.head_path and not run.config.freeze.cache_features:
+    if run.model.head_path and not run.config.freeze.cache_features and run.config.model.weights != "none":
         images = run.plan.train_samples + run.plan.val_samples
-        remedy += f"; or --recipe linear_probe, about {clock(FORWARD_SHARE * images / rate)}"
+        seconds = FORWARD_SHARE * images / rate + run.plan.total_steps * HEAD_STEP
+        remedy += f"; or --recipe linear_probe, about {clock(seconds)}"
     return f"{remedy}. A smaller --image-size takes less for each image."
 
 

@@ -37,11 +37,12 @@ EPOCHS = 20
 
 @dataclass(frozen=True)
 class Point:
-    """The metric on the validation set of heads that learned from so many images: mean, and deviation over draws."""
+    """The metric on the validation set of heads that learned from so many images: mean, and deviation over draws; None
+    of a single one."""
 
     images: int
     mean: float
-    deviation: float
+    deviation: float | None
 
 
 def learning_curve(path: Path, data: Path | None, machine: Machine, log: Log) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def _points(run: Run, train: FeatureSet, val: FeatureSet) -> Iterator[Point]:
             head.load_state_dict(start)
             _fit(run, head, chosen_rows(train, order[:images]), len(train))
             values.append(evaluate_head(head, val, run.task, "fp32").metrics[run.metric])
-        yield Point(images, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+        yield Point(images, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 def nested_order(run: Run, draw: int) -> Tensor:

@@ -38,13 +38,15 @@ class Difference:
 
 def intervals(scored_set: ScoredSet, count: int = RESAMPLES, seed: int = 0) -> dict[str, Interval]:
     """Return the 95 % interval of each metric that resamples can compute cheaply. If all samples are right, or all are
-    wrong, no resample differs, and the exact interval of a share is returned (Clopper and Pearson 1934)."""
+    wrong, no resample differs: of a share of samples the exact interval is returned (Clopper and Pearson 1934), of
+    another metric none."""
     metrics = scored_set.statistics() if len(scored_set) else {}
     if not metrics:
         return {}
     drawn = _draw(metrics, len(scored_set), count, seed)
     found = {name: _middle(values) for name, values in drawn.items() if np.isfinite(values).all()}
-    return {name: _of_share(each, len(scored_set)) if _counts(name) else each for name, each in found.items()}
+    exact = {name: _of_share(each, len(scored_set)) if _counts(name) else each for name, each in found.items()}
+    return {name: each for name, each in exact.items() if each.low != each.high}
 
 
 def difference(

@@ -9,7 +9,7 @@ from typing import Any
 from ddp_ft.config.paths import code_file
 from ddp_ft.data.sources.table_file import is_table
 from ddp_ft.errors import printable, shortened
-from ddp_ft.reporting.choice import describe_choice
+from ddp_ft.reporting.choice import describe_choice, describe_views
 from ddp_ft.reporting.facts import SPLITS, RunFacts
 from ddp_ft.reporting.formats import metric_name
 from ddp_ft.reporting.reproduce import start_command
@@ -151,6 +151,8 @@ def _procedure(facts: RunFacts) -> str:
     ]
     if choice := describe_choice(facts):
         lines.append(f"Model selection by {_text(metric_name(facts.metric))} on the validation set: {_text(choice)}.")
+    if views := describe_views(facts):
+        lines.append(f"Views at test time: {_text(views)}.")
     libraries = ", ".join(f"{_text(name)} {_text(version)}" for name, version in versions.items())
     lines.append(f"Made with {libraries or f'ddp_ft {__version__}'}.")
     return "\n".join(f"- {line}" for line in lines)
@@ -164,7 +166,7 @@ def _result_table(facts: RunFacts, found: Intervals) -> str:
     ]
     if not rows:
         return "There is no evaluation yet."
-    note = "Intervals: percentile bootstrap over the images of the set."
+    note = "Intervals: percentile bootstrap over the images of the set; of a share of 0 or 100 % the exact one."
     if not facts.metrics("test"):
         note += " The validation set also chose the model, so these results are slightly optimistic."
     return "\n".join(["| set | metric | value | 95 % interval |", "|---|---|---:|---|", *rows, "", note])

@@ -6,11 +6,11 @@ from ddp_ft.contracts import PROBE
 from ddp_ft.data.image.views import PASSES
 from ddp_ft.reporting.curve import describe_curve
 from ddp_ft.reporting.facts import RunFacts
-from ddp_ft.reporting.formats import metric_name
+from ddp_ft.reporting.formats import metric_name, metric_text
 from ddp_ft.run_folder.checkpoints import Score
 from ddp_ft.run_folder.model_folder import VAL_VIEWS
 from ddp_ft.tasks.metric_table import known_metric
-from ddp_ft.texts import count, metric_figure, plural, readable
+from ddp_ft.texts import count, plural, readable
 from ddp_ft.training.choice import is_near, standard_error
 from ddp_ft.training.course import LATEST
 from ddp_ft.training.state import EMA
@@ -32,22 +32,29 @@ def describe_choice(facts: RunFacts) -> str:
     if not best:
         return ""
     where = _place(best) + (", moving average of the weights" if facts.summary.get("best_weights") == EMA else "")
-    values = [row[facts.metric] for row in facts.evaluations if row.get(facts.metric) is not None]
-    sign = 1 if facts.higher_is_better else -1
-    top = max((sign * value for value in values), default=0.0)
-    error = standard_error(facts.metric, abs(top), facts.plan.val_samples)
-    near = sum(is_near(Score(sign * value), Score(top), error) for value in values)
+    rows = [row for row in facts.evaluations if row.get(facts.metric) is not None]
+    if not rows:
+        return where
+    sign, name = 1 if facts.higher_is_better else -1, metric_name(facts.metric)
+    top = max(rows, key=lambda row: sign * row[facts.metric])
+    error = standard_error(facts.metric, abs(top[facts.metric]), facts.plan.val_samples)
+    near = sum(is_near(Score(sign * row[facts.metric]), Score(sign * top[facts.metric]), error) for row in rows)
     if near < 2:
         return where
-    if not error:
-        return f"{where}: one of {near} evaluations with the same {metric_name(facts.metric)}"
     kept = "the latest of" if facts.plan.choice == LATEST else "one of"
-    within = f"one standard error of {plural(facts.plan.val_samples, 'image')}, {_figure(facts.metric, error)}"
-    return f"{where}: {kept} {near} evaluations whose {metric_name(facts.metric)} is within {within}, of the best"
+    if not error:
+        return f"{where}: one of {near} evaluations with the same {name}"
+    best_of_all = f"the best {name}, {metric_text(facts.metric, top[facts.metric])} {_place(top)}"
+    within = f"{_figure(facts.metric, error)}, the standard error on {plural(facts.plan.val_samples, 'image')}"
+    return f"{where}: {kept} the {near} of {len(rows)} evaluations that are within {within}, of {best_of_all}"
 
 
 def _place(best: dict[str, Any]) -> str:
-    return "after the probe" if best["phase"] == PROBE else f"after epoch {best['epoch']:g}, step {count(best['step'])}"
+    return (
+        "after the probe"
+        if best.get("phase") == PROBE
+        else f"after epoch {best['epoch']:.4g}, step {count(best['step'])}"
+    )
 
 
 def describe_views(facts: RunFacts) -> str:
@@ -56,8 +63,9 @@ def describe_views(facts: RunFacts) -> str:
     if not viewed or facts.metric not in alone:
         return ""
     views, name = facts.config.eval.tta, metric_name(facts.metric)
-    gain = f"{metric_figure(viewed[facts.metric])}, without {metric_figure(alone[facts.metric])}"
-    return f"{views}, {PASSES[views]} passes of each image in prediction and test; {name} on the validation set {gain}"
+    figures = [metric_text(facts.metric, values[facts.metric]) for values in (viewed, alone)]
+    uses = f"{PASSES[views]} passes of each image in test, evaluate and predict (there --tta none: one)"
+    return f"{views}: {uses}; {name} on the validation set with them {figures[0]}, without {figures[1]}"
 
 
 def _figure(metric: str, error: float) -> str:

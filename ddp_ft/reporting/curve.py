@@ -17,7 +17,7 @@ def describe(content: dict[str, Any]) -> str:
 
 
 def _figure(point: dict[str, Any]) -> str:
-    spread = f" ± {metric_figure(point['deviation'])}" if point["deviation"] else ""
+    spread = f" ± {metric_figure(point['deviation'])}" if point["deviation"] is not None else ""
     return f"{metric_figure(point['mean'])}{spread}"
 
 
@@ -29,8 +29,8 @@ def verdict(content: dict[str, Any]) -> str:
     half, whole = (content["points"][number]["mean"] for number in (-2, -1))
     gain, error = sign * (whole - half), content["error"]
     measured = f" (the error of measuring it: {metric_figure(error)})" if error else ""
-    start = "More images would help: twice" if gain > error else "Twice"
-    more = f"{start} as many have just added {metric_figure(gain)}{measured}."
+    answer = "More images would help" if gain > error else "Whether more images would help cannot be told from these"
+    more = f"{answer}: twice as many have just added {metric_figure(gain)}{measured}."
     if content["trained"] is None:
         return more
     more_layers = metric_figure(sign * (content["trained"] - whole))

@@ -6,7 +6,7 @@ from typing import Any
 
 from ddp_ft.contracts import PROBE, LabelledSource
 from ddp_ft.errors import printable, shortened
-from ddp_ft.reporting.choice import model_rows
+from ddp_ft.reporting.choice import describe_views, model_rows
 from ddp_ft.reporting.class_table import class_counts
 from ddp_ft.reporting.facts import SPLITS, RunFacts
 from ddp_ft.reporting.formats import brief, metric_name, moment
@@ -61,12 +61,14 @@ def _state(facts: RunFacts) -> str:
     step = facts.summary.get("step", max((row["step"] for row in trained), default=0))
     epoch = facts.summary.get("epoch", max((row["epoch"] for row in trained), default=0.0))
     total = facts.plan.total_steps
-    where = f"{epoch:g} of {plural(facts.epochs, 'epoch')}, step {count(step)} of {count(total)}"
+    where = f"{epoch:.4g} of {plural(facts.epochs, 'epoch')}, step {count(step)} of {count(total)}"
     if facts.status not in ("done", "stopped"):
         return f"Not finished: {where}."
     if facts.status == "stopped":
         return f"Stopped after {where}; the same command resumes."
     reason = " by early stopping" if facts.summary.get("stopped_early") and step < total else ""
+    if not reason and step < total and facts.config.train.max_minutes:
+        reason = f", its schedule shortened by --max-minutes {facts.config.train.max_minutes:g},"
     return f"Done{reason} after {where}."
 
 
@@ -102,7 +104,15 @@ def _caveats(facts: RunFacts) -> list[str]:
     """What the intervals do not cover."""
     if not facts.scored_sets:
         return []
-    lines = ["95 % intervals: bootstrap over the images of the set. They do not cover other seeds of the training."]
+    lines = [
+        "95 % intervals: bootstrap over the images of the set; of a share of 0 or 100 % the exact one (Clopper and "
+        "Pearson). They do not cover other seeds of the training."
+    ]
+    if describe_views(facts):
+        lines.append(
+            "The results on the validation set are of one pass of each image, by which the model was chosen; with its "
+            "views at test time they are others (see below)."
+        )
     if "test" not in facts.scored_sets:
         lines.append(
             "There is no test set: the validation set also selected the best model, so its result is slightly "

@@ -48,9 +48,8 @@ def _fine_tune(request: Request, machine: Machine) -> str:
     recipe = request.earlier.recipe if request.earlier else None  # what `auto` became holds for all further starts
     config = request.config(recipe)
     if world.from_main(lambda: is_finished(folder, config, request.extend)):
-        console.print(
-            f"{folder.path} holds this run, which is finished. Add --extend with more --epochs to lengthen it."
-        )
+        how = "" if config.data.fold else " Add --extend with more --epochs to lengthen it."  # kfold takes no --extend
+        console.print(f"{folder.path} holds this run, which is finished.{how}")
         return DONE
     keys = keys_to_measure(request)
     check_compiling(config, world, machine.launch)

@@ -22,6 +22,7 @@ from ddp_ft.run_folder.contents import (
     read_rows,
     read_summary,
 )
+from ddp_ft.run_folder.folds import split_of_others
 from ddp_ft.texts import plural
 
 # `touch RUN/stop` asks for a stop; a later launch removes it.
@@ -85,6 +86,10 @@ class RunFolder:
         if not all(isinstance(side, list) and all(isinstance(name, str) for name in side) for side in sides):
             raise damaged(self.path / "split.json", "does not name the samples of both sides")
         return stored
+
+    def split_of_another_fold(self) -> dict[str, Any] | None:
+        """split.json of another fold of the cross-validation that this run is in; None if there is none."""
+        return split_of_others(self.path)
 
     def write_json(self, name: str, value: Mapping[str, Any] | list[Any]) -> None:
         """Replace a JSON file as a whole."""

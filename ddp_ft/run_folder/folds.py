@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ddp_ft.errors import UserError, shortened
+from ddp_ft.errors import UserError, reason_of, shortened
 from ddp_ft.files import read_sound_json, to_json, write_text
 from ddp_ft.run_folder.contents import read_summary
 
@@ -39,9 +39,22 @@ def open_folds(folder: Path, folds: int) -> None:
         raise UserError(f"{folder} holds {stored} folds, not {folds}.", "Choose another folder with --run-dir.")
     if (folder / "config.yaml").exists():
         raise UserError(f"{folder} is the folder of a single run.", "Choose another one with --run-dir.")
-    folder.mkdir(parents=True, exist_ok=True)
-    if stored is None:
-        write_text(folder / FILE, to_json({"folds": folds, "status": "unfinished"}))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if stored is None:
+            write_text(folder / FILE, to_json({"folds": folds, "status": "unfinished"}))
+    except OSError as error:
+        hint = "Choose another with --run-dir."
+        raise UserError(f"Folder {folder} cannot be written to: {reason_of(error)}.", hint) from None
+
+
+def split_of_others(run_dir: Path) -> dict[str, Any] | None:
+    """split.json of another fold of the cross-validation that this run folder is in; None if there is none."""
+    if not is_folded(run_dir.absolute().parent):
+        return None
+    others = (each for each in sorted(run_dir.absolute().parent.glob("fold_*")) if each.name != run_dir.name)
+    found = (read_sound_json(each / "split.json", dict) for each in others)
+    return next((each for each in found if isinstance(each.get("fingerprint"), str)), None)
 
 
 def forget_unbegun(folder: Path, folds: int) -> None:
@@ -56,14 +69,16 @@ def forget_unbegun(folder: Path, folds: int) -> None:
 def write_results(folder: Path, folds: int) -> dict[str, Any]:
     """Write kfold.json from the summaries of so many folds, and return its content.
 
-    {"folds", "status": "done" or "unfinished", "done": the finished folds' names, and for "val" and, where there is a
-    test set, "test": {metric: {"mean", "deviation" (over folds, of a sample; null for a single one), "folds"}}}.
+    {"folds", "status": "done" or "unfinished", "done": the finished folds' names, "steps" of each of these, and for
+    "val" and, where there is a test set, "test": {metric: {"mean", "deviation" (over folds, of a sample; null for a
+    single one), "folds"}}}.
     """
     found = {each.name: read_summary(each) for each in fold_folders(folder, folds)}
     done = {name: summary for name, summary in found.items() if summary.get("status") == "done"}
     sets = {name: _over_folds([summary.get(name, {}) for summary in done.values()]) for name in ("val", "test")}
     status = "done" if len(done) == folds else "unfinished"
-    content = {"folds": folds, "status": status, "done": list(done)} | {
+    steps = [summary.get("step") for summary in done.values()]
+    content = {"folds": folds, "status": status, "done": list(done), "steps": steps} | {
         name: each for name, each in sets.items() if each
     }
     write_text(folder / FILE, to_json(content))
@@ -72,7 +87,8 @@ def write_results(folder: Path, folds: int) -> dict[str, Any]:
 
 def _over_folds(metrics: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
     """Mean and deviation of the metrics that all folds have."""
-    names = [name for name in (metrics[0] if metrics else {}) if all(name in each for each in metrics)]
+    first = metrics[0] if metrics else {}
+    names = [name for name in first if all(isinstance(each.get(name), (int, float)) for each in metrics)]
     return {name: _described([each[name] for each in metrics]) for name in names}
 
 

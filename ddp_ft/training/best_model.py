@@ -80,10 +80,13 @@ def view_best(run: Run, state: TrainState, recorder: Recorder) -> dict[str, dict
     restore_weights(state.module, read_weights(run.folder.best / "model.safetensors"))
     recorder.evaluating()
     metrics = measure(run, run.splits.val, run.config.eval.tta).metrics
-    recorder.print(f"{run.config.eval.tta} (eval.tta): {_gain(run, state.progress.best.metrics, metrics)}.")
+    recorder.print(f"{run.config.eval.tta} (eval.tta): {_gain(run, state.progress.best.metrics, metrics)}")
     return {VAL_VIEWS: metrics}
 
 
 def _gain(run: Run, alone: Mapping[str, float], viewed: Mapping[str, float]) -> str:
     figures = [metric_figure(metrics[run.metric]) for metrics in (viewed, alone)]
-    return f"{PASSES[run.config.eval.tta]} passes of an image; val {run.metric} {figures[0]}, without {figures[1]}"
+    passes = f"{PASSES[run.config.eval.tta]} passes of each image"
+    text = f"val {run.metric} {figures[0]} by {passes}, which test, evaluate and predict take; {figures[1]} by one."
+    worse = run.score(viewed).quality < run.score(alone).quality
+    return f"{text} It is worse here: --tta none takes one." if worse else text

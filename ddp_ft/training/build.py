@@ -12,7 +12,7 @@ from ddp_ft.run_folder.checkpoints import Checkpoints
 from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.tasks.registry import make_task, outputs_of
 from ddp_ft.training.checks import check_alone, check_restorable, check_together
-from ddp_ft.training.gradients import anchors_of
+from ddp_ft.training.gradients import anchors_of, digest_of_anchors
 from ddp_ft.training.malloc import keep_freed_memory
 from ddp_ft.training.optim import optimizer_of, with_rate_factors
 from ddp_ft.training.plan import Sizes, make_plan
@@ -52,11 +52,13 @@ def compose(
     check_restorable(model, task)
     sampling = sampling_weights(config.data.sampling, splits.train.targets, splits.train.weights, splits.schema.kind)
     report = load_and_place(model, stages[0], config, world, plan.channels_last)
-    model = with_rate_factors(model, config.optim)
+    model = with_rate_factors(model, config.optim, request.earlier.rate_factors if request.earlier else None)
+    anchors = anchors_of(model.module, model.head) if config.optim.l2_sp else {}
+    plan = plan.with_beginning(model.rate_factors, digest_of_anchors(anchors), request.earlier)
     run = Run(
         config=config, world=world, distributed=machine.launch.distributed, launched=machine.launch.started,
         folder=folder, splits=splits, task=task, model=model, plan=plan, why_recipe=why,
-        stages=stages, anchors=anchors_of(model.module, model.head) if config.optim.l2_sp else {}, sampling=sampling,
+        stages=stages, anchors=anchors, sampling=sampling,
         prepare=model.processor.on_device(world.device, plan.channels_last),
         checkpoints=Checkpoints(folder.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best),
         agreement=Agreement(world, machine.stop),

@@ -50,7 +50,8 @@ def choose_course(config: RunConfig, images: int, outputs: int, names: str = "cl
     epochs = _usual_epochs(config, images, outputs)
     of = f" of {outputs} {names}" if outputs > 1 else ""
     new = ", nothing pretrained" if config.model.weights == "none" else ""
-    why = f"for {plural(images, 'image')}{of}{new}"
+    cap = "the most" if epochs == _most_epochs(config) else ""
+    why = f"{cap} for {plural(images, 'image')}{of}{new}".strip()
     # The steps of a head alone take less time than an average of the whole model.
     usual_decay = 0.0 if config.freeze.cache_features else HIGHEST_DECAY
     return Course(
@@ -58,9 +59,17 @@ def choose_course(config: RunConfig, images: int, outputs: int, names: str = "cl
     )
 
 
+def _most_epochs(config: RunConfig) -> int:
+    return round(MOST_EPOCHS * _factor(config))
+
+
+def _factor(config: RunConfig) -> float:
+    return FROM_SCRATCH if config.model.weights == "none" else 1.0
+
+
 def _usual_epochs(config: RunConfig, images: int, outputs: int) -> int:
-    batch_size, factor = config.train.batch_size, FROM_SCRATCH if config.model.weights == "none" else 1.0
+    batch_size, factor = config.train.batch_size, _factor(config)
     steps = max(STEPS * math.sqrt(max(1.0, images / OF_IMAGES)) * factor, SHOWN_PER_CLASS * outputs / batch_size)
     least = max([FEWEST_EPOCHS, *(1 + int(epoch) for epoch in config.freeze.schedule or ())])
-    most = max(least, round(MOST_EPOCHS * factor))
+    most = max(least, _most_epochs(config))
     return min(max(round(steps / math.ceil(images / batch_size)), least), most)

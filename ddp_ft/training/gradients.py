@@ -1,5 +1,6 @@
 """What is done to the reduced gradient, once per optimizer step: penalties are added, then it is clipped."""
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
@@ -71,6 +72,14 @@ def check_penalties(config: RunConfig) -> None:
             "optim.l2_sp pulls towards the pretrained weights, but --weights is none.",
             "Leave optim.l2_sp at 0; optim.weight_decay pulls towards 0.",
         )
+
+
+def digest_of_anchors(anchors: Mapping[str, Tensor]) -> str:
+    """Return a hash of the names and values of what a penalty pulls to; empty if there is none."""
+    digest = hashlib.sha256()
+    for name, tensor in anchors.items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest() if anchors else ""
 
 
 def anchors_of(module: nn.Module, head: Collection[str]) -> dict[str, Tensor]:

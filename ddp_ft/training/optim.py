@@ -66,10 +66,12 @@ def param_groups(
     return [_group(groups[key], key, overrides, config, largest) for key in sorted(groups)]
 
 
-def with_rate_factors(model: BuiltModel, config: OptimConfig) -> BuiltModel:
+def with_rate_factors(model: BuiltModel, config: OptimConfig, earlier: Mapping[str, float] | None = None) -> BuiltModel:
     """Return the model, whose weights are those that were loaded, with the factors of its rates, if they are asked
-    for. At a restart too these are of what was loaded, since the checkpoint is read later."""
-    return replace(model, rate_factors=rate_factors(model)) if config.relative else model
+    for: those of an `earlier` start, since the file may have changed; else those that follow from the weights."""
+    if not config.relative:
+        return model
+    return replace(model, rate_factors=rate_factors(model) if earlier is None else earlier)
 
 
 def groups_of(model: BuiltModel, config: OptimConfig, lr: float) -> ParamGroups:

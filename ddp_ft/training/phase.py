@@ -1,5 +1,6 @@
 """A phase: a part of training whose steps are all made in the same way."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 
@@ -7,6 +8,7 @@ from ddp_ft.contracts import TRAIN, Batch, Evaluation, Log
 from ddp_ft.data.rng import derive_seed, seed_masks
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.distributed.agreement import Decision
+from ddp_ft.training.course import EVALUATIONS
 from ddp_ft.training.optim import set_rates
 from ddp_ft.training.plan import rate_at
 from ddp_ft.training.progress import Progress
@@ -72,11 +74,21 @@ class Phase(ABC):
     def cadence(self, progress: Progress) -> Cadence:
         """Return when rows, evaluations and checkpoints are due. The probe is evaluated after its last step only."""
         config, epoch = self.run.config, self.sampler.steps_per_epoch if self.name == TRAIN else 0
-        evaluations, checkpoints = self.run.plan.evaluation_epochs * epoch, config.checkpoint.every_steps
+        evaluations, checkpoints = self._between_evaluations(progress), config.checkpoint.every_steps
         rows = config.log.every_steps or row_every(self.total_steps)
         # Where epochs are short, as those of a small set are, a checkpoint of each would take longer than its steps.
         regular = epoch if config.eval.every_epochs else evaluations
         return Cadence(self.last_step(progress), rows, evaluations, checkpoints, regular)
+
+    def _between_evaluations(self, progress: Progress) -> int:
+        """Return the steps from one evaluation to the next (0: only the last is followed by one); fewer if a budget of
+        time shortens a run whose length nobody gave, so that there are as many."""
+        if self.name != TRAIN:
+            return 0
+        usual, budget = self.run.plan.evaluation_epochs * self.sampler.steps_per_epoch, progress.budget
+        if budget is None or not self.run.plan.why_epochs or self.run.config.eval.every_epochs:
+            return usual
+        return min(usual, math.ceil(budget / EVALUATIONS))
 
     def step(self, state: TrainState, micro_batches: list[Batch], flags: list[float]) -> StepSums:
         """Take an optimizer step over the global batch and count it; `flags` are summed over ranks with it."""

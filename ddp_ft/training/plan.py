@@ -36,7 +36,9 @@ class Plan:
     that were decided by measuring, with their values; `measured`: the rows that led to them. Both hold for later
     starts. `inputs`: what the processor had to know of the training set (`Processor.measure`). `code`: the SHA-256 of
     each file of the user's own, by what names it. `epochs`, and of them those from one evaluation to the next
-    (`evaluation_epochs`), `ema_decay` and `choice` are the run's `Course`, `why_epochs` its reason.
+    (`evaluation_epochs`), `ema_decay` and `choice` are the run's `Course`, `why_epochs` its reason. `rate_factors` are
+    those of the model (None: not known), and `anchors` is a hash of what optim.l2_sp pulls to: both are of the weights
+    that the run began with, whatever --weights names by now.
     """
 
     recipe: str
@@ -64,6 +66,8 @@ class Plan:
     ema_decay: float = 0.0
     choice: str = BEST
     why_epochs: str = ""
+    rate_factors: dict[str, float] | None = None
+    anchors: str = ""
 
     @property
     def cut(self) -> int | None:
@@ -77,6 +81,16 @@ class Plan:
         if earlier is None or any(getattr(earlier, name) != getattr(self, name) for name in machine):
             return self
         return replace(self, lowered=earlier.lowered)
+
+    def with_beginning(self, factors: Mapping[str, float], anchors: str, earlier: "Plan | None") -> "Plan":
+        """Return the plan with what holds of the weights that the run began with. UserError if these are others now
+        than at an `earlier` start, and optim.l2_sp pulls to them."""
+        if earlier is not None and earlier.anchors not in ("", anchors):
+            raise UserError(
+                "--weights holds other weights than when the run began, and optim.l2_sp pulls to them.",
+                "Bring back the file of then, or begin another run with --run-dir.",
+            )
+        return replace(self, rate_factors=dict(factors), anchors=anchors)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -165,7 +179,7 @@ def make_plan(
         why_epochs=course.why,
         steps_per_epoch=steps_per_epoch,
         total_steps=min(total_steps, config.train.max_steps or total_steps),
-        lr=config.optim.lr or usual_rate(built.module, config.optim.relative),
+        lr=config.optim.lr or (earlier.lr if earlier else usual_rate(built.module, config.optim.relative)),
         code=_digests(config),
         grade_elsewhere="c" if has_rank_noise(built.module) or config.head.dropout else "b",
     ).after(earlier)

@@ -8,7 +8,9 @@ from typing import Any
 from ddp_ft.config.keys import LENGTH, RECIPE
 from ddp_ft.config.loading import make_config, to_flat
 from ddp_ft.config.schema import RunConfig
+from ddp_ft.config.synonyms import FORMER_RECIPES
 from ddp_ft.contracts import DONE
+from ddp_ft.errors import UserError
 from ddp_ft.files import read_sound_json
 from ddp_ft.run_folder.folder import RunFolder, check_same_recipe
 from ddp_ft.run_folder.model_folder import is_sound
@@ -40,10 +42,20 @@ class Request:
     def after(self, earlier: Plan | None, begun: Mapping[str, Any]) -> "Request":
         """Return the request after an earlier start, if there was one: what that measured, and what its recipe said,
         holds for all starts, also with a later version."""
+        _refuse_former(self.config().recipe, begun)
         request = replace(self, begun=begun)
         if earlier is None:
             return request
         return replace(request, earlier=earlier, tuned=earlier.tuned, measured=earlier.measured)
+
+
+def _refuse_former(recipe: str, begun: Mapping[str, Any]) -> None:
+    """UserError for a recipe of an earlier version, unless the run has begun with it."""
+    if recipe in FORMER_RECIPES and begun.get("recipe") != recipe:
+        raise UserError(
+            f"--recipe {recipe} is of earlier versions, and was no better than the others where it was measured.",
+            f"Its settings were {FORMER_RECIPES[recipe]}",
+        )
 
 
 def begun_with(folder: RunFolder) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import statistics
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import ddp_ft
+from ddp_ft.cli.kfold import _print as print_results
 from ddp_ft.cli.kfold import kfold
 from ddp_ft.cli.main import ddp_ft as group
 from ddp_ft.errors import EXIT_STOPPED, EXIT_USER_ERROR, UserError
@@ -165,3 +167,38 @@ def test_a_damaged_kfold_json_is_named_and_made_anew(content, folded, tmp_path):
 def test_what_train_refuses_leaves_nothing_behind(shapes, tmp_path):
     assert call(kfold, *options(shapes, tmp_path / "cv")) == EXIT_USER_ERROR  # its val/ validates
     assert not (tmp_path / "cv").exists()
+
+
+def test_folds_are_of_the_same_data(shapes, tmp_path):
+    """What a finished fold held back would be learned from by none, or held back twice."""
+    data = shutil.copytree(shapes / "train", tmp_path / "data")
+    call(kfold, *options(data, tmp_path / "cv", epochs=1))
+    shutil.rmtree(tmp_path / "cv/fold_2")
+    shutil.copy(next((data / "disc").iterdir()), data / "square/again.png")
+    assert call(kfold, *options(data, tmp_path / "cv", epochs=1)) == EXIT_USER_ERROR
+    assert not (tmp_path / "cv/fold_2").exists()
+
+
+def test_folds_of_different_lengths_are_named(folded, tmp_path, capsys):
+    copy = shutil.copytree(folded, tmp_path / "cv", symlinks=True)
+    summary = read(copy, "fold_2/summary.json")
+    (copy / "fold_2/summary.json").write_text(
+        json.dumps({**summary, "step": 3, "val": {**summary["val"], "ece": None}})
+    )
+    found = write_results(copy, 3)
+    assert found["steps"][1] == 3 and "ece" not in found["val"] and "accuracy" in found["val"]
+    print_results(copy, found)
+    assert "from 3 to" in capsys.readouterr().out
+
+
+def test_what_cannot_be_written(shapes, tmp_path):
+    (tmp_path / "file").touch()
+    for words, expected in (
+        (options(shapes, tmp_path / "file"), "cannot be written to"),
+        (options(shapes, tmp_path / "file/sub"), "cannot be written to"),
+        ([*options(shapes, tmp_path / "x"), "--list", str(tmp_path / "no/list")], "--list .* cannot be written"),
+        ([*options(shapes, tmp_path / "x"), "--list", str(tmp_path)], "--list .* cannot be written"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            call(kfold, *words)
+    assert not (tmp_path / "x").exists()

@@ -6,8 +6,10 @@ import re
 import signal
 
 import pytest
+import torch
 
 from ddp_ft.errors import UserError
+from tests.support import nets
 from tests.support.runs import arguments, column, read, rows, start_process, train_here, train_on, wait_for
 
 # One unbroken run for all.
@@ -48,7 +50,9 @@ def test_the_data_decides(whole, shapes, tmp_path, capsys):
 
 def test_who_would_wait_for_more_than_an_hour_is_told_before_the_first_step(shapes, tmp_path, capsys):
     """A net whose passes of evaluation take 0.3 s, so that a step of 32 images seems to take seconds."""
+    torch.save(nets.slow_to_evaluate(3).state_dict(), tmp_path / "weights.pt")
     slow = ["--dry-run", "--batch-size", 32, "--set", "freeze.schedule={0: backbone, 1500: none}"]
+    slow += ["--weights", tmp_path / "weights.pt"]
     train_here(shapes, tmp_path / "r", *slow, net="slow_to_evaluate", epochs=None)
     said = capsys.readouterr().out
     assert re.search(r"\n  time +about [1-9]:\d\d:\d\d for [\d,]+ steps", said)
@@ -140,3 +144,11 @@ def test_a_run_of_a_number_goes_on_with_that_number(shapes, tmp_path):
     with pytest.raises(UserError, match="another length") as caught:
         train_here(shapes, tmp_path / "r", epochs=None)
     assert caught.value.hint == "Add --epochs 1 to go on with it."
+
+
+def test_a_budget_of_time_keeps_the_number_of_evaluations(shapes, tmp_path, monkeypatch):
+    """A run whose length nobody gave, shortened to a third: its evaluations come three times as often."""
+    monkeypatch.setattr("ddp_ft.training.loop.STEPS_TO_MEASURE", 2)
+    train_here(shapes, tmp_path / "r", "--max-minutes", 0.02, epochs=None)
+    assert read(tmp_path / "r", "summary.json")["step"] < read(tmp_path / "r", "plan.json")["total_steps"] / 2
+    assert 15 <= len(column(tmp_path / "r", "step", "val")) <= 21

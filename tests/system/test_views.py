@@ -52,7 +52,10 @@ def test_the_test_and_a_second_validation_are_with_views(viewed):
 
 def test_its_report_says_what_they_cost(viewed):
     page = (viewed / "report.html").read_text()
-    assert "Views at test time" in page and "flip, 2 passes of each image" in page
+    assert "Views at test time" in page and "flip: 2 passes of each image" in page
+    assert (
+        "are of one pass of each image" in page and "Views at test time: flip" in (viewed / "model_card.md").read_text()
+    )
 
 
 def test_its_model_brings_them_along(viewed, data, tmp_path, capsys):

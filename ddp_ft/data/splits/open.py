@@ -45,6 +45,8 @@ def open_splits_of(run_dir: Path, config: RunConfig) -> Splits:
     stored = folder.split()
     splits = open_splits(config.data, config.seed, stored, _task_of(folder, config))
     splits.check_same(stored, run_dir)
+    if stored is None and config.data.fold:
+        splits.check_same(folder.split_of_another_fold(), run_dir.parent)
     return splits
 
 
