@@ -20,7 +20,7 @@ from ddp_ft.evaluate import evaluate
 from ddp_ft.predict import predict
 from ddp_ft.run_folder.folds import members_of, open_folds, write_results
 from tests.support.commands import Command
-from tests.support.runs import arguments, read, wait_for
+from tests.support.runs import arguments, read, train_here, wait_for
 
 pytestmark = pytest.mark.xdist_group("kfold")
 
@@ -169,14 +169,16 @@ def test_what_train_refuses_leaves_nothing_behind(shapes, tmp_path):
     assert not (tmp_path / "cv").exists()
 
 
-def test_folds_are_of_the_same_data(shapes, tmp_path):
+def test_folds_are_of_the_same_data(folded, shapes, tmp_path):
     """What a finished fold held back would be learned from by none, or held back twice."""
     data = shutil.copytree(shapes / "train", tmp_path / "data")
-    call(kfold, *options(data, tmp_path / "cv", epochs=1))
-    shutil.rmtree(tmp_path / "cv/fold_2")
+    copy = shutil.copytree(folded, tmp_path / "cv", symlinks=True)
+    shutil.rmtree(copy / "fold_2")
     shutil.copy(next((data / "disc").iterdir()), data / "square/again.png")
-    assert call(kfold, *options(data, tmp_path / "cv", epochs=1)) == EXIT_USER_ERROR
-    assert not (tmp_path / "cv/fold_2").exists()
+    with pytest.raises(UserError, match=r"holds a run on other data: .*again"):
+        train_here(data, copy / "fold_2", "--set", "data.fold=2/3", epochs=2)
+    assert not (copy / "fold_2").exists()
+    train_here(data, tmp_path / "alone", "--set", "data.fold=2/3", epochs=1)
 
 
 def test_folds_of_different_lengths_are_named(folded, tmp_path, capsys):
