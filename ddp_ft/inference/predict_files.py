@@ -1,6 +1,7 @@
 """Prediction to a file: a row for each input, stored chunk by chunk, so that a start after a kill goes on."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from ddp_ft.distributed.device import pick_device
@@ -32,8 +33,9 @@ def predict_files(request: Request, output: Path, launch: Launch) -> Answer:
         gallery = open_gallery(request, rows, world, resumes)
         parts = open_parts(output, key, world)
         missing = world.from_main(lambda: _missing(parts, rows, gallery))
-        for number, part in predicted(rows, missing, world, launch, gallery):
-            parts.put(number, part)
+        with closing(predicted(rows, missing, world, launch, gallery)) as computed:
+            for number, part in computed:
+                parts.put(number, part)
         held = world.gather(parts.held) or []
         return world.from_main(lambda: _finish(output, rows, parts, held, missing))
 

@@ -1,6 +1,6 @@
 """The rows of what is predicted, computed chunk by chunk, on any number of processes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.thread import ThreadPoolExecutor
 
@@ -21,9 +21,9 @@ Found = tuple[int, Part, Sequence[Outcome]]
 
 def predicted(
     rows: Rows, wanted: Sequence[int], world: World, launch: Launch, gallery: Gallery | None = None
-) -> Iterator[tuple[int, Part]]:
+) -> Generator[tuple[int, Part], None, None]:
     """This rank's share of the wanted chunks, every `world.size`th of them, one after the other; each when its images
-    are drawn, if there is a gallery."""
+    are drawn, if there is a gallery. Closing it ends its loader workers; at its end the process would wait for them."""
     found = _computed(rows, wanted, world, launch)
     if gallery is None:
         yield from ((number, part) for number, part, _ in found)

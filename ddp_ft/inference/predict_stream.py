@@ -1,6 +1,7 @@
 """Prediction to a stream, for what is looked at or piped on; nothing is kept for a later start."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import BinaryIO
 
 from ddp_ft.distributed.device import pick_device
@@ -22,12 +23,14 @@ def predict_to_stream(request: Request, kind: str, stream: BinaryIO, launch: Lau
     with connect(launch, device, TIMEOUT_MINUTES) as world:
         rows = open_rows(request, kind, device, world)
         gallery = open_gallery(request, rows, world)
-        mine = (part for _, part in predicted(rows, range(rows.chunks), world, launch, gallery))
-        parts, counted = _in_order(mine, rows.chunks, world), [Part(0, 0, b"")]
-        if world.is_main:
-            rows.table.write(stream, _contents(parts, counted))
-        for _ in parts:  # the other ranks
-            pass
+        counted = [Part(0, 0, b"")]
+        # Closed, with its loader workers, also where the reader of the stream has left.
+        with closing(predicted(rows, range(rows.chunks), world, launch, gallery)) as computed:
+            parts = _in_order((part for _, part in computed), rows.chunks, world)
+            if world.is_main:
+                rows.table.write(stream, _contents(parts, counted))
+            for _ in parts:  # the other ranks
+                pass
         return Answer(sum(part.rows for part in counted), sum(part.errors for part in counted))
 
 

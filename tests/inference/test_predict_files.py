@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import signal
@@ -14,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from ddp_ft.config.loading import make_config
-from ddp_ft.errors import UserError
+from ddp_ft.errors import EXIT_UNREAD, UserError
 from ddp_ft.inference.partial_output import Part, Parts
 from ddp_ft.run_folder.folder import RunFolder
+from tests.support.commands import Command
 from tests.support.images import SHAPES
 from tests.support.runs import call_on
 from tests.support.tables import write_csv
@@ -264,3 +266,15 @@ def test_a_prediction_that_is_killed_goes_on_on_another_number_of_processes(many
     assert "were there from an interrupted start" in said
     assert output.read_bytes() == (tmp_path / f"whole.{suffix}").read_bytes()
     assert not (tmp_path / f"p.{suffix}.parts").exists()
+
+
+def test_who_has_seen_enough_leaves(model, shapes, tmp_path):
+    """As `| head -1` does, of more rows than a pipe holds: the loader's workers end, too."""
+    images = sorted((shapes / "val").rglob("*.png"))
+    table = write_csv(tmp_path / "t.csv", {"path": [str(images[k % len(images)]) for k in range(3000)]})
+    os.mkfifo(tmp_path / "pipe")
+    words = [model, table, "--column", "path", "--output", "-", "--workers", 1, "--device", "cpu"]
+    process = Command("ddp_ft.predict", words, terminal=str(tmp_path / "pipe"))
+    with (tmp_path / "pipe").open("rb") as reader:
+        assert reader.readline().startswith(b"file,")
+    assert process.wait(60) == EXIT_UNREAD
