@@ -30,6 +30,13 @@ NO_VIEWS = "none"
 Call = Callable[[nn.Module, Batch], Any]
 # Prints a line for the user.
 Log = Callable[[str], None]
+# The content of a file of that name beside model.json. Raises OSError if it is not there.
+Kept = Callable[[str], bytes]
+
+
+def nothing_kept(name: str) -> bytes:
+    """The files of a model that has only model.json."""
+    raise FileNotFoundError(2, "No such file", name)
 
 
 @dataclass(frozen=True)
@@ -107,8 +114,11 @@ class Processor(Protocol):
     def to_mapping(self) -> dict[str, Any]:
         """JSON values for model.json; "kind" among them, except for images."""
 
-    def configured(self, decoder: str) -> "Processor":
-        """The processor for that data.decoder; the same if it has no choice."""
+    def files(self) -> Mapping[str, bytes]:
+        """What a model folder holds for it beside model.json, by name; empty if that is all."""
+
+    def configured(self, data: "DataConfig") -> "Processor":
+        """The processor that follows these keys; the same if it has no choice."""
 
     def measure(self, data: "DataConfig", source: Source) -> dict[str, Any]:
         """What it has to know of the training set, as JSON values for plan.json, with perhaps a "note" for the start;

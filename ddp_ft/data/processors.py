@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from ddp_ft.contracts import Processor, Source
+from ddp_ft.contracts import Kept, Processor, Source, nothing_kept
 from ddp_ft.errors import UserError
 
 # Module and class of each kind's processor; imported when needed. A further kind is one package in `data/` and one line
@@ -14,13 +14,13 @@ PROCESSORS = {"image": "ddp_ft.data.image.processor:ImageProcessor"}
 INPUTS = {"image": "ddp_ft.data.sources.predict_inputs"}
 
 
-def processor_from(values: Mapping[str, Any]) -> Processor:
+def processor_from(values: Mapping[str, Any], kept: Kept = nothing_kept) -> Processor:
     """The processor that `to_mapping` described, in model.json; without a "kind" it is for images.
 
-    UserError for a kind that is not known, KeyError for a value that is missing.
+    UserError for a kind that is not known, KeyError for a value that is missing, OSError for a file.
     """
     module, _, name = _known(PROCESSORS, values.get("kind", "image")).partition(":")
-    return cast(Processor, getattr(importlib.import_module(module), name).from_mapping(values))
+    return cast(Processor, getattr(importlib.import_module(module), name).from_mapping(values, kept))
 
 
 def open_inputs(kind: str, inputs: Sequence[str], column: str | None = None) -> Source:

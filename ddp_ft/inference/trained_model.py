@@ -18,7 +18,7 @@ from ddp_ft.models.libraries.base import call_with_images
 from ddp_ft.models.libraries.registry import call_of
 from ddp_ft.models.precision import is_convolutional, place, same_precision
 from ddp_ft.run_folder.contents import PURPOSES
-from ddp_ft.run_folder.model_folder import VIEWS, model_folder, read_description, read_weights
+from ddp_ft.run_folder.model_folder import VIEWS, files_in, kept_in, model_folder, read_description, read_weights
 from ddp_ft.tasks.registry import restore_task
 
 
@@ -52,7 +52,7 @@ def load_trained(path: Path, device: torch.device) -> Trained:
     try:
         description = read_description(folder)
         weights = read_weights(folder / "model.safetensors")
-        processor = processor_from(description["preprocessing"])
+        processor = processor_from(description["preprocessing"], kept_in(folder))
         task_name, settings = description["task"], description["task_settings"]
         names, precision = tuple(map(str, description["classes"])), description["precision"]
         refuse_code_inside(folder, _code_of(description))
@@ -77,11 +77,8 @@ def load_trained(path: Path, device: torch.device) -> Trained:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that `load_trained` reads. UserError if there is no model."""
-    if is_exported(path):
-        return [path]
-    folder = model_folder(path)
-    return [folder / "model.json", folder / "model.safetensors"]
+    """The files that `load_trained` may read. UserError if there is no model."""
+    return [path] if is_exported(path) else files_in(model_folder(path))
 
 
 def _load_exported(path: Path, device: torch.device) -> Trained:

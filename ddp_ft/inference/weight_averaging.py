@@ -14,7 +14,7 @@ from ddp_ft.inference.averager import Averager, in_words
 from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.run_folder.checkpoints import Checkpoints
 from ddp_ft.run_folder.folder import RunFolder
-from ddp_ft.run_folder.model_folder import model_folder, read_description, read_weights, save_model_folder
+from ddp_ft.run_folder.model_folder import model_folder, other_files, read_description, read_weights, save_model_folder
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def average_checkpoints(request: AverageRequest, launch: Launch, log: Log) -> No
     weights = averager.average(chosen, log)
     if splits is not None:
         log(f"after,  average of {len(chosen)}: {in_words(averager.measure(weights))}")
-    save_model_folder(output, weights, read_description(model_folder(run)))
+    best = model_folder(run)
+    save_model_folder(output, weights, read_description(best), other_files(best))
     log(f"{output} is the average of {', '.join(folder.name for folder in chosen)}.")
 
 

@@ -204,7 +204,8 @@ def check_arguments(library: Library, arguments: Any) -> None:
     def is_number(value: Any) -> bool:
         return all(isinstance(each, (int, float)) for each in (value if isinstance(value, list) else [value]))
 
-    strange = [name for name, value in given.items() if name not in known or not is_number(value)]
+    numbers = {name for name, value in given.items() if name in known and is_number(value)}
+    strange = [name for name, value in given.items() if name not in numbers and not library.is_argument(name, value)]
     if strange:
         hint = f"Expected numbers for {', '.join(known)}."
         raise UserError(f"model.json has arguments that no model needs: {', '.join(map(repr, strange))}.", hint)

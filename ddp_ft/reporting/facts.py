@@ -13,7 +13,7 @@ from ddp_ft.errors import UserError, printable, shortened, typed_line
 from ddp_ft.run_folder.bad_batches import FOLDER as BAD_BATCHES
 from ddp_ft.run_folder.evaluations import load_evaluation
 from ddp_ft.run_folder.folder import RunFolder
-from ddp_ft.run_folder.model_folder import read_description
+from ddp_ft.run_folder.model_folder import kept_in, read_description
 from ddp_ft.run_folder.provenance import read_starts
 from ddp_ft.tasks.registry import restore_without_code
 from ddp_ft.tasks.scored.base import ScoredSet
@@ -105,7 +105,9 @@ class RunFacts:
     @property
     def processor(self) -> Processor | None:
         """How the model sees an image; None if there is no model yet."""
-        return processor_from(self.description["preprocessing"]) if self.description else None
+        return (
+            processor_from(self.description["preprocessing"], kept_in(self.path / "best")) if self.description else None
+        )
 
     def metrics(self, split: str) -> dict[str, float]:
         """The best model's metrics on "val" or "test"."""
@@ -137,7 +139,7 @@ def _read(folder: RunFolder) -> RunFacts:
     if description:
         if tuple(description["classes"]) != names:
             raise UserError(f"{path}: classes.json and best/model.json name other classes.", _WHOLE)
-        processor_from(description["preprocessing"])
+        processor_from(description["preprocessing"], kept_in(folder.best))
     try:
         task = restore_without_code(plan.task, names, description.get("task_settings", {}))
     except UserError as error:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ddp_ft.contracts import Processor, Task
+from ddp_ft.contracts import Kept, Processor, Task
 from ddp_ft.errors import UserError, nearest, shortened
 from ddp_ft.files import OLD, ordinary_mode, replacing_folder, to_json
 from ddp_ft.run_folder.contents import Damaged, check_encodable, damaged, read_content
@@ -21,6 +21,10 @@ _KEYS = {
     "library": (str,), "name": (str,), "arguments": (dict,), "task": (str,), "classes": (list,),
     "task_settings": (dict,), "preprocessing": (dict,), "precision": (str,),
 }  # fmt: skip
+
+
+DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
+_NO_FILES: Mapping[str, bytes] = {}
 
 
 @torch.no_grad()
@@ -56,12 +60,16 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     return load_file(file)
 
 
-def save_model_folder(folder: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Replace `folder` (best/) by one with these weights and model.json; durable on return."""
+def save_model_folder(
+    folder: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any], files: Mapping[str, bytes] = _NO_FILES
+) -> None:
+    """Replace `folder` (best/) by one with these weights, model.json and `files`, by name; durable on return."""
     recover_model_folder(folder)
     with replacing_folder(folder, durable=True) as aside:
-        save_weights(aside / "model.safetensors", weights)
-        (aside / "model.json").write_text(to_json(description), encoding="utf-8")
+        save_weights(aside / WEIGHTS, weights)
+        for name, content in files.items():
+            (aside / name).write_bytes(content)
+        (aside / DESCRIPTION).write_text(to_json(description), encoding="utf-8")
 
 
 def recover_model_folder(folder: Path) -> None:
@@ -121,6 +129,23 @@ def _where_else(path: Path) -> str:
         if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".csv"):
             return "The model is named first: a run folder, or an exported model."
     return ""
+
+
+def kept_in(folder: Path) -> Kept:
+    """What reads the files that `save_model_folder` wrote beside model.json."""
+    return lambda name: (folder / name).read_bytes()
+
+
+def other_files(folder: Path) -> dict[str, bytes]:
+    """These files, by name."""
+    return {file.name: file.read_bytes() for file in files_in(folder)[2:]}
+
+
+def files_in(folder: Path) -> list[Path]:
+    """All files of a model folder: model.json, the weights, the others."""
+    own = (DESCRIPTION, WEIGHTS)
+    others = (file for file in sorted(folder.iterdir()) if file.name not in own and file.is_file())
+    return [*(folder / name for name in own), *others]
 
 
 def read_description(folder: Path) -> dict[str, Any]:

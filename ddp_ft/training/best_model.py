@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ddp_ft.contracts import NO_VIEWS
 from ddp_ft.data.image.views import PASSES
+from ddp_ft.models.libraries.registry import get_library
 from ddp_ft.run_folder.checkpoints import checkpoint_weights, damage_of, load_ema
 from ddp_ft.run_folder.evaluations import save_evaluation
 from ddp_ft.run_folder.model_folder import (
@@ -32,7 +33,8 @@ def write_best(run: Run, weights: Mapping[str, Tensor]) -> None:
     names = run.splits.schema.names
     description = describe_model(model.spec, model.processor, run.task, names, plan.precision, plan.channels_last)
     views = {} if run.config.eval.tta == NO_VIEWS else {VIEWS: run.config.eval.tta}
-    save_model_folder(run.folder.best, weights, {**description, **views})
+    files = {**model.processor.files(), **get_library(model.spec["library"]).files(model.spec, names)}
+    save_model_folder(run.folder.best, weights, {**description, **views}, files)
 
 
 def mend_best(run: Run, state: TrainState) -> str:

@@ -28,7 +28,7 @@ def check_restorable(built: BuiltModel, task: Task) -> None:
     """Raise UserError, before hours are spent, for what could not be loaded from model.json: something that was added
     to ddp_ft, but not to its tables of names."""
     described = json.loads(json.dumps({"input": built.processor.to_mapping(), "task": task.settings()}))
-    processor_from(described["input"])
+    processor_from(described["input"], built.processor.files().__getitem__)
     check_arguments(get_library(built.spec["library"]), built.spec["arguments"])
     restore_task(task.name, described["task"])
 

@@ -48,7 +48,7 @@ def build(config: RunConfig, outputs: int) -> BuiltModel:
     torch.manual_seed(config.seed)
     variant = Variant(model.drop_path, config.data.channels)
     built = build_model(model.name, outputs, model.image_size, model.weights, config.head, variant)
-    return replace(built, processor=built.processor.configured(config.data.decoder))
+    return replace(built, processor=built.processor.configured(config.data))
 
 
 def fit_inputs(

@@ -46,7 +46,7 @@ def open_steps(run: Run, values: Values, steps: int) -> DataPhase:
         run.plan, precision=values[PRECISION], channels_last=is_last, micro_batch=values[MICRO_BATCH], lowered=None,
         workers=values[WORKERS], total_steps=steps,
     )  # fmt: skip
-    model = replace(run.model, processor=run.model.processor.configured(values[DECODER]))
+    model = replace(run.model, processor=run.model.processor.configured(replace(config.data, decoder=values[DECODER])))
     prepare = model.processor.on_device(device, is_last)
     optimizer = optimizer_of(model, config.optim, plan.lr)
     set_rates(optimizer, 0.0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddp_ft.config.schema import DataConfig, RunConfig
-from ddp_ft.contracts import Address, Batch, Processor, Sample, Source
+from ddp_ft.contracts import Address, Batch, Kept, Processor, Sample, Source, nothing_kept
 from ddp_ft.data.batch import stacked
 from ddp_ft.data.image.device_transform import DeviceTransform, as_pixels
 from ddp_ft.data.image.measured import measure_inputs
@@ -56,7 +56,7 @@ class ImageProcessor:
     kind = "image"
 
     @staticmethod
-    def from_mapping(values: Mapping[str, Any]) -> "ImageProcessor":
+    def from_mapping(values: Mapping[str, Any], kept: Kept = nothing_kept) -> "ImageProcessor":
         """The inverse of `to_mapping`."""
         return ImageProcessor(Preprocess.from_mapping(values))
 
@@ -64,9 +64,13 @@ class ImageProcessor:
         """The preprocessing."""
         return self.preprocess.to_mapping()
 
-    def configured(self, decoder: str) -> "ImageProcessor":
-        """ "full" with nvjpeg: only training decodes on the GPU; evaluation is the same on every machine."""
-        found = {"auto": "shrink", NVJPEG: "full"}.get(decoder, decoder)
+    def files(self) -> Mapping[str, bytes]:
+        """None: model.json has all."""
+        return {}
+
+    def configured(self, data: DataConfig) -> "ImageProcessor":
+        """data.decoder, "full" for nvjpeg: only training decodes on the GPU; evaluation is the same everywhere."""
+        found = {"auto": "shrink", NVJPEG: "full"}.get(data.decoder, data.decoder)
         return ImageProcessor(replace(self.preprocess, decoder=found))
 
     def measure(self, data: DataConfig, source: Source) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The interface of a model library."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -25,13 +25,23 @@ def call_with_images(module: nn.Module, batch: Batch) -> Any:
     return module(batch["image"])
 
 
+def numbers_alone(name: str, value: Any) -> bool:
+    """No others than numbers."""
+    return False
+
+
+def no_files(spec: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, bytes]:
+    """No files for other programs: they would be the library's own weights, in model.safetensors."""
+    return {}
+
+
 class Library(Protocol):
     """The functions of a module of `LIBRARIES`. `name` is the model's name without the library's.
 
     DROPOUT, DROP_PATH, CHANNELS: candidate keyword names of the create function for classifier dropout, stochastic
     depth and the number of an image's channels.
     ARGUMENTS: names of what `arguments` returns besides `num_classes`: numbers, or lists of them. A model.json with
-    others is refused, since it may be from somebody else.
+    others is refused, unless they are what `is_argument` knows, since it may be from somebody else.
     """
 
     ARGUMENTS: tuple[str, ...]
@@ -68,6 +78,12 @@ class Library(Protocol):
 
     def parameters(self, name: str, may_build: bool) -> int | None:
         """Return the number of parameters, with the head of its weights; None if only building the model would tell."""
+
+    def is_argument(self, name: str, value: Any) -> bool:
+        """Whether `create` takes that argument besides numbers; the value may be from somebody else's model.json."""
+
+    def files(self, spec: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, bytes]:
+        """Return what a model folder holds for programs of the library, by name; `names` are those of the outputs."""
 
     def cache_folder(self) -> str:
         """Return the folder in which `pretrained` keeps its downloads."""

@@ -13,7 +13,7 @@ from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.errors import UserError, one_line, reason_of
 from ddp_ft.models.libraries.bare_timm import timm
-from ddp_ft.models.libraries.base import State, call_with_images
+from ddp_ft.models.libraries.base import State, call_with_images, no_files, numbers_alone
 from ddp_ft.models.libraries.downloads import hub_offline, hub_reachable, not_fetched, require_url
 from ddp_ft.models.libraries.timm_sources import Source, source_of
 
@@ -107,6 +107,8 @@ def processor(name: str, module: nn.Module, image_size: int | None, weights: str
 
 
 call = call_with_images
+is_argument = numbers_alone
+files = no_files
 
 
 def from_config(pretrained_config: Any, image_size: int | None) -> Preprocess:

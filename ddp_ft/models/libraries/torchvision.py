@@ -15,7 +15,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.errors import one_line
-from ddp_ft.models.libraries.base import State, call_with_images
+from ddp_ft.models.libraries.base import State, call_with_images, no_files, numbers_alone
 from ddp_ft.models.libraries.downloads import hub_file_name, hub_folder, not_fetched, require_url
 
 models: Any = _torchvision_models  # mypy does not see what it re-exports
@@ -116,6 +116,8 @@ def processor(name: str, module: nn.Module, image_size: int | None, weights: str
 
 
 call = call_with_images
+is_argument = numbers_alone
+files = no_files
 cache_folder = hub_folder
 
 

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.errors import UserError, shortened
-from ddp_ft.models.libraries.base import State, call_with_images
+from ddp_ft.models.libraries.base import State, call_with_images, no_files, numbers_alone
 from ddp_ft.plugins import is_reference, load_object, running
 
 _SIZE_ARGUMENTS = ("image_size", "img_size")
@@ -79,6 +79,8 @@ def processor(name: str, module: nn.Module, image_size: int | None, weights: str
 
 
 call = call_with_images
+is_argument = numbers_alone
+files = no_files
 
 
 def pretrained(name: str) -> State:

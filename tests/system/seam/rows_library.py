@@ -8,12 +8,16 @@ from torch import Tensor, nn
 
 from ddp_ft.contracts import Batch
 from ddp_ft.errors import UserError
+from ddp_ft.models.libraries.base import no_files, numbers_alone
 from tests.system.seam.rows_processor import RowsProcessor
 
 ARGUMENTS: tuple[str, ...] = ()
 DROPOUT: tuple[str, ...] = ()
 DROP_PATH: tuple[str, ...] = ()
 CHANNELS: tuple[str, ...] = ()
+
+is_argument = numbers_alone
+files = no_files
 
 
 class Net(nn.Module):

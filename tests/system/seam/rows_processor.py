@@ -8,7 +8,7 @@ import torch
 
 from ddp_ft.config.data import DataConfig
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.contracts import Address, Batch, Sample, Source
+from ddp_ft.contracts import Address, Batch, Kept, Sample, Source
 from ddp_ft.data.batch import stacked
 from ddp_ft.errors import UserError
 
@@ -43,16 +43,21 @@ class RowsOnDevice:
 @dataclass(frozen=True)
 class RowsProcessor:
     scale: float = 10.0
+    unit: str = "apples"
     kind = "rows"
 
     @staticmethod
-    def from_mapping(values: Mapping[str, Any]) -> "RowsProcessor":
-        return RowsProcessor(values["scale"])
+    def from_mapping(values: Mapping[str, Any], kept: Kept) -> "RowsProcessor":
+        unit = kept("unit.txt").decode()
+        return RowsProcessor(values["scale"], unit)
 
     def to_mapping(self) -> dict[str, Any]:
         return {"kind": self.kind, "scale": self.scale}
 
-    def configured(self, decoder: str) -> "RowsProcessor":
+    def files(self) -> Mapping[str, bytes]:
+        return {"unit.txt": self.unit.encode()}
+
+    def configured(self, data: DataConfig) -> "RowsProcessor":
         return self
 
     def measure(self, data: DataConfig, source: Source) -> dict[str, Any]:
