@@ -81,7 +81,7 @@ def start(root: Path, record: Path) -> tuple[list[Row], dict[str, float]]:
     rows: list[Row] = []
     before = _megabytes("self", "Rss")
     stored = _timed(rows, "split.json is read", lambda: json.loads(record.read_text())) if record.exists() else None
-    with _timing(rows, "load_index", "list_classes", "fingerprint", "store_index", "divide_pool", "_subset"):
+    with _timing(rows, "load_index", "list_roles", "fingerprint", "store_index", "divide_pool", "_subset"):
         splits = _timed(rows, "open_splits", lambda: open_splits(DataConfig(path=root), 0, stored))
     if stored is None:
         written = {"fingerprint": splits.fingerprint, **splits.record}

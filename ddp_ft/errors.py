@@ -1,5 +1,6 @@
 """Exit codes, the exception for a mistake of the user, and how messages quote names and exceptions of others."""
 
+import errno
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from pathlib import Path
 EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED, EXIT_UNREAD = 0, 1, 2, 75, 130, 141
 # Characters of a library's exception in a message; a longer one loses its middle, since the end often has the cause.
 MOST_REASON = 300
+# Errors of the system that are about the file itself, and so are the same at each try.
+_OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class UserError(Exception):
@@ -69,6 +72,13 @@ def one_line(error: BaseException) -> str:
 def reason_of(error: BaseException) -> str:
     """What the system says of a file, without number and path, if the exception is of a file; else `one_line`."""
     return error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether an error of reading is none of the file itself, so that another try may succeed."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno not in _OF_THE_FILE
+    return isinstance(error, MemoryError)
 
 
 def typed_line(error: BaseException) -> str:

@@ -11,6 +11,11 @@ def plural(number: int, one: str, many: str = "") -> str:
     return f"{count(number)} {one if number == 1 else many or one + 's'}"
 
 
+def sample_noun(kind: str) -> str:
+    """What samples of that kind of input are called."""
+    return kind if kind in ("image", "text") else "sample"
+
+
 def readable(number: float, digits: int = 4) -> str:
     """A number that people read: whole from 1,000 on, else with that many significant digits; no exponent between 1e-4
     and 1e15."""

@@ -19,6 +19,10 @@ class DataConfig:
         flag="--data",
     )
     image: str = key("image", "Table: column of the images' paths, relative to the table.")
+    text: str | None = key(
+        None, "Table: column of texts; auto: 'text' where there is no column of images.", null="auto"
+    )
+    text_pair: str | None = key(None, "Table: column of second texts, for models of pairs of texts.")
     target: str = key("label", "Table: column of the labels or numbers; several separated by commas.", lists=True)
     group: str | None = key(None, "Table: column of groups, such as patients, that no split may divide.")
     weight: str | None = key(None, "Table: column of sample weights.")
@@ -56,6 +60,9 @@ class DataConfig:
         flag="--val-split",
         above=0,
         high=0.9,
+    )
+    max_length: int | None = key(
+        None, "Text: the most tokens of a text; auto: as many as the model takes, but at most 512.", low=2, null="auto"
     )
     workers: int | None = machine_key(
         None,

@@ -9,9 +9,12 @@ from ddp_ft.errors import UserError
 
 # Module and class of each kind's processor; imported when needed. A further kind is one package in `data/` and one line
 # here, and for `predict` one below.
-PROCESSORS = {"image": "ddp_ft.data.image.processor:ImageProcessor"}
+PROCESSORS = {
+    "image": "ddp_ft.data.image.processor:ImageProcessor",
+    "text": "ddp_ft.data.text.processor:TextProcessor",
+}
 # Modules with a function `open_inputs(inputs, column)`.
-INPUTS = {"image": "ddp_ft.data.sources.predict_inputs"}
+INPUTS = {"image": "ddp_ft.data.sources.predict_inputs", "text": "ddp_ft.data.text.inputs"}
 
 
 def processor_from(values: Mapping[str, Any], kept: Kept = nothing_kept) -> Processor:

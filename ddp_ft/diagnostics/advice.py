@@ -12,7 +12,7 @@ from ddp_ft.data.image.headers import glance
 from ddp_ft.data.splits.record import Splits
 from ddp_ft.diagnostics.finding import OK, WARNING, Finding
 from ddp_ft.errors import printable, shortened
-from ddp_ft.texts import plural
+from ddp_ft.texts import plural, sample_noun
 from ddp_ft.training.run import Run
 from ddp_ft.training.shares import fitting_batch
 
@@ -48,7 +48,7 @@ class Situation:
     `steps` their number in the whole run, `computers` the number of GPUs or CPU threads. `seconds_left` is the time
     until the batch job ends; None: it is not known. Each of the `processes` needs `least` images in a step.
     `has_labels`: an image has any number of them; `has_frozen`: a part of the model never learns; `val_is_given`: the
-    data itself names what validates.
+    data itself names what validates. `noun`: what a sample is.
     """
 
     config: RunConfig
@@ -68,6 +68,7 @@ class Situation:
     has_frozen: bool = False
     has_labels: bool = False
     val_is_given: bool = False
+    noun: str = "image"
 
 
 def advise(known: Situation) -> list[Finding]:
@@ -80,12 +81,12 @@ def _about_data(known: Situation) -> Iterator[Finding | None]:
     config = known.config
     if known.counts is not None:
         evens_out = config.data.sampling != "natural" or bool(config.loss.class_weights or config.loss.positive_weights)
-        yield rare_classes(known.counts)
-        yield imbalance(known.counts, evens_out)
+        yield rare_classes(known.counts, known.noun)
+        yield imbalance(known.counts, evens_out, known.noun)
         yield corrected_twice(config)
         if known.val_counts is not None:
             yield missing_classes(known.val_counts)
-        yield small_val(known.val, known.has_labels, known.val_is_given, bool(config.data.fold))
+        yield small_val(known.val, known.has_labels, known.val_is_given, bool(config.data.fold), known.noun)
     yield small_images(known.sizes, known.input_size)
 
 
@@ -99,26 +100,26 @@ def _about_recipe(known: Situation) -> Iterator[Finding | None]:
         yield rushed(known, known.seconds_left)
 
 
-def rare_classes(counts: ClassCounts) -> Finding:
+def rare_classes(counts: ClassCounts, noun: str = "image") -> Finding:
     """Warn of classes with fewer than FEWEST_IMAGES, or than RARE_SHARE of all (fewer if there are many classes)."""
     share = min(RARE_SHARE, 0.2 / len(counts.names))
     least = max(FEWEST_IMAGES, share * sum(counts.counts))
     rare = [f"{printable(name)} ({n})" for name, n in zip(counts.names, counts.counts, strict=True) if n < least]
     smallest, fewest = counts.smallest
     if not rare:
-        text = f"{len(counts.names)}, the smallest is {printable(smallest)} with {plural(fewest, 'image')}"
+        text = f"{len(counts.names)}, the smallest is {printable(smallest)} with {plural(fewest, noun)}"
         return Finding("classes", OK, text, value=float(fewest), unit="images")
     few = "1 class has" if len(rare) == 1 else f"{len(rare)} of {len(counts.names)} classes have"
-    text = f"{few} hardly any images to learn from: {shortened(rare, 5)}"
-    return Finding("classes", WARNING, text, "Add images of them, or leave them out.", float(len(rare)), "classes")
+    text = f"{few} hardly any {noun}s to learn from: {shortened(rare, 5)}"
+    return Finding("classes", WARNING, text, f"Add {noun}s of them, or leave them out.", float(len(rare)), "classes")
 
 
-def imbalance(counts: ClassCounts, evens_out: bool) -> Finding | None:
+def imbalance(counts: ClassCounts, evens_out: bool, noun: str = "image") -> Finding | None:
     """Warn of a class far larger than another, unless the recipe evens it out; None if a class has no image at all."""
     ratio, (small, fewest), (large, _) = counts.imbalance, counts.smallest, counts.largest
     if not fewest:
         return None
-    text = f"{printable(large)} has {ratio:.3g} times as many images as {printable(small)}"
+    text = f"{printable(large)} has {ratio:.3g} times as many {noun}s as {printable(small)}"
     if ratio == 1:
         text = "none: all classes are of the same size"
     # One remedy: both at once correct twice (`corrected_twice`).
@@ -155,16 +156,18 @@ def missing_classes(val_counts: ClassCounts) -> Finding:
 _LARGER_VAL = "Hold back more (--val-split), or average over folds (ddp-ft kfold)."
 
 
-def small_val(images: int, has_labels: bool = False, is_given: bool = False, is_fold: bool = False) -> Finding:
-    """Warn of a validation set too small to measure an accuracy; with several labels an image, that of each.
+def small_val(
+    samples: int, has_labels: bool = False, is_given: bool = False, is_fold: bool = False, noun: str = "image"
+) -> Finding:
+    """Warn of a validation set too small to measure an accuracy; with several labels each, that of each.
 
     `is_given`: the data itself names what validates, so no option moves it; `is_fold`: it is one of several parts.
     """
-    width = half_width(images)
+    width = half_width(samples)
     what = "how often a label is right" if has_labels else "an accuracy"
-    text = f"{images} images measure {what} to ±{width:.1f} points (95 %, at worst)"
+    text = f"{samples} {noun}s measure {what} to ±{width:.1f} points (95 %, at worst)"
     options = "ddp-ft kfold averages over all folds." if is_fold else _LARGER_VAL
-    remedy = f"Smaller differences mean nothing. {'Put more images into val.' if is_given else options}"
+    remedy = f"Smaller differences mean nothing. {f'Put more {noun}s into val.' if is_given else options}"
     return Finding("validation set", WARNING, text, remedy, width, "points").unless(width <= WIDEST_INTERVAL)
 
 
@@ -259,6 +262,7 @@ def situation_of(run: Run, end: float | None) -> Situation:
         has_frozen=bool(frozenset.intersection(*(stage.frozen for stage in run.stages))),
         has_labels=splits.schema.kind == LABELS,
         val_is_given=bool(splits.record.get("given")),
+        noun=sample_noun(splits.train.kind),
     )
 
 

@@ -21,11 +21,12 @@ WITHOUT_EFFECT = (
     "steps_per_epoch", "total_steps", "lr", "grade_elsewhere", "lowered", "tuned", "measured", "code",
     "epochs", "evaluation_epochs", "ema_decay", "choice", "why_epochs", "rate_factors", "anchors",
 )  # fmt: skip
-# Libraries that read, change or look at images, where they are installed.
+# Libraries that read, change or look at samples, where they are installed.
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "PyTurboJPEG", "torchcodec", "tifffile")
+OF_TEXTS = ("torch", "transformers", "tokenizers", "numpy")
 PACKAGE = Path(__file__).parent.parent
-# What features depend on besides data/image: the draws of augmented views, how images come in batches, what replaces a
-# damaged one, the forward pass.
+# What features depend on besides data/image, or data/text: the draws of augmented views, how samples come in batches,
+# what replaces a damaged one, the forward pass.
 _OTHERS = (
     "data/rng.py", "data/loader.py", "data/batch.py", "data/bad_samples/replace.py", "features/extractor.py",
     "models/backbone.py", "models/precision.py",
@@ -38,10 +39,10 @@ def describe_backbone(built: BuiltModel, plan: Mapping[str, Any]) -> dict[str, A
         "model": {name: value for name, value in built.spec.items() if name not in ("head", "code")},
         "modules": _digest(_modules(built)),
         "weights": _digest(_tensors(built)),
-        "code": _digest(_code(str(built.spec.get("name", "")))),
+        "code": _digest(_code(built.processor.kind, str(built.spec.get("name", "")))),
         "preprocess": built.processor.to_mapping(),
         "plan": {name: value for name, value in plan.items() if name not in WITHOUT_EFFECT},
-        "libraries": versions_of(LIBRARIES),
+        "libraries": versions_of(OF_TEXTS if built.processor.kind == "text" else LIBRARIES),
         "processor": _processor(plan),
     }
 
@@ -91,10 +92,10 @@ def _modules(built: BuiltModel) -> Iterable[bytes]:
             yield f"{name} {kind.__module__}.{kind.__qualname__} {module.extra_repr()}\n".encode()
 
 
-def _code(model_name: str) -> Iterable[bytes]:
-    """The files that turn an image into a feature: ours, and the user's file with the model, if there is one."""
-    images = sorted((PACKAGE / "data/image").rglob("*.py"))
-    yield from (file.read_bytes() for file in [*images, *(PACKAGE / name for name in _OTHERS)])
+def _code(kind: str, model_name: str) -> Iterable[bytes]:
+    """The files that turn a sample of that kind into a feature: ours, and the user's with the model, if any."""
+    own = sorted((PACKAGE / "data" / kind).rglob("*.py"))
+    yield from (file.read_bytes() for file in [*own, *(PACKAGE / name for name in _OTHERS)])
     theirs = Path(model_name.rpartition(":")[0])
     if theirs.suffix == ".py" and theirs.is_file():
         yield theirs.read_bytes()

@@ -20,7 +20,7 @@ from ddp_ft.features.extractor import AugmentedView, Extracted, Extractor, label
 from ddp_ft.features.key import describe_backbone, describe_view, digest_names, key_of
 from ddp_ft.models.backbone import MOST_FEATURE_BYTES, feature_width
 from ddp_ft.run_folder.shared import put_token, seen_by
-from ddp_ft.texts import plural
+from ddp_ft.texts import plural, sample_noun
 
 # In the run folder; named by the key, so that a later start with other weights or another torch finds nothing.
 FOLDER = Path("cache/features")
@@ -109,13 +109,13 @@ def _prepare(files: FeatureFiles, root: Path, tables: Sequence[Table]) -> tuple[
 
 
 def _announce(files: FeatureFiles, tables: Sequence[Table], stores: Sequence[ChunkStore | None]) -> str:
-    images = sum(len(source) for source, _, _ in tables)
+    samples = plural(sum(len(source) for source, _, _ in tables), sample_noun(tables[0][0].kind))
     chunks = sum(math.ceil(len(source) / EVAL_CHUNK) for source, _, _ in tables)
     known = sum(store.known for store in stores if store)
     if known == chunks:
-        return f"The features of {plural(images, 'image')} are in {files.root}."
+        return f"The features of {samples} are in {files.root}."
     rest = f"; {known} of {chunks} chunks are in {files.root}" if known else ""
-    return f"Computing the features of {plural(images, 'image')}{rest}."
+    return f"Computing the features of {samples}{rest}."
 
 
 def _report_troubles(world: World, found: Sequence[Extracted], log: Log) -> None:

@@ -68,10 +68,10 @@ def own_validation(model: Path, trained: Trained) -> Source | None:
 
 
 def own_column(model: Path, inputs: Sequence[str]) -> str | None:
-    """The column of paths in the table of the model's run, if a table among the inputs has it."""
+    """The column of paths, or of texts, in the table of the model's run, if a table among the inputs has it."""
     with suppress(UserError):  # a damaged config.yaml, which nothing else in a prediction needs
         if (stored := _run_of(model).stored_config()) is not None:
-            own = stored.data.image
+            own = stored.data.text or stored.data.image
             return own if any(own in read_header(Path(given)) for given in inputs) else None
     return None
 

@@ -66,6 +66,8 @@ def rehearse(module: nn.Module, trial: Trial, name: str, both_modes: bool, may_d
 
 
 def _expected(trial: Trial) -> str:
+    if trial.processor.kind != "image":
+        return f"'{trial.processor.kind}', as its library calls it"
     sizes = [list(tensor.shape[1:]) for tensor in trial.processor.example(1).values()]
     channels = sizes[0][0] if len(sizes) == 1 and len(sizes[0]) == 3 else 3
     more = f" (data.channels = {channels})" if channels != 3 else ""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -50,7 +51,12 @@ def _obtain(name: str, weights: str) -> tuple[str, Contents]:
         file = find_file(weights)
         return str(file), read_weights_file(file)
     key, inner = resolve(name)
-    return f"pretrained weights of {full_name(key, inner)}", Contents({"": get_library(key).pretrained(inner)})
+    return f"pretrained weights of {full_name(key, inner)}", _pretrained(key, inner)
+
+
+def _pretrained(key: str, inner: str) -> Contents:
+    found = get_library(key).pretrained(inner)
+    return read_weights_file(found) if isinstance(found, Path) else Contents({"": found})
 
 
 def _with_head(state: State, target: State, head: frozenset[str]) -> tuple[State, tuple[str, ...]]:
@@ -137,6 +143,6 @@ def fetch(name: str) -> str:
     """Download the pretrained weights of a model into its library's cache; return a line that reports it."""
     key, inner = resolve(name)
     library = get_library(key)
-    state = library.pretrained(inner)
+    state = _pretrained(key, inner).states[""]
     size = sum(tensor.nbytes for tensor in state.values()) / 2**20
     return f"{full_name(key, inner)}: {plural(len(state), 'tensor')}, {size:.0f} MiB, in {library.cache_folder()}"

@@ -2,7 +2,7 @@
 
 from ddp_ft.data.class_counts import count_classes
 from ddp_ft.errors import printable
-from ddp_ft.texts import count, plural
+from ddp_ft.texts import count, plural, sample_noun
 from ddp_ft.training.run import Run
 
 
@@ -23,8 +23,9 @@ def _classes(run: Run) -> str:
     if counts is None:
         return ""
     (small, fewest), (large, most) = counts.smallest, counts.largest
+    noun = sample_noun(run.splits.train.kind)
     classes = plural(len(counts.names), "class", "classes")
     if fewest == most:
-        return f"; {classes} of {plural(fewest, 'image')}"
+        return f"; {classes} of {plural(fewest, noun)}"
     ratio = f", a ratio of {counts.imbalance:.3g}" if fewest else ""
-    return f"; {classes} of {fewest} ({printable(small)}) to {count(most)} ({printable(large)}) images{ratio}"
+    return f"; {classes} of {fewest} ({printable(small)}) to {count(most)} ({printable(large)}) {noun}s{ratio}"

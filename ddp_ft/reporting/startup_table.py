@@ -10,7 +10,7 @@ from ddp_ft.models.introspection import Trial, flops_per_sample
 from ddp_ft.reporting.data_row import describe_data
 from ddp_ft.reporting.remarks_at_start import print_remarks
 from ddp_ft.tasks.registry import describe_choice
-from ddp_ft.texts import count, plural
+from ddp_ft.texts import count, plural, sample_noun
 from ddp_ft.trackers.console import Console
 from ddp_ft.training.plan import Plan, describe_grade
 from ddp_ft.training.run import Run
@@ -59,7 +59,7 @@ def _sizes_of_model(run: Run) -> Iterator[str]:
     module, trial = run.model.module, Trial(run.model.processor, run.model.call)
     yield plural(sum(p.numel() for p in module.parameters()), "parameter")
     if flops := tried("flops", lambda: flops_per_sample(module, trial))[0]:
-        giga = flops >= 1e8
-        yield f"{flops / (1e9 if giga else 1e6):.3g} {'G' if giga else 'M'}FLOP per image"
+        giga, noun = flops >= 1e8, sample_noun(run.splits.train.kind)
+        yield f"{flops / (1e9 if giga else 1e6):.3g} {'G' if giga else 'M'}FLOP per {noun}"
     if shape := run.model.processor.shape():
         yield f"input {' x '.join(map(str, shape))}"

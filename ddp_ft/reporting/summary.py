@@ -10,7 +10,7 @@ from ddp_ft.config.keys import RECIPE
 from ddp_ft.config.loading import make_config, to_flat
 from ddp_ft.contracts import PROBE, STOPPED, LabelledSource, Log
 from ddp_ft.errors import typed_line
-from ddp_ft.texts import metric_figure, plural
+from ddp_ft.texts import metric_figure, plural, sample_noun
 from ddp_ft.trackers.console import Console
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
@@ -83,12 +83,13 @@ def print_end(run: Run, state: TrainState, console: Console, status: str, test: 
     texts = {name: "  ".join(f"{metric_figure(value):>8}" for value in values) for name, values in rows.items()}
     console.table(f"Best model ({best}): {run.folder.best}", heading | texts)
     if run.score(state.progress.top) > run.score(best.metrics):
-        top, images = metric_figure(state.progress.top[run.metric]), plural(len(run.splits.val), "image")
+        top, noun = metric_figure(state.progress.top[run.metric]), sample_noun(run.splits.val.kind)
         console.print(
-            f"It is the latest that may be as good as the best evaluation ({run.metric} {top}), which {images} cannot "
-            "tell from it (eval.choose)."
+            f"It is the latest that may be as good as the best evaluation ({run.metric} {top}), which "
+            f"{plural(len(run.splits.val), noun)} cannot tell from it (eval.choose)."
         )
-    console.print(f"Use it: ddp-ft predict {shlex.quote(str(run.folder.path))} IMAGE_OR_FOLDER")
+    what = f"{sample_noun(run.splits.train.kind).upper()}_OR_FOLDER"
+    console.print(f"Use it: ddp-ft predict {shlex.quote(str(run.folder.path))} {what}")
 
 
 def report_at_the_end(run: Path, sources: Mapping[str, LabelledSource], log: Log) -> None:

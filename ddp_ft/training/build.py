@@ -42,7 +42,7 @@ def compose(
     task = make_task(config, splits.schema, splits.train.targets)
     task.higher_is_better(config.eval.metric or task.primary_metric)  # an unknown metric is reported now
     model, stages = prepare(built, config, task.initial_bias() if config.head.bias == "prior" else None, world)
-    sizes = Sizes(len(splits.train), len(splits.val), outputs, task.words.names)
+    sizes = Sizes(len(splits.train), len(splits.val), outputs, task.words.names, splits.train.kind)
     plan = make_plan(
         config, machine, model, sizes, request.earlier,
         recipe=recipe, task=task.name, tuned=dict(request.tuned), measured=[dict(row) for row in request.measured],

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from ddp_ft.config.schema import RunConfig
-from ddp_ft.texts import plural
+from ddp_ft.texts import plural, sample_noun
 
 # BiT's rule gives all sets of fewer than 20,000 images 500 steps (arXiv 1912.11370, section 3.3), of 512 images each.
 # These are of 32: they are enough for 1,000 images (docs/accuracy.md), and from there on grow with the root of their
@@ -37,8 +37,9 @@ class Course:
     why: str = ""
 
 
-def choose_course(config: RunConfig, images: int, outputs: int, names: str = "classes") -> Course:
-    """Return the course of a run on so many training images, of a model of so many outputs, which are called `names`.
+def choose_course(config: RunConfig, images: int, outputs: int, names: str = "classes", kind: str = "image") -> Course:
+    """Return the course of a run on so many training images, of a model of so many outputs, which are called `names`;
+    they are of that kind of input.
 
     It depends on recipe and data alone, so it is the same on every machine. An asked-for number of epochs means these,
     each evaluated, without an average, and the best of all.
@@ -51,7 +52,7 @@ def choose_course(config: RunConfig, images: int, outputs: int, names: str = "cl
     of = f" of {outputs} {names}" if outputs > 1 else ""
     new = ", nothing pretrained" if config.model.weights == "none" else ""
     cap = "the most" if epochs == _most_epochs(config) else ""
-    why = f"{cap} for {plural(images, 'image')}{of}{new}".strip()
+    why = f"{cap} for {plural(images, sample_noun(kind))}{of}{new}".strip()
     # The steps of a head alone take less time than an average of the whole model.
     usual_decay = 0.0 if config.freeze.cache_features else HIGHEST_DECAY
     return Course(

@@ -135,12 +135,14 @@ def earlier_plan(folder: RunFolder, log: Log) -> Plan | None:
 
 
 class Sizes(NamedTuple):
-    """Of a run: images of the training and of the validation set, outputs of the model, and what these are: classes."""
+    """Of a run: samples of the training and of the validation set, outputs of the model, and what these are: classes;
+    and the kind of the samples."""
 
     train: int
     val: int
     outputs: int
     names: str
+    kind: str = "image"
 
 
 def make_plan(
@@ -187,7 +189,7 @@ def make_plan(
 
 def _course(config: RunConfig, sizes: Sizes, earlier: Plan | None) -> Course:
     """The course of a run; what auto became at an earlier start holds for all."""
-    found = choose_course(config, sizes.train, sizes.outputs, sizes.names)
+    found = choose_course(config, sizes.train, sizes.outputs, sizes.names, sizes.kind)
     if earlier is None:
         return found
     return Course(

@@ -13,7 +13,7 @@ from ddp_ft.distributed.world import World
 from ddp_ft.models import build_model
 from ddp_ft.models.backbone import MOST_FEATURE_BYTES, feature_width
 from ddp_ft.models.build import Variant
-from ddp_ft.texts import plural
+from ddp_ft.texts import plural, sample_noun
 from ddp_ft.training.plan import Plan
 from ddp_ft.training.request import Request
 
@@ -33,11 +33,10 @@ def choose_recipe(config: RunConfig, built: BuiltModel, train_samples: int) -> t
         return "fine_tune", "--freeze or freeze.schedule decides what is trainable"
     if built.head_path is None:
         return "fine_tune", "this architecture does not end with its head, so its features cannot be cut off"
-    size = 4 * train_samples * feature_width(built)
+    size, samples = 4 * train_samples * feature_width(built), plural(train_samples, sample_noun(built.processor.kind))
     if train_samples > MOST_PROBED_SAMPLES or size > MOST_FEATURE_BYTES:
-        features = f"features of {plural(train_samples, 'image')}"
-        return "fine_tune", f"{features} would take {size / 2**30:.1f} GiB in each process"
-    return "lp_ft", f"a pretrained model and {plural(train_samples, 'image')}"
+        return "fine_tune", f"features of {samples} would take {size / 2**30:.1f} GiB in each process"
+    return "lp_ft", f"a pretrained model and {samples}"
 
 
 def build(config: RunConfig, outputs: int) -> BuiltModel:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddp_ft.contracts import TRAIN, Batch, Evaluation
 from ddp_ft.slurm.walltime import Allocation, Pace
-from ddp_ft.texts import metric_figure, plural
+from ddp_ft.texts import metric_figure, plural, sample_noun
 from ddp_ft.trackers.console import Console, Outlook, clock
 from ddp_ft.trackers.fan_out import PATIENCE, PATIENCE_OF_A_STOP, FanOut, harmless
 from ddp_ft.training.media import log_evaluation, log_first_batch, log_histograms
@@ -103,7 +103,7 @@ class Recorder:
     def evaluating(self) -> None:
         """Report that an evaluation on the validation set begins."""
         self._evaluation_began = time.monotonic()
-        self.console.doing(f"evaluating on {plural(len(self.run.splits.val), 'image')}")
+        self.console.doing(f"evaluating on {plural(len(self.run.splits.val), sample_noun(self.run.splits.val.kind))}")
 
     def evaluation(self, row: Mapping[str, float], best: Evaluation | None) -> None:
         """Log an evaluation on the validation set; and its charts, if it is the best so far."""
@@ -117,8 +117,9 @@ class Recorder:
 
     def testing(self) -> None:
         """Report that the best model is evaluated on the test set."""
-        assert self.run.splits.test is not None
-        self.print(f"Testing the best model ({self.state.progress.best}) on {len(self.run.splits.test)} images.")
+        test = self.run.splits.test
+        assert test is not None
+        self.print(f"Testing the best model ({self.state.progress.best}) on {len(test)} {sample_noun(test.kind)}s.")
 
     def test(self, evaluation: Evaluation) -> None:
         """Log the evaluation of the best model on the test set."""

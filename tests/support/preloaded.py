@@ -21,7 +21,8 @@ MODULES = (
     "ddp_ft.inference.evaluate_models", "ddp_ft.inference.predict_files",
     "ddp_ft.models.libraries.timm", "ddp_ft.trackers.tensorboard", "ddp_ft.models.libraries.user_file",
     "ddp_ft.reporting.writing", "torch.distributed.run", "tests.support.nets", "tests.system.faults.fault",
-    "encodings.idna",
+    "encodings.idna", "transformers.models.auto.modeling_auto", "transformers.models.bert.modeling_bert",
+    "ddp_ft.models.libraries.transformers",
 )  # fmt: skip
 
 

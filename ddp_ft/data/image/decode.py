@@ -1,6 +1,5 @@
 """From an image file of any format to a tensor."""
 
-import errno
 import importlib.util
 import os
 import re
@@ -41,10 +40,7 @@ from ddp_ft.data.image.pillow import (
     sparing_texts,
     tiff_layout,
 )
-from ddp_ft.errors import UserError, one_line
-
-# Errors of the system that are about the file itself, and so are the same at each try.
-_OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+from ddp_ft.errors import UserError, is_of_the_machine, one_line
 
 
 def decode(path: Path | str, channels: int = 3) -> Tensor:
@@ -229,13 +225,6 @@ def _read_jpeg(path: Path | str) -> tuple[bytes, bytes]:
             return start, b""
         file.seek(0)
         return start, file.readall()
-
-
-def is_of_the_machine(error: BaseException) -> bool:
-    """Whether an error of reading is none of the file itself, so that another try may succeed."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno not in _OF_THE_FILE
-    return isinstance(error, MemoryError)
 
 
 def _reason(error: Exception, path: Readable | ArraySource) -> str:

@@ -1,7 +1,7 @@
-"""Image files as sources: plain ones for prediction, and labelled ones."""
+"""Files of one sample each as sources: plain ones for prediction, and labelled ones."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,20 @@ from numpy.typing import NDArray
 from ddp_ft.contracts import Batch, Sample
 from ddp_ft.data.image.decode import open_image
 from ddp_ft.data.image.undecoded import decoded
+from ddp_ft.data.sources.file_kinds import IMAGES, TEXTS
 from ddp_ft.data.sources.paths import Paths
+from ddp_ft.data.text.read import encoded, read_text
 
 FilePaths = Paths | Sequence[Path | str]
+# By the kinds of files.
+_OPENERS: dict[str, Callable[[str], Any]] = {IMAGES.name: open_image, TEXTS.name: read_text}
 
 
 class FileSource:
-    """Images by their paths; relative ones are below `root`."""
+    """Images by their paths, or files of another kind; relative ones are below `root`."""
 
-    kind = "image"
-
-    def __init__(self, paths: FilePaths, root: Path | str = "") -> None:
+    def __init__(self, paths: FilePaths, root: Path | str = "", kind: str = IMAGES.name) -> None:
+        self.kind = kind
         self.paths = paths if isinstance(paths, Paths) else Paths.of([str(path) for path in paths])
         self.root = str(root)
 
@@ -30,20 +33,21 @@ class FileSource:
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        """The image's path, with the root before a relative one."""
+        """The file's path, with the root before a relative one."""
         return os.path.join(self.root, self.paths[index])  # noqa: PTH118  (a Path for each takes longer)
 
     def open(self, index: int) -> Sample:
-        """The "image", not yet decoded. Raises BadSample."""
-        return {"image": open_image(self.name(index))}
+        """The "image", not yet decoded, or the "text". Raises BadSample."""
+        return {self.kind: _OPENERS[self.kind](self.name(index))}
 
     def read(self, index: int) -> Batch:
-        """The same, decoded: "image" is uint8, 3 x H x W; of an array all channels. Raises BadSample."""
-        return decoded(self.open(index))
+        """The same, decoded: "image" is uint8, 3 x H x W; of an array all channels. "text": its UTF-8, uint8, with
+        "text_length". Raises BadSample."""
+        return decoded(self.open(index)) if self.kind == IMAGES.name else encoded(self.open(index))
 
 
 class LabelledFileSource(FileSource):
-    """Images with targets; see LabelledSource. `paths` have forward slashes, and do not change when `root` moves."""
+    """Files with targets; see LabelledSource. `paths` have forward slashes, and do not change when `root` moves."""
 
     def __init__(
         self,
@@ -51,14 +55,15 @@ class LabelledFileSource(FileSource):
         paths: Paths | Sequence[str],
         targets: NDArray[Any],
         weights: NDArray[np.float32] | None = None,
+        kind: str = IMAGES.name,
     ) -> None:
         assert len(paths) == len(targets) and (weights is None or len(weights) == len(paths))
-        super().__init__(paths, root)
+        super().__init__(paths, root, kind)
         self.targets = targets
         self.weights = weights
 
     def open(self, index: int) -> Sample:
-        """The "image", not yet decoded, "target", and "weight" (float32, a scalar) if there are any. Raises
+        """As `FileSource.open`, with "target", and "weight" (float32, a scalar) if there are any. Raises
         BadSample."""
         sample = {**super().open(index), "target": torch.tensor(self.targets[index])}
         return sample if self.weights is None else {**sample, "weight": torch.tensor(self.weights[index])}

@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from ddp_ft.config.user_cache import cache_folder
+from ddp_ft.data.sources.file_kinds import FILE_KINDS, FileKind
 from ddp_ft.data.sources.paths import Paths
-from ddp_ft.data.sources.scan import THREADS, Listing, Stamp, find_images, size_of, stamp_of
+from ddp_ft.data.sources.scan import THREADS, Listing, Stamp, find_files, size_of, stamp_of
 from ddp_ft.errors import UserError
 from ddp_ft.files import replacing
 
-_FORMAT = 2
+_FORMAT = 3
 # A smaller folder is read as quickly as it is compared: 50,000 images in half a second.
 WORTH_STORING = 50_000
 # The number of images whose sizes are compared: a folder's times do not show a change of size.
@@ -38,7 +39,7 @@ _ABANDONED_SECONDS = 3600.0
 
 @dataclass
 class Index:
-    """The images of each role's folder, and the fingerprint of them all."""
+    """The files of each role's folder, and the fingerprint of them all."""
 
     parts: dict[str, Listing]
     fingerprint: str
@@ -96,7 +97,8 @@ def _packed(index: Index) -> dict[str, Any]:
     for role, part in index.parts.items():
         outputs = [str(Path(each).absolute()) for each in part.outputs]
         facts["parts"][role] = {
-            "classes": part.classes, "counts": part.counts, "others": part.others, "outputs": outputs
+            "classes": part.classes, "counts": part.counts, "others": part.others, "outputs": outputs,
+            "kind": part.kind.name,
         }  # fmt: skip
         arrays |= {
             f"{role}.paths": part.paths.text,
@@ -116,7 +118,7 @@ def _unpacked(arrays: Mapping[str, Any], folders: Mapping[str, Path]) -> Index:
         parts[role] = Listing(
             Paths(arrays[f"{role}.paths"]), sizes, Counter(known["others"]),
             dict(zip(Paths(arrays[f"{role}.folders"]), stamps, strict=True)), known["outputs"],
-            folder=folder, classes=known["classes"], counts=known["counts"],
+            kind=FILE_KINDS[known["kind"]], folder=folder, classes=known["classes"], counts=known["counts"],
         )  # fmt: skip
         if not len(parts[role].paths) == len(sizes) == sum(known["counts"]):
             raise ValueError("a damaged index")
@@ -130,7 +132,7 @@ def _still_holds(root: Path, part: Listing) -> bool:
     try:
         if any(stamp_of(folder) != stamp for folder, stamp in part.stamps.items()):
             return False
-        if any(_has_images(folder) for folder in part.outputs):  # their times change with each run
+        if any(_has_samples(folder, part.kind) for folder in part.outputs):  # their times change with each run
             return False
     except UserError:  # a folder that is gone
         return False
@@ -142,8 +144,8 @@ def _still_holds(root: Path, part: Listing) -> bool:
         return all(pool.map(lambda first: all(map(has_size, rows[first::THREADS])), range(THREADS)))
 
 
-def _has_images(output: str) -> bool:
-    found = find_images(Path(output), named=False)
+def _has_samples(output: str, kind: FileKind) -> bool:
+    found = find_files(Path(output), kind, named=False)
     return bool(found.paths) or not found.outputs
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ddp_ft.contracts import BadSample, Batch, Sample, StorageFault
 from ddp_ft.data.image import undecoded
-from ddp_ft.data.image.decode import from_pillow, is_of_the_machine, open_image
+from ddp_ft.data.image.decode import from_pillow, open_image
 from ddp_ft.data.rng import drawing_from, others_drawing_from_torch
 from ddp_ft.data.roles import ROLE_NAMES
-from ddp_ft.errors import UserError
+from ddp_ft.errors import UserError, is_of_the_machine
 from ddp_ft.plugins import described, digest_of, explained, load_object, running
 
 EXPECTED = (

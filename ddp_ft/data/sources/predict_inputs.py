@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from ddp_ft.data.sources.file_kinds import IMAGES
 from ddp_ft.data.sources.files import FileSource
 from ddp_ft.data.sources.paths import Paths
-from ddp_ft.data.sources.scan import ARRAY, begins_as_image, check_scannable, find_images, is_image, suffix_list
+from ddp_ft.data.sources.scan import check_scannable, find_files
 from ddp_ft.data.sources.table_file import is_table, read_table
 from ddp_ft.data.sources.unicode_forms import NamesOnDisk
 from ddp_ft.errors import UserError, nearest, printable
@@ -66,9 +67,9 @@ def _expanded(given: str, column: str, lines: Iterable[str]) -> Iterator[str]:
         yield from _from_lines(lines)
     elif path.is_dir():
         check_scannable(path, given)
-        images = find_images(path).paths
+        images = find_files(path).paths
         if not images:
-            raise UserError(f"There are no images in {path}.", f"Images are files that end in {suffix_list()}.")
+            raise UserError(f"There are no images in {path}.", f"Images are files that end in {IMAGES.suffix_list}.")
         yield from (str(path / relative) for relative in images)
     elif _is_table(given):
         yield from _in_table(path, column)
@@ -84,14 +85,14 @@ def _matching(pattern: str) -> list[str]:
     for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207  (Path.glob takes no absolute ones)
         path = Path(match)
         if path.is_dir():
-            found.update(dict.fromkeys(str(path / relative) for relative in find_images(path).paths))
-        elif is_image(path.name) or begins_as_image(match):
+            found.update(dict.fromkeys(str(path / relative) for relative in find_files(path).paths))
+        elif IMAGES.has_name(path.name) or IMAGES.begins(match):
             found[str(path)] = None
-        elif path.suffix.lower() == ARRAY:
+        elif path.suffix.lower() == IMAGES.spare:
             arrays[str(path)] = None
     found = found or arrays
     if not found:
-        raise UserError(f"No image matches {pattern!r}.", f"Images are files that end in {suffix_list()}.")
+        raise UserError(f"No image matches {pattern!r}.", f"Images are files that end in {IMAGES.suffix_list}.")
     return list(found)
 
 

@@ -1,8 +1,7 @@
-"""The images that are in a folder, from its directories and the files' sizes; only files of odd names are opened."""
+"""The samples that are in a folder, from its directories and the files' sizes; only files of odd names are opened."""
 
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ddp_ft.data.roles import TRAIN
+from ddp_ft.data.sources.file_kinds import FILE_KINDS, IMAGES, FileKind, suffix_of
 from ddp_ft.data.sources.paths import Paths
 from ddp_ft.data.sources.scan_watch import ScanWatch
 from ddp_ft.data.sources.unicode_forms import KnownNames
@@ -24,27 +25,6 @@ from ddp_ft.run_folder.recognise import is_output, may_be_data
 # a local disk more threads are neither quicker nor slower, because Python's own work takes most of the time.
 THREADS = 16
 _BLOCK = 1 << 16  # rows of the fingerprint that are text at a time
-
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".avif", ".avifs",
-     ".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm")
-)  # fmt: skip
-# NumPy's arrays, which often lie beside images: they are images only where there are no others.
-ARRAY = ".npy"
-# Those that messages name.
-_USUAL = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".avif", ".tif", ".jp2", ".ppm")
-# Suffixes of files that lie beside images: they are not opened to look for what their names do not tell.
-_OTHERS = frozenset(
-    (".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".parquet", ".yaml", ".yml", ".md", ".html", ".htm", ".log",
-     ".ini", ".cfg", ".toml", ".py", ".ipynb", ".sh", ".npy", ".npz", ".pt", ".pth", ".safetensors", ".pkl", ".h5",
-     ".mat", ".zip", ".gz", ".tar", ".pdf", ".svg", ".db", ".lock", ".mp4", ".dng", ".nef", ".cr2")
-)  # fmt: skip
-# How images begin; of a file without a suffix also a TIFF, since the raw files of cameras begin as it does.
-_STARTS = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|....ftypavi[fs]|\0\0\0\x0cjP  |\xff\x4f\xff\x51"
-    rb"|BM....\0\0\0\0", re.DOTALL
-)  # fmt: skip
-_STARTS_OF_TIFF = (b"II*\0", b"MM\0*")
 
 # Folders of the system; of the latter not even what is below them holds images.
 _SYSTEM = frozenset(
@@ -58,12 +38,12 @@ Stamp = tuple[int, int]  # st_mtime_ns and st_ctime_ns of a folder; the latter c
 
 @dataclass
 class Found:
-    """The images of a folder: relative posix paths in sorted order and their sizes in bytes (int64).
+    """The files of one kind in a folder: relative posix paths in sorted order and their sizes in bytes (int64).
 
-    `others` counts the files that are no images, by suffix; `arrays` are the .npy among them, with their sizes, which
-    are images where there are no others. `stamps` are the times of the last change of each folder's
-    entries, taken before it was read. `outputs` are the folders that were not looked into, since they hold runs, models
-    or the like. Arrays and no object for each image, because a data set may have millions.
+    `others` counts the other files, by suffix; `spare` are those among them, with their sizes, that are samples where
+    there are no others. `stamps` are the times of the last change of each folder's entries, taken before it was read.
+    `outputs` are the folders that were not looked into, since they hold runs, models or the like. Arrays and no object
+    for each file, because a data set may have millions.
     """
 
     paths: Paths = field(default_factory=lambda: Paths.of([]))
@@ -71,14 +51,15 @@ class Found:
     others: Counter[str] = field(default_factory=Counter)
     stamps: dict[str, Stamp] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
-    arrays: list[tuple[str, int]] = field(default_factory=list)
+    spare: list[tuple[str, int]] = field(default_factory=list)
+    kind: FileKind = IMAGES
 
-    def take_arrays(self) -> None:
-        """Make the arrays the images; there are no others."""
-        self.arrays.sort()
-        self.paths = Paths.of([path for path, _ in self.arrays])
-        self.sizes = np.array([size for _, size in self.arrays], np.int64)
-        del self.others[ARRAY]
+    def take_spare(self) -> None:
+        """Make the spare files the samples; there are no others."""
+        self.spare.sort()
+        self.paths = Paths.of([path for path, _ in self.spare])
+        self.sizes = np.array([size for _, size in self.spare], np.int64)
+        del self.others[self.kind.spare]
 
 
 def check_scannable(folder: Path, given: str) -> None:
@@ -90,41 +71,23 @@ def check_scannable(folder: Path, given: str) -> None:
         raise UserError(f"{given} is a folder of the system, and not of a data set.", hint)
 
 
-def is_image(name: str) -> bool:
-    """Whether the name has an image's suffix, in any case."""
-    return _suffix(name) in SUFFIXES
-
-
-def begins_as_image(path: str) -> bool:
-    """Whether a file without an image's suffix, and without that of something else, begins as an image does."""
-    suffix = _suffix(path[path.rfind("/") + 1 :])
-    if suffix in _OTHERS or not os.path.isfile(path):  # noqa: PTH113  (a pipe might never end)
-        return False
-    try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123  (a Path for each takes longer)
-            start = file.read(16)
-    except OSError:
-        return False
-    return bool(_STARTS.match(start)) or (not suffix and start.startswith(_STARTS_OF_TIFF))
-
-
-def find_images(folder: Path, prefix: str = "", named: bool = True, watch: ScanWatch | None = None) -> Found:
-    """All images below the folder; `prefix` is put before each path.
+def find_files(folder: Path, kind: FileKind = IMAGES, prefix: str = "", named: bool = True) -> Found:
+    """All files of the kind below the folder; `prefix` is put before each path.
 
     Hidden files and folders are left out, and so are the folders of `run_folder.recognise`, but for a run's folder that
     the user has `named`; of that, only what the run wrote. Symbolic links are followed, but not to a folder that the
-    link is in. A broken link with an image's name counts as an image, so that it is noticed. UserError if a folder
-    cannot be read. What takes long is reported by `watch`. Where there are no images, arrays (.npy) are images.
+    link is in. A broken link with such a file's name counts as one, so that it is noticed. UserError if a folder cannot
+    be read. What takes long is reported. Where there are no others, spare files are samples.
     """
-    found = _find(folder, prefix, named, watch)
+    found = _find(_Place(str(folder), prefix, _ancestors(folder), named, ScanWatch(folder)), kind)
     if not found.paths:
-        found.take_arrays()
+        found.take_spare()
     return found
 
 
-def _find(folder: Path, prefix: str, named: bool, watch: ScanWatch | None) -> Found:
-    found = Found()
-    entries = sorted(_walk(_Place(str(folder), prefix, _ancestors(folder), named, watch or ScanWatch(folder)), found))
+def _find(place: "_Place", kind: FileKind) -> Found:
+    found = Found(kind=kind)
+    entries = sorted(_walk(place, found))
     found.paths = Paths.of([path for path, _ in entries])
     found.sizes = np.array([size for _, size in entries], np.int64)
     return found
@@ -137,14 +100,9 @@ def subfolders(folder: Path) -> list[str]:
     return sorted(name for name in names if _identity(str(folder / name)) not in above)
 
 
-def loose_files(folder: Path) -> Counter[str]:
-    """How many visible files are directly in the folder, by suffix."""
-    return Counter(_suffix(entry.name) or "no suffix" for entry in _visible(str(folder)) or () if not _is_folder(entry))
-
-
-def suffix_list() -> str:
-    """The usual suffixes of images, for messages."""
-    return ", ".join(_USUAL)
+def loose_samples(folder: Path, kind: FileKind = IMAGES) -> int:
+    """How many visible files of the kind are directly in the folder, by their names."""
+    return sum(kind.has_name(entry.name) for entry in _visible(str(folder)) or () if not _is_folder(entry))
 
 
 class _Place(NamedTuple):
@@ -173,13 +131,13 @@ def _walk(place: _Place, found: Found) -> Iterator[tuple[str, int]]:
             if identity not in above:
                 inner = _Place(entry.path, f"{prefix}{entry.name}/", above | {identity}, False, watch)
                 yield from _walk(inner, found)
-        elif is_image(entry.name) or begins_as_image(entry.path):
+        elif found.kind.has_name(entry.name) or found.kind.begins(entry.path):
             yield prefix + entry.name, size_of(entry.path)
         else:
-            suffix = _suffix(entry.name)
+            suffix = suffix_of(entry.name)
             found.others[suffix or "no suffix"] += 1
-            if suffix == ARRAY:
-                found.arrays.append((prefix + entry.name, size_of(entry.path)))
+            if suffix and suffix == found.kind.spare:
+                found.spare.append((prefix + entry.name, size_of(entry.path)))
 
 
 def stamp_of(folder: str) -> Stamp:
@@ -217,7 +175,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def size_of(file: str) -> int:
-    """The size of an image in bytes; 0 for a broken link, which reading will report, and for what is gone."""
+    """The size of a file in bytes; 0 for a broken link, which reading will report, and for what is gone."""
     try:
         return os.stat(file).st_size  # noqa: PTH116  (as above)
     except OSError:
@@ -235,17 +193,11 @@ def _ancestors(folder: Path) -> frozenset[Identity]:
     return frozenset(_identity(str(path)) for path in (real, *real.parents))
 
 
-def _suffix(name: str) -> str:
-    """In lower case; empty if there is none. os.path.splitext takes three times as long."""
-    place = name.rfind(".")
-    return name[place:].lower() if place > 0 else ""
-
-
 @dataclass(kw_only=True)
 class Listing(Found):
-    """The images in the class folders of `folder`, in the order of their whole paths.
+    """The samples in the class folders of `folder`, in the order of their whole paths.
 
-    `counts` are the images of each of `classes` (sorted); the rest is as in `Found`, for all folders.
+    `counts` are the samples of each of `classes` (sorted); the rest is as in `Found`, for all folders.
     """
 
     folder: Path
@@ -253,22 +205,22 @@ class Listing(Found):
     counts: list[int]
 
     def labels(self, classes: Sequence[str]) -> NDArray[np.int64]:
-        """The class of each image, by its place in `classes`, int64; all of this folder's are among them."""
+        """The class of each sample, by its place in `classes`, int64; all of this folder's are among them."""
         numbers, order = KnownNames(classes), _by_path(self.classes)
         known = np.array([numbers.place(self.classes[label]) for label in order], np.int64)
         return np.repeat(known, [self.counts[label] for label in order])
 
 
-def list_classes(folder: Path, prefix: str = "") -> Listing:
-    """Read all class folders in `folder`, as `find_images` does. One that has no images but holds runs or the like is
-    no class, and is one of the `outputs`. Arrays are images where no class has others."""
+def list_classes(folder: Path, prefix: str = "", kind: FileKind = IMAGES) -> Listing:
+    """Read all class folders in `folder`, as `find_files` does. One that has no such files but holds runs or the like
+    is no class, and is one of the `outputs`. Spare files are samples where no class has others."""
     stamps = {str(folder): stamp_of(str(folder))}
     names = subfolders(folder)
-    order = _by_path(names)
-    found = dict(zip((names[label] for label in order), _read_all(folder, prefix, names, order), strict=True))
+    ordered = [names[label] for label in _by_path(names)]
+    found = dict(zip(ordered, _read_all(folder, prefix, ordered, kind), strict=True))
     if not any(part.paths for part in found.values()):
         for part in found.values():
-            part.take_arrays()
+            part.take_spare()
     outputs = [str(folder / name) for name, part in found.items() if part.outputs and not part.paths]
     classes = {name: part for name, part in found.items() if not part.outputs or part.paths}
     others: Counter[str] = Counter()
@@ -279,22 +231,43 @@ def list_classes(folder: Path, prefix: str = "") -> Listing:
     sizes = np.concatenate([np.empty(0, np.int64), *(part.sizes for part in classes.values())])
     paths = Paths.joined([part.paths for part in classes.values()])
     counts = [len(classes[name].paths) for name in sorted(classes)]
-    return Listing(paths, sizes, others, stamps, sorted(outputs), folder=folder, classes=sorted(classes), counts=counts)
+    return Listing(
+        paths, sizes, others, stamps, sorted(outputs), kind=kind, folder=folder, classes=sorted(classes), counts=counts
+    )
 
 
-def _read_all(folder: Path, prefix: str, names: Sequence[str], order: Sequence[int]) -> list[Found]:
+def list_roles(folders: Mapping[str, Path], root: Path) -> dict[str, Listing]:
+    """`list_classes` of each role's folder ("train", ...): of images; if there are none and several classes have files
+    of another kind to train on, of these. Paths are relative to `root`."""
+    found: dict[str, dict[str, Listing]] = {}
+    for name, kind in FILE_KINDS.items():
+        found[name] = {
+            role: list_classes(folder, "" if folder == root else f"{folder.relative_to(root).as_posix()}/", kind)
+            for role, folder in folders.items()
+        }
+        if any(part.paths for part in found[IMAGES.name].values()):
+            break
+        if sum(map(bool, found[name][TRAIN].counts)) > 1:
+            return found[name]
+    return found[IMAGES.name]
+
+
+def _read_all(folder: Path, prefix: str, names: Sequence[str], kind: FileKind) -> list[Found]:
     watch = ScanWatch(folder)
+
+    def read(name: str) -> Found:
+        inner = folder / name
+        return _find(_Place(str(inner), f"{prefix}{name}/", _ancestors(inner), False, watch), kind)
+
     with ThreadPoolExecutor(THREADS) as pool:
         try:
-            return list(
-                pool.map(lambda each: _find(folder / names[each], f"{prefix}{names[each]}/", False, watch), order)
-            )
+            return list(pool.map(read, names))
         finally:
             watch.is_over = True  # after an error or Ctrl-C: the pool waits for its threads
 
 
 def _by_path(classes: Sequence[str]) -> list[int]:
-    """The classes in the order of their images' paths: "a b/" comes before "a/", though "a" is before "a b"."""
+    """The classes in the order of their files' paths: "a b/" comes before "a/", though "a" is before "a b"."""
     return sorted(range(len(classes)), key=lambda label: f"{classes[label]}/")
 
 

@@ -1,7 +1,5 @@
-"""The rows of a table, checked: columns of paths, targets, weights, groups and splits as values."""
+"""The rows of a table, checked: columns of paths or texts, targets, weights, groups and splits as values."""
 
-import os
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,32 +10,27 @@ from numpy.typing import NDArray
 
 from ddp_ft.config.data import DataConfig
 from ddp_ft.config.tasks import TASKS, fitting_tasks
-from ddp_ft.contracts import LABEL, NUMBERS, Schema
+from ddp_ft.contracts import LABEL, NUMBERS, LabelledSource, Schema
 from ddp_ft.data.cells import Table, is_missing, read_numbers
 from ddp_ft.data.roles import ROLE_NAMES, role_of
-from ddp_ft.data.sources.files import LabelledFileSource
 from ddp_ft.data.sources.table_columns import Columns, choose_columns
+from ddp_ft.data.sources.table_contents import Contents, read_contents
 from ddp_ft.data.sources.table_file import read_table
-from ddp_ft.data.sources.unicode_forms import NamesOnDisk
 from ddp_ft.data.targets.base import CLASS, DROP, FAIL, MASK, TargetColumns, TargetKind
 from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.errors import UserError, shortened
 
-_LISTED_FILES = 20
-
 
 @dataclass
 class Rows:
-    """The rows of a table, sorted by path, with the images' sizes in bytes (int64).
+    """The rows of a table, sorted by the names of what they are of.
 
     `targets` and `weights` are as in LabelledSource. `roles` has "train", "val" or "test" for each row; None without a
     column of splits. `folds` has the fold of each, None without a column of them. `notes` are lines to print.
     """
 
-    root: Path
+    contents: Contents
     schema: Schema
-    paths: list[str]
-    sizes: NDArray[np.int64]
     targets: NDArray[Any]
     weights: NDArray[np.float32] | None
     groups: list[str] | None
@@ -45,10 +38,15 @@ class Rows:
     notes: list[str]
     folds: list[str] | None = None
 
-    def source(self, chosen: Sequence[int]) -> LabelledFileSource:
+    @property
+    def names(self) -> list[str]:
+        """The names of what the rows are of."""
+        return self.contents.names
+
+    def source(self, chosen: Sequence[int]) -> LabelledSource:
         """These rows as a source."""
         weights = None if self.weights is None else self.weights[chosen]
-        return LabelledFileSource(self.root, [self.paths[row] for row in chosen], self.targets[chosen], weights)
+        return self.contents.chosen(chosen).source(self.targets[chosen], weights)
 
 
 def read_rows(config: DataConfig, path: Path, task: str = "auto", schema: Schema | None = None) -> Rows:
@@ -68,8 +66,7 @@ def read_rows(config: DataConfig, path: Path, task: str = "auto", schema: Schema
     kind = KINDS[schema.kind] if schema is not None else _kind_for(given, task)
     given, notes = _with_known_targets(kind, given, is_settled=schema is not None)
     table = given.table
-    paths = _paths(table, columns.image)
-    sizes = _sizes(table, paths)
+    contents = read_contents(table, columns)
     if schema is not None:
         values = kind.read_known(given, schema.names)
     else:
@@ -80,7 +77,7 @@ def read_rows(config: DataConfig, path: Path, task: str = "auto", schema: Schema
     groups = None if columns.group is None else _groups(given, columns.group)
     roles = None if columns.split is None else _roles(table, columns.split)
     folds = None if columns.folds is None else table.filled(columns.folds, "Give each row a fold.")
-    return _sorted(Rows(path.parent, schema, paths, sizes, values, weights, groups, roles, notes, folds))
+    return _sorted(Rows(contents, schema, values, weights, groups, roles, notes, folds))
 
 
 def _kind_for(columns: TargetColumns, task: str) -> TargetKind:
@@ -124,7 +121,7 @@ def _with_known_targets(kind: TargetKind, columns: TargetColumns, is_settled: bo
     if columns.unknown == MASK and kind.can_be_masked:
         return columns, [f"{count} have unknown labels, which count neither in the loss nor in metrics."]
     if columns.unknown == MASK:
-        problem += ", and data.unknown = mask is for several labels an image"
+        problem += ", and data.unknown = mask is for several labels each"
     raise table.error(list(unknown), problem, shown, remedies)
 
 
@@ -141,7 +138,7 @@ def _shown(unknown: Mapping[int, str], table: Table) -> list[str]:
 def _remedies(kind: TargetKind, unknown: Mapping[int, str], is_settled: bool) -> str:
     hints = ["Fill them in, or leave these rows out: --set data.unknown=drop."]
     if kind.can_be_masked:
-        hints.append("To learn from the other labels of these images: --set data.unknown=mask.")
+        hints.append("To learn from their other labels: --set data.unknown=mask.")
     if kind.name == LABEL and not is_settled and not all(unknown.values()):
         hints.append("If an empty cell means that no label is there: --task multi-label.")
     if kind.name != NUMBERS and (words := sorted({cell for cell in unknown.values() if cell and cell != "-1"})):
@@ -153,43 +150,9 @@ def _groups(columns: TargetColumns, name: str) -> list[str]:
     """The cells of the column of groups. UserError if some are missing, since all of these would be one group."""
     cells = columns.table.columns[name]
     if missing := [row for row, cell in enumerate(cells) if columns.is_missing(cell)]:
-        hint = "Give each image a group; one that is alone may have its own."
+        hint = "Give each row a group; one that is alone may have its own."
         raise columns.table.error(missing, f"cells of column '{name}' are empty", cells, hint)
     return cells
-
-
-def _paths(table: Table, column: str) -> list[str]:
-    cells = table.filled(column, "Every row needs an image's path.")
-    root = f"{table.path.parent.absolute()}/"
-    here = NamesOnDisk(root)
-    # One way to write each path: without detours, and relative to the table if it is below.
-    return [here.find(os.path.normpath(_of_this_system(cell, root)).removeprefix(root)) for cell in cells]
-
-
-def _of_this_system(cell: str, root: str) -> str:
-    """With / for the backslashes of a table that was written on Windows, if that is what is there."""
-    if "\\" not in cell or _size(root, cell) >= 0:
-        return cell
-    other = cell.replace("\\", "/")
-    return other if _size(root, other) >= 0 else cell
-
-
-def _sizes(table: Table, paths: Sequence[str]) -> NDArray[np.int64]:
-    root = str(table.path.parent)
-    sizes = np.array([_size(root, path) for path in paths], np.int64)
-    if missing := np.flatnonzero(sizes < 0).tolist():
-        hint = f"Paths are relative to {root}, or absolute."
-        raise table.error(missing, f"of {len(paths)} images are not there", paths, hint, _LISTED_FILES)
-    return sizes
-
-
-def _size(root: str, path: str) -> int:
-    """In bytes; -1 for what is no file."""
-    try:
-        status = os.stat(os.path.join(root, path))  # noqa: PTH116, PTH118  (a Path for each takes longer)
-    except (OSError, ValueError):  # ValueError: a path with a null byte
-        return -1
-    return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
 
 def _weights(table: Table, column: str) -> NDArray[np.float32]:
@@ -212,18 +175,17 @@ def _roles(table: Table, column: str) -> list[str]:
 
 
 def _sorted(rows: Rows) -> Rows:
-    """In an order that does not depend on the table's, but for rows that are equal in path and target."""
-    order = sorted(range(len(rows.paths)), key=rows.paths.__getitem__)
-    if len(set(rows.paths)) < len(rows.paths):
-        order.sort(key=lambda row: (rows.paths[row], rows.targets[row].tobytes()))
+    """In an order that does not depend on the table's, but for rows that are equal in name and target."""
+    order = sorted(range(len(rows.names)), key=rows.names.__getitem__)
+    if len(set(rows.names)) < len(rows.names):
+        order.sort(key=lambda row: (rows.names[row], rows.targets[row].tobytes()))
 
     def take(values: list[str] | None) -> list[str] | None:
         return None if values is None else [values[row] for row in order]
 
     return replace(
         rows,
-        paths=[rows.paths[row] for row in order],
-        sizes=rows.sizes[order],
+        contents=rows.contents.chosen(order),
         targets=rows.targets[order],
         weights=None if rows.weights is None else rows.weights[order],
         groups=take(rows.groups),

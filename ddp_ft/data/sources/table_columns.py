@@ -8,14 +8,15 @@ from ddp_ft.config.data import DataConfig
 from ddp_ft.data.sources.table_file import is_table, read_header
 from ddp_ft.errors import UserError, nearest, shortened
 
-SPLIT_COLUMN = "split"
+SPLIT_COLUMN, TEXT_COLUMN = "split", "text"
 
 
 @dataclass(frozen=True)
 class Columns:
     """The names of a table's columns, by what is in them."""
 
-    image: str
+    image: str  # empty if there are texts
+    texts: tuple[str, ...]
     targets: tuple[str, ...]
     group: str | None
     weight: str | None
@@ -26,7 +27,7 @@ class Columns:
     def names(self) -> list[str]:
         """All of them."""
         others = (self.group, self.weight, self.split, self.folds)
-        return [self.image, *self.targets, *(name for name in others if name is not None)]
+        return [*(self.texts or [self.image]), *self.targets, *(name for name in others if name is not None)]
 
 
 def choose_columns(config: DataConfig, path: Path, header: Sequence[str], for_model: bool = False) -> Columns:
@@ -38,9 +39,20 @@ def choose_columns(config: DataConfig, path: Path, header: Sequence[str], for_mo
     if split is None or (for_model and split not in header):
         split = SPLIT_COLUMN if SPLIT_COLUMN in header else None
     folds = None if for_model and config.folds not in header else config.folds
-    columns = Columns(config.image, _targets(config, header), config.group, config.weight, split, folds)
+    texts = _texts(config, header)
+    image = "" if texts else config.image
+    columns = Columns(image, texts, _targets(config, header), config.group, config.weight, split, folds)
     _check(columns, path, header)
     return columns
+
+
+def _texts(config: DataConfig, header: Sequence[str]) -> tuple[str, ...]:
+    """The columns of texts: those that are configured; "text" if there is no column of images; else none."""
+    pair = () if config.text_pair is None else (config.text_pair,)
+    has_images = config.image in header or config.image != DataConfig().image
+    if config.text is None and not pair and (has_images or TEXT_COLUMN not in header):
+        return ()
+    return (config.text or TEXT_COLUMN, *pair)
 
 
 def check_columns(config: DataConfig) -> None:
@@ -59,7 +71,9 @@ def _targets(config: DataConfig, header: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check(columns: Columns, path: Path, header: Sequence[str]) -> None:
-    wanted = [("image", columns.image), *(("target", name) for name in columns.targets)]
+    keys = ("text", "text_pair")
+    contents = list(zip(keys, columns.texts, strict=False)) or [("image", columns.image)]
+    wanted = [*contents, *(("target", name) for name in columns.targets)]
     wanted += [
         (key, name) for key in ("group", "weight", "split", "folds") if (name := getattr(columns, key)) is not None
     ]

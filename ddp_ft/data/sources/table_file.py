@@ -1,4 +1,4 @@
-"""Tables of images: CSV and Parquet files to columns of text."""
+"""Tables: CSV and Parquet files and JSON lines to columns of text."""
 
 import csv
 from array import array
@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ddp_ft.data.cells import LISTED, Table
+from ddp_ft.data.sources.json_lines import SUFFIXES as JSON_SUFFIXES
+from ddp_ft.data.sources.json_lines import cells_of, read_rows
 from ddp_ft.errors import UserError, listed, nearest, one_line
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-SUFFIXES = (*DELIMITERS, ".parquet")
+SUFFIXES = (*DELIMITERS, ".parquet", *JSON_SUFFIXES)
 
 # Which columns to read, given the names of all; raises UserError for one that is not there.
 Choose = Callable[[list[str]], Sequence[str]]
@@ -23,7 +25,7 @@ def is_table(path: Path) -> bool:
 
 
 def read_table(path: Path, choose: Choose) -> Table:
-    """The columns of a CSV or Parquet file whose names `choose` returns.
+    """The columns of a CSV or Parquet file or of JSON lines whose names `choose` returns.
 
     CSV is UTF-8 with a header; a .csv without a comma in its header may be delimited by semicolons, tabs or bars.
     UserError for a file that is missing, empty, damaged or uneven, and if pyarrow is needed and not installed.
@@ -32,11 +34,11 @@ def read_table(path: Path, choose: Choose) -> Table:
         tables = sorted(each.name for each in path.absolute().parent.glob("*") if is_table(each))
         raise UserError(f"--data {path} does not exist.", nearest(path.name, tables, folder=path.parent))
     try:
-        table = (_read_parquet if path.suffix.lower() == ".parquet" else _read_csv)(path, choose)
+        table = _reader(path)(path, choose)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
     if not len(table):
-        raise UserError(f"{path} has a header and no rows.", "Expected one row for each image.")
+        raise UserError(f"{path} has a header and no rows.", "Expected one row for each sample.")
     return table
 
 
@@ -44,6 +46,8 @@ def read_header(path: Path) -> list[str]:
     """The names of a table's columns; empty for another kind of file, and for one that `read_table` refuses."""
     if path.suffix.lower() == ".parquet":
         return _parquet_header(path)
+    if path.suffix.lower() in JSON_SUFFIXES:
+        return _json_header(path)
     if path.suffix.lower() not in DELIMITERS:
         return []
     try:
@@ -53,6 +57,29 @@ def read_header(path: Path) -> list[str]:
             return [name.strip() for name in next(csv.reader(stream, delimiter=delimiter), [])]
     except (OSError, ValueError, csv.Error):
         return []
+
+
+def _reader(path: Path) -> Callable[[Path, Choose], Table]:
+    suffix = path.suffix.lower()
+    return _read_json_lines if suffix in JSON_SUFFIXES else _read_parquet if suffix == ".parquet" else _read_csv
+
+
+def _json_header(path: Path) -> list[str]:
+    with suppress(OSError, UserError):
+        return list(next(read_rows(path), (0, {}))[1])
+    return []
+
+
+def _read_json_lines(path: Path, choose: Choose) -> Table:
+    """Names may be missing in single rows: those of all count."""
+    rows = list(read_rows(path))
+    header = list(dict.fromkeys(name for _, row in rows for name in row))
+    if not header:
+        raise UserError(f"{path} is empty.", "Expected one JSON object a line.")
+    chosen = list(dict.fromkeys(choose(header)))
+    cells = [cells_of(path, chosen, row, number) for number, row in rows]
+    columns = {name: [row[place] for row in cells] for place, name in enumerate(chosen)}
+    return Table(path, columns, [number for number, _ in rows])
 
 
 def _parquet_header(path: Path) -> list[str]:
@@ -86,7 +113,7 @@ def _delimiter(path: Path, header: str) -> str:
 def _parse_csv(path: Path, reader: Any, choose: Choose) -> Table:
     header = [name.strip() for name in next(reader, [])]
     if not any(header):
-        raise UserError(f"{path} is empty.", "Expected a header with the columns' names, and one row for each image.")
+        raise UserError(f"{path} is empty.", "Expected a header with the columns' names, and one row for each sample.")
     chosen = list(dict.fromkeys(choose(header)))
     _check_unique(path, header, chosen)
     places = [header.index(name) for name in chosen]

@@ -1,4 +1,4 @@
-"""The splits of a folder: the images in its class folders, and their classes."""
+"""The splits of a folder: the files in its class folders, and their classes."""
 
 import os
 import time
@@ -17,11 +17,9 @@ from ddp_ft.data.sources.scan import (
     Listing,
     check_scannable,
     fingerprint,
-    is_image,
-    list_classes,
-    loose_files,
+    list_roles,
+    loose_samples,
     subfolders,
-    suffix_list,
 )
 from ddp_ft.data.sources.table_file import SUFFIXES, is_table
 from ddp_ft.data.sources.unicode_forms import KnownNames
@@ -32,7 +30,7 @@ from ddp_ft.errors import UserError, shortened
 
 EXAMPLE = "Expected train/CLASS/*.jpg and val/CLASS/*.jpg, or one folder a class: CLASS/*.jpg"
 # Keys that only a table can follow.
-_TABLE_KEYS = ("image", "target", "group", "weight", "split", "separator", "unknown")
+_TABLE_KEYS = ("image", "text", "text_pair", "target", "group", "weight", "split", "separator", "unknown")
 
 
 def takes(path: Path) -> bool:
@@ -54,7 +52,7 @@ def config_for(config: DataConfig, root: Path, schema: Schema) -> DataConfig:
 
 
 def open_part(config: DataConfig, root: Path, schema: Schema, split: str | None) -> tuple[str, LabelledSource]:
-    """The images of that part's class folders; of all below the root for "all"."""
+    """The files of that part's class folders; of all below the root for "all"."""
     root = inner_root(config, root)
     for name in [split] if split else [VAL, ALL]:
         if part := root if name == ALL else part_of(config, root, name):
@@ -66,17 +64,17 @@ def open_part(config: DataConfig, root: Path, schema: Schema, split: str | None)
 def open_folder(folder: Path, classes: Sequence[str]) -> LabelledFileSource:
     """The class folders in `folder` as a source whose targets are places in `classes`, a model's.
 
-    UserError if the folder cannot be read, holds no images, or has a class that the model lacks.
+    UserError if the folder cannot be read, holds no samples, or has a class that the model lacks.
     """
     _check_folder(folder)
-    listing = list_classes(folder)
+    listing = list_roles({TRAIN: folder}, folder)[TRAIN]
     if unknown := KnownNames(classes).unknown(listing.classes):
         hint = f"The model's classes: {shortened(classes)}."
         raise UserError(f"{folder} has class folders that the model does not know: {shortened(unknown)}.", hint)
     if not listing.paths:
         hint = f"Expected e.g. {folder}/{classes[0]}/1.jpg"
         raise UserError(f"There are no images in class folders in {folder}.", hint)
-    return LabelledFileSource(folder, listing.paths, listing.labels(classes))
+    return LabelledFileSource(folder, listing.paths, listing.labels(classes), kind=listing.kind.name)
 
 
 def open_splits(request: SplitRequest, root: Path, task: str) -> Splits:
@@ -90,7 +88,10 @@ def open_splits(request: SplitRequest, root: Path, task: str) -> Splits:
     if request.stored is None and request.config.class_folders != TOP:
         check_meaning(index.parts[TRAIN])
     parts, classes = index.parts, tuple(index.parts[TRAIN].classes)
-    sources = {role: LabelledFileSource(root, part.paths, part.labels(classes)) for role, part in parts.items()}
+    sources = {
+        role: LabelledFileSource(root, part.paths, part.labels(classes), kind=part.kind.name)
+        for role, part in parts.items()
+    }
     train = sources[TRAIN]
     pool = Pool(train.paths, LABEL, train.targets)
     division = divide_pool(request, pool, root, VAL in sources, index.fingerprint)
@@ -115,7 +116,7 @@ def open_splits(request: SplitRequest, root: Path, task: str) -> Splits:
 
 
 def _files(parts: Mapping[str, Listing]) -> Iterator[tuple[str, int]]:
-    """The path and the size in bytes of each image."""
+    """The path and the size in bytes of each file."""
     for part in parts.values():
         yield from zip(part.paths, part.sizes.tolist(), strict=True)
 
@@ -125,10 +126,7 @@ def _open_index(root: Path, folders: Mapping[str, Path]) -> Index:
     if stored := load_index(root, folders):
         return stored
     begun = time.time()
-    parts = {
-        role: list_classes(folder, "" if folder == root else f"{folder.relative_to(root).as_posix()}/")
-        for role, folder in folders.items()
-    }
+    parts = list_roles(folders, root)
     for role, part in parts.items():
         _check_part(part, is_train=role == TRAIN)
     _check_classes(parts)
@@ -138,7 +136,7 @@ def _open_index(root: Path, folders: Mapping[str, Path]) -> Index:
 
 
 def _subset(source: LabelledFileSource, chosen: NDArray[np.bool_]) -> LabelledFileSource:
-    return LabelledFileSource(Path(source.root), source.paths.where(chosen), source.targets[chosen])
+    return LabelledFileSource(Path(source.root), source.paths.where(chosen), source.targets[chosen], kind=source.kind)
 
 
 def _check_folder(folder: Path) -> None:
@@ -164,15 +162,15 @@ def _check_keys(config: DataConfig, root: Path) -> None:
 def _check_part(part: Listing, is_train: bool) -> None:
     """UserError without images; and for empty class folders, but not for one that is merely without validation."""
     if not part.paths:
-        loose = _loose_images(part.folder)
-        hint = f"{EXAMPLE}\nImages are files that end in {suffix_list()}."
+        loose = loose_samples(part.folder)
+        hint = f"{EXAMPLE}\nImages are files that end in {part.kind.suffix_list}; texts in .txt."
         if loose:
             advice = _elsewhere(part.folder) or "Put each into a folder with its class's name."
             hint = f"Images in it directly: {loose}. {advice}\n{EXAMPLE}"
         raise UserError(f"There are no images in class folders in {part.folder}.", hint)
     if is_train and (empty := _empty_classes(part)):
-        hint = f"Put images in ({suffix_list()}), or move the folders elsewhere."
-        raise UserError(f"Class folders without images in {part.folder}: {shortened(empty)}.", hint)
+        hint = f"Put {part.kind.name}s in ({part.kind.suffix_list}), or move the folders elsewhere."
+        raise UserError(f"Class folders without {part.kind.name}s in {part.folder}: {shortened(empty)}.", hint)
 
 
 def _elsewhere(folder: Path) -> str:
@@ -181,7 +179,7 @@ def _elsewhere(folder: Path) -> str:
     tables = [each for place in (folder, above) for each in sorted(place.iterdir()) if is_table(each)]
     if tables:
         return f"If a table has the labels, name it: {' or '.join(f'--data {each}' for each in tables[:2])}."
-    beside = [each for each in subfolders(above) if _loose_images(above / each)]
+    beside = [each for each in subfolders(above) if loose_samples(above / each)]
     return f"If {shortened(beside, 3)} are the classes: --data {above}" if len(beside) > 1 else ""
 
 
@@ -189,19 +187,15 @@ def _empty_classes(part: Listing) -> list[str]:
     return [name for name, count in zip(part.classes, part.counts, strict=True) if not count]
 
 
-def _loose_images(folder: Path) -> int:
-    return sum(count for suffix, count in loose_files(folder).items() if is_image(f"a{suffix}"))
-
-
 def _part_notes(part: Listing) -> Iterator[str]:
-    folder, others = part.folder, part.others
+    folder, others, noun = part.folder, part.others, part.kind.name
     if empty := _empty_classes(part):
-        yield f"{folder} has no images of these classes, which no metric there measures: {shortened(empty)}."
-    if loose := _loose_images(folder):
-        yield f"Images beside the class folders of {folder} are ignored: {loose}."
+        yield f"{folder} has no {noun}s of these classes, which no metric there measures: {shortened(empty)}."
+    if loose := loose_samples(folder, part.kind):
+        yield f"{noun.capitalize()}s beside the class folders of {folder} are ignored: {loose}."
     if others:
         kinds = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(5))
-        yield f"Files in {folder} that are no images are ignored: {sum(others.values())} ({kinds})."
+        yield f"Files in {folder} that are no {noun}s are ignored: {sum(others.values())} ({kinds})."
     if part.outputs:
         names = [os.path.relpath(output, folder) for output in part.outputs]
         yield f"Folders in {folder} that hold runs, models or programs are left out: {shortened(names, 5)}."

@@ -51,7 +51,7 @@ class Labels(TargetKind):
 
     def describe(self, names: Sequence[str]) -> str:
         """With the number of labels."""
-        return f"any number of {len(names)} labels for each image"
+        return f"any number of {len(names)} labels each"
 
     def looks_like(self, columns: TargetColumns) -> bool:
         """One column: if a cell holds the separator. Several: if all known cells are 0 or 1.

@@ -52,7 +52,7 @@ class OneClass(TargetKind):
 
     def describe(self, names: Sequence[str]) -> str:
         """With the number of classes."""
-        return f"one of {len(names)} classes for each image"
+        return f"one of {len(names)} classes each"
 
     def looks_like(self, columns: TargetColumns) -> bool:
         """Always; UserError for too many different numbers, or texts that look like numbers, to be classes."""

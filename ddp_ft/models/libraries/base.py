@@ -1,6 +1,7 @@
 """The interface of a model library."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -70,8 +71,9 @@ class Library(Protocol):
     def call(self, module: nn.Module, batch: Batch) -> Any:
         """Return the outputs of the library's module for a prepared batch, as tensors."""
 
-    def pretrained(self, name: str) -> State:
-        """Return the library's weights for `name`, from its cache or the network; UserError if there are none."""
+    def pretrained(self, name: str) -> State | Path:
+        """Return the library's weights for `name`, or the file that has them, from its cache or the network; UserError
+        if there are none."""
 
     def input_sizes(self, name: str) -> dict[str, list[int]]:
         """Return [height, width] for each tag with weights of a model without a tag; "" is the default."""

@@ -4,19 +4,24 @@ import importlib
 from difflib import get_close_matches
 from typing import cast
 
+from ddp_ft.config.paths import path_of
 from ddp_ft.contracts import Call
 from ddp_ft.errors import UserError, known_names, nearest
 from ddp_ft.models.libraries.base import Library, call_with_images, is_source
 from ddp_ft.models.outputs import OutputsCall
 from ddp_ft.plugins import is_reference
 
-_FORMS = "Expected timm/NAME, torchvision/NAME, NAME, hf-hub:OWNER/NAME, local-dir:FOLDER, or FILE.py:FACTORY."
+_FORMS = (
+    "Expected timm/NAME, torchvision/NAME, NAME, hf-hub:OWNER/NAME, local-dir:FOLDER, transformers/FOLDER_OR_NAME, or "
+    "FILE.py:FACTORY."
+)
 _SHOWN = 4
 
 # Imported when first used: timm alone costs 1.5 s. A further library is one file and one line here.
 LIBRARIES = {
     "timm": "ddp_ft.models.libraries.timm",
     "torchvision": "ddp_ft.models.libraries.torchvision",
+    "transformers": "ddp_ft.models.libraries.transformers",
 }
 USER_FILES = "file"
 
@@ -59,6 +64,8 @@ def resolve(name: str) -> tuple[str, str]:
     if not slash:
         return _resolve_bare(name)
     if key not in LIBRARIES:
+        if (path_of(name) / "config.json").is_file():
+            raise UserError(f"--model {name} is a folder.", f"If transformers wrote it: --model transformers/{name}")
         raise UserError(f"Unknown model library '{key}' in --model {name}.", nearest(key, list(LIBRARIES)) or _FORMS)
     if not get_library(key).knows(inner):
         raise _unknown(name)
@@ -66,7 +73,8 @@ def resolve(name: str) -> tuple[str, str]:
 
 
 def _resolve_bare(name: str) -> tuple[str, str]:
-    having = [key for key in LIBRARIES if get_library(key).knows(name)]
+    # Of a library without a list any name might be a folder, or on a hub, so there it needs the library's name.
+    having = [key for key in LIBRARIES if get_library(key).knows(name) and get_library(key).names()]
     if not having:
         raise _unknown(name)
     if len(having) > 1:

@@ -11,8 +11,7 @@ import pytest
 
 from ddp_ft.config.data import DataConfig
 from ddp_ft.config.user_cache import FOLDER_VARIABLE
-from ddp_ft.data.sources import index
-from ddp_ft.data.splits import folder as folder_splits
+from ddp_ft.data.sources import index, scan
 from ddp_ft.data.splits.open import Splits, open_splits
 from ddp_ft.errors import UserError
 from tests.data.image.image_files import save_classes, save_image
@@ -40,13 +39,13 @@ def data(tmp_path: Path) -> Path:
 def scans(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders of class folders that are read, as they are."""
     seen: list[Path] = []
-    real = folder_splits.list_classes
+    real = scan.list_classes
 
-    def list_classes(folder: Path, prefix: str):
+    def list_classes(folder: Path, *more: object):
         seen.append(folder)
-        return real(folder, prefix)
+        return real(folder, *more)
 
-    monkeypatch.setattr(folder_splits, "list_classes", list_classes)
+    monkeypatch.setattr(scan, "list_classes", list_classes)
     return seen
 
 

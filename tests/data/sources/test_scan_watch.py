@@ -9,7 +9,7 @@ import pytest
 
 from ddp_ft.data.sources import scan_watch
 from ddp_ft.data.sources.predict_inputs import list_images
-from ddp_ft.data.sources.scan import check_scannable, find_images, list_classes
+from ddp_ft.data.sources.scan import check_scannable, find_files, list_classes
 from ddp_ft.data.sources.scan_watch import ScanWatch
 from ddp_ft.data.splits.folder import open_folder
 from ddp_ft.distributed.stop_request import StopRequest
@@ -60,7 +60,7 @@ def test_ctrl_c_ends_a_scan_though_training_would_only_note_it(classes: Path) ->
         with pytest.raises(KeyboardInterrupt):
             list_classes(classes)
         with pytest.raises(KeyboardInterrupt):
-            find_images(classes)
+            find_files(classes)
     assert len(list_classes(classes).paths) == 40
 
 

@@ -652,7 +652,7 @@ def test_unknown_labels_are_nan_where_they_are_masked(tmp_path: Path) -> None:
     targets = read_rows(DataConfig(target="p,q", unknown="mask"), table).targets
     assert np.isnan(targets[:, 0]).tolist() == [False, False, True, True] * 2
     assert not np.isnan(targets[:, 1]).any()
-    assert len(read_rows(DataConfig(target="p,q", unknown="drop"), table).paths) == 4
+    assert len(read_rows(DataConfig(target="p,q", unknown="drop"), table).names) == 4
     tags = write_csv(tmp_path / "s.csv", {"image": images(4), "label": ["a;b", "nan", "", "b"]})
     known = ~np.isnan(read_rows(DataConfig(unknown="mask"), tags).targets)
     assert known.tolist() == [[True] * 2, [False] * 2, [True] * 2, [True] * 2]

@@ -89,7 +89,7 @@ def test_nothing_is_asked_of_classes(tmp_path: Path) -> None:
 
 def test_what_is_not_named_is_not_guessed(tmp_path: Path) -> None:
     splits = opened(tmp_path, task="auto")
-    assert splits.schema.kind == LABEL and "one of 4 classes for each image (single-label)" in splits.notes[0]
+    assert splits.schema.kind == LABEL and "one of 4 classes each (single-label)" in splits.notes[0]
 
 
 def test_sampling() -> None:

@@ -1,0 +1,1 @@
+"""Texts: read, tokenised, prepared for a model."""

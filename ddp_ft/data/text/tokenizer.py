@@ -1,0 +1,56 @@
+"""Tokenizers: from texts to the numbers of tokens. By the library tokenizers alone, which needs no transformers."""
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from ddp_ft.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+# A text is cut to so many characters for each token that is kept of it, so that one of many MB costs no more than
+# others. English has 4 to 5 characters a token; more are only in runs of spaces and in words that no vocabulary has.
+CHARACTERS_OF_A_TOKEN = 200
+
+
+class TextTokenizer:
+    """Tokenises texts, or pairs of them, to at most `length` tokens, the special ones among them.
+
+    `content` is that of a tokenizer.json. UserError if the library tokenizers is not installed or cannot read it.
+    """
+
+    def __init__(self, content: bytes, length: int) -> None:
+        self.length = length
+        self._tokenizer = _read(content)
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(length, strategy="longest_first")
+
+    @property
+    def words(self) -> int:
+        """How many tokens there are, added ones among them."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def __call__(self, text: str, pair: str | None = None) -> "Encoding":
+        """The text's tokens, as the library describes them; of a pair, the longer one is cut first."""
+        most = self.length * CHARACTERS_OF_A_TOKEN
+        found: Encoding = self._tokenizer.encode(text[:most], None if pair is None else pair[:most])
+        return found
+
+
+def _read(content: bytes) -> Any:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        hint = "Install it: pip install 'ddp_ft[text]'."
+        raise UserError("Texts need the library tokenizers, which is not installed.", hint) from None
+    try:
+        return Tokenizer.from_buffer(content)
+    except Exception as error:
+        hint = "Expected one that the library tokenizers, or transformers, wrote."
+        raise UserError(f"tokenizer.json cannot be read: {error}.", hint) from None
+
+
+@lru_cache(maxsize=4)
+def tokenizer_of(content: bytes, length: int) -> TextTokenizer:
+    """The tokenizer of that tokenizer.json, once for each process."""
+    return TextTokenizer(content, length)

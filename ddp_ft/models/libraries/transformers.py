@@ -1,0 +1,240 @@
+"""Models of transformers, from a folder, a run or the Hugging Face hub: `transformers/FOLDER_OR_NAME`.
+
+Only the library's own classes are made: no code of a folder is run, and no pickle is opened.
+"""
+
+import importlib
+import json
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddp_ft.config.paths import path_of
+from ddp_ft.contracts import Batch
+from ddp_ft.data.batch import LENGTH
+from ddp_ft.data.text.processor import SECOND, TOKENIZER, TOKENS, TextProcessor
+from ddp_ft.data.text.tokenizer import tokenizer_of
+from ddp_ft.errors import UserError, one_line, reason_of
+from ddp_ft.models.libraries.base import State
+from ddp_ft.models.libraries.downloads import hub_offline, hub_reachable, not_fetched
+
+ARGUMENTS: tuple[str, ...] = ()
+# Of the dropout before the classifier: most encoders, DistilBERT, XLM and Flaubert.
+DROPOUT = ("classifier_dropout", "seq_classif_dropout", "summary_first_dropout")
+DROP_PATH: tuple[str, ...] = ()
+CHANNELS: tuple[str, ...] = ()
+
+CONFIG = "config.json"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# What would make transformers run or download code, or load the weights in another form; and where they came from.
+_REFUSED = ("auto_map", "custom_pipelines", "quantization_config", "attn_implementation", "_attn_implementation")
+_LEFT_OUT = (
+    "transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "id2label", "label2id",
+    "problem_type", "num_labels",
+)  # fmt: skip
+_HINT = "Expected the folder of a model that transformers wrote: config.json, model.safetensors, tokenizer files."
+
+
+def names() -> list[str]:
+    """None: models are folders, or on the hub."""
+    return []
+
+
+def knows(name: str) -> bool:
+    """Whether it is a folder with a model, a class of the library, or may be a name on the hub."""
+    return _as_folder(name) is not None or (bool(_HUB_NAME.fullmatch(name)) and not Path(name).exists())
+
+
+def spec_name(name: str) -> str:
+    """Return the library's class for the model: BertForSequenceClassification."""
+    return str(_classifier(_read_config(name), name).__name__)
+
+
+def arguments(name: str, outputs: int, image_size: int | None) -> dict[str, Any]:
+    """Return the model's configuration as a mapping. UserError for an image size."""
+    if image_size is not None:
+        raise UserError(
+            f"--image-size {image_size} is for images, and transformers/{name} takes texts.", "Leave it out."
+        )
+    config = {key: value for key, value in _read_config(name).to_diff_dict().items() if key not in _LEFT_OUT}
+    return {"num_classes": outputs, "config": {"model_type": _read_config(name).model_type, **config}}
+
+
+def is_argument(name: str, value: Any) -> bool:
+    """Whether it is a configuration without anything that makes transformers run or download code."""
+    return name == "config" and isinstance(value, Mapping) and not any(key in value for key in _REFUSED)
+
+
+def create(spec_name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Build the class `spec_name` of its configuration; further arguments take the place of values in it."""
+    more = {key: value for key, value in arguments.items() if key not in ("num_classes", "config")}
+    config = _made_config({**arguments["config"], **more, "num_labels": arguments["num_classes"]})
+    known = _classifier(config, spec_name)
+    if known.__name__ != spec_name:
+        raise UserError(f"A {config.model_type} is a {known.__name__} in the installed transformers, not {spec_name}.")
+    module: nn.Module = known(config)
+    return module
+
+
+def processor(name: str, module: nn.Module, image_size: int | None, weights: str) -> TextProcessor:
+    """Return the model's tokenizer. UserError if it has none, or one with more words than the model knows."""
+    made = _read_tokenizer(str(_folder(name)))
+    words = _embedded(module)
+    found = tokenizer_of(made.tokenizer, made.length).words
+    if words is not None and found > words:
+        raise UserError(f"transformers/{name}: its tokenizer has {found} tokens, the model {words}.", _HINT)
+    return made
+
+
+def call(module: nn.Module, batch: Batch) -> Any:
+    """Call the network with the tokens, and return its logits, float B x outputs."""
+    tokens, lengths = batch[TOKENS], batch[f"{TOKENS}{LENGTH}"]
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    given = {"input_ids": tokens}
+    if not tokens.is_meta:  # transformers looks at the values of a mask
+        given["attention_mask"] = (places < lengths.unsqueeze(1)).long()
+    if SECOND in batch:
+        given["token_type_ids"] = ((places >= batch[SECOND].unsqueeze(1)) & (places < lengths.unsqueeze(1))).long()
+    return module(**given).logits
+
+
+def pretrained(name: str) -> Path:
+    """Return the file of the folder's weights, or of the hub's cache. UserError for weights in pickles."""
+    folder = _folder(name, weights=True)
+    file = next((folder / each for each in _WEIGHTS if (folder / each).is_file()), None)
+    if file is None:
+        pickles = sorted(each.name for each in folder.glob("*.bin"))
+        also = f" It has {pickles[0]}, a pickle, which is not opened: it could run code." if pickles else ""
+        raise UserError(f"{folder} has no model.safetensors.{also}", "Convert it: model.save_pretrained(FOLDER).")
+    return file
+
+
+def adapt(module: nn.Module, state: State) -> State:
+    """Return it unchanged."""
+    return state
+
+
+def input_sizes(name: str) -> dict[str, list[int]]:
+    """None: texts have no size."""
+    return {}
+
+
+def parameters(name: str, may_build: bool) -> int | None:
+    """Not known without building it."""
+    return None
+
+
+def cache_folder() -> str:
+    """Return the hub's."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_CACHE
+
+
+def files(spec: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, bytes]:
+    """config.json, with the names of the classes, for `from_pretrained`."""
+    arguments = {key: value for key, value in spec["arguments"].items() if key != "num_classes"}
+    config = _made_config({**arguments.pop("config"), **arguments})
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: place for place, name in enumerate(names)}
+    config.architectures = [spec["name"]]
+    return {CONFIG: config.to_json_string().encode()}
+
+
+def _library() -> Any:
+    """transformers, which is imported where it is needed. UserError if it is not installed."""
+    try:
+        return importlib.import_module("transformers")
+    except ImportError as error:
+        raise UserError(
+            f"Models of texts need transformers: {one_line(error)}.", "Install it: pip install 'ddp_ft[text]'."
+        ) from None
+
+
+def _made_config(values: Mapping[str, Any]) -> Any:
+    """The library's configuration of these values, "model_type" among them."""
+    rest = {key: value for key, value in values.items() if key != "model_type"}
+    return _library().AutoConfig.for_model(values["model_type"], **rest)
+
+
+def _as_folder(name: str) -> Path | None:
+    """The folder with config.json that the name means: itself, or a run's best/; None if there is none."""
+    given = path_of(name)
+    return next((each for each in (given, given / "best") if (each / CONFIG).is_file()), None)
+
+
+def _folder(name: str, weights: bool = False) -> Path:
+    """The folder of the model's files: its own, or that of the hub's cache, which is filled if the hub answers."""
+    return _as_folder(name) or _from_hub(name, weights)
+
+
+@lru_cache(maxsize=8)
+def _from_hub(name: str, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = [CONFIG, "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model"]
+    wanted += [*_WEIGHTS, "model-*.safetensors"] if weights else []
+    online = hub_reachable()
+    try:
+        with hub_offline(not online):
+            return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:
+        reason = reason_of(error) if online else "no connection to the Hugging Face hub, and not in its cache"
+        raise not_fetched(f"transformers/{name}", reason) from error
+
+
+def _read_config(name: str) -> Any:
+    """The library's configuration. UserError for what is none, and for one that asks for code of its own."""
+    file = _folder(name) / CONFIG
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {reason_of(error)}.", _HINT) from None
+    if asked := [key for key in _REFUSED if isinstance(values, dict) and values.get(key)]:
+        raise UserError(
+            f"{file} asks for {' and '.join(asked)}: code of the folder is never run.",
+            "If transformers has the model itself, remove that from config.json.",
+        )
+    try:
+        return _library().AutoConfig.from_pretrained(file.parent, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise UserError(
+            f"{file} is of no model that the installed transformers knows: {one_line(error)}.", _HINT
+        ) from None
+
+
+def _classifier(config: Any, name: str) -> Any:
+    """The library's class that classifies texts with such a model."""
+    classifiers = _library().MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    if type(config) not in classifiers:
+        raise UserError(f"transformers has no class that classifies texts with a {config.model_type} ({name}).")
+    return classifiers[type(config)]
+
+
+def _read_tokenizer(folder: str) -> TextProcessor:
+    """The folder's tokenizer, in the form that is loaded fastest."""
+    try:
+        tokenizer = _library().AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with tempfile.TemporaryDirectory() as aside:
+            tokenizer.save_pretrained(aside)
+            found = {file.name: file.read_bytes() for file in sorted(Path(aside).iterdir()) if file.suffix == ".json"}
+        content = found.pop(TOKENIZER)
+    except Exception as error:
+        raise UserError(f"{folder} has no tokenizer that can be read: {one_line(error)}.", _HINT) from None
+    limit = tokenizer.model_max_length
+    return TextProcessor(
+        content, tuple(found.items()), int(tokenizer.pad_token_id or 0), limit=limit if limit < 1 << 30 else None
+    )
+
+
+def _embedded(module: nn.Module) -> int | None:
+    """How many tokens the model knows."""
+    embedding = getattr(module, "get_input_embeddings", lambda: None)()
+    return embedding.weight.shape[0] if embedding is not None else None

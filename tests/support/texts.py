@@ -1,0 +1,63 @@
+"""Texts of three classes, and a small encoder for them."""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+CLASSES = {
+    "sea": "wave ship salt tide gull harbour",
+    "wood": "oak moss deer path fern owl",
+    "city": "tram roof neon clerk",
+}
+FILLING = "the a of in and was were near by old new grey some then there"
+WORDS = f"{' '.join(CLASSES.values())} {FILLING} . ,".split()
+
+
+def sentences(count: int, seed: int = 0) -> Iterator[tuple[str, str]]:
+    """(class, text), of 4 to 30 words, some of which tell the class."""
+    draw = random.Random(seed)
+    for number in range(count):
+        name = list(CLASSES)[number % len(CLASSES)]
+        words = draw.choices(FILLING.split(), k=draw.randint(3, 20)) + draw.choices(CLASSES[name].split(), k=3)
+        draw.shuffle(words)
+        yield name, " ".join(words)
+
+
+def write_classes(folder: Path, count: int = 60, seed: int = 0) -> Path:
+    """Folders of .txt files, one for each class."""
+    for number, (name, text) in enumerate(sentences(count, seed)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / f"{number:03d}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def write_lines(file: Path, count: int = 60, seed: int = 0) -> Path:
+    """JSON lines."""
+    rows = [{"text": text, "label": name} for name, text in sentences(count, seed)]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def write_encoder(folder: Path, dropout: float = 0.0, **changes: object) -> Path:
+    """A BERT of two layers, 32 wide, with random weights, as transformers writes it, and its tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate([*special, *WORDS])}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names).save_pretrained(folder)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BertConfig(
+        vocab_size=len(special) + len(WORDS), max_position_embeddings=64, hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout, **sizes, **changes,
+    )  # fmt: skip
+    torch.manual_seed(11)
+    BertModel(config).save_pretrained(folder)
+    return folder

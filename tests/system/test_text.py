@@ -1,0 +1,191 @@
+"""Texts from end to end: trained on any number of processes, killed, loaded by transformers alone, predicted."""
+
+import csv
+import json
+import re
+import signal
+
+import pytest
+import torch
+
+from ddp_ft.errors import UserError
+from ddp_ft.models.build import create_from_spec
+from tests.support.ranks import run_ranks
+from tests.support.runs import call_on, column, read, start_process, train_here, train_on, wait_for
+from tests.support.texts import sentences, write_classes, write_encoder, write_lines
+from tests.system.docs.test_readme import ROOT, commands_of, run
+
+pytestmark = pytest.mark.xdist_group("text")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return write_encoder(tmp_path_factory.mktemp("encoder") / "bert")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_classes(tmp_path_factory.mktemp("texts"), 60)
+
+
+def options(data, run, encoder, *more):
+    words = ["--recipe", "fine_tune", "--lr", 0.003, "--set", "eval.every_epochs=2", "--set", "log.graph=true"]
+    return [data, run, "--model", f"transformers/{encoder}", "--weights", "pretrained", *words, *more]
+
+
+@pytest.fixture(scope="module")
+def alone(data, encoder, tmp_path_factory):
+    """An unbroken run of one process, in which nothing is drawn."""
+    run = tmp_path_factory.mktemp("text") / "alone"
+    train_on(1, *without_size(options(data, run, encoder)), epochs=4)
+    return run
+
+
+def without_size(words):
+    """`arguments` gives an image size, which texts do not have: the last one given counts."""
+    return [*words, "--set", "model.image_size=auto"]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_the_same_curve_on_any_number_of_processes(data, encoder, alone, tmp_path, world_size):
+    """Whatever padding a process's share needs, and with micro-batches too."""
+    more = ["--set", "train.micro_batch=2"]
+    train_on(world_size, *without_size(options(data, tmp_path / "r", encoder, *more)), epochs=4)
+    for split, precision in (("train", 1e-4), ("val", 3e-4)):
+        assert column(tmp_path / "r", "loss", split) == pytest.approx(column(alone, "loss", split), rel=precision)
+    assert column(tmp_path / "r", "accuracy", "val") == column(alone, "accuracy", "val")
+
+
+def test_a_killed_run_ends_with_the_same_bytes(data, encoder, alone, tmp_path):
+    from tests.support.runs import arguments
+
+    words = without_size(options(data, tmp_path / "cut", encoder, "--set", "checkpoint.every_steps=3", "--workers", 1))
+    process = start_process(arguments(*words, epochs=4))
+    wait_for(tmp_path / "cut/checkpoints/step_00000006", process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    train_on(1, *words, epochs=4)
+    parts = [run / "best/model.safetensors" for run in (tmp_path / "cut", alone)]
+    assert parts[0].read_bytes() == parts[1].read_bytes()
+
+
+def test_transformers_loads_it_and_says_the_same(alone, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(alone / "best").eval()
+    tokenizer = AutoTokenizer.from_pretrained(alone / "best")
+    texts = [text for _, text in sentences(7, seed=5)]
+    (tmp_path / "t.jsonl").write_text("".join(f"{json.dumps({'text': text})}\n" for text in texts))
+    call_on(2, "ddp_ft.predict", alone, tmp_path / "t.jsonl", "--output", tmp_path / "p.csv", "--device", "cpu")
+    with (tmp_path / "p.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    with torch.no_grad():
+        shares = model(**tokenizer(texts, return_tensors="pt", padding=True)).logits.softmax(-1)
+    assert [row["file"] for row in rows] == [f"{tmp_path}/t.jsonl:{number}" for number in range(1, 8)]
+    for row, share in zip(rows, shares, strict=True):
+        for place, name in model.config.id2label.items():
+            assert float(row[f"prob_{name}"]) == pytest.approx(float(share[place]), abs=1e-5)
+
+
+def test_each_text_counts_once(alone, tmp_path):
+    lines = write_lines(tmp_path / "t.jsonl", 101, seed=9)
+    said = {call_on(world, "ddp_ft.evaluate", alone, "--data", lines, "--split", "all") for world in (1, 2, 3)}
+    [found] = map(json.loads, said)
+    assert found["samples"] == 101
+
+
+def test_pairs_of_texts(encoder, tmp_path):
+    """Whether the second text is of the first one's class; only the model of both can know."""
+    texts = list(sentences(48, seed=2))
+    rows = [
+        {"text": first, "text_pair": second, "label": "same" if one == other else "other"}
+        for (one, first), (other, second) in zip(texts, [*texts[3:24], *texts[2:29]], strict=True)
+    ]
+    (tmp_path / "t.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    words = options(tmp_path / "t.jsonl", tmp_path / "r", encoder, "--set", "data.text_pair=text_pair")
+    train_on(1, *without_size(words), epochs=1)
+    call_on(1, "ddp_ft.predict", tmp_path / "r", tmp_path / "t.jsonl", "--output", tmp_path / "p.csv")
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 49
+
+
+def test_another_run_starts_from_it(alone, data, tmp_path):
+    said = train_on(1, *without_size(options(data, tmp_path / "r", alone)), epochs=1)
+    assert "0 skipped" in said and "0 missing" in said
+    assert column(tmp_path / "r", "loss")[0] < column(alone, "loss")[0]
+
+
+def test_what_is_refused(alone, data, encoder, shapes, tmp_path):
+    def refused(said, folder, source=data, *more, size=()):
+        with pytest.raises(UserError, match=said):
+            train_here(*options(source, tmp_path / "r", folder, *(size or ("--set", "model.image_size=auto")), *more))
+
+    changed = tmp_path / "changed"
+
+    def encoder_with(**values):
+        write_encoder(changed)
+        config = json.loads((changed / "config.json").read_text())
+        (changed / "config.json").write_text(json.dumps({**config, **values}))
+        return changed
+
+    refused("code of the folder is never run", encoder_with(auto_map={"AutoModel": "own.Model"}))
+    refused("attn_implementation", encoder_with(attn_implementation="someone/kernels"))
+    refused("no model that the installed transformers knows", encoder_with(model_type="nothing"))
+    refused("its tokenizer has [0-9]+ tokens, the model 7", encoder_with(vocab_size=7))
+    write_encoder(changed)
+    (changed / "model.safetensors").rename(changed / "pytorch_model.bin")
+    refused("a pickle, which is not opened", changed)
+    (changed / "tokenizer.json").write_text("{}")
+    refused("no tokenizer that can be read", changed)
+    refused("is for images", encoder, data, size=("--image-size", "32"))
+    refused("samples of the kind 'image'", encoder, shapes)
+    refused("augment.mixup: this is for images", encoder, data, "--mixup", 0.2)
+    refused("flip is for images", encoder, data, "--set", "eval.tta=flip")
+    with pytest.raises(UserError, match=f"--model transformers/{encoder}"):
+        train_here(data, tmp_path / "r", "--model", encoder)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_model_json_of_others_runs_no_code(alone):
+    spec = read(alone, "best/model.json")
+    assert create_from_spec(spec).config.model_type == "bert"
+    spec["arguments"]["config"]["auto_map"] = {"AutoModel": "own.Model"}
+    with pytest.raises(UserError, match="arguments that no model needs: 'config'"):
+        create_from_spec(spec)
+
+
+def test_without_the_library(data, encoder, tmp_path):
+    [said] = run_ranks(1, start_without_transformers, str(data), str(encoder), str(tmp_path / "r"), connected=False)
+    assert "pip install 'ddp_ft[text]'" in said
+
+
+def start_without_transformers(data, encoder, run):
+    import sys
+
+    sys.modules["transformers"] = None  # what Python takes for a library that is not there
+    try:
+        train_here(*without_size(options(data, run, encoder)))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_commands_and_the_program_of_the_guide_run(data, encoder, tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs/text.md").read_text(encoding="utf-8")
+    for role in ("train", "val", "test"):
+        (tmp_path / "reviews").mkdir(exist_ok=True)
+        (tmp_path / "reviews" / role).symlink_to(data)
+    (tmp_path / "minilm").symlink_to(encoder)
+    write_lines(tmp_path / "reviews.jsonl", 40)
+    rows = "".join(f"{text},{text[::-1]},{name}\n" for name, text in sentences(40))
+    (tmp_path / "questions.csv").write_text(f"question,answer,topic\n{rows}")
+    for command in commands_of(page):
+        if not command.startswith("pip install"):
+            smaller = command.replace("~/reviews", "reviews").replace(" --model", " --epochs 1 --batch-size 8 --model")
+            done = run(smaller, tmp_path)
+            assert done.returncode == 0, (command, done.stdout, done.stderr)
+    monkeypatch.chdir(tmp_path)
+    [program] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(program, {})
+    assert capsys.readouterr().out.strip() in ("sea", "wood", "city")
