@@ -39,7 +39,7 @@ def check_together(config: RunConfig, built: BuiltModel, splits: Splits, device:
         raise UserError(
             f"{config.data.path} has samples of the kind '{splits.train.kind}'; {config.model.name} takes "
             f"'{built.processor.kind}'.",
-            "Choose another --model, or other data.",
+            "Choose another --model, or other data. Of a table, --set data.image=COLUMN names the column of images.",
         )
     built.processor.check(config, splits.schema.kind, device)
     if config.eval.tta != NO_VIEWS:

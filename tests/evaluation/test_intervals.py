@@ -87,9 +87,11 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
 
 @pytest.mark.parametrize("right", [True, False])
 def test_a_set_without_mistakes_does_not_prove_perfection(right):
-    found = intervals(labelled(np.full(40, right)))["accuracy"]
+    by_metric = intervals(labelled(np.full(40, right)))
+    found = by_metric["accuracy"]
     exact = stats.binomtest(40 if right else 0, 40).proportion_ci(0.95, "exact")
     assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
+    assert "balanced_accuracy" not in by_metric and "macro_f1" not in by_metric  # no width is no interval
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (3, 9), (9, 3), (5, 5), (900, 1100)])

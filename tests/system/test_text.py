@@ -16,6 +16,7 @@ from tests.support.texts import sentences, write_classes, write_encoder, write_l
 from tests.system.docs.test_readme import ROOT, commands_of, run
 
 pytestmark = pytest.mark.xdist_group("text")
+PAIR = ("text", "text_pair")
 
 
 @pytest.fixture(scope="module")
@@ -69,22 +70,32 @@ def test_a_killed_run_ends_with_the_same_bytes(data, encoder, alone, tmp_path):
     assert parts[0].read_bytes() == parts[1].read_bytes()
 
 
-def test_transformers_loads_it_and_says_the_same(alone, tmp_path):
+def shares(run, *texts):
+    """The share of the last class for each text or pair, by transformers alone."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    model = AutoModelForSequenceClassification.from_pretrained(alone / "best").eval()
-    tokenizer = AutoTokenizer.from_pretrained(alone / "best")
+    model = AutoModelForSequenceClassification.from_pretrained(run / "best").eval()
+    tokenizer = AutoTokenizer.from_pretrained(run / "best")
+    assert list(model.config.id2label.values()) == read(run, "classes.json")
+    with torch.no_grad():
+        return model(**tokenizer(*texts, return_tensors="pt", padding=True)).logits.softmax(-1)[:, -1].tolist()
+
+
+def answers(table):
+    """The same in a table of predictions, whose last columns are the classes'."""
+    with table.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    names = [name for name in rows[0] if name.startswith("prob_")]
+    return [float(row[names[-1]]) for row in rows]
+
+
+def test_transformers_loads_it_and_says_the_same(alone, tmp_path):
     texts = [text for _, text in sentences(7, seed=5)]
     (tmp_path / "t.jsonl").write_text("".join(f"{json.dumps({'text': text})}\n" for text in texts))
     call_on(2, "ddp_ft.predict", alone, tmp_path / "t.jsonl", "--output", tmp_path / "p.csv", "--device", "cpu")
-    with (tmp_path / "p.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    with torch.no_grad():
-        shares = model(**tokenizer(texts, return_tensors="pt", padding=True)).logits.softmax(-1)
-    assert [row["file"] for row in rows] == [f"{tmp_path}/t.jsonl:{number}" for number in range(1, 8)]
-    for row, share in zip(rows, shares, strict=True):
-        for place, name in model.config.id2label.items():
-            assert float(row[f"prob_{name}"]) == pytest.approx(float(share[place]), abs=1e-5)
+    assert answers(tmp_path / "p.csv") == pytest.approx(shares(alone, texts), abs=1e-5)
+    files = [row.split(",")[0] for row in (tmp_path / "p.csv").read_text().splitlines()[1:]]
+    assert files == [f"{tmp_path}/t.jsonl:{number}" for number in range(1, 8)]
 
 
 def test_each_text_counts_once(alone, tmp_path):
@@ -105,7 +116,8 @@ def test_pairs_of_texts(encoder, tmp_path):
     words = options(tmp_path / "t.jsonl", tmp_path / "r", encoder, "--set", "data.text_pair=text_pair")
     train_on(1, *without_size(words), epochs=1)
     call_on(1, "ddp_ft.predict", tmp_path / "r", tmp_path / "t.jsonl", "--output", tmp_path / "p.csv")
-    assert len((tmp_path / "p.csv").read_text().splitlines()) == 49
+    told, own = answers(tmp_path / "p.csv"), shares(tmp_path / "r", *([row[name] for row in rows] for name in PAIR))
+    assert told == pytest.approx(own, abs=1e-5) and len(told) == 48
 
 
 def test_another_run_starts_from_it(alone, data, tmp_path):

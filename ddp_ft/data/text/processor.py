@@ -25,8 +25,9 @@ USUAL_LENGTH = 512
 class TextTransform:
     """Turns samples with a "text", and perhaps a "text_pair", into batches of tokens."""
 
-    def __init__(self, tokenizer: TextTokenizer) -> None:
+    def __init__(self, tokenizer: TextTokenizer, types: bool) -> None:
         self.tokenizer = tokenizer
+        self.types = types
 
     def __call__(self, sample: Sample) -> Batch:
         """The sample with tokens in place of its texts."""
@@ -34,7 +35,7 @@ class TextTransform:
         found = self.tokenizer(sample[TEXT], sample.get(PAIR))
         tokens = torch.tensor(found.ids, dtype=torch.int64, device="cpu")
         made = {TOKENS: tokens, f"{TOKENS}{LENGTH}": torch.tensor(len(tokens), device="cpu")}
-        if PAIR in sample:
+        if PAIR in sample and self.types:
             made[SECOND] = torch.tensor(len(tokens) - sum(found.type_ids), device="cpu")
         return {**rest, **made}
 
@@ -68,6 +69,7 @@ class TextProcessor:
 
     `tokenizer` is the content of tokenizer.json, `beside` are the names and contents of the files that transformers
     wants beside it. A text has at most `length` tokens, and never more than the model's `limit`; None: any number.
+    `types`: the model is told which tokens are of the second text of a pair.
     """
 
     tokenizer: bytes = field(repr=False)
@@ -75,6 +77,7 @@ class TextProcessor:
     padding: int = 0
     length: int = USUAL_LENGTH
     limit: int | None = None
+    types: bool = False
     kind = "text"
 
     @staticmethod
@@ -85,7 +88,7 @@ class TextProcessor:
             hint = f"Its SHA-256 is {found}; model.json has {values['tokenizer']}. Copy the whole folder again."
             raise UserError(f"{TOKENIZER} is not the one that the model was trained with.", hint)
         beside = tuple((name, kept(name)) for name in values["beside"])
-        return TextProcessor(content, beside, values["padding"], values["length"], values["limit"])
+        return TextProcessor(content, beside, values["padding"], values["length"], values["limit"], values["types"])
 
     def to_mapping(self) -> dict[str, Any]:
         """All but the contents of files; "tokenizer" is the SHA-256 of tokenizer.json."""
@@ -96,6 +99,7 @@ class TextProcessor:
             "padding": self.padding,
             "length": self.length,
             "limit": self.limit,
+            "types": self.types,
         }
 
     def files(self) -> Mapping[str, bytes]:
@@ -137,7 +141,7 @@ class TextProcessor:
 
     def eval_transform(self) -> TextTransform:
         """By the tokenizer, cut to the length."""
-        return TextTransform(tokenizer_of(self.tokenizer, self.length))
+        return TextTransform(tokenizer_of(self.tokenizer, self.length), self.types)
 
     def on_device(self, device: torch.device, channels_last: bool) -> TextOnDevice:
         """Moves them, with the tokenizer's padding."""

@@ -39,6 +39,8 @@ _LEFT_OUT = (
     "transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "id2label", "label2id",
     "problem_type", "num_labels",
 )  # fmt: skip
+# Lengths from here on are what transformers writes where a tokenizer has no limit.
+_NO_LIMIT = 1 << 30
 _HINT = "Expected the folder of a model that transformers wrote: config.json, model.safetensors, tokenizer files."
 
 
@@ -228,9 +230,12 @@ def _read_tokenizer(folder: str) -> TextProcessor:
         content = found.pop(TOKENIZER)
     except Exception as error:
         raise UserError(f"{folder} has no tokenizer that can be read: {one_line(error)}.", _HINT) from None
-    limit = tokenizer.model_max_length
     return TextProcessor(
-        content, tuple(found.items()), int(tokenizer.pad_token_id or 0), limit=limit if limit < 1 << 30 else None
+        content,
+        tuple(found.items()),
+        int(tokenizer.pad_token_id or 0),
+        limit=tokenizer.model_max_length if tokenizer.model_max_length < _NO_LIMIT else None,
+        types="token_type_ids" in tokenizer.model_input_names,
     )
 
 
