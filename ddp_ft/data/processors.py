@@ -14,7 +14,7 @@ PROCESSORS = {
     "text": "ddp_ft.data.text.processor:TextProcessor",
 }
 # Modules with a function `open_inputs(inputs, column)`.
-INPUTS = {"image": "ddp_ft.data.sources.predict_inputs", "text": "ddp_ft.data.text.inputs"}
+INPUTS = {"image": "ddp_ft.data.sources.predict_inputs", "text": "ddp_ft.data.sources.text_inputs"}
 
 
 def processor_from(values: Mapping[str, Any], kept: Kept = nothing_kept) -> Processor:

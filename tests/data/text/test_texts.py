@@ -9,8 +9,8 @@ import pytest
 from ddp_ft.config.data import DataConfig
 from ddp_ft.contracts import BadSample
 from ddp_ft.data.sources.file_kinds import TEXTS
+from ddp_ft.data.sources.text_inputs import open_inputs
 from ddp_ft.data.splits.open import open_splits
-from ddp_ft.data.text.inputs import open_inputs
 from ddp_ft.data.text.processor import TextProcessor
 from ddp_ft.data.text.read import read_text
 from ddp_ft.data.text.source import name_of
