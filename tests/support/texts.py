@@ -56,7 +56,9 @@ def write_encoder(folder: Path, dropout: float = 0.0, **changes: object) -> Path
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=64, model_input_names=inputs, **names
     ).save_pretrained(folder)
+    # Larger weights than at BERT's own start, so that each word counts and there is something to learn on.
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes["initializer_range"] = 0.2
     config = BertConfig(
         vocab_size=len(special) + len(WORDS), max_position_embeddings=64, hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout, **sizes, **changes,

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ddp_ft.errors import UserError
-from ddp_ft.models.build import create_from_spec
+from ddp_ft.models.build import build_model, create_from_spec
+from ddp_ft.models.libraries.transformers import call
 from tests.support.ranks import run_ranks
 from tests.support.runs import call_on, column, read, start_process, train_here, train_on, wait_for
 from tests.support.texts import sentences, write_classes, write_encoder, write_lines
@@ -45,6 +46,21 @@ def alone(data, encoder, tmp_path_factory):
 def without_size(words):
     """`arguments` gives an image size, which texts do not have: the last one given counts."""
     return [*words, "--set", "model.image_size=auto"]
+
+
+def test_it_learns(alone):
+    losses = column(alone, "loss")
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_what_pads_a_batch_changes_nothing(encoder):
+    module = create_from_spec(build_model(f"transformers/{encoder}", 3, weights="none").spec).eval()
+    tokens, lengths = torch.tensor([[2, 9, 10, 3, 0, 0], [2, 5, 6, 7, 8, 3]]), torch.tensor([4, 6])
+    with torch.no_grad():
+        both = call(module, {"tokens": tokens, "tokens_length": lengths})
+        one = call(module, {"tokens": tokens[:1, :4], "tokens_length": lengths[:1]})
+        unmasked = module(input_ids=tokens).logits
+    assert torch.allclose(both[:1], one, atol=1e-6) and not torch.allclose(unmasked[:1], one, atol=1e-2)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -118,6 +134,12 @@ def test_pairs_of_texts(encoder, tmp_path):
     call_on(1, "ddp_ft.predict", tmp_path / "r", tmp_path / "t.jsonl", "--output", tmp_path / "p.csv")
     told, own = answers(tmp_path / "p.csv"), shares(tmp_path / "r", *([row[name] for row in rows] for name in PAIR))
     assert told == pytest.approx(own, abs=1e-5) and len(told) == 48
+
+
+def test_an_average_is_a_model_of_transformers_too(alone, tmp_path):
+    call_on(1, "ddp_ft.cli.average", alone, "--last", 2, "--output", tmp_path / "r/best", "--device", "cpu")
+    (tmp_path / "r/classes.json").write_text((alone / "classes.json").read_text())
+    assert len(shares(tmp_path / "r", ["a ship", "an owl near the moss"])) == 2
 
 
 def test_another_run_starts_from_it(alone, data, tmp_path):

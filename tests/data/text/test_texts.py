@@ -85,6 +85,14 @@ def test_descriptions_beside_images_are_not_the_data(shapes, tmp_path):
             (tmp_path / folder.name / f"{file.stem}.txt").write_text("a disc")
     splits = open_splits(DataConfig(path=tmp_path), 0)
     assert splits.train.kind == "image" and any(".txt 12" in note for note in splits.notes)
+    for image in (tmp_path / "disc").glob("*.png"):
+        image.unlink()
+    with pytest.raises(UserError, match=r"Class folders without images in .*: disc"):
+        open_splits(DataConfig(path=tmp_path), 0)
+    for image in (tmp_path / "square").glob("*.png"):
+        image.unlink()
+    with pytest.raises(UserError, match=r"Class folders without images in .*: disc, square"):
+        open_splits(DataConfig(path=tmp_path), 0)
 
 
 def test_tables_and_lines_say_the_same(tmp_path):
