@@ -11,7 +11,7 @@ from ddp_ft.data.sources.table_file import is_table
 from ddp_ft.errors import printable, shortened
 from ddp_ft.reporting.choice import describe_choice, describe_views
 from ddp_ft.reporting.facts import SPLITS, RunFacts
-from ddp_ft.reporting.formats import metric_name
+from ddp_ft.reporting.formats import metric_name, noun_of
 from ddp_ft.reporting.reproduce import start_command
 from ddp_ft.reporting.set_section import TITLES, Intervals, result
 from ddp_ft.tasks.metric_table import METRICS
@@ -44,16 +44,21 @@ def card_text(facts: RunFacts, found: Intervals) -> str:
     library, words = str(facts.description.get("library", "")), facts.task.words
     data = ModelCardData(
         model_name=facts.name,
-        library_name=library if library in ("timm", "torchvision") else None,
+        library_name=library if library in ("timm", "torchvision", "transformers") else None,
         license="unknown",
-        pipeline_tag=words.pipeline_tag,
-        tags=[words.hub_type, "ddp_ft", *words.tags],
+        pipeline_tag=_of_kind(facts, words.pipeline_tag or "") or None,
+        tags=[_of_kind(facts, words.hub_type), "ddp_ft", *words.tags],
         base_model=_base_model(facts),
         datasets=[_data_type(facts)],
         metrics=sorted({_hub_metric(name) for split in SPLITS for name in facts.metrics(split)} - {"loss"}),
         eval_results=_results(facts) or None,
     )
     return f"---\n{data.to_yaml()}\n---\n\n{_body(facts, found)}"
+
+
+def _of_kind(facts: RunFacts, tag: str) -> str:
+    """A hub's tag of images as that of the run's kind of samples: text-classification."""
+    return tag.replace("image", noun_of(facts.description))
 
 
 def _base_model(facts: RunFacts) -> str | None:
@@ -70,10 +75,11 @@ def _base_model(facts: RunFacts) -> str | None:
 
 def _data_type(facts: RunFacts) -> str:
     """The form of the data, as the hub's loaders call it."""
+    noun = noun_of(facts.description)
     path = facts.config.data.path
     if path is not None and code_file(path):
         return "custom"
-    return path.suffix.lstrip(".").lower() if path is not None and is_table(path) else "imagefolder"
+    return path.suffix.lstrip(".").lower() if path is not None and is_table(path) else f"{noun}folder"
 
 
 def _hub_metric(metric: str) -> str:
@@ -85,7 +91,7 @@ def _results(facts: RunFacts) -> list[Any]:
 
     return [
         EvalResult(
-            task_type=facts.task.words.hub_type,
+            task_type=_of_kind(facts, facts.task.words.hub_type),
             dataset_type=_data_type(facts),
             dataset_name=facts.data_name,
             dataset_split="validation" if split == "val" else split,
@@ -100,11 +106,12 @@ def _results(facts: RunFacts) -> list[Any]:
 
 
 def _body(facts: RunFacts, found: Intervals) -> str:
+    noun = noun_of(facts.description)
     parts = {
         "": _introduction(facts),
         "Intended use": "_To be filled in: what the model is for, what it is not for, who has checked it on what._",
         "License": "_To be filled in, here and in the first lines: the license of the pretrained weights and that of "
-        "the training images both count._",
+        f"the training {noun}s both count._",
         "Training data": _data(facts),
         "Training": _procedure(facts),
         "Results": _result_table(facts, found),
@@ -120,22 +127,25 @@ def _text(value: object) -> str:
 
 
 def _introduction(facts: RunFacts) -> str:
+    noun = noun_of(facts.description)
     names = shortened([_text(name) for name in facts.names], _MOST_NAMES)
     size = facts.description.get("preprocessing", {}).get("size")
+    article = "an" if noun == "image" else "a"
     pixels = f" of {size[0]} x {size[1]} pixels" if size else ""
     return (
-        f"# {_text(facts.name)}\n\n{_text(facts.config.model.name)}, fine-tuned on {_text(facts.data_name)}. From an "
-        f"image{pixels} it {facts.task.words.verb} {names}."
+        f"# {_text(facts.name)}\n\n{_text(facts.config.model.name)}, fine-tuned on {_text(facts.data_name)}. From "
+        f"{article} {noun}{pixels} it {facts.task.words.verb} {names}."
     )
 
 
 def _data(facts: RunFacts) -> str:
+    noun = noun_of(facts.description)
     plan, test = facts.plan, facts.scored_sets.get("test")
     rows = {"training": plan.train_samples, "validation": plan.val_samples} | ({"test": len(test)} if test else {})
     table = "\n".join(f"| {name} | {count(number)} |" for name, number in rows.items())
-    text = f"| set | images |\n|---|---:|\n{table}"
+    text = f"| set | {noun}s |\n|---|---:|\n{table}"
     if fingerprint := facts.split.get("fingerprint", ""):
-        text += f"\n\nFingerprint of all images' paths, sizes and targets: `{printable(str(fingerprint))}`."
+        text += f"\n\nFingerprint of all {noun}s' paths, sizes and targets: `{printable(str(fingerprint))}`."
     return text
 
 
@@ -159,6 +169,7 @@ def _procedure(facts: RunFacts) -> str:
 
 
 def _result_table(facts: RunFacts, found: Intervals) -> str:
+    noun = noun_of(facts.description)
     rows = [
         f"| {TITLES[split]} | {_text(metric_name(name))} | {' | '.join(result(facts, found, split, name))} |"
         for split in reversed(SPLITS)
@@ -166,7 +177,7 @@ def _result_table(facts: RunFacts, found: Intervals) -> str:
     ]
     if not rows:
         return "There is no evaluation yet."
-    note = "Intervals: percentile bootstrap over the images of the set; of a share of 0 or 100 % the exact one."
+    note = f"Intervals: percentile bootstrap over the {noun}s of the set; of a share of 0 or 100 % the exact one."
     if not facts.metrics("test"):
         note += " The validation set also chose the model, so these results are slightly optimistic."
     return "\n".join(["| set | metric | value | 95 % interval |", "|---|---|---:|---|", *rows, "", note])

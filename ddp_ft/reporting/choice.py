@@ -6,7 +6,7 @@ from ddp_ft.contracts import PROBE
 from ddp_ft.data.image.views import PASSES
 from ddp_ft.reporting.curve import describe_curve
 from ddp_ft.reporting.facts import RunFacts
-from ddp_ft.reporting.formats import metric_name, metric_text
+from ddp_ft.reporting.formats import metric_name, metric_text, noun_of
 from ddp_ft.run_folder.checkpoints import Score
 from ddp_ft.run_folder.model_folder import VAL_VIEWS
 from ddp_ft.tasks.metric_table import known_metric
@@ -45,7 +45,8 @@ def describe_choice(facts: RunFacts) -> str:
     if not error:
         return f"{where}: one of {near} evaluations with the same {name}"
     best_of_all = f"the best {name}, {metric_text(facts.metric, top[facts.metric])} {_place(top)}"
-    within = f"{_figure(facts.metric, error)}, the standard error on {plural(facts.plan.val_samples, 'image')}"
+    samples = plural(facts.plan.val_samples, noun_of(facts.description))
+    within = f"{_figure(facts.metric, error)}, the standard error on {samples}"
     return f"{where}: {kept} the {near} of {len(rows)} evaluations that are within {within}, of {best_of_all}"
 
 

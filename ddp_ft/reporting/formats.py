@@ -1,11 +1,13 @@
 """Numbers, times and names as text."""
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from ddp_ft.errors import printable
 from ddp_ft.evaluation.intervals import Interval
 from ddp_ft.tasks.metric_table import known_metric
-from ddp_ft.texts import count, percent, readable
+from ddp_ft.texts import count, percent, readable, sample_noun
 
 
 def is_share(metric: str) -> bool:
@@ -77,3 +79,8 @@ def number_text(number: float) -> str:
 def p_text(p_value: float) -> str:
     """A p value with two significant digits."""
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+
+
+def noun_of(description: Mapping[str, Any]) -> str:
+    """What a sample is to the model of that model.json; "image" before there is one."""
+    return sample_noun(str(description.get("preprocessing", {}).get("kind", "image")))

@@ -9,7 +9,7 @@ from ddp_ft.errors import printable, shortened
 from ddp_ft.reporting.choice import describe_views, model_rows
 from ddp_ft.reporting.class_table import class_counts
 from ddp_ft.reporting.facts import SPLITS, RunFacts
-from ddp_ft.reporting.formats import brief, metric_name, moment
+from ddp_ft.reporting.formats import brief, metric_name, moment, noun_of
 from ddp_ft.reporting.reproduce import start_command
 from ddp_ft.reporting.set_section import TITLES, Intervals, open_set, result, scored_section
 from ddp_ft.reporting.svg_charts import curves
@@ -34,6 +34,7 @@ def report_page(facts: RunFacts, found: Intervals, sources: Sources | None = Non
     opened = {split: open_set(facts, split, sources, data) for split in order}
     return render(
         "report.html",
+        noun=noun_of(facts.description),
         title=f"{facts.config.model.name} on {facts.data_name}",
         name=facts.name,
         state=_state(facts),
@@ -102,10 +103,11 @@ def _metric_rows(facts: RunFacts, found: Intervals) -> dict[str, Any]:
 
 def _caveats(facts: RunFacts) -> list[str]:
     """What the intervals do not cover."""
+    noun = noun_of(facts.description)
     if not facts.scored_sets:
         return []
     lines = [
-        "95 % intervals: bootstrap over the images of the set; of a share of 0 or 100 % the exact one (Clopper and "
+        f"95 % intervals: bootstrap over the {noun}s of the set; of a share of 0 or 100 % the exact one (Clopper and "
         "Pearson). They do not cover other seeds of the training."
     ]
     if describe_views(facts):
@@ -125,6 +127,7 @@ def _caveats(facts: RunFacts) -> list[str]:
 
 
 def _what_was_trained(facts: RunFacts) -> list[tuple[str, str]]:
+    noun = noun_of(facts.description)
     config, plan = facts.config, facts.plan
     names = shortened([brief(name) for name in facts.names], SHOWN_NAMES)
     size = facts.description.get("preprocessing", {}).get("size")
@@ -133,7 +136,7 @@ def _what_was_trained(facts: RunFacts) -> list[tuple[str, str]]:
     rows = {
         "Data": f"{config.data.path}: {count(plan.train_samples)} training, {count(plan.val_samples)} validation"
         + (f", {count(len(test))} test" if test else "")
-        + " images",
+        + f" {noun}s",
         "Task": f"{plan.task}{several}: {names}",
         "Model": f"{config.model.name}" + (f", input {size[0]} x {size[1]} pixels" if size else ""),
         "Initial weights": str(config.model.weights),
@@ -149,6 +152,7 @@ def _what_was_trained(facts: RunFacts) -> list[tuple[str, str]]:
 
 def _notes(facts: RunFacts) -> list[str]:
     """Faults of the run, and what slows it down."""
+    noun = noun_of(facts.description)
     summary, plan, notes = facts.summary, facts.plan, []
     if restarts := summary.get("restarts") or max(0, len(facts.starts) - 1):
         notes.append(f"The run was interrupted: {plural(restarts, 'restart')}.")
@@ -157,10 +161,10 @@ def _notes(facts: RunFacts) -> list[str]:
         first = f" The first ones are in bad_batches/: {kept}." if kept else ""
         notes.append(f"{plural(number, 'step')} skipped, since the loss or gradient was not finite.{first}")
     if facts.damaged:
-        notes.append(f"{plural(len(facts.damaged), 'damaged image')} left out, listed below.")
+        notes.append(f"{plural(len(facts.damaged), f'damaged {noun}')} left out, listed below.")
     if plan.lowered:
         before, now = plan.lowered
-        notes.append(f"A process ran out of memory; micro-batches were lowered from {before} to {now} images.")
+        notes.append(f"A process ran out of memory; micro-batches were lowered from {before} to {now} {noun}s.")
     if (summary.get("data_wait_share") or 0) > _LONG_WAIT:
         notes.append(
             f"Steps waited for data in {percent(summary['data_wait_share'])} of the training time: more workers "

@@ -17,7 +17,7 @@ from ddp_ft.data.splits.open import open_part, schema_in
 from ddp_ft.errors import UserError, printable
 from ddp_ft.evaluation.intervals import Interval, intervals
 from ddp_ft.reporting.facts import RunFacts
-from ddp_ft.reporting.formats import brief, interval_text, metric_text
+from ddp_ft.reporting.formats import brief, interval_text, metric_text, noun_of
 from ddp_ft.reporting.svg_charts import data_uri, ranking_svgs, reliability_svg, scatter_svg
 from ddp_ft.tasks.scored.base import MOST_SCATTERS, ScoredSet, most_confused
 from ddp_ft.texts import count, percent, plural
@@ -70,7 +70,7 @@ def open_evaluated(facts: RunFacts, split: str, data: Path | None = None) -> Lab
         if len(source) == len(scored_set):
             break
     if len(source) != len(scored_set) or not scored_set.has_targets(source.targets):
-        raise UserError(f"{config.path} has other {split} images than the run had.")
+        raise UserError(f"{config.path} has other {split} {noun_of(facts.description)}s than the run had.")
     return source
 
 
@@ -177,7 +177,7 @@ def _images(facts: RunFacts, scored_set: ScoredSet, opened: Opened) -> dict[str,
             reason, shown[name] = _reason(error), []
     correct, wrong = scored_set.correct, ""
     if correct is not None:
-        wrong = f"{plural(int((~correct).sum()), 'mistake')} in {plural(len(scored_set), 'image')}"
+        wrong = f"{plural(int((~correct).sum()), 'mistake')} in {plural(len(scored_set), noun_of(facts.description))}"
     headings = {"worst_heading": scored_set.worst_heading, "correct_heading": scored_set.correct_heading}
     return {**shown, "no_images": reason, "wrong": wrong, **headings}
 

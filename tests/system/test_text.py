@@ -11,6 +11,7 @@ import torch
 from ddp_ft.errors import UserError
 from ddp_ft.models.build import build_model, create_from_spec
 from ddp_ft.models.libraries.transformers import call
+from ddp_ft.reporting.writing import write_report
 from tests.support.ranks import run_ranks
 from tests.support.runs import call_on, column, read, start_process, train_here, train_on, wait_for
 from tests.support.texts import sentences, write_classes, write_encoder, write_lines
@@ -146,6 +147,14 @@ def test_another_run_starts_from_it(alone, data, tmp_path):
     said = train_on(1, *without_size(options(data, tmp_path / "r", alone)), epochs=1)
     assert "0 skipped" in said and "0 missing" in said
     assert column(tmp_path / "r", "loss")[0] < column(alone, "loss")[0]
+
+
+def test_its_report_and_card_are_of_texts(alone):
+    assert write_report(alone)
+    page, card = (alone / "report.html").read_text(), (alone / "model_card.md").read_text()
+    assert "validation texts" in page and not re.search(r"[ >]images\b", re.sub("(?s)<style.*?</style>", "", page))
+    assert "pipeline_tag: text-classification" in card and "library_name: transformers" in card
+    assert "From a text it" in card and "| set | texts |" in card
 
 
 def test_what_is_refused(alone, data, encoder, shapes, tmp_path):
