@@ -50,10 +50,13 @@ def kfold(folds: int, run_dir: Path | None, listed: Path | None, options: tuple[
     config = _config_of(options)
     folder = run_dir or default_run_dir(config).with_name(f"{default_run_dir(config).name}-kfold")
     own = [_own_options(each, fold, folds) for fold, each in enumerate(fold_folders(folder, folds), start=1)]
-    if listed:
-        _write_list(listed, own)
     open_folds(folder, folds)
     if listed:
+        try:
+            _write_list(listed, own)
+        except UserError:
+            forget_unbegun(folder, folds)
+            raise
         print_note(
             f"{plural(folds, 'line')} in {listed}: sbatch --array=1-{folds} slurm/array.sbatch {listed} TRAIN_OPTIONS"
         )

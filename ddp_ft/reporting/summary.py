@@ -82,8 +82,8 @@ def print_end(run: Run, state: TrainState, console: Console, status: str, test: 
     heading = {"": f"{'val':>8}  {'test':>8}"} if test else {}
     texts = {name: "  ".join(f"{metric_figure(value):>8}" for value in values) for name, values in rows.items()}
     console.table(f"Best model ({best}): {run.folder.best}", heading | texts)
-    if run.score(state.progress.top) > run.score(best.metrics):
-        top, noun = metric_figure(state.progress.top[run.metric]), sample_noun(run.splits.val.kind)
+    if (best_of_all := state.progress.top) and run.score(best_of_all) > run.score(best.metrics):
+        top, noun = metric_figure(best_of_all[run.metric]), sample_noun(run.splits.val.kind)
         console.print(
             f"It is the latest that may be as good as the best evaluation ({run.metric} {top}), which "
             f"{plural(len(run.splits.val), noun)} cannot tell from it (eval.choose)."

@@ -32,8 +32,8 @@ def write_weights(file, scales):
 
 
 def begin(shapes, run, *more):
-    """A start that is killed after a checkpoint at step 3."""
-    fault = Fault(str(run.with_name(f"{run.name}-fault")), "kill", "train", 6)
+    """A start that is killed while its second checkpoint comes into being; the first is that of step 3."""
+    fault = Fault(str(run.with_name(f"{run.name}-fault")), "kill", r"checkpoints/step_\d{8}", 2)
     codes, said = run_forked(1, options(shapes, run, *more), more=fault.environment())
     assert codes == [-9] and (run / "checkpoints/step_00000003").is_dir(), said
 

@@ -171,6 +171,7 @@ def test_what_is_refused(alone, data, encoder, shapes, tmp_path):
         return changed
 
     refused("code of the folder is never run", encoder_with(auto_map={"AutoModel": "own.Model"}))
+    refused("attn_implementation", encoder_with(text_config={"attn_implementation": "someone/kernels"}))
     refused("attn_implementation", encoder_with(attn_implementation="someone/kernels"))
     refused("no model that the installed transformers knows", encoder_with(model_type="nothing"))
     refused("its tokenizer has [0-9]+ tokens, the model 7", encoder_with(vocab_size=7))

@@ -239,17 +239,17 @@ def list_classes(folder: Path, prefix: str = "", kind: FileKind = IMAGES) -> Lis
 def list_roles(folders: Mapping[str, Path], root: Path) -> dict[str, Listing]:
     """`list_classes` of each role's folder ("train", ...): of images; if there are none and several classes have files
     of another kind to train on, of these. Paths are relative to `root`."""
-    found: dict[str, dict[str, Listing]] = {}
-    for name, kind in FILE_KINDS.items():
-        found[name] = {
-            role: list_classes(folder, "" if folder == root else f"{folder.relative_to(root).as_posix()}/", kind)
-            for role, folder in folders.items()
-        }
-        if any(part.paths for part in found[IMAGES.name].values()):
-            break
-        if sum(map(bool, found[name][TRAIN].counts)) > 1:
-            return found[name]
-    return found[IMAGES.name]
+    prefixes = {role: "" if at == root else f"{at.relative_to(root).as_posix()}/" for role, at in folders.items()}
+
+    def listed(kind: FileKind) -> dict[str, Listing]:
+        return {role: list_classes(folder, prefixes[role], kind) for role, folder in folders.items()}
+
+    images = listed(IMAGES)
+    if not any(part.paths for part in images.values()):
+        for kind in FILE_KINDS.values():
+            if kind != IMAGES and sum(map(bool, (found := listed(kind))[TRAIN].counts)) > 1:
+                return found
+    return images
 
 
 def _read_all(folder: Path, prefix: str, names: Sequence[str], kind: FileKind) -> list[Found]:

@@ -24,6 +24,8 @@ LIBRARIES = {
     "transformers": "ddp_ft.models.libraries.transformers",
 }
 USER_FILES = "file"
+# Any name might be a folder of these, or on a hub, so it needs the library's name.
+_WITHOUT_LIST = ("transformers",)
 
 
 def get_library(key: str) -> Library:
@@ -73,8 +75,7 @@ def resolve(name: str) -> tuple[str, str]:
 
 
 def _resolve_bare(name: str) -> tuple[str, str]:
-    # Of a library without a list any name might be a folder, or on a hub, so there it needs the library's name.
-    having = [key for key in LIBRARIES if get_library(key).knows(name) and get_library(key).names()]
+    having = [key for key in LIBRARIES if key not in _WITHOUT_LIST and get_library(key).knows(name)]
     if not having:
         raise _unknown(name)
     if len(having) > 1:

@@ -71,7 +71,7 @@ def arguments(name: str, outputs: int, image_size: int | None) -> dict[str, Any]
 
 def is_argument(name: str, value: Any) -> bool:
     """Whether it is a configuration without anything that makes transformers run or download code."""
-    return name == "config" and isinstance(value, Mapping) and not any(key in value for key in _REFUSED)
+    return name == "config" and isinstance(value, Mapping) and not _refused_in(value)
 
 
 def create(spec_name: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -199,7 +199,7 @@ def _read_config(name: str) -> Any:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {reason_of(error)}.", _HINT) from None
-    if asked := [key for key in _REFUSED if isinstance(values, dict) and values.get(key)]:
+    if asked := _refused_in(values):
         raise UserError(
             f"{file} asks for {' and '.join(asked)}: code of the folder is never run.",
             "If transformers has the model itself, remove that from config.json.",
@@ -210,6 +210,14 @@ def _read_config(name: str) -> Any:
         raise UserError(
             f"{file} is of no model that the installed transformers knows: {one_line(error)}.", _HINT
         ) from None
+
+
+def _refused_in(values: Any) -> list[str]:
+    """Those of _REFUSED that a configuration, or one inside it, asks for."""
+    if not isinstance(values, Mapping):
+        return []
+    inside = [key for value in values.values() for key in _refused_in(value)]
+    return [*(key for key in _REFUSED if values.get(key)), *inside]
 
 
 def _classifier(config: Any, name: str) -> Any:
