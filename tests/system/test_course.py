@@ -3,14 +3,14 @@
 import json
 import math
 import re
-import signal
 
 import pytest
 import torch
 
 from ddp_ft.errors import UserError
 from tests.support import nets
-from tests.support.runs import arguments, column, read, rows, start_process, train_here, train_on, wait_for
+from tests.support.runs import arguments, column, read, rows, train_here, train_on
+from tests.system.faults.forks import train_killed
 
 # One unbroken run for all.
 pytestmark = pytest.mark.xdist_group("course")
@@ -78,10 +78,7 @@ def test_the_latest_of_equally_good_models_is_kept(whole):
 
 def test_a_killed_run_ends_with_the_same_bytes(whole, shapes, tmp_path):
     more = [*SHORT, "--set", "checkpoint.every_steps=70"]
-    process = start_process(arguments(shapes, tmp_path / "cut", *more, epochs=None))
-    wait_for(tmp_path / "cut/checkpoints/step_00000210", process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    train_killed(arguments(shapes, tmp_path / "cut", *more, epochs=None), tmp_path / "fault")
     train_here(shapes, tmp_path / "cut", *more, epochs=None)
     assert read(tmp_path / "cut", "summary.json")["restarts"] == 1
     for file in ("best/model.safetensors", "checkpoints/last/ema.safetensors"):

@@ -7,6 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.support.commands import Command
 from tests.support.runs import arguments, column, read, start_process, train_here, train_on, wait_for
+from tests.system.faults.forks import train_killed
 
 CADENCE = ["--set", "checkpoint.every_steps=3", "--set", "checkpoint.keep=99"]
 
@@ -14,10 +15,7 @@ CADENCE = ["--set", "checkpoint.every_steps=3", "--set", "checkpoint.keep=99"]
 @pytest.mark.parametrize("net", [pytest.param("plain", marks=pytest.mark.slow), "with_batch_norm"])
 def test_grade_a_killed_and_continued_in_one_process(shapes, tmp_path, net):
     train_here(shapes, tmp_path / "whole", *CADENCE, net=net, epochs=8)
-    process = start_process(arguments(shapes, tmp_path / "cut", *CADENCE, net=net, epochs=8))
-    wait_for(tmp_path / "cut/checkpoints/step_00000009", process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    train_killed(arguments(shapes, tmp_path / "cut", *CADENCE, net=net, epochs=8), tmp_path / "fault")
     assert not (tmp_path / "cut/summary.json").exists()
     assert train_here(shapes, tmp_path / "cut", *CADENCE, net=net, epochs=8) == 0
     assert column(tmp_path / "cut", "loss") == column(tmp_path / "whole", "loss")

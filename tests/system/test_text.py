@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import signal
 
 import pytest
 import torch
@@ -13,9 +12,10 @@ from ddp_ft.models.build import build_model, create_from_spec
 from ddp_ft.models.libraries.transformers import call
 from ddp_ft.reporting.writing import write_report
 from tests.support.ranks import run_ranks
-from tests.support.runs import call_on, column, read, start_process, train_here, train_on, wait_for
+from tests.support.runs import arguments, call_on, column, read, train_here, train_on
 from tests.support.texts import sentences, write_classes, write_encoder, write_lines
 from tests.system.docs.test_readme import ROOT, commands_of, run
+from tests.system.faults.forks import train_killed
 
 pytestmark = pytest.mark.xdist_group("text")
 PAIR = ("text", "text_pair")
@@ -75,13 +75,8 @@ def test_the_same_curve_on_any_number_of_processes(data, encoder, alone, tmp_pat
 
 
 def test_a_killed_run_ends_with_the_same_bytes(data, encoder, alone, tmp_path):
-    from tests.support.runs import arguments
-
     words = without_size(options(data, tmp_path / "cut", encoder, "--set", "checkpoint.every_steps=3", "--workers", 1))
-    process = start_process(arguments(*words, epochs=4))
-    wait_for(tmp_path / "cut/checkpoints/step_00000006", process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    train_killed(arguments(*words, epochs=4), tmp_path / "fault", count=2)
     train_on(1, *words, epochs=4)
     parts = [run / "best/model.safetensors" for run in (tmp_path / "cut", alone)]
     assert parts[0].read_bytes() == parts[1].read_bytes()

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from ddp_ft.errors import UserError
-from tests.support.runs import arguments, column, read, rows, start_process, train_here, train_on, wait_for
+from tests.support.runs import arguments, column, read, rows, train_here, train_on
+from tests.system.faults.forks import train_killed
 
 BASE = ("--lr", 0.01, "--batch-size", 7)
 GRADUAL = "freeze.schedule={0: backbone, 1: stages:1, 2: none}"
@@ -92,10 +93,7 @@ def test_a_kill_inside_the_probe_goes_on_there(shapes, tmp_path, start):
     probe = ["--set", "probe.epochs=60", "--set", "probe.batch_size=16", "--set", "checkpoint.every_steps=1"]
     args = (*more(start, "lp_ft"), *probe)
     train_here(shapes, tmp_path / "whole", *args)
-    process = start_process(arguments(shapes, tmp_path / "cut", *args))
-    wait_for(tmp_path / "cut/checkpoints/probe_00000021", process)
-    process.kill()
-    process.communicate()
+    train_killed(arguments(shapes, tmp_path / "cut", *args), tmp_path / "fault", r"probe_\d{8}", 21)
     train_here(shapes, tmp_path / "cut", *args)
     assert column(tmp_path / "cut", "step", phase="probe") == list(range(1, 121))
     for phase in ("probe", "train"):

@@ -18,7 +18,9 @@ from ddp_ft.trackers.console import make_console
 from ddp_ft.trackers.fan_out import make_trackers
 from ddp_ft.trackers.jsonl import Resumed
 from ddp_ft.trackers.services import background
-from tests.support.runs import arguments, column, start_process, train_here, wait_for
+from tests.support.runs import arguments, column, start_process, train_here
+from tests.system.faults.fault import Fault
+from tests.system.faults.forks import ForkedJob
 
 pytestmark = [
     pytest.mark.slow,
@@ -229,11 +231,12 @@ def test_several_at_once_and_a_killed_run(shapes, tmp_path):
     pytest.importorskip("wandb")
     run = tmp_path / "r"
     more = ["--track", "wandb,mlflow", "--set", "checkpoint.every_steps=5"]
-    process = start_process(arguments(shapes, run, *more, epochs=300))
-    wait_for(run / "checkpoints" / "step_00000015", process)
-    wait_for(run / "trackers" / "mlflow.json", process)
-    process.kill()
-    process.wait()
+    waits = Fault(str(tmp_path / "fault"), "wait", "train", 18)
+    job = ForkedJob(1, arguments(shapes, run, *more, epochs=300), waits.environment())
+    for path in (waits.reached, run / "checkpoints/step_00000015", run / "trackers/mlflow.json"):
+        job.wait_for(path)
+    job.signal(signal.SIGKILL)
+    job.end()
     last = column(run, "step")[-1] // 4 + 2
     (run / "stop").unlink(missing_ok=True)
     config = run / "config.yaml"

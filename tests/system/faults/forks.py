@@ -1,6 +1,7 @@
 """`ddp_ft.train` as forked ranks with real exit codes, and a parent that ends the job as torchrun's agent does."""
 
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.fork_server import PATIENCE, become, context, fork
+from tests.system.faults.fault import Fault, arm_from_environment
 
 # After the first rank that fails the others are asked to end, and after this many seconds made to.
 SHUTDOWN_SECONDS = 5.0
@@ -98,6 +100,16 @@ def run_forked(
     return ForkedJob(world_size, args, **options).end(seconds)
 
 
+def train_killed(args: Sequence[str], fault_folder: Path, checkpoint: str = r"step_\d{8}", count: int = 3) -> None:
+    """A start of the command in one process that is killed while the `count`-th such checkpoint takes its place.
+
+    A test that waits until a checkpoint is there, and kills then, comes too late where the whole run takes a second.
+    """
+    fault = Fault(str(fault_folder), "kill", f"checkpoints/{checkpoint}", count)
+    codes, said = run_forked(1, args, more=fault.environment())
+    assert codes == [-signal.SIGKILL], said
+
+
 def make_store() -> Any:
     """The store of a launcher, for ranks on this machine."""
     from torch.distributed import TCPStore
@@ -125,7 +137,6 @@ def _run(
 
     from ddp_ft.cli.process import run_command
     from ddp_ft.train import train
-    from tests.system.faults.fault import arm_from_environment
 
     torch.set_num_threads(1)
     arm_from_environment()

@@ -20,7 +20,8 @@ from tests.support import nets
 from tests.support.images import write_shapes
 from tests.support.loading import eval_loader, train_loader
 from tests.support.ranks import run_ranks
-from tests.support.runs import arguments, call_on, column, read, start_process, train_here, train_on, wait_for
+from tests.support.runs import arguments, call_on, column, read, train_here, train_on
+from tests.system.faults.forks import train_killed
 
 SKIP = ["--set", "data.on_error=skip"]
 MANY = [*SKIP, "--set", "data.max_damaged=0.5"]
@@ -275,10 +276,7 @@ def test_runs_go_on_without_damaged_images(torn, tmp_path):
 def test_a_killed_run_goes_on_with_the_same_stand_ins(torn, tmp_path):
     options = [*MANY, "--set", "checkpoint.every_steps=2"]
     train_here(torn, tmp_path / "whole", *options, epochs=9)
-    process = start_process(arguments(torn, tmp_path / "cut", *options, epochs=9))
-    wait_for(tmp_path / "cut/checkpoints/step_00000006", process)
-    process.kill()
-    process.communicate()
+    train_killed(arguments(torn, tmp_path / "cut", *options, epochs=9), tmp_path / "fault")
     train_here(torn, tmp_path / "cut", *options, epochs=9)
     assert lines(tmp_path / "cut") == RECORD
     assert column(tmp_path / "cut", "loss") == column(tmp_path / "whole", "loss")

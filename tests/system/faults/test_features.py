@@ -21,8 +21,9 @@ from tests.support import counting
 from tests.support.counting import COUNTS, LIMIT, images_seen
 from tests.support.images import write_shapes
 from tests.support.loading import eval_loader
-from tests.support.runs import arguments, call_on, column, read, start_process, train_here, train_on, wait_for
+from tests.support.runs import arguments, call_on, column, read, start_process, train_here, train_on
 from tests.system.faults.comparing import assert_same_result
+from tests.system.faults.forks import train_killed
 
 SET = "--set"
 TRAIN, VAL = 75, 9  # two chunks and one
@@ -68,10 +69,11 @@ def whole(shapes, start, tmp_path_factory):
 def test_a_restart_computes_nothing(shapes, tmp_path, options, counts):
     """Killed on the way, it goes on with the features that are there, and ends as an unbroken run does."""
     more = [*options, SET, "eval.every_epochs=40"]
-    process = start_process(arguments(shapes, tmp_path / "cut", *more, SET, "checkpoint.every_steps=3", epochs=40))
-    wait_for(tmp_path / "cut/checkpoints/step_00000012", process)
-    process.kill()
-    process.communicate()
+    train_killed(
+        arguments(shapes, tmp_path / "cut", *more, SET, "checkpoint.every_steps=3", epochs=40),
+        tmp_path / "fault",
+        count=4,
+    )
     assert images_seen(counts) == TRAIN + VAL
     for run, seen in (("cut", 0), ("whole", TRAIN + VAL)):
         train_here(shapes, tmp_path / run, *more, epochs=40)
