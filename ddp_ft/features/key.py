@@ -11,7 +11,7 @@ import torch
 
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.contracts import BuiltModel, LabelledSource
-from ddp_ft.data.bad_samples.replace import path_of
+from ddp_ft.data.derived import path_of
 from ddp_ft.plugins import digest_of
 from ddp_ft.version import versions_of
 
@@ -28,8 +28,8 @@ PACKAGE = Path(__file__).parent.parent
 # What features depend on besides data/image, or data/text: the draws of augmented views, how samples come in batches,
 # what replaces a damaged one, the forward pass.
 _OTHERS = (
-    "data/rng.py", "data/loader.py", "data/batch.py", "data/bad_samples/replace.py", "features/extractor.py",
-    "models/backbone.py", "models/precision.py",
+    "data/rng.py", "data/loader.py", "data/batch.py", "data/derived.py", "data/bad_samples/replace.py",
+    "features/extractor.py", "models/backbone.py", "models/precision.py",
 )  # fmt: skip
 
 

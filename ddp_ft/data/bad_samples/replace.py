@@ -1,17 +1,15 @@
 """data.on_error = skip: another sample in the place of a damaged one, and evaluation without damaged ones."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ddp_ft.contracts import Batch, LabelledSource, Sample, Source
+from ddp_ft.contracts import LabelledSource, Source
 from ddp_ft.data.bad_samples.find import read_all
 from ddp_ft.data.bad_samples.quarantine import Quarantine
-from ddp_ft.data.open_sample import open_sample
+from ddp_ft.data.derived import Derived, path_of
 from ddp_ft.data.rng import derive_seed
 from ddp_ft.data.roles import TRAIN
 
@@ -21,43 +19,7 @@ _REPLACES = -1
 _MOST_TRIES = 64
 
 
-class _Derived:
-    """A set whose samples are those of another one, each at its `place` there."""
-
-    def __init__(self, source: LabelledSource) -> None:
-        self.source = source
-        self.targets: NDArray[Any] = source.targets
-        self.weights: NDArray[np.float32] | None = source.weights
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    @property
-    def kind(self) -> str:
-        """The kind of the other set."""
-        return self.source.kind
-
-    def place(self, index: int) -> int:
-        """The sample's index in the other set."""
-        return index
-
-    def name(self, index: int) -> str:
-        """The sample's name in the other set."""
-        return self.source.name(self.place(index))
-
-    def open(self, index: int) -> Sample:
-        """The sample, without its weight if `weights` is None. Raises BadSample."""
-        return self._weighted(open_sample(self.source, self.place(index)))
-
-    def read(self, index: int) -> Batch:
-        """The same, decoded."""
-        return dict(self._weighted(self.source.read(self.place(index))))
-
-    def _weighted(self, sample: Sample) -> Sample:
-        return sample if self.weights is not None else {n: value for n, value in sample.items() if n != "weight"}
-
-
-class Lenient(_Derived):
+class Lenient(Derived):
     """A training set in which another sample takes the place of a damaged one, target and all.
 
     The other one is drawn from (seed, index of the damaged one, number of the try), in proportion to `weights`
@@ -89,7 +51,7 @@ class Lenient(_Derived):
             self.quarantine.report(TRAIN, path_of(self.source, index), reason)
 
 
-class Remaining(_Derived):
+class Remaining(Derived):
     """The samples of a set that can be read; `left_out` are the others, {path: reason}."""
 
     def __init__(self, source: LabelledSource, damaged: Mapping[int, str]) -> None:
@@ -105,14 +67,6 @@ class Remaining(_Derived):
     def place(self, index: int) -> int:
         """The sample's index among all."""
         return int(self.kept[index])
-
-
-def path_of(source: Source, index: int) -> str:
-    """The path of a sample as in split.json, which does not change when the data is moved; else its name."""
-    if isinstance(source, _Derived):
-        return path_of(source.source, source.place(index))
-    paths: Sequence[str] | None = getattr(source, "paths", None)
-    return source.name(index) if paths is None else paths[index]
 
 
 def leave_out_damaged(source: LabelledSource, split: str, quarantine: Quarantine) -> LabelledSource:

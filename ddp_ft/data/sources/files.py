@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ddp_ft.contracts import Batch, Sample
+from ddp_ft.data.derived import labels_of
 from ddp_ft.data.image.decode import open_image
 from ddp_ft.data.image.undecoded import decoded
 from ddp_ft.data.sources.file_kinds import IMAGES, TEXTS
@@ -65,5 +65,4 @@ class LabelledFileSource(FileSource):
     def open(self, index: int) -> Sample:
         """As `FileSource.open`, with "target", and "weight" (float32, a scalar) if there are any. Raises
         BadSample."""
-        sample = {**super().open(index), "target": torch.tensor(self.targets[index])}
-        return sample if self.weights is None else {**sample, "weight": torch.tensor(self.weights[index])}
+        return {**super().open(index), **labels_of(self, index)}

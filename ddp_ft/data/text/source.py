@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ddp_ft.contracts import Batch, Sample
+from ddp_ft.data.derived import labels_of
 from ddp_ft.data.text.read import encoded
 from ddp_ft.errors import printable
 
@@ -62,8 +62,7 @@ class LabelledTexts(TextSource):
 
     def open(self, index: int) -> Sample:
         """As `TextSource.open`, with "target", and "weight" (float32, a scalar) if there are any."""
-        sample = {**super().open(index), "target": torch.tensor(self.targets[index])}
-        return sample if self.weights is None else {**sample, "weight": torch.tensor(self.weights[index])}
+        return {**super().open(index), **labels_of(self, index)}
 
 
 def name_of(texts: Texts) -> str:
