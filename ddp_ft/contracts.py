@@ -139,6 +139,13 @@ class Processor(Protocol):
     def eval_transform(self) -> Transform:
         """The transform for evaluation and prediction; nothing in it is random."""
 
+    def packing(self) -> "Packing | None":
+        """What makes tensors that both transforms then return as they are; None if they are made anew in each epoch."""
+
+    def volume(self, batch: Batch) -> tuple[int, int] | None:
+        """Of a loaded batch, how many values its samples have (tokens), and how many with the padding; None if none is
+        padded."""
+
     def on_device(self, device: torch.device, channels_last: bool) -> ToDevice:
         """What prepares batches on the device; `channels_last` is the memory format of values with channels."""
 
@@ -156,6 +163,29 @@ class Processor(Protocol):
 
     def shape(self) -> tuple[int, ...]:
         """The fixed sizes of a sample's input: (height, width) of an image."""
+
+
+class Packing(Protocol):
+    """Makes samples' tensors many at a time, to be kept on disk: for a processor whose transforms draw nothing, and
+    take longer than reading what they made."""
+
+    @property
+    def measure(self) -> str:
+        """The name of the values of uneven length by which samples are long or short: "tokens"."""
+
+    def key(self) -> str:
+        """A hash of all that the tensors depend on besides the samples."""
+
+    def abridged(self, sample: Sample) -> Sample:
+        """What it reads of a sample."""
+
+    def content(self, sample: Sample) -> bytes:
+        """The same as bytes, which differ if the tensors may."""
+
+    def pack(self, samples: Sequence[Sample | None]) -> Mapping[str, NDArray[Any]]:
+        """Of abridged samples what the transform would return, but for their labels: arrays of N rows, or NAME with the
+        values of all samples in sequence and NAME_length (N). None stands for a sample that cannot be read, and becomes
+        anything."""
 
 
 @dataclass(frozen=True)

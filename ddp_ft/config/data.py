@@ -64,6 +64,9 @@ class DataConfig:
     max_length: int | None = key(
         None, "Text: the most tokens of a text; auto: as many as the model takes, but at most 512.", low=2, null="auto"
     )
+    bucket_by_length: bool = key(
+        True, "Text: batches are of texts of similar length, so that little of them is padding; false: any texts."
+    )
     workers: int | None = machine_key(
         None,
         "Loader processes of each rank; auto: from the cores this process may use.",

@@ -8,7 +8,9 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ddp_ft.contracts import Address, BadSample, Batch, Source, StorageFault, Transform
@@ -201,13 +203,20 @@ class TrainLoader:
 class EvalLoader:
     """The chunks of a source with these numbers, for evaluation and prediction; all if None.
 
-    The source's order is cut into chunks of `chunk_size`; see `chunks_of`. A batch has "weight" (the sample's own or
-    1), "position" (the place in the source's order) and "index" (of the sample that was read, which replaces a damaged
-    one if the source is `Lenient`).
+    The source's order, or that `order` of its samples (int64, N), is cut into chunks of `chunk_size`; see `chunks_of`.
+    A batch has "weight" (the sample's own or 1), "position" (the place in the source's order) and "index" (of the
+    sample that was read, which replaces a damaged one if the source is `Lenient`).
     """
 
-    def __init__(self, reader: Reader, chunk_size: int, numbers: Iterable[int] | None = None) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        chunk_size: int,
+        numbers: Iterable[int] | None = None,
+        order: "NDArray[np.int64] | None" = None,
+    ) -> None:
         chosen = chunks_of(reader.source, chunk_size) if numbers is None else numbers
+        self.order = np.arange(len(reader.source)) if order is None else order
         self.chunk_size = chunk_size
         self.starts = [number * chunk_size for number in chosen]
         self.reader = replace(reader, workers=min(reader.workers, len(self.starts)))
@@ -227,8 +236,10 @@ class EvalLoader:
 
     def _fetches(self) -> Iterator[list[Address]]:
         for start in self.starts:
-            stop = min(start + self.chunk_size, len(self.reader.source))
-            yield [Address(index, epoch=0, position=index) for index in range(start, stop)]
+            yield [
+                Address(index, epoch=0, position=index)
+                for index in self.order[start : start + self.chunk_size].tolist()
+            ]
 
 
 def chunks_of(source: Source, chunk_size: int, world_size: int = 1, rank: int = 0) -> range:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
 from ddp_ft.contracts import Address
+from ddp_ft.data.length_groups import grouped
 from ddp_ft.data.rng import derive_seed
 from ddp_ft.data.targets.registry import KINDS
 from ddp_ft.errors import UserError, known_names
@@ -84,6 +85,12 @@ class GlobalOrderSampler(DistributedSampler[int]):
         self.total_size = self.size  # no padding
         self.num_samples = sum(len(self._places(step)) for step in range(self.steps_per_epoch))
         self._orders: dict[int, Tensor] = {}
+        self._lengths: NDArray[np.int32] | None = None
+
+    def group_by_length(self, lengths: NDArray[np.int32]) -> None:
+        """From now on make batches of samples of similar length, as `grouped` does; `lengths` are of all samples."""
+        assert len(lengths) == self.size and not self.pairs
+        self._lengths, self._orders = lengths, {}
 
     def global_batch(self, step: int) -> list[Address]:
         """The samples of that step, counted from the start of training, over all ranks."""
@@ -120,6 +127,7 @@ class GlobalOrderSampler(DistributedSampler[int]):
         return len(self._slice(step))
 
     def _slice(self, step: int) -> range:
+        """The places of the step's samples in its epoch."""
         place = step % self.steps_per_epoch
         return range(place * self.size // self.steps_per_epoch, (place + 1) * self.size // self.steps_per_epoch)
 
@@ -149,9 +157,15 @@ class GlobalOrderSampler(DistributedSampler[int]):
         if not self.shuffle:
             return torch.arange(self.size)
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
-        if self.weights is None:
-            return torch.randperm(self.size, generator=generator)
-        return draw_in_proportion(self.weights, generator)
+        weights = self.weights
+        order = (
+            torch.randperm(self.size, generator=generator)
+            if weights is None
+            else draw_in_proportion(weights, generator)
+        )
+        if self._lengths is None:
+            return order
+        return grouped(order, self._lengths, [self._slice(step) for step in range(self.steps_per_epoch)], generator)
 
     def __iter__(self) -> Iterator[int]:
         first = self.epoch * self.steps_per_epoch

@@ -235,4 +235,5 @@ def spent_time(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     }
     parts["evaluation, probe, start-up and other"] = max(0.0, wall - sum(parts.values()))
     rows = [(name, seconds, seconds / wall) for name, seconds in parts.items() if seconds / wall >= _LEAST_SHARE]
-    return {"wall": wall, "parts": rows, "speed": float(summary.get("images_per_second") or 0)}
+    tokens = [summary[name] for name in ("tokens_per_second", "padding_share") if summary.get(name) is not None]
+    return {"wall": wall, "parts": rows, "speed": float(summary.get("images_per_second") or 0), "tokens": tokens}

@@ -39,6 +39,7 @@ def summarise(run: Run, state: TrainState, status: str, sets: Mapping[str, dict[
         "stopped_early": is_stale(run, progress),
         "images_per_second": progress.images_per_second,
         "data_wait_share": progress.data_wait_share,
+        **progress.token_speed,
         "train_seconds": progress.timed_seconds,
         "wall_seconds": progress.wall_seconds,
         "compile_seconds": progress.compile_seconds,

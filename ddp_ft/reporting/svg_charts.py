@@ -145,6 +145,8 @@ def curves(facts: RunFacts) -> list[tuple[str, Markup]]:
         f"Learning rate{all_rates}": (rates, ""),
         "Gradient norm before clipping": ({"": (train, "grad_norm", "-")}, "log"),
         "Images per second": ({"": (timed, "images_per_second", "-")}, "from 0"),
+        "Tokens per second": ({"": (timed, "tokens_per_second", "-")}, "from 0"),
+        "Share of padding in the batches": ({"": (timed, "padding_share", "-")}, "from 0"),
         "Share of the time waiting for data": ({"": (timed, "data_wait_share", "-")}, "from 0"),
     }
     drawn = []

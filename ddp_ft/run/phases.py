@@ -3,32 +3,34 @@
 from ddp_ft.contracts import DONE, PROBE, STOPPED
 from ddp_ft.distributed.agreement import StopAgreed
 from ddp_ft.reporting.summary import hyperparameters, print_end, report_at_the_end, summarise
+from ddp_ft.run.open_trackers import open_trackers
 from ddp_ft.slurm.walltime import Allocation
 from ddp_ft.trackers.console import Console
-from ddp_ft.trackers.fan_out import FanOut, make_trackers
-from ddp_ft.trackers.jsonl import Resumed
 from ddp_ft.training.best_model import mend_best, test_best, view_best
 from ddp_ft.training.checkpointing import restore, save
 from ddp_ft.training.faults import settle_damage, write_to_the_end
 from ddp_ft.training.loop import train
 from ddp_ft.training.open_phase import close_probe, describe_phase, open_phase
+from ddp_ft.training.packing import pack_samples
 from ddp_ft.training.recorder import Recorder
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import TrainState
 
 
-def resume(run: Run, state: TrainState, console: Console) -> None:
-    """Continue from what an earlier start left in the run folder."""
+def resume(run: Run, state: TrainState, console: Console) -> Run:
+    """Continue from what an earlier start left in the run folder; return the run with its samples prepared. Raises
+    StopAgreed if all ranks were asked to stop before that was done."""
     settle_damage(run, console.print)
     for trouble in restore(run, state):
         console.print(f"Warning: a checkpoint is damaged and was set aside. {trouble}")
     if trouble := mend_best(run, state):
         console.print(f"Warning: {trouble}")
+    return pack_samples(run, console.print)
 
 
 def train_run(run: Run, state: TrainState, console: Console, allocation: Allocation) -> str:
     """Train all phases, from the state's step on; test the best model, and report. Return DONE or STOPPED."""
-    recorder = Recorder(run, state, console, _open_trackers(run, state, console), allocation)
+    recorder = Recorder(run, state, console, open_trackers(run, state, console), allocation)
     status, test = "", {}
     try:
         status = _train_phases(run, state, recorder)
@@ -58,14 +60,6 @@ def stop_before_training(run: Run, state: TrainState, console: Console, writes: 
         restore(run, state)  # an earlier start may have trained, which the summary contains
         _write_summary(run, state, STOPPED, {})
     return STOPPED
-
-
-def _open_trackers(run: Run, state: TrainState, console: Console) -> FanOut:
-    progress = state.progress
-    if not run.world.is_main:
-        return FanOut()
-    resumed = Resumed(progress.step, progress.phase, progress.evaluation_due)
-    return make_trackers(run.folder.path, console, resumed, run.config.log.trackers)
 
 
 def _train_phases(run: Run, state: TrainState, recorder: Recorder) -> str:

@@ -73,7 +73,7 @@ def _fine_tune(request: Request, machine: Machine) -> str:
                 console.print("Dry run: nothing was trained and nothing was written.")
                 return DONE
             describe_run(run)
-            resume(run, state, console)
+            run = resume(run, state, console)
             lease.begin_at(state.progress.step)
             return train_run(run, state, console, allocation)
     except StopAgreed:  # while something was measured

@@ -43,7 +43,7 @@ _SUMMARY = {
     **dict.fromkeys(("step", "best_step", "restarts", "bad_steps"), (int,)),
     **dict.fromkeys((
         "epoch", "best_epoch", "images_per_second", "data_wait_share", "train_seconds", "wall_seconds",
-        "compile_seconds", "save_copy_seconds", "save_stall_seconds",
+        "tokens_per_second", "padding_share", "compile_seconds", "save_copy_seconds", "save_stall_seconds",
     ), (int, float)),
 }  # fmt: skip
 # What every row of metrics.jsonl has.

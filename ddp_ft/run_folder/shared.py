@@ -23,14 +23,15 @@ def seen_by(world: World, token: Path) -> list[bool]:
 
     Collective. `token` is where this rank looks for it.
     """
-    seen = world.gather(_appears(token))
+    seen = world.gather(appears(token))
     found = world.from_main(lambda: seen or [])
     if world.is_main:
         token.unlink(missing_ok=True)
     return found
 
 
-def _appears(file: Path) -> bool:
+def appears(file: Path) -> bool:
+    """Whether the file is there, or comes while a network file system may still hide it."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not file.exists():
         if time.monotonic() > deadline:

@@ -13,6 +13,8 @@ _LABEL = 7  # columns of "train", "val" or "test" and what is between it and the
 # The prefix of the moving average's metrics, and what the two rows of a table are called.
 _EMA = "ema_"
 _ROWS = {"weights": "", "average": _EMA}
+# The speeds of a row, of which the first is shown, and what they count.
+_SPEEDS = {"tokens_per_second": "tokens", "images_per_second": "images"}
 # The least share of the training time, waited for data, that is worth a place in the line.
 _NOTABLE_WAIT = 0.05
 
@@ -43,9 +45,13 @@ def training_line(place: Place, values: Mapping[str, float], time_left: str) -> 
 
 
 def speed_parts(values: Mapping[str, float]) -> list[str]:
-    """Images per second once that is measured, and the share of the time that is spent waiting, if it is large."""
-    speed = values.get("images_per_second")
-    parts = [f"{speed:.0f} images/s" if speed >= 100 else f"{speed:.3g} images/s"] if speed else []
+    """Images per second once that is measured, or tokens and the share of padding; and the share of the time that is
+    spent waiting, if it is large."""
+    name, noun = next(((name, noun) for name, noun in _SPEEDS.items() if values.get(name)), ("", ""))
+    speed = values.get(name)
+    parts = [f"{speed:.0f} {noun}/s" if speed >= 100 else f"{speed:.3g} {noun}/s"] if speed else []
+    if "padding_share" in values:
+        parts.append(f"padding {values['padding_share']:.0%}")
     wait = values.get("data_wait_share", 0.0)
     return [*parts, f"waits {wait:.0%}"] if wait >= _NOTABLE_WAIT else parts
 

@@ -45,8 +45,11 @@ LAYOUT = {
         "learning rates": ["Multiline", [rf"^{RATES}/"]],
     },
     "Machine": {
-        "images per second": ["Multiline", [rf"^{SPEED}/images_per_second$"]],
-        "shares of time and machine": ["Multiline", [rf"^({SPEED}/data_wait_share|{SYSTEM}/.*(load|share))$"]],
+        "images or tokens per second": ["Multiline", [rf"^{SPEED}/(images|tokens)_per_second$"]],
+        "shares of time and machine": [
+            "Multiline",
+            [rf"^({SPEED}/(data_wait|padding)_share|{SYSTEM}/.*(load|share))$"],
+        ],
     },
 }
 

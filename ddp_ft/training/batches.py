@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator
 
 from ddp_ft.contracts import PROBE, Batch, LabelledSource, Transform
 from ddp_ft.data.loader import EvalLoader, Reader, TrainLoader, chunks_of
+from ddp_ft.data.packed_source import by_length, lengths_of
 from ddp_ft.data.rng import derive_seed
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.distributed.world import World
@@ -16,7 +17,11 @@ from ddp_ft.training.run import Run
 def training_order(run: Run) -> GlobalOrderSampler:
     """Return the order of the training samples, with this rank's share; in pairs if samples are mixed."""
     train, pairs = run.config.train, run.model.processor.pairs(run.config)
-    return _order(run, run.world, train.batch_size, run.config.seed, pairs)
+    order = _order(run, run.world, train.batch_size, run.config.seed, pairs)
+    lengths = lengths_of(run.splits.train)
+    if run.config.data.bucket_by_length and lengths is not None:
+        order.group_by_length(lengths)
+    return order
 
 
 def head_order(run: Run, solo: World, phase: str) -> GlobalOrderSampler:
@@ -55,6 +60,6 @@ def evaluation_batches(run: Run, source: LabelledSource) -> Iterator[Batch]:
     """Yield this rank's chunks of a source. Before each the ranks agree on whether to stop: equally often, since their
     numbers of chunks differ by one at most."""
     world, reader = run.world, _reader(run, source, run.model.processor.eval_transform())
-    loader = EvalLoader(reader, EVAL_CHUNK, chunks_of(source, EVAL_CHUNK, world.size, world.rank))
+    loader = EvalLoader(reader, EVAL_CHUNK, chunks_of(source, EVAL_CHUNK, world.size, world.rank), by_length(source))
     chunks = math.ceil(len(source) / EVAL_CHUNK)
     return run.agreement.in_rounds(loader, math.ceil(chunks / world.size))

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddp_ft.contracts import PROBE, TRAIN
@@ -42,7 +44,8 @@ class Progress:
     last better one; `length` the keys of run length of this start. `bad_steps` and `bad_in_row` count steps whose loss
     or gradient was not finite; `saves` checkpoints, whose copies took `copy_seconds` of the loop's time.
     `searches_unused`: each step looks for parameters without a gradient, since an earlier one had them elsewhere than
-    expected.
+    expected. `tokens` and `places` are those of all ranks' batches in `token_seconds`, of samples that are padded:
+    `places` counts padding too.
     """
 
     phase: str = TRAIN
@@ -68,6 +71,9 @@ class Progress:
     wait_seconds: float = 0.0
     warm_up_images: int = 0
     warm_up_seconds: float = 0.0
+    tokens: float = 0.0
+    places: float = 0.0
+    token_seconds: float = 0.0
     best: Best = field(default_factory=Best)
     top: dict[str, float] = field(default_factory=dict)
 
@@ -85,9 +91,21 @@ class Progress:
         return self.warm_up_images / self.warm_up_seconds if self.warm_up_seconds else 0.0
 
     @property
+    def token_speed(self) -> dict[str, float]:
+        """Tokens a second without padding, and the share of padding in batches; empty for samples without padding."""
+        return token_speed(self.tokens, self.places, self.token_seconds)
+
+    @property
     def data_wait_share(self) -> float:
         """Share of the training time in which the step waited for its batch."""
         return self.wait_seconds / self.timed_seconds if self.timed_seconds else 0.0
+
+
+def token_speed(tokens: float, places: float, seconds: float) -> dict[str, float]:
+    """The two values of a row of metrics for so many tokens in so many places of batches; empty if there are none."""
+    if not (places and seconds):
+        return {}
+    return {"tokens_per_second": tokens / seconds, "padding_share": 1 - tokens / places}
 
 
 class Stopwatch:
@@ -102,7 +120,8 @@ class Stopwatch:
         self._wait = 0.0
         self._created = clock()
         self._wall_before = progress.wall_seconds
-        self._mark = (0, 0.0)
+        self._mark = (progress.timed_images, progress.timed_seconds)
+        self._batch, self._volume = np.zeros(2), np.zeros(2)
         self._saves = (progress.saves, progress.copy_seconds, progress.stall_seconds)
 
     def begin(self, counts: bool) -> None:
@@ -120,6 +139,15 @@ class Stopwatch:
         yield
         self._wait = self._clock() - begin
 
+    def count(self, tokens: int, places: int) -> None:
+        """Count a micro-batch of this rank, of samples that are padded, to the step that follows."""
+        self._batch += (tokens, places)
+
+    def volume(self) -> NDArray[np.float64]:
+        """Return the tokens and places that this rank counted in timed steps since the last call."""
+        volume, self._volume = self._volume, np.zeros(2)
+        return volume
+
     @contextmanager
     def step(self, images: int) -> Iterator[None]:
         """Around a whole training step of `images` in the global batch."""
@@ -132,20 +160,26 @@ class Stopwatch:
             self.progress.timed_images += images
             self.progress.timed_seconds += self._clock() - begin
             self.progress.wait_seconds += self._wait
+            self._volume += self._batch
         elif self._counts:
             self.progress.warm_up_images += images
             self.progress.warm_up_seconds += self._clock() - begin
+        self._batch = np.zeros(2)
 
-    def interval_speed(self) -> dict[str, float]:
+    def interval_speed(self, tokens: float = 0.0, places: float = 0.0) -> dict[str, float]:
         """Return the images per second since the last call, and the share of the training time spent waiting for data;
-        empty during the warm-up."""
+        of samples that are padded what `token_speed` says of all ranks' counts. Empty during the warm-up."""
         images, seconds = self._mark
         self._mark = (self.progress.timed_images, self.progress.timed_seconds)
         passed = self.progress.timed_seconds - seconds
         if passed <= 0:
             return {}
         speed = (self.progress.timed_images - images) / passed
-        return {"images_per_second": speed, "data_wait_share": self.progress.data_wait_share}
+        self.progress.tokens += tokens
+        self.progress.places += places
+        self.progress.token_seconds += passed if places else 0.0
+        shares = {"images_per_second": speed, "data_wait_share": self.progress.data_wait_share}
+        return shares | token_speed(tokens, places, passed)
 
     def interval_saves(self) -> dict[str, float]:
         """Return the seconds that copying the state, and waiting for the write before, took of the loop's time since

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from ddp_ft.contracts import TRAIN, Batch, Evaluation
@@ -34,6 +35,7 @@ class Recorder:
         folder, world = run.folder.path / FOLDER, run.world
         self._trace = StepTrace(run.config.log.profile, folder, world.rank, world.device)
         self._saved_at = 0.0
+        self._is_padded = False
         self._evaluations, self._evaluation_seconds, self._evaluation_began = 0, 0.0, 0.0
 
     def begin(self, phase: Phase) -> None:
@@ -61,6 +63,10 @@ class Recorder:
         """Return the next batch's micro-batches, and count the time as waiting. The first ones are logged."""
         with self.watch.waiting():
             micro_batches = next(batches)
+        for volume in map(self.run.model.processor.volume, micro_batches) if self.phase.is_on_data else ():
+            if volume is not None:
+                self._is_padded = True
+                self.watch.count(*volume)
         is_first = self.state.progress.step == 0 and self.phase.name == TRAIN
         if is_first and self.run.world.is_main and self.phase.is_on_data:
             log_first_batch(self.run, micro_batches[0], self.trackers)
@@ -75,8 +81,15 @@ class Recorder:
             row["bad_steps"] = progress.bad_steps
         if self.phase.name == TRAIN:
             machine = self.run.world.largest(machine_use(self.run.world.device))
-            row |= self.watch.interval_speed() | self.watch.interval_saves() | machine
+            row |= self.watch.interval_speed(*self._volume()) | self.watch.interval_saves() | machine
         self._log("train", row)
+
+    def _volume(self) -> list[float]:
+        """Return the tokens and places of all ranks since the last row. Collective; empty if samples are not padded."""
+        if not self._is_padded:
+            return []
+        volume: list[float] = self.run.world.sum(torch.from_numpy(self.watch.volume())).tolist()
+        return volume
 
     def after_step(self) -> None:
         """Report, once each, the trace after its last step, and how far the batch job will get."""

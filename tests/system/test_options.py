@@ -33,6 +33,7 @@ TESTED = {
     "data.image": "data/sources/test_table.py::test_column_of_images",
     "data.text": "data/text/test_texts.py::test_other_columns",
     "data.text_pair": "data/text/test_texts.py::test_other_columns",
+    "data.bucket_by_length": "system/test_text.py::test_little_of_the_batches_is_padding",
     "data.max_length": "data/text/test_texts.py::test_length",
     "data.target": "data/sources/test_table.py::test_targets_of_several_values",
     "data.group": "data/sources/test_table.py::test_groups_stay_together",

@@ -3,16 +3,22 @@
 import csv
 import json
 import re
+import shutil
 
+import numpy as np
 import pytest
 import torch
 
+from ddp_ft.config.data import DataConfig
+from ddp_ft.config.schema import RunConfig
+from ddp_ft.data.sampler import GlobalOrderSampler
+from ddp_ft.data.splits.open import open_splits
 from ddp_ft.errors import UserError
 from ddp_ft.models.build import build_model, create_from_spec
 from ddp_ft.models.libraries.transformers import call
 from ddp_ft.reporting.writing import write_report
 from tests.support.ranks import run_ranks
-from tests.support.runs import arguments, call_on, column, read, train_here, train_on
+from tests.support.runs import arguments, call_on, column, read, rows, train_here, train_on
 from tests.support.texts import sentences, write_classes, write_encoder, write_lines
 from tests.system.docs.test_readme import ROOT, commands_of, run
 from tests.system.faults.forks import train_killed
@@ -32,7 +38,19 @@ def data(tmp_path_factory):
 
 
 def options(data, run, encoder, *more):
-    words = ["--recipe", "fine_tune", "--lr", 0.003, "--set", "eval.every_epochs=2", "--set", "log.graph=true"]
+    # Batches so small that there are several windows of a quarter of an epoch, in which texts are sorted by length.
+    words = [
+        "--batch-size",
+        4,
+        "--recipe",
+        "fine_tune",
+        "--lr",
+        0.002,
+        "--set",
+        "eval.every_epochs=2",
+        "--set",
+        "log.graph=true",
+    ]
     return [data, run, "--model", f"transformers/{encoder}", "--weights", "pretrained", *words, *more]
 
 
@@ -54,6 +72,27 @@ def test_it_learns(alone):
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
+def test_little_of_the_batches_is_padding(data, encoder, alone, tmp_path):
+    """The share that is told is that which follows from the order and the texts' lengths."""
+    told = [row["padding_share"] for row in rows(alone) if "padding_share" in row]
+    assert len(told) == 4 * 13 - 4 and read(alone, "summary.json")["tokens_per_second"] > 0
+    train_on(1, *without_size(options(data, tmp_path / "r", encoder, "--set", "data.bucket_by_length=false")), epochs=4)
+    shares = [read(run, "summary.json")["padding_share"] for run in (alone, tmp_path / "r")]
+    assert shares == pytest.approx([padding_of(alone, data, grouped) for grouped in (True, False)], abs=1e-6)
+    assert 0 < shares[0] < 0.7 * shares[1]
+
+
+def padding_of(run, data, grouped):
+    """The share of padding in the batches that rows tell of, from the fourth to the last but one, by counted words."""
+    train = open_splits(DataConfig(path=data), 0, read(run, "split.json")).train
+    lengths = np.array([len(train.open(index)["text"].split()) + 2 for index in range(len(train))], np.int32)
+    sampler = GlobalOrderSampler(len(train), 4, 1, 0, RunConfig().seed)
+    if grouped:
+        sampler.group_by_length(lengths)
+    batches = [lengths[sampler.global_indices(step).numpy()] for step in range(3, 4 * sampler.steps_per_epoch - 1)]
+    return 1 - sum(int(each.sum()) for each in batches) / sum(int(each.max()) * len(each) for each in batches)
+
+
 def test_what_pads_a_batch_changes_nothing(encoder):
     module = create_from_spec(build_model(f"transformers/{encoder}", 3, weights="none").spec).eval()
     tokens, lengths = torch.tensor([[2, 9, 10, 3, 0, 0], [2, 5, 6, 7, 8, 3]]), torch.tensor([4, 6])
@@ -72,6 +111,23 @@ def test_the_same_curve_on_any_number_of_processes(data, encoder, alone, tmp_pat
     for split, precision in (("train", 1e-4), ("val", 3e-4)):
         assert column(tmp_path / "r", "loss", split) == pytest.approx(column(alone, "loss", split), rel=precision)
     assert column(tmp_path / "r", "accuracy", "val") == column(alone, "accuracy", "val")
+
+
+def test_texts_are_tokenised_once(data, encoder, alone, tmp_path):
+    """Later starts find the tokens; a cache that was deleted comes again."""
+    words = without_size(options(data, tmp_path / "r", encoder))
+    assert "Prepared 60 texts" in train_on(1, *words, epochs=1)
+    assert "Prepared" not in train_on(2, *words, "--extend", epochs=2)
+    shutil.rmtree(tmp_path / "r/cache")
+    assert "Prepared 60 texts" in train_on(1, *words, "--extend", epochs=3)
+
+
+def test_where_tokens_cannot_be_kept_the_curve_is_the_same(data, encoder, alone, tmp_path):
+    (tmp_path / "r/cache").mkdir(parents=True)
+    (tmp_path / "r/cache/packed").write_text("in the way")
+    said = train_on(2, *without_size(options(data, tmp_path / "r", encoder)), epochs=4)
+    assert "cannot be written to (" in said
+    assert column(tmp_path / "r", "loss") == pytest.approx(column(alone, "loss"), rel=1e-4)
 
 
 def test_a_killed_run_ends_with_the_same_bytes(data, encoder, alone, tmp_path):

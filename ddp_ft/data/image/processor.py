@@ -114,6 +114,12 @@ class ImageProcessor:
         """As timm's evaluation."""
         return ImageTransform(eval_transform(self.preprocess))
 
+    def packing(self) -> None:
+        """Images are decoded anew: they take far more room than their files."""
+
+    def volume(self, batch: Batch) -> None:
+        """Images have no padding."""
+
     def on_device(self, device: torch.device, channels_last: bool) -> DeviceTransform:
         """Normalising and mixing."""
         return DeviceTransform(self.preprocess, device, channels_last)

@@ -10,13 +10,11 @@ import torch
 from ddp_ft.config.schema import DataConfig, RunConfig
 from ddp_ft.contracts import Address, Batch, Kept, Sample, Source
 from ddp_ft.data.batch import LENGTH, stacked
+from ddp_ft.data.text.packing import TextPacking
 from ddp_ft.data.text.source import PAIR, TEXT
-from ddp_ft.data.text.tokenizer import TextTokenizer, tokenizer_of
+from ddp_ft.data.text.tokenizer import SECOND, TOKENS, TextTokenizer, second_of, tokenizer_of
 from ddp_ft.errors import UserError
 
-# A batch has "tokens" (int64, B x longest) with "tokens_length"; of pairs also "second" (int64, B): the place from
-# which on tokens are of the second text.
-TOKENS, SECOND = "tokens", "second"
 TOKENIZER = "tokenizer.json"
 # The most tokens of a text where nothing is configured: what BERT-like models take, and enough for most texts.
 USUAL_LENGTH = 512
@@ -30,13 +28,15 @@ class TextTransform:
         self.types = types
 
     def __call__(self, sample: Sample) -> Batch:
-        """The sample with tokens in place of its texts."""
+        """The sample with tokens in place of its texts; one that was packed already has them."""
+        if TOKENS in sample:
+            return dict(sample)
         rest = {name: value for name, value in sample.items() if name not in (TEXT, PAIR)}
         found = self.tokenizer(sample[TEXT], sample.get(PAIR))
         tokens = torch.tensor(found.ids, dtype=torch.int64, device="cpu")
         made = {TOKENS: tokens, f"{TOKENS}{LENGTH}": torch.tensor(len(tokens), device="cpu")}
         if PAIR in sample and self.types:
-            made[SECOND] = torch.tensor(len(tokens) - sum(found.type_ids), device="cpu")
+            made[SECOND] = torch.tensor(second_of(found), device="cpu")
         return {**rest, **made}
 
     def collate(self, samples: list[Batch]) -> Batch:
@@ -142,6 +142,14 @@ class TextProcessor:
     def eval_transform(self) -> TextTransform:
         """By the tokenizer, cut to the length."""
         return TextTransform(tokenizer_of(self.tokenizer, self.length), self.types)
+
+    def packing(self) -> TextPacking:
+        """Of the tokens."""
+        return TextPacking(tokenizer_of(self.tokenizer, self.length), self.tokenizer, self.types)
+
+    def volume(self, batch: Batch) -> tuple[int, int]:
+        """Tokens."""
+        return int(batch[f"{TOKENS}{LENGTH}"].sum()), batch[TOKENS].numel()
 
     def on_device(self, device: torch.device, channels_last: bool) -> TextOnDevice:
         """Moves them, with the tokenizer's padding."""

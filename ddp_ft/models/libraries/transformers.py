@@ -18,8 +18,8 @@ from torch import nn
 from ddp_ft.config.paths import path_of
 from ddp_ft.contracts import Batch
 from ddp_ft.data.batch import LENGTH
-from ddp_ft.data.text.processor import SECOND, TOKENIZER, TOKENS, TextProcessor
-from ddp_ft.data.text.tokenizer import tokenizer_of
+from ddp_ft.data.text.processor import TOKENIZER, TextProcessor
+from ddp_ft.data.text.tokenizer import SECOND, TOKENS, tokenizer_of
 from ddp_ft.errors import UserError, one_line, reason_of
 from ddp_ft.models.libraries.base import State
 from ddp_ft.models.libraries.downloads import hub_offline, hub_reachable, not_fetched

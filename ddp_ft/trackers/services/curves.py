@@ -13,6 +13,8 @@ GROUPS = {
     "grad_norm": "gradients",
     "images_per_second": "speed",
     "data_wait_share": "speed",
+    "tokens_per_second": "speed",
+    "padding_share": "speed",
     "save_copy_seconds": "speed",
     "save_stall_seconds": "speed",
     "memory_allocated_mib": "system",

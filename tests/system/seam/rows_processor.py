@@ -78,6 +78,12 @@ class RowsProcessor:
     def eval_transform(self) -> RowsTransform:
         return RowsTransform(0.0)
 
+    def packing(self) -> None:
+        return None
+
+    def volume(self, batch: Batch) -> tuple[int, int]:
+        return int(batch["numbers_length"].sum()), batch["numbers"].numel()
+
     def on_device(self, device: torch.device, channels_last: bool) -> RowsOnDevice:
         return RowsOnDevice(self.scale, device)
 

@@ -1,0 +1,118 @@
+"""Texts that are tokenised once: the same tokens as one by one, never stale, and nothing lost to what is damaged."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ddp_ft.contracts import BadSample
+from ddp_ft.data.bad_samples.replace import Remaining
+from ddp_ft.data.packed import PART, digest_of, keep, load, pack, read_samples, remove_others
+from ddp_ft.data.packed_source import PackedSource, by_length, lengths_of, with_parts
+from ddp_ft.data.sources.files import LabelledFileSource
+from ddp_ft.data.text.source import LabelledTexts
+from tests.support.texts import sentences, write_encoder
+
+
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory):
+    from ddp_ft.models.libraries.transformers import processor as of
+
+    encoder = write_encoder(tmp_path_factory.mktemp("encoder") / "bert")
+    return replace(of(str(encoder), torch.nn.Identity(), None, "none"), length=64)
+
+
+def texts_source(pairs=False, count=30):
+    texts = [text for _, text in sentences(count)]
+    texts[3], texts[4] = "", "an owl " * 100_000
+    rows = [(text, f"{text} and"[::-1]) if pairs else (text,) for text in texts]
+    weights = np.linspace(0.5, 1, count, dtype=np.float32)
+    return LabelledTexts([str(n) for n in range(count)], rows, np.arange(count) % 3, weights)
+
+
+def packed(source, packing):
+    pieces = [range(start, min(start + PART, len(source))) for start in range(0, len(source), PART)]
+    parts = [pack(packing, read_samples(source, packing, places)) for places in pieces]
+    return PackedSource(source, parts, packing.measure)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_tokens_are_those_of_each_text_alone(processor, pairs):
+    source, transform = texts_source(pairs), processor.eval_transform()
+    found = packed(source, processor.packing())
+    for index in range(len(source)):
+        alone, together = transform(source.open(index)), transform(found.open(index))
+        assert alone.keys() == together.keys() and ("second" in alone) == pairs
+        for name, values in alone.items():
+            assert torch.equal(values, together[name]) and values.dtype == together[name].dtype, (index, name)
+    assert found.lengths.max() == 64 and found.lengths[3] == (4 if pairs else 2)  # "[CLS] [SEP] [UNK] [SEP]"
+
+
+def test_a_set_of_more_than_one_part(processor):
+    """The first and the last sample of each part."""
+    source, transform = texts_source(count=2 * PART + 5), processor.eval_transform()
+    found = packed(source, processor.packing())
+    assert len(found.parts) == 3
+    for index in (0, PART - 1, PART, 2 * PART - 1, 2 * PART, 2 * PART + 4):
+        assert torch.equal(transform(source.open(index))["tokens"], found.open(index)["tokens"])
+    order = by_length(found)
+    assert sorted(order.tolist()) == list(range(len(source))) and (np.diff(found.lengths[order]) <= 0).all()
+
+
+def test_files_give_the_same_tokens_and_none_of_what_was_damaged(processor, tmp_path):
+    source, packing = texts_source(), processor.packing()
+    part = pack(packing, read_samples(source, packing, range(30)))
+    keep(tmp_path / "k", "name", part)
+    mapped = load(tmp_path / "k", "name", check=True)
+    assert isinstance(mapped.arrays["tokens"], np.memmap)
+    assert all(np.array_equal(mapped.arrays[name], values) for name, values in part.arrays.items())
+    file = tmp_path / "k/name.tokens.npy"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert load(tmp_path / "k", "name", check=True) is None
+    file.write_bytes(content[:100])
+    assert load(tmp_path / "k", "name", check=False) is None
+    file.unlink()
+    assert load(tmp_path / "k", "name", check=False) is None
+
+
+def test_the_name_follows_all_that_tokens_depend_on(processor):
+    packing, shorter = processor.packing(), replace(processor, length=9).packing()
+    other = replace(processor, tokenizer=processor.tokenizer.replace(b'"tide"', b'"tied"')).packing()
+    assert len({each.key() for each in (packing, shorter, other, replace(processor, types=False).packing())}) == 4
+    names = [
+        [{"text": "ab"}, {"text": "c"}], [{"text": "a"}, {"text": "bc"}], [{"text": "ab", "text_pair": "c"}],
+        [{"text": "abc"}], [{"text": "ab"}, None, {"text": "c"}], [{"text": "ab"}, {"text": ""}, {"text": "c"}],
+    ]  # fmt: skip
+    assert len({digest_of(packing, samples) for samples in names}) == len(names)
+    far = [{"text": "owl " * 10_000 + end} for end in ("a", "b")]  # beyond what a tokenizer looks at
+    assert len({digest_of(packing, [packing.abridged(each)]) for each in far}) == 1
+
+
+def test_what_others_left_is_removed(processor, tmp_path):
+    packing = processor.packing()
+    part = pack(packing, read_samples(texts_source(), packing, range(30)))
+    for folder, name in (("new", "one"), ("new", "two"), ("old", "one")):
+        keep(tmp_path / folder, name, part)
+    remove_others(tmp_path / "new", ["two"])
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert load(tmp_path / "new", "two", check=True) and load(tmp_path / "new", "one", check=False) is None
+
+
+def test_a_text_that_cannot_be_read_is_read_again(processor, tmp_path):
+    contents = [b"a ship", b"\xff", b"an owl near the moss", b""]
+    for number, content in enumerate(contents):
+        (tmp_path / f"{number}.txt").write_bytes(content)
+    source = LabelledFileSource(tmp_path, [f"{n}.txt" for n in range(4)], np.array([0, 1, 1, 0]), None, "text")
+    found, transform = packed(source, processor.packing()), processor.eval_transform()
+    with pytest.raises(BadSample, match="not UTF-8"):
+        found.open(1)
+    (tmp_path / "1.txt").write_bytes(b"mended")
+    assert transform(found.open(1))["tokens_length"] == 3
+    assert found.open(2).keys() == {"tokens", "tokens_length", "target"}
+    kept = with_parts(Remaining(source, {1: "bad"}), lambda inner: packed(inner, processor.packing()))
+    assert len(kept) == 3 and lengths_of(kept).tolist() == [4, 7, 2]
+    assert [len(kept.open(index)["tokens"]) for index in range(3)] == [4, 7, 2]
+    assert lengths_of(source) is None
