@@ -2,9 +2,10 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from ddp_ft.data.numerals import Reading, appearance, readings
 from ddp_ft.errors import UserError, listed
 
+# Between the values of a list in one cell; in the values themselves it becomes a space.
+OF_LIST = "\n"
 LISTED = 5  # rows or lines, in a message about many
 # What programs and people write for a cell without a value, in lower case and without signs around it: pandas, R,
 # spreadsheets, databases; or signs alone.
@@ -56,6 +59,16 @@ class Table:
         if empty := [row for row, cell in enumerate(cells) if not cell]:
             raise self.error(empty, f"cells of column '{column}' are empty", cells, hint)
         return cells
+
+
+def cell_of_list(values: Iterable[Any]) -> str:
+    """The values as texts, in one cell."""
+    return OF_LIST.join(" ".join(str(value).splitlines()) for value in values)
+
+
+def list_of_cell(cell: str) -> list[str]:
+    """The values of a cell that holds a list."""
+    return cell.split(OF_LIST) if cell else []
 
 
 def is_missing(cell: str) -> bool:

@@ -5,11 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddp_ft.data.cells import cell_of_list
 from ddp_ft.errors import UserError
 
 SUFFIXES = (".jsonl", ".ndjson")
-# Labels of a list, in one cell.
-JOINED = ";"
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -41,7 +40,7 @@ def _cell(path: Path, number: int, name: str, value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, list) and not any(isinstance(each, (list, dict)) for each in value):
-        return JOINED.join(map(str, value))
+        return cell_of_list(value)
     if isinstance(value, (list, dict)):
         raise UserError(
             f"{path}: line {number}: '{name}' holds {json.dumps(value)[:60]}.", "Expected a text or number."

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ddp_ft.data.cells import LISTED, Table
+from ddp_ft.data.cells import LISTED, Table, cell_of_list
 from ddp_ft.data.sources.json_lines import SUFFIXES as JSON_SUFFIXES
 from ddp_ft.data.sources.json_lines import cells_of, read_rows
 from ddp_ft.errors import UserError, listed, nearest, one_line
@@ -168,8 +168,10 @@ def _read_parquet(path: Path, choose: Choose) -> Table:
 
 
 def _texts(path: Path, name: str, column: Any, pa: Any) -> list[str]:
-    """A column of any simple type as texts, as in a CSV file."""
+    """A column of any simple type, or of lists of one, as texts, as in a CSV file."""
     kind = column.type
+    if pa.types.is_list(kind) and not pa.types.is_nested(kind.value_type):
+        return [cell_of_list(values or ()) for values in column.to_pylist()]
     if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         hint = "Expected texts or numbers: paths of images, and labels joined by data.separator."
         raise UserError(f"Column '{name}' of {path} holds {kind}.", hint)

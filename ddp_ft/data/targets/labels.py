@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_ft.contracts import LABELS
+from ddp_ft.data.cells import OF_LIST, list_of_cell
 from ddp_ft.data.targets.base import CLASS, DROP, MASK, TargetColumns, TargetKind
 from ddp_ft.errors import UserError, shortened
 
@@ -54,12 +55,13 @@ class Labels(TargetKind):
         return f"any number of {len(names)} labels each"
 
     def looks_like(self, columns: TargetColumns) -> bool:
-        """One column: if a cell holds the separator. Several: if all known cells are 0 or 1.
+        """One column: if a cell holds the separator, or a list. Several: if all known cells are 0 or 1.
 
         UserError for -1 beside them, which may be a number too, unless data.unknown is given."""
         if len(columns.names) > 1:
             return self._are_flags(columns)
-        return bool(columns.separator) and any(columns.separator in cell for cell in columns.first)
+        between = [OF_LIST, *([columns.separator] if columns.separator else [])]
+        return any(each in cell for cell in columns.first for each in between)
 
     def _are_flags(self, columns: TargetColumns) -> bool:
         cells = {cell.lower() for name in columns.names for cell in columns.table.columns[name]}
@@ -105,7 +107,8 @@ def _is_unknown(cell: str, columns: TargetColumns) -> bool:
 
 
 def _labels_in(cell: str, separator: str) -> list[str]:
-    return [label for part in (cell.split(separator) if separator else [cell]) if (label := part.strip())]
+    listed = [part for each in list_of_cell(cell) for part in (each.split(separator) if separator else [each])]
+    return [label for part in listed if (label := part.strip())]
 
 
 def _split_cells(columns: TargetColumns) -> list[list[str] | None]:

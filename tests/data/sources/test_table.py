@@ -402,7 +402,7 @@ def test_parquet_is_csv(tmp_path: Path) -> None:
 
 
 def test_parquet_cells(tmp_path: Path) -> None:
-    table = columns(4, w=[1.0, None, float("nan"), 2.0], nested=[["a"], ["b"], [], ["a", "b"]], raw=[b"a"] * 4)
+    table = columns(4, w=[1.0, None, float("nan"), 2.0], nested=[[["a"]], [["b"]], [], [["a"]]], raw=[b"a"] * 4)
     path = write_parquet(tmp_path / "t.parquet", table)
     fails(path, "2 cells of column 'w'", "row 2: ''", "row 3: 'nan'", weight="w")
     fails(path, "Column 'nested'", "list<", target="nested")

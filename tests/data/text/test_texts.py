@@ -146,8 +146,18 @@ def test_lines_that_are_no_objects(tmp_path, content, said):
 
 def test_several_labels_in_a_list(tmp_path):
     file = tmp_path / "t.jsonl"
-    write_rows(file, [{"text": f"t {k}", "label": ["a", "b"][: k % 3]} for k in range(30)])
-    assert open_splits(DataConfig(path=file), 0, task="multi-label").schema.names == ("a", "b")
+    labels = [["a", "b;c"][: k % 3] for k in range(30)]
+    write_rows(file, [{"text": f"t {k}", "label": each} for k, each in enumerate(labels)])
+    assert open_splits(DataConfig(path=file), 0).schema.names == ("a", "b", "c")
+    assert open_splits(DataConfig(path=file, separator="|"), 0, task="multi-label").schema.names == ("a", "b;c")
+
+
+def test_lists_in_parquet(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    labels = [["a", "b"][: k % 3] for k in range(30)]
+    pq.write_table(pa.table({"text": [f"t {k}" for k in range(30)], "label": labels}), tmp_path / "t.parquet")
+    splits = open_splits(DataConfig(path=tmp_path / "t.parquet"), 0)
+    assert splits.schema.names == ("a", "b") and splits.train.targets.shape[1] == 2
 
 
 def test_what_predict_takes(tmp_path):
