@@ -210,8 +210,8 @@ class StorageFault(BadSample):
 PROBE, TRAIN = "probe", "train"
 # How a start of a run ended.
 DONE, STOPPED = "done", "stopped"
-# Kinds of targets: one class for each sample, any number of classes, or numbers.
-LABEL, LABELS, NUMBERS = "label", "labels", "numbers"
+# Kinds of targets: one class for each sample, any number of classes, numbers, or a tag for each of its words.
+LABEL, LABELS, NUMBERS, WORD_TAGS = "label", "labels", "numbers", "tags"
 
 
 @dataclass(frozen=True)

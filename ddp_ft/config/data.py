@@ -23,6 +23,12 @@ class DataConfig:
         None, "Table: column of texts; auto: 'text' where there is no column of images.", null="auto"
     )
     text_pair: str | None = key(None, "Table: column of second texts, for models of pairs of texts.")
+    words: str | None = key(
+        None,
+        "Table: column of lists of words, each of which has a tag in data.target; auto: 'tokens' where there is no "
+        "column of images or texts.",
+        null="auto",
+    )
     target: str = key("label", "Table: column of the labels or numbers; several separated by commas.", lists=True)
     group: str | None = key(None, "Table: column of groups, such as patients, that no split may divide.")
     weight: str | None = key(None, "Table: column of sample weights.")

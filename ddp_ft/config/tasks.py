@@ -17,6 +17,7 @@ class TaskEntry(NamedTuple):
 TASKS = {
     "single-label": TaskEntry("ddp_ft.tasks.single_label:SingleLabel", ("label",), "accuracy"),
     "multi-label": TaskEntry("ddp_ft.tasks.multi_label:MultiLabel", ("labels", "label"), "mAP"),
+    "token-labels": TaskEntry("ddp_ft.tasks.token_labels:TokenLabels", ("tags",), "f1"),
     "regression": TaskEntry("ddp_ft.tasks.regression:Regression", ("numbers",), "rmse"),
 }
 

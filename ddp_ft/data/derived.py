@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from ddp_ft.contracts import Batch, LabelledSource, Sample, Source
+from ddp_ft.data.batch import LENGTH
 from ddp_ft.data.open_sample import open_sample
 
 
@@ -56,6 +57,9 @@ def path_of(source: Source, index: int) -> str:
 
 
 def labels_of(source: LabelledSource, index: int) -> Batch:
-    """What a task learns of a sample: its "target", and "weight" (float32, a scalar) if there are weights."""
+    """What a task learns of a sample: its "target", with "target_length" if samples have uneven numbers of them, and
+    "weight" (float32, a scalar) if there are weights."""
     labels = {"target": torch.tensor(source.targets[index])}
+    if source.targets.dtype == object:
+        labels[f"target{LENGTH}"] = torch.tensor(len(labels["target"]))
     return labels if source.weights is None else {**labels, "weight": torch.tensor(source.weights[index])}

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ddp_ft.config.data import DataConfig
 from ddp_ft.config.tasks import TASKS, fitting_tasks
-from ddp_ft.contracts import LABEL, NUMBERS, LabelledSource, Schema
+from ddp_ft.contracts import LABEL, NUMBERS, WORD_TAGS, LabelledSource, Schema
 from ddp_ft.data.cells import Table, is_missing, read_numbers
 from ddp_ft.data.roles import ROLE_NAMES, role_of
 from ddp_ft.data.sources.table_columns import Columns, choose_columns
@@ -63,7 +63,9 @@ def read_rows(config: DataConfig, path: Path, task: str = "auto", schema: Schema
 
     table = read_table(path, choose)
     given = TargetColumns(table, columns.targets, config.separator, _unknown(config, schema))
-    kind = KINDS[schema.kind] if schema is not None else _kind_for(given, task)
+    kind = KINDS[schema.kind] if schema is not None else _kind_for(given, task, bool(columns.words))
+    if bool(columns.words) != (kind.name == WORD_TAGS):
+        raise _of_no_words(path, kind, columns)
     given, notes = _with_known_targets(kind, given, is_settled=schema is not None)
     table = given.table
     contents = read_contents(table, columns)
@@ -80,10 +82,13 @@ def read_rows(config: DataConfig, path: Path, task: str = "auto", schema: Schema
     return _sorted(Rows(contents, schema, values, weights, groups, roles, notes, folds))
 
 
-def _kind_for(columns: TargetColumns, task: str) -> TargetKind:
-    """The kind that `task` learns; for "auto" the first that the columns look like. UserError if none can be chosen."""
+def _kind_for(columns: TargetColumns, task: str, of_words: bool) -> TargetKind:
+    """The kind that `task` learns; for "auto" that of words, or the first that the columns look like. UserError if none
+    can be chosen."""
     if task in TASKS:
         return KINDS[TASKS[task].kinds[0]]
+    if of_words:
+        return KINDS[WORD_TAGS]
     separator, name = columns.separator, columns.names[0]
     is_alone = len(columns.names) == 1  # several hold no lists of labels
     if is_alone and separator != DataConfig().separator and not any(separator in cell for cell in columns.first):
@@ -91,12 +96,21 @@ def _kind_for(columns: TargetColumns, task: str) -> TargetKind:
         raise UserError(
             f"data.separator = {separator!r} is in no cell of column '{name}' of {columns.table.path}.", hint
         )
-    return next(kind for kind in KINDS.values() if kind.looks_like(columns))
+    return next(kind for kind in KINDS.values() if kind.name != WORD_TAGS and kind.looks_like(columns))
+
+
+def _of_no_words(path: Path, kind: TargetKind, columns: Columns) -> UserError:
+    """The error for words without tags, and for tags without words."""
+    if columns.words:
+        return UserError(f"{path} has lists of words in '{columns.words}', which are for --task token-labels.")
+    return UserError(
+        f"{path} has no column of words.", f"Name it: --set data.words=COLUMN. Its {kind.called} are of words."
+    )
 
 
 def _guess(columns: TargetColumns, schema: Schema, task: str) -> list[str]:
     """A note on what the columns were taken for, if no task is given."""
-    if task in TASKS:
+    if task in TASKS or schema.kind == WORD_TAGS:
         return []
     which = f"Column '{columns.names[0]}' is" if len(columns.names) == 1 else f"Columns {shortened(columns.names)} are"
     kind = KINDS[schema.kind]

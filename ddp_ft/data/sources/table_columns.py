@@ -5,18 +5,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddp_ft.config.data import DataConfig
+from ddp_ft.data.sources.conll import TAGS, WORDS
 from ddp_ft.data.sources.table_file import is_table, read_header
 from ddp_ft.errors import UserError, nearest, shortened
 
 SPLIT_COLUMN, TEXT_COLUMN = "split", "text"
+# What columns of tags are called where data.target does not say it.
+_TAG_COLUMNS = (TAGS, "ner_tags", "labels")
 
 
 @dataclass(frozen=True)
 class Columns:
     """The names of a table's columns, by what is in them."""
 
-    image: str  # empty if there are texts
+    image: str  # empty if there are texts or words
     texts: tuple[str, ...]
+    words: str  # empty if there are none
     targets: tuple[str, ...]
     group: str | None
     weight: str | None
@@ -27,7 +31,11 @@ class Columns:
     def names(self) -> list[str]:
         """All of them."""
         others = (self.group, self.weight, self.split, self.folds)
-        return [*(self.texts or [self.image]), *self.targets, *(name for name in others if name is not None)]
+        return [
+            *(self.texts or [self.words or self.image]),
+            *self.targets,
+            *(name for name in others if name is not None),
+        ]
 
 
 def choose_columns(config: DataConfig, path: Path, header: Sequence[str], for_model: bool = False) -> Columns:
@@ -40,8 +48,11 @@ def choose_columns(config: DataConfig, path: Path, header: Sequence[str], for_mo
         split = SPLIT_COLUMN if SPLIT_COLUMN in header else None
     folds = None if for_model and config.folds not in header else config.folds
     texts = _texts(config, header)
-    image = "" if texts else config.image
-    columns = Columns(image, texts, _targets(config, header), config.group, config.weight, split, folds)
+    words = "" if texts else _words(config, header)
+    image = "" if texts or words else config.image
+    columns = Columns(
+        image, texts, words, _targets(config, header, bool(words)), config.group, config.weight, split, folds
+    )
     _check(columns, path, header)
     return columns
 
@@ -55,13 +66,22 @@ def _texts(config: DataConfig, header: Sequence[str]) -> tuple[str, ...]:
     return (config.text or TEXT_COLUMN, *pair)
 
 
+def _words(config: DataConfig, header: Sequence[str]) -> str:
+    """The column of lists of words: that which is configured; "tokens" if there is no column of images; else none."""
+    if config.words is None and (config.image in header or config.image != DataConfig().image):
+        return ""
+    return config.words or (WORDS if WORDS in header else "")
+
+
 def check_columns(config: DataConfig) -> None:
     """Raise UserError if the data are a table whose header lacks a configured column; nothing else is looked at."""
     if config.path is not None and is_table(config.path) and (header := read_header(config.path)):
         choose_columns(config, config.path, header)
 
 
-def _targets(config: DataConfig, header: Sequence[str]) -> tuple[str, ...]:
+def _targets(config: DataConfig, header: Sequence[str], of_words: bool) -> tuple[str, ...]:
+    if of_words and config.target == DataConfig().target and config.target not in header:
+        return (next((name for name in _TAG_COLUMNS if name in header), TAGS),)
     targets = [config.target]
     if config.target not in header:
         targets = [name for part in config.target.split(",") if (name := part.strip())]
@@ -72,7 +92,8 @@ def _targets(config: DataConfig, header: Sequence[str]) -> tuple[str, ...]:
 
 def _check(columns: Columns, path: Path, header: Sequence[str]) -> None:
     keys = ("text", "text_pair")
-    contents = list(zip(keys, columns.texts, strict=False)) or [("image", columns.image)]
+    one = ("words", columns.words) if columns.words else ("image", columns.image)
+    contents = list(zip(keys, columns.texts, strict=False)) or [one]
     wanted = [*contents, *(("target", name) for name in columns.targets)]
     wanted += [
         (key, name) for key in ("group", "weight", "split", "folds") if (name := getattr(columns, key)) is not None

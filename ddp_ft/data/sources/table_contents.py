@@ -11,24 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_ft.contracts import LabelledSource
-from ddp_ft.data.cells import Table
+from ddp_ft.data.cells import Table, list_of_cell
 from ddp_ft.data.sources.files import LabelledFileSource
 from ddp_ft.data.sources.table_columns import Columns
 from ddp_ft.data.sources.unicode_forms import NamesOnDisk
-from ddp_ft.data.text.source import LabelledTexts, Texts, name_of
+from ddp_ft.data.text.source import LabelledTexts, LabelledWords, Texts, name_of
 
 _LISTED_FILES = 20
 
 
 @dataclass(frozen=True)
 class Contents:
-    """`names` identify what rows are of: the paths of images, relative to `root` or absolute; or of `texts` a hash and
-    their beginning. `sizes` are in bytes (int64)."""
+    """`names` identify what rows are of: the paths of images, relative to `root` or absolute; of `texts` a hash and
+    their beginning; and where `are_words`, lists of them in `texts`, the place in the table. `sizes` are in bytes
+    (int64)."""
 
     root: Path
     names: list[str]
     sizes: NDArray[np.int64]
     texts: list[Texts] | None = None
+    are_words: bool = False
 
     @property
     def noun(self) -> str:
@@ -43,7 +45,8 @@ class Contents:
     def source(self, targets: NDArray[Any], weights: NDArray[np.float32] | None) -> LabelledSource:
         """All rows as a source."""
         if self.texts is not None:
-            return LabelledTexts(self.names, self.texts, targets, weights)
+            kind = LabelledWords if self.are_words else LabelledTexts
+            return kind(self.names, self.texts, targets, weights)
         return LabelledFileSource(self.root, self.names, targets, weights)
 
 
@@ -53,8 +56,23 @@ def read_contents(table: Table, columns: Columns) -> Contents:
         texts = list(zip(*(table.columns[name] for name in columns.texts), strict=True))
         sizes = np.array([sum(map(len, each)) for each in texts], np.int64)
         return Contents(table.path.parent, [name_of(each) for each in texts], sizes, texts)
+    if columns.words:
+        return _words(table, columns)
     paths = _paths(table, columns.image)
     return Contents(table.path.parent, paths, _sizes(table, paths))
+
+
+def _words(table: Table, columns: Columns) -> Contents:
+    """UserError for words without tags, or tags without words."""
+    cells, tags = table.columns[columns.words], table.columns[columns.targets[0]]
+    counts = [[len(list_of_cell(each)) for each in pair] for pair in zip(cells, tags, strict=True)]
+    if uneven := [row for row, (words, count) in enumerate(counts) if words != count]:
+        shown = ["{} words, {} tags".format(*each) for each in counts]
+        raise table.error(uneven, "rows have another number of tags than of words", shown)
+    parts = table.columns[columns.split] if columns.split else ["line"] * len(table)
+    names = [f"{part}:{number:07d}" for part, number in zip(parts, table.numbers, strict=True)]
+    sizes = np.array([len(cell) for cell in cells], np.int64)
+    return Contents(table.path.parent, names, sizes, [(cell,) for cell in cells], are_words=True)
 
 
 def _paths(table: Table, column: str) -> list[str]:

@@ -8,24 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from ddp_ft.data.cells import LISTED, Table, cell_of_list
+from ddp_ft.data.sources.conll import SUFFIXES as TAGGED_SUFFIXES
+from ddp_ft.data.sources.conll import is_tagged, read_tagged, tagged_header
 from ddp_ft.data.sources.json_lines import SUFFIXES as JSON_SUFFIXES
 from ddp_ft.data.sources.json_lines import cells_of, read_rows
 from ddp_ft.errors import UserError, listed, nearest, one_line
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-SUFFIXES = (*DELIMITERS, ".parquet", *JSON_SUFFIXES)
+SUFFIXES = (*DELIMITERS, ".parquet", *JSON_SUFFIXES, *TAGGED_SUFFIXES)
 
 # Which columns to read, given the names of all; raises UserError for one that is not there.
 Choose = Callable[[list[str]], Sequence[str]]
 
 
 def is_table(path: Path) -> bool:
-    """Whether the path has the suffix of a table and is no folder; it may not be there."""
-    return not path.is_dir() and path.suffix.lower() in SUFFIXES
+    """Whether the path has the suffix of a table and is no folder, which may not be there; or is as of `is_tagged`."""
+    return (not path.is_dir() and path.suffix.lower() in SUFFIXES) or is_tagged(path)
 
 
 def read_table(path: Path, choose: Choose) -> Table:
-    """The columns of a CSV or Parquet file or of JSON lines whose names `choose` returns.
+    """The columns of a CSV or Parquet file, of JSON lines or of tagged words whose names `choose` returns.
 
     CSV is UTF-8 with a header; a .csv without a comma in its header may be delimited by semicolons, tabs or bars.
     UserError for a file that is missing, empty, damaged or uneven, and if pyarrow is needed and not installed.
@@ -44,6 +46,8 @@ def read_table(path: Path, choose: Choose) -> Table:
 
 def read_header(path: Path) -> list[str]:
     """The names of a table's columns; empty for another kind of file, and for one that `read_table` refuses."""
+    if is_tagged(path):
+        return tagged_header(path)
     if path.suffix.lower() == ".parquet":
         return _parquet_header(path)
     if path.suffix.lower() in JSON_SUFFIXES:
@@ -60,6 +64,8 @@ def read_header(path: Path) -> list[str]:
 
 
 def _reader(path: Path) -> Callable[[Path, Choose], Table]:
+    if is_tagged(path):
+        return read_tagged
     suffix = path.suffix.lower()
     return _read_json_lines if suffix in JSON_SUFFIXES else _read_parquet if suffix == ".parquet" else _read_csv
 

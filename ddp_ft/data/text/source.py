@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_ft.contracts import Batch, Sample
+from ddp_ft.data.cells import list_of_cell
 from ddp_ft.data.derived import labels_of
 from ddp_ft.data.text.read import encoded
 from ddp_ft.errors import printable
 
 # A sample's texts: one, or a pair.
 Texts = tuple[str, ...]
-TEXT, PAIR = "text", "text_pair"
+TEXT, PAIR, WORDS = "text", "text_pair", "words"
 # Characters of a text in its name.
 _SHOWN = 40
 
@@ -63,6 +64,15 @@ class LabelledTexts(TextSource):
     def open(self, index: int) -> Sample:
         """As `TextSource.open`, with "target", and "weight" (float32, a scalar) if there are any."""
         return {**super().open(index), **labels_of(self, index)}
+
+
+class LabelledWords(LabelledTexts):
+    """Lists of words, each in one text, with a target for each word; see LabelledSource."""
+
+    def open(self, index: int) -> Sample:
+        """As `LabelledTexts.open`, with the "words" in place of the text."""
+        sample = dict(super().open(index))
+        return {WORDS: list_of_cell(sample.pop(TEXT)), **sample}
 
 
 def name_of(texts: Texts) -> str:
