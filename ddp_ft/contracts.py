@@ -214,6 +214,10 @@ DONE, STOPPED = "done", "stopped"
 LABEL, LABELS, NUMBERS, WORD_TAGS = "label", "labels", "numbers", "tags"
 
 
+# What a model's outputs are of: a whole sample, or each word of a text.
+SAMPLE, WORD = "sample", "word"
+
+
 @dataclass(frozen=True)
 class Schema:
     """The kind of the data's targets, by its name in `data.targets`, and the names of its classes or numbers."""
@@ -287,7 +291,8 @@ class Task(Protocol):
     """What is learned: the head's size, the loss and the metrics. One file in `tasks/` each.
 
     `kinds` of targets are those that it can learn, its own first; `names` are those of its outputs. `can_rank`:
-    its answers are one class of several, with "probabilities" by which classes can be ranked.
+    its answers are one class of several, with "probabilities" by which classes can be ranked. `unit` is what the
+    model's outputs are of.
     """
 
     name: str
@@ -297,6 +302,7 @@ class Task(Protocol):
     outputs: int
     primary_metric: str
     can_rank: bool
+    unit: str
 
     def check(self) -> None:
         """Try the user's own code on a few samples; UserError if it breaks its contract."""
@@ -358,40 +364,3 @@ class Task(Protocol):
 
     def settings(self) -> dict[str, Any]:
         """JSON values for model.json, from which `restore_task` makes the task again."""
-
-
-class Tracker:
-    """Where metrics go. Each tracker overrides what it can record; this one records nothing."""
-
-    def log(self, split: str, step: int, epoch: float, values: Mapping[str, float], phase: str = TRAIN) -> None:
-        """Record a row of metrics of `split` ("train", "val" or "test") at a step of that phase (PROBE or TRAIN)."""
-
-    def warn(self, step: int, text: str) -> None:
-        """Record a warning."""
-
-    def image(self, tag: str, step: int, png: bytes) -> None:
-        """Record an image, as the bytes of a PNG."""
-
-    def pr_curve(self, tag: str, step: int, truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> None:
-        """Record a precision-recall curve over all thresholds; `truth` and `scores` are N each."""
-
-    def histogram(self, tag: str, step: int, values: NDArray[np.float32]) -> None:
-        """Record the distribution of values; some may not be finite."""
-
-    def graph(self, module: nn.Module, inputs: Sequence[Any]) -> None:
-        """Record a model's graph, traced on these inputs."""
-
-    def text(self, tag: str, step: int, text: str) -> None:
-        """Record a text in Markdown."""
-
-    def sync(self) -> None:
-        """Make durable what was logged; may be called from another thread. Raises OSError if that fails."""
-
-    def finish(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Record the end of the run: its recipe, and the metrics of its best model."""
-
-    def hang_up(self) -> None:
-        """Prepare to close: no more rows will come."""
-
-    def close(self) -> None:
-        """Flush and close files."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from ddp_ft.config.forms import LINEAR, check_head, is_mlp
 from ddp_ft.config.schema import HeadConfig
-from ddp_ft.contracts import BuiltModel
+from ddp_ft.contracts import SAMPLE, BuiltModel
 from ddp_ft.errors import UserError, one_line
 from ddp_ft.models.channels import with_channels
 from ddp_ft.models.head import HeadSpec, attach_head
@@ -62,10 +62,11 @@ class Blueprint:
 @dataclass(frozen=True)
 class Variant:
     """What is changed of an architecture: its rate of stochastic depth, and the channels of its input; None: as it
-    is."""
+    is. `unit` is what its outputs are of."""
 
     drop_path: float | None = None
     channels: int | None = None
+    unit: str = SAMPLE
 
 
 def model_names() -> list[str]:
@@ -91,7 +92,8 @@ def build_model(
     check_head(wanted.name)
     key, inner = resolve(name)
     library = get_library(key)
-    blueprint = Blueprint(name, key, inner, library.spec_name(inner), library.arguments(inner, outputs, image_size))
+    spec_name, arguments = library.spec_name(inner, variant.unit), library.arguments(inner, outputs, image_size)
+    blueprint = Blueprint(name, key, inner, spec_name, arguments)
     blueprint = _varied(blueprint, variant)
     blueprint, dropout_at = _with_dropout(blueprint, wanted, image_size, variant.channels)
     module = _create(blueprint, image_size, variant.channels)
@@ -117,7 +119,8 @@ def build_model(
         spec["head"] = asdict(chosen)
     if wanted.name != LINEAR and site is not None:
         names = frozenset(each for each, _ in module.get_submodule(site.path).named_parameters(site.path))
-    return BuiltModel(module, trial.processor, trial.call, spec, names, site.path if site else None)
+    path = site.path if site and variant.unit == SAMPLE else None  # features are of samples
+    return BuiltModel(module, trial.processor, trial.call, spec, names, path)
 
 
 def _varied(blueprint: Blueprint, variant: Variant) -> Blueprint:

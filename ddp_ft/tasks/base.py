@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.config.synonyms import value_answer
-from ddp_ft.contracts import Batch, Task
+from ddp_ft.contracts import SAMPLE, Batch, Task
 from ddp_ft.errors import UserError, known_names
 from ddp_ft.plugins import is_reference
 from ddp_ft.tasks.losses import LossChoice, choose_loss, weighted_sum
@@ -39,6 +39,7 @@ class SupervisedTask(Task):
     # The losses that fit the task; `auto` is the first.
     losses: tuple[str, ...]
     can_rank = False
+    unit = SAMPLE
     # Format of numbers in a table of texts.
     digits = ".6f"
 

@@ -51,9 +51,10 @@ def make_task(config: RunConfig, schema: Schema, targets: NDArray[Any]) -> Task:
     return task
 
 
-def outputs_of(config: RunConfig, schema: Schema) -> int:
-    """The number of outputs of a head for that task. UserError as `make_task`."""
-    return task_class(_choose(config, schema)).unfitted(schema.names).outputs
+def outputs_of(config: RunConfig, schema: Schema) -> tuple[int, str]:
+    """The number of outputs of a head for that task, and the unit that they are of. UserError as `make_task`."""
+    task = task_class(_choose(config, schema)).unfitted(schema.names)
+    return task.outputs, task.unit
 
 
 def restore_task(name: str, settings: Mapping[str, Any]) -> Task:

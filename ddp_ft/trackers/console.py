@@ -14,9 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from ddp_ft.contracts import TRAIN, Tracker
+from ddp_ft.contracts import TRAIN
 from ddp_ft.errors import columns, printable
 from ddp_ft.texts import metric_figure
+from ddp_ft.trackers.base import Tracker
 from ddp_ft.trackers.console_rows import Place, evaluation_lines, speed_parts, training_line
 from ddp_ft.trackers.rank_log import LOGGER
 

@@ -12,8 +12,9 @@ from torch import nn
 
 from ddp_ft.config.keys import LENGTH, RECIPE
 from ddp_ft.config.loading import make_config, read_config_file, to_flat
-from ddp_ft.contracts import TRAIN, Tracker
+from ddp_ft.contracts import TRAIN
 from ddp_ft.errors import typed_line
+from ddp_ft.trackers.base import Tracker
 from ddp_ft.trackers.console import Console
 from ddp_ft.trackers.figure_process import Studio
 from ddp_ft.trackers.jsonl import JsonLines, Resumed

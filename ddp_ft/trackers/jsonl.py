@@ -11,9 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from ddp_ft.contracts import TRAIN, Tracker
+from ddp_ft.contracts import TRAIN
 from ddp_ft.files import sync_opened, write_text
 from ddp_ft.run_folder.contents import Row, read_rows
+from ddp_ft.trackers.base import Tracker
 
 
 class Resumed(NamedTuple):

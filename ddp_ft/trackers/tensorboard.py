@@ -18,8 +18,9 @@ from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from ddp_ft.contracts import PROBE, TRAIN, Tracker
+from ddp_ft.contracts import PROBE, TRAIN
 from ddp_ft.errors import one_line
+from ddp_ft.trackers.base import Tracker
 from ddp_ft.trackers.jsonl import Resumed
 from ddp_ft.trackers.services.curves import few_rates, points
 

@@ -34,8 +34,8 @@ def compose(
     if world.device.type == "cpu":
         keep_freed_memory()
     splits = splits or world.from_main(lambda: open_splits_of(request.run_dir, config))
-    outputs = outputs_of(config, splits.schema)
-    built = build(config, outputs)
+    outputs, unit = outputs_of(config, splits.schema)
+    built = build(config, outputs, unit)
     built, inputs = fit_inputs(built, config.data, splits.train, request.earlier, world)
     config, recipe, why = settle_recipe(config, request, built, len(splits.train))
     check_alone(config)

@@ -32,20 +32,21 @@ def choose_recipe(config: RunConfig, built: BuiltModel, train_samples: int) -> t
     if config.freeze.parts != "none" or config.freeze.schedule is not None:
         return "fine_tune", "--freeze or freeze.schedule decides what is trainable"
     if built.head_path is None:
-        return "fine_tune", "this architecture does not end with its head, so its features cannot be cut off"
+        return "fine_tune", "the output is not that of one head for a whole sample, so there are no features to cut off"
     size, samples = 4 * train_samples * feature_width(built), plural(train_samples, sample_noun(built.processor.kind))
     if train_samples > MOST_PROBED_SAMPLES or size > MOST_FEATURE_BYTES:
         return "fine_tune", f"features of {samples} would take {size / 2**30:.1f} GiB in each process"
     return "lp_ft", f"a pretrained model and {samples}"
 
 
-def build(config: RunConfig, outputs: int) -> BuiltModel:
-    """Return the model that is asked for, with a head of so many outputs, its weights drawn from the run's seed."""
+def build(config: RunConfig, outputs: int, unit: str) -> BuiltModel:
+    """Return the model that is asked for, with a head of so many outputs for each such unit, its weights drawn from the
+    run's seed."""
     model = config.model
     assert model.name is not None  # the command line has checked
     check_head(config.head.name)
     torch.manual_seed(config.seed)
-    variant = Variant(model.drop_path, config.data.channels)
+    variant = Variant(model.drop_path, config.data.channels, unit)
     built = build_model(model.name, outputs, model.image_size, model.weights, config.head, variant)
     return replace(built, processor=built.processor.configured(config.data))
 

@@ -66,3 +66,28 @@ def write_encoder(folder: Path, dropout: float = 0.0, **changes: object) -> Path
     torch.manual_seed(11)
     BertModel(config).save_pretrained(folder)
     return folder
+
+
+def tagged(count: int, seed: int = 0) -> Iterator[tuple[list[str], list[str]]]:
+    """(words, tags in IOB2), of 6 to 23 words; entities begin with one of a class's first two words, and may go on with
+    another of its words."""
+    draw = random.Random(seed)
+    for number in range(count):
+        name = list(CLASSES)[number % len(CLASSES)]
+        words = draw.choices(FILLING.split(), k=draw.randint(3, 20))
+        tags = ["O"] * len(words)
+        for length in (1, 2):
+            between = [place for place in range(len(words) + 1) if tags[place : place + 1] != [f"I-{name}"]]
+            place = draw.choice(between)
+            own = CLASSES[name].split()
+            words[place:place] = [draw.choice(own[:2]), draw.choice(own[2:])][:length]
+            tags[place:place] = [f"B-{name}", f"I-{name}"][:length]
+        yield words, tags
+
+
+def write_tagged(file: Path, count: int = 60, seed: int = 0) -> Path:
+    """In CoNLL's form."""
+    sentences = ("".join(f"{word} {tag}\n" for word, tag in zip(*each, strict=True)) for each in tagged(count, seed))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(sentences), encoding="utf-8")
+    return file

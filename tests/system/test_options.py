@@ -32,6 +32,7 @@ TESTED = {
     "data.max_damaged": "system/faults/test_damaged_images.py::test_runs_go_on_without_damaged_images",
     "data.image": "data/sources/test_table.py::test_column_of_images",
     "data.text": "data/text/test_texts.py::test_other_columns",
+    "data.words": "data/sources/test_conll.py::test_lists_in_json_lines",
     "data.text_pair": "data/text/test_texts.py::test_other_columns",
     "data.bucket_by_length": "system/test_text.py::test_little_of_the_batches_is_padding",
     "data.max_length": "data/text/test_texts.py::test_length",

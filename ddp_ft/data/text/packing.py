@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from ddp_ft.data.batch import LENGTH
 from ddp_ft.data.text.source import PAIR, TEXT
 from ddp_ft.data.text.tokenizer import SECOND, TOKENS, TextTokenizer, second_of
 from ddp_ft.version import versions_of
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 
 class TextPacking:
@@ -45,10 +48,14 @@ class TextPacking:
         nothing = dict.fromkeys(next((sample for sample in samples if sample is not None), {TEXT: ""}), "")
         texts = [nothing if sample is None else sample for sample in samples]
         found = self.tokenizer.many([tuple(each.values()) for each in texts])
-        lengths = np.fromiter(map(len, found), np.int32, len(found))
-        kind = np.uint16 if self.tokenizer.words <= 1 << 16 else np.int32
-        tokens = np.fromiter(chain.from_iterable(each.ids for each in found), kind, int(lengths.sum()))
-        packed: dict[str, NDArray[Any]] = {TOKENS: tokens, TOKENS + LENGTH: lengths}
+        packed = self.tokens(found)
         if PAIR in nothing and self.types:
             packed[SECOND] = np.fromiter(map(second_of, found), np.int32, len(found))
         return packed
+
+    def tokens(self, found: "Sequence[Encoding]") -> dict[str, NDArray[Any]]:
+        """The tokens of all in sequence, and their numbers."""
+        lengths = np.fromiter(map(len, found), np.int32, len(found))
+        kind = np.uint16 if self.tokenizer.words <= 1 << 16 else np.int32
+        tokens = np.fromiter(chain.from_iterable(each.ids for each in found), kind, int(lengths.sum()))
+        return {TOKENS: tokens, TOKENS + LENGTH: lengths}

@@ -8,11 +8,12 @@ from typing import Any, NoReturn
 import torch
 
 from ddp_ft.config.schema import DataConfig, RunConfig
-from ddp_ft.contracts import Address, Batch, Kept, Sample, Source
+from ddp_ft.contracts import Address, Batch, Kept, Sample, Source, Transform
 from ddp_ft.data.batch import LENGTH, stacked
 from ddp_ft.data.text.packing import TextPacking
 from ddp_ft.data.text.source import PAIR, TEXT
 from ddp_ft.data.text.tokenizer import SECOND, TOKENS, TextTokenizer, second_of, tokenizer_of
+from ddp_ft.data.text.words import WordsPacking, WordsTransform
 from ddp_ft.errors import UserError
 
 TOKENIZER = "tokenizer.json"
@@ -69,7 +70,7 @@ class TextProcessor:
 
     `tokenizer` is the content of tokenizer.json, `beside` are the names and contents of the files that transformers
     wants beside it. A text has at most `length` tokens, and never more than the model's `limit`; None: any number.
-    `types`: the model is told which tokens are of the second text of a pair.
+    `types`: the model is told which tokens are of the second text of a pair. `of_words`: it answers for each word.
     """
 
     tokenizer: bytes = field(repr=False)
@@ -78,6 +79,7 @@ class TextProcessor:
     length: int = USUAL_LENGTH
     limit: int | None = None
     types: bool = False
+    of_words: bool = False
     kind = "text"
 
     @staticmethod
@@ -88,7 +90,9 @@ class TextProcessor:
             hint = f"Its SHA-256 is {found}; model.json has {values['tokenizer']}. Copy the whole folder again."
             raise UserError(f"{TOKENIZER} is not the one that the model was trained with.", hint)
         beside = tuple((name, kept(name)) for name in values["beside"])
-        return TextProcessor(content, beside, values["padding"], values["length"], values["limit"], values["types"])
+        names = ("padding", "length", "limit", "types")
+        of_words = bool(values.get("of_words"))
+        return TextProcessor(content, beside, **{name: values[name] for name in names}, of_words=of_words)
 
     def to_mapping(self) -> dict[str, Any]:
         """All but the contents of files; "tokenizer" is the SHA-256 of tokenizer.json."""
@@ -100,6 +104,7 @@ class TextProcessor:
             "length": self.length,
             "limit": self.limit,
             "types": self.types,
+            "of_words": self.of_words,
         }
 
     def files(self) -> Mapping[str, bytes]:
@@ -135,17 +140,19 @@ class TextProcessor:
         """Never: texts are not mixed."""
         return False
 
-    def train_transform(self, config: RunConfig) -> TextTransform:
+    def train_transform(self, config: RunConfig) -> Transform:
         """As in evaluation."""
         return self.eval_transform()
 
-    def eval_transform(self) -> TextTransform:
+    def eval_transform(self) -> Transform:
         """By the tokenizer, cut to the length."""
-        return TextTransform(tokenizer_of(self.tokenizer, self.length), self.types)
+        tokenizer = tokenizer_of(self.tokenizer, self.length, self.of_words)
+        return WordsTransform(tokenizer) if self.of_words else TextTransform(tokenizer, self.types)
 
     def packing(self) -> TextPacking:
         """Of the tokens."""
-        return TextPacking(tokenizer_of(self.tokenizer, self.length), self.tokenizer, self.types)
+        kind = WordsPacking if self.of_words else TextPacking
+        return kind(tokenizer_of(self.tokenizer, self.length, self.of_words), self.tokenizer, self.types)
 
     def volume(self, batch: Batch) -> tuple[int, int]:
         """Tokens."""

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ddp_ft.errors import UserError
 
 if TYPE_CHECKING:
@@ -12,6 +15,11 @@ if TYPE_CHECKING:
 # A batch has "tokens" (int64, B x longest) with "tokens_length"; of pairs also "second" (int64, B): the place from
 # which on tokens are of the second text.
 TOKENS, SECOND = "tokens", "second"
+# Of words: "places" (int64, B x most words) with "places_length", the place of each word's first token, or NOWHERE for
+# one that has none: beyond the length, or nothing but signs that tokenizers leave out. Of a text that was divided into
+# words here also "extents" (int64, B x most words x 2) with "extents_length": from which character to which.
+PLACES, EXTENTS = "places", "extents"
+NOWHERE = -1
 # A text is cut to so many characters for each token that is kept of it, so that one of many MB costs no more than
 # others. English has 4 to 5 characters a token; more are only in runs of spaces and in words that no vocabulary has.
 CHARACTERS_OF_A_TOKEN = 200
@@ -20,12 +28,15 @@ CHARACTERS_OF_A_TOKEN = 200
 class TextTokenizer:
     """Tokenises texts, or pairs of them, to at most `length` tokens, the special ones among them.
 
-    `content` is that of a tokenizer.json. UserError if the library tokenizers is not installed or cannot read it.
+    `content` is that of a tokenizer.json. `of_words`: given are lists of words. UserError if the library tokenizers is
+    not installed or cannot read it.
     """
 
-    def __init__(self, content: bytes, length: int) -> None:
+    def __init__(self, content: bytes, length: int, of_words: bool = False) -> None:
         self.length = length
         self._tokenizer = _read(content)
+        if of_words:
+            _begin_each_word(self._tokenizer)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(length, strategy="longest_first")
 
@@ -50,10 +61,34 @@ class TextTokenizer:
         found: list[Encoding] = self._tokenizer.encode_batch_fast(given)
         return found
 
+    def many_words(self, lists: Sequence[Sequence[str]]) -> "list[Encoding]":
+        """The tokens of many lists of words; on all cores."""
+        found: list[Encoding] = self._tokenizer.encode_batch([list(each) for each in lists], is_pretokenized=True)
+        return found
+
 
 def second_of(found: "Encoding") -> int:
     """The place from which on tokens are of the second text."""
     return len(found) - sum(found.type_ids)
+
+
+def places_of(found: "Encoding", words: int) -> NDArray[np.int32]:
+    """The place of the first token of each of so many words; NOWHERE for one that has none."""
+    places = np.full(words, NOWHERE, np.int32)
+    for place in range(len(found) - 1, -1, -1):
+        if (word := found.word_ids[place]) is not None:
+            places[word] = place
+    return places
+
+
+def _begin_each_word(tokenizer: Any) -> None:
+    """Let those tokenizers know that each word stands after a space to which spaces are parts of tokens."""
+    step = tokenizer.pre_tokenizer
+    kind = type(step).__name__
+    if kind == "ByteLevel":
+        step.add_prefix_space = True
+    elif kind == "Metaspace":
+        step.prepend_scheme = "always"
 
 
 def _read(content: bytes) -> Any:
@@ -70,6 +105,6 @@ def _read(content: bytes) -> Any:
 
 
 @lru_cache(maxsize=4)
-def tokenizer_of(content: bytes, length: int) -> TextTokenizer:
+def tokenizer_of(content: bytes, length: int, of_words: bool = False) -> TextTokenizer:
     """The tokenizer of that tokenizer.json, once for each process."""
-    return TextTokenizer(content, length)
+    return TextTokenizer(content, length, of_words)

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from ddp_ft.contracts import Batch, Processor
+from ddp_ft.contracts import SAMPLE, Batch, Processor
 
 State = dict[str, Tensor]
 
@@ -56,8 +56,8 @@ class Library(Protocol):
     def knows(self, name: str) -> bool:
         """Whether the model exists, with that tag if `name` has one."""
 
-    def spec_name(self, name: str) -> str:
-        """Return the name that the library's create function takes."""
+    def spec_name(self, name: str, unit: str = SAMPLE) -> str:
+        """Return the name that the library's create function takes, for a model whose outputs are of that unit."""
 
     def arguments(self, name: str, outputs: int, image_size: int | None) -> dict[str, Any]:
         """Return the arguments of the create function, as JSON values; `num_classes` is always one of them."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ddp_ft.contracts import SAMPLE
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.errors import UserError, one_line, reason_of
@@ -63,7 +64,7 @@ def parameters(name: str, may_build: bool) -> int | None:
         return sum(each.numel() for each in timm.create_model(name).parameters())
 
 
-def spec_name(name: str) -> str:
+def spec_name(name: str, unit: str = SAMPLE) -> str:
     """Return the name with its tag, which decides the input size of many models, and whose default may change."""
     if source := source_of(name):
         tagged = f"{source.architecture}.{source.config.get('tag')}"

@@ -12,6 +12,7 @@ from torchvision import models as _torchvision_models
 from torchvision.models import VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
 
+from ddp_ft.contracts import SAMPLE
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.errors import one_line
@@ -70,7 +71,7 @@ def parameters(name: str, may_build: bool) -> int | None:
     return int(_member(name).meta["num_params"])
 
 
-def spec_name(name: str) -> str:
+def spec_name(name: str, unit: str = SAMPLE) -> str:
     """Return the name without the tag of the weights."""
     return name.partition(".")[0]
 

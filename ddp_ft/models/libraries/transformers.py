@@ -8,6 +8,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from ddp_ft.config.paths import path_of
-from ddp_ft.contracts import Batch
+from ddp_ft.contracts import SAMPLE, WORD, Batch
 from ddp_ft.data.batch import LENGTH
 from ddp_ft.data.text.processor import TOKENIZER, TextProcessor
 from ddp_ft.data.text.tokenizer import SECOND, TOKENS, tokenizer_of
@@ -39,6 +40,9 @@ _LEFT_OUT = (
     "transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "id2label", "label2id",
     "problem_type", "num_labels",
 )  # fmt: skip
+# By what they classify: the library's tables of classes by configurations.
+_CLASSES = {SAMPLE: "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING", WORD: "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING"}
+_OF_WORDS = "ForTokenClassification"
 # Lengths from here on are what transformers writes where a tokenizer has no limit.
 _NO_LIMIT = 1 << 30
 _HINT = "Expected the folder of a model that transformers wrote: config.json, model.safetensors, tokenizer files."
@@ -54,9 +58,9 @@ def knows(name: str) -> bool:
     return _as_folder(name) is not None or (bool(_HUB_NAME.fullmatch(name)) and not Path(name).exists())
 
 
-def spec_name(name: str) -> str:
-    """Return the library's class for the model: BertForSequenceClassification."""
-    return str(_classifier(_read_config(name), name).__name__)
+def spec_name(name: str, unit: str = SAMPLE) -> str:
+    """Return the library's class for the model: BertForSequenceClassification, or ...TokenClassification."""
+    return str(_class_for(_read_config(name), name, unit).__name__)
 
 
 def arguments(name: str, outputs: int, image_size: int | None) -> dict[str, Any]:
@@ -78,16 +82,17 @@ def create(spec_name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Build the class `spec_name` of its configuration; further arguments take the place of values in it."""
     more = {key: value for key, value in arguments.items() if key not in ("num_classes", "config")}
     config = _made_config({**arguments["config"], **more, "num_labels": arguments["num_classes"]})
-    known = _classifier(config, spec_name)
-    if known.__name__ != spec_name:
-        raise UserError(f"A {config.model_type} is a {known.__name__} in the installed transformers, not {spec_name}.")
+    found = {each.__name__: each for unit in _CLASSES if (each := _class_of(config, unit)) is not None}
+    if (known := found.get(spec_name)) is None:
+        names = " or ".join(found) or "nothing of use here"
+        raise UserError(f"A {config.model_type} is {names} in the installed transformers, not {spec_name}.")
     module: nn.Module = known(config)
     return module
 
 
 def processor(name: str, module: nn.Module, image_size: int | None, weights: str) -> TextProcessor:
     """Return the model's tokenizer. UserError if it has none, or one with more words than the model knows."""
-    made = _read_tokenizer(str(_folder(name)))
+    made = replace(_read_tokenizer(str(_folder(name))), of_words=type(module).__name__.endswith(_OF_WORDS))
     words = _embedded(module)
     found = tokenizer_of(made.tokenizer, made.length).words
     if words is not None and found > words:
@@ -96,7 +101,7 @@ def processor(name: str, module: nn.Module, image_size: int | None, weights: str
 
 
 def call(module: nn.Module, batch: Batch) -> Any:
-    """Call the network with the tokens, and return its logits, float B x outputs."""
+    """Call the network with the tokens, and return its logits, float B x outputs, or B x tokens x outputs."""
     tokens, lengths = batch[TOKENS], batch[f"{TOKENS}{LENGTH}"]
     places = torch.arange(tokens.shape[1], device=tokens.device)
     given = {"input_ids": tokens}
@@ -220,12 +225,18 @@ def _refused_in(values: Any) -> list[str]:
     return [*(key for key in _REFUSED if values.get(key)), *inside]
 
 
-def _classifier(config: Any, name: str) -> Any:
-    """The library's class that classifies texts with such a model."""
-    classifiers = _library().MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    if type(config) not in classifiers:
-        raise UserError(f"transformers has no class that classifies texts with a {config.model_type} ({name}).")
-    return classifiers[type(config)]
+def _class_for(config: Any, name: str, unit: str) -> Any:
+    """The library's class that classifies texts, or their words, with such a model. UserError if there is none."""
+    found = _class_of(config, unit)
+    if found is None:
+        what = {SAMPLE: "texts", WORD: "words"}[unit]
+        raise UserError(f"transformers has no class that classifies {what} with a {config.model_type} ({name}).")
+    return found
+
+
+def _class_of(config: Any, unit: str) -> Any | None:
+    classes = getattr(_library(), _CLASSES[unit])
+    return classes.get(type(config), None)
 
 
 def _read_tokenizer(folder: str) -> TextProcessor:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ddp_ft.contracts import SAMPLE
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.errors import UserError, shortened
@@ -31,7 +32,7 @@ def knows(name: str) -> bool:
     return is_reference(name)
 
 
-def spec_name(name: str) -> str:
+def spec_name(name: str, unit: str = SAMPLE) -> str:
     """Return it unchanged; a relative path starts at the current folder."""
     return name
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import IO, Any
 
-from ddp_ft.contracts import TRAIN, Tracker
+from ddp_ft.contracts import TRAIN
+from ddp_ft.trackers.base import Tracker
 from ddp_ft.trackers.services.base import Log, Start
 from ddp_ft.trackers.services.registry import SERVICES
 

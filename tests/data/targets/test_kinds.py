@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ddp_ft.config.data import DataConfig
 from ddp_ft.config.tasks import TASKS, TaskEntry, fitting_tasks
-from ddp_ft.contracts import LABEL, LABELS, NUMBERS, Schema
+from ddp_ft.contracts import LABEL, LABELS, NUMBERS, WORD_TAGS, Schema
 from ddp_ft.data.class_counts import count_classes
 from ddp_ft.data.sampler import sampling_weights
 from ddp_ft.data.splits.open import Splits, open_part, open_splits
@@ -50,7 +50,7 @@ def opened(folder: Path, stored: Any = None, task: str = "find-spans", spans: An
 
 def test_every_task_has_kinds_that_are_known() -> None:
     assert {kind for entry in TASKS.values() for kind in entry.kinds} == set(KINDS)
-    assert set(KINDS) == {LABEL, LABELS, NUMBERS, "spans"}
+    assert set(KINDS) == {LABEL, LABELS, NUMBERS, WORD_TAGS, "spans"}
     assert fitting_tasks("spans") == ("find-spans",) and fitting_tasks(LABELS) == ("multi-label",)
     assert fitting_tasks(LABEL) == ("single-label", "multi-label")
 

@@ -11,8 +11,9 @@ from ddp_ft.data.bad_samples.replace import Remaining
 from ddp_ft.data.packed import PART, digest_of, keep, load, pack, read_samples, remove_others
 from ddp_ft.data.packed_source import PackedSource, by_length, lengths_of, with_parts
 from ddp_ft.data.sources.files import LabelledFileSource
-from ddp_ft.data.text.source import LabelledTexts
-from tests.support.texts import sentences, write_encoder
+from ddp_ft.data.text.source import LabelledTexts, LabelledWords
+from ddp_ft.data.text.tokenizer import NOWHERE, TextTokenizer
+from tests.support.texts import sentences, tagged, write_encoder
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +117,48 @@ def test_a_text_that_cannot_be_read_is_read_again(processor, tmp_path):
     assert len(kept) == 3 and lengths_of(kept).tolist() == [4, 7, 2]
     assert [len(kept.open(index)["tokens"]) for index in range(3)] == [4, 7, 2]
     assert lengths_of(source) is None
+
+
+def words_source(count=30):
+    sentences_of = [words for words, _ in tagged(count)]
+    sentences_of[2], sentences_of[5] = ["\u200b", "owl"], ["moss"] * 300
+    targets = np.empty(count, object)
+    targets[:] = [np.zeros(len(words), np.int64) for words in sentences_of]
+    return LabelledWords([str(n) for n in range(count)], [("\n".join(words),) for words in sentences_of], targets)
+
+
+def test_words_have_the_place_of_their_first_token(processor):
+    source, of_words = words_source(), replace(processor, of_words=True)
+    transform, found = of_words.eval_transform(), packed(source, of_words.packing())
+    for index in range(len(source)):
+        alone, together = transform(source.open(index)), transform(found.open(index))
+        assert alone.keys() == together.keys()
+        assert all(torch.equal(values, together[name]) for name, values in alone.items())
+        assert len(alone["places"]) == len(alone["target"]) == int(alone["target_length"])
+    assert transform(source.open(2))["places"].tolist() == [NOWHERE, 1]
+    long = transform(source.open(5))["places"].tolist()
+    assert long[:62] == list(range(1, 63)) and set(long[62:]) == {NOWHERE} and len(long) == 300
+    assert of_words.packing().key() != processor.packing().key()
+
+
+def test_a_text_is_divided_into_words(processor):
+    text = "A ship-wreck (old);  the owl's moss."
+    made = replace(processor, of_words=True).eval_transform()({"text": text})
+    words = [text[start:end] for start, end in made["extents"].tolist()]
+    assert words == ["A", "ship-wreck", "(", "old", ")", ";", "the", "owl's", "moss", "."]
+    assert int(made["extents_length"]) == int(made["places_length"]) == len(words)
+    empty = replace(processor, of_words=True).eval_transform()({"text": " "})
+    assert empty["extents"].shape == (0, 2) and empty["places"].shape == (0,)
+
+
+@pytest.mark.parametrize("step", ["ByteLevel", "Metaspace"])
+def test_each_word_stands_after_a_space(step):
+    """As words of a text do, but for the first one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    mark = {"ByteLevel": "\u0120", "Metaspace": "\u2581"}[step]
+    tokenizer = Tokenizer(models.WordLevel({"?": 0, "owl": 1, f"{mark}owl": 2}, unk_token="?"))
+    given = {"ByteLevel": {"add_prefix_space": False}, "Metaspace": {"prepend_scheme": "first"}}[step]
+    tokenizer.pre_tokenizer = getattr(pre_tokenizers, step)(**given)
+    of_words = TextTokenizer(tokenizer.to_str().encode(), 9, of_words=True)
+    assert of_words.many_words([["owl", "owl"]])[0].ids == [2, 2]

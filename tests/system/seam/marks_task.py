@@ -22,6 +22,7 @@ class MarksTask:
     words = TaskWords("marks", "marks", "row-marking")
     primary_metric = "accuracy"
     can_rank = False
+    unit = "sample"
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names

@@ -42,7 +42,7 @@ def knows(name: str) -> bool:
     return name == "net"
 
 
-def spec_name(name: str) -> str:
+def spec_name(name: str, unit: str = "sample") -> str:
     return name
 
 
