@@ -7,6 +7,8 @@ import re
 import pytest
 import torch
 
+from ddp_ft.diagnostics import disk, speed
+from ddp_ft.doctor import doctor
 from ddp_ft.errors import UserError
 from ddp_ft.models.build import build_model, create_from_spec
 from ddp_ft.models.libraries.transformers import call
@@ -228,3 +230,29 @@ def test_the_commands_and_the_program_of_the_guide_run(data, encoder, tmp_path, 
     [program] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     exec(program, {})
     assert capsys.readouterr().out.strip() in ("sea", "wood", "city")
+
+
+def test_the_doctor_reads_them(data, encoder, tmp_path, monkeypatch, capsys):
+    for name, seconds in (("LOADING_SECONDS", 0.1), ("STEP_SECONDS", 0.2)):
+        monkeypatch.setattr(speed, name, seconds)
+    monkeypatch.setattr(disk, "PROBE_SECONDS", 0.1)
+    for role in ("train", "val"):
+        (tmp_path / "d" / role).mkdir(parents=True)
+        for name in ("sea", "wood"):
+            (tmp_path / "d" / role / name).symlink_to(data / name)
+    words = [
+        "--data",
+        tmp_path / "d",
+        "--model",
+        f"transformers/{encoder}",
+        "--device",
+        "cpu",
+        "--run-dir",
+        tmp_path / "r",
+    ]
+    code = doctor.main([*map(str, words), "--set", "data.max_length=9"], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert code == 2 and not re.search(r"(?<!decode )\bimage", said)
+    assert re.search(r"problem +leakage +40 groups of the same texts in train and val", said)
+    assert re.search(r"warning +cut texts +[0-9.]+ % of the texts are longer than 9 tokens", said)
+    assert re.search(r"ok +loading +[0-9,]+ texts/s", said)

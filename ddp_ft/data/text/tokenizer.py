@@ -1,5 +1,6 @@
 """Tokenizers: from texts to the numbers of tokens. By the library tokenizers alone, which needs no transformers."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 # A text is cut to so many characters for each token that is kept of it, so that one of many MB costs no more than
 # others. English has 4 to 5 characters a token; more are only in runs of spaces and in words that no vocabulary has.
 CHARACTERS_OF_A_TOKEN = 200
+# To tell how much of a text is cut off, it is enough to see that it is much longer.
+COUNTED_CHARACTERS_OF_A_TOKEN = 20
 
 
 class TextTokenizer:
@@ -35,6 +38,23 @@ class TextTokenizer:
         most = self.length * CHARACTERS_OF_A_TOKEN
         found: Encoding = self._tokenizer.encode(text[:most], None if pair is None else pair[:most])
         return found
+
+
+class TokenCounter:
+    """Counts the tokens of whole texts, special ones among them. Of a text that is far longer than `length` tokens only
+    a part is counted, from which the number follows."""
+
+    def __init__(self, content: bytes, length: int) -> None:
+        self._most = length * COUNTED_CHARACTERS_OF_A_TOKEN
+        self._tokenizer = _read(content)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def __call__(self, texts: Sequence[str]) -> int:
+        """The tokens of a text, or of a pair."""
+        parts = [text[: self._most] for text in texts]
+        share = sum(map(len, parts)) / max(1, sum(map(len, texts)))
+        return round(len(self._tokenizer.encode(*parts)) / (share or 1.0))
 
 
 def _read(content: bytes) -> Any:
