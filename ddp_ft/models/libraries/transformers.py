@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ddp_ft.config.paths import path_of
-from ddp_ft.contracts import Batch
+from ddp_ft.contracts import Batch, Call
 from ddp_ft.data.batch import LENGTH
 from ddp_ft.data.text.processor import SECOND, TOKENIZER, TOKENS, TextProcessor
 from ddp_ft.data.text.tokenizer import tokenizer_of
@@ -31,6 +31,8 @@ DROP_PATH: tuple[str, ...] = ()
 CHANNELS: tuple[str, ...] = ()
 
 CONFIG = "config.json"
+# Arguments of the networks.
+IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # What would make transformers run or download code, or load the weights in another form; and where they came from.
@@ -97,14 +99,30 @@ def processor(name: str, module: nn.Module, image_size: int | None, weights: str
 
 def call(module: nn.Module, batch: Batch) -> Any:
     """Call the network with the tokens, and return its logits, float B x outputs."""
+    return module(**inputs_of(batch)).logits
+
+
+def inputs_of(batch: Batch) -> dict[str, Tensor]:
+    """The arguments of the network by transformers' names, int64 B x tokens each."""
     tokens, lengths = batch[TOKENS], batch[f"{TOKENS}{LENGTH}"]
     places = torch.arange(tokens.shape[1], device=tokens.device)
-    given = {"input_ids": tokens}
+    given = {IDS: tokens}
     if not tokens.is_meta:  # transformers looks at the values of a mask
-        given["attention_mask"] = (places < lengths.unsqueeze(1)).long()
+        given[MASK] = (places < lengths.unsqueeze(1)).long()
     if SECOND in batch:
-        given["token_type_ids"] = ((places >= batch[SECOND].unsqueeze(1)) & (places < lengths.unsqueeze(1))).long()
-    return module(**given).logits
+        given[TYPES] = ((places >= batch[SECOND].unsqueeze(1)) & (places < lengths.unsqueeze(1))).long()
+    return given
+
+
+def call_with_inputs(names: Sequence[str]) -> Call:
+    """How a program is called that takes inputs of these names in their order; all tokens are of the first text where
+    there is no second one."""
+
+    def called(module: nn.Module, batch: Batch) -> Any:
+        given = {TYPES: torch.zeros_like(batch[TOKENS]), **inputs_of(batch)}
+        return module(*(given[name] for name in names))
+
+    return called
 
 
 def pretrained(name: str) -> Path:
