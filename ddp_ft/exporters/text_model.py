@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddp_ft.data.text.inputs import IDS, MASK, TYPES
 from ddp_ft.data.text.processor import TextProcessor
 from ddp_ft.errors import UserError
 from ddp_ft.exporters.compare import Report
@@ -16,7 +17,6 @@ from ddp_ft.exporters.pt2 import write_pt2
 from ddp_ft.exporters.request import ONNX_FORMAT, SAFETENSORS, WEIGHTS, ExportRequest
 from ddp_ft.inference.exported import describe_exported
 from ddp_ft.inference.trained_model import Trained, load_trained
-from ddp_ft.models.libraries.transformers import IDS, MASK, TYPES
 from ddp_ft.run_folder.model_folder import model_folder, other_files, read_description, save_model_folder
 
 

@@ -40,7 +40,9 @@ class TextTransform:
         return {**rest, **made}
 
     def collate(self, samples: list[Batch]) -> Batch:
-        """The samples as a batch, padded with 0 to the longest."""
+        """The samples as a batch, padded with 0 to the longest. Beside pairs the others have no second text."""
+        if any(SECOND in sample for sample in samples):
+            samples = [{SECOND: sample[f"{TOKENS}{LENGTH}"], **sample} for sample in samples]
         return stacked(samples)
 
     def finish(self, batch: Batch, addresses: Sequence[Address]) -> Batch:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ddp_ft.config.paths import path_of
 from ddp_ft.contracts import Batch, Call
-from ddp_ft.data.batch import LENGTH
-from ddp_ft.data.text.processor import SECOND, TOKENIZER, TOKENS, TextProcessor
+from ddp_ft.data.text.inputs import TYPES, inputs_of
+from ddp_ft.data.text.processor import TOKENIZER, TOKENS, TextProcessor
 from ddp_ft.data.text.tokenizer import tokenizer_of
 from ddp_ft.errors import UserError, one_line, reason_of
 from ddp_ft.models.libraries.base import State
@@ -31,8 +31,6 @@ DROP_PATH: tuple[str, ...] = ()
 CHANNELS: tuple[str, ...] = ()
 
 CONFIG = "config.json"
-# Arguments of the networks.
-IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # What would make transformers run or download code, or load the weights in another form; and where they came from.
@@ -100,18 +98,6 @@ def processor(name: str, module: nn.Module, image_size: int | None, weights: str
 def call(module: nn.Module, batch: Batch) -> Any:
     """Call the network with the tokens, and return its logits, float B x outputs."""
     return module(**inputs_of(batch)).logits
-
-
-def inputs_of(batch: Batch) -> dict[str, Tensor]:
-    """The arguments of the network by transformers' names, int64 B x tokens each."""
-    tokens, lengths = batch[TOKENS], batch[f"{TOKENS}{LENGTH}"]
-    places = torch.arange(tokens.shape[1], device=tokens.device)
-    given = {IDS: tokens}
-    if not tokens.is_meta:  # transformers looks at the values of a mask
-        given[MASK] = (places < lengths.unsqueeze(1)).long()
-    if SECOND in batch:
-        given[TYPES] = ((places >= batch[SECOND].unsqueeze(1)) & (places < lengths.unsqueeze(1))).long()
-    return given
 
 
 def call_with_inputs(names: Sequence[str]) -> Call:
