@@ -256,3 +256,15 @@ def test_the_doctor_reads_them(data, encoder, tmp_path, monkeypatch, capsys):
     assert re.search(r"problem +leakage +40 groups of the same texts in train and val", said)
     assert re.search(r"warning +cut texts +[0-9.]+ % of the texts are longer than 9 tokens", said)
     assert re.search(r"ok +loading +[0-9,]+ texts/s", said)
+
+
+def test_its_report_shows_the_mistakes_as_texts(data, encoder, tmp_path):
+    """Of a model that has hardly learned, on data with a text that would like to be more than a text."""
+    rows = [{"text": f"<script>alert(1)</script> {text}", "label": name} for name, text in sentences(40)]
+    (tmp_path / "t.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    train_on(1, *without_size(options(tmp_path / "t.jsonl", tmp_path / "r", encoder)), epochs=1)
+    write_report(tmp_path / "r")
+    page = (tmp_path / "r/report.html").read_text()
+    assert "<script" not in page and "&lt;" in page and "cannot be shown" not in page
+    assert re.search(r'<figure class="text"><p><bdi>.*<mark class="(for|against)" style="--share:[01]\.[0-9]+">', page)
+    assert "orange" in page and '<table class="matrix">' in page and "Per-class metrics" in page
