@@ -23,6 +23,7 @@ _BEGINNING, _HEAVIEST, _AROUND = 12, 5, 6
 _LEAST_SHARE = 0.2
 # Characters that join letters or emoji, and are not printable by themselves.
 _JOINERS = "\u200c\u200d"
+_GAP = " … "
 
 
 def shown_texts(
@@ -54,7 +55,7 @@ def _pieces(text: str, words: Sequence[Word], largest: float) -> list[tuple[str,
     for place, word in enumerate(words):
         if not kept[place]:
             if place and kept[place - 1]:
-                pieces.append((" … ", 0.0))
+                pieces.append((_GAP, 0.0))
         else:
             between = text[end : word.start] if not place or kept[place - 1] else ""
             share = word.weight / largest
@@ -62,7 +63,9 @@ def _pieces(text: str, words: Sequence[Word], largest: float) -> list[tuple[str,
         end = word.end
     if rest := len(text[end:].strip()):
         is_cut = rest > 1 or not words
-        pieces.append((f" … ({rest:,} more characters, which the model does not see)" if is_cut else text[end:], 0.0))
+        before = "" if pieces and pieces[-1][0] == _GAP else _GAP
+        note = f"{before}({rest:,} more characters, which the model does not see)"
+        pieces.append((note if is_cut else text[end:], 0.0))
     return [(_visible(piece), share) for piece, share in pieces if piece]
 
 

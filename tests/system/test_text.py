@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ddp_ft.diagnostics import disk, speed
 from ddp_ft.doctor import doctor
@@ -268,3 +269,17 @@ def test_its_report_shows_the_mistakes_as_texts(data, encoder, tmp_path):
     assert "<script" not in page and "&lt;" in page and "cannot be shown" not in page
     assert re.search(r'<figure class="text"><p><bdi>.*<mark class="(for|against)" style="--share:[01]\.[0-9]+">', page)
     assert "orange" in page and '<table class="matrix">' in page and "Per-class metrics" in page
+
+
+def test_tensorboard_shows_texts_as_the_model_sees_them(data, encoder, tmp_path):
+    words = options(data, tmp_path / "r", encoder, "--set", "log.pictures=true")
+    train_on(1, *without_size(words), epochs=1)
+    events = EventAccumulator(str(tmp_path / "r/tensorboard"), size_guidance={"tensors": 0}).Reload()
+    texts = {tag.removesuffix("/text_summary") for tag in events.Tags()["tensors"] if tag.startswith("8_texts/")}
+    assert {"8_texts/1_first_batch", "8_texts/5_worst_mistakes"} <= texts
+    [first] = events.Tensors("8_texts/1_first_batch/text_summary")
+    shown = first.tensor_proto.string_val[0].decode()
+    assert shown.count("\\[CLS\\]") == shown.count("\\[SEP\\]") in (7, 8) and "\\[PAD" not in shown
+    assert re.search(r"^\*\*(sea|wood|city)\*\*$", shown, flags=re.MULTILINE)
+    worst = events.Tensors("8_texts/5_worst_mistakes/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "true: " in worst and "\\[CLS\\]" in worst

@@ -164,6 +164,12 @@ class TextProcessor:
         """None."""
         return []
 
+    def texts(self, batch: Batch) -> list[str]:
+        """The tokens of each text, the special ones among them."""
+        tokenizer = tokenizer_of(self.tokenizer, self.length)
+        rows = zip(batch[TOKENS].tolist(), batch[f"{TOKENS}{LENGTH}"].tolist(), strict=True)
+        return [" ".join(tokenizer.tokens(row[:length])) for row, length in rows]
+
     def extent(self, batch: Batch, place: int) -> tuple[str, str]:
         """The number of tokens."""
         return "tokens", str(int(batch[f"{TOKENS}{LENGTH}"][place]))

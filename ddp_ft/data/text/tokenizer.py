@@ -33,6 +33,10 @@ class TextTokenizer:
         """How many tokens there are, added ones among them."""
         return int(self._tokenizer.get_vocab_size())
 
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """What the vocabulary has under these numbers."""
+        return [str(self._tokenizer.id_to_token(each)) for each in ids]
+
     def __call__(self, text: str, pair: str | None = None) -> "Encoding":
         """The text's tokens, as the library describes them; of a pair, the longer one is cut first."""
         most = self.length * CHARACTERS_OF_A_TOKEN
