@@ -26,10 +26,11 @@ def log_first_samples(run: Run, micro_batch: Batch, trackers: FanOut) -> None:
     """Log the first samples of a run as the model sees them, with their targets."""
     batch = first_samples(micro_batch, GRID_IMAGES)
     prepared, processor = run.prepare(batch), run.model.processor
-    captions = [_targets(batch, place, run.task) for place in range(len(batch["weight"]))]
-    if seen := processor.pixels(prepared):
-        trackers.draw(f"{IMAGES}/1_first_batch", 0, charts.pixels_png, seen, captions[: len(seen)])
-    elif texts := processor.texts(prepared):
+    seen, texts = processor.pixels(prepared), processor.texts(prepared)
+    captions = [_targets(batch, place, run.task) for place in range(len(seen or texts))]
+    if seen:
+        trackers.draw(f"{IMAGES}/1_first_batch", 0, charts.pixels_png, seen, captions)
+    elif texts:
         trackers.text(f"{TEXTS}/1_first_batch", 0, quoted(texts, captions))
 
 

@@ -268,6 +268,7 @@ def test_its_report_shows_the_mistakes_as_texts(data, encoder, tmp_path):
     page = (tmp_path / "r/report.html").read_text()
     assert "<script" not in page and "&lt;" in page and "cannot be shown" not in page
     assert re.search(r'<figure class="text"><p><bdi>.*<mark class="(for|against)" style="--share:[01]\.[0-9]+">', page)
+    assert "Texts per second" in page and "Images" not in page
     assert "orange" in page and '<table class="matrix">' in page and "Per-class metrics" in page
 
 
