@@ -228,9 +228,11 @@ def test_the_commands_and_the_program_of_the_guide_run(data, encoder, tmp_path, 
             done = run(smaller, tmp_path)
             assert done.returncode == 0, (command, done.stdout, done.stderr)
     monkeypatch.chdir(tmp_path)
-    [program] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    exec(program, {})
-    assert capsys.readouterr().out.strip() in ("sea", "wood", "city")
+    programs = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    for program in programs:
+        exec(program, {})
+        assert capsys.readouterr().out.strip() in ("sea", "wood", "city")
+    assert len(programs) == 2
 
 
 def test_the_doctor_reads_them(data, encoder, tmp_path, monkeypatch, capsys):
