@@ -35,8 +35,16 @@ def shown_texts(
     for index in indices:
         sample, path = open_sample(source, index), printable(source.name(index))
         about = {"caption": scored_set.caption(index), "path": path, "file": Path(path).name}
-        shown.append({"texts": pieces_of(sample, words_of(model, sample, explains)), **about})
+        shown.append({"texts": pieces_of(sample, shown_words(model, sample, explains)), **about})
     return shown
+
+
+def shown_words(model: Trained, sample: Sample, explains: bool) -> list[list[Word]]:
+    """The words, without weights where these cannot be computed: memory is short, or an operation has no gradient."""
+    try:
+        return words_of(model, sample, explains)
+    except (RuntimeError, ValueError):
+        return words_of(model, sample, weighs=False)
 
 
 @lru_cache(maxsize=1)

@@ -1,11 +1,13 @@
 """Texts of a report: which words are shown, how they are coloured, and that they cannot change the page."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.inference.word_weights import Word, words_of
-from ddp_ft.reporting.shown_texts import MOST_WORDS, pieces_of
+from ddp_ft.reporting.shown_texts import MOST_WORDS, pieces_of, shown_words
 from tests.support.texts import write_encoder, write_model
 
 
@@ -87,3 +89,11 @@ def test_without_weights_the_words_are_the_same(model):
     [plain], [weighed] = words_of(model, sample, weighs=False), words_of(model, sample, weighs=True)
     assert [word[:2] for word in plain] == [word[:2] for word in weighed]
     assert not any(word.weight for word in plain) and any(word.weight for word in weighed)
+
+
+def test_a_model_without_gradients_is_shown_without_weights(model):
+    def call(module, batch):
+        return torch.zeros(1, 3) + float(len(batch))
+
+    [found] = shown_words(replace(model, call=call), {"text": "an old oak"}, True)
+    assert [word.weight for word in found] == [0.0, 0.0, 0.0]
