@@ -158,6 +158,9 @@ class Processor(Protocol):
     def pixels(self, batch: Batch) -> list[NDArray[np.uint8]]:
         """A prepared batch as images, each H x W x 3; empty for what cannot be displayed."""
 
+    def texts(self, batch: Batch) -> list[str]:
+        """A prepared batch as texts; empty for what cannot be read."""
+
     def extent(self, batch: Batch, place: int) -> tuple[str, str]:
         """A property of a loaded batch's sample that reveals an odd one, and its value: ("pixels", "0..255")."""
 

@@ -28,8 +28,8 @@ class Doctor(GroupedCommandOfRanks):
 @click.command(cls=Doctor)
 @config_options
 @run_options
-@click.option("--json", "wants_json", is_flag=True, help="Print JSON, with the paths of all images concerned.")
-@click.option("--quick", is_flag=True, help="Do not read all images, and measure neither disk nor training.")
+@click.option("--json", "wants_json", is_flag=True, help="Print JSON, with the paths of all samples concerned.")
+@click.option("--quick", is_flag=True, help="Do not read all samples, and measure neither disk nor training.")
 def doctor(
     run_dir: Path | None, config_file: Path | None, assignments: tuple[str, ...], wants_json: bool, quick: bool,
     **flags: Any,
@@ -66,11 +66,11 @@ def progress_printer() -> Callable[[int, int], None]:
 
     def report(done: int, total: int) -> None:
         nonlocal last
-        last = last or time.monotonic()  # the clock runs from the first images on
+        last = last or time.monotonic()  # the clock runs from the first samples on
         if time.monotonic() - last >= (0.2 if is_terminal else 10.0) or (is_terminal and done == total):
             last = time.monotonic()
             end = "\n" if not is_terminal or done == total else "\r"
-            click.echo(f"{done} of {total} images read{end}", err=True, nl=False)
+            click.echo(f"{done} of {total} read{end}", err=True, nl=False)
 
     return report
 

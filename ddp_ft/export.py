@@ -16,7 +16,7 @@ from ddp_ft.run_folder.output_path import check_output_file, check_output_folder
 @model_argument
 @click.option(
     "--format", "kind", type=click.Choice(["safetensors", "onnx", "torch_export", "torch.export"]), required=True,
-    help="Weights that timm and hubs take; an ONNX file; torch.export's .pt2, by either name.",
+    help="Weights that timm, transformers and hubs take; an ONNX file; torch.export's .pt2, by either name.",
 )  # fmt: skip
 @click.option(
     "--output", type=PATH, required=True, help="FILE.onnx, FILE.pt2; for safetensors a folder, or FILE.safetensors."
@@ -24,11 +24,11 @@ from ddp_ft.run_folder.output_path import check_output_file, check_output_folder
 @choice("--device", ["auto", "cpu", "cuda"], "Where it is traced, compared and timed.", default="cpu")
 @click.option(
     "--with-preprocessing", is_flag=True,
-    help="ONNX: resize, crop and normalise inside; uint8 images N x H x W x channels of any size go in.",
+    help="ONNX of images: resize, crop and normalise inside; uint8 images N x H x W x channels of any size go in.",
 )  # fmt: skip
 @click.option(
     "--check", "count", type=click.IntRange(min=1), default=32, show_default=True, metavar="N",
-    help="Images on which it is compared with the original.",
+    help="Images or texts on which it is compared with the original.",
 )  # fmt: skip
 @click.option(
     "--check-images", "images", type=PATH, metavar="DIR",
@@ -45,7 +45,8 @@ def export(
     is_old_folder = kind == "safetensors" and output.is_dir()
     (check_output_folder if is_old_folder else check_output_file)(output, room=weights_size(model))
     with importing():
-        from ddp_ft.exporters.export_model import ExportRequest, export_model
+        from ddp_ft.exporters.export_model import export_model
+        from ddp_ft.exporters.request import ExportRequest
 
     kind = kind.replace(".", "_")
     report = export_model(ExportRequest(model, kind, output, device, with_preprocessing, count, images), launch)

@@ -8,7 +8,7 @@ from ddp_ft.contracts import Kept, Processor, Source, nothing_kept
 from ddp_ft.errors import UserError
 
 # Module and class of each kind's processor; imported when needed. A further kind is one package in `data/` and one line
-# here, and for `predict` one below.
+# here, for `predict` one below, and for `ddp_ft.load` one in `data/given.py`.
 PROCESSORS = {
     "image": "ddp_ft.data.image.processor:ImageProcessor",
     "text": "ddp_ft.data.text.processor:TextProcessor",

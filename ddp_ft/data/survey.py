@@ -6,8 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from hashlib import blake2b
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from ddp_ft.contracts import BadSample, LabelledSource
 from ddp_ft.data.image.arrays import AS_PHOTOS, START_OF_NPY, opened_array
 from ddp_ft.data.image.decode import decode
 from ddp_ft.data.image.pillow import ORIENTATION, Readable, is_deep, opened, quiet_pillow, sparing_texts, without_limit
+from ddp_ft.data.surveyed import Surveyed, digest_of, laid_out
 from ddp_ft.distributed.environment import usable_cores
 
 # Images that a process takes at a time, and how many such parts wait for each process: this bounds memory.
@@ -48,45 +48,20 @@ class Look(NamedTuple):
     digest: int
 
 
-@dataclass
-class Survey:
-    """All images of the splits, one split after the other; an image's number is its place.
+@dataclass(kw_only=True)
+class Survey(Surveyed):
+    """All images of the splits, whose `digests` are of their bytes.
 
-    `roles` (uint8) is an image's place in `splits`; `targets` (int64) are equal for images with equal targets; `sizes`
-    (int32, N x 2), `oddities` (uint8) and `digests` (uint64) are as in `Look`. `damaged` has the reasons by
-    number.
+    `sizes` (int32, N x 2) and `oddities` (uint8) are as in `Look`.
     """
 
-    splits: tuple[str, ...]
-    sources: tuple[LabelledSource, ...]
-    roles: NDArray[np.uint8]
-    targets: NDArray[np.int64]
     sizes: NDArray[np.int32]
     oddities: NDArray[np.uint8]
-    digests: NDArray[np.uint64]
-    damaged: dict[int, str] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.roles)
-
-    def name(self, number: int) -> str:
-        """The image's path."""
-        role = int(self.roles[number])
-        return self.sources[role].name(number - int(np.searchsorted(self.roles, role)))
 
     def having(self, oddity: str) -> list[int]:
         """The numbers of the images with that oddity."""
         bit = 1 << ODDITIES.index(oddity)
         return [int(number) for number in np.flatnonzero(self.oddities & bit)]
-
-    def twins(self) -> Iterator[list[int]]:
-        """Numbers of images with the same bytes, two or more, in order; damaged ones are left out."""
-        sound = np.setdiff1d(np.arange(len(self)), list(self.damaged))
-        order = sound[np.argsort(self.digests[sound], kind="stable")]
-        ends = np.flatnonzero(np.diff(self.digests[order])) + 1
-        starts, stops = np.concatenate([[0], ends]), np.concatenate([ends, [len(order)]])
-        for start, stop in zip(starts[stops - starts > 1], stops[stops - starts > 1], strict=True):
-            yield [int(number) for number in order[start:stop]]
 
 
 def survey(
@@ -99,17 +74,8 @@ def survey(
     that cannot be taken for one of so many channels is damaged. Raises BrokenProcessPool if a decoder crashes its
     process.
     """
-    sources = tuple(splits.values())
-    total = sum(map(len, sources))
-    found = Survey(
-        splits=tuple(splits),
-        sources=sources,
-        roles=np.repeat(np.arange(len(sources), dtype=np.uint8), [len(source) for source in sources]),
-        targets=_numbered([source.targets for source in sources]),
-        sizes=np.zeros((total, 2), np.int32),
-        oddities=np.zeros(total, np.uint8),
-        digests=np.zeros(total, np.uint64),
-    )
+    total = sum(map(len, splits.values()))
+    found = Survey(**laid_out(splits), sizes=np.zeros((total, 2), np.int32), oddities=np.zeros(total, np.uint8))
     parts = [range(start, min(start + PART, total)) for start in range(0, total, PART)]
     with _pool(min(processes or usable_cores(), max(1, len(parts)))) as (pool, ahead):
         names = ([found.name(number) for number in part] for part in parts)
@@ -151,10 +117,9 @@ def _look_at(name: str, channels: int) -> Look:
     try:
         decode(name, channels)
         data = Path(name).read_bytes()
-        digest = int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
         with without_limit():  # it was decoded already
             height, width, bits = _header_of(name, data, channels)
-        return Look("", height, width, bits, digest)
+        return Look("", height, width, bits, digest_of(data))
     except (BadSample, OSError) as error:  # OSError: it is gone after decoding
         return Look(str(error).removeprefix(f"{name}: ") or "unreadable", 0, 0, 0, 0)
 
@@ -192,14 +157,3 @@ def _is_turned(image: Image.Image) -> bool:
         return image.getexif().get(ORIENTATION, 1) in range(2, 9)
     except Exception:  # garbled metadata, which decoding ignores too
         return False
-
-
-def _numbered(targets: Sequence[NDArray[np.generic]]) -> NDArray[np.int64]:
-    """A number for each distinct target: the class number, or a hash of the bytes of labels or numbers."""
-
-    def hashed(row: NDArray[np.generic]) -> int:
-        return int.from_bytes(blake2b(row.tobytes(), digest_size=8).digest(), "big", signed=True)
-
-    return np.concatenate(
-        [each if each.ndim == 1 else np.fromiter(map(hashed, each), np.int64, len(each)) for each in targets]
-    ).astype(np.int64)

@@ -85,16 +85,16 @@ def _about_data(known: Situation) -> Iterator[Finding | None]:
         yield imbalance(known.counts, evens_out, known.noun)
         yield corrected_twice(config)
         if known.val_counts is not None:
-            yield missing_classes(known.val_counts)
+            yield missing_classes(known.val_counts, known.noun)
         yield small_val(known.val, known.has_labels, known.val_is_given, bool(config.data.fold), known.noun)
     yield small_images(known.sizes, known.input_size)
 
 
 def _about_recipe(known: Situation) -> Iterator[Finding | None]:
     config = known.config
-    yield from_scratch(config.model.weights, known.train, known.has_frozen)
+    yield from_scratch(config.model.weights, known.train, known.has_frozen, known.noun)
     yield unusual_rate(config.optim.name, known.lr)
-    yield large_batch(config.train.batch_size, known.train, known.processes, known.least)
+    yield large_batch(config.train.batch_size, known.train, known.processes, known.least, known.noun)
     yield few_steps(known.steps)
     if known.seconds_left is not None:
         yield rushed(known, known.seconds_left)
@@ -108,7 +108,7 @@ def rare_classes(counts: ClassCounts, noun: str = "image") -> Finding:
     smallest, fewest = counts.smallest
     if not rare:
         text = f"{len(counts.names)}, the smallest is {printable(smallest)} with {plural(fewest, noun)}"
-        return Finding("classes", OK, text, value=float(fewest), unit="images")
+        return Finding("classes", OK, text, value=float(fewest), unit=f"{noun}s")
     few = "1 class has" if len(rare) == 1 else f"{len(rare)} of {len(counts.names)} classes have"
     text = f"{few} hardly any {noun}s to learn from: {shortened(rare, 5)}"
     return Finding("classes", WARNING, text, f"Add {noun}s of them, or leave them out.", float(len(rare)), "classes")
@@ -145,11 +145,11 @@ def _are_equal(weights: str) -> bool:
     return "," in weights and len({part.strip(" []") for part in weights.split(",")}) == 1
 
 
-def missing_classes(val_counts: ClassCounts) -> Finding:
+def missing_classes(val_counts: ClassCounts, noun: str = "image") -> Finding:
     """Warn of classes without an image in the validation set."""
     gone = [printable(name) for name, count in zip(val_counts.names, val_counts.counts, strict=True) if not count]
-    text = f"no image to validate on: {shortened(gone, 5)}" if gone else "each has images to validate on"
-    remedy = "Put some of their images into val/, or leave the split to --val-split or --set data.fold=1/5."
+    text = f"no {noun} to validate on: {shortened(gone, 5)}" if gone else f"each has {noun}s to validate on"
+    remedy = f"Put some of their {noun}s into val/, or leave the split to --val-split or --set data.fold=1/5."
     return Finding("classes in val", WARNING, text, remedy, float(len(gone)), "classes").unless(not gone)
 
 
@@ -188,15 +188,15 @@ def small_images(sizes: Sequence[tuple[int, int]], input_size: tuple[int, ...]) 
     return found.unless(share <= 0.5)
 
 
-def from_scratch(weights: str, train: int, has_frozen: bool = False) -> Finding | None:
+def from_scratch(weights: str, train: int, has_frozen: bool = False, noun: str = "image") -> Finding | None:
     """Warn of random weights and too few images for them, or that stay random; None with pretrained ones."""
     if weights != "none":
         return None
     if has_frozen:
         text = "what is frozen keeps its random initial values (--weights none)"
         return Finding("weights", WARNING, text, "Give pretrained weights, or train all parts: --freeze none.")
-    text, remedy = f"all is learned from {train} images (--weights none)", "Pretrained weights are far better here."
-    return Finding("weights", WARNING, text, remedy, float(train), "images").unless(train >= ENOUGH_FROM_SCRATCH)
+    text, remedy = f"all is learned from {train} {noun}s (--weights none)", "Pretrained weights are far better here."
+    return Finding("weights", WARNING, text, remedy, float(train), f"{noun}s").unless(train >= ENOUGH_FROM_SCRATCH)
 
 
 def unusual_rate(optimizer: str, lr: float) -> Finding | None:
@@ -210,13 +210,13 @@ def unusual_rate(optimizer: str, lr: float) -> Finding | None:
     return Finding("learning rate", WARNING, text, remedy, lr).unless(low <= lr <= high)
 
 
-def large_batch(batch_size: int, train: int, processes: int = 1, least: int = 1) -> Finding:
+def large_batch(batch_size: int, train: int, processes: int = 1, least: int = 1, noun: str = "image") -> Finding:
     """Warn of a batch that is larger than the training set; each of the processes needs `least` images in a step."""
-    text = f"{batch_size} of {train} images in a step"
+    text = f"{batch_size} of {train} {noun}s in a step"
     wanted = max(train // 10, min(SMALL_BATCH, train // 2))
     smaller = fitting_batch(wanted, train, processes, least)
-    remedy = f"Each step sees every image. {f'Try --batch-size {smaller}.' if smaller else 'Use fewer processes.'}"
-    return Finding("batch size", WARNING, text, remedy, float(batch_size), "images").unless(batch_size <= train)
+    remedy = f"Each step sees every {noun}. {f'Try --batch-size {smaller}.' if smaller else 'Use fewer processes.'}"
+    return Finding("batch size", WARNING, text, remedy, float(batch_size), f"{noun}s").unless(batch_size <= train)
 
 
 def few_steps(steps: int) -> Finding:
@@ -231,10 +231,10 @@ def rushed(known: Situation, seconds_left: float) -> Finding:
     images = known.steps * min(known.config.train.batch_size, known.train)
     needed = images / max(seconds_left, 1.0) / known.computers
     each = "GPU" if known.device == "cuda" else "thread"
-    text = f"{seconds_left / 60:.0f} minutes are left for {images} images: {needed:.3g} a second and {each}"
+    text = f"{seconds_left / 60:.0f} minutes are left for {images} {known.noun}s: {needed:.3g} a second and {each}"
     # The job saves and resumes after a requeue, so it is not lost.
     remedy = "The run will need several jobs (docs/slurm.md). Ask for more time or processes, or fewer --epochs."
-    found = Finding("job time", WARNING, text, remedy, needed, "images/s")
+    found = Finding("job time", WARNING, text, remedy, needed, f"{known.noun}s/s")
     return found.unless(needed <= UNREACHABLE[known.device])
 
 
@@ -281,6 +281,7 @@ def advise_on_data(config: RunConfig, splits: Splits) -> list[Finding]:
         0,
         has_labels=splits.schema.kind == LABELS,
         val_is_given=bool(splits.record.get("given")),
+        noun=sample_noun(splits.train.kind),
     )
     return [finding for finding in _about_data(known) if finding is not None]
 

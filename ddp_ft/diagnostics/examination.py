@@ -24,7 +24,7 @@ class Asked:
 
 @dataclass
 class Examination:
-    """What is known so far. `report` is called with the numbers of images read and of all; `families` are the findings
+    """What is known so far. `report` is called with the numbers of samples read and of all; `families` are the findings
     by family, of rank 0 alone."""
 
     asked: Asked

@@ -27,7 +27,7 @@ USUAL_SIDE = 224  # pixels of the input of a model that is not given
 
 
 def examine(asked: Asked, report: Progress) -> dict[str, list[Finding]] | None:
-    """The findings by family, on rank 0; None on all others. `report` is called with images read, and all images."""
+    """The findings by family, on rank 0; None on all others. `report` is called with samples read, and all samples."""
     launch, failure = tried("torchrun", read_launch)
     known = Examination(asked, make_config(*asked.layers), launch or Launch(), report)
     known.check("machine", "packages", versions.packages)

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ddp_ft.diagnostics import machine
@@ -12,11 +13,19 @@ from ddp_ft.diagnostics.examination import Examination
 from ddp_ft.diagnostics.finding import NOTE, OK, Finding
 from ddp_ft.distributed.environment import usable_cores
 from ddp_ft.slurm.walltime import read_allocation, read_end_time
+from ddp_ft.texts import sample_noun
 
 if TYPE_CHECKING:
     from ddp_ft.data.splits.record import Splits
     from ddp_ft.distributed.world import World
     from ddp_ft.training.run import Run
+
+# What looks at all samples of a kind: (sources by split, DataConfig, the model's processor or None, progress) to
+# findings. A further kind is a line here; without one its samples are not looked at.
+SURVEYS = {
+    "image": "ddp_ft.diagnostics.images:examine_images",
+    "text": "ddp_ft.diagnostics.texts:examine_texts",
+}
 
 
 def examine_run(known: Examination, world: "World") -> None:
@@ -26,7 +35,7 @@ def examine_run(known: Examination, world: "World") -> None:
         composed = known.attempt("run", "composing the run", lambda: _compose(known, world, splits))
     if splits is not None and not known.asked.quick:
         # The others wait outside of collectives, however long it takes.
-        world.from_main(lambda: known.check("data", "images", lambda: _survey(known, splits, composed)))
+        world.from_main(lambda: known.check("data", f"{_noun(splits)}s", lambda: _survey(known, splits, composed)))
     if composed is not None:
         known.config = composed.config
         known.check("run", "advice", lambda: _advice(composed, has_sizes=not known.asked.quick))
@@ -50,19 +59,22 @@ def _open(known: Examination, world: "World") -> "Splits | None":
     if splits is not None:
         sizes = {"train": splits.train, "val": splits.val, "test": splits.test}
         text = ", ".join(f"{len(source)} {name}" for name, source in sizes.items() if source is not None)
-        found = [Finding("splits", OK, text, value=float(len(splits.train)), unit="images")]
+        found = [Finding("splits", OK, text, value=float(len(splits.train)), unit=f"{_noun(splits)}s")]
         known.check("data", "splits", lambda: [*found, *(Finding("splits", NOTE, note) for note in splits.notes)])
     return splits
 
 
 def _survey(known: Examination, splits: "Splits", composed: "Run | None") -> Iterator[Finding]:
-    from ddp_ft.diagnostics.images import examine_images
-
-    if splits.train.kind != "image":
+    module, _, name = SURVEYS.get(splits.train.kind, "").partition(":")
+    if not module:
         return
     sources = {"train": splits.train, "val": splits.val, **({"test": splits.test} if splits.test else {})}
-    size = None if composed is None else composed.model.processor.shape()
-    yield from examine_images(sources, known.config.data, size, known.report)
+    processor = None if composed is None else composed.model.processor
+    yield from getattr(import_module(module), name)(sources, known.config.data, processor, known.report)
+
+
+def _noun(splits: "Splits") -> str:
+    return sample_noun(splits.train.kind)
 
 
 def _compose(known: Examination, world: "World", splits: "Splits") -> "Run":
@@ -113,7 +125,7 @@ def _about_speed(known: Examination, composed: "Run", found: Any, memory_bytes: 
     yield speed.waiting(found, plan.workers, cores, is_cuda)
     rate = speed.training_rate(found, plan.workers, world.size, is_cuda)
     pace = speed.pace_of(composed, rate)
-    yield speed.duration(composed, pace, rate)
+    yield speed.duration(composed, pace, rate, found.noun)
     allocation = read_allocation(looks=True)
     if allocation.end is not None:
         yield speed.allocation(composed, pace, rate, allocation, time.time())

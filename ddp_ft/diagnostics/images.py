@@ -1,24 +1,21 @@
 """Findings about the images, from a survey of all of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from ddp_ft.config.data import DataConfig
 from ddp_ft.config.paths import code_file
-from ddp_ft.contracts import LabelledSource, Source
-from ddp_ft.data.bad_samples.find import read_all
+from ddp_ft.contracts import LabelledSource, Processor, Source
 from ddp_ft.data.image.value_range import LEAST_USE, levels_used, parse_range, range_of, sample_values
 from ddp_ft.data.survey import ALPHA, ANIMATED, CMYK, DEEP, PALETTE, SUFFIX, TURNED, Survey, survey
 from ddp_ft.diagnostics.examination import Progress
-from ddp_ft.diagnostics.finding import NOTE, OK, PROBLEM, WARNING, Finding
-from ddp_ft.errors import printable
+from ddp_ft.diagnostics.finding import NOTE, OK, WARNING, Finding
+from ddp_ft.diagnostics.samples import doubled, paths_of, readable, readable_by_code
 from ddp_ft.texts import plural
 
 # Longer sides than this cost more time to read than to learn from; a photo of 12 megapixels has 4000 x 3000.
 HUGE_PIXELS = 12_000_000
-_KEPT = 100_000  # paths of one finding: further ones say nothing new
 
 # What is done with unusual images.
 _BECOME = {
@@ -32,17 +29,17 @@ _BECOME = {
 
 
 def examine_images(
-    sources: Mapping[str, LabelledSource], data: DataConfig, size: tuple[int, ...] | None, report: Progress
+    sources: Mapping[str, LabelledSource], data: DataConfig, processor: Processor | None, report: Progress
 ) -> Iterator[Finding]:
     """All findings of these sets, which are read for it; of a data set of the user's own whether it can be read, since
-    its code alone knows what its images are. `size`: as in `about_survey`."""
+    its code alone knows what its images are. `processor`: the model's, if there is one."""
     tolerates = data.on_error == "skip"
     if data.path is not None and code_file(data.path):
         yield readable_by_code(sources, tolerates)
         return
     channels = data.channels or 3
     found = survey(sources, report or (lambda done, total: None), channels=channels)
-    yield from about_survey(found, tolerates, size)
+    yield from about_survey(found, tolerates, None if processor is None else processor.shape())
     yield from grey_levels(sources["train"], data.range, channels)
 
 
@@ -53,53 +50,6 @@ def about_survey(found: Survey, tolerates: bool, input_size: tuple[int, ...] | N
     yield from doubled(found)
     yield from odd(found)
     yield from sized(found, input_size)
-
-
-def readable(found: Survey, tolerates: bool) -> Finding:
-    """Images that cannot be read to their end."""
-    paths = [f"{_path(found, number)}: {printable(reason)}" for number, reason in found.damaged.items()]
-    return _readable(paths, len(found), tolerates)
-
-
-def readable_by_code(sources: Mapping[str, Source], tolerates: bool) -> Finding:
-    """The same for a data set of the user's own, whose images are read by its code alone."""
-    damaged = [(source.name(index), reason) for source in sources.values() for index, reason in read_all(source)]
-    paths = [f"{printable(name)}: {printable(reason)}" for name, reason in damaged]
-    return _readable(paths, sum(map(len, sources.values())), tolerates)
-
-
-def _readable(paths: Sequence[str], images: int, tolerates: bool) -> Finding:
-    count = len(paths)
-    text = f"{count} of {plural(images, 'image')} cannot be read" if count else f"all {images} images"
-    remedy = "Mend or remove them" + ("." if tolerates else ", or train without them: --set data.on_error=skip.")
-    verdict = WARNING if tolerates else PROBLEM
-    damaged = Finding("readable", verdict, text, remedy, float(count), "images", tuple(paths[:_KEPT]))
-    return damaged.unless(not count)
-
-
-def doubled(found: Survey) -> Iterator[Finding]:
-    """The same bytes in two splits, with two targets, or merely twice."""
-    groups = [
-        (twins, len(np.unique(found.roles[twins])) > 1, len(np.unique(found.targets[twins])) > 1)
-        for twins in found.twins()
-    ]
-    leaks = [twins for twins, is_leak, _ in groups if is_leak]
-    contradictions = [twins for twins, _, is_contradiction in groups if is_contradiction]
-    repeats = [twins for twins, is_leak, is_contradiction in groups if not is_leak and not is_contradiction]
-    splits = " and ".join(found.splits)
-    remedy = "Remove them from one: a model evaluated on images of its training looks better than it is."
-    yield _twins(found, leaks, Finding("leakage", PROBLEM, f"the same images in {splits}", remedy))
-    remedy = "Decide which label is right: the model cannot learn both."
-    yield _twins(found, contradictions, Finding("label noise", WARNING, "the same image with different labels", remedy))
-    remedy = "Harmless, unless there are many: they count several times."
-    yield _twins(found, repeats, Finding("duplicates", NOTE, "the same image several times in a class", remedy))
-
-
-def _twins(found: Survey, groups: list[list[int]], what: Finding) -> Finding:
-    """`what` of these groups, whose kind its text names."""
-    paths = tuple(" = ".join(_path(found, number) for number in group) for group in groups[:_KEPT])
-    text = f"{plural(len(groups), 'group')} of {what.text}" if groups else "none"
-    return replace(what, text=text, value=float(len(groups)), unit="groups", paths=paths).unless(not groups)
 
 
 def odd(found: Survey) -> Iterator[Finding]:
@@ -128,7 +78,7 @@ def grey_levels(source: Source, given: Sequence[float] | None, channels: int = 3
 
 
 def _note(found: Survey, name: str, text: str, remedy: str, those: Sequence[int]) -> Finding:
-    return Finding(name, NOTE, text, remedy, float(len(those)), "images", _paths(found, those))
+    return Finding(name, NOTE, text, remedy, float(len(those)), "images", paths_of(found, those))
 
 
 def sized(found: Survey, input_size: tuple[int, ...] | None) -> Iterator[Finding]:
@@ -156,12 +106,4 @@ def _small(found: Survey, sound: "np.ndarray[tuple[int], np.dtype[np.int64]]", s
     remedy, verdict = "They are enlarged. A smaller --image-size is faster and may be as good.", NOTE
     if share > 0.5:
         verdict = WARNING
-    return Finding("small images", verdict, text, remedy, share, "share", _paths(found, small)).unless(not small)
-
-
-def _path(found: Survey, number: int) -> str:
-    return printable(found.name(number))
-
-
-def _paths(found: Survey, numbers: Sequence[int]) -> tuple[str, ...]:
-    return tuple(_path(found, number) for number in numbers[:_KEPT])
+    return Finding("small images", verdict, text, remedy, share, "share", paths_of(found, small)).unless(not small)

@@ -41,8 +41,8 @@ class Scorer:
         while (found := self._predictions_if_they_fit(batch)) is None:
             size = min(self.most or len(batch["index"]), len(batch["index"]))
             if size == 1:
-                hint = "Use another device (--device cpu), or train at a smaller --image-size."
-                raise UserError("Out of memory with a single image.", hint)
+                hint = "Use another device (--device cpu), or train with smaller ones (--image-size, data.max_length)."
+                raise UserError("Out of memory with a single sample.", hint)
             self.most = size // 2
             if self.world.device.type == "cuda":
                 torch.cuda.empty_cache()

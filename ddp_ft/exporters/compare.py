@@ -39,10 +39,10 @@ Run = Callable[[Sequence[Image]], Tensor]
 
 @dataclass(frozen=True)
 class Report:
-    """How the export compares with the original on `images` images.
+    """How the export compares with the original on `images` samples.
 
-    `difference` is the largest one of an output, `allowed` its bound. `same` images have the same answer; `decided`
-    ones have it too, or a clear one of the original. `times`: milliseconds an image, of the original and of the export.
+    `difference` is the largest one of an output, `allowed` its bound. `same` ones have the same answer; `decided`
+    ones have it too, or a clear one of the original. `times`: milliseconds a sample, of the original and of the export.
     """
 
     size: int
@@ -53,6 +53,7 @@ class Report:
     same: int
     decided: int
     times: tuple[float, float]
+    noun: str = "image"
 
     @property
     def is_good(self) -> bool:
@@ -65,12 +66,16 @@ class Report:
         answers = f"{self.same} of {self.images} the same"
         answers += f" ({undecided} where the model itself is undecided)" if undecided else ""
         ours, theirs = self.times
+        one = f"{'an' if self.noun[0] in 'aeiou' else 'a'} {self.noun}"
         return [
             ("size", f"{self.size / 1e6:.2f} MB"),
             ("compared on", f"{self.images} {self.origin}"),
             ("difference", f"{self.difference:.2g} at most in an output (allowed: {self.allowed:.2g})"),
             ("answers", answers),
-            ("time", f"{ours:.2f} ms an image by the original, {theirs:.2f} ms by the export"),
+            (
+                "time",
+                f"{ours:.2f} ms {one} by the original, {theirs:.2f} ms by the export",
+            ),
         ]
 
 
@@ -79,17 +84,17 @@ def compare(original: Trained, aside: Path, device: torch.device, images: Sequen
     world = World(0, 1, 0, device)
     export = load_trained(aside, device)
     expected, found = (_outputs_of(model, world, original)(images) for model in (original, export))
-    same, decided = _answers(original.task, expected, found)
+    same, decided = same_answers(original.task, expected, found)
     share = BOUND_WITH_PREPROCESSING if isinstance(export.module, Framed) else BOUND
     return Report(
         sum(file.stat().st_size for file in (aside.iterdir() if aside.is_dir() else [aside])),
         len(images),
         origin,
-        float((expected - found).abs().max()) if bool(torch.isfinite(found).all()) else float("inf"),
+        difference_of(expected, found),
         share * max(1.0, float(expected.abs().max())),
         same,
         decided,
-        _milliseconds(_calls(original, export, world, images[:BATCH]), min(len(images), BATCH)),
+        milliseconds(_calls(original, export, world, images[:BATCH]), min(len(images), BATCH)),
     )
 
 
@@ -132,7 +137,7 @@ def _batch(images: Sequence[Image], original: Trained) -> Batch:
     return transform.collate([transform({"image": each}) for each in images])
 
 
-def _answers(task: Task, expected: Tensor, found: Tensor) -> tuple[int, int]:
+def same_answers(task: Task, expected: Tensor, found: Tensor) -> tuple[int, int]:
     """For how many images both answers are the same, and for how many they are or have to be."""
     decided = [[task.decision(each) for each in task.answers(task.predictions(some, {}))] for some in (expected, found)]
     same = [first == second for (first, _), (second, _) in zip(*decided, strict=True)]
@@ -140,15 +145,20 @@ def _answers(task: Task, expected: Tensor, found: Tensor) -> tuple[int, int]:
     return sum(same), sum(sure)
 
 
-def _milliseconds(calls: Sequence[Callable[[], object]], images: int) -> tuple[float, float]:
-    """For an image, of two calls in turn: medians of ROUNDS."""
+def difference_of(expected: Tensor, found: Tensor) -> float:
+    """The largest difference of an output; infinite if one is not finite."""
+    return float((expected - found).abs().max()) if bool(torch.isfinite(found).all()) else float("inf")
+
+
+def milliseconds(calls: Sequence[Callable[[], object]], samples: int, rounds: int = ROUNDS) -> tuple[float, float]:
+    """For a sample, of two calls in turn: medians of so many rounds."""
     taken: list[list[float]] = [[] for _ in calls]
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for call, times in zip(calls, taken, strict=True):
             began = time.perf_counter()
             call()
             times.append(time.perf_counter() - began)
-    ours, theirs = (1000 * median(times) / images for times in taken)
+    ours, theirs = (1000 * median(times) / samples for times in taken)
     return ours, theirs
 
 

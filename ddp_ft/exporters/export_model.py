@@ -1,42 +1,31 @@
 """A trained model as a file for other programs, compared with the original before it gets its name."""
 
-import io
-import json
 import shutil
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from typing import cast
 
-import torch
-
-from ddp_ft.data.image.processor import preprocess_of
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.errors import UserError, typed_line
-from ddp_ft.exporters.compare import Report, compare, images_to_compare
-from ddp_ft.exporters.onnx import check_installed, check_preprocessing, outputs_alone, quiet, trace, write_onnx
-from ddp_ft.exporters.safetensors import CONFIG, README, check_buildable, write_folder
-from ddp_ft.files import replace_folder, write_bytes
-from ddp_ft.inference.exported import DESCRIPTION, ONNX, PT2, describe_exported, is_exported
-from ddp_ft.inference.trained_model import load_trained
-from ddp_ft.run_folder.model_folder import model_folder, read_description
+from ddp_ft.exporters.compare import Report
+from ddp_ft.exporters.onnx import check_installed
+from ddp_ft.exporters.request import ONNX_FORMAT, SAFETENSORS, SUFFIXES, WEIGHTS, ExportRequest
+from ddp_ft.exporters.safetensors import CONFIG, README
+from ddp_ft.files import replace_folder
+from ddp_ft.inference.exported import is_exported
+from ddp_ft.inference.trained_model import Trained, load_trained
 
-SAFETENSORS, ONNX_FORMAT, TORCH_EXPORT = FORMATS = ("safetensors", "onnx", "torch_export")
-WEIGHTS = ".safetensors"
-_FILES = {"model.safetensors", "model.json", CONFIG, README}  # of an exported folder, which may be replaced
-_SUFFIXES = {SAFETENSORS: "", ONNX_FORMAT: ONNX, TORCH_EXPORT: PT2}
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """What to export; `count` images are compared, of `images` if that is given."""
-
-    model: Path
-    format: str
-    output: Path
-    device: str = "cpu"
-    with_preprocessing: bool = False
-    count: int = 32
-    images: Path | None = None
+# What writes and compares models of a kind of input: (ExportRequest, the model, where to write, device) to a Report. A
+# further kind is a line here.
+EXPORTERS = {
+    "image": "ddp_ft.exporters.image_model:export_images",
+    "text": "ddp_ft.exporters.text_model:export_texts",
+}
+# Of an exported folder, which may be replaced.
+_FILES = {"model.safetensors", "model.json", CONFIG, README, "tokenizer.json", "tokenizer_config.json"}
 
 
 def export_model(request: ExportRequest, launch: Launch) -> Report:
@@ -47,15 +36,11 @@ def export_model(request: ExportRequest, launch: Launch) -> Report:
     _check(request, launch)
     device = pick_device(request.device, launch)
     original = replace(load_trained(request.model, device), precision="fp32")
-    preprocess = preprocess_of(original.processor)
-    if request.with_preprocessing:
-        check_preprocessing(preprocess)
+    write_and_compare = _exporter_of(original)
     aside = request.output.with_name(f".writing_{request.output.name}")
     _remove(aside)
     try:
-        _write(request, aside, device)
-        images, origin = images_to_compare(request.model, original, request.images, request.count)
-        report = compare(original, aside, device, images, origin)
+        report = _tried(lambda: write_and_compare(request, original, aside, device), request.format)
         if report.is_good:
             _put(aside, request.output)
         return report
@@ -76,7 +61,7 @@ def _check(request: ExportRequest, launch: Launch) -> None:
 
 
 def _check_output(request: ExportRequest) -> None:
-    output, suffix = request.output, _SUFFIXES[request.format]
+    output, suffix = request.output, SUFFIXES[request.format]
     is_weights = request.format == SAFETENSORS and output.suffix.lower() == WEIGHTS
     if output.suffix.lower() != suffix and not is_weights and (suffix or is_exported(output)):
         expected = f"a name that ends in {suffix}" if suffix else f"the name of a folder, or one that ends in {WEIGHTS}"
@@ -93,31 +78,21 @@ def _check_output(request: ExportRequest) -> None:
         )
 
 
-def _write(request: ExportRequest, aside: Path, device: torch.device) -> None:
-    description = read_description(model_folder(request.model))
-    # Loaded anew, in the plain memory layout that the formats need.
-    model = load_trained(request.model, device)
-    module, preprocess = model.module.to(memory_format=torch.contiguous_format), preprocess_of(model.processor)
-    if request.format == SAFETENSORS:
-        check_buildable(description)
-        write_folder(aside, module, description, preprocess, model.names)
-        return
-    described = describe_exported(description, request.with_preprocessing)
+def _exporter_of(original: Trained) -> Callable[..., Report]:
+    module, _, name = EXPORTERS.get(original.processor.kind, "").partition(":")
+    if not module:
+        raise UserError(f"Models of the kind '{original.processor.kind}' cannot be exported.", "Use best/ as it is.")
+    return cast(Callable[..., Report], getattr(import_module(module), name))
+
+
+def _tried(work: Callable[[], Report], format: str) -> Report:
     try:
-        program = trace(outputs_alone(module, model.call, len(model.names), preprocess), preprocess, device)
-        if request.format == ONNX_FORMAT:
-            write_onnx(program, aside, described, preprocess if request.with_preprocessing else None)
-        else:
-            with quiet():
-                extra = {DESCRIPTION: json.dumps({**described, "channels_last": model.channels_last})}
-                content = io.BytesIO()  # given a path, torch aborts the process where the disk is full
-                torch.export.save(program, content, extra_files=extra)
-            write_bytes(aside, content.getvalue(), durable=False)
+        return work()
     except (UserError, OSError):
         raise
     except Exception as error:
         raise UserError(
-            f"This model cannot be exported as {request.format}: {typed_line(error)}.",
+            f"This model cannot be exported as {format}: {typed_line(error)}.",
             "torch.export traces a model's operations; code that decides by the values of tensors stops it. "
             "--format safetensors writes the weights without tracing.",
         ) from None

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,14 +83,22 @@ def check_preprocessing(preprocess: Preprocess) -> None:
         )
 
 
-def write_onnx(program: Any, file: Path, description: Mapping[str, Any], preprocess: Preprocess | None) -> None:
-    """The program (of `trace`) as an ONNX file with the description in its metadata; `preprocess` is put before it."""
+def write_onnx(
+    program: Any, file: Path, description: Mapping[str, Any], inputs: Mapping[str, Sequence[str]],
+    preprocess: Preprocess | None = None,
+) -> None:  # fmt: skip
+    """Write torch.export's program as an ONNX file, the description in its metadata; `preprocess` comes before it.
+
+    `inputs` are the names of its inputs, and those of the first, free dimensions of each.
+    """
     import onnx
 
     with quiet():
-        converted = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[IMAGES], output_names=[OUTPUTS])
+        converted = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=list(inputs), output_names=[OUTPUTS]
+        )
         model = converted.model_proto  # type: ignore[union-attr]
-    _name_batch(model)
+    _name_dimensions(model, inputs)
     if preprocess is not None:
         model = _merged(model, preprocess)
     # Nothing of this machine: the exporter notes the file and line of each operation.
@@ -104,11 +112,12 @@ def write_onnx(program: Any, file: Path, description: Mapping[str, Any], preproc
     file.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _name_batch(model: Any) -> None:
-    """Name the free dimension "batch"; the exporter numbers it."""
+def _name_dimensions(model: Any, inputs: Mapping[str, Sequence[str]]) -> None:
+    """Name the free dimensions; the exporter numbers them. That of the output is the first of the inputs'."""
     del model.graph.value_info[:]
     for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        for place, name in enumerate(inputs.get(value.name, ("batch",))):
+            value.type.tensor_type.shape.dim[place].dim_param = name
 
 
 def _merged(model: Any, preprocess: Preprocess) -> Any:

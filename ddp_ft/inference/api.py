@@ -1,4 +1,4 @@
-"""A trained model in Python: `ddp_ft.load("runs/x")("a.jpg")`."""
+"""A trained model in Python: `ddp_ft.load("runs/x")("a.jpg")`, or `("a text")`."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ddp_ft.config.paths import path_of
-from ddp_ft.data.image.given import ImageLike, channels_of, resized
+from ddp_ft.data.given import Given, GivenSamples
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.distributed.world import World
-from ddp_ft.errors import UserError
 from ddp_ft.evaluation.chunk import EVAL_CHUNK
 from ddp_ft.inference.asked import Asked, Thresholds, parse_thresholds
 from ddp_ft.inference.ensemble import with_views
@@ -24,9 +23,9 @@ from ddp_ft.inference.trained_model import Trained, load_trained
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction for an image.
+    """The prediction for an image or a text.
 
-    `label` is the likeliest class and `probability` its probability; for a model of several labels an image, `labels`
+    `label` is the likeliest class and `probability` its probability; for a model of several labels each, `labels`
     are all from their threshold on (0.5 unless given), and `label` is None. `probabilities` has all classes, by name.
     For regression, `values` has the numbers by name, in the units of the training data, and the rest is empty.
     """
@@ -42,48 +41,47 @@ class Model:
     """A trained model in evaluation mode, on its device.
 
     `module` is the network: float32 B x C x height x width, from `preprocess`, to float32 B x outputs, before softmax,
-    sigmoid or the target's units. `classes` are the names of its outputs, in their order. `task` is "single-label",
+    sigmoid or the target's units; for texts it takes input_ids, attention_mask, token_type_ids by name, and its result
+    has them as `logits`. `classes` are the names of its outputs, in their order. `task` is "single-label",
     "multi-label" or "regression".
     """
 
     def __init__(self, trained: Trained, device: torch.device, views: str | None = None) -> None:
-        if trained.processor.kind != "image":
-            raise UserError(f"This model is not for images, but for '{trained.processor.kind}'.", "Use ddp-ft predict.")
         viewed = with_views(trained, views)
         self._task = trained.task
         self._scorer = make_scorer(viewed, World(0, 1, 0, device))
-        self._transform, self._view_transform = trained.processor.eval_transform(), viewed.processor.eval_transform()
-        self._channels = channels_of(trained.processor)
+        self._plain, self._viewed = trained.processor, viewed.processor
+        self._given = GivenSamples(trained.processor)
         self.module: nn.Module = trained.module
         self.classes: tuple[str, ...] = trained.names
         self.task: str = trained.task.name
 
-    def preprocess(self, image: ImageLike) -> Tensor:
-        """The image as `module` takes it: float32 C x height x width, on the model's device.
+    def preprocess(self, given: Given) -> Any:
+        """The image as `module` takes it: float32 C x height x width, on the model's device; of a text or a pair the
+        module's arguments by name, int64 1 x tokens each.
 
-        UserError for what is no image.
+        UserError for what is no image, or no text.
         """
-        given = {"image": resized(image, self._transform, self._channels)[None]}
-        prepared: Tensor = self._scorer.prepare(given)["image"]
-        return prepared[0]
+        return self._given.prepared(self._scorer.prepare(self._given.batch([given], self._plain)))
 
     @overload
-    def __call__(self, images: ImageLike) -> Prediction: ...
+    def __call__(self, given: Given) -> Prediction: ...
     @overload
-    def __call__(self, images: list[Any] | tuple[Any, ...]) -> list[Prediction]: ...
-    def __call__(self, images: ImageLike | list[Any] | tuple[Any, ...]) -> Prediction | list[Prediction]:
-        """A prediction for an image, or a list of them for a list. UserError for an argument that is no image."""
-        if isinstance(images, (list, tuple)):
-            return list(self._predictions(images))
-        [prediction] = self._predictions([images])
+    def __call__(self, given: list[Any]) -> list[Prediction]: ...
+    @overload
+    def __call__(self, given: tuple[Any, ...]) -> Any: ...
+    def __call__(self, given: Any) -> Any:
+        """A prediction for an image or a text, or a list of them for a list. A tuple is a pair of texts, or as good as
+        a list of images. UserError for an argument that is none."""
+        if not self._given.is_one(given):
+            return list(self._predictions(given))
+        [prediction] = self._predictions([given])
         return prediction
 
-    def _predictions(self, images: Sequence[ImageLike]) -> Iterator[Prediction]:
-        for start in range(0, len(images), EVAL_CHUNK):
-            chosen = images[start : start + EVAL_CHUNK]
-            stacked = torch.stack([resized(each, self._view_transform, self._channels) for each in chosen])
-            predictions = self._scorer.predictions({"image": stacked, "index": torch.arange(len(stacked))})
-            yield from map(_prediction, self._task.answers(predictions))
+    def _predictions(self, given: Sequence[Any]) -> Iterator[Prediction]:
+        for start in range(0, len(given), EVAL_CHUNK):
+            batch = self._given.batch(given[start : start + EVAL_CHUNK], self._viewed)
+            yield from map(_prediction, self._task.answers(self._scorer.predictions(batch)))
 
 
 def load(

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddp_ft.contracts import Call, Kept, nothing_kept
 from ddp_ft.data.image.preprocess import Preprocess
 from ddp_ft.errors import UserError, one_line
+from ddp_ft.models.libraries.base import call_with_images
+from ddp_ft.models.libraries.transformers import call_with_inputs
 
 ONNX, PT2 = SUFFIXES = (".onnx", ".pt2")
 # The one file beside the program in a .pt2.
@@ -28,18 +31,19 @@ _EXPECTED = "Expected a file that ddp-ft export wrote."
 
 
 class ExportedModule(nn.Module):
-    """A program from a file in place of the model: float32 B x C x H x W to float32 B x outputs.
+    """A program from a file in place of the model: float32 B x C x H x W, or tokens and their masks, to float32 B x
+    outputs.
 
     The program is no submodule: it has no training mode.
     """
 
-    def __init__(self, program: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, program: Callable[..., Tensor]) -> None:
         super().__init__()
         self.program = (program,)  # in a tuple, or torch would take it for a submodule
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         """As the class says."""
-        return self.program[0](images)
+        return self.program[0](*inputs)
 
 
 class Framed(nn.Module):
@@ -95,6 +99,21 @@ def open_exported(path: Path, device: torch.device) -> tuple[nn.Module, dict[str
     return module, {**description, "task_settings": _for_prediction(description["task_settings"])}
 
 
+def kept_inside(description: Mapping[str, Any]) -> Kept:
+    """The files of the processor that are inside an exported file."""
+
+    def kept(name: str) -> bytes:
+        files = description.get("files", {})
+        return str(files[name]).encode() if name in files else nothing_kept(name)
+
+    return kept
+
+
+def call_of_exported(description: Mapping[str, Any]) -> Call:
+    """How an exported program is called: with its named inputs, or with images."""
+    return call_with_inputs(description["inputs"]) if "inputs" in description else call_with_images
+
+
 def _open_onnx(path: Path, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
     try:
         import onnxruntime  # type: ignore[import-untyped]
@@ -108,13 +127,14 @@ def _open_onnx(path: Path, device: torch.device) -> tuple[nn.Module, dict[str, A
     there = onnxruntime.get_available_providers()
     providers = [each for each in [*requested, "CPUExecutionProvider"] if each in there]
     session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-    name = session.get_inputs()[0].name
+    names = [each.name for each in session.get_inputs()]
 
-    def run(images: Tensor) -> Tensor:
-        if name == RAW_IMAGES:  # they are still in 0..255
-            images = images.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-        outputs = session.run(None, {name: images.contiguous().cpu().numpy()})[0]
-        return torch.from_numpy(outputs).to(images.device)
+    def run(*inputs: Tensor) -> Tensor:
+        if names == [RAW_IMAGES]:  # they are still in 0..255
+            inputs = (inputs[0].round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1),)
+        given = (each.contiguous().cpu().numpy() for each in inputs)
+        outputs = session.run(None, dict(zip(names, given, strict=True)))[0]
+        return torch.from_numpy(outputs).to(inputs[0].device)
 
     texts = session.get_modelmeta().custom_metadata_map
     return ExportedModule(run), {key: json.loads(text) for key, text in texts.items()}

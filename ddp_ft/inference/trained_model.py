@@ -12,7 +12,7 @@ from ddp_ft.contracts import NO_VIEWS, Call, Processor, Task, Views
 from ddp_ft.data.image.processor import ImageProcessor
 from ddp_ft.data.processors import processor_from
 from ddp_ft.errors import UserError, printable, reason_of, typed_line
-from ddp_ft.inference.exported import Framed, is_exported, open_exported
+from ddp_ft.inference.exported import Framed, call_of_exported, is_exported, kept_inside, open_exported
 from ddp_ft.inference.restored_module import restored_module
 from ddp_ft.models.libraries.base import call_with_images
 from ddp_ft.models.libraries.registry import call_of
@@ -84,7 +84,7 @@ def files_of(path: Path) -> list[Path]:
 def _load_exported(path: Path, device: torch.device) -> Trained:
     module, description = open_exported(path, device)
     try:
-        processor = processor_from(description["preprocessing"])
+        processor = processor_from(description["preprocessing"], kept_inside(description))
         task = restore_task(description["task"], description["task_settings"])
         names = tuple(map(str, description["classes"]))
     except UserError:
@@ -94,7 +94,7 @@ def _load_exported(path: Path, device: torch.device) -> Trained:
     channels_last = bool(description.get("channels_last"))
     if not description.get("takes_pictures"):
         own_views = str(description.get(VIEWS, NO_VIEWS))
-        trained = Trained(module.eval(), processor, call_with_images, task, names, "fp32", channels_last)
+        trained = Trained(module.eval(), processor, call_of_exported(description), task, names, "fp32", channels_last)
         return replace(trained, own_views=own_views)
     # It normalises by itself: values stay in 0..255.
     assert isinstance(processor, ImageProcessor), "only images are prepared inside a file"

@@ -12,7 +12,7 @@ from ddp_ft.config.loading import to_flat, value_text
 from ddp_ft.errors import UserError, printable
 from ddp_ft.evaluation.intervals import Difference, difference, holm
 from ddp_ft.reporting.facts import SPLITS, RunFacts, read_run
-from ddp_ft.reporting.formats import duration, is_share, metric_name, number_text, p_text, signed
+from ddp_ft.reporting.formats import duration, is_share, metric_name, noun_of, number_text, p_text, signed
 from ddp_ft.reporting.set_section import TITLES, result, set_intervals
 from ddp_ft.reporting.svg_charts import overlay
 from ddp_ft.reporting.template import render
@@ -194,11 +194,13 @@ def _shown(value: str) -> str:
 
 
 def _charts(runs: Sequence[RunFacts], metric: str) -> list[tuple[str, Any]]:
+    nouns = {noun_of(run.description) for run in runs}
+    noun = nouns.pop() if len(nouns) == 1 else "sample"
     charts = {
         f"{metric_name(metric)} on the validation set": overlay(runs, "val", metric),
         "Loss on the validation set": overlay(runs, "val", "loss"),
         "Training loss": overlay(runs, "train", "loss"),
-        "Images per second": overlay(runs, "train", "images_per_second"),
+        f"{noun.capitalize()}s per second": overlay(runs, "train", "images_per_second"),
     }
     return [(title, chart) for title, chart in charts.items() if chart is not None]
 

@@ -10,6 +10,7 @@ from ddp_ft.diagnostics.advice import advise, situation_of
 from ddp_ft.diagnostics.finding import WARNING, Finding, guarded
 from ddp_ft.errors import printable, shortened
 from ddp_ft.plugins import is_reference
+from ddp_ft.texts import sample_noun
 from ddp_ft.trackers.console import Console
 from ddp_ft.training.plan import Plan, changed_code
 from ddp_ft.training.run import Run
@@ -65,7 +66,8 @@ def _notes(run: Run) -> list[str]:
         )
     if run.plan.lowered:
         before, now = run.plan.lowered
-        notes.append(f"micro-batches are of {now} images, since an earlier start ran out of memory with {before}.")
+        noun = sample_noun(run.model.processor.kind)
+        notes.append(f"micro-batches are of {now} {noun}s, since an earlier start ran out of memory with {before}.")
     gpus = torch.cuda.device_count()
     if run.world.device.type == "cuda" and not run.distributed and gpus > 1:
         notes.append(

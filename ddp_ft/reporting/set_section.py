@@ -2,23 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ddp_ft.config.paths import code_file
-from ddp_ft.contracts import BadSample, LabelledSource, Processor
-from ddp_ft.data.image.pillow import Pixels
-from ddp_ft.data.open_sample import open_sample
+from ddp_ft.contracts import BadSample, LabelledSource
 from ddp_ft.data.splits.open import open_part, schema_in
 from ddp_ft.errors import UserError, printable
 from ddp_ft.evaluation.intervals import Interval, intervals
 from ddp_ft.reporting.facts import RunFacts
 from ddp_ft.reporting.formats import brief, interval_text, metric_text, noun_of
-from ddp_ft.reporting.svg_charts import data_uri, ranking_svgs, reliability_svg, scatter_svg
+from ddp_ft.reporting.svg_charts import ranking_svgs, reliability_svg, scatter_svg
 from ddp_ft.tasks.scored.base import MOST_SCATTERS, ScoredSet, most_confused
 from ddp_ft.texts import count, percent, plural
 
@@ -30,8 +28,12 @@ MOST_PAIRS = 12
 # Rows of a table that are not folded away, and the most that the page has at all.
 OPEN_ROWS, MOST_ROWS = 12, 2000
 MISTAKES, HITS = 12, 8
-# Images with fewer pixels a side are enlarged by whole pixels.
-SMALL = 100
+# What shows samples of a kind: (facts, scored set, indices, source, whether to explain the answers). A further kind is
+# a line here; samples of others are shown if their processor makes pixels of them.
+_SHOWN = {
+    "image": "ddp_ft.reporting.shown_images:shown_images",
+    "text": "ddp_ft.reporting.shown_texts:shown_texts",
+}
 UNREADABLE = (UserError, BadSample, OSError, ValueError)
 
 Intervals = Mapping[str, Mapping[str, Interval]]
@@ -172,7 +174,7 @@ def _images(facts: RunFacts, scored_set: ScoredSet, opened: Opened) -> dict[str,
     reason, shown = opened.reason if scored_set.worst_heading else "", {}
     for name, indices in chosen.items():
         try:
-            shown[name] = _thumbnails(facts, scored_set, indices, opened.source)
+            shown[name] = _shown(facts, scored_set, indices, opened.source, explains=name == "mistakes")
         except UNREADABLE as error:
             reason, shown[name] = _reason(error), []
     correct, wrong = scored_set.correct, ""
@@ -182,23 +184,12 @@ def _images(facts: RunFacts, scored_set: ScoredSet, opened: Opened) -> dict[str,
     return {**shown, "no_images": reason, "wrong": wrong, **headings}
 
 
-def _thumbnails(
-    facts: RunFacts, scored_set: ScoredSet, indices: Sequence[int], source: LabelledSource | None
+def _shown(
+    facts: RunFacts, scored_set: ScoredSet, indices: Sequence[int], source: LabelledSource | None, explains: bool
 ) -> list[dict[str, Any]]:
-    if source is None or facts.processor is None:
+    """The template's values for these samples, as far as samples of their kind can be shown."""
+    if source is None or not facts.description:
         return []
-    shown = []
-    for index in indices:
-        image = image_of(source, index, facts.processor)
-        if image is not None:
-            path = printable(source.name(index))
-            about = {"caption": scored_set.caption(index), "path": path, "file": Path(path).name}
-            shown.append({"uri": data_uri(image), "is_small": max(image.shape) < SMALL, **about})
-    return shown
-
-
-def image_of(source: LabelledSource, index: int, processor: Processor) -> Pixels | None:
-    """A sample's image as the model sees it in evaluation; None if it has none. Raises BadSample."""
-    transform, to_device = processor.eval_transform(), processor.on_device(torch.device("cpu"), channels_last=False)
-    batch = to_device(transform.collate([transform(open_sample(source, index))]))
-    return next(iter(processor.pixels(batch)), None)
+    module, _, name = _SHOWN.get(source.kind, _SHOWN["image"]).partition(":")
+    show = getattr(import_module(module), name)
+    return cast(list[dict[str, Any]], show(facts, scored_set, indices, source, explains))

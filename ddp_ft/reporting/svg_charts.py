@@ -15,7 +15,7 @@ from PIL import Image
 from ddp_ft.contracts import PROBE
 from ddp_ft.data.image.pillow import Pixels
 from ddp_ft.reporting.facts import Row, RunFacts
-from ddp_ft.reporting.formats import is_share, metric_name
+from ddp_ft.reporting.formats import is_share, metric_name, noun_of
 from ddp_ft.tasks.scored.base import Floats, Reliability, ScoredSet
 from ddp_ft.tasks.scored.ranking import Curve, ranking_curves
 from ddp_ft.texts import readable
@@ -144,7 +144,7 @@ def curves(facts: RunFacts) -> list[tuple[str, Markup]]:
         "Metrics on the validation set": (_quality(facts), ""),
         f"Learning rate{all_rates}": (rates, ""),
         "Gradient norm before clipping": ({"": (train, "grad_norm", "-")}, "log"),
-        "Images per second": ({"": (timed, "images_per_second", "-")}, "from 0"),
+        f"{noun_of(facts.description).capitalize()}s per second": ({"": (timed, "images_per_second", "-")}, "from 0"),
         "Tokens per second": ({"": (timed, "tokens_per_second", "-")}, "from 0"),
         "Share of padding in the batches": ({"": (timed, "padding_share", "-")}, "from 0"),
         "Share of the time waiting for data": ({"": (timed, "data_wait_share", "-")}, "from 0"),

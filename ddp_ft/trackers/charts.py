@@ -182,6 +182,10 @@ def pixels_png(images: Sequence[Pixels], captions: Sequence[Sequence[str]]) -> b
     return stream.getvalue()
 
 
+# Kinds of samples whose files are images.
+DRAWN = ("image",)
+
+
 def files_png(files: Sequence[str], captions: Sequence[Sequence[str]]) -> bytes:
     """The same for image files; one that cannot be read is a grey square."""
     return pixels_png([thumbnail(file) for file in files], captions)

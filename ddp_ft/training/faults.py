@@ -9,6 +9,7 @@ from ddp_ft.data.rng import derive_seed
 from ddp_ft.distributed.agreement import Decision, joined
 from ddp_ft.errors import UserError
 from ddp_ft.run_folder.bad_batches import BadBatch, describe_samples, write_bad_batch
+from ddp_ft.texts import plural, sample_noun
 from ddp_ft.training.data_phase import DataPhase
 from ddp_ft.training.phase import Phase
 from ddp_ft.training.recorder import Recorder
@@ -36,10 +37,14 @@ def take_notes(state: TrainState, phase: Phase, decisions: Sequence[Decision], r
     return joined(decisions)
 
 
+# What makes samples of a kind smaller, in messages.
+_LOWER = {"image": "Lower --image-size, take", "text": "Lower data.max_length, take"}
+
+
 def _lower_micro_batch(state: TrainState, phase: Phase, decision: Decision, recorder: Recorder) -> None:
     """Halve the micro-batch on all ranks, from this step on. UserError if it cannot be smaller."""
     run, sampler, plan = phase.run, phase.sampler, phase.run.plan
-    least = max(2 if sampler.pairs else 1, run.model.least)
+    least, noun = max(2 if sampler.pairs else 1, run.model.least), sample_noun(run.model.processor.kind)
     most = min(state.micro_batch or sampler.largest_share, sampler.largest_share)
     half = most // 2 // 2 * 2 if sampler.pairs else max(most // 2, least)
     if not least <= half < most:
@@ -47,8 +52,8 @@ def _lower_micro_batch(state: TrainState, phase: Phase, decision: Decision, reco
         why = " where pairs are mixed" if sampler.pairs else why
         raise UserError(
             f"{decision.oom_ranks} of {run.world.size} process(es) ran out of memory in step {decision.step}, with "
-            f"{most} image(s) in a forward pass; it cannot be less{why}.",
-            "Lower --image-size, take a smaller --model, freeze more of it (--freeze), try --precision bf16 or "
+            f"{plural(most, noun)} in a forward pass; it cannot be less{why}.",
+            f"{_LOWER.get(noun, 'Take')} a smaller --model, freeze more of it (--freeze), try --precision bf16 or "
             "--set compute.recompute=true, or give each process more memory.",
         )
     state.lower(most, half)
@@ -57,7 +62,7 @@ def _lower_micro_batch(state: TrainState, phase: Phase, decision: Decision, reco
         run.folder.write_json("plan.json", replace(plan, lowered=state.lowered).to_mapping())
     recorder.print(
         f"Warning: step {decision.step} did not fit into the memory of {decision.oom_ranks} process(es). Micro-batches "
-        f"are of {half} images from here on, not {most}; the batch and its images stay "
+        f"are of {plural(half, noun)} from here on, not {most}; the batch and its {noun}s stay "
         f"(grade {plan.grade_elsewhere} from here on)."
     )
 

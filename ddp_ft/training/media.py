@@ -1,35 +1,27 @@
-"""What a run logs besides its curves: the first batch, and images of what the best model gets right and wrong.
+"""What a run logs besides its curves: the first batch, and samples of what the best model gets right and wrong.
 
 This module decides what is drawn; `charts` draws it, in another process.
 """
 
 import copy
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddp_ft.contracts import PROBE, Batch, Evaluation, LabelledSource, Task
-from ddp_ft.data.batch import first_samples
+from ddp_ft.contracts import PROBE, Batch, Evaluation
 from ddp_ft.distributed.ddp import Trainee
 from ddp_ft.run_folder.background_writer import copied
 from ddp_ft.tasks.scored.base import MOST_SCATTERS, ScoredSet, most_confused
 from ddp_ft.tasks.scored.ranking import ranking_curves
-from ddp_ft.texts import percent
 from ddp_ft.trackers import charts
-from ddp_ft.trackers.charts import MOST_CLASSES, short
+from ddp_ft.trackers.charts import MOST_CLASSES
 from ddp_ft.trackers.fan_out import FanOut, harmless
 from ddp_ft.training.progress import Progress
 from ddp_ft.training.run import Run
+from ddp_ft.training.sample_media import IMAGES, log_first_samples, log_samples
 
-# TensorBoard sorts groups by their names: images come after the curves.
-IMAGES = "8_images"
-GRID_IMAGES = 16
-# Worst mistakes, least certain and most certain correct answers, so many of each.
-SHOWN_SAMPLES = 8
 # Precision-recall curves of so many classes, the rarest ones: accuracy depends least on them.
 MOST_CURVES = 20
 
@@ -40,11 +32,7 @@ def log_first_batch(run: Run, micro_batch: Batch, trackers: FanOut) -> None:
         _log_graph(run, trackers)
     if not run.config.log.pictures:
         return
-    with harmless("the first batch is not shown"):
-        batch = first_samples(micro_batch, GRID_IMAGES)
-        if seen := run.model.processor.pixels(run.prepare(batch)):
-            captions = [_targets(batch, place, run.task) for place in range(len(seen))]
-            trackers.draw(f"{IMAGES}/1_first_batch", 0, charts.pixels_png, seen, captions)
+    log_first_samples(run, micro_batch, trackers)
 
 
 def _log_graph(run: Run, trackers: FanOut) -> None:
@@ -68,19 +56,6 @@ def _given_to(trainee: Trainee, prepared: Batch) -> tuple[Any, ...] | None:
     return given[0]
 
 
-def _targets(batch: Batch, place: int, task: Task) -> list[str]:
-    """Lines of a sample's target; of a mixed one its own and its partner's, with their shares."""
-
-    def text(place: int) -> str:
-        return ", ".join(short(word) for word in task.target_words(batch, place))
-
-    own = text(place)
-    share = float(batch["mix_share"][place]) if "mix_share" in batch else 1.0
-    if share == 1 or not own:
-        return [own] if own else []
-    return [f"{percent(share)} {own}", f"{percent(1 - share)} {text(int(batch['mix_partner'][place]))}"]
-
-
 @harmless("the evaluation is not shown")
 def log_evaluation(run: Run, progress: Progress, evaluation: Evaluation, split: str, trackers: FanOut) -> None:
     """Log charts of the best model so far on a set ("val" or "test"), and the samples on which it is worst."""
@@ -94,25 +69,9 @@ def log_evaluation(run: Run, progress: Progress, evaluation: Evaluation, split: 
     prefix = "test/" if split == "test" else "probe/" if progress.phase == PROBE else ""
     group = f"{prefix}{IMAGES}"
     _draw_charts(scored_set, group, step, trackers)
-    for tag, indices in (
-        ("5_worst_mistakes", scored_set.worst(SHOWN_SAMPLES)),
-        ("6_least_certain_correct", scored_set.least_certain(SHOWN_SAMPLES)),
-        ("7_correct_examples", scored_set.correct_examples(SHOWN_SAMPLES)),
-    ):
-        if indices and source.kind == "image" and any(Path(source.name(index)).is_file() for index in indices):
-            files, captions = _samples(scored_set, source, indices)
-            trackers.draw(f"{group}/{tag}", step, charts.files_png, files, captions)
+    log_samples(run, scored_set, source, (prefix, step), trackers)
     for name, there, probability in scored_set.decisions(MOST_CURVES):
         trackers.pr_curve(prefix + name, step, there, probability)
-
-
-def _samples(
-    scored_set: ScoredSet, source: LabelledSource, indices: Sequence[int]
-) -> tuple[list[str], list[list[str]]]:
-    """Return files, and the caption of each: what the model predicts, what is true, and the file."""
-    files = [source.name(index) for index in indices]
-    captions = [[f"{what}: {text}" for what, text in scored_set.caption(index)] for index in indices]
-    return files, [[*lines, file] for lines, file in zip(captions, files, strict=True)]
 
 
 def _draw_charts(scored_set: ScoredSet, group: str, step: int, trackers: FanOut) -> None:

@@ -53,10 +53,10 @@ def _check_share(option: str, batch_size: int, samples: int, processes: int, pai
     if smallest_share(samples, batch_size, processes, pairs) >= 2:
         return
     fits = fitting_batch(batch_size, samples, processes, 2, pairs)
-    remedy = f"Use {option} {fits}" if fits else "Use fewer processes, or more images"
+    remedy = f"Use {option} {fits}" if fits else "Use fewer processes, or more data"
     where = f" in one of {processes} processes" if processes > 1 else ""
     raise UserError(
-        f"{option} {batch_size}: of {samples} images, some step has fewer than two{where}. {_NEEDS_TWO}.",
+        f"{option} {batch_size}: of {samples} samples, some step has fewer than two{where}. {_NEEDS_TWO}.",
         f"{remedy}; or {_OTHERWISE}.",
     )
 

@@ -11,8 +11,8 @@ from ddp_ft.diagnostics.speed import Room, Speed
 from ddp_ft.slurm.walltime import Allocation
 from ddp_ft.trackers.console import clock
 
-FAST_DISK = Speed(loading=1000.0, learning=100.0, images=32)
-GPU = Speed(loading=200.0, learning=1000.0, images=32)
+FAST_DISK = Speed(loading=1000.0, learning=100.0, samples=32)
+GPU = Speed(loading=200.0, learning=1000.0, samples=32)
 
 
 def run(**keys):

@@ -91,3 +91,27 @@ def write_tagged(file: Path, count: int = 60, seed: int = 0) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n".join(sentences), encoding="utf-8")
     return file
+
+
+def write_model(folder: Path, encoder: Path, seed: int = 0) -> Path:
+    """A model folder, as a run writes it, of that encoder and a head for CLASSES with random weights."""
+    import torch
+
+    from ddp_ft.config.loading import make_config
+    from ddp_ft.models.build import build_model
+    from ddp_ft.models.libraries.registry import get_library
+    from ddp_ft.run_folder.model_folder import describe_model, save_model_folder
+    from ddp_ft.tasks.registry import restore_task
+
+    built = build_model(f"transformers/{encoder}", len(CLASSES), None, "none")
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in built.module.named_parameters():
+            if "classifier" in name:
+                parameter.normal_(std=0.5)
+    processor = built.processor.configured(make_config().data)
+    task = restore_task("single-label", {"classes": list(CLASSES)})
+    description = describe_model(built.spec, processor, task, list(CLASSES), "fp32")
+    files = {**processor.files(), **get_library("transformers").files(built.spec, list(CLASSES))}
+    save_model_folder(folder, built.module.state_dict(), description, files)
+    return folder

@@ -8,11 +8,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ddp_ft.config.data import DataConfig
 from ddp_ft.config.schema import RunConfig
 from ddp_ft.data.sampler import GlobalOrderSampler
 from ddp_ft.data.splits.open import open_splits
+from ddp_ft.diagnostics import disk, speed
+from ddp_ft.doctor import doctor
 from ddp_ft.errors import UserError
 from ddp_ft.models.build import build_model, create_from_spec
 from ddp_ft.models.libraries.transformers import call
@@ -281,6 +284,61 @@ def test_the_commands_and_the_program_of_the_guide_run(data, encoder, tmp_path, 
             done = run(smaller, tmp_path)
             assert done.returncode == 0, (command, done.stdout, done.stderr)
     monkeypatch.chdir(tmp_path)
-    [program] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    exec(program, {})
-    assert capsys.readouterr().out.strip() in ("sea", "wood", "city")
+    programs = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    for program in programs:
+        exec(program, {})
+        assert capsys.readouterr().out.strip() in ("sea", "wood", "city")
+    assert len(programs) == 2
+
+
+def test_the_doctor_reads_them(data, encoder, tmp_path, monkeypatch, capsys):
+    for name, seconds in (("LOADING_SECONDS", 0.1), ("STEP_SECONDS", 0.2)):
+        monkeypatch.setattr(speed, name, seconds)
+    monkeypatch.setattr(disk, "PROBE_SECONDS", 0.1)
+    for role in ("train", "val"):
+        (tmp_path / "d" / role).mkdir(parents=True)
+        for name in ("sea", "wood"):
+            (tmp_path / "d" / role / name).symlink_to(data / name)
+    words = [
+        "--data",
+        tmp_path / "d",
+        "--model",
+        f"transformers/{encoder}",
+        "--device",
+        "cpu",
+        "--run-dir",
+        tmp_path / "r",
+    ]
+    code = doctor.main([*map(str, words), "--set", "data.max_length=9"], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert code == 2 and not re.search(r"(?<!decode )\bimage", said)
+    assert re.search(r"problem +leakage +40 groups of the same texts in train and val", said)
+    assert re.search(r"warning +cut texts +[0-9.]+ % of the texts are longer than 9 tokens", said)
+    assert re.search(r"ok +loading +[0-9,]+ texts/s", said)
+
+
+def test_its_report_shows_the_mistakes_as_texts(data, encoder, tmp_path):
+    """Of a model that has hardly learned, on data with a text that would like to be more than a text."""
+    rows = [{"text": f"<script>alert(1)</script> {text}", "label": name} for name, text in sentences(40)]
+    (tmp_path / "t.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    train_on(1, *without_size(options(tmp_path / "t.jsonl", tmp_path / "r", encoder)), epochs=1)
+    write_report(tmp_path / "r")
+    page = (tmp_path / "r/report.html").read_text()
+    assert "<script" not in page and "&lt;" in page and "cannot be shown" not in page
+    assert re.search(r'<figure class="text"><p><bdi>.*<mark class="(for|against)" style="--share:[01]\.[0-9]+">', page)
+    assert "Texts per second" in page and "Images" not in page
+    assert "orange" in page and '<table class="matrix">' in page and "Per-class metrics" in page
+
+
+def test_tensorboard_shows_texts_as_the_model_sees_them(data, encoder, tmp_path):
+    words = options(data, tmp_path / "r", encoder, "--set", "log.pictures=true")
+    train_on(1, *without_size(words), epochs=1)
+    events = EventAccumulator(str(tmp_path / "r/tensorboard"), size_guidance={"tensors": 0}).Reload()
+    texts = {tag.removesuffix("/text_summary") for tag in events.Tags()["tensors"] if tag.startswith("8_texts/")}
+    assert {"8_texts/1_first_batch", "8_texts/5_worst_mistakes"} <= texts
+    [first] = events.Tensors("8_texts/1_first_batch/text_summary")
+    shown = first.tensor_proto.string_val[0].decode()
+    assert shown.count("\\[CLS\\]") == shown.count("\\[SEP\\]") in (7, 8) and "\\[PAD" not in shown
+    assert re.search(r"^\*\*(sea|wood|city)\*\*$", shown, flags=re.MULTILINE)
+    worst = events.Tensors("8_texts/5_worst_mistakes/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "true: " in worst and "\\[CLS\\]" in worst

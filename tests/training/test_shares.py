@@ -86,7 +86,7 @@ def test_the_advice_fits() -> None:
 def test_out_of_memory_does_not_leave_one_alone(shapes: Path, tmp_path: Path) -> None:
     """Shares of 5 go to 2 + 3 images, which is too many again; a batch norm of one image cannot be."""
     options = ("--model", f"{__file__}:exhausted_by_three", "--batch-size", 5, "--recipe", "full")
-    with pytest.raises(UserError, match=r"2 image\(s\) in a forward pass; it cannot be less where batch norm"):
+    with pytest.raises(UserError, match=r"2 images in a forward pass; it cannot be less where batch norm"):
         train_here(shapes, tmp_path / "r", *options)
 
 

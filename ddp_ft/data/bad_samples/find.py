@@ -7,6 +7,7 @@ from ddp_ft.contracts import BadSample, Source, StorageFault
 from ddp_ft.data.image.pillow import quiet_pillow
 from ddp_ft.distributed.environment import usable_cores
 from ddp_ft.errors import UserError, listed, printable
+from ddp_ft.texts import sample_noun
 
 _PART = 64  # samples a thread takes at a time: a task for each of a million would take a gigabyte
 
@@ -56,4 +57,4 @@ def damaged_error(source: Source, seen: Mapping[int, str]) -> UserError:
     bad = {source.name(index): reason for index, reason in (*read_all(source), *seen.items())}
     lines = listed([f"{printable(name)}: {printable(reason)}" for name, reason in bad.items()])
     hint = "\n".join([*lines, "Mend or remove them, then run the same command again."])
-    return UserError(f"{len(bad)} of {len(source)} images cannot be read:", hint)
+    return UserError(f"{len(bad)} of {len(source)} {sample_noun(source.kind)}s cannot be read:", hint)

@@ -1,6 +1,7 @@
 """Images as a Python program gives them: files, Pillow's images, pixels."""
 
 import os
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from ddp_ft.config.paths import path_of
-from ddp_ft.contracts import BadSample, Processor, Transform
+from ddp_ft.contracts import Batch, Processor, Sample
 from ddp_ft.data.image.decode import ArrayFile, from_pillow, open_image
 from ddp_ft.data.image.processor import preprocess_of
 from ddp_ft.data.image.undecoded import Image
@@ -19,17 +20,20 @@ from ddp_ft.errors import UserError
 ImageLike = str | os.PathLike[str] | Pillow.Image | NDArray[np.uint8] | Tensor
 
 
-def channels_of(processor: Processor) -> int:
-    """How many channels its images have. UserError for a processor of another kind."""
-    return preprocess_of(processor).channels
+def is_one(given: Any) -> bool:
+    """Whether it is one image: everything but a list or a tuple."""
+    return not isinstance(given, (list, tuple))
 
 
-def resized(image: ImageLike, transform: Transform, channels: int = 3) -> Tensor:
-    """The image as the transform makes it, uint8, C x height x width. UserError for what is no image."""
-    try:
-        return transform({"image": _opened(image, channels)})["image"]
-    except BadSample as error:
-        raise UserError(str(error)) from None
+def sample_of(given: Any, processor: Processor) -> Sample:
+    """The image as a sample, not yet decoded. UserError for what is no image; raises BadSample for a file that is
+    none."""
+    return {"image": _opened(given, preprocess_of(processor).channels)}
+
+
+def prepared_of(batch: Batch) -> Tensor:
+    """The image of a prepared batch of one: float32 C x height x width."""
+    return batch["image"][0]
 
 
 def _opened(image: ImageLike, channels: int) -> Image:

@@ -139,6 +139,10 @@ class ImageProcessor:
         can be shown."""
         return as_pixels(batch["image"], self.preprocess)
 
+    def texts(self, batch: Batch) -> list[str]:
+        """None."""
+        return []
+
     def extent(self, batch: Batch, place: int) -> tuple[str, str]:
         """The least and the largest pixel."""
         least, most = batch["image"][place].aminmax()

@@ -93,7 +93,8 @@ def _notes(given: Mapping[str, LabelledSource], rest: Mapping[str, LabelledSourc
     for name, source in rest.items():
         if lost := left_out(source):
             first = shortened([f"{printable(path)} ({printable(reason)})" for path, reason in lost.items()], 5)
-            yield f"{len(lost)} of {len(given[name])} {name} images cannot be read and count in no metric: {first}."
+            count = f"{len(lost)} of {len(given[name])} {name} {source.kind}s"
+            yield f"{count} cannot be read and count in no metric: {first}."
 
 
 def lenient(splits: Splits, seed: int) -> Splits:

@@ -41,7 +41,9 @@ class TextTransform:
         return {**rest, **made}
 
     def collate(self, samples: list[Batch]) -> Batch:
-        """The samples as a batch, padded with 0 to the longest."""
+        """The samples as a batch, padded with 0 to the longest. Beside pairs the others have no second text."""
+        if any(SECOND in sample for sample in samples):
+            samples = [{SECOND: sample[f"{TOKENS}{LENGTH}"], **sample} for sample in samples]
         return stacked(samples)
 
     def finish(self, batch: Batch, addresses: Sequence[Address]) -> Batch:
@@ -176,6 +178,12 @@ class TextProcessor:
     def pixels(self, batch: Batch) -> list[Any]:
         """None."""
         return []
+
+    def texts(self, batch: Batch) -> list[str]:
+        """The tokens of each text, the special ones among them."""
+        tokenizer = tokenizer_of(self.tokenizer, self.length)
+        rows = zip(batch[TOKENS].tolist(), batch[f"{TOKENS}{LENGTH}"].tolist(), strict=True)
+        return [" ".join(tokenizer.tokens(row[:length])) for row, length in rows]
 
     def extent(self, batch: Batch, place: int) -> tuple[str, str]:
         """The number of tokens."""

@@ -23,6 +23,8 @@ NOWHERE = -1
 # A text is cut to so many characters for each token that is kept of it, so that one of many MB costs no more than
 # others. English has 4 to 5 characters a token; more are only in runs of spaces and in words that no vocabulary has.
 CHARACTERS_OF_A_TOKEN = 200
+# To tell how much of a text is cut off, it is enough to see that it is much longer.
+COUNTED_CHARACTERS_OF_A_TOKEN = 20
 
 
 class TextTokenizer:
@@ -49,6 +51,10 @@ class TextTokenizer:
     def words(self) -> int:
         """How many tokens there are, added ones among them."""
         return int(self._tokenizer.get_vocab_size())
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """What the vocabulary has under these numbers."""
+        return [str(self._tokenizer.id_to_token(each)) for each in ids]
 
     def __call__(self, text: str, pair: str | None = None) -> "Encoding":
         """The text's tokens, as the library describes them; of a pair, the longer one is cut first."""
@@ -89,6 +95,23 @@ def _begin_each_word(tokenizer: Any) -> None:
         step.add_prefix_space = True
     elif kind == "Metaspace":
         step.prepend_scheme = "always"
+
+
+class TokenCounter:
+    """Counts the tokens of whole texts, special ones among them. Of a text that is far longer than `length` tokens only
+    a part is counted, from which the number follows."""
+
+    def __init__(self, content: bytes, length: int) -> None:
+        self._most = length * COUNTED_CHARACTERS_OF_A_TOKEN
+        self._tokenizer = _read(content)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def __call__(self, texts: Sequence[str]) -> int:
+        """The tokens of a text, or of a pair."""
+        parts = [text[: self._most] for text in texts]
+        share = sum(map(len, parts)) / max(1, sum(map(len, texts)))
+        return round(len(self._tokenizer.encode(*parts)) / (share or 1.0))
 
 
 def _read(content: bytes) -> Any:

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from ddp_ft.config.paths import path_of
-from ddp_ft.contracts import SAMPLE, WORD, Batch
-from ddp_ft.data.batch import LENGTH
+from ddp_ft.contracts import SAMPLE, WORD, Batch, Call
+from ddp_ft.data.text.inputs import TYPES, inputs_of
 from ddp_ft.data.text.processor import TOKENIZER, TextProcessor
-from ddp_ft.data.text.tokenizer import SECOND, TOKENS, tokenizer_of
+from ddp_ft.data.text.tokenizer import TOKENS, tokenizer_of
 from ddp_ft.errors import UserError, one_line, reason_of
 from ddp_ft.models.libraries.base import State
 from ddp_ft.models.libraries.downloads import hub_offline, hub_reachable, not_fetched
@@ -102,14 +102,18 @@ def processor(name: str, module: nn.Module, image_size: int | None, weights: str
 
 def call(module: nn.Module, batch: Batch) -> Any:
     """Call the network with the tokens, and return its logits, float B x outputs, or B x tokens x outputs."""
-    tokens, lengths = batch[TOKENS], batch[f"{TOKENS}{LENGTH}"]
-    places = torch.arange(tokens.shape[1], device=tokens.device)
-    given = {"input_ids": tokens}
-    if not tokens.is_meta:  # transformers looks at the values of a mask
-        given["attention_mask"] = (places < lengths.unsqueeze(1)).long()
-    if SECOND in batch:
-        given["token_type_ids"] = ((places >= batch[SECOND].unsqueeze(1)) & (places < lengths.unsqueeze(1))).long()
-    return module(**given).logits
+    return module(**inputs_of(batch)).logits
+
+
+def call_with_inputs(names: Sequence[str]) -> Call:
+    """How a program is called that takes inputs of these names in their order; all tokens are of the first text where
+    there is no second one."""
+
+    def called(module: nn.Module, batch: Batch) -> Any:
+        given = {TYPES: torch.zeros_like(batch[TOKENS]), **inputs_of(batch)}
+        return module(*(given[name] for name in names))
+
+    return called
 
 
 def pretrained(name: str) -> Path:

@@ -187,7 +187,7 @@ def test_ranks_that_learn_of_it_one_step_later(shapes, tmp_path, world_size):
 
 def test_when_it_cannot_be_less(shapes, tmp_path):
     with pytest.raises(
-        UserError, match=r"1 of 2 process\(es\) ran out of memory in step 1, with 1 image\(s\)"
+        UserError, match=r"1 of 2 process\(es\) ran out of memory in step 1, with 1 image in a forward pass"
     ) as caught:
         train_on(2, shapes, tmp_path / "r", *options("always"))
     assert "--image-size" in caught.value.hint
@@ -216,5 +216,5 @@ def test_evaluation_in_smaller_parts(shapes, tmp_path):
 def test_evaluation_without_room_for_one():
     module, learner = make_learner(World(0, 1, 0, torch.device("cpu")), exhausted.in_no_evaluation)
     batch = next(micro_batches(GlobalOrderSampler(40, 8, 1, 0, seed=3).share(0), None))
-    with pytest.raises(UserError, match="with a single image"):
+    with pytest.raises(UserError, match="with a single sample"):
         Scorer(module, call_with_images, learner.task, learner.prepare, learner.world, "fp32").predictions(batch)

@@ -97,6 +97,9 @@ class RowsProcessor:
     def pixels(self, batch: Batch) -> list[Any]:
         return []
 
+    def texts(self, batch: Batch) -> list[str]:
+        return []
+
     def extent(self, batch: Batch, place: int) -> tuple[str, str]:
         return "numbers", str(int(batch["numbers_length"][place]))
 
