@@ -69,6 +69,7 @@ def save_model_folder(
     with replacing_folder(folder, durable=True) as aside:
         save_weights(aside / WEIGHTS, weights)
         for name, content in files.items():
+            (aside / name).parent.mkdir(exist_ok=True)
             (aside / name).write_bytes(content)
         (aside / DESCRIPTION).write_text(to_json(description), encoding="utf-8")
 

@@ -30,9 +30,7 @@ def with_adapter(built: BuiltModel, config: AdapterConfig, seed: int) -> BuiltMo
         return built
     base = frozenset(name for name, _ in built.module.named_parameters(remove_duplicate=False)) - built.head
     chosen, left_out = _choose(built, config)
-    layers: dict[str, str] = {}
-    for path in chosen:
-        layers |= adapt(built.module.get_submodule(path), path, config, seed)
+    layers = {path: adapt(built.module.get_submodule(path), path, config, seed) for path in chosen}
     return replace(built, adapter=Adapter(config, layers, left_out), base=base)
 
 
@@ -58,7 +56,7 @@ def _choose(built: BuiltModel, config: AdapterConfig) -> tuple[list[str], dict[s
 
 
 def _layers(built: BuiltModel) -> Iterator[tuple[str, nn.Module, str]]:
-    """All layers outside the head that have a kind, in order; attention's own output projection goes with it."""
+    """All layers outside the head that have a kind, in order, but for attention's own output projection."""
     inside = f"{built.head_path}." if built.head_path is not None else None
     attention: tuple[str, ...] = ()
     for path, layer in built.module.named_modules():

@@ -28,7 +28,7 @@ def scaling_of(config: AdapterConfig) -> float:
 
 def alpha_of(config: AdapterConfig) -> float:
     """The adapter's alpha; `auto` is twice the rank."""
-    return 2.0 * config.rank if config.alpha is None else config.alpha
+    return float(2 * config.rank if config.alpha is None else config.alpha)
 
 
 def kind_of(layer: nn.Module) -> str:
@@ -126,17 +126,9 @@ class _Called(Adapted):
         return vector.view(-1, *[1] * sides) if sides else vector
 
 
-class _Read(Adapted):
-    """A layer whose weight is read by another's forward pass, such as the output projection of attention."""
-
-    @property
-    def weight(self) -> Tensor:
-        """The weight with the adapter's part."""
-        return self._weight() + self.update()
-
-
 class _Attention(Adapted):
-    """Attention whose joint projection to queries, keys and values has an adapter."""
+    """Attention whose joint projection to queries, keys and values has an adapter. Its output projection has none,
+    since peft (0.21) counts one there twice."""
 
     @property
     def in_proj_weight(self) -> Tensor:
@@ -163,19 +155,10 @@ def _adapted_class(adapted: type[Adapted], original: type[nn.Module]) -> type[nn
     return _CLASSES[adapted, original]
 
 
-def adapt(layer: nn.Module, path: str, config: AdapterConfig, seed: int) -> dict[str, str]:
-    """Give a layer its adapter; return the kinds of the adapted layers by path: of attention there are two."""
+def adapt(layer: Any, path: str, config: AdapterConfig, seed: int) -> str:
+    """Give a layer its adapter; return its kind."""
     kind = kind_of(layer)
-    if isinstance(layer, nn.MultiheadAttention):
-        _adapt(layer, _Attention, kind, path, (config, seed))
-        _adapt(layer.out_proj, _Read, LINEAR, f"{path}.out_proj", (config, seed))
-        return {path: kind, f"{path}.out_proj": LINEAR}
-    _adapt(layer, _Called, kind, path, (config, seed))
-    return {path: kind}
-
-
-def _adapt(layer: Any, form: type[Adapted], kind: str, path: str, drawn: tuple[AdapterConfig, int]) -> None:
-    config, seed = drawn
+    form = _Attention if kind == ATTENTION else _Called
     weight = getattr(layer, weight_name(kind))
     layer.lora_A, layer.lora_B = _matrices(layer, kind, weight, config.rank)
     # Kaiming's, as peft and nn.Linear begin; from the seed and the path alone, so that it is the same everywhere.
@@ -187,6 +170,7 @@ def _adapt(layer: Any, form: type[Adapted], kind: str, path: str, drawn: tuple[A
     magnitude = nn.Parameter(torch.ones(len(layer.lora_B.weight))) if config.dora else None
     layer.register_parameter("lora_magnitude_vector", magnitude)
     layer.__class__ = _adapted_class(form, type(layer))
+    return kind
 
 
 def _matrices(layer: Any, kind: str, weight: Tensor, rank: int) -> tuple[nn.Module, nn.Module]:

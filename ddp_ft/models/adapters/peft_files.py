@@ -4,13 +4,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ddp_ft.contracts import BuiltModel
-from ddp_ft.models.adapter_names import MAGNITUDE, is_adapter, layer_of
+from ddp_ft.models.adapter_names import MAGNITUDE, A, B, is_adapter, layer_of
 from ddp_ft.models.adapters.layers import ATTENTION, CONV, TRANSPOSED, alpha_of
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+# In a folder of their own: beside the merged weights transformers would load the adapter too, and add it to them.
+CONFIG, TENSORS = "adapter/adapter_config.json", "adapter/adapter_model.safetensors"
 _PREFIX = "base_model.model."
 
 
@@ -19,7 +21,6 @@ def peft_config(built: BuiltModel, base: str | None) -> dict[str, Any]:
     assert built.adapter is not None
     config, layers = built.adapter.config, built.adapter.layers
     alpha = alpha_of(config)
-    targets = [path for path in layers if not _is_inside_attention(path, layers)]
     return {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if built.spec["library"] == "transformers" else None,
@@ -28,7 +29,7 @@ def peft_config(built: BuiltModel, base: str | None) -> dict[str, Any]:
         "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
         "lora_dropout": config.dropout,
         # peft matches the whole path; a list of paths would mean all that end with one of them.
-        "target_modules": "|".join(map(re.escape, targets)),
+        "target_modules": "|".join(map(re.escape, layers)),
         "modules_to_save": _parts_of_head(built),
         "bias": "none",
         "fan_in_fan_out": TRANSPOSED in layers.values(),
@@ -45,24 +46,11 @@ def _parts_of_head(built: BuiltModel) -> list[str]:
     return sorted({name.rpartition(".")[0] for name in built.head})
 
 
-def _is_inside_attention(path: str, layers: Mapping[str, str]) -> bool:
-    return layers.get(path.rpartition(".")[0]) == ATTENTION
-
-
 def peft_names(built: BuiltModel) -> dict[str, str]:
     """{own name: peft's} of all that an adapter_model.safetensors holds: the adapter and the head."""
-    assert built.adapter is not None
     parts = tuple(f"{part}." for part in _parts_of_head(built))
     names = [name for name in built.module.state_dict() if is_adapter(name) or name.startswith(parts)]
-    return {name: _PREFIX + _inner_name(name, built.adapter.layers) for name in names}
-
-
-def _inner_name(name: str, layers: Mapping[str, str]) -> str:
-    """In peft attention is wrapped, and its output projection is inside."""
-    if is_adapter(name) and _is_inside_attention(path := layer_of(name), layers):
-        outer, _, inner = path.rpartition(".")
-        return f"{outer}.base_layer.{inner}{name.removeprefix(path)}"
-    return name
+    return {name: _PREFIX + name for name in names}
 
 
 def peft_tensors(built: BuiltModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -72,7 +60,17 @@ def peft_tensors(built: BuiltModel, weights: Mapping[str, Tensor]) -> dict[str, 
     for own in plain:
         if own.endswith(MAGNITUDE) and built.adapter.layers[layer_of(own)] == CONV:  # in peft as wide as an output
             plain[own] = plain[own].view(1, -1, *[1] * (weights[f"{layer_of(own)}.weight"].ndim - 2))
-    return {theirs: plain[own] for own, theirs in peft_names(built).items()}
+    found = {theirs: plain[own] for own, theirs in peft_names(built).items()}
+    for path in (path for path, kind in built.adapter.layers.items() if kind == ATTENTION):
+        found |= _of_output_projection(path, found)
+    return found
+
+
+def _of_output_projection(path: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What peft expects of attention's output projection: an adapter that does nothing."""
+    width = found[f"{_PREFIX}{path}.{A}.weight"].shape
+    inner = f"{_PREFIX}{path}.base_layer.out_proj"
+    return {f"{inner}.{A}.weight": torch.zeros(width), f"{inner}.{B}.weight": torch.zeros(width[::-1])}
 
 
 def own_tensors(built: BuiltModel, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -70,14 +70,23 @@ def test_all_kinds_of_layers(settings):
     torch.manual_seed(0)
     built = moved(around(Everything(), HEAD, targets=".", **settings))
     kinds = {"patches": "conv", "sides": "conv", "transposed": "transposed"}
-    both = {"attention": "attention", "attention.out_proj": "linear"}
-    assert built.adapter.layers == (kinds if settings.get("dora") else {**kinds, **both})
+    assert built.adapter.layers == (kinds if settings.get("dora") else {**kinds, "attention": "attention"})
     assert "groups" in built.adapter.left_out["grouped"]
     plain = Everything().eval()
     plain.load_state_dict(merged(built.module.state_dict(), built.adapter))
     for grad in (True, False):  # without it attention takes a fast path of its own
         with torch.set_grad_enabled(grad):
             torch.testing.assert_close(plain(IMAGES), built.module(IMAGES), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "scaling"),
+    [({}, 2), ({"rank": 4}, 2), ({"alpha": 1}, 0.5), ({"rank": 4, "alpha": 6, "rslora": True}, 3), ({"dora": True}, 2)],
+)
+def test_what_the_settings_change(settings, scaling):
+    layer = around(nn.Sequential(nn.Linear(6, 4)), **settings).module[0]
+    assert layer.lora_A.weight.shape == (settings.get("rank", 2), 6) and layer.scaling == scaling
+    assert (layer.lora_magnitude_vector is not None) == settings.get("dora", False)
 
 
 def test_gradients_are_those_of_the_weights_themselves():
