@@ -16,9 +16,10 @@ from ddp_ft.exporters.compare import Report, compare, images_to_compare
 from ddp_ft.exporters.onnx import check_installed, check_preprocessing, outputs_alone, quiet, trace, write_onnx
 from ddp_ft.exporters.safetensors import CONFIG, README, check_buildable, write_folder
 from ddp_ft.files import replace_folder, write_bytes
+from ddp_ft.inference.adapted_model import load_adapted
 from ddp_ft.inference.exported import DESCRIPTION, ONNX, PT2, describe_exported, is_exported
-from ddp_ft.inference.trained_model import load_trained
-from ddp_ft.run_folder.model_folder import model_folder, read_description
+from ddp_ft.inference.trained_model import Trained, load_trained
+from ddp_ft.run_folder.model_folder import ADAPTER, model_folder, read_description, restore_weights
 
 SAFETENSORS, ONNX_FORMAT, TORCH_EXPORT = FORMATS = ("safetensors", "onnx", "torch_export")
 WEIGHTS = ".safetensors"
@@ -28,7 +29,8 @@ _SUFFIXES = {SAFETENSORS: "", ONNX_FORMAT: ONNX, TORCH_EXPORT: PT2}
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to export; `count` images are compared, of `images` if that is given."""
+    """What to export; `count` images are compared, of `images` if that is given. `merge`: an adapter is merged into the
+    weights that it is on anew, and what is compared is the network with both apart."""
 
     model: Path
     format: str
@@ -37,6 +39,7 @@ class ExportRequest:
     with_preprocessing: bool = False
     count: int = 32
     images: Path | None = None
+    merge: bool = False
 
 
 def export_model(request: ExportRequest, launch: Launch) -> Report:
@@ -46,14 +49,14 @@ def export_model(request: ExportRequest, launch: Launch) -> Report:
     """
     _check(request, launch)
     device = pick_device(request.device, launch)
-    original = replace(load_trained(request.model, device), precision="fp32")
+    original, model = _loaded(request, device)
     preprocess = preprocess_of(original.processor)
     if request.with_preprocessing:
         check_preprocessing(preprocess)
     aside = request.output.with_name(f".writing_{request.output.name}")
     _remove(aside)
     try:
-        _write(request, aside, device)
+        _write(request, aside, model)
         images, origin = images_to_compare(request.model, original, request.images, request.count)
         report = compare(original, aside, device, images, origin)
         if report.is_good:
@@ -93,11 +96,21 @@ def _check_output(request: ExportRequest) -> None:
         )
 
 
-def _write(request: ExportRequest, aside: Path, device: torch.device) -> None:
-    description = read_description(model_folder(request.model))
-    # Loaded anew, in the plain memory layout that the formats need.
-    model = load_trained(request.model, device)
+def _loaded(request: ExportRequest, device: torch.device) -> tuple[Trained, Trained]:
+    """The original, and the model to write: loaded anew, since the formats need the plain memory layout."""
+    original, model = (replace(load_trained(request.model, device), precision="fp32") for _ in range(2))
+    if request.merge:
+        adapted, weights = load_adapted(request.model, device)
+        original = replace(adapted, precision="fp32")
+        restore_weights(model.module, weights)
+    return original, model
+
+
+def _write(request: ExportRequest, aside: Path, model: Trained) -> None:
+    stored = read_description(model_folder(request.model))
+    description = {name: value for name, value in stored.items() if name != ADAPTER}
     module, preprocess = model.module.to(memory_format=torch.contiguous_format), preprocess_of(model.processor)
+    device = next(module.parameters()).device
     if request.format == SAFETENSORS:
         check_buildable(description)
         write_folder(aside, module, description, preprocess, model.names)

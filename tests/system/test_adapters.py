@@ -4,10 +4,12 @@ import json
 import shutil
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 
 from ddp_ft.errors import UserError
+from ddp_ft.inference.adapted_model import checkpoint_reader
 from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.run_folder.checkpoints import load_checkpoint, load_ema
 from tests.support import nets
@@ -145,3 +147,46 @@ def test_what_is_refused(shapes, start, tmp_path):
         train_here(*options(shapes, tmp_path / "run", start, "--freeze", "backbone"))
     with pytest.raises(UserError, match="= nowhere means no layer"):
         train_here(*options(shapes, tmp_path / "run", start, "--set", "adapter.targets=nowhere"))
+
+
+def export(*args):
+    from ddp_ft.export import export as command
+
+    return command.main([*map(str, args)], standalone_mode=False)
+
+
+def test_merging_anew_is_compared_with_both_apart(shapes, tmp_path, capsys):
+    torch.manual_seed(2)
+    file, run = tmp_path / "start.pth", tmp_path / "run"
+    torch.save(timm.create_model("test_vit", num_classes=3, img_size=32).state_dict(), file)
+    train_here(shapes, run, "--model", "timm/test_vit", "--weights", file, "--recipe", "lora", "--lr", 0.01)
+    assert export(run, "--format", "safetensors", "--output", tmp_path / "plain", "--merge") == 0
+    said = capsys.readouterr().out
+    assert "12 of 12 the same" in said and "Wrote" in said
+    merged, best = (load_file(folder / "model.safetensors") for folder in (tmp_path / "plain", run / "best"))
+    assert all(torch.equal(merged[name], tensor) for name, tensor in best.items())
+    assert timm.create_model(f"local-dir:{tmp_path / 'plain'}", pretrained=True).num_classes == 3
+    assert "adapter" not in json.loads((tmp_path / "plain/model.json").read_text())
+    torch.save({name: tensor + 1 for name, tensor in torch.load(file, weights_only=True).items()}, file)
+    with pytest.raises(UserError, match="is on other weights than") as error:
+        export(run, "--format", "safetensors", "--output", tmp_path / "third", "--merge")
+    assert "The merged weights are in" in error.value.hint and not (tmp_path / "third").exists()
+
+
+def test_merging_what_has_no_adapter(shapes, start, tmp_path):
+    train_here(shapes, tmp_path / "run", "--weights", start)
+    with pytest.raises(UserError, match="was trained without an adapter"):
+        export(tmp_path / "run", "--format", "safetensors", "--output", tmp_path / "plain", "--merge")
+
+
+def test_an_average_of_checkpoints(alone, tmp_path, shapes):
+    from ddp_ft.cli.average import average
+
+    words = [alone, "--output", tmp_path / "mean", "--device", "cpu", "--last", 2, "--data", shapes]
+    average.main([str(word) for word in words], standalone_mode=False)
+    mean, read_one = load_file(tmp_path / "mean/model.safetensors"), checkpoint_reader(alone)
+    parts = [read_one(folder) for folder in sorted((alone / "checkpoints").glob("step_*"))[-2:]]
+    assert not torch.equal(parts[0]["0.weight"], parts[1]["0.weight"])
+    for name, tensor in mean.items():
+        torch.testing.assert_close(tensor, (parts[0][name] + parts[1][name]) / 2)
+    assert "adapter" not in read(tmp_path / "mean", "model.json") and not (tmp_path / "mean/adapter").exists()

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -30,8 +30,13 @@ def with_adapter(built: BuiltModel, config: AdapterConfig, seed: int) -> BuiltMo
         return built
     base = frozenset(name for name, _ in built.module.named_parameters(remove_duplicate=False)) - built.head
     chosen, left_out = _choose(built, config)
-    layers = {path: adapt(built.module.get_submodule(path), path, config, seed) for path in chosen}
+    layers = adapt_layers(built.module, chosen, config, seed)
     return replace(built, adapter=Adapter(config, layers, left_out), base=base)
+
+
+def adapt_layers(module: nn.Module, paths: Iterable[str], config: AdapterConfig, seed: int) -> dict[str, str]:
+    """Give the layers at these paths an adapter; return their kinds by path."""
+    return {path: adapt(module.get_submodule(path), path, config, seed) for path in paths}
 
 
 def _choose(built: BuiltModel, config: AdapterConfig) -> tuple[list[str], dict[str, str]]:

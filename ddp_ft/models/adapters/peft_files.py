@@ -1,7 +1,7 @@
 """What peft reads of a model with an adapter: adapter_config.json, and the names of adapter_model.safetensors."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -71,6 +71,11 @@ def _of_output_projection(path: str, found: Mapping[str, Tensor]) -> dict[str, T
     width = found[f"{_PREFIX}{path}.{A}.weight"].shape
     inner = f"{_PREFIX}{path}.base_layer.out_proj"
     return {f"{inner}.{A}.weight": torch.zeros(width), f"{inner}.{B}.weight": torch.zeros(width[::-1])}
+
+
+def head_in(stored: Iterable[str]) -> frozenset[str]:
+    """The own names of the head's tensors, from those of an adapter_model.safetensors."""
+    return frozenset(name.removeprefix(_PREFIX) for name in stored if not is_adapter(name))
 
 
 def own_tensors(built: BuiltModel, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
