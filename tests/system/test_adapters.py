@@ -1,7 +1,9 @@
 """Runs with an adapter: the same on any number of processes, through kills, and in all that is made of them."""
 
 import json
+import re
 import shutil
+from typing import Any
 
 import pytest
 import timm
@@ -15,6 +17,7 @@ from ddp_ft.run_folder.checkpoints import load_checkpoint, load_ema
 from tests.support import nets
 from tests.support.runs import arguments, call_on, column, read, train_here, train_on
 from tests.support.texts import write_encoder, write_lines
+from tests.system.docs.test_readme import ROOT, commands_of, run
 from tests.system.faults.comparing import assert_same_result
 from tests.system.faults.forks import train_killed
 
@@ -147,6 +150,8 @@ def test_what_is_refused(shapes, start, tmp_path):
         train_here(*options(shapes, tmp_path / "run", start, "--freeze", "backbone"))
     with pytest.raises(UserError, match="= nowhere means no layer"):
         train_here(*options(shapes, tmp_path / "run", start, "--set", "adapter.targets=nowhere"))
+    with pytest.raises(UserError, match="--adapter lora learns beside pretrained weights, and --weights is none"):
+        train_here(shapes, tmp_path / "run", *ADAPTER)
 
 
 def export(*args):
@@ -190,3 +195,27 @@ def test_an_average_of_checkpoints(alone, tmp_path, shapes):
     for name, tensor in mean.items():
         torch.testing.assert_close(tensor, (parts[0][name] + parts[1][name]) / 2)
     assert "adapter" not in read(tmp_path / "mean", "model.json") and not (tmp_path / "mean/adapter").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_commands_and_the_program_of_the_guide_run(shapes, tmp_path, monkeypatch):
+    page, name = (ROOT / "docs/adapters.md").read_text(encoding="utf-8"), "vit_small_patch16_224.augreg_in21k_ft_in1k"
+    (tmp_path / "pets").symlink_to(shapes)
+    (tmp_path / "photos").symlink_to(shapes / "val")
+    torch.save(timm.create_model("test_vit", num_classes=3).state_dict(), tmp_path / "start.pth")
+    tiny = "--model timm/test_vit --weights start.pth --epochs 1 --batch-size 8"
+    for command in commands_of(page):
+        done = run(command.replace("~/pets", "pets").replace(f"--model timm/{name}", tiny), tmp_path)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    assert (tmp_path / "plain/model.safetensors").is_file()
+    pytest.importorskip("peft")
+    monkeypatch.chdir(tmp_path)
+    [program] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    program = program.replace(f'"{name}", pretrained=True', '"test_vit", checkpoint_path="start.pth"')
+    done: dict[str, Any] = {}
+    exec(program, done)
+    plain = load_trained(tmp_path / "runs/lora", torch.device("cpu")).module
+    images = torch.rand(2, 3, 160, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(done["model"](images), plain(images), atol=1e-5, rtol=1e-5)
