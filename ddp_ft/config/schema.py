@@ -94,7 +94,9 @@ class FreezeConfig:
 class AdapterConfig:
     """Small matrices that learn in place of the pretrained weights."""
 
-    name: str = key("none", "none, or lora.", flag="--adapter", choices=("none", "lora"))
+    name: str = key(
+        "none", "Small matrices that learn in place of the weights.", flag="--adapter", choices=("none", "lora")
+    )
     rank: int = key(8, "Rows of an adapter's matrices: how much it can change.", low=1)
     alpha: float | None = key(
         None, "What an adapter adds counts alpha / rank times; auto: twice the rank.", above=0, null="auto"
@@ -284,7 +286,7 @@ class RunConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     recipe: str = key(
         "auto",
-        "A measured set of settings, below those you give; auto: by size of the data and model.",
+        "Settings below those you give; auto: by size of the data and model.",
         flag="--recipe",
         choices=("auto", *RECIPES),
         former=tuple(FORMER_RECIPES),
