@@ -133,6 +133,16 @@ def test_what_it_goes_together_with(shapes, tmp_path, net, more):
     assert head and changed - head and not (kept - statistics) & changed
 
 
+def test_blocks_that_are_computed_again_have_the_same_bits(shapes, tmp_path):
+    """The inputs of the first block need no gradient here, but its adapter does."""
+    torch.save(timm.create_model("test_vit", num_classes=3, img_size=32).state_dict(), tmp_path / "start.pth")
+    words = ["--model", "timm/test_vit", "--weights", tmp_path / "start.pth", "--recipe", "lora"]
+    train_on(1, shapes, tmp_path / "kept", *words)
+    train_on(1, shapes, tmp_path / "again", *words, "--set", "compute.recompute=true")
+    assert column(tmp_path / "kept", "loss") == column(tmp_path / "again", "loss")
+    assert files_of(tmp_path / "kept/best") == files_of(tmp_path / "again/best")
+
+
 def test_a_small_encoder(tmp_path):
     encoder, data = write_encoder(tmp_path / "bert"), write_lines(tmp_path / "lines.jsonl")
     words = ["--model", f"transformers/{encoder}", "--weights", "pretrained", "--recipe", "lora", "--epochs", 3]

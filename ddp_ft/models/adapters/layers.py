@@ -87,7 +87,9 @@ class Adapted(nn.Module):
         return low_rank(*matrices, self.kind, self._weight().shape) * self.scaling
 
     def _weight(self) -> Tensor:
-        return cast(Tensor, self._parameters[weight_name(self.kind)])
+        name = weight_name(self.kind)
+        # In a replica of DataParallel weights are no parameters.
+        return cast(Tensor, vars(self)[name] if name in vars(self) else self._parameters[name])
 
     @torch.no_grad()
     def begin_magnitude(self) -> None:
@@ -134,6 +136,10 @@ class _Attention(Adapted):
     def in_proj_weight(self) -> Tensor:
         """The weight with the adapter's part."""
         return self._weight() + self.update()
+
+    @in_proj_weight.setter
+    def in_proj_weight(self, weight: Tensor) -> None:
+        vars(self)["in_proj_weight"] = weight
 
 
 def low_rank(first: Tensor, second: Tensor, kind: str, shape: torch.Size) -> Tensor:

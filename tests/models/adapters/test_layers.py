@@ -79,6 +79,22 @@ def test_all_kinds_of_layers(settings):
             torch.testing.assert_close(plain(IMAGES), built.module(IMAGES), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("settings", [{}, {"dora": True}])
+def test_a_replica_computes_the_same(settings):
+    """As torch.nn.parallel.replicate makes it, whose weights are tensors and no parameters."""
+    built = moved(around(Everything(), HEAD, targets=".", **settings))
+    replicas = {module: module._replicate_for_data_parallel() for module in built.module.modules()}
+    for module, replica in replicas.items():
+        for name, child in module._modules.items():
+            setattr(replica, name, child and replicas[child])
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                replica._parameters[name] = None
+            else:
+                setattr(replica, name, parameter.detach().clone())
+    torch.testing.assert_close(replicas[built.module](IMAGES), built.module(IMAGES))
+
+
 @pytest.mark.parametrize(
     ("settings", "scaling"),
     [({}, 2), ({"rank": 4}, 2), ({"alpha": 1}, 0.5), ({"rank": 4, "alpha": 6, "rslora": True}, 3), ({"dora": True}, 2)],
