@@ -19,6 +19,7 @@ from ddp_ft.models.adapters.peft_files import TENSORS, head_in, own_tensors
 from ddp_ft.models.adapters.tensors import digest_of_base, merged
 from ddp_ft.models.precision import place
 from ddp_ft.run_folder.checkpoints import checkpoint_weights
+from ddp_ft.run_folder.folder import RunFolder
 from ddp_ft.run_folder.model_folder import (
     ADAPTER,
     WEIGHTS,
@@ -70,27 +71,33 @@ def _with_base(folder: Path, trained: Trained) -> BuiltModel:
     if ADAPTER not in description:
         raise UserError(f"{folder} was trained without an adapter: there is nothing to merge.", "Leave --merge out.")
     adapter, base = _read(description[ADAPTER])
+    config = RunFolder(folder.parent).stored_config()
+    if config is None:
+        raise UserError(
+            f"{folder} is not in its run folder, whose config.yaml names the weights that the adapter is on.",
+            f"Give the run folder. The merged weights are in {folder / WEIGHTS}.",
+        )
     head = head_in(read_weights(folder / TENSORS))
     module = create_from_spec(description)
     built = BuiltModel(module, trained.processor, trained.call, description, head)
-    load_weights(built, str(base["model"]), str(base["weights"]))
+    load_weights(built, config.model.name or "", config.model.weights)
     names = frozenset(name for name, _ in module.named_parameters(remove_duplicate=False)) - head
     adapt_layers(module, adapter.layers, adapter.config, seed=0)
     built = replace(built, adapter=adapter, base=names)
-    if (now := digest_of_base(built)) != base["sha256"]:
+    if (now := digest_of_base(built)) != base:
         raise UserError(
-            f"The adapter in {folder} is on other weights than {base['weights']} of {base['model']} holds now (SHA-256 "
-            f"{str(base['sha256'])[:12]} then, {now[:12]} now).",
+            f"The adapter in {folder} is on other weights than --weights {config.model.weights} holds now (SHA-256 "
+            f"{base[:12]} then, {now[:12]} now).",
             f"Bring back the file of then. The merged weights are in {folder / WEIGHTS}.",
         )
     return built
 
 
-def _read(stored: Mapping[str, Any]) -> tuple[Adapter, Mapping[str, Any]]:
-    """The adapter in model.json, and what it is on. UserError for one that cannot be read."""
+def _read(stored: Mapping[str, Any]) -> tuple[Adapter, str]:
+    """The adapter in model.json, and the hash of what it is on. UserError for one that cannot be read."""
     try:
         values = {name: value for name, value in stored.items() if name not in ("layers", "base")}
-        base = {name: stored["base"][name] for name in ("model", "weights", "sha256")}
-        return Adapter(AdapterConfig(**values), {str(path): str(kind) for path, kind in stored["layers"].items()}), base
+        layers = {str(path): str(kind) for path, kind in stored["layers"].items()}
+        return Adapter(AdapterConfig(**values), layers), str(stored["base"])
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"The adapter in model.json cannot be read: {error}.") from None

@@ -8,6 +8,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ddp_ft.config.paths import path_of
 from ddp_ft.contracts import NO_VIEWS
 from ddp_ft.files import to_json
 from ddp_ft.models.adapters.peft_files import CONFIG, TENSORS, own_tensors, peft_config, peft_tensors
@@ -37,20 +38,17 @@ def contents_of(run: Run, weights: Mapping[str, Tensor]) -> Contents:
 
 
 def _described(run: Run) -> dict[str, Any]:
-    """The adapter for model.json, with what it is on."""
-    assert run.model.adapter is not None
-    base = {"model": run.config.model.name, "weights": run.config.model.weights, "sha256": run.plan.base}
-    return {
-        **asdict(run.model.adapter.config),
-        "layers": dict(run.model.adapter.layers),
-        "base": base,
-    }
+    """The adapter for model.json, with a hash of what it is on. No path: the same weights are always the same bytes."""
+    adapter = run.model.adapter
+    assert adapter is not None
+    return {**asdict(adapter.config), "layers": dict(adapter.layers), "base": run.plan.base}
 
 
 def _base_name(run: Run) -> str | None:
-    """What transformers, and so peft, calls the model."""
+    """What transformers' hub, and so peft, calls the model; None if it is not from there."""
     library, _, name = str(run.config.model.name).partition("/")
-    return name if library == "transformers" and run.config.model.weights == "pretrained" else None
+    is_of_hub = library == "transformers" and run.config.model.weights == "pretrained" and not path_of(name).exists()
+    return name if is_of_hub else None
 
 
 def restore_best(run: Run, module: nn.Module) -> None:

@@ -69,10 +69,9 @@ def test_a_checkpoint_holds_what_learns(alone, start):
     weights, rest = load_checkpoint(folder)
     learning = {f"{layer}.lora_{part}.weight" for layer in (0, 2) for part in "AB"} | {"6.weight", "6.bias"}
     assert set(weights) == set(load_ema(folder)) == learning
-    assert (
-        rest["base"] == read(alone, "plan.json")["base"] == read(alone, "best/model.json")["adapter"]["base"]["sha256"]
-    )
+    assert rest["base"] == read(alone, "plan.json")["base"] == read(alone, "best/model.json")["adapter"]["base"]
     assert len(rest["base"]) == 64
+    assert not any(b"weights.pth" in content for content in files_of(alone / "best").values())
     best, before = load_file(alone / "best/model.safetensors"), torch.load(start, weights_only=True)
     assert best.keys() == before.keys()
     assert torch.equal(best["0.bias"], before["0.bias"]) and not torch.equal(best["0.weight"], before["0.weight"])
@@ -186,6 +185,10 @@ def test_merging_anew_is_compared_with_both_apart(shapes, tmp_path, capsys):
     with pytest.raises(UserError, match="is on other weights than") as error:
         export(run, "--format", "safetensors", "--output", tmp_path / "third", "--merge")
     assert "The merged weights are in" in error.value.hint and not (tmp_path / "third").exists()
+    shutil.move(run / "best", tmp_path / "alone")
+    with pytest.raises(UserError, match="not in its run folder"):
+        export(tmp_path / "alone", "--format", "safetensors", "--output", tmp_path / "third", "--merge")
+    assert export(tmp_path / "alone", "--format", "safetensors", "--output", tmp_path / "third") == 0
 
 
 def test_merging_what_has_no_adapter(shapes, start, tmp_path):

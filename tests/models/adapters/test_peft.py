@@ -12,7 +12,8 @@ from ddp_ft.models.adapter_names import is_adapter
 from ddp_ft.models.adapters.peft_files import CONFIG, TENSORS, own_tensors, peft_config, peft_names, peft_tensors
 from tests.models.adapters.nets import IMAGES, adapted, moved, of_library
 from tests.support.marks import slowly
-from tests.support.texts import write_encoder
+from tests.support.runs import train_on
+from tests.support.texts import write_encoder, write_lines
 
 peft = pytest.importorskip("peft")
 # Of transformers 5 to peft, which asks it by an older name.
@@ -98,6 +99,23 @@ def test_an_encoder_of_transformers(tmp_path, settings):
     with torch.no_grad():
         expected = built.module(input_ids=WORDS).logits
         torch.testing.assert_close(theirs(input_ids=WORDS).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_run_of_texts(tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    encoder, data, run = write_encoder(tmp_path / "bert"), write_lines(tmp_path / "lines.jsonl"), tmp_path / "run"
+    words = ["--model", f"transformers/{encoder}", "--weights", "pretrained", "--adapter", "lora", "--lr", 0.01]
+    train_on(1, data, run, *words, "--set", "model.image_size=auto", epochs=2)
+    merged, base = (
+        AutoModelForSequenceClassification.from_pretrained(each, num_labels=3) for each in (run / "best", encoder)
+    )
+    theirs = peft.PeftModel.from_pretrained(base, run / "best/adapter").eval()
+    with torch.no_grad():
+        expected = merged(input_ids=WORDS).logits
+        torch.testing.assert_close(theirs(input_ids=WORDS).logits, expected, atol=1e-5, rtol=1e-5)
+        theirs.disable_adapter_layers()
+        assert (theirs(input_ids=WORDS).logits - expected).abs().max() > 1e-3
 
 
 def write(built, folder):
