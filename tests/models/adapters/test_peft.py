@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from ddp_ft.models import build_model, create_from_spec
 from ddp_ft.models.adapter_names import is_adapter
 from ddp_ft.models.adapters.peft_files import CONFIG, TENSORS, own_tensors, peft_config, peft_names, peft_tensors
-from tests.models.adapters.nets import IMAGES, adapted, moved, of_library
+from tests.models.adapters.nets import IMAGES, adapted, around, moved, of_library
+from tests.models.adapters.test_layers import HEAD, Everything
 from tests.support.marks import slowly
 from tests.support.runs import train_on
 from tests.support.texts import write_encoder, write_lines
@@ -99,6 +100,19 @@ def test_an_encoder_of_transformers(tmp_path, settings):
     with torch.no_grad():
         expected = built.module(input_ids=WORDS).logits
         torch.testing.assert_close(theirs(input_ids=WORDS).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("settings", FORMS)
+def test_layers_of_every_kind(tmp_path, settings):
+    """Of torch, and transformers' Conv1D, in one network."""
+    torch.manual_seed(0)
+    built = moved(around(Everything(), HEAD, targets=".", **settings))
+    plain = Everything().eval()
+    plain.load_state_dict({name: each for name, each in built.module.state_dict().items() if not is_adapter(name)})
+    write(built, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(without_head(built, plain), tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(IMAGES), built.module(IMAGES), atol=1e-4, rtol=1e-4)
 
 
 def test_a_run_of_texts(tmp_path):
