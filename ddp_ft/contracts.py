@@ -13,7 +13,7 @@ from ddp_ft.texts import plural
 
 if TYPE_CHECKING:
     from ddp_ft.config.data import DataConfig
-    from ddp_ft.config.schema import RunConfig
+    from ddp_ft.config.schema import AdapterConfig, RunConfig
     from ddp_ft.tasks.scored.base import ScoredSet
 
 # Tensors by name, whose first dimension counts samples. A value of uneven length is NAME, padded with 0 along its 2nd
@@ -231,7 +231,8 @@ class Schema:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of each tensor when a weights file was loaded, by name; `notes`: how the tensors were found in it."""
+    """What became of each tensor when a weights file was loaded, by name; `notes`: how the tensors were found in it;
+    `base`: of a model with an adapter the SHA-256 of the weights that this is on."""
 
     source: str
     loaded: tuple[str, ...] = ()
@@ -239,6 +240,7 @@ class LoadReport:
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    base: str = ""
 
     def __str__(self) -> str:
         if not self.source:
@@ -251,6 +253,23 @@ class LoadReport:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """The adapter of a model: its settings, the kinds of its `layers` by path (those of `models.adapters.layers`), and
+    those `left_out` that were meant too, with the reason."""
+
+    config: "AdapterConfig"
+    layers: Mapping[str, str]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        config = self.config
+        forms = [*(["rsLoRA"] if config.rslora else []), *(["DoRA"] if config.dora else [])]
+        kind = f"{config.name} ({' and '.join(forms)})" if forms else config.name
+        more = f", {len(self.left_out)} left out" if self.left_out else ""
+        return f"{kind} of rank {config.rank} on {plural(len(self.layers), 'layer')} ({config.targets}){more}"
+
+
+@dataclass(frozen=True)
 class BuiltModel:
     """A model with its new head, and all that is needed to build it again without this package.
 
@@ -260,7 +279,8 @@ class BuiltModel:
     `unused` are the names of the parameters that learn, but that the forward pass does not use; `least` is the fewest
     samples of a forward pass in training; `ends_in` is "softmax" or "sigmoid" if its outputs are probabilities. These
     are found when it is prepared for training. `rate_factors` multiply the learning rates of single parameters, by
-    name (`optim.relative`); empty: all learn alike.
+    name (`optim.relative`); empty: all learn alike. `adapter` is what learns in place of the pretrained weights, and
+    `base` are the names of these weights, which never change then; empty without an adapter.
     """
 
     module: nn.Module
@@ -273,6 +293,8 @@ class BuiltModel:
     least: int = 1
     ends_in: str = ""
     rate_factors: Mapping[str, float] = field(default_factory=dict)
+    adapter: Adapter | None = None
+    base: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,14 @@ from ddp_ft.run_folder.output_path import check_output_file, check_output_folder
     "--check-images", "images", type=PATH, metavar="DIR",
     help="Compare on these.  [default: those that the run is evaluated on; noise if they are not here]",
 )  # fmt: skip
+@click.option(
+    "--merge", is_flag=True,
+    help="Of a run with an adapter: merge it into the weights that it is on anew, and compare with both apart.",
+)  # fmt: skip
 def export(
-    model: Path, kind: str, output: Path, device: str, with_preprocessing: bool, count: int, images: Path | None
-) -> int:
+    model: Path, kind: str, output: Path, device: str, with_preprocessing: bool, count: int, images: Path | None,
+    merge: bool,
+) -> int:  # fmt: skip
     """Write a run folder's best model as a file that other programs load.
 
     Nothing is written unless the file returns what the model returns: outputs within rounding, and the same answers.
@@ -49,7 +54,8 @@ def export(
         from ddp_ft.exporters.request import ExportRequest
 
     kind = kind.replace(".", "_")
-    report = export_model(ExportRequest(model, kind, output, device, with_preprocessing, count, images), launch)
+    request = ExportRequest(model, kind, output, device, with_preprocessing, count, images, merge)
+    report = export_model(request, launch)
     for name, value in report.lines():
         print_note(f"  {name:<12} {value}")
     if report.is_good:

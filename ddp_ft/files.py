@@ -73,8 +73,8 @@ def replacing_folder(folder: Path, *, durable: bool, old: str = OLD) -> Iterator
         with _named(folder):
             yield aside
         if durable:
-            for path in aside.iterdir():
-                sync(path)
+            for path in aside.rglob("*"):
+                (sync_names if path.is_dir() else sync)(path)
             sync_names(aside)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the room

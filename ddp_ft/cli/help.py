@@ -15,7 +15,7 @@ GROUPS = {
         "optimizer", "weight-decay", "schedule", "warmup", "loss", "clip-norm", "ema", "metric", "patience", "seed",
         "max-steps", "max-minutes", "extend",
     ),
-    "Head and frozen parts": ("head", "freeze", "layer-decay"),
+    "Head and frozen parts": ("head", "freeze", "adapter", "layer-decay"),
     "Augmentation": ("augment", "mixup", "cutmix"),
     "Machine": ("device", "precision", "workers", "micro-batch", "tune"),
     "Output": ("track", "quiet", "log-level", "profile", "dry-run", "print-run-dir"),

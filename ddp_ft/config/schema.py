@@ -17,7 +17,7 @@ from ddp_ft.config.synonyms import FORMER_RECIPES
 from ddp_ft.config.tasks import TASKS
 
 SCHEDULES = ("constant", "step", "multistep", "cosine", "linear", "polynomial", "onecycle", "plateau")
-RECIPES = ("linear_probe", "lp_ft", "fine_tune", "full")
+RECIPES = ("linear_probe", "lp_ft", "fine_tune", "full", "lora")
 # Keys without a default that every run needs.
 REQUIRED = ("data.path", "model.name")
 
@@ -88,6 +88,26 @@ class FreezeConfig:
     )
     cache_dir: Path | None = machine_key(None, "Where features are kept; auto: in the run folder.", null="auto")
     cache_gb: float = machine_key(64.0, "Most GiB of features to compute and keep; 0: in memory alone.", low=0)
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Small matrices that learn in place of the pretrained weights."""
+
+    name: str = key(
+        "none", "Small matrices that learn in place of the weights.", flag="--adapter", choices=("none", "lora")
+    )
+    rank: int = key(8, "Rows of an adapter's matrices: how much it can change.", low=1)
+    alpha: float | None = key(
+        None, "What an adapter adds counts alpha / rank times; auto: twice the rank.", above=0, null="auto"
+    )
+    dropout: float = key(0.0, "Dropout of an adapter's input.", low=0, high=0.99)
+    targets: str = key(
+        "all-linear",
+        "Layers with an adapter: all-linear (convolutions where there is none), or an expression searched in paths.",
+    )
+    rslora: bool = key(False, "What an adapter adds counts alpha / root of rank times (rsLoRA, arXiv 2312.03732).")
+    dora: bool = key(False, "The length of each output's weights learns too (DoRA, arXiv 2402.09353).")
 
 
 @dataclass(frozen=True)
@@ -252,6 +272,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -265,7 +286,7 @@ class RunConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     recipe: str = key(
         "auto",
-        "A measured set of settings, below those you give; auto: by size of the data and model.",
+        "Settings below those you give; auto: by size of the data and model.",
         flag="--recipe",
         choices=("auto", *RECIPES),
         former=tuple(FORMER_RECIPES),

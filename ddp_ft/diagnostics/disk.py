@@ -155,14 +155,16 @@ def _need(composed: "Run") -> Need:
     from ddp_ft.models.backbone import feature_width
 
     config, built = composed.config, composed.model
-    tensors = [*built.module.parameters(), *built.module.buffers()]
+    tensors = dict([*built.module.named_parameters(), *built.module.named_buffers()])
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
     features = 0
     if config.probe.epochs or config.freeze.cache_features:
         rows = composed.plan.train_samples * config.freeze.views + composed.plan.val_samples
         features = min(4 * rows * feature_width(built), int(config.freeze.cache_gb * GIB))
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    stored = sum(size for name, size in sizes.items() if name not in built.base)
     keep = config.checkpoint.keep + config.checkpoint.keep_best
-    return need_of(size, config.optim.name, bool(composed.plan.ema_decay), keep, features)
+    need = need_of(stored, config.optim.name, bool(composed.plan.ema_decay), keep, features)
+    return replace(need, best=sum(sizes.values()))
 
 
 def _size(count: float) -> str:

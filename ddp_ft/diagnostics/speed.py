@@ -106,7 +106,7 @@ def _measure_steps(run: Run, images: int) -> tuple[float, bool]:
         size -= size % 2  # as the loader does, which parts no pair of mixed images
     micro_batches = cut([batch], size, run.model.least) if size else [batch]
     # As in training, the moving average takes memory and time.
-    ema = Ema(run.model.module, run.plan.ema_decay) if run.plan.ema_decay else None
+    ema = Ema(run.model.module, run.plan.ema_decay, run.model.base) if run.plan.ema_decay else None
 
     def step() -> StepSums:
         sums = phase.learner.step(micro_batches)

@@ -80,7 +80,7 @@ def replay_step(run_dir: Path, step: int, data: Path | None, here: Machine, log:
         raise UserError(f"{run_dir} has no step {step}.", f"Its steps are 1 to {total}, as in metrics.jsonl.")
     start = start_of(run, step, record)
     if start.weights is not None:
-        restore_weights(state.module, start.weights)
+        restore_weights(state.module, start.weights, state.base)
     cut: _Cut = (record["world_size"], record["micro_batch"]) if record else (plan.world_size, plan.cut)
     world_size, micro_batch = cut
     micro = f", micro-batches of {micro_batch}" if micro_batch else ""

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import cast
@@ -12,13 +11,14 @@ from ddp_ft.distributed.environment import Launch
 from ddp_ft.errors import UserError, typed_line
 from ddp_ft.exporters.compare import Report
 from ddp_ft.exporters.onnx import check_installed
+from ddp_ft.exporters.pair import load_pair
 from ddp_ft.exporters.request import ONNX_FORMAT, SAFETENSORS, SUFFIXES, WEIGHTS, ExportRequest
 from ddp_ft.exporters.safetensors import CONFIG, README
 from ddp_ft.files import replace_folder
 from ddp_ft.inference.exported import is_exported
-from ddp_ft.inference.trained_model import Trained, load_trained
+from ddp_ft.inference.trained_model import Trained
 
-# What writes and compares models of a kind of input: (ExportRequest, the model, where to write, device) to a Report. A
+# What writes and compares models of a kind of input: (ExportRequest, Pair, where to write, device) to a Report. A
 # further kind is a line here.
 EXPORTERS = {
     "image": "ddp_ft.exporters.image_model:export_images",
@@ -35,12 +35,12 @@ def export_model(request: ExportRequest, launch: Launch) -> Report:
     """
     _check(request, launch)
     device = pick_device(request.device, launch)
-    original = replace(load_trained(request.model, device), precision="fp32")
-    write_and_compare = _exporter_of(original)
+    pair = load_pair(request, device)
+    write_and_compare = _exporter_of(pair.original)
     aside = request.output.with_name(f".writing_{request.output.name}")
     _remove(aside)
     try:
-        report = _tried(lambda: write_and_compare(request, original, aside, device), request.format)
+        report = _tried(lambda: write_and_compare(request, pair, aside, device), request.format)
         if report.is_good:
             _put(aside, request.output)
         return report

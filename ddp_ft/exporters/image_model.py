@@ -7,28 +7,25 @@ import torch
 from ddp_ft.data.image.processor import preprocess_of
 from ddp_ft.exporters.compare import Report, compare, images_to_compare
 from ddp_ft.exporters.onnx import check_preprocessing, outputs_alone, trace, write_onnx
+from ddp_ft.exporters.pair import Pair
 from ddp_ft.exporters.pt2 import write_pt2
 from ddp_ft.exporters.request import ONNX_FORMAT, SAFETENSORS, ExportRequest
 from ddp_ft.exporters.safetensors import check_buildable, write_folder
 from ddp_ft.inference.exported import IMAGES, describe_exported
-from ddp_ft.inference.trained_model import Trained, load_trained
-from ddp_ft.run_folder.model_folder import model_folder, read_description
 
 
-def export_images(request: ExportRequest, original: Trained, aside: Path, device: torch.device) -> Report:
+def export_images(request: ExportRequest, pair: Pair, aside: Path, device: torch.device) -> Report:
     """Write the export to `aside`, and compare it with the original on images. UserError for a preprocessing that
     cannot be put inside."""
     if request.with_preprocessing:
-        check_preprocessing(preprocess_of(original.processor))
-    _write(request, aside, device)
-    images, origin = images_to_compare(request.model, original, request.images, request.count)
-    return compare(original, aside, device, images, origin)
+        check_preprocessing(preprocess_of(pair.original.processor))
+    _write(request, pair, aside, device)
+    images, origin = images_to_compare(request.model, pair.original, request.images, request.count)
+    return compare(pair.original, aside, device, images, origin)
 
 
-def _write(request: ExportRequest, aside: Path, device: torch.device) -> None:
-    description = read_description(model_folder(request.model))
-    # Loaded anew, in the plain memory layout that the formats need.
-    model = load_trained(request.model, device)
+def _write(request: ExportRequest, pair: Pair, aside: Path, device: torch.device) -> None:
+    model, description = pair.model, pair.description
     module, preprocess = model.module.to(memory_format=torch.contiguous_format), preprocess_of(model.processor)
     if request.format == SAFETENSORS:
         check_buildable(description)

@@ -12,7 +12,8 @@ SUFFIXES = {SAFETENSORS: "", ONNX_FORMAT: ONNX, TORCH_EXPORT: PT2}
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to export; `count` samples are compared, of `images` (or texts) if that is given."""
+    """What to export; `count` samples are compared, of `images` (or texts) if that is given. `merge`: an adapter is
+    merged into the weights that it is on anew, and what is compared is the network with both apart."""
 
     model: Path
     format: str
@@ -21,3 +22,4 @@ class ExportRequest:
     with_preprocessing: bool = False
     count: int = 32
     images: Path | None = None
+    merge: bool = False

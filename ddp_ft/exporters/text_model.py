@@ -13,11 +13,11 @@ from ddp_ft.errors import UserError
 from ddp_ft.exporters.compare import Report
 from ddp_ft.exporters.compare_texts import compare_texts, text_processor, texts_to_compare
 from ddp_ft.exporters.onnx import quiet, write_onnx
+from ddp_ft.exporters.pair import Pair
 from ddp_ft.exporters.pt2 import write_pt2
 from ddp_ft.exporters.request import ONNX_FORMAT, SAFETENSORS, WEIGHTS, ExportRequest
 from ddp_ft.inference.exported import describe_exported
-from ddp_ft.inference.trained_model import Trained, load_trained
-from ddp_ft.run_folder.model_folder import model_folder, other_files, read_description, save_model_folder
+from ddp_ft.run_folder.model_folder import model_folder, other_files, save_model_folder
 
 
 class LogitsAlone(nn.Module):
@@ -34,13 +34,13 @@ class LogitsAlone(nn.Module):
         return logits
 
 
-def export_texts(request: ExportRequest, original: Trained, aside: Path, device: torch.device) -> Report:
+def export_texts(request: ExportRequest, pair: Pair, aside: Path, device: torch.device) -> Report:
     """Write the export to `aside`, and compare it with the original on texts of several lengths, in batches of several
     sizes. UserError for a wish that texts do not have."""
     _check(request)
-    texts = texts_to_compare(request.model, original, request.images, request.count)
-    _write(request, original, aside, device)
-    return compare_texts(original, aside, device, texts)
+    texts = texts_to_compare(request.model, pair.original, request.images, request.count)
+    _write(request, pair, aside, device)
+    return compare_texts(pair.original, aside, device, texts)
 
 
 def _check(request: ExportRequest) -> None:
@@ -56,14 +56,12 @@ def _check(request: ExportRequest) -> None:
         )
 
 
-def _write(request: ExportRequest, original: Trained, aside: Path, device: torch.device) -> None:
-    description = read_description(model_folder(request.model))
-    # Loaded anew, since tracing may change what a module holds.
-    model = load_trained(request.model, device)
+def _write(request: ExportRequest, pair: Pair, aside: Path, device: torch.device) -> None:
+    model, description = pair.model, pair.description
     if request.format == SAFETENSORS:
         save_model_folder(aside, model.module.state_dict(), description, other_files(model_folder(request.model)))
         return
-    processor = text_processor(original)
+    processor = text_processor(pair.original)
     names = [IDS, MASK, *([TYPES] if processor.types else [])]
     files = {name: content.decode() for name, content in processor.files().items()}
     described = {**describe_exported(description, takes_pictures=False), "inputs": names, "files": files}

@@ -19,7 +19,7 @@ from ddp_ft.version import versions_of
 WITHOUT_EFFECT = (
     "recipe", "task", "world_size", "threads", "micro_batch", "workers", "train_samples", "val_samples",
     "steps_per_epoch", "total_steps", "lr", "grade_elsewhere", "lowered", "tuned", "measured", "code",
-    "epochs", "evaluation_epochs", "ema_decay", "choice", "why_epochs", "rate_factors", "anchors",
+    "epochs", "evaluation_epochs", "ema_decay", "choice", "why_epochs", "rate_factors", "anchors", "base",
 )  # fmt: skip
 # Libraries that read, change or look at samples, where they are installed.
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "PyTurboJPEG", "torchcodec", "tifffile")

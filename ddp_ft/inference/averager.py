@@ -1,6 +1,6 @@
 """Averages of checkpoints' weights, with batch norm's statistics that fit them, and their metrics."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -23,9 +23,13 @@ from ddp_ft.run_folder.checkpoints import checkpoint_weights, quality_of, score_
 from ddp_ft.run_folder.model_folder import restore_weights
 
 Weights = dict[str, Tensor]
+# Reads the weights of a checkpoint.
+Read = Callable[[Path], Weights]
 
 
-def mean_weights(checkpoints: Sequence[Path], watched: Collection[str] = ()) -> tuple[Weights, set[str]]:
+def mean_weights(
+    checkpoints: Sequence[Path], watched: Collection[str] = (), read: Read = checkpoint_weights
+) -> tuple[Weights, set[str]]:
     """The mean of the checkpoints' weights, and which of the `watched` ones differ between the checkpoints.
 
     Floating point tensors are summed in float64 and keep their dtype; others are those of the last checkpoint.
@@ -34,7 +38,7 @@ def mean_weights(checkpoints: Sequence[Path], watched: Collection[str] = ()) -> 
     first: Weights = {}
     changing: set[str] = set()
     for folder in checkpoints:
-        weights = checkpoint_weights(folder)
+        weights = read(folder)
         first = first or weights
         if strangers := sorted(weights.keys() ^ first.keys()):
             raise UserError(f"{folder} is of another model than {checkpoints[0]}: {', '.join(strangers[:3])}.")
@@ -47,10 +51,15 @@ def mean_weights(checkpoints: Sequence[Path], watched: Collection[str] = ()) -> 
 
 
 class Averager:
-    """Computes averages and their metrics: a model of the run, and the run's data if it is there."""
+    """Computes averages and their metrics: a model of the run, and the run's data if it is there. `read` reads its
+    checkpoints."""
 
-    def __init__(self, trained: Trained, splits: Splits | None, device: torch.device, config: RunConfig) -> None:
+    def __init__(
+        self, trained: Trained, splits: Splits | None, device: torch.device, config: RunConfig,
+        read: Read = checkpoint_weights,
+    ) -> None:  # fmt: skip
         self.trained = trained
+        self.read = read
         self.splits = splits
         self.device = device
         self.metric = config.eval.metric or trained.task.primary_metric
@@ -62,7 +71,7 @@ class Averager:
     def average(self, checkpoints: Sequence[Path], log: Log | None = None) -> Weights:
         """The mean of these checkpoints, oldest first, with statistics recomputed for it if the data is there."""
         module = self.trained.module
-        weights, changing = mean_weights(checkpoints, batch_statistics(module))
+        weights, changing = mean_weights(checkpoints, batch_statistics(module), self.read)
         if not changing:
             return weights
         if self.splits is None:
@@ -107,7 +116,7 @@ class Averager:
         """A greedy soup (arXiv 2203.05482): from the best checkpoint on, each is added if validation does not fall."""
         scores = {}
         for checkpoint in found:
-            metrics = self.measure(checkpoint_weights(checkpoint))
+            metrics = self.measure(self.read(checkpoint))
             scores[checkpoint] = score_of(self.trained.task, self.metric, metrics)
             log(f"{checkpoint.name}: {in_words(metrics)}")
         first, *others = sorted(found, key=lambda checkpoint: scores[checkpoint], reverse=True)

@@ -10,11 +10,18 @@ from ddp_ft.data.splits.record import Splits
 from ddp_ft.distributed.device import pick_device
 from ddp_ft.distributed.environment import Launch
 from ddp_ft.errors import UserError
+from ddp_ft.inference.adapted_model import load_for_average
 from ddp_ft.inference.averager import Averager, in_words
-from ddp_ft.inference.trained_model import load_trained
 from ddp_ft.run_folder.checkpoints import Checkpoints
 from ddp_ft.run_folder.folder import RunFolder
-from ddp_ft.run_folder.model_folder import model_folder, other_files, read_description, read_weights, save_model_folder
+from ddp_ft.run_folder.model_folder import (
+    ADAPTER,
+    model_folder,
+    other_files,
+    read_description,
+    read_weights,
+    save_model_folder,
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,8 @@ def average_checkpoints(request: AverageRequest, launch: Launch, log: Log) -> No
     splits = _open_data(folder, config, request.data, log)
     if greedy and splits is None:
         raise UserError("--greedy needs the validation set of the run.", "Add --data.")
-    averager = Averager(load_trained(run, device), splits, device, config)
+    trained, reader = load_for_average(run, device)
+    averager = Averager(trained, splits, device, config, reader)
     if splits is not None and not greedy:
         log(f"before, {folder.best}: {in_words(averager.measure(read_weights(folder.best / 'model.safetensors')))}")
     chosen = averager.greedy(_all_of(folder), log) if greedy else _choose(folder, request)
@@ -58,7 +66,8 @@ def average_checkpoints(request: AverageRequest, launch: Launch, log: Log) -> No
     if splits is not None:
         log(f"after,  average of {len(chosen)}: {in_words(averager.measure(weights))}")
     best = model_folder(run)
-    save_model_folder(output, weights, read_description(best), other_files(best))
+    description = {name: value for name, value in read_description(best).items() if name != ADAPTER}
+    save_model_folder(output, weights, description, other_files(best))
     log(f"{output} is the average of {', '.join(folder.name for folder in chosen)}.")
 
 

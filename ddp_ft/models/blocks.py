@@ -13,6 +13,8 @@ from operator import itemgetter
 
 from torch import nn
 
+from ddp_ft.models.adapter_names import is_adapter
+
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Two places that hold blocks are parts of one chain (CaiT's two kinds of blocks); networks with stages have three
 # (LeViT, ShuffleNet) or more.
@@ -200,8 +202,9 @@ def _with_parameters(module: nn.Module) -> list[nn.Module]:
 
 
 def _matrices(module: nn.Module) -> int:
-    """The number of parameters with at least two dimensions of more than one value."""
-    return sum(sum(side > 1 for side in parameter.shape) > 1 for parameter in module.parameters())
+    """The number of parameters with at least two dimensions of more than one value, an adapter's not counted."""
+    own = [parameter for name, parameter in module.named_parameters() if not is_adapter(name)]
+    return sum(sum(side > 1 for side in parameter.shape) > 1 for parameter in own)
 
 
 def _holds_blocks(module: nn.Module) -> bool:

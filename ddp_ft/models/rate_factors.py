@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ddp_ft.contracts import BuiltModel
+from ddp_ft.models.adapter_names import is_adapter
 
 # Adam moves each weight by about its rate, whatever its size, and networks differ in that by a factor of ten: in
 # MobileNetV2 the root mean square is 0.05 in the last blocks, 0.2 in the stem, 0.3 in the weights of batch norm; in
@@ -17,10 +18,10 @@ SMALLEST_SIZE = 0.01
 
 
 def rate_factors(model: BuiltModel) -> dict[str, float]:
-    """Return for each parameter, but for the head's, its root mean square over USUAL_SIZE, rounded to a power of two:
-    so that all machines find the same, and there are few groups."""
+    """Return for each parameter, but for the head's and an adapter's, which have no size yet, its root mean square over
+    USUAL_SIZE, rounded to a power of two: so that all machines find the same, and there are few groups."""
     named = model.module.named_parameters()
-    return {name: _factor(parameter) for name, parameter in named if name not in model.head}
+    return {name: _factor(each) for name, each in named if name not in model.head and not is_adapter(name)}
 
 
 @torch.no_grad()

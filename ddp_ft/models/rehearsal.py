@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ddp_ft.config.schema import RunConfig
+from ddp_ft.contracts import BuiltModel
 from ddp_ft.data.rng import generators_kept
 from ddp_ft.errors import UserError, shortened
 from ddp_ft.models.introspection import Trial, on_meta
+from ddp_ft.models.libraries.registry import USER_FILES
 from ddp_ft.plugins import explained
 
 _TO_PROBABILITIES = {"SoftmaxBackward0": "softmax", "SigmoidBackward0": "sigmoid"}
@@ -33,6 +36,14 @@ class Rehearsal:
     unused: frozenset[str] = frozenset()
     least: int = 1
     ends_in: str = ""
+
+
+def rehearse_built(built: BuiltModel, config: RunConfig, device: torch.device) -> Rehearsal:
+    """Rehearse a model, in its present mode, for training on that device."""
+    # A network may be written for a GPU, or for autocast.
+    may_differ = device.type == "cuda" or config.compute.precision not in ("auto", "fp32")
+    is_own = built.spec["library"] == USER_FILES
+    return rehearse(built.module, Trial(built.processor, built.call), config.model.name or "", is_own, may_differ)
 
 
 def rehearse(module: nn.Module, trial: Trial, name: str, both_modes: bool, may_differ: bool) -> Rehearsal:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ddp_ft.contracts import BuiltModel, LoadReport
 from ddp_ft.errors import UserError, shortened
+from ddp_ft.models.adapter_names import is_adapter
 from ddp_ft.models.channels import with_input_of
 from ddp_ft.models.libraries.base import State
 from ddp_ft.models.libraries.registry import full_name, get_library, resolve
@@ -28,7 +29,7 @@ def load_weights(built: BuiltModel, name: str, weights: str) -> LoadReport:
     if weights == "none":
         return LoadReport("")
     source, found = _obtain(name, weights)
-    target = built.module.state_dict()
+    target = {name: tensor for name, tensor in built.module.state_dict().items() if not is_adapter(name)}
     library = get_library(built.spec["library"])
     chosen = best_candidate(found.states, target, lambda state: library.adapt(built.module, state))
     head = _head_tensors(built, target)

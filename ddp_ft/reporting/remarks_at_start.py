@@ -10,7 +10,7 @@ from ddp_ft.diagnostics.advice import advise, situation_of
 from ddp_ft.diagnostics.finding import WARNING, Finding, guarded
 from ddp_ft.errors import printable, shortened
 from ddp_ft.plugins import is_reference
-from ddp_ft.texts import sample_noun
+from ddp_ft.texts import plural, sample_noun
 from ddp_ft.trackers.console import Console
 from ddp_ft.training.plan import Plan, changed_code
 from ddp_ft.training.run import Run
@@ -54,6 +54,9 @@ def _notes(run: Run) -> list[str]:
     late = [stage.epoch for stage in run.stages if stage.epoch >= run.plan.epochs]
     # The entries count the epochs that are done; all else on the screen counts from 1.
     notes += [f"the entry {late[0]} of freeze.schedule is never reached: it needs more --epochs."] if late else []
+    if run.model.adapter and run.model.adapter.left_out:
+        left_out = [f"{path} ({why})" for path, why in run.model.adapter.left_out.items()]
+        notes.append(f"no adapter on {plural(len(left_out), 'layer')}: {shortened(left_out, 4)}.")
     if run.model.unused:
         notes.append(
             f"a forward pass on noise does not use {len(run.model.unused)} of the trainable parameters: "

@@ -34,6 +34,7 @@ def print_start(run: Run, report: LoadReport, earlier: Plan | None, console: Con
         "task": describe_choice(run.config, run.splits.schema),
         "model": f"{run.config.model.name}: {', '.join(_sizes_of_model(run))}",
         "weights": str(report),
+        **({"adapter": str(run.model.adapter)} if run.model.adapter else {}),
         **frozen_table(module, run.stages[0].frozen),
         "steps": _steps(run),
         **({"time": expected[0].text} if expected else {}),

@@ -1,6 +1,6 @@
 """A folder with a model: model.json and model.safetensors, whole or absent."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ _NO_FILES: Mapping[str, bytes] = {}
 
 
 @torch.no_grad()
-def restore_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy all weights and buffers into the module, by name. UserError if names or sizes are not the module's."""
+def restore_weights(module: nn.Module, weights: Mapping[str, Tensor], but: Collection[str] = ()) -> None:
+    """Copy all weights and buffers into the module, by name, `but` for those. UserError if names or sizes are not the
+    module's."""
     # Not load_state_dict: torchvision's mnasnet expects a version there that safetensors cannot store.
-    own = module.state_dict()
+    own = {name: tensor for name, tensor in module.state_dict().items() if name not in but}
     if strangers := sorted(own.keys() ^ weights.keys()):
         raise UserError(f"The stored weights are of another model: {', '.join(strangers[:3])} is in one of them only.")
     for name, tensor in own.items():
@@ -68,6 +69,7 @@ def save_model_folder(
     with replacing_folder(folder, durable=True) as aside:
         save_weights(aside / WEIGHTS, weights)
         for name, content in files.items():
+            (aside / name).parent.mkdir(exist_ok=True)
             (aside / name).write_bytes(content)
         (aside / DESCRIPTION).write_text(to_json(description), encoding="utf-8")
 
@@ -79,6 +81,8 @@ def recover_model_folder(folder: Path) -> None:
         old.rename(folder)
 
 
+# In model.json: the adapter that learned, and what it is on; absent without one.
+ADAPTER = "adapter"
 # In model.json: the views of each image whose mean prediction counts; absent for the image alone.
 VIEWS = "views"
 # In summary.json: the metrics of the best model on the validation set with these views.

@@ -7,19 +7,15 @@ from torch import Tensor
 
 from ddp_ft.contracts import NO_VIEWS
 from ddp_ft.data.image.views import PASSES
-from ddp_ft.models.libraries.registry import get_library
 from ddp_ft.run_folder.checkpoints import checkpoint_weights, damage_of, load_ema
 from ddp_ft.run_folder.evaluations import save_evaluation
 from ddp_ft.run_folder.model_folder import (
     VAL_VIEWS,
-    VIEWS,
-    describe_model,
     is_sound,
-    read_weights,
-    restore_weights,
     save_model_folder,
 )
 from ddp_ft.texts import metric_figure
+from ddp_ft.training.best_contents import contents_of, restore_best
 from ddp_ft.training.data_phase import measure
 from ddp_ft.training.progress import Best
 from ddp_ft.training.recorder import Recorder
@@ -29,12 +25,7 @@ from ddp_ft.training.state import EMA, TrainState
 
 def write_best(run: Run, weights: Mapping[str, Tensor]) -> None:
     """Replace best/ by a model with these weights; on rank 0."""
-    model, plan = run.model, run.plan
-    names = run.splits.schema.names
-    description = describe_model(model.spec, model.processor, run.task, names, plan.precision, plan.channels_last)
-    views = {} if run.config.eval.tta == NO_VIEWS else {VIEWS: run.config.eval.tta}
-    files = {**model.processor.files(), **get_library(model.spec["library"]).files(model.spec, names)}
-    save_model_folder(run.folder.best, weights, {**description, **views}, files)
+    save_model_folder(run.folder.best, *contents_of(run, weights))
 
 
 def mend_best(run: Run, state: TrainState) -> str:
@@ -56,7 +47,8 @@ def _bring_back(run: Run, checkpoint: Path, kind: str) -> bool:
         return False
     weights = load_ema(checkpoint) if kind == EMA else checkpoint_weights(checkpoint)
     if weights is not None:
-        write_best(run, weights)
+        base = {name: each for name, each in run.model.module.state_dict().items() if name in run.model.base}
+        write_best(run, {**base, **weights})
     return weights is not None
 
 
@@ -64,7 +56,7 @@ def test_best(run: Run, state: TrainState, recorder: Recorder) -> dict[str, floa
     """Return the metrics of best/ on the test set, with the run's views of each image; its weights stay in the module.
     Collective; may raise StopAgreed."""
     assert run.splits.test is not None
-    restore_weights(state.module, read_weights(run.folder.best / "model.safetensors"))
+    restore_best(run, state.module)
     recorder.testing()
     evaluation = measure(run, run.splits.test, run.config.eval.tta)
     if run.world.is_main:
@@ -79,7 +71,7 @@ def view_best(run: Run, state: TrainState, recorder: Recorder) -> dict[str, dict
     Collective; may raise StopAgreed."""
     if run.config.eval.tta == NO_VIEWS:
         return {}
-    restore_weights(state.module, read_weights(run.folder.best / "model.safetensors"))
+    restore_best(run, state.module)
     recorder.evaluating()
     metrics = measure(run, run.splits.val, run.config.eval.tta).metrics
     recorder.print(f"{run.config.eval.tta} (eval.tta): {_gain(run, state.progress.best.metrics, metrics)}")

@@ -54,7 +54,7 @@ def compose(
     report = load_and_place(model, stages[0], config, world, plan.channels_last)
     model = with_rate_factors(model, config.optim, request.earlier.rate_factors if request.earlier else None)
     anchors = anchors_of(model.module, model.head) if config.optim.l2_sp else {}
-    plan = plan.with_beginning(model.rate_factors, digest_of_anchors(anchors), request.earlier)
+    plan = plan.with_beginning(model.rate_factors, digest_of_anchors(anchors), report.base, request.earlier)
     run = Run(
         config=config, world=world, distributed=machine.launch.distributed, launched=machine.launch.started,
         folder=folder, splits=splits, task=task, model=model, plan=plan, why_recipe=why,
@@ -65,4 +65,4 @@ def compose(
     )  # fmt: skip
     progress = Progress(phase=PROBE if config.probe.epochs else TRAIN)
     optimizer = optimizer_of(model, config.optim, plan.lr)
-    return run, TrainState(model.module, optimizer, plan, progress, plan.ema_decay), report
+    return run, TrainState(model.module, optimizer, plan, progress, model.base), report

@@ -16,8 +16,8 @@ from ddp_ft.training.recorder import Recorder
 from ddp_ft.training.run import Run
 from ddp_ft.training.state import Snapshot, TrainState
 
-# In a checkpoint: the hashes of the files of the user's own, as in the plan.
-CODE = "code"
+# In a checkpoint, as in the plan: the hashes of the files of the user's own, and that of the weights an adapter is on.
+CODE, BASE = "code", "base"
 
 
 def save(run: Run, state: TrainState, recorder: Recorder) -> None:
@@ -29,7 +29,7 @@ def save(run: Run, state: TrainState, recorder: Recorder) -> None:
     progress.copy_seconds += time.perf_counter() - began
     if snapshot is not None:
         began = time.perf_counter()
-        rest = {**snapshot.rest, CODE: run.plan.code}
+        rest = {**snapshot.rest, CODE: run.plan.code, BASE: run.plan.base}
         checkpoint = partial(run.checkpoints.save, progress.step, snapshot.weights, rest, state.score)
         write = partial(checkpoint, ema=snapshot.ema, phase=progress.phase)
         run.writer.submit(CHECKPOINT, recorder.trackers.sync, write)
@@ -44,6 +44,7 @@ def restore(run: Run, state: TrainState) -> list[str]:
     length = to_flat(run.config, [LENGTH])
     if latest is not None:
         weights, rest = load_checkpoint(latest)
+        _check_base(run, rest)
         try:
             state.load_state_dict(Snapshot(weights, load_ema(latest), rest), run.world)
         except UserError as error:
@@ -54,6 +55,16 @@ def restore(run: Run, state: TrainState) -> list[str]:
             state.progress.budget, state.progress.stale = None, 0
     state.progress.length = length
     return troubles
+
+
+def _check_base(run: Run, rest: Mapping[str, Any]) -> None:
+    """UserError for a checkpoint of an adapter on other weights than those that were loaded."""
+    if (then := rest.get(BASE, "")) != run.plan.base:
+        raise UserError(
+            f"The checkpoint's adapter is on other weights than --weights {run.config.model.weights} holds now "
+            f"(SHA-256 {then[:12] or 'none'} then, {run.plan.base[:12] or 'none'} now).",
+            "Bring back the file of then, or begin another run with --run-dir.",
+        )
 
 
 def _changed_since(run: Run, rest: Mapping[str, Any]) -> str:

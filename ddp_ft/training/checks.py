@@ -22,6 +22,11 @@ def check_alone(config: RunConfig) -> None:
     """Raise UserError for settings that are wrong whatever the others are, and that the schema cannot check."""
     check_optimizer(config.optim.name)
     check_forms(config)
+    if config.adapter.name != "none" and config.model.weights == "none":
+        raise UserError(
+            f"--adapter {config.adapter.name} learns beside pretrained weights, and --weights is none.",
+            "Give --weights, or train all of them: leave --adapter out.",
+        )
 
 
 def check_restorable(built: BuiltModel, task: Task) -> None:

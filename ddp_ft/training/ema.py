@@ -1,6 +1,6 @@
 """An exponential moving average of a model's weights, evaluated beside them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -23,17 +23,19 @@ class Ema:
 
     `tensors` are the averages by their names in state_dict, on the module's device and in its dtypes. The averages of
     parameters are equal on all ranks, as these are; those of batch norm's running statistics are each rank's own.
-    Buffers that are not in state_dict are not averaged.
+    Buffers that are not in state_dict are not averaged, nor are those named in `base`, which never change.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, module: nn.Module, decay: float, base: Collection[str] = ()) -> None:
         self.decay = decay
+        self.base = base
         self.tensors: dict[str, Tensor] = {}
         self.reset(module)
 
     def reset(self, module: nn.Module) -> None:
         """Begin anew with the module's present weights."""
-        self.tensors = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        own = module.state_dict()
+        self.tensors = {name: own[name].detach().clone() for name in own if name not in self.base}
         self._count = torch.zeros((), device=next(iter(self.tensors.values())).device)
 
     @property
@@ -62,7 +64,8 @@ class Ema:
     def swapped(self, module: nn.Module) -> Iterator[None]:
         """Within the block the module has the averages; after it its own values again, bit for bit. Values are copied
         in place, since DDP and the optimizer hold the tensors."""
-        own = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        own = module.state_dict()
+        own = {name: own[name].detach().clone() for name in self.tensors}
         _copy(self.tensors, module)
         try:
             yield
@@ -83,5 +86,6 @@ class Ema:
 
 @torch.no_grad()
 def _copy(tensors: Mapping[str, Tensor], module: nn.Module) -> None:
-    for name, own in module.state_dict().items():
-        own.copy_(tensors[name])
+    own = module.state_dict()
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)

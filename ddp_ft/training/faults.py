@@ -88,7 +88,7 @@ def _count_bad_steps(state: TrainState, phase: Phase, decision: Decision, record
     progress.bad_steps += 1
     if run.world.is_main and phase.name == TRAIN:
         bad = _describe_bad(state, phase, decision)
-        recorder.print(write_bad_batch(run.folder.path, bad, state.module.state_dict()))
+        recorder.print(write_bad_batch(run.folder.path, bad, state.weights()))
     if progress.bad_in_row > most:
         raise UserError(
             f"The loss or the gradient was not finite in {progress.bad_in_row} steps in a row, up to step "

@@ -37,8 +37,8 @@ class Plan:
     starts. `inputs`: what the processor had to know of the training set (`Processor.measure`). `code`: the SHA-256 of
     each file of the user's own, by what names it. `epochs`, and of them those from one evaluation to the next
     (`evaluation_epochs`), `ema_decay` and `choice` are the run's `Course`, `why_epochs` its reason. `rate_factors` are
-    those of the model (None: not known), and `anchors` is a hash of what optim.l2_sp pulls to: both are of the weights
-    that the run began with, whatever --weights names by now.
+    those of the model (None: not known), `anchors` is a hash of what optim.l2_sp pulls to, and `base` one of the
+    weights that an adapter is on: all are of the weights that the run began with, whatever --weights names by now.
     """
 
     recipe: str
@@ -68,6 +68,7 @@ class Plan:
     why_epochs: str = ""
     rate_factors: dict[str, float] | None = None
     anchors: str = ""
+    base: str = ""
 
     @property
     def cut(self) -> int | None:
@@ -82,15 +83,18 @@ class Plan:
             return self
         return replace(self, lowered=earlier.lowered)
 
-    def with_beginning(self, factors: Mapping[str, float], anchors: str, earlier: "Plan | None") -> "Plan":
+    def with_beginning(self, factors: Mapping[str, float], anchors: str, base: str, earlier: "Plan | None") -> "Plan":
         """Return the plan with what holds of the weights that the run began with. UserError if these are others now
-        than at an `earlier` start, and optim.l2_sp pulls to them."""
-        if earlier is not None and earlier.anchors not in ("", anchors):
-            raise UserError(
-                "--weights holds other weights than when the run began, and optim.l2_sp pulls to them.",
-                "Bring back the file of then, or begin another run with --run-dir.",
-            )
-        return replace(self, rate_factors=dict(factors), anchors=anchors)
+        than at an `earlier` start, and optim.l2_sp pulls to them, or an adapter is on them."""
+        pairs = {"optim.l2_sp pulls to them": (earlier.anchors, anchors)} if earlier else {}
+        pairs |= {"the run's adapter belongs to those": (earlier.base, base)} if earlier else {}
+        for why, (before, now) in pairs.items():
+            if before not in ("", now):
+                raise UserError(
+                    f"--weights holds other weights than when the run began, and {why}.",
+                    "Bring back the file of then, or begin another run with --run-dir.",
+                )
+        return replace(self, rate_factors=dict(factors), anchors=anchors, base=base)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -181,7 +185,7 @@ def make_plan(
         why_epochs=course.why,
         steps_per_epoch=steps_per_epoch,
         total_steps=min(total_steps, config.train.max_steps or total_steps),
-        lr=config.optim.lr or (earlier.lr if earlier else usual_rate(built.module, config.optim.relative)),
+        lr=config.optim.lr or (earlier.lr if earlier else _usual_rate(config, built)),
         code=_digests(config),
         grade_elsewhere="c" if has_rank_noise(built.module) or config.head.dropout else "b",
     ).after(earlier)
@@ -230,12 +234,24 @@ def make_schedule(config: ScheduleConfig, total_steps: int, steps_per_epoch: int
 # 2106.10270). In proportion to their weights, which are smaller, and with a layer decay, 1e-3 is about that in the
 # middle of the network, and 1e-4 was far too low (docs/accuracy.md).
 RATE_WITH_BATCH_NORM, RATE_WITHOUT = 1e-3, 1e-4
+# An adapter begins at 0 and is alone: ten times the rate of full tuning, as LoRA in general. On convolutions with batch
+# norm 1e-2 was too much for one seed of two, and 3e-3 better than full tuning (docs/adapters.md).
+RATE_OF_ADAPTER_WITH_BATCH_NORM, RATE_OF_ADAPTER = 3e-3, 1e-3
+
+
+def _usual_rate(config: RunConfig, built: BuiltModel) -> float:
+    if built.adapter is not None:
+        return RATE_OF_ADAPTER_WITH_BATCH_NORM if _has_batch_norm(built.module) else RATE_OF_ADAPTER
+    return usual_rate(built.module, config.optim.relative)
 
 
 def usual_rate(module: nn.Module, is_relative: bool) -> float:
-    """Return the learning rate that `auto` means; `is_relative`: to the size of the weights."""
-    has_batch_norm = any(isinstance(each, _BatchNorm) for each in module.modules())
-    return RATE_WITH_BATCH_NORM if has_batch_norm or is_relative else RATE_WITHOUT
+    """Return the learning rate that `auto` means where the weights themselves learn; `is_relative`: to their size."""
+    return RATE_WITH_BATCH_NORM if is_relative or _has_batch_norm(module) else RATE_WITHOUT
+
+
+def _has_batch_norm(module: nn.Module) -> bool:
+    return any(isinstance(each, _BatchNorm) for each in module.modules())
 
 
 def has_rank_noise(module: nn.Module) -> bool:

@@ -29,6 +29,8 @@ def choose_recipe(config: RunConfig, built: BuiltModel, train_samples: int) -> t
     """
     if config.model.weights == "none":
         return "full", "nothing is pretrained (--weights none)"
+    if config.adapter.name != "none":
+        return "lora", "--adapter decides what is trainable"
     if config.freeze.parts != "none" or config.freeze.schedule is not None:
         return "fine_tune", "--freeze or freeze.schedule decides what is trainable"
     if built.head_path is None:

@@ -1,6 +1,6 @@
 """What changes in a run as it trains, and goes into its checkpoints."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -38,17 +38,19 @@ class TrainState:
     `optimizer` and `scaler` are those of the present phase. `score` is that of an evaluation at the present step,
     larger for a better model; None: there was none. `micro_batch` is the most images of a forward pass (None: a
     process's whole share), which running out of memory lowers; `lowered` (from, to) is in plan.json and not in the
-    checkpoint, since it is about the machine.
+    checkpoint, since it is about the machine. `base` names the weights that never change, since an adapter learns in
+    their place: a checkpoint leaves them out.
     """
 
     def __init__(
-        self, module: nn.Module, optimizer: Optimizer, plan: Plan, progress: Progress, ema_decay: float = 0.0
+        self, module: nn.Module, optimizer: Optimizer, plan: Plan, progress: Progress, base: Collection[str] = ()
     ) -> None:
         device = next(module.parameters()).device
         self.module = module
+        self.base = base
         self.optimizer = optimizer
         self.scaler = make_scaler(device, plan.precision)
-        self.ema = Ema(module, ema_decay) if ema_decay else None
+        self.ema = Ema(module, plan.ema_decay, base) if plan.ema_decay else None
         self.window = LossWindow(torch.zeros(2, device=device))
         self.progress = progress
         self.score: Score | None = None
@@ -100,11 +102,15 @@ class TrainState:
             "window": self.window.sums,
             "progress": asdict(self.progress),
         }
-        return Snapshot(copied(self.module.state_dict()), ema, copied(rest))
+        return Snapshot(copied(self.weights()), ema, copied(rest))
+
+    def weights(self) -> dict[str, Tensor]:
+        """The module's weights and buffers by name, but for its base: what a checkpoint holds."""
+        return {name: each for name, each in self.module.state_dict().items() if name not in self.base}
 
     def load_state_dict(self, snapshot: Snapshot, world: World) -> None:
         """Continue from a snapshot; what it has of the optimizer waits for `load_optimizer`."""
-        restore_weights(self.module, snapshot.weights)
+        restore_weights(self.module, snapshot.weights, self.base)
         _restore(batch_statistics(self.module), snapshot.rest["statistics"], world)
         if self.ema is not None:
             self.ema.load(snapshot.rest["ema"]["count"], snapshot.ema or {})

@@ -50,7 +50,7 @@ def open_steps(run: Run, values: Values, steps: int) -> DataPhase:
     prepare = model.processor.on_device(device, is_last)
     optimizer = optimizer_of(model, config.optim, plan.lr)
     set_rates(optimizer, 0.0)
-    state = TrainState(module, optimizer, plan, Progress(phase=TRAIN))
+    state = TrainState(module, optimizer, replace(plan, ema_decay=0.0), Progress(phase=TRAIN))
     return DataPhase(replace(run, plan=plan, model=model, prepare=prepare), state)
 
 

@@ -21,7 +21,8 @@ ALONE = World(0, 1, 0, torch.device("cpu"))
 def fresh(seed, ema_decay=0.9):
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    return TrainState(module, torch.optim.AdamW(module.parameters(), lr=0.1), PLAN, Progress(), ema_decay)
+    plan = replace(PLAN, ema_decay=ema_decay)
+    return TrainState(module, torch.optim.AdamW(module.parameters(), lr=0.1), plan, Progress())
 
 
 def sums(loss, is_bad=False):

@@ -102,5 +102,6 @@ def test_each_guide_is_tested_and_named_in_the_readme():
         "options.md",
         "own_code.md",
         "text.md",
+        "adapters.md",
     ]  # tested elsewhere
     assert [guide for guide in [*GUIDES, *pages] if f"docs/{guide}" not in readme] == []
