@@ -78,11 +78,14 @@ def digest_of(content: bytes) -> int:
 
 
 def _numbered(targets: Sequence[NDArray[np.generic]]) -> NDArray[np.int64]:
-    """A number for each distinct target: the class number, or a hash of the bytes of labels or numbers."""
+    """A number for each distinct target: the class number, or a hash of the bytes of labels, numbers or tags."""
 
     def hashed(row: NDArray[np.generic]) -> int:
         return int.from_bytes(blake2b(row.tobytes(), digest_size=8).digest(), "big", signed=True)
 
     return np.concatenate(
-        [each if each.ndim == 1 else np.fromiter(map(hashed, each), np.int64, len(each)) for each in targets]
+        [
+            each if each.ndim == 1 and each.dtype != object else np.fromiter(map(hashed, each), np.int64, len(each))
+            for each in targets
+        ]
     ).astype(np.int64)

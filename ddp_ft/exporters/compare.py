@@ -1,12 +1,13 @@
 """An export compared with the original: the largest difference of an output, the answers, the time."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from ddp_ft.inference.exported import Framed
 from ddp_ft.inference.scoring import make_scorer
 from ddp_ft.inference.trained_model import Trained, load_trained
 
+# As Task.answers returns them.
+Answers = Sequence[Mapping[str, Any]]
 # The largest difference of an output that an export may have, as a share of the largest output (or of 1). Other
 # kernels sum in another order: 1e-6 is usual. With the preprocessing inside, some pixels differ by a grey level, and
 # images that the loader shrinks while it decodes them by more.
@@ -84,7 +87,8 @@ def compare(original: Trained, aside: Path, device: torch.device, images: Sequen
     world = World(0, 1, 0, device)
     export = load_trained(aside, device)
     expected, found = (_outputs_of(model, world, original)(images) for model in (original, export))
-    same, decided = same_answers(original.task, expected, found)
+    task = original.task
+    same, decided = same_answers(task, *(task.answers(task.predictions(each, {})) for each in (expected, found)))
     share = BOUND_WITH_PREPROCESSING if isinstance(export.module, Framed) else BOUND
     return Report(
         sum(file.stat().st_size for file in (aside.iterdir() if aside.is_dir() else [aside])),
@@ -137,9 +141,9 @@ def _batch(images: Sequence[Image], original: Trained) -> Batch:
     return transform.collate([transform({"image": each}) for each in images])
 
 
-def same_answers(task: Task, expected: Tensor, found: Tensor) -> tuple[int, int]:
-    """For how many images both answers are the same, and for how many they are or have to be."""
-    decided = [[task.decision(each) for each in task.answers(task.predictions(some, {}))] for some in (expected, found)]
+def same_answers(task: Task, expected: Answers, found: Answers) -> tuple[int, int]:
+    """For how many samples both answers are the same, and for how many they are or have to be."""
+    decided = [[task.decision(each) for each in answers] for answers in (expected, found)]
     same = [first == second for (first, _), (second, _) in zip(*decided, strict=True)]
     sure = [agrees or not margin < UNDECIDED for agrees, (_, margin) in zip(same, decided[0], strict=True)]
     return sum(same), sum(sure)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,14 +13,17 @@ from ddp_ft.data.batch import LENGTH
 from ddp_ft.data.open_sample import open_sample
 from ddp_ft.data.processors import open_inputs
 from ddp_ft.data.text.processor import TextProcessor
-from ddp_ft.data.text.tokenizer import TOKENS, tokenizer_of
+from ddp_ft.data.text.tokenizer import PLACES, TOKENS, tokenizer_of
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
+from ddp_ft.evaluation.evaluator import Scorer
 from ddp_ft.exporters.compare import BOUND, ROUNDS, Report, difference_of, milliseconds, same_answers
 from ddp_ft.inference.evaluation_data import own_validation
 from ddp_ft.inference.scoring import make_scorer
 from ddp_ft.inference.trained_model import Trained, load_trained
 
+# What a sample has for the task alone.
+_LABELS = ("target", f"target{LENGTH}", "weight")
 # How many texts are in the batches that are compared, in turn.
 _SIZES = (1, 3, 8)
 
@@ -28,13 +32,14 @@ def compare_texts(original: Trained, aside: Path, device: torch.device, texts: t
     """Compare the export written to `aside` with its model, on batches of tokens and their origin."""
     batches, origin = texts
     scorers = [make_scorer(each, World(0, 1, 0, device)) for each in (original, load_trained(aside, device))]
-    expected, found = (torch.cat([scorer.outputs(batch) for batch in batches]) for scorer in scorers)
-    same, decided = same_answers(original.task, expected, found)
+    expected, found = (torch.cat([_rows(scorer.outputs(batch)) for batch in batches]) for scorer in scorers)
+    answers = [[each for batch in batches for each in _answers(scorer, batch)] for scorer in scorers]
+    same, decided = same_answers(original.task, *answers)
     largest = max(batches, key=lambda batch: batch[TOKENS].shape[0])
     calls = [lambda scorer=scorer: scorer.outputs(largest) for scorer in scorers]
     return Report(
         sum(file.stat().st_size for file in (aside.iterdir() if aside.is_dir() else [aside])),
-        len(expected),
+        len(answers[0]),
         origin,
         difference_of(expected, found),
         BOUND * max(1.0, float(expected.abs().max())),
@@ -43,6 +48,15 @@ def compare_texts(original: Trained, aside: Path, device: torch.device, texts: t
         milliseconds(calls, len(largest[TOKENS]), ROUNDS),
         "text",
     )
+
+
+def _rows(outputs: Tensor) -> Tensor:
+    """Of texts, or of all their tokens: N x outputs."""
+    return outputs.flatten(0, -2)
+
+
+def _answers(scorer: Scorer, batch: Batch) -> list[dict[str, Any]]:
+    return scorer.task.answers(scorer.predictions({"index": batch[TOKENS][:, 0], **batch}))
 
 
 def text_processor(model: Trained) -> TextProcessor:
@@ -88,7 +102,7 @@ def _spread(source: Source, count: int, original: Trained) -> list[Batch]:
     for place in range(min(count, len(source))):
         with suppress(BadSample):
             made: Mapping[str, Tensor] = transform(open_sample(source, place * len(source) // min(count, len(source))))
-            found.append({name: made[name] for name in made if name not in ("target", "weight")})
+            found.append({name: made[name] for name in made if name not in _LABELS})
     return found
 
 
@@ -96,4 +110,5 @@ def _noise(processor: TextProcessor, length: int) -> Batch:
     """A text of random tokens, always the same."""
     words = tokenizer_of(processor.tokenizer, processor.length).words
     tokens = torch.randint(words, (length,), generator=torch.Generator("cpu").manual_seed(length))
-    return {TOKENS: tokens, f"{TOKENS}{LENGTH}": torch.tensor(length)}
+    named = {TOKENS: tokens, **({PLACES: torch.arange(length)} if processor.of_words else {})}
+    return named | {f"{name}{LENGTH}": torch.tensor(length) for name in named}

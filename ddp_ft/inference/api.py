@@ -27,7 +27,8 @@ class Prediction:
 
     `label` is the likeliest class and `probability` its probability; for a model of several labels each, `labels`
     are all from their threshold on (0.5 unless given), and `label` is None. `probabilities` has all classes, by name.
-    For regression, `values` has the numbers by name, in the units of the training data, and the rest is empty.
+    For regression, `values` has the numbers by name, in the units of the training data, and the rest is empty. So it is
+    where words are labelled: `entities` has each one's "type", "start", "end" (characters) and "probability".
     """
 
     label: str | None = None
@@ -35,6 +36,7 @@ class Prediction:
     labels: tuple[str, ...] = ()
     probabilities: Mapping[str, float] = field(default_factory=dict)
     values: Mapping[str, float] = field(default_factory=dict)
+    entities: tuple[Mapping[str, Any], ...] = ()
 
 
 class Model:
@@ -43,7 +45,7 @@ class Model:
     `module` is the network: float32 B x C x height x width, from `preprocess`, to float32 B x outputs, before softmax,
     sigmoid or the target's units; for texts it takes input_ids, attention_mask, token_type_ids by name, and its result
     has them as `logits`. `classes` are the names of its outputs, in their order. `task` is "single-label",
-    "multi-label" or "regression".
+    "multi-label", "regression" or "token-labels".
     """
 
     def __init__(self, trained: Trained, device: torch.device, views: str | None = None) -> None:
@@ -105,5 +107,5 @@ def _prediction(answer: dict[str, Any]) -> Prediction:
     labels = answer.get("classes", [answer["class"]] if "class" in answer else [])
     return Prediction(
         answer.get("class"), answer.get("probability"), tuple(labels), answer.get("probabilities", {}),
-        answer.get("values", {}),
+        answer.get("values", {}), tuple(answer.get("entities", ())),
     )  # fmt: skip

@@ -178,6 +178,8 @@ class Lines(PredictionTable):
         first, *_ = outcome.values()
         if isinstance(first, dict):
             return shortened([f"{_brief(name)} {value:.4g}" for name, value in first.items()], _MOST_NUMBERS)
+        if any(isinstance(each, dict) for each in first):  # entities
+            return shortened(self.task.cells(outcome)[0], _MOST_NUMBERS)
         decided = _brief(first) if isinstance(first, str) else shortened([*map(_brief, first)], _SHOWN) or "none"
         if self.task.can_rank:
             decided = _padded(decided, max(cell_len(_brief(name)) for name in self.task.names))

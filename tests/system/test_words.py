@@ -1,11 +1,15 @@
 """A tag for each word from end to end: trained on any number of ranks, killed, loaded by transformers, predicted."""
 
 import json
+import re
 
 import pytest
 import torch
 
+import ddp_ft
+from ddp_ft.doctor import doctor
 from ddp_ft.errors import UserError
+from ddp_ft.export import export
 from tests.support.runs import arguments, call_on, column, read, train_here, train_on
 from tests.support.texts import tagged, write_classes, write_encoder, write_tagged
 from tests.system.faults.forks import train_killed
@@ -76,12 +80,12 @@ def test_a_killed_run_ends_with_the_same_bytes(data, encoder, alone, tmp_path):
     assert parts[0].read_bytes() == parts[1].read_bytes()
 
 
-def tags_by_transformers(run, words):
+def tags_by_transformers(run, words, folder="best"):
     """The tag of each word by transformers alone, from its first token."""
     from transformers import AutoModelForTokenClassification, AutoTokenizer
 
-    model = AutoModelForTokenClassification.from_pretrained(run / "best").eval()
-    given = AutoTokenizer.from_pretrained(run / "best")(words, is_split_into_words=True, return_tensors="pt")
+    model = AutoModelForTokenClassification.from_pretrained(run / folder).eval()
+    given = AutoTokenizer.from_pretrained(run / folder)(words, is_split_into_words=True, return_tensors="pt")
     with torch.no_grad():
         best = model(**given).logits[0].argmax(-1).tolist()
     places = [given.word_ids().index(word) for word in range(len(words))]
@@ -129,6 +133,41 @@ def test_the_report_has_a_row_for_each_type(alone):
     page = (alone / "report.html").read_text()
     assert all(f"{name}</" in page for name in ("sea", "wood", "city")) and "f1" in page
     assert "pipeline_tag: token-classification" in (alone / "model_card.md").read_text()
+
+
+def places_of(entities):
+    return [(each["type"], each["start"], each["end"]) for each in entities]
+
+
+def test_an_export_finds_the_same_entities(alone, tmp_path):
+    """So do `ddp_ft.load` and a CoNLL file, whose sentences have spaces between words."""
+    assert export.main(
+        [str(alone), "--format", "onnx", "--output", str(tmp_path / "m.onnx")], standalone_mode=False
+    ) in (0, None)
+    file = write_tagged(tmp_path / "t.conll", 6, seed=3)
+    found = []
+    for model in (alone, tmp_path / "m.onnx"):
+        call_on(1, "ddp_ft.predict", model, file, "--output", tmp_path / "p.jsonl", "--device", "cpu")
+        rows = map(json.loads, (tmp_path / "p.jsonl").read_text().splitlines())
+        found.append([places_of(row["entities"]) for row in rows])
+    model = ddp_ft.load(alone, device="cpu")
+    loaded = [places_of(each.entities) for each in model([" ".join(words) for words, _ in tagged(6, seed=3)])]
+    assert loaded == found[0] == found[1] and sum(map(len, loaded)) >= 6
+
+
+def test_an_adapter_on_it(data, encoder, tmp_path):
+    said = train_on(1, *options(data, tmp_path / "r", encoder, "--adapter", "lora"), epochs=1)
+    assert "lora" in said and (tmp_path / "r/best/adapter").is_dir()
+    words = [tmp_path / "r", "--merge", "--format", "safetensors", "--output", tmp_path / "m"]
+    assert export.main([*map(str, words)], standalone_mode=False) in (0, None)
+    assert len(tags_by_transformers(tmp_path / "m", ["a", "ship"], "")) == 2
+
+
+def test_doctor_looks_at_sentences(tmp_path, capsys):
+    write_tagged(tmp_path / "train.conll", 20, seed=1)
+    write_tagged(tmp_path / "test.conll", 8, seed=1)
+    assert doctor.main(["--data", str(tmp_path)], standalone_mode=False) == 2
+    assert re.search(r"problem +leakage +8 groups of the same texts in ", capsys.readouterr().out)
 
 
 def test_what_is_refused(alone, data, encoder, shapes, tmp_path):

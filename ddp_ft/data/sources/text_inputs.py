@@ -6,6 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ddp_ft.contracts import Sample
+from ddp_ft.data.cells import list_of_cell
+from ddp_ft.data.sources.conll import WORDS as TOKENS
+from ddp_ft.data.sources.conll import is_tagged
 from ddp_ft.data.sources.file_kinds import TEXTS
 from ddp_ft.data.sources.scan import check_scannable, find_files
 from ddp_ft.data.sources.table_file import is_table, read_table
@@ -74,7 +77,10 @@ def _in_folder(path: Path) -> list[str]:
 
 
 def _in_table(path: Path, column: str) -> Iterator[tuple[str, Texts]]:
-    names = [column]
+    """Of tagged words, their sentences with spaces between words, if no column is named."""
+    is_of_words = column == TEXT and is_tagged(path)
+    names = [TOKENS if is_of_words else column]
+    column = names[0]
 
     def choose(header: list[str]) -> list[str]:
         if column not in header:
@@ -85,4 +91,5 @@ def _in_table(path: Path, column: str) -> Iterator[tuple[str, Texts]]:
 
     table = read_table(path, choose)
     rows = zip(*(table.columns[name] for name in names), strict=True)
-    yield from ((f"{path}:{number}", texts) for number, texts in zip(table.numbers, rows, strict=True))
+    for number, texts in zip(table.numbers, rows, strict=True):
+        yield f"{path}:{number}", (" ".join(list_of_cell(texts[0])),) if is_of_words else texts

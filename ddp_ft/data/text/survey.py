@@ -10,7 +10,7 @@ from ddp_ft.contracts import BadSample, LabelledSource, Sample
 from ddp_ft.data.open_sample import open_sample
 from ddp_ft.data.surveyed import Surveyed, digest_of, laid_out
 from ddp_ft.data.text.normal_form import normal_form
-from ddp_ft.data.text.source import PAIR, TEXT, Texts
+from ddp_ft.data.text.source import PAIR, TEXT, WORDS, Texts
 from ddp_ft.data.text.tokenizer import TokenCounter
 
 # Tokens are counted in at most so many texts, evenly spread: 20,000 tell a share of them to 0.7 points.
@@ -82,7 +82,9 @@ def _look_at(found: TextSurvey, number: int, counter: TokenCounter | None) -> No
 
 
 def texts_of(sample: Sample) -> Texts:
-    """The text of an opened sample, or both of its pair."""
+    """The text of an opened sample, or both of its pair; its words with spaces between."""
+    if WORDS in sample:
+        return (" ".join(sample[WORDS]),)
     return tuple(sample[name] for name in (TEXT, PAIR) if name in sample)
 
 
