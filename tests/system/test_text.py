@@ -22,7 +22,7 @@ from ddp_ft.models.libraries.transformers import call
 from ddp_ft.reporting.writing import write_report
 from tests.support.ranks import run_ranks
 from tests.support.runs import arguments, call_on, column, read, rows, train_here, train_on
-from tests.support.texts import sentences, write_classes, write_encoder, write_lines
+from tests.support.texts import sentences, write_classes, write_encoder, write_lines, write_tagged
 from tests.system.docs.test_readme import ROOT, commands_of, run
 from tests.system.faults.forks import train_killed
 
@@ -278,6 +278,7 @@ def test_the_commands_and_the_program_of_the_guide_run(data, encoder, tmp_path, 
     write_lines(tmp_path / "reviews.jsonl", 40)
     rows = "".join(f"{text},{text[::-1]},{name}\n" for name, text in sentences(40))
     (tmp_path / "questions.csv").write_text(f"question,answer,topic\n{rows}")
+    write_tagged(tmp_path / "entities/train.conll", 40)
     for command in commands_of(page):
         if not command.startswith("pip install"):
             smaller = command.replace("~/reviews", "reviews").replace(" --model", " --epochs 1 --batch-size 8 --model")
