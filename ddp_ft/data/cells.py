@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ddp_ft.data.numerals import Reading, appearance, readings
 from ddp_ft.errors import UserError, listed
 
-# Between the values of a list in one cell; in the values themselves it becomes a space.
-OF_LIST = "\n"
+# Between the values of a list in one cell: ASCII's record separator. In the values themselves it becomes a space.
+OF_LIST = "\x1e"
 LISTED = 5  # rows or lines, in a message about many
 # What programs and people write for a cell without a value, in lower case and without signs around it: pandas, R,
 # spreadsheets, databases; or signs alone.

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,6 @@ from ddp_ft.data.text.processor import TextProcessor
 from ddp_ft.data.text.tokenizer import PLACES, TOKENS, tokenizer_of
 from ddp_ft.distributed.world import World
 from ddp_ft.errors import UserError
-from ddp_ft.evaluation.evaluator import Scorer
 from ddp_ft.exporters.compare import BOUND, ROUNDS, Report, difference_of, milliseconds, same_answers
 from ddp_ft.inference.evaluation_data import own_validation
 from ddp_ft.inference.scoring import make_scorer
@@ -33,7 +31,8 @@ def compare_texts(original: Trained, aside: Path, device: torch.device, texts: t
     batches, origin = texts
     scorers = [make_scorer(each, World(0, 1, 0, device)) for each in (original, load_trained(aside, device))]
     expected, found = (torch.cat([_rows(scorer.outputs(batch)) for batch in batches]) for scorer in scorers)
-    answers = [[each for batch in batches for each in _answers(scorer, batch)] for scorer in scorers]
+    predictions = ((scorer.predictions(_with_index(batch)) for batch in batches) for scorer in scorers)
+    answers = [[each for some in found for each in original.task.answers(some)] for found in predictions]
     same, decided = same_answers(original.task, *answers)
     largest = max(batches, key=lambda batch: batch[TOKENS].shape[0])
     calls = [lambda scorer=scorer: scorer.outputs(largest) for scorer in scorers]
@@ -55,8 +54,8 @@ def _rows(outputs: Tensor) -> Tensor:
     return outputs.flatten(0, -2)
 
 
-def _answers(scorer: Scorer, batch: Batch) -> list[dict[str, Any]]:
-    return scorer.task.answers(scorer.predictions({"index": batch[TOKENS][:, 0], **batch}))
+def _with_index(batch: Batch) -> Batch:
+    return {"index": batch[TOKENS][:, 0], **batch}
 
 
 def text_processor(model: Trained) -> TextProcessor:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddp_ft.contracts import LabelledSource
-from ddp_ft.data.cells import Table, list_of_cell
+from ddp_ft.data.cells import OF_LIST, Table, list_of_cell
 from ddp_ft.data.sources.files import LabelledFileSource
 from ddp_ft.data.sources.table_columns import Columns
 from ddp_ft.data.sources.unicode_forms import NamesOnDisk
@@ -53,7 +53,8 @@ class Contents:
 def read_contents(table: Table, columns: Columns) -> Contents:
     """The contents of all rows. UserError for images that are not there."""
     if columns.texts:
-        texts = list(zip(*(table.columns[name] for name in columns.texts), strict=True))
+        columns_of = ([cell.replace(OF_LIST, " ") for cell in table.columns[name]] for name in columns.texts)
+        texts = list(zip(*columns_of, strict=True))
         sizes = np.array([sum(map(len, each)) for each in texts], np.int64)
         return Contents(table.path.parent, [name_of(each) for each in texts], sizes, texts)
     if columns.words:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ddp_ft.contracts import Sample
-from ddp_ft.data.cells import list_of_cell
+from ddp_ft.data.cells import OF_LIST
 from ddp_ft.data.sources.conll import WORDS as TOKENS
 from ddp_ft.data.sources.conll import is_tagged
 from ddp_ft.data.sources.file_kinds import TEXTS
@@ -77,10 +77,9 @@ def _in_folder(path: Path) -> list[str]:
 
 
 def _in_table(path: Path, column: str) -> Iterator[tuple[str, Texts]]:
-    """Of tagged words, their sentences with spaces between words, if no column is named."""
-    is_of_words = column == TEXT and is_tagged(path)
-    names = [TOKENS if is_of_words else column]
-    column = names[0]
+    """Lists, as tagged words are, have spaces between their values."""
+    column = TOKENS if column == TEXT and is_tagged(path) else column
+    names = [column]
 
     def choose(header: list[str]) -> list[str]:
         if column not in header:
@@ -92,4 +91,4 @@ def _in_table(path: Path, column: str) -> Iterator[tuple[str, Texts]]:
     table = read_table(path, choose)
     rows = zip(*(table.columns[name] for name in names), strict=True)
     for number, texts in zip(table.numbers, rows, strict=True):
-        yield f"{path}:{number}", (" ".join(list_of_cell(texts[0])),) if is_of_words else texts
+        yield f"{path}:{number}", tuple(text.replace(OF_LIST, " ") for text in texts)

@@ -29,6 +29,8 @@ def save_classes(folder: Path, counts: dict[str, int], suffix: str = ".png") -> 
 class NumberSource:
     """An image of 12 x 10 pixels that differs with the index; the indices in `bad` are damaged."""
 
+    kind = "image"
+
     def __init__(self, size: int, bad: Iterable[int] = ()) -> None:
         self.size = size
         self.bad = frozenset(bad)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from ddp_ft.config.data import DataConfig
+from ddp_ft.data.cells import OF_LIST
 from ddp_ft.data.splits.open import open_splits
 from ddp_ft.errors import UserError
 from tests.support.texts import tagged, write_tagged
@@ -25,7 +26,7 @@ def test_a_file_is_divided(tmp_path):
     found = [*zip(words_of(splits.train), tags_of(splits, splits.train), strict=True)]
     assert all(each in list(tagged(60)) for each in found)
     read = splits.train.read(0)
-    assert bytes(read["words"].numpy()).decode().split("\n") == words_of(splits.train)[0]
+    assert bytes(read["words"].numpy()).decode().split(OF_LIST) == words_of(splits.train)[0]
     assert int(read["target_length"]) == len(read["target"]) == len(words_of(splits.train)[0])
 
 

@@ -8,6 +8,7 @@ import torch
 
 from ddp_ft.contracts import BadSample
 from ddp_ft.data.bad_samples.replace import Remaining
+from ddp_ft.data.cells import cell_of_list
 from ddp_ft.data.packed import PART, digest_of, keep, load, pack, read_samples, remove_others
 from ddp_ft.data.packed_source import PackedSource, by_length, lengths_of, with_parts
 from ddp_ft.data.sources.files import LabelledFileSource
@@ -121,10 +122,10 @@ def test_a_text_that_cannot_be_read_is_read_again(processor, tmp_path):
 
 def words_source(count=30):
     sentences_of = [words for words, _ in tagged(count)]
-    sentences_of[2], sentences_of[5] = ["\u200b", "owl"], ["moss"] * 300
+    sentences_of[2], sentences_of[5] = [" ", "owl"], ["moss"] * 300
     targets = np.empty(count, object)
     targets[:] = [np.zeros(len(words), np.int64) for words in sentences_of]
-    return LabelledWords([str(n) for n in range(count)], [("\n".join(words),) for words in sentences_of], targets)
+    return LabelledWords([str(n) for n in range(count)], [(cell_of_list(words),) for words in sentences_of], targets)
 
 
 def test_words_have_the_place_of_their_first_token(processor):
