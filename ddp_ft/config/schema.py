@@ -291,7 +291,7 @@ class RunConfig:
         choices=("auto", *RECIPES),
         former=tuple(FORMER_RECIPES),
     )
-    task: str = key("auto", "What is learned; auto: from the data.", flag="--task", choices=("auto", *TASKS))
+    task: str = key("auto", "What is learned; auto: by the data.", flag="--task", choices=("auto", *TASKS))
     seed: int = key(0, "Seed of all random draws.", flag="--seed", low=0, high=2**31 - 1)
 
 
