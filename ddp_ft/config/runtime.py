@@ -14,9 +14,8 @@ class EvalConfig:
     )
     metric: str | None = key(
         None,
-        "The metric that decides which model is best; auto: accuracy, mAP, RMSE or F1, by task. Others: "
-        "balanced_accuracy, macro_f1, micro_f1, auroc, ece, top5_accuracy, exact_match, mae, r2, precision, recall, "
-        "unseen, loss.",
+        "Decides which model is best; auto: accuracy, mAP, RMSE or F1, by task. Others: balanced_accuracy, macro_f1, "
+        "micro_f1, auroc, ece, top5_accuracy, exact_match, mae, r2, precision, recall, unseen, loss.",
         flag="--metric",
         null="auto",
     )
