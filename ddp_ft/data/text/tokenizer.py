@@ -80,9 +80,9 @@ def second_of(found: "Encoding") -> int:
 
 def places_of(found: "Encoding", words: int) -> NDArray[np.int32]:
     """The place of the first token of each of so many words; NOWHERE for one that has none."""
-    places = np.full(words, NOWHERE, np.int32)
-    for place in range(len(found) - 1, -1, -1):
-        if (word := found.word_ids[place]) is not None:
+    places, word_ids = np.full(words, NOWHERE, np.int32), found.word_ids
+    for place in range(len(word_ids) - 1, -1, -1):
+        if (word := word_ids[place]) is not None:
             places[word] = place
     return places
 
