@@ -114,6 +114,8 @@ def test_the_same_curve_on_any_number_of_processes(data, encoder, alone, tmp_pat
     for split, precision in (("train", 1e-4), ("val", 3e-4)):
         assert column(tmp_path / "r", "loss", split) == pytest.approx(column(alone, "loss", split), rel=precision)
     assert column(tmp_path / "r", "accuracy", "val") == column(alone, "accuracy", "val")
+    told, expected = (tokens_of_texts(run) for run in (tmp_path / "r", alone))
+    assert told == pytest.approx(expected) and len(expected) == 4 * 13 - 4
 
 
 def test_texts_are_tokenised_once(data, encoder, alone, tmp_path):
@@ -131,6 +133,11 @@ def test_where_tokens_cannot_be_kept_the_curve_is_the_same(data, encoder, alone,
     said = train_on(2, *without_size(options(data, tmp_path / "r", encoder)), epochs=4)
     assert "cannot be written to (" in said
     assert column(tmp_path / "r", "loss") == pytest.approx(column(alone, "loss"), rel=1e-4)
+
+
+def tokens_of_texts(run):
+    """How many tokens a text of each step has on average, over all processes, whatever time the step took."""
+    return [row["tokens_per_second"] / row["images_per_second"] for row in rows(run) if "tokens_per_second" in row]
 
 
 def test_a_killed_run_ends_with_the_same_bytes(data, encoder, alone, tmp_path):
