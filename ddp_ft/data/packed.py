@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,12 @@ class Part:
 
 def read_samples(source: LabelledSource, packing: Packing, places: range) -> list[Sample | None]:
     """What the packing reads of the samples at these places; None for those that cannot be read."""
+    # Labels are left out where a source can, since to make tensors of them takes longer than the rest.
+    opened = getattr(source, "unlabelled", partial(open_sample, source))
     found: list[Sample | None] = []
     for index in places:
         try:
-            found.append(packing.abridged(open_sample(source, index)))
+            found.append(packing.abridged(opened(index)))
         except BadSample:
             found.append(None)
     return found

@@ -65,4 +65,8 @@ class LabelledFileSource(FileSource):
     def open(self, index: int) -> Sample:
         """As `FileSource.open`, with "target", and "weight" (float32, a scalar) if there are any. Raises
         BadSample."""
-        return {**super().open(index), **labels_of(self, index)}
+        return {**self.unlabelled(index), **labels_of(self, index)}
+
+    def unlabelled(self, index: int) -> Sample:
+        """As `FileSource.open`."""
+        return super().open(index)

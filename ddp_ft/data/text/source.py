@@ -63,16 +63,19 @@ class LabelledTexts(TextSource):
 
     def open(self, index: int) -> Sample:
         """As `TextSource.open`, with "target", and "weight" (float32, a scalar) if there are any."""
-        return {**super().open(index), **labels_of(self, index)}
+        return {**self.unlabelled(index), **labels_of(self, index)}
+
+    def unlabelled(self, index: int) -> Sample:
+        """As `TextSource.open`."""
+        return super().open(index)
 
 
 class LabelledWords(LabelledTexts):
     """Lists of words, each in one text, with a target for each word; see LabelledSource."""
 
-    def open(self, index: int) -> Sample:
-        """As `LabelledTexts.open`, with the "words" in place of the text."""
-        sample = dict(super().open(index))
-        return {WORDS: list_of_cell(sample.pop(TEXT)), **sample}
+    def unlabelled(self, index: int) -> Sample:
+        """The "words"."""
+        return {WORDS: list_of_cell(self.texts[index][0])}
 
 
 def name_of(texts: Texts) -> str:

@@ -13,7 +13,7 @@ from ddp_ft.data.packed import PART, digest_of, keep, load, pack, read_samples, 
 from ddp_ft.data.packed_source import PackedSource, by_length, lengths_of, with_parts
 from ddp_ft.data.sources.files import LabelledFileSource
 from ddp_ft.data.text.source import LabelledTexts, LabelledWords
-from ddp_ft.data.text.tokenizer import NOWHERE, TextTokenizer
+from ddp_ft.data.text.tokenizer import NOWHERE, TextTokenizer, places_of
 from tests.support.texts import sentences, tagged, write_encoder
 
 
@@ -163,3 +163,12 @@ def test_each_word_stands_after_a_space(step):
     tokenizer.pre_tokenizer = getattr(pre_tokenizers, step)(**given)
     of_words = TextTokenizer(tokenizer.to_str().encode(), 9, of_words=True)
     assert of_words.many_words([["owl", "owl"]])[0].ids == [2, 2]
+
+
+def test_the_place_of_a_word_is_that_of_its_first_token():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordPiece({"?": 0, "un": 1, "##like": 2, "##ly": 3, "owl": 4}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    [found] = TextTokenizer(tokenizer.to_str().encode(), 5, of_words=True).many_words([["unlikely", "owl", "unlikely"]])
+    assert found.ids == [1, 2, 3, 4, 1] and places_of(found, 4).tolist() == [0, 3, 4, NOWHERE]
