@@ -88,6 +88,7 @@ def scored_section(facts: RunFacts, split: str, opened: Opened) -> dict[str, Any
     found: dict[str, Any] = {
         "scatters": [(brief(name), scatter_svg(name, *each)) for name, *each in scored_set.points(MOST_SCATTERS)],
         "classes": _class_rows(scored_set),
+        "counted": scored_set.counted,
         "thresholds": [
             (name, hint)
             for name, hint in zip(scored_set.names, scored_set.thresholds(), strict=False)

@@ -55,6 +55,8 @@ class ScoredSet:
     worst_heading: ClassVar[str] = ""
     # Heading of its `correct_examples`; empty if it has none.
     correct_heading: ClassVar[str] = ""
+    # The plural of what "samples" of the class table counts; empty if it is samples.
+    counted: ClassVar[str] = ""
     # The metric that is the mean of `correct`.
     correct_metric: ClassVar[str] = ""
 

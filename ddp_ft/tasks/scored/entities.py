@@ -12,7 +12,7 @@ class ScoredEntities(ScoredSet):
     """`names` are the types. `estimates` (N x types x 2) are the numbers of entities that are found, and of those that
     are right; `truth` (N x types) of those that are there."""
 
-    worst_heading: ClassVar[str] = ""
+    counted: ClassVar[str] = "entities"
 
     def class_table(self) -> list[dict[str, Any]]:
         """For each type, "samples" being the entities that are there."""
