@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from ddp_ft.contracts import BadSample, Batch, LabelledSource, Packing, Sample
@@ -98,10 +99,11 @@ def keep(folder: Path, name: str, part: Part) -> None:
 
 def load(folder: Path, name: str, check: bool) -> Part | None:
     """The part of that name, through memory maps; None if it is not there or, if that is to be checked, damaged."""
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+    with suppress(Exception):  # numpy raises whatever a damaged header makes of it
         described = json.loads(end_of(folder, name).read_text(encoding="utf-8"))
-        arrays = {array: np.load(_file(folder, name, array), mmap_mode="r") for array in described["crc"]}
-        if not check or all(zlib.crc32(values.data) == described["crc"][array] for array, values in arrays.items()):
+        sums = described["crc"]
+        arrays = {array: open_memmap(_file(folder, name, array), mode="r") for array in sums}
+        if arrays and (not check or all(zlib.crc32(values.data) == sums[array] for array, values in arrays.items())):
             return Part(arrays, frozenset(described["damaged"]))
     return None
 

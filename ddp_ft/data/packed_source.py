@@ -33,8 +33,8 @@ class PackedSource(Derived):
 
 
 def with_parts(source: LabelledSource, packed: Callable[[LabelledSource], LabelledSource]) -> LabelledSource:
-    """The set with the outcome of `packed` in the place of the innermost set that it is made of."""
-    if not isinstance(source, Derived):
+    """The set with the outcome of `packed` in the place of the innermost set that it is made of, packed or not."""
+    if isinstance(source, PackedSource) or not isinstance(source, Derived):
         return packed(source)
     changed = copy.copy(source)
     changed.source = with_parts(source.source, packed)
@@ -56,3 +56,10 @@ def by_length(source: Source) -> NDArray[np.int64] | None:
     known."""
     lengths = lengths_of(source)
     return None if lengths is None else np.argsort(-lengths.astype(np.int64), kind="stable")
+
+
+def as_given(source: LabelledSource) -> LabelledSource:
+    """The set as it was before its samples were packed, whose samples have the input itself."""
+    if isinstance(source, PackedSource):
+        return source.source
+    return with_parts(source, as_given) if isinstance(source, Derived) else source

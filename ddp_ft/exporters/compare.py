@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -85,7 +85,7 @@ class Report:
 def compare(original: Trained, aside: Path, device: torch.device, images: Sequence[Image], origin: str) -> Report:
     """Compare the export written to `aside` with its model, on decoded images of that origin."""
     world = World(0, 1, 0, device)
-    export = load_trained(aside, device)
+    export = replace(load_trained(aside, device), precision="fp32")
     expected, found = (_outputs_of(model, world, original)(images) for model in (original, export))
     task = original.task
     same, decided = same_answers(task, *(task.answers(task.predictions(each, {})) for each in (expected, found)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,7 +30,8 @@ _SIZES = (1, 3, 8)
 def compare_texts(original: Trained, aside: Path, device: torch.device, texts: tuple[Sequence[Batch], str]) -> Report:
     """Compare the export written to `aside` with its model, on batches of tokens and their origin."""
     batches, origin = texts
-    scorers = [make_scorer(each, World(0, 1, 0, device)) for each in (original, load_trained(aside, device))]
+    export = replace(load_trained(aside, device), precision="fp32")
+    scorers = [make_scorer(each, World(0, 1, 0, device)) for each in (original, export)]
     expected, found = (torch.cat([_rows(scorer.outputs(batch)) for batch in batches]) for scorer in scorers)
     predictions = ((scorer.predictions(_with_index(batch)) for batch in batches) for scorer in scorers)
     answers = [[each for some in found for each in original.task.answers(some)] for found in predictions]

@@ -9,6 +9,7 @@ import torch
 
 from ddp_ft.contracts import LabelledSource, Sample
 from ddp_ft.data.open_sample import open_sample
+from ddp_ft.data.packed_source import as_given
 from ddp_ft.data.text.survey import texts_of
 from ddp_ft.errors import printable
 from ddp_ft.inference.trained_model import Trained, load_trained
@@ -33,7 +34,7 @@ def shown_texts(
     model = _model(facts.path / "best", (facts.path / "best" / "model.json").stat().st_mtime_ns)
     shown = []
     for index in indices:
-        sample, path = open_sample(source, index), printable(source.name(index))
+        sample, path = open_sample(as_given(source), index), printable(source.name(index))
         about = {"caption": scored_set.caption(index), "path": path, "file": Path(path).name}
         shown.append({"texts": pieces_of(sample, shown_words(model, sample, explains)), **about})
     return shown

@@ -24,7 +24,7 @@ def pack_samples(run: Run, log: Log) -> Run:
     train, val = packer.packed(splits.train), packer.packed(splits.val)
     test = splits.test and packer.packed(splits.test)
     packer.finish()
-    if packer.made:
+    if packer.made and not packer.trouble:
         log(f"Prepared {plural(packer.made, sample_noun(train.kind))}; later starts find them in {packer.folder}.")
     if packer.trouble:
         log(f"Warning: {packer.folder} cannot be written to ({packer.trouble}); the next start prepares them again.")

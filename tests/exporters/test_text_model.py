@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import onnxruntime
 import pytest
@@ -105,3 +106,12 @@ def test_what_texts_do_not_have(model, tmp_path):
     with pytest.raises(UserError, match="of no use without its tokenizer"):
         export(model, "--format", "safetensors", "--output", tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_a_run_in_bf16_are_compared_in_fp32(model, tmp_path):
+    """What is loaded again computes in bf16 otherwise, which is further off than an export may be."""
+    shutil.copytree(model, tmp_path / "m")
+    description = json.loads((tmp_path / "m/model.json").read_text())
+    (tmp_path / "m/model.json").write_text(json.dumps({**description, "precision": "bf16"}))
+    assert export(tmp_path / "m", "--format", "safetensors", "--output", tmp_path / "e") == 0
+    assert json.loads((tmp_path / "e/model.json").read_text())["precision"] == "bf16"

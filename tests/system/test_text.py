@@ -127,6 +127,16 @@ def test_texts_are_tokenised_once(data, encoder, alone, tmp_path):
     assert "Prepared 60 texts" in train_on(1, *words, "--extend", epochs=3)
 
 
+def test_another_tokenizer_is_refused_at_a_later_start(data, tmp_path):
+    encoder = write_encoder(tmp_path / "bert")
+    words = without_size(options(data, tmp_path / "r", encoder))
+    train_on(1, *words, epochs=1)
+    tokenizer = (encoder / "tokenizer.json").read_text()
+    (encoder / "tokenizer.json").write_text(tokenizer.replace('"wave"', '"evaw"'))
+    with pytest.raises(UserError, match="tokenizer is another one"):
+        train_on(1, *words, "--extend", epochs=2)
+
+
 def test_where_tokens_cannot_be_kept_the_curve_is_the_same(data, encoder, alone, tmp_path):
     (tmp_path / "r/cache").mkdir(parents=True)
     (tmp_path / "r/cache/packed").write_text("in the way")
@@ -329,8 +339,9 @@ def test_its_report_shows_the_mistakes_as_texts(data, encoder, tmp_path):
     """Of a model that has hardly learned, on data with a text that would like to be more than a text."""
     rows = [{"text": f"<script>alert(1)</script> {text}", "label": name} for name, text in sentences(40)]
     (tmp_path / "t.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    train_on(1, *without_size(options(tmp_path / "t.jsonl", tmp_path / "r", encoder)), epochs=1)
-    write_report(tmp_path / "r")
+    more = ["--set", "log.report=true"]
+    said = train_on(1, *without_size(options(tmp_path / "t.jsonl", tmp_path / "r", encoder, *more)), epochs=1)
+    assert "could not be written" not in said
     page = (tmp_path / "r/report.html").read_text()
     assert "<script" not in page and "&lt;" in page and "cannot be shown" not in page
     assert re.search(r'<figure class="text"><p><bdi>.*<mark class="(for|against)" style="--share:[01]\.[0-9]+">', page)

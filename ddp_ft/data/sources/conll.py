@@ -40,8 +40,6 @@ def read_tagged(path: Path, choose: Callable[[list[str]], Sequence[str]]) -> Tab
     """
     files = _parts_of(path) if path.is_dir() else {"": path}
     rows = [(role, *found) for role, file in files.items() for found in _sentences(file)]
-    if not rows:
-        raise UserError(f"{path} is empty.", _HINT)
     columns = {
         WORDS: [cell_of_list(words) for _, _, words, _ in rows],
         TAGS: [cell_of_list(tags) for _, _, _, tags in rows],
@@ -53,15 +51,24 @@ def read_tagged(path: Path, choose: Callable[[list[str]], Sequence[str]]) -> Tab
 def _parts_of(folder: Path) -> dict[str, Path]:
     """The file of each part, by its role; empty if none is for training. UserError for several of one part."""
     found: dict[str, list[Path]] = {}
+    others: list[str] = []
     with suppress(OSError):
         for file in sorted(folder.iterdir()):
-            role = role_of(file.suffix) or role_of(file.stem) or role_within(file.stem)
-            if role and file.is_file() and (file.suffix.lower() in SUFFIXES or _looks_tagged(file)):
+            role, is_named = role_of(file.suffix) or role_of(file.stem), file.suffix.lower() in SUFFIXES
+            role = role or role_within(file.stem)
+            if role and file.is_file() and (is_named or _looks_tagged(file)):
                 found.setdefault(role, []).append(file)
+            elif file.is_file() and (is_named or (role and file.suffix.lower() in ("", ".txt"))):
+                others.append(file.name)
     for role, files in found.items():
         if len(files) > 1:
             names = shortened([file.name for file in files])
             raise UserError(f"{folder} has several files for {role}: {names}.", "Leave one of each part there.")
+    if "train" in found and others:
+        raise UserError(
+            f"{folder} has files that are no tagged words, or of no part: {shortened(others)}.",
+            f"{_HINT} Parts are files such as train.conll, dev.conll and test.conll; remove the others.",
+        )
     return {role: files[0] for role, files in found.items()} if "train" in found else {}
 
 
@@ -79,7 +86,7 @@ def _sentences(file: Path) -> Iterator[tuple[int, list[str], list[str]]]:
     """The line, the words and the tags of each sentence."""
     start, words, tags, bad = 0, list[str](), list[str](), list[str]()
     for number, line in enumerate([*_lines(file), ""], start=1):
-        cells = line.split()
+        cells = [cell.strip() for cell in line.split("\t")] if "\t" in line.strip() else line.split()
         if not cells or cells[0] == _DOCUMENT:
             if words:
                 yield start, words, tags
@@ -91,6 +98,8 @@ def _sentences(file: Path) -> Iterator[tuple[int, list[str], list[str]]]:
         start = start if words else number
         words.append(cells[0])
         tags.append(cells[-1])
+    if not start and not bad:
+        raise UserError(f"{file} is empty.", _HINT)
     if bad:
         raise UserError(
             f"{file}: {len(bad)} lines hold no word with its tag:", "\n".join([*listed(bad, LISTED), _HINT])

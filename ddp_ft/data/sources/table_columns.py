@@ -58,10 +58,11 @@ def choose_columns(config: DataConfig, path: Path, header: Sequence[str], for_mo
 
 
 def _texts(config: DataConfig, header: Sequence[str]) -> tuple[str, ...]:
-    """The columns of texts: those that are configured; "text" if there is no column of images; else none."""
+    """The columns of texts: those that are configured; "text" if there is no column of images, nor one of words
+    configured; else none."""
     pair = () if config.text_pair is None else (config.text_pair,)
     has_images = config.image in header or config.image != DataConfig().image
-    if config.text is None and not pair and (has_images or TEXT_COLUMN not in header):
+    if config.text is None and not pair and (has_images or config.words is not None or TEXT_COLUMN not in header):
         return ()
     return (config.text or TEXT_COLUMN, *pair)
 

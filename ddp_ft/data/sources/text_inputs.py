@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ddp_ft.contracts import Sample
-from ddp_ft.data.cells import OF_LIST
+from ddp_ft.data.cells import OF_LIST, list_of_cell
 from ddp_ft.data.sources.conll import WORDS as TOKENS
 from ddp_ft.data.sources.conll import is_tagged
 from ddp_ft.data.sources.file_kinds import TEXTS
 from ddp_ft.data.sources.scan import check_scannable, find_files
 from ddp_ft.data.sources.table_file import is_table, read_table
 from ddp_ft.data.text.read import read_text
-from ddp_ft.data.text.source import PAIR, TEXT, Texts, TextSource
+from ddp_ft.data.text.source import PAIR, TEXT, WORDS, Texts, TextSource
 from ddp_ft.errors import UserError, nearest, printable
 
 STDIN = "-"
@@ -23,8 +23,10 @@ class GivenTexts(TextSource):
     """Texts, and files that are read when they are opened."""
 
     def open(self, index: int) -> Sample:
-        """The "text"; of a file its content. Raises BadSample."""
+        """The "text"; of a file its content; of a list the "words". Raises BadSample."""
         found = self.texts[index]
+        if len(found) == 1 and OF_LIST in found[0]:
+            return {WORDS: list_of_cell(found[0])}
         return super().open(index) if found else {TEXT: read_text(self.names[index])}
 
 
@@ -77,7 +79,7 @@ def _in_folder(path: Path) -> list[str]:
 
 
 def _in_table(path: Path, column: str) -> Iterator[tuple[str, Texts]]:
-    """Lists, as tagged words are, have spaces between their values."""
+    """Of tagged words their lists, if no column is named."""
     column = TOKENS if column == TEXT and is_tagged(path) else column
     names = [column]
 
@@ -90,5 +92,4 @@ def _in_table(path: Path, column: str) -> Iterator[tuple[str, Texts]]:
 
     table = read_table(path, choose)
     rows = zip(*(table.columns[name] for name in names), strict=True)
-    for number, texts in zip(table.numbers, rows, strict=True):
-        yield f"{path}:{number}", tuple(text.replace(OF_LIST, " ") for text in texts)
+    yield from ((f"{path}:{number}", texts) for number, texts in zip(table.numbers, rows, strict=True))

@@ -11,7 +11,7 @@ from ddp_ft.config.schema import DataConfig, RunConfig
 from ddp_ft.contracts import Address, Batch, Kept, Sample, Source, Transform
 from ddp_ft.data.batch import LENGTH, stacked
 from ddp_ft.data.text.packing import TextPacking
-from ddp_ft.data.text.source import PAIR, TEXT
+from ddp_ft.data.text.source import PAIR, TEXT, WORDS
 from ddp_ft.data.text.tokenizer import SECOND, TOKENS, TextTokenizer, second_of, tokenizer_of
 from ddp_ft.data.text.words import WordsPacking, WordsTransform
 from ddp_ft.errors import UserError
@@ -32,8 +32,8 @@ class TextTransform:
         """The sample with tokens in place of its texts; one that was packed already has them."""
         if TOKENS in sample:
             return dict(sample)
-        rest = {name: value for name, value in sample.items() if name not in (TEXT, PAIR)}
-        found = self.tokenizer(sample[TEXT], sample.get(PAIR))
+        rest = {name: value for name, value in sample.items() if name not in (TEXT, PAIR, WORDS)}
+        found = self.tokenizer(sample[TEXT] if TEXT in sample else " ".join(sample[WORDS]), sample.get(PAIR))
         tokens = torch.tensor(found.ids, dtype=torch.int64, device="cpu")
         made = {TOKENS: tokens, f"{TOKENS}{LENGTH}": torch.tensor(len(tokens), device="cpu")}
         if PAIR in sample and self.types:
@@ -100,7 +100,7 @@ class TextProcessor:
         """All but the contents of files; "tokenizer" is the SHA-256 of tokenizer.json."""
         return {
             "kind": self.kind,
-            "tokenizer": hashlib.sha256(self.tokenizer).hexdigest(),
+            "tokenizer": self._digest(),
             "beside": [name for name, _ in self.beside],
             "padding": self.padding,
             "length": self.length,
@@ -123,12 +123,18 @@ class TextProcessor:
         return replace(self, length=data.max_length)
 
     def measure(self, data: DataConfig, source: Source) -> dict[str, Any]:
-        """Nothing."""
-        return {}
+        """The hash of the tokenizer, which must be the same at later starts."""
+        return {"tokenizer": self._digest()}
 
     def fitted(self, inputs: Mapping[str, Any]) -> "TextProcessor":
-        """The same."""
+        """The same. UserError for another tokenizer than that which the run began with."""
+        if inputs.get("tokenizer", self._digest()) != self._digest():
+            hint = "Bring back the model's folder of then, or begin another run with --run-dir."
+            raise UserError("The model's tokenizer is another one than when the run began.", hint)
         return self
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self.tokenizer).hexdigest()
 
     def check(self, config: RunConfig, target_kind: str, device: torch.device) -> None:
         """Raise UserError for settings that only images can follow."""

@@ -1,7 +1,7 @@
 """Tokenizers: from texts to the numbers of tokens. By the library tokenizers alone, which needs no transformers."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,10 +47,10 @@ class TextTokenizer:
         """How many characters of a text are looked at."""
         return self.length * CHARACTERS_OF_A_TOKEN
 
-    @property
+    @cached_property
     def words(self) -> int:
-        """How many tokens there are, added ones among them."""
-        return int(self._tokenizer.get_vocab_size())
+        """How many numbers of tokens there are, added ones among them, used or not."""
+        return 1 + max(self._tokenizer.get_vocab().values(), default=-1)
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """What the vocabulary has under these numbers."""
@@ -58,19 +58,26 @@ class TextTokenizer:
 
     def __call__(self, text: str, pair: str | None = None) -> "Encoding":
         """The text's tokens, as the library describes them; of a pair, the longer one is cut first."""
-        found: Encoding = self._tokenizer.encode(text[: self.most], None if pair is None else pair[: self.most])
+        texts = [text[: self.most], *([] if pair is None else [pair[: self.most]])]
+        found: Encoding = self._tokenizer.encode(*sound(texts))
         return found
 
     def many(self, texts: Sequence[tuple[str, ...]]) -> "list[Encoding]":
         """The tokens of many texts, or pairs, of at most `most` characters each; on all cores."""
-        given = [each[0] if len(each) == 1 else each for each in texts]
+        given = [each[0] if len(each) == 1 else each for each in map(tuple, map(sound, texts))]
         found: list[Encoding] = self._tokenizer.encode_batch_fast(given)
         return found
 
     def many_words(self, lists: Sequence[Sequence[str]]) -> "list[Encoding]":
         """The tokens of many lists of words; on all cores."""
-        found: list[Encoding] = self._tokenizer.encode_batch([list(each) for each in lists], is_pretokenized=True)
+        found: list[Encoding] = self._tokenizer.encode_batch(list(map(sound, lists)), is_pretokenized=True)
         return found
+
+
+def sound(texts: Sequence[str]) -> list[str]:
+    """The texts, with a question mark for what UTF-8 has not: halves of surrogate pairs, which JSON and standard input
+    may bring along."""
+    return [text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8") for text in texts]
 
 
 def second_of(found: "Encoding") -> int:

@@ -2,7 +2,9 @@
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,22 @@ from numpy.typing import NDArray
 from ddp_ft.contracts import Address, Batch, Sample
 from ddp_ft.data.batch import LENGTH, stacked
 from ddp_ft.data.text.packing import TextPacking
-from ddp_ft.data.text.source import TEXT, WORDS
+from ddp_ft.data.text.source import PAIR, TEXT, WORDS
 from ddp_ft.data.text.tokenizer import EXTENTS, PLACES, TOKENS, TextTokenizer, places_of
+from ddp_ft.errors import UserError
 
-# What is a word where a text comes without them: letters, digits and what joins them; and each other sign.
-_WORD = re.compile(r"\w+(?:[-'’.]\w+)*|[^\w\s]")
+# Signs of scripts that have no spaces between words; each is a word.
+_ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+# What is not seen is no word.
+_UNSEEN = "\u200b-\u200f\u2060-\u2064\ufeff"
+
+
+@lru_cache(maxsize=1)
+def _word() -> re.Pattern[str]:
+    """What is a word where a text comes without them: letters with their marks, digits, what joins them; or a sign."""
+    marks = "".join(chr(code) for code in range(1 << 16) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
+    part = rf"(?:(?![{_ALONE}])[\w{marks}])+"
+    return re.compile(rf"[{_ALONE}]|{part}(?:[-'’.]{part})*|[^\w\s{_UNSEEN}]")
 
 
 class WordsTransform:
@@ -29,12 +42,14 @@ class WordsTransform:
         """The sample with tokens and places; one that was packed already has them."""
         if TOKENS in sample:
             return dict(sample)
+        if PAIR in sample:
+            raise UserError("This model takes single texts, and here is a pair.", "Give one text.")
         rest = {name: value for name, value in sample.items() if name not in (TEXT, WORDS)}
-        extents = None if WORDS in sample else extents_of(sample[TEXT])
-        words = sample[WORDS] if extents is None else [sample[TEXT][start:end] for start, end in extents]
+        extents = extents_of(sample[TEXT]) if TEXT in sample else _one_space_apart(sample[WORDS])
+        words = sample[WORDS] if WORDS in sample else [sample[TEXT][start:end] for start, end in extents]
         [found] = self.tokenizer.many_words([_within(words, self.tokenizer)])
         made = {TOKENS: _whole_numbers(found.ids), PLACES: _whole_numbers(places_of(found, len(words)))}
-        if extents is not None:
+        if "target" not in sample:
             made[EXTENTS] = _whole_numbers(extents).reshape(-1, 2)
         lengths = {f"{name}{LENGTH}": torch.tensor(len(values)) for name, values in made.items()}
         return {**rest, **made, **lengths}
@@ -77,7 +92,16 @@ class WordsPacking(TextPacking):
 
 def extents_of(text: str) -> list[tuple[int, int]]:
     """The words of a text: from which character to which."""
-    return [match.span() for match in _WORD.finditer(text)]
+    return [match.span() for match in _word().finditer(text)]
+
+
+def _one_space_apart(words: Sequence[str]) -> list[tuple[int, int]]:
+    """Where words are in a text that has a space between each two."""
+    found, start = [], 0
+    for word in words:
+        found.append((start, start + len(word)))
+        start += len(word) + 1
+    return found
 
 
 def _within(words: Sequence[str], tokenizer: TextTokenizer) -> list[str]:

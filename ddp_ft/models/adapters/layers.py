@@ -116,7 +116,7 @@ class _Called(Adapted):
         if self.lora_magnitude_vector is None:
             return output + added
         plain: Tensor = output if dropped is values else super().forward(dropped)
-        factor = self._by_output(self.lora_magnitude_vector / self.lengths())
+        factor = self._by_output(relative(self.lora_magnitude_vector, self.lengths()))
         if self.bias is not None:
             plain = plain - self._by_output(cast(Tensor, self.bias))
         moved: Tensor = output + (factor - 1) * plain + factor * added
@@ -152,6 +152,11 @@ def lengths(weight: Tensor, kind: str) -> Tensor:
     """The length of the weights of each output."""
     norms: Tensor = torch.linalg.vector_norm(weight.T if kind == TRANSPOSED else weight.flatten(1), dim=1)
     return norms
+
+
+def relative(magnitude: Tensor, length: Tensor) -> Tensor:
+    """By what DoRA multiplies the weights of each output; 1 where these are all 0, and so have no direction."""
+    return torch.where(length > 0, magnitude / length.clamp_min(torch.finfo(length.dtype).tiny), 1.0)
 
 
 def _adapted_class(adapted: type[Adapted], original: type[nn.Module]) -> type[nn.Module]:

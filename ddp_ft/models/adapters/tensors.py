@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddp_ft.contracts import Adapter, BuiltModel
 from ddp_ft.models.adapter_names import MAGNITUDE, A, B, is_adapter
-from ddp_ft.models.adapters.layers import TRANSPOSED, lengths, low_rank, scaling_of, weight_name
+from ddp_ft.models.adapters.layers import TRANSPOSED, lengths, low_rank, relative, scaling_of, weight_name
 
 
 def digest_of_base(built: BuiltModel) -> str:
@@ -42,5 +42,5 @@ def _merged(weights: Mapping[str, Tensor], path: str, kind: str, scaling: float)
     magnitude = weights.get(f"{path}.{MAGNITUDE}")
     if magnitude is None:
         return moved
-    factor = magnitude / lengths(moved, kind)
+    factor = relative(magnitude, lengths(moved, kind))
     return moved * (factor if kind == TRANSPOSED else factor.view(-1, *[1] * (weight.ndim - 1)))

@@ -105,3 +105,26 @@ def test_what_does_not_go_together(tmp_path):
         write_tagged(several / name, 6)
     with pytest.raises(UserError, match="several files for train"):
         open_splits(DataConfig(path=several), 0)
+
+
+def test_a_part_that_is_not_tagged_is_not_left_out(tmp_path):
+    write_tagged(tmp_path / "train.txt", 12)
+    for name, content in (("dev.txt", "# made by hand\na O\n"), ("test.conll", ""), ("held_out.conll", "a O\n")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match=r"are no tagged words, or of no part: |is empty|several"):
+            open_splits(DataConfig(path=tmp_path), 0)
+        (tmp_path / name).unlink()
+
+
+def test_tabs_alone_are_between_columns_where_there_are_any(tmp_path):
+    rows = "New\u00a0York\tB-LOC\nis\tO\n\n"
+    (tmp_path / "t.conll").write_text(rows * 12, encoding="utf-8")
+    splits = open_splits(DataConfig(path=tmp_path / "t.conll"), 0)
+    assert words_of(splits.train)[0] == ["New\u00a0York", "is"]
+
+
+def test_words_that_are_asked_for_go_before_texts(tmp_path):
+    rows = [{"text": " ".join(words), "tokens": words, "tags": tags} for words, tags in tagged(20)]
+    (tmp_path / "t.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    splits = open_splits(DataConfig(path=tmp_path / "t.jsonl", words="tokens", target="tags"), 0)
+    assert splits.schema.kind == "tags"

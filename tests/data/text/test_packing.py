@@ -12,8 +12,11 @@ from ddp_ft.data.cells import cell_of_list
 from ddp_ft.data.packed import PART, digest_of, keep, load, pack, read_samples, remove_others
 from ddp_ft.data.packed_source import PackedSource, by_length, lengths_of, with_parts
 from ddp_ft.data.sources.files import LabelledFileSource
+from ddp_ft.data.text.packing import TextPacking
 from ddp_ft.data.text.source import LabelledTexts, LabelledWords
 from ddp_ft.data.text.tokenizer import NOWHERE, TextTokenizer, places_of
+from ddp_ft.data.text.words import extents_of
+from ddp_ft.errors import UserError
 from tests.support.texts import sentences, tagged, write_encoder
 
 
@@ -76,7 +79,12 @@ def test_files_give_the_same_tokens_and_none_of_what_was_damaged(processor, tmp_
     assert load(tmp_path / "k", "name", check=True) is None
     file.write_bytes(content[:100])
     assert load(tmp_path / "k", "name", check=False) is None
+    for other in (b"", b"PK\3\4 and more", b"\x93NUMPY\1\0v\0{'descr': '<u2', ((("):
+        file.write_bytes(other)
+        assert load(tmp_path / "k", "name", check=False) is None
     file.unlink()
+    assert load(tmp_path / "k", "name", check=False) is None
+    (tmp_path / "k/name.json").write_text('{"crc": {}, "damaged": []}')
     assert load(tmp_path / "k", "name", check=False) is None
 
 
@@ -172,3 +180,41 @@ def test_the_place_of_a_word_is_that_of_its_first_token():
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     [found] = TextTokenizer(tokenizer.to_str().encode(), 5, of_words=True).many_words([["unlikely", "owl", "unlikely"]])
     assert found.ids == [1, 2, 3, 4, 1] and places_of(found, 4).tolist() == [0, 3, 4, NOWHERE]
+
+
+def test_what_utf_8_lacks_is_a_question_mark(processor):
+    transform, of_words = processor.eval_transform(), replace(processor, of_words=True)
+    odd, plain = ({"text": f"{mark} wave"} for mark in ("\ud800", "?"))
+    assert transform(odd)["tokens"].tolist() == transform(plain)["tokens"].tolist()
+    packed_odd, packed_plain = (processor.packing().pack([each])["tokens"].tolist() for each in (odd, plain))
+    assert packed_odd == packed_plain
+    assert len(of_words.eval_transform()({"words": ["\ud800", "wave"]})["places"]) == 2
+
+
+def test_given_words_stay_whole_and_pairs_are_none(processor):
+    made = replace(processor, of_words=True).eval_transform()
+    assert made({"words": ["U.S.", "ship"]})["extents"].tolist() == [[0, 4], [5, 9]]
+    assert processor.eval_transform()({"words": ["a", "ship"]})["tokens_length"] == 4
+    with pytest.raises(UserError, match="single texts"):
+        made({"text": "a", "text_pair": "b"})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("हिन्दी में", ["हिन्दी", "में"]),
+        ("Zu\u0308rich, ok", ["Zu\u0308rich", ",", "ok"]),
+        ("我爱 BERT模型", ["我", "爱", "BERT", "模", "型"]),
+        ("a\u200bb 3.5", ["a", "b", "3.5"]),
+    ],
+)
+def test_words_of_other_scripts(text, words):
+    assert [text[start:end] for start, end in extents_of(text)] == words
+
+
+def test_numbers_of_tokens_may_have_gaps():
+    from tokenizers import Tokenizer, models
+
+    tokenizer = Tokenizer(models.WordLevel({"?": 0, "owl": 70_000}, unk_token="?"))
+    made = TextTokenizer(tokenizer.to_str().encode(), 5)
+    assert made.words == 70_001 and TextPacking(made, b"", False).pack([{"text": "owl"}])["tokens"].tolist() == [70_000]

@@ -8,6 +8,7 @@ from ddp_ft.errors import UserError
 from ddp_ft.models import build_model, create_from_spec
 from ddp_ft.models.adapter_names import is_adapter
 from ddp_ft.models.adapters.inject import adapted_stages, without_unreached
+from ddp_ft.models.adapters.layers import relative
 from ddp_ft.models.adapters.tensors import digest_of_base, merged
 from ddp_ft.models.freezing import freeze_parameters, unfreeze_plan
 from ddp_ft.models.introspection import Trial
@@ -210,3 +211,8 @@ def test_what_freezing_means():
     only_head = unfreeze_plan(None, "backbone", built.module, built.head)
     with pytest.raises(UserError, match="--freeze backbone leaves nothing of the adapter to learn"):
         adapted_stages(only_head, built)
+
+
+def test_outputs_without_a_direction_stay_what_they_are():
+    """DoRA divides by the length of each output's weights, which may be 0."""
+    assert relative(torch.tensor([0.0, 2.0]), torch.tensor([0.0, 4.0])).tolist() == [1.0, 0.5]
