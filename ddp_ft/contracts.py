@@ -215,8 +215,6 @@ PROBE, TRAIN = "probe", "train"
 DONE, STOPPED = "done", "stopped"
 # Kinds of targets: one class for each sample, any number of classes, numbers, or a tag for each of its words.
 LABEL, LABELS, NUMBERS, WORD_TAGS = "label", "labels", "numbers", "tags"
-
-
 # What a model's outputs are of: a whole sample, or each word of a text.
 SAMPLE, WORD = "sample", "word"
 
@@ -362,7 +360,8 @@ class Task(Protocol):
 
     def answers(self, predictions: Batch) -> list[dict[str, Any]]:
         """What prediction writes of each sample, as JSON values: "class", "probability" and "probabilities" (by name),
-        or "classes" (all that are there) and "probabilities", or "values" (by name)."""
+        or "classes" (all that are there) and "probabilities", "values" (by name), or "entities" (each with "type",
+        "start", "end" and "probability")."""
 
     def decision(self, answer: Mapping[str, Any]) -> tuple[Any, float]:
         """What one of the `answers` decides, to compare with another model's, and its margin to another decision, 0 to

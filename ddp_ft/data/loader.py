@@ -213,7 +213,7 @@ class EvalLoader:
         reader: Reader,
         chunk_size: int,
         numbers: Iterable[int] | None = None,
-        order: "NDArray[np.int64] | None" = None,
+        order: NDArray[np.int64] | None = None,
     ) -> None:
         chosen = chunks_of(reader.source, chunk_size) if numbers is None else numbers
         self.order = np.arange(len(reader.source)) if order is None else order

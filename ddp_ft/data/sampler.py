@@ -157,12 +157,10 @@ class GlobalOrderSampler(DistributedSampler[int]):
         if not self.shuffle:
             return torch.arange(self.size)
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
-        weights = self.weights
-        order = (
-            torch.randperm(self.size, generator=generator)
-            if weights is None
-            else draw_in_proportion(weights, generator)
-        )
+        if self.weights is None:
+            order = torch.randperm(self.size, generator=generator)
+        else:
+            order = draw_in_proportion(self.weights, generator)
         if self._lengths is None:
             return order
         return grouped(order, self._lengths, [self._slice(step) for step in range(self.steps_per_epoch)], generator)

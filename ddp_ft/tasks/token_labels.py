@@ -166,8 +166,8 @@ class TokenLabels(Task):
         return {**predictions[0], SHARES: torch.stack([each[SHARES] for each in predictions]).mean(0)}
 
     def answers(self, predictions: Batch) -> list[dict[str, Any]]:
-        """The "entities" of each sample: "type", "start" and "end" in characters of the text (in words, if words were
-        given), and the mean "probability" of the tags."""
+        """The "entities" of each sample: "type", "start" and "end" in characters of the text (in words, if these have
+        targets), and the mean "probability" of the tags."""
         shares, tags, lengths = self._flat(predictions)
         entities = entities_of(tags.numpy(), lengths, self.names)
         sure, firsts = shares.max(-1).values.numpy() if len(shares) else np.zeros(0), np.cumsum(lengths) - lengths

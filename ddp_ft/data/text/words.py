@@ -105,7 +105,7 @@ def _one_space_apart(words: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def _within(words: Sequence[str], tokenizer: TextTokenizer) -> list[str]:
-    """The words that may have a place: each has one token or more, and none is longer than is looked at."""
+    """As many of the words as may have a place, if not most of them are without a token, cut to what is looked at."""
     return [word[: tokenizer.most] for word in words[: 2 * tokenizer.length]]
 
 
